@@ -1,0 +1,62 @@
+# `make` lists the targets. PYTHON=... chooses the interpreter of a new .venv; ARGS=... is passed on to pytest.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
+RUNS := runs/demo
+
+.PHONY: help venv demo test test-all lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+venv: $(STAMP)  ## create .venv and install the project with its test tools into it
+
+# Redone when setup.py changes. An interpreter is tried by running it: a name on the PATH may be a shim of nothing.
+$(STAMP): setup.py
+	@if ! $(BIN)/python -c '' 2>/dev/null; then \
+	  found=; \
+	  for python in $(PYTHONS); do \
+	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then \
+	      found=$$python; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'No Python from 3.11 to 3.13 runs here (tried: $(PYTHONS)).' \
+	      'Install one, or name it: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.12' >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "creating .venv with $$($$found --version)"; \
+	  $$found -m venv --clear .venv || { rm -rf .venv; exit 1; }; \
+	fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@echo 'installing into .venv (a few minutes the first time)'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+demo: venv  ## synthesise sounds, prepare, pre-train, export, evaluate: everything once, in minutes on a CPU
+	$(BIN)/python -m data_pipeline.synth --output=$(RUNS)/sounds
+	$(BIN)/python -m data_pipeline.prepare --input=$(RUNS)/sounds --output=$(RUNS)/data --frontend=atst
+	$(BIN)/python -m atst_jax.main --config=configs/demo.py --workdir=$(RUNS)/pretrain
+	$(BIN)/python -m atst_jax.export --workdir=$(RUNS)/pretrain --output=$(RUNS)/encoder
+	$(BIN)/python -m atst_jax.main --config=configs/demo_linear.py --workdir=$(RUNS)/linear
+
+test: venv  ## the test suite without the tests marked slow
+	@$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: venv  ## the whole test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: venv  ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: venv  ## mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove caches, builds and the demo's runs; .venv stays
+	rm -rf $(RUNS) build dist ./*.egg-info .pytest_cache .ruff_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,39 @@
+"""Batch normalisation with PyTorch's running statistics."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class BatchNorm(nn.Module):
+  """Normalises over every axis but the last, with the statistics of the global batch when training.
+
+  flax's own keeps the biased variance; released checkpoints were written by PyTorch, whose running variance is the
+  unbiased one. `momentum` is the share of the old value (PyTorch's 0.1 is 0.9 here). Statistics are float32.
+  """
+
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    """(..., C) -> (..., C) float32."""
+    channels = x.shape[-1]
+    x = x.astype(jnp.float32)
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+    running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      mean = x.mean(axes)
+      var = jnp.square(x - mean.reshape((1,) * len(axes) + (-1,))).mean(axes)
+      if not self.is_initializing():
+        count = x.size // channels
+        keep = self.momentum
+        running_mean.value = keep * running_mean.value + (1 - keep) * mean
+        running_var.value = keep * running_var.value + (1 - keep) * var * count / max(count - 1, 1)
+    else:
+      mean, var = running_mean.value, running_var.value
+    factor = scale / jnp.sqrt(var + self.epsilon)
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)

@@ -1,0 +1,86 @@
+"""Where metrics go: a line on the terminal, JSON lines, TensorBoard, a progress bar. A failing logger never stops a run."""
+
+import json
+import logging
+import os
+import sys
+import time
+
+log = logging.getLogger("atst_jax")
+
+
+def set_up(level=logging.INFO):
+  """Readable lines on standard error; other libraries only from warnings on."""
+  handler = logging.StreamHandler()
+  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  log.handlers[:] = [handler]
+  log.setLevel(level)
+  log.propagate = False
+
+
+class MetricWriter:
+  """Appends metrics to `workdir/metrics.jsonl` and TensorBoard; on resume, drops what lies beyond the restored step."""
+
+  def __init__(self, workdir, *, start_step=0, enabled=True):
+    self._file = self._board = None
+    self._enabled, self._warned = enabled, set()
+    self._path = os.path.join(workdir, "metrics.jsonl")
+    if enabled:
+      self._guard("metrics.jsonl", lambda: self._open(start_step))
+      self._guard("TensorBoard", lambda: self._open_board(workdir, start_step))
+
+  def _open(self, start_step):
+    kept = [r for r in read_metrics(self._path) if r["step"] <= start_step]
+    temporary = self._path + ".tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+      file.writelines(json.dumps(r) + "\n" for r in kept)
+    os.replace(temporary, self._path)
+    self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+
+  def _open_board(self, workdir, start_step):
+    from tensorboardX import SummaryWriter
+
+    self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start_step + 1)
+
+  def _guard(self, name, action):
+    try:
+      action()
+    except Exception as error:  # a full disk or a removed folder must not end a training run
+      if name not in self._warned:
+        self._warned.add(name)
+        log.warning("logging to %s failed (%s: %s); training goes on without it", name, type(error).__name__, error)
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """Writes numbers under a step. NaN and infinities become null in the JSON lines."""
+    if self._file:
+      finite = {k: (v if abs(v) < float("inf") else None) for k, v in metrics.items()}
+      line = json.dumps({"step": step, "time": round(time.time(), 3), **finite})
+      self._guard("metrics.jsonl", lambda: (self._file.write(line + "\n"), self._file.flush()))
+    if self._board:
+      self._guard("TensorBoard", lambda: [self._board.add_scalar(k, v, step) for k, v in metrics.items()])
+
+  def close(self):
+    for name, target in (("metrics.jsonl", self._file), ("TensorBoard", self._board)):
+      if target:
+        self._guard(name, target.close)
+
+
+def read_metrics(path) -> list[dict]:
+  """The records of a metrics.jsonl; a last line cut short by a crash is left out."""
+  if not os.path.exists(path):
+    return []
+  records = []
+  with open(path, encoding="utf-8") as file:
+    for line in file:
+      try:
+        records.append(json.loads(line))
+      except json.JSONDecodeError:
+        break
+  return records
+
+
+def progress_bar(total, initial, unit):
+  """A tqdm bar on a terminal, nothing elsewhere."""
+  from tqdm import tqdm
+
+  return tqdm(total=total, initial=initial, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)

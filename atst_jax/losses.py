@@ -1,0 +1,31 @@
+"""The losses of BYOL and of the subtraction, and what tells a healthy network from a collapsed one."""
+
+import jax.numpy as jnp
+
+
+def l2_normalize(x):
+  """(..., P) -> (..., P) of unit length; PyTorch's `normalize` with its epsilon of 1e-12."""
+  square = jnp.sum(jnp.square(x), -1, keepdims=True)
+  return x / jnp.sqrt(jnp.maximum(square, 1e-24))
+
+
+def cosine_loss(prediction, target):
+  """2 - 2·cos, averaged over all rows: (..., P), (..., P) -> () in [0, 4] (BYOL; difference-aware paper Eq. 1, 3)."""
+  return 2 - 2 * jnp.mean(jnp.sum(l2_normalize(prediction) * l2_normalize(target), -1))
+
+
+def symmetric_loss(predictions, targets):
+  """Every view's prediction against the other view's target, the mean of both directions: (B, 2, P) -> ().
+
+  ATST's paper writes the sum, its released code takes the mean; AdamW cancels the factor.
+  """
+  return cosine_loss(predictions, targets[:, ::-1])
+
+
+def output_std(x):
+  """Standard deviation over rows of L2-normalised outputs, averaged over dimensions: (..., P) -> ().
+
+  Unit vectors spread evenly over the sphere give 1/sqrt(P); a collapsed network gives about 0 (released code's monitor).
+  """
+  rows = l2_normalize(x).reshape(-1, x.shape[-1])
+  return jnp.mean(jnp.sqrt(jnp.var(rows, axis=0, ddof=1) + 1e-6))

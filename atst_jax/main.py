@@ -1,0 +1,63 @@
+"""Runs the job that a config names.
+
+  python -m atst_jax.main --config=configs/base.py --workdir=runs/base [--config.batch_size=512 …]
+
+Exit codes: 0 done, 2 a mistake in what was asked (one message), 75 stopped early: run the same command again.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+
+from atst_jax import config as configs
+from atst_jax import logs
+from atst_jax.errors import UserError
+
+JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear"}
+
+
+def parse(argv):
+  """(flags, config with its overrides). Raises UserError."""
+  parser = argparse.ArgumentParser("python -m atst_jax.main", description=__doc__, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
+  parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run in it is continued")
+  parser.add_argument("--allow_changed_config", action="store_true", help="continue a run although its config changed")
+  parser.add_argument("--print_config", action="store_true", help="print the config with its overrides and end")
+  parser.add_argument("--distributed", action="store_true", help="several processes, found by jax.distributed (TPU, SLURM)")
+  parser.add_argument("--coordinator", help="host:port of process 0, where they are not found by themselves")
+  parser.add_argument("--num_processes", type=int)
+  parser.add_argument("--process_id", type=int)
+  flags, rest = parser.parse_known_args(argv)
+  config = configs.load(flags.config)
+  for flag in rest:
+    key, equals, value = flag.removeprefix("--config.").partition("=")
+    if not flag.startswith("--config.") or not equals:
+      raise UserError(f"{flag}: unknown flag; overrides read --config.KEY=VALUE")
+    configs.override(config, key, value)
+  return flags, config
+
+
+def main(argv=None) -> int:
+  logs.set_up()
+  try:
+    flags, config = parse(argv)
+    if flags.print_config:
+      print(json.dumps(configs.to_json(config), indent=1))
+      return 0
+    if config.job not in JOBS:
+      raise UserError(f"--config.job={config.job}: choose one of {', '.join(JOBS)}")
+    if flags.distributed or flags.coordinator:
+      import jax
+
+      jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
+    job = importlib.import_module(JOBS[config.job])
+    return job.run(config, flags.workdir, allow_changed_config=flags.allow_changed_config)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,201 @@
+"""Prepared datasets on disk: shards of log-mel clips and the `dataset.json` that describes them.
+
+A shard is an uncompressed TFRecord file of `tf.train.Example` with the features `mel` (bytes, float16 dB, (T, F)
+row-major), `num_frames`, `id` and, where known, `label` or `labels` (ints), `fold`, `split`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from atst_jax.errors import UserError
+from atst_jax.frontend import FrontEnd
+from atst_jax.tfrecord import RecordError, decode_example, encode_example, frame_record, read_records
+
+SCHEMA_VERSION = 1
+MANIFEST = "dataset.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """One prepared clip. `labels` are indices into the dataset's label names; `fold` is -1 where there is none."""
+
+  id: str
+  mel: np.ndarray  # (T, F) float16 dB
+  labels: tuple[int, ...] = ()
+  multi_label: bool = False
+  fold: int = -1
+  split: str = "train"
+
+  def encode(self) -> bytes:
+    features: dict[str, bytes | str | int | list[int]] = {
+      "mel": np.ascontiguousarray(self.mel, "<f2").tobytes(),
+      "num_frames": self.mel.shape[0],
+      "id": self.id,
+      "split": self.split,
+    }
+    if self.multi_label:
+      features["labels"] = list(self.labels)
+    elif self.labels:
+      features["label"] = self.labels[0]
+    if self.fold >= 0:
+      features["fold"] = self.fold
+    return encode_example(features)
+
+  @classmethod
+  def decode(cls, data: bytes, n_mels: int, where: str) -> "Clip":
+    """Raises RecordError naming `where` and the missing or malformed feature."""
+    try:
+      features = decode_example(data)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+      raise RecordError(f"{where}: not a tf.train.Example of this schema ({error})") from error
+    for key in ("mel", "num_frames", "id"):
+      if key not in features:
+        raise RecordError(f"{where}: feature {key!r} is missing; found {sorted(features)}")
+    (frames,) = features["num_frames"]
+    if len(features["mel"]) != 2 * frames * n_mels:
+      raise RecordError(f"{where}: mel of {len(features['mel'])} bytes is not {frames} frames of {n_mels} float16")
+    return cls(
+      id=features["id"].decode(),
+      mel=np.frombuffer(features["mel"], "<f2").reshape(frames, n_mels),
+      labels=tuple(features.get("labels", features.get("label", ()))),
+      multi_label="labels" in features,
+      fold=features["fold"][0] if "fold" in features else -1,
+      split=features["split"].decode() if "split" in features else "train",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """A file of a split, as `dataset.json` lists it."""
+
+  path: str
+  num_clips: int
+  num_bytes: int
+  sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A prepared dataset: the parsed `dataset.json` of a folder."""
+
+  root: str
+  manifest: dict
+  frontend: FrontEnd
+
+  @classmethod
+  def load(cls, root: str) -> "Dataset":
+    """Reads `root/dataset.json` and checks that every shard is there with its size.
+
+    Raises UserError naming the file, the key or version, and the remedy.
+    """
+    path = os.path.join(root, MANIFEST)
+    if not os.path.isfile(path):
+      raise UserError(f"{path} does not exist: {root!r} is not a prepared dataset; make one with "
+                      f"`python -m data_pipeline.prepare --input=DIR --output={root} --frontend=atst`")  # fmt: skip
+    try:
+      with open(path, encoding="utf-8") as file:
+        manifest = json.load(file)
+      version = manifest["schema"]
+      if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; prepare the dataset again")
+      dataset = cls(root, manifest, FrontEnd.from_json(manifest["frontend"]))
+      shards = [shard for split in manifest["splits"] for shard in dataset.shards(split)]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+      raise UserError(f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})") from error
+    missing = [s.path for s in shards if not os.path.isfile(s.path)]
+    if missing:
+      raise UserError(f"{root}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}; "
+                      "run the same `prepare` command again to rebuild them")  # fmt: skip
+    for shard in shards:
+      if os.path.getsize(shard.path) != shard.num_bytes:
+        raise UserError(f"{shard.path}: {os.path.getsize(shard.path)} bytes, {shard.num_bytes} expected for its "
+                        f"{shard.num_clips} clips; delete it and run the same `prepare` command again")  # fmt: skip
+    return dataset
+
+  def shards(self, split: str) -> list[Shard]:
+    """The shards of a split in their order. Raises UserError for an unknown split, listing those there are."""
+    splits = self.manifest["splits"]
+    if split not in splits:
+      raise UserError(f"{self.root}: no split {split!r}; there are {', '.join(sorted(splits))}")
+    return [
+      Shard(os.path.join(self.root, s["file"]), s["num_clips"], s["num_bytes"], s["sha256"])
+      for s in splits[split]["shards"]
+    ]
+
+  def num_clips(self, split: str) -> int:
+    return sum(shard.num_clips for shard in self.shards(split))
+
+  def min_frames(self, split: str) -> int:
+    """Frames of the shortest clip of a split."""
+    return self.manifest["splits"][split]["min_frames"]
+
+  def fingerprint(self, split: str) -> str:
+    """16 hexadecimal digits over the contents of a split's shards."""
+    return hashlib.sha256("".join(shard.sha256 for shard in self.shards(split)).encode()).hexdigest()[:16]
+
+  @property
+  def splits(self) -> list[str]:
+    return sorted(self.manifest["splits"])
+
+  @property
+  def label_names(self) -> list[str]:
+    return self.manifest["label_names"]
+
+  @property
+  def statistics(self) -> dict:
+    """`min`, `max`, `mean`, `std` in dB over the training split. Raises UserError where they are missing."""
+    statistics = self.manifest.get("statistics")
+    if not statistics:
+      raise UserError(f"{self.root}: {MANIFEST} holds no statistics; run `python -m data_pipeline.prepare stats {self.root}`")
+    return statistics
+
+  def clips(self, split: str) -> Iterator[Clip]:
+    """All clips of a split in shard order. Raises RecordError on damage or when a shard holds another count."""
+    for shard in self.shards(split):
+      number = -1
+      for number, data in enumerate(read_records(shard.path)):
+        yield Clip.decode(data, self.frontend.n_mels, f"{shard.path}: record {number}")
+      if number + 1 != shard.num_clips:
+        raise RecordError(f"{shard.path}: {number + 1} clips, {shard.num_clips} expected; cut on a record boundary?")
+
+
+def sha256_file(path: str) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
+  """Writes a TFRecord file under a temporary name, syncs and renames it: a final name is always a whole file."""
+  temporary = f"{path}.tmp-{os.getpid()}"
+  count, size, digest = 0, 0, hashlib.sha256()
+  try:
+    with open(temporary, "wb") as file:
+      for payload in payloads:
+        framed = frame_record(payload)
+        file.write(framed)
+        digest.update(framed)
+        count, size = count + 1, size + len(framed)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    if os.path.exists(temporary):
+      os.unlink(temporary)
+    raise
+  return Shard(path, count, size, digest.hexdigest())
+
+
+def write_json(path: str, value: dict) -> None:
+  """Writes JSON under a temporary name and renames it."""
+  temporary = f"{path}.tmp-{os.getpid()}"
+  with open(temporary, "w", encoding="utf-8") as file:
+    json.dump(value, file, indent=1, ensure_ascii=False, sort_keys=True)
+    file.write("\n")
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)

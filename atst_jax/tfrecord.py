@@ -1,0 +1,142 @@
+"""TFRecord files of `tf.train.Example` messages with bytes and int64 features, read and written in plain Python.
+
+Neither TensorFlow nor protobuf is needed: the framing and the field types used are a few lines each, and the bytes
+written depend on nothing but their content.
+"""
+
+import struct
+from collections.abc import Iterator
+
+import google_crc32c
+import numpy as np
+
+from atst_jax.errors import UserError
+
+
+class RecordError(UserError):
+  """A shard that is damaged, foreign or of another schema; the message names the file and the record."""
+
+
+def _varint(value: int) -> bytes:
+  value &= (1 << 64) - 1  # negative int64 as protobuf writes it
+  out = bytearray()
+  while value > 0x7F:
+    out.append(value & 0x7F | 0x80)
+    value >>= 7
+  out.append(value)
+  return bytes(out)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+  return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def encode_example(features: dict[str, bytes | str | int | list[int]]) -> bytes:
+  """Serialises a tf.train.Example; keys are sorted, so equal features give equal bytes."""
+  entries = []
+  for key, value in sorted(features.items()):
+    if isinstance(value, (bytes, str)):
+      value = value.encode() if isinstance(value, str) else value
+      feature = _field(1, _field(1, value))  # BytesList
+    else:
+      ints = [value] if isinstance(value, (int, np.integer)) else value
+      feature = _field(3, _field(1, b"".join(_varint(int(i)) for i in ints)))  # Int64List, packed
+    entries.append(_field(1, _field(1, key.encode()) + _field(2, feature)))
+  return _field(1, b"".join(entries))
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+  """Yields (field number, varint or length-delimited payload) of a protobuf message."""
+
+  def varint(position):
+    value = shift = 0
+    while True:
+      byte = data[position]
+      position += 1
+      value |= (byte & 0x7F) << shift
+      if byte < 0x80:
+        return value, position
+      shift += 7
+      if shift > 63:
+        raise ValueError("varint of more than 64 bits")
+
+  position = 0
+  while position < len(data):
+    tag, position = varint(position)
+    if tag & 7 == 0:
+      value, position = varint(position)
+      yield tag >> 3, value
+    elif tag & 7 == 2:
+      length, position = varint(position)
+      if position + length > len(data):
+        raise ValueError("field runs past the end of the message")
+      yield tag >> 3, data[position : position + length]
+      position += length
+    else:
+      raise ValueError(f"unexpected wire type {tag & 7}")
+
+
+def _ints(payload: int | memoryview) -> list[int]:
+  """An Int64List entry: packed bytes, or one unpacked value."""
+  if isinstance(payload, int):
+    values = [payload]
+  else:
+    values, value, shift = [], 0, 0
+    for byte in payload:
+      value |= (byte & 0x7F) << shift
+      shift += 7
+      if byte < 0x80:
+        values.append(value)
+        value = shift = 0
+  return [v - (1 << 64) if v >> 63 else v for v in values]
+
+
+def decode_example(data: bytes) -> dict[str, bytes | list[int]]:
+  """Parses a tf.train.Example of bytes and int64 features. Raises ValueError or IndexError on malformed bytes."""
+  features: dict[str, bytes | list[int]] = {}
+  for number, payload in _fields(memoryview(data)):
+    if number != 1:
+      raise ValueError(f"unexpected field {number} in an Example")
+    for _, entry in _fields(payload):
+      parts = dict(_fields(entry))
+      key = bytes(parts[1]).decode()
+      for kind, content in _fields(parts[2]):
+        if kind == 1:
+          values = [bytes(v) for _, v in _fields(content)]
+          features[key] = values[0] if values else b""
+        elif kind == 3:
+          features[key] = [i for _, v in _fields(content) for i in _ints(v)]
+        else:
+          raise ValueError(f"feature {key!r} holds floats; expected bytes or ints")
+  return features
+
+
+def _masked_crc(data: bytes) -> int:
+  crc = google_crc32c.value(data)
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame_record(payload: bytes) -> bytes:
+  """One TFRecord: length, masked CRC32-C of the length, payload, masked CRC32-C of the payload."""
+  length = struct.pack("<Q", len(payload))
+  return length + struct.pack("<I", _masked_crc(length)) + payload + struct.pack("<I", _masked_crc(payload))
+
+
+def read_records(path: str) -> Iterator[bytes]:
+  """Yields the payloads of a TFRecord file. Raises RecordError naming file and record at the first damage."""
+  with open(path, "rb") as file:
+    number = 0
+    while header := file.read(12):
+      if number == 0 and header[:2] == b"\x1f\x8b":
+        raise RecordError(f"{path}: is gzip-compressed; shards are uncompressed TFRecords")
+      where = f"{path}: record {number}"
+      if len(header) < 12 or struct.unpack("<I", header[8:])[0] != _masked_crc(header[:8]):
+        raise RecordError(f"{where}: damaged length (file cut short, or not a TFRecord)")
+      (length,) = struct.unpack("<Q", header[:8])
+      payload, crc = file.read(length), file.read(4)
+      if len(payload) < length or len(crc) < 4:
+        raise RecordError(f"{where}: file ends inside the record")
+      if struct.unpack("<I", crc)[0] != _masked_crc(payload):
+        raise RecordError(f"{where}: checksum of the data does not match")
+      yield payload
+      number += 1

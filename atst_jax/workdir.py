@@ -1,0 +1,57 @@
+"""The folder of a run: one owner at a time, one config for its whole life."""
+
+import fcntl
+import json
+import os
+import socket
+
+from atst_jax.config import changes
+from atst_jax.errors import UserError
+from atst_jax.records import write_json
+
+CONFIG = "config.json"
+
+
+def claim(workdir: str):
+  """Makes the folder and locks it until the process ends; keep the returned file. Raises UserError naming the holder."""
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115 (held as long as the job runs)
+  except OSError as error:
+    raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror}); choose another folder") from error
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    lock.seek(0)
+    raise UserError(f"--workdir={workdir} is in use by {lock.read().strip() or 'another process'}; "
+                    "wait for it, stop it, or choose another folder") from None  # fmt: skip
+  lock.truncate(0)
+  lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+  lock.flush()
+  return lock
+
+
+def read_config(workdir: str) -> dict:
+  """The config of the run in a folder. Raises UserError if there is none."""
+  path = os.path.join(workdir, CONFIG)
+  try:
+    with open(path, encoding="utf-8") as file:
+      return json.load(file)
+  except FileNotFoundError:
+    raise UserError(f"{path} does not exist: {workdir!r} is not the workdir of a run") from None
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path} is damaged ({error}); restore it, or start in a new workdir") from None
+
+
+def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes: bool) -> None:
+  """Stores the config, or compares it with the stored one.
+
+  Raises UserError listing the keys that differ, but for those that start with one of `ignore` (they do not change
+  what is computed), unless `allow_changes`.
+  """
+  if os.path.exists(os.path.join(workdir, CONFIG)):
+    differences = changes(read_config(workdir), config, ignore)
+    if differences and not allow_changes:
+      raise UserError(f"--workdir={workdir} belongs to a run with another config:\n  " + "\n  ".join(differences) +
+                      "\nchoose a new workdir, or pass --allow_changed_config to go on with the new values")  # fmt: skip
+  write_json(os.path.join(workdir, CONFIG), config)

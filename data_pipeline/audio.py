@@ -1,0 +1,172 @@
+"""Audio files to mono waveforms at the front-end's rate, block by block: memory is bounded by the longest piece."""
+
+import contextlib
+import dataclasses
+import os
+import stat
+from collections.abc import Iterator
+
+import numpy as np
+
+from atst_jax.errors import UserError
+
+REASONS = ("missing", "undecodable", "empty", "too_short", "non_finite")
+BLOCK_VALUES = 1 << 18  # samples x channels decoded at a time
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, a header is damaged or hostile
+SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits
+FULL_SCALE = 127 / 128  # the highest value of 8 bits
+CLIPPED_SHARE = 0.01
+DC_OFFSET = 0.01
+
+
+class Reject(Exception):
+  """A file that cannot be used: `reason` is one of REASONS, `detail` says more and names no path."""
+
+  def __init__(self, reason: str, detail: str = ""):
+    super().__init__(reason, detail)
+    self.reason, self.detail = reason, detail
+
+
+@dataclasses.dataclass
+class Quality:
+  """What a file sounds like before it is mixed and resampled, gathered block by block."""
+
+  sample_rate: int = 0  # Hz
+  peak: float = 0.0
+  values: int = 0
+  full_scale_values: int = 0
+  total: float = 0.0
+
+  def update(self, block: np.ndarray) -> None:
+    """Adds a (N, C) block. Raises Reject for NaN or infinite samples."""
+    peak = float(np.abs(block).max(initial=0.0))  # NaN and infinity propagate
+    if not np.isfinite(peak):
+      raise Reject("non_finite", f"{np.count_nonzero(~np.isfinite(block))} samples are NaN or infinite")
+    self.peak = max(self.peak, peak)
+    self.values += block.size
+    if peak >= FULL_SCALE:
+      self.full_scale_values += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
+    self.total += float(block.sum(dtype=np.float64))
+
+  @property
+  def silent(self) -> bool:
+    return self.peak < SILENT_PEAK
+
+  @property
+  def clipped(self) -> bool:
+    return self.full_scale_values > CLIPPED_SHARE * self.values
+
+  @property
+  def dc(self) -> bool:
+    return abs(self.total) > DC_OFFSET * self.values
+
+
+@contextlib.contextmanager
+def _open(path: str):
+  """A soundfile.SoundFile; whatever fails while it is open is a Reject."""
+  import soundfile
+
+  try:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+      raise Reject("undecodable", "not a regular file")
+    if status.st_size == 0:
+      raise Reject("empty", "0 bytes")
+    with soundfile.SoundFile(os.fsencode(path)) as file:
+      if file.frames <= 0:
+        raise Reject("empty", "no samples")
+      if not MIN_RATE <= file.samplerate <= MAX_RATE:
+        raise Reject("undecodable", f"sample rate of {file.samplerate} Hz")
+      yield file
+  except FileNotFoundError as error:
+    raise Reject("missing") from error
+  except OSError as error:
+    raise Reject("undecodable", os.strerror(error.errno) if error.errno else type(error).__name__) from error
+  except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two for headerless formats
+    raise Reject("undecodable", getattr(error, "error_string", "") or "format not recognised") from error
+
+
+def _blocks(path: str, quality: Quality) -> Iterator[np.ndarray]:
+  """Yields (N,) float32 mono blocks at the file's own rate. A file cut short ends where its decoder ends."""
+  with _open(path) as file:
+    quality.sample_rate = file.samplerate
+    size = max(1, BLOCK_VALUES // file.channels)
+    while len(block := file.read(size, dtype="float32", always_2d=True)):
+      quality.update(block)
+      yield block.mean(axis=1)
+
+
+def _resampled(path: str, sample_rate: int, quality: Quality) -> Iterator[np.ndarray]:
+  """Yields (N,) float32 mono blocks at `sample_rate`."""
+  import soxr
+
+  stream = None
+  for block in _blocks(path, quality):
+    if quality.sample_rate == sample_rate:
+      yield block
+      continue
+    stream = stream or soxr.ResampleStream(quality.sample_rate, sample_rate, 1, dtype="float32")
+    yield stream.resample_chunk(block)
+  if stream is not None:
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def duration(path: str) -> float:
+  """Seconds, from the header alone. Raises Reject."""
+  with _open(path) as file:
+    return file.frames / file.samplerate
+
+
+def read_pieces(
+  path: str, *, sample_rate: int, min_samples: int = 1, max_seconds: float = 60.0, quality: Quality | None = None
+) -> Iterator[tuple[int | None, np.ndarray]]:
+  """Decodes a file, mixes it to mono (mean), resamples it and cuts it if it is long.
+
+  Args:
+    path: anything libsndfile reads, any rate, width and number of channels.
+    sample_rate: Hz of the result.
+    min_samples: fewer samples at that rate are rejected.
+    max_seconds: a longer file is cut into consecutive pieces of this length. A last piece of less than a second is
+      dropped. `math.inf` never cuts.
+    quality: filled in by the time the first piece is yielded.
+
+  Yields:
+    (number, (N,) float32): number is None for a whole file, 0, 1, ... for the pieces of one that was cut.
+
+  Raises:
+    Reject: always before the first piece; a long file is decoded once beforehand to be sure of it.
+  """
+  quality = Quality() if quality is None else quality
+  max_samples = max_seconds * sample_rate
+  if max_seconds < duration(path):
+    for _ in _blocks(path, quality):
+      pass
+    quality = Quality()
+  number, held, size = 0, [], 0
+  for block in _resampled(path, sample_rate, quality):
+    held.append(block)
+    size += len(block)
+    while size > max_samples:
+      samples, cut = np.concatenate(held), int(max_samples)
+      yield number, samples[:cut]
+      number, held, size = number + 1, [samples[cut:]], size - cut
+  if number == 0:
+    if size < min_samples:
+      raise Reject("too_short", f"{size} samples at {sample_rate} Hz, {min_samples} needed")
+    yield None, np.concatenate(held)
+  elif size >= sample_rate:
+    yield number, np.concatenate(held)
+
+
+def load_audio(path: str, sample_rate: int) -> np.ndarray:
+  """(N,) float32 mono waveform of a whole file at `sample_rate` Hz.
+
+  Raises UserError naming the file and the reason if it cannot be decoded, is empty or holds NaN.
+  """
+  try:
+    ((_, waveform),) = read_pieces(path, sample_rate=sample_rate, max_seconds=float("inf"))
+  except Reject as error:
+    raise UserError(
+      f"{path}: {error.reason}{f' ({error.detail})' if error.detail else ''}; give another file"
+    ) from error
+  return waveform

@@ -1,0 +1,143 @@
+"""Which file goes into which shard, and whether an output folder belongs to the same plan."""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+
+from atst_jax.errors import UserError
+from atst_jax.frontend import FrontEnd
+from atst_jax.records import MANIFEST, write_json
+from data_pipeline.audio import Reject, duration
+from data_pipeline.files import Source
+from data_pipeline.shards import ShardTask
+
+WORK = ".work"  # inside the output: the plan, and a sidecar for every finished shard
+PLAN = "plan.json"
+MIN_SHARDS = 16  # so that 16 processes or streams can read any set
+SIZED_FILES = 64  # headers read to estimate the size of a split
+
+
+def hash_order(sources: list[Source], seed: int) -> list[Source]:
+  """Sorts by a hash of seed and id: a random order that only those two decide."""
+  return sorted(sources, key=lambda s: (hashlib.sha256(f"{seed}:{s.id}".encode()).digest(), s.id))
+
+
+def choose_num_shards(
+  ordered: list[Source], *, frontend: FrontEnd, shard_mb: float, num_shards: int
+) -> tuple[int, float]:
+  """(shards, estimated seconds) of a split; from the headers of the first files in hash order."""
+  seconds = []
+  for source in ordered[:SIZED_FILES]:
+    with contextlib.suppress(Reject):
+      seconds.append(duration(source.path))
+  total = len(ordered) * sum(seconds) / max(1, len(seconds))
+  num_bytes = total * frontend.sample_rate / frontend.hop_length * frontend.n_mels * 2
+  wanted = num_shards or max(MIN_SHARDS, math.ceil(num_bytes / (shard_mb * 2**20)))
+  return min(wanted, len(ordered)), total
+
+
+def deal(
+  sources: list[Source], *, frontend: FrontEnd, seed: int, shard_mb: float, num_shards: int
+) -> tuple[list[ShardTask], float]:
+  """Deals the files of every split to its shards in turn. Returns the shards and the estimated seconds of audio."""
+  tasks, total = [], 0.0
+  for split in sorted({source.split for source in sources}):
+    ordered = hash_order([source for source in sources if source.split == split], seed)
+    count, seconds = choose_num_shards(ordered, frontend=frontend, shard_mb=shard_mb, num_shards=num_shards)
+    total += seconds
+    for i in range(count):
+      tasks.append(ShardTask(f"{split}-{i:05d}-of-{count:05d}.tfrecord", split, tuple(ordered[i::count])))
+  return tasks, total
+
+
+def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
+  """(sha256 over names, labels and sizes of all files, ids of those that are missing)."""
+  digest, missing = hashlib.sha256(), []
+  for source in sources:
+    size = os.path.getsize(source.path) if os.path.isfile(source.path) else -1
+    if size < 0:
+      missing.append(source.id)
+    name = os.fsencode(os.path.relpath(source.path, root)).hex()
+    row = [source.id, name, size, source.labels, source.multi_label, source.fold, source.split]
+    digest.update(json.dumps(row).encode())
+  return digest.hexdigest(), missing
+
+
+def check_plan(output: str, plan: dict) -> None:
+  """Refuses an output folder that was prepared, or begun, by another plan. Raises UserError naming what differs."""
+  if os.path.exists(output) and not os.path.isdir(output):
+    raise UserError(f"--output={output} is a file; name a folder")
+  remedy = "choose another --output, or delete that folder"
+  for name, read in ((os.path.join(WORK, PLAN), lambda found: found), (MANIFEST, plan_of)):
+    path = os.path.join(output, name)
+    if not os.path.exists(path):
+      continue
+    try:
+      with open(path, encoding="utf-8") as file:
+        found = read(json.load(file))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+      raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); {remedy}") from error
+    for key in sorted(plan.keys() | found.keys()):
+      if plan.get(key) != found.get(key):
+        what = f"{key} {found.get(key)!r}, now it is {plan.get(key)!r}" if key != "sources" else (
+          "other input files (names, labels, sizes or their number)")  # fmt: skip
+        raise UserError(f"--output={output} was prepared with {what}; {remedy}")
+    return
+  if os.path.isdir(output) and any(shard_name(name) for name in os.listdir(output)):
+    raise UserError(f"--output={output} holds shards but no {MANIFEST}: not known what they are; {remedy}")
+
+
+def plan_of(manifest: dict) -> dict:
+  """The plan a `dataset.json` was made by."""
+  frontend = manifest["frontend"]
+  return {
+    **manifest["preparation"],
+    "schema": manifest["schema"],
+    "name": manifest["name"],
+    "frontend": f"{frontend['name']} {frontend['hash']}",
+  }
+
+
+def shard_name(name: str) -> re.Match | None:
+  """Matches the file names of shards and of their temporary files."""
+  return re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*-\d{5,}-of-\d{5,}\.tfrecord(?P<temporary>\.tmp-\d+)?", name)
+
+
+@contextlib.contextmanager
+def open_output(output: str, plan: dict) -> Iterator[str]:
+  """Creates and locks the output folder, stores the plan, removes temporary files. Yields the work folder.
+
+  Raises UserError if the folder cannot be written or another process prepares into it.
+  """
+  work = os.path.join(output, WORK)
+  try:
+    os.makedirs(work, exist_ok=True)
+    lock = open(os.path.join(work, "lock"), "w")  # noqa: SIM115 held until the end
+  except OSError as error:
+    raise UserError(f"cannot write to --output={output}: {error.strerror}; choose another folder") from error
+  with lock:
+    try:
+      import fcntl
+
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(f"another process prepares into {output}; wait for it, or choose another --output") from error
+    except (ImportError, OSError):  # no such locks on this system or file system
+      pass
+    for folder in (output, work):
+      for name in os.listdir(folder):
+        if ".tmp-" in name or name.endswith(".doing"):
+          os.unlink(os.path.join(folder, name))
+    write_json(os.path.join(work, PLAN), plan)
+    yield work
+
+
+def nearest(value: str, choices) -> str:
+  """A choice with a hint for a message: "; did you mean 'x'?" or an empty string."""
+  near = difflib.get_close_matches(value, list(choices), n=1)
+  return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,205 @@
+"""Prepares audio for training: any folder, manifest or known data set to shards of log-mel clips.
+
+  python -m data_pipeline.prepare --input=DIR_or_MANIFEST --output=DIR --frontend=atst
+  python -m data_pipeline.prepare verify DIR    checks counts, sha256 and every record
+  python -m data_pipeline.prepare stats DIR     computes the statistics anew and stores them
+
+Which clip is in which shard, and every byte, depends on the input and the seed only. Killed at any moment, the same
+command continues after the shards that are finished. Exit codes: 0 done, 2 a mistake in a flag, a file or the input,
+75 stopped early: run the same command again.
+
+Files are ordered by sha256("SEED:ID") and dealt to the shards of their split in turn. Should a shard turn out to have
+no usable file, all files rejected so far are set aside and the rest is dealt once more, so that no shard is empty.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+
+from atst_jax.errors import UserError
+from atst_jax.frontend import FRONTENDS, get_frontend, mel_filters
+from atst_jax.records import MANIFEST, SCHEMA_VERSION, write_json
+from data_pipeline.plan import check_plan, deal, hash_sources, nearest, open_output, shard_name
+from data_pipeline.shards import Settings, read_sidecar
+from data_pipeline.sources import LAYOUTS, Listing, list_sources
+from data_pipeline.summary import describe, report
+from data_pipeline.tfds_info import write_tfds_info
+from data_pipeline.verify import store_statistics, verify
+from data_pipeline.workers import Stopped, write_tasks
+
+REJECTS = "rejects.json"  # in the work folder: files set aside before the second deal
+
+
+class Parser(argparse.ArgumentParser):
+  """Reports mistakes as UserError, with the nearest flag."""
+
+  def error(self, message: str):
+    raise UserError(f"{message}; see `python -m data_pipeline.prepare --help`")
+
+  def parse(self, argv: list[str]) -> argparse.Namespace:
+    values, unknown = self.parse_known_args(argv)
+    if unknown:
+      flag = unknown[0].split("=")[0]
+      self.error(f"unknown argument {unknown[0]!r}{nearest(flag, self._option_string_actions)}")
+    return values
+
+
+def _parser() -> Parser:
+  parser = Parser("python -m data_pipeline.prepare", description=__doc__, allow_abbrev=False,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  add = parser.add_argument
+  add("--input", required=True, help="a folder of audio files, or a CSV/TSV manifest: path,label,fold,split,id")
+  add("--output", required=True, help="folder of the shards; made if need be")
+  add("--frontend", required=True, help=", ".join(FRONTENDS))
+  add("--layout", default="", help=f"{', '.join(LAYOUTS)}; default: folder for a folder, manifest for a file")
+  add("--root", default="", help="folder a manifest's paths start from; default: the manifest's own")
+  add("--name", default="", help="name of the dataset; default: that of the input")
+  add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+  add("--seed", type=int, default=0, help="of the order of the files")
+  add("--max_seconds", type=float, default=60.0, help="longer files are cut into pieces of this length")
+  add("--num_shards", type=int, default=0, help="per split; default: at least 16, each of about --shard_mb")
+  add("--shard_mb", type=float, default=48.0, help="size of a shard in MiB")
+  add("--dry_run", action="store_true", help="tell what would be done")
+  return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+  if args.layout and args.layout not in LAYOUTS:
+    raise UserError(
+      f"unknown --layout={args.layout}; choose one of {', '.join(LAYOUTS)}{nearest(args.layout, LAYOUTS)}"
+    )
+  for key, low, high in (("workers", 1, 4096), ("num_shards", 0, 99_999), ("shard_mb", 1e-3, 1e6),
+                         ("max_seconds", 1, 1e6), ("seed", 0, 2**63)):  # fmt: skip
+    value = getattr(args, key)
+    if not low <= value <= high:
+      raise UserError(f"--{key}={value} is not between {low} and {high}")
+
+
+def prepare(args: argparse.Namespace) -> None:
+  """Runs the whole job. Raises UserError, Stopped and KeyboardInterrupt."""
+  _check(args)
+  frontend = get_frontend(args.frontend)
+  listing = list_sources(args.input, layout=args.layout, root=args.root)
+  name = args.name or os.path.splitext(os.path.basename(os.path.abspath(args.input)))[0]
+  root = args.root or (args.input if os.path.isdir(args.input) else os.path.dirname(args.input)) or "."
+  sources_hash, missing = hash_sources(listing.sources, root)
+  preparation = {"kind": listing.kind, "seed": args.seed, "max_seconds": args.max_seconds, "sources": sources_hash,
+                 "num_shards": args.num_shards, "shard_mb": args.shard_mb}  # fmt: skip
+  plan = {**preparation, "schema": SCHEMA_VERSION, "name": name, "frontend": f"{frontend.name} {frontend.hash}"}
+  check_plan(args.output, plan)
+  aside = [{"id": id, "reason": "missing", "detail": ""} for id in missing]
+  if len(aside) == len(listing.sources):
+    raise UserError(f"none of the {len(aside)} files that {args.input} lists exists, the first would be "
+                    f"{listing.sources[0].path}; set --root to the folder its paths start from")  # fmt: skip
+  if args.dry_run:
+    _print_plan(args, frontend, listing, aside)
+    return
+  with open_output(args.output, plan) as work:
+    sidecars, rejects = _write_shards(args, frontend, listing, aside, work)
+    manifest = describe(name=name, frontend=frontend, listing=listing, sidecars=sidecars, rejects=rejects,
+                        preparation=preparation)  # fmt: skip
+    _remove_strays(args.output, {sidecar["file"] for sidecar in sidecars})
+    labelled, folded = all(s.labels for s in listing.sources), all(s.fold >= 0 for s in listing.sources)
+    write_tfds_info(args.output, manifest, labelled=labelled, folded=folded)
+    write_json(os.path.join(args.output, MANIFEST), manifest)
+  print("\n".join([f"{args.output}:", *report(manifest)]))
+  if "train" not in manifest["splits"]:
+    print(f"no split `train`, so no statistics; `python -m data_pipeline.prepare stats --split=NAME {args.output}`")
+
+
+def _deal(args: argparse.Namespace, frontend, listing: Listing, aside: list[dict]):
+  ids = {reject["id"] for reject in aside}
+  sources = [source for source in listing.sources if source.id not in ids]
+  return deal(sources, frontend=frontend, seed=args.seed, shard_mb=args.shard_mb, num_shards=args.num_shards)
+
+
+def _print_plan(args: argparse.Namespace, frontend, listing: Listing, aside: list[dict]) -> None:
+  tasks, seconds = _deal(args, frontend, listing, aside)
+  print(f"{len(listing.sources)} files ({listing.kind}), {len(aside)} of them missing, {len(listing.label_names)} classes, "
+        f"about {seconds / 3600:.2f} hours; nothing written")  # fmt: skip
+  for split in sorted({task.split for task in tasks}):
+    shards = [task for task in tasks if task.split == split]
+    print(f"{split}: {sum(len(task.sources) for task in shards)} files to {len(shards)} shards, {shards[0].file} ...")
+
+
+def _write_shards(args, frontend, listing: Listing, aside: list[dict], work: str) -> tuple[list[dict], list[dict]]:
+  """(sidecars in order, all rejects); skips what is finished, deals a second time if a shard came out empty."""
+  settings = Settings(args.output, work, frontend, mel_filters(frontend), tuple(listing.label_names), args.max_seconds)
+  rejects_path = os.path.join(work, REJECTS)
+  if os.path.exists(rejects_path):
+    with open(rejects_path, encoding="utf-8") as file:
+      aside = json.load(file)["rejects"]
+  for _ in range(2):
+    tasks, _ = _deal(args, frontend, listing, aside)
+    todo = [task for task in tasks if read_sidecar(task, args.output, work) is None]
+    if todo:
+      print(f"{len(todo)} of {len(tasks)} shards to write, {args.workers} workers", file=sys.stderr)
+      write_tasks(todo, settings, workers=args.workers)
+    sidecars = [read_sidecar(task, args.output, work) for task in tasks]
+    if None in sidecars:
+      raise UserError(f"shards in {args.output} were removed or changed meanwhile; run the same command again")
+    rejects = aside + [reject for sidecar in sidecars for reject in sidecar["rejects"]]
+    if all(sidecar["num_clips"] for sidecar in sidecars):
+      return sidecars, rejects
+    if len(rejects) == len(listing.sources):
+      break
+    aside = rejects
+    write_json(rejects_path, {"rejects": aside})
+  first = min(rejects, key=lambda reject: reject["id"])
+  raise UserError(f"none of the {len(listing.sources)} files can be used; the first, {first['id']!r}, is {first['reason']}"
+                  f" ({first['detail']})")  # fmt: skip
+
+
+def _remove_strays(output: str, files: set[str]) -> None:
+  """Removes shards of the first deal that the second one replaced."""
+  for name in os.listdir(output):
+    if shard_name(name) and name not in files:
+      os.unlink(os.path.join(output, name))
+
+
+def _verify(argv: list[str]) -> int:
+  parser = Parser("python -m data_pipeline.prepare verify", allow_abbrev=False)
+  parser.add_argument("dataset")
+  args = parser.parse(argv)
+  problems, num_clips = verify(args.dataset)
+  for problem in problems:
+    print(problem, file=sys.stderr)
+  if problems:
+    print(f"{len(problems)} bad shards; delete them and run the command that prepared them again", file=sys.stderr)
+    return 2
+  print(f"{args.dataset}: {num_clips} clips, every shard and record sound")
+  return 0
+
+
+def _stats(argv: list[str]) -> int:
+  parser = Parser("python -m data_pipeline.prepare stats", allow_abbrev=False)
+  parser.add_argument("dataset")
+  parser.add_argument("--split", default="train")
+  args = parser.parse(argv)
+  print(json.dumps(store_statistics(args.dataset, args.split)))
+  return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Returns the exit code; see the module's docstring."""
+  argv = sys.argv[1:] if argv is None else argv
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+  try:
+    if argv[:1] in (["verify"], ["stats"]):
+      return {"verify": _verify, "stats": _stats}[argv[0]](argv[1:])
+    prepare(_parser().parse(argv))
+    return 0
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except (Stopped, KeyboardInterrupt) as error:
+    print(f"stopped: {error or 'by a signal'}; run the same command again to continue", file=sys.stderr)
+    return 75
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,159 @@
+"""The unit of work: one shard, from its audio files to a TFRecord file and a sidecar with all that is known of it."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from atst_jax.errors import UserError
+from atst_jax.frontend import FrontEnd, log_mel
+from atst_jax.records import Clip, write_json, write_shard
+from data_pipeline.audio import Quality, Reject, read_pieces
+from data_pipeline.files import Source
+from data_pipeline.mel_statistics import MelStatistics
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTask:
+  """A shard to be written: its file name, and its files in their order."""
+
+  file: str
+  split: str
+  sources: tuple[Source, ...]
+
+  @property
+  def digest(self) -> str:
+    """Says which files a finished shard was made of."""
+    return hashlib.sha256("\0".join((self.file, *(source.id for source in self.sources))).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What all shards have in common. `filters` are the front-end's mel filters: workers need no librosa."""
+
+  output: str
+  work: str
+  frontend: FrontEnd
+  filters: np.ndarray
+  label_names: tuple[str, ...]
+  max_seconds: float
+
+
+@dataclasses.dataclass
+class Tally:
+  """What the clips of a shard add up to."""
+
+  num_files: int = 0
+  num_clips: int = 0
+  num_frames: int = 0
+  max_frames: int = 0
+  class_counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  sample_rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  rejects: list[dict] = dataclasses.field(default_factory=list)
+  statistics: MelStatistics = dataclasses.field(default_factory=MelStatistics)
+
+  def add_clip(self, mel: np.ndarray, source: Source) -> None:
+    self.num_clips += 1
+    self.num_frames += len(mel)
+    self.max_frames = max(self.max_frames, len(mel))
+    self.class_counts.update(source.labels)
+    self.statistics.add(mel)
+
+  def add_file(self, quality: Quality, pieces: int) -> None:
+    self.num_files += 1
+    self.sample_rates[str(quality.sample_rate)] += 1
+    self.counts.update(silent=quality.silent, clipped=quality.clipped, dc=quality.dc, split_files=pieces > 1)
+
+
+def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
+  """Yields the encoded clips of one file; a file that cannot be used goes to the tally's rejects instead."""
+  labels = tuple(settings.label_names.index(name) for name in source.labels)
+  frontend, quality, pieces, cut = settings.frontend, Quality(), 0, False
+  try:
+    for number, waveform in read_pieces(
+      source.path, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples,
+      max_seconds=settings.max_seconds, quality=quality):  # fmt: skip
+      cut = number is not None
+      mel = log_mel(waveform, frontend, settings.filters).astype(np.float16)
+      tally.add_clip(mel, source)
+      pieces += 1
+      id = f"{source.id}#{number:04d}" if cut else source.id
+      yield Clip(id, mel, labels, source.multi_label, source.fold, source.split).encode()
+    tally.add_file(quality, cut)
+  except Exception as error:
+    if pieces:  # validated before its first piece
+      raise UserError(f"{source.path} changed while it was read; run the same command again") from error
+    reject = error if isinstance(error, Reject) else Reject("undecodable", f"{type(error).__name__}: {error}")
+    tally.rejects.append({"id": source.id, "reason": reject.reason, "detail": reject.detail})
+
+
+def _payloads(
+  task: ShardTask, settings: Settings, tally: Tally, on_file: Callable[[int, int], None]
+) -> Iterator[bytes]:
+  with open(os.path.join(settings.work, f"{task.file}.doing"), "w", encoding="utf-8") as doing:
+    for i, source in enumerate(task.sources):
+      doing.seek(0)  # names the file should this process die of it
+      doing.truncate()
+      doing.write(source.id)
+      doing.flush()
+      yield from _clips(source, settings, tally)
+      on_file(i + 1, tally.num_clips)
+  os.unlink(doing.name)
+
+
+def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int], None]) -> None:
+  """Writes a shard and then its sidecar. A shard none of whose files can be used has a sidecar only.
+
+  Args:
+    on_file: called with the numbers of files and of clips done so far; what it raises stops the shard.
+
+  Raises:
+    OSError: the output cannot be written. Files that cannot be read are rejects, never errors.
+  """
+  tally = Tally()
+  path = os.path.join(settings.output, task.file)
+  shard = write_shard(path, _payloads(task, settings, tally, on_file))
+  if not shard.num_clips:
+    os.unlink(path)
+  write_json(
+    sidecar_path(task, settings.work),
+    {
+      "digest": task.digest,
+      "file": task.file,
+      "split": task.split,
+      "num_bytes": shard.num_bytes,
+      "sha256": shard.sha256,
+      "num_files": tally.num_files,
+      "num_clips": tally.num_clips,
+      "num_frames": tally.num_frames,
+      "max_frames": tally.max_frames,
+      "class_counts": tally.class_counts,
+      "counts": tally.counts,
+      "sample_rates": tally.sample_rates,
+      "rejects": tally.rejects,
+      "statistics": tally.statistics.to_json(),
+    },
+  )
+
+
+def sidecar_path(task: ShardTask, work: str) -> str:
+  return os.path.join(work, task.file.removesuffix(".tfrecord") + ".json")
+
+
+def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
+  """The sidecar of a finished shard; None if the shard is not finished, of other files, or not of its size."""
+  try:
+    with open(sidecar_path(task, work), encoding="utf-8") as file:
+      sidecar = json.load(file)
+    if sidecar["digest"] != task.digest:
+      return None
+    path = os.path.join(output, task.file)
+    size = os.path.getsize(path) if sidecar["num_clips"] else 0
+    return sidecar if size == sidecar["num_bytes"] else None
+  except (OSError, ValueError, KeyError, TypeError):
+    return None

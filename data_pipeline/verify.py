@@ -1,0 +1,85 @@
+"""Checks of a prepared dataset against its `dataset.json`, and its statistics computed anew."""
+
+import json
+import os
+
+from atst_jax.errors import UserError
+from atst_jax.frontend import FrontEnd
+from atst_jax.records import MANIFEST, SCHEMA_VERSION, Clip, Dataset, Shard, sha256_file, write_json
+from atst_jax.tfrecord import RecordError, read_records
+from data_pipeline.mel_statistics import MelStatistics, merge_statistics
+from data_pipeline.plan import nearest, shard_name
+
+
+def load(root: str) -> Dataset:
+  """A dataset whose shards may be damaged or missing, unlike `Dataset.load`. Raises UserError for its dataset.json."""
+  path = os.path.join(root, MANIFEST)
+  if not os.path.isfile(path):
+    raise UserError(f"{path} does not exist: {root!r} is not a prepared dataset, or its preparation has not ended")
+  try:
+    with open(path, encoding="utf-8") as file:
+      manifest = json.load(file)
+    if manifest["schema"] != SCHEMA_VERSION:
+      raise UserError(f"{path}: schema version {manifest['schema']}, this code reads {SCHEMA_VERSION}")
+    dataset = Dataset(root, manifest, FrontEnd.from_json(manifest["frontend"]))
+    for split in dataset.splits:
+      dataset.num_clips(split)
+    return dataset
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})") from error
+
+
+def verify(root: str) -> tuple[list[str], int]:
+  """(what is wrong, number of sound clips): size, sha256 and number of records of every shard, content of every record."""
+  dataset = load(root)
+  problems, ids, num_clips = [], set(), 0
+  for split in dataset.splits:
+    for shard in dataset.shards(split):
+      try:
+        num_clips += _verify_shard(dataset, shard, split, ids)
+      except (RecordError, OSError) as error:
+        problems.append(str(error))
+  listed = {os.path.basename(shard.path) for split in dataset.splits for shard in dataset.shards(split)}
+  for name in sorted(set(filter(shard_name, os.listdir(root))) - listed):
+    problems.append(f"{os.path.join(root, name)}: not listed in {MANIFEST}")
+  return problems, num_clips
+
+
+def _verify_shard(dataset: Dataset, shard: Shard, split: str, ids: set[str]) -> int:
+  if not os.path.isfile(shard.path):
+    raise RecordError(f"{shard.path}: missing, {shard.num_clips} clips expected")
+  number = 0
+  for number, data in enumerate(read_records(shard.path), start=1):
+    where = f"{shard.path}: record {number - 1}"
+    clip = Clip.decode(data, dataset.frontend.n_mels, where)
+    if clip.split != split or not all(0 <= label < len(dataset.label_names) for label in clip.labels):
+      raise RecordError(f"{where}: split {clip.split!r} and labels {clip.labels} do not fit {MANIFEST}")
+    if clip.id in ids:
+      raise RecordError(f"{where}: id {clip.id!r} occurs twice")
+    ids.add(clip.id)
+  if number != shard.num_clips:
+    raise RecordError(f"{shard.path}: {number} clips, {shard.num_clips} expected; cut on a record boundary?")
+  if sha256_file(shard.path) != shard.sha256:
+    raise RecordError(f"{shard.path}: sha256 differs from {MANIFEST}, though every record reads")
+  return number
+
+
+def compute_statistics(root: str, split: str) -> dict:
+  """Statistics over the stored mel values of a split. Raises UserError for damage and unknown splits."""
+  dataset = Dataset.load(root)
+  if split not in dataset.splits:
+    raise UserError(f"{root} has no split {split!r} but {', '.join(dataset.splits)}; name one with --split"
+                    f"{nearest(split, dataset.splits)}")  # fmt: skip
+  statistics = MelStatistics()
+  for clip in dataset.clips(split):
+    statistics.add(clip.mel)
+  return merge_statistics([statistics.to_json()], split)
+
+
+def store_statistics(root: str, split: str) -> dict:
+  """Computes the statistics of a split and stores them in `dataset.json`."""
+  statistics = compute_statistics(root, split)
+  write_json(os.path.join(root, MANIFEST), {**load(root).manifest, "statistics": statistics})
+  return statistics

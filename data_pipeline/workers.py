@@ -1,0 +1,101 @@
+"""A pool of processes that write shards; the bytes they write do not depend on how many there are."""
+
+import concurrent.futures
+import contextlib
+import glob
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures.process import BrokenProcessPool
+
+from atst_jax.errors import UserError
+from data_pipeline.progress import Progress
+from data_pipeline.shards import Settings, ShardTask, write_task
+
+# One thread per process: the pool fills the cores, and sums in matrix products come in one order.
+SINGLE_THREAD = dict.fromkeys(
+  ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+)
+_worker: dict = {}  # what this process was started with
+
+
+class Stopped(Exception):
+  """The job ended early and the same command continues it."""
+
+
+def _start(settings: Settings, done, stop) -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+  def leave_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=leave_with_parent, daemon=True).start()
+  _worker.update(settings=settings, done=done, stop=stop)
+
+
+def _work(index: int, task: ShardTask) -> None:
+  def on_file(files: int, clips: int) -> None:
+    _worker["done"][2 * index], _worker["done"][2 * index + 1] = files, clips
+    if _worker["stop"].value:
+      raise Stopped
+
+  write_task(task, _worker["settings"], on_file)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]):
+  before = {key: os.environ.get(key) for key in values}
+  os.environ.update(values)
+  try:
+    yield
+  finally:
+    for key, value in before.items():
+      if value is None:
+        del os.environ[key]
+      else:
+        os.environ[key] = value
+
+
+def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> None:
+  """Writes all shards.
+
+  Raises:
+    Stopped: a worker died; finished shards stay.
+    KeyboardInterrupt: passed on once the workers have removed their unfinished files.
+    UserError: the output cannot be written.
+  """
+  context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads that it does not copy
+  done, stop = context.RawArray("q", 2 * len(tasks)), context.RawValue("b", 0)
+  pool = concurrent.futures.ProcessPoolExecutor(
+    min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(settings, done, stop)
+  )
+  progress = Progress(sum(len(task.sources) for task in tasks))
+  with _environment(SINGLE_THREAD), pool:
+    try:
+      pending = {pool.submit(_work, i, task) for i, task in enumerate(tasks)}
+      while pending:
+        finished, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
+        progress.update(sum(done[::2]), sum(done[1::2]))
+        for future in finished:
+          future.result()
+    except BrokenProcessPool as error:
+      raise Stopped(_post_mortem(settings.work)) from error
+    except OSError as error:
+      raise UserError(f"cannot write to {settings.output}: {error.strerror or error}; mend that and run the same command "
+                      "again") from error  # fmt: skip
+    finally:
+      stop.value = 1
+      pool.shutdown(cancel_futures=True)
+      progress.close()
+
+
+def _post_mortem(work: str) -> str:
+  ids = []
+  for path in sorted(glob.glob(os.path.join(glob.escape(work), "*.doing"))):
+    with open(path, encoding="utf-8") as file:
+      ids.append(repr(file.read()))
+  return (f"a worker process died (killed, out of memory, or by a file it read: {', '.join(ids) or 'none was open'}); "
+          "fewer --workers need less memory")  # fmt: skip

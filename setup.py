@@ -1,0 +1,50 @@
+"""Installs atst_jax with its data pipeline and configs: `pip install -e .[test]`, or `make venv`."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "atst_jax/__init__.py").read_text(encoding="utf-8"), re.M)[1]
+
+setuptools.setup(
+  name="atst_jax",
+  version=VERSION,
+  description="ATST and subtraction-consistent BYOL-A in JAX: self-supervised pre-training of audio encoders.",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  packages=["atst_jax", "atst_jax.downstream", "configs", "data_pipeline"],
+  python_requires=">=3.11",  # 3.11, 3.12 and 3.13; TensorFlow has no release for 3.14
+  install_requires=[
+    "absl-py>=2.1,<3",
+    "flatbuffers>=24.3",  # serialised `jax.export` artifacts; versioned by date, and tensorflow bounds it
+    "flax>=0.12.8,<0.13",
+    "google-crc32c>=1.5,<2",
+    "jax>=0.10.1,<0.13",  # Python 3.11 ends at 0.10
+    "librosa>=0.11,<2",
+    "matplotlib>=3.9,<4",
+    "ml_collections>=1.1,<2",
+    "numpy>=2.0,<3",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<1",  # 1.0 replaces the interface
+    "scikit-learn>=1.5,<2",
+    "scipy>=1.13,<2",
+    "soundfile>=0.13,<1",
+    "soxr>=0.5,<2",
+    "tensorboardX>=2.6,<3",
+    "tensorflow-datasets>=4.9.10,<5",
+    "tensorflow>=2.21,<2.23",
+    "tqdm>=4.66,<5",
+  ],
+  extras_require={
+    "beam": ["apache-beam>=2.77,<3"],
+    "cuda": ["jax[cuda13]"],
+    "export": ["safetensors>=0.5,<1"],
+    "onnx": ["jax2onnx>=0.17,<1", "onnxruntime>=1.20,<2"],
+    "tb": ["tensorboard>=2.21,<3"],
+    "test": ["pytest>=8.3,<10", "ruff>=0.17.6,<0.18"],
+    "torch": ["torch>=2.4,<3"],
+    "tpu": ["jax[tpu]"],
+  },
+)

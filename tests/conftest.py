@@ -1,0 +1,43 @@
+"""Eight fake CPU devices for every test, strict ranks, compiled programs kept between runs, and the reference data.
+
+A test that is about one device, or four, builds its mesh from `jax.devices()[:n]`.
+"""
+
+import os
+import pathlib
+
+# Before jax is imported, and in the environment, so that the subprocesses of tests see the same platform.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import numpy as np
+import pytest
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+
+
+def pytest_configure(config):
+  jax.config.update("jax_numpy_rank_promotion", "raise")
+  if cache := getattr(config, "cache", None):
+    jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+  """The folder of reference data beside the checkout; a test that asks for it is skipped where there is none."""
+  if not SHARED.is_dir():
+    pytest.skip(f"no reference data: {SHARED} is not there")
+  return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+  """`golden("frontend")` is {name: array} of the golden vectors `frontend.npz`."""
+
+  def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(shared / "golden" / f"{name}.npz") as arrays:
+      return dict(arrays)
+
+  return load
