@@ -99,21 +99,23 @@ class Transformer(nn.Module):
     return y, {"blocks": jnp.stack([norm(x) for x in blocks])}
 
 
-def pool_blocks(blocks, length, *, patch_frames, num_blocks):
+def pool_blocks(blocks, length, *, patch_frames, num_blocks, mean_over=None):
   """The released code's embedding: [CLS of each block…, mean of each block's valid patches…], shallow to deep.
 
   Args:
     blocks: (depth, B, 1 + N, D) of `Transformer`.
     length: (B,) valid frames.
     num_blocks: how many of the last blocks to take.
+    mean_over: (B,) frames whose patches the sum is divided by; `length` by default.
 
   Returns:
     (B, 2 · num_blocks · D).
   """
   blocks = blocks[-num_blocks:]
   _, B, tokens, _ = blocks.shape
-  valid = (jnp.arange(tokens - 1) < length[:, None] // patch_frames).astype(blocks.dtype)
-  mean = jnp.einsum("lbnd,bn->lbd", blocks[:, :, 1:], valid, precision="highest") / (valid.sum(-1) + 1e-6)[None, :, None]
+  valid = (jnp.arange(tokens - 1)[None] < length[:, None] // patch_frames).astype(blocks.dtype)
+  count = (length if mean_over is None else mean_over) // patch_frames + 1e-6
+  mean = jnp.einsum("lbnd,bn->lbd", blocks[:, :, 1:], valid, precision="highest") / count[None, :, None]
   return jnp.concatenate([blocks[:, :, 0], mean]).swapaxes(0, 1).reshape(B, -1)
 
 

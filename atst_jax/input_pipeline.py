@@ -125,8 +125,9 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
     begin = tf.cast(where * tf.cast(slack + 1, tf.float32), tf.int32)
     length = tf.minimum(frames, clip_frames)
     window = tf.strings.substr(features["mel"], begin * frame_bytes, length * frame_bytes)
-    mel = tf.io.decode_raw(window, tf.float16, fixed_length=clip_frames * frame_bytes)
-    batch = {"mel": tf.reshape(mel, (-1, clip_frames, n_mels)), "length": length}
+    bits = tf.io.decode_raw(window, tf.uint16, fixed_length=clip_frames * frame_bytes)  # has no kernel for float16
+    mel = tf.reshape(tf.bitcast(bits, tf.float16), (-1, clip_frames, n_mels))
+    batch = {"mel": mel, "length": length}
     return {**batch, "id": features["id"]} if with_ids else batch
 
   mine = range(start // block, stop // block)

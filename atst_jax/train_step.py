@@ -139,7 +139,7 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
     params = optax.apply_updates(state.params, updates)
     teacher_state = state.teacher._replace(batch_stats=taught["batch_stats"])
     teacher_state = teacher.update({k: params[k] for k in ("encoder", "projector")}, teacher_state)
-    metrics = {"loss": loss, **losses, "grad_norm": optax.global_norm(grads), "std_student": output_std(p),
+    metrics = {"loss": loss, **losses, "grad_norm": optax.tree.norm(grads), "std_student": output_std(p),
                "std_teacher": output_std(z)}  # fmt: skip
     metrics |= {name: schedule(state.step) for name, schedule in schedules.items()}
     return TrainState(state.step + 1, params, batch_stats, opt_state, teacher_state), metrics

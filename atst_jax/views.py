@@ -21,18 +21,15 @@ def normalization_scale(low, high):
 
 def valid_frames(length, frames):
   """(...) lengths -> (..., frames) booleans."""
-  return jnp.arange(frames) < length[..., None]
+  return jax.lax.broadcasted_iota(jnp.int32, (*length.shape, frames), length.ndim) < length[..., None]
 
 
-def normalize(mel, length, *, top_db, low, high):
-  """(T, F) dB -> (T, F) clamped to `top_db` below its maximum, mapped so that low..high dB becomes -1..1; padding 0.
+def normalize(mel, *, peak, top_db, low, high):
+  """dB clamped to `top_db` below `peak`, then mapped so that low..high dB becomes -1..1; any shapes that broadcast.
 
   The formula of the released code (torchaudio AmplitudeToDB, MinMax): no clipping to [-1, 1].
   """
-  valid = valid_frames(length, mel.shape[0])[:, None]
-  peak = jnp.max(jnp.where(valid, mel, CLAMP_MASK))
-  mel = 2 * (jnp.maximum(mel, peak - top_db) - low) / (high - low) - 1
-  return jnp.where(valid, mel, 0)
+  return 2 * (jnp.maximum(mel, peak - top_db) - low) / (high - low) - 1
 
 
 def crop(key, mel, length, *, crop_frames):
@@ -145,7 +142,7 @@ def partner_shifts(key, num_groups, group):
 def take_partners(x, shifts, group):
   """(B, ...), (B / G,) shifts -> (B, ...): clip i of a group becomes clip (i + shift) mod G of it."""
   grouped = in_groups(x, group)
-  index = (jnp.arange(group) + shifts[:, None]) % group
+  index = (jnp.arange(group)[None] + shifts[:, None]) % group
   index = index.reshape(index.shape + (1,) * (grouped.ndim - 2))
   return jnp.take_along_axis(grouped, index, axis=1).reshape(x.shape)
 
@@ -179,7 +176,10 @@ def make_views(key, mel, length, *, segments, crop_frames, top_db, low, high, mi
 
   def segment(key, mel, length):
     piece, frames, start = crop(key, mel, length, crop_frames=crop_frames)
-    return normalize(piece.astype(jnp.float32), frames, top_db=top_db, low=low, high=high), frames, start
+    piece, valid = piece.astype(jnp.float32), valid_frames(frames, crop_frames)[:, None]
+    peak = jnp.max(jnp.where(valid, piece, CLAMP_MASK))  # of the crop, as in the released code
+    piece = normalize(piece, peak=peak, top_db=top_db, low=low, high=high)
+    return jnp.where(valid, piece, 0), frames, start
 
   per_view = lambda f: jax.vmap(jax.vmap(f, (0, None, None)))
   x, frames, start = per_view(segment)(crop_keys, mel, length)  # (B, K, T, F), (B, K), (B, K)

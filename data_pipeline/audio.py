@@ -17,13 +17,14 @@ SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits
 FULL_SCALE = 127 / 128  # the highest value of 8 bits
 CLIPPED_SHARE = 0.01
 DC_OFFSET = 0.01
+MAX_PEAK = 1e9  # full scale is 1.0; far beyond, the power overflows float32
 
 
 class Reject(Exception):
   """A file that cannot be used: `reason` is one of REASONS, `detail` says more and names no path."""
 
   def __init__(self, reason: str, detail: str = ""):
-    super().__init__(reason, detail)
+    super().__init__(f"{reason} ({detail})" if detail else reason)
     self.reason, self.detail = reason, detail
 
 
@@ -38,10 +39,10 @@ class Quality:
   total: float = 0.0
 
   def update(self, block: np.ndarray) -> None:
-    """Adds a (N, C) block. Raises Reject for NaN or infinite samples."""
-    peak = float(np.abs(block).max(initial=0.0))  # NaN and infinity propagate
-    if not np.isfinite(peak):
-      raise Reject("non_finite", f"{np.count_nonzero(~np.isfinite(block))} samples are NaN or infinite")
+    """Adds a (N, C) block. Raises Reject for NaN, infinite or absurdly large samples."""
+    peak = float(np.abs(block).max(initial=0.0))
+    if not peak < MAX_PEAK:  # NaN and infinity propagate to the peak
+      raise Reject("non_finite", f"a sample is {peak}")
     self.peak = max(self.peak, peak)
     self.values += block.size
     if peak >= FULL_SCALE:
@@ -86,29 +87,26 @@ def _open(path: str):
     raise Reject("undecodable", getattr(error, "error_string", "") or "format not recognised") from error
 
 
-def _blocks(path: str, quality: Quality) -> Iterator[np.ndarray]:
+def _blocks(file, quality: Quality) -> Iterator[np.ndarray]:
   """Yields (N,) float32 mono blocks at the file's own rate. A file cut short ends where its decoder ends."""
-  with _open(path) as file:
-    quality.sample_rate = file.samplerate
-    size = max(1, BLOCK_VALUES // file.channels)
-    while len(block := file.read(size, dtype="float32", always_2d=True)):
-      quality.update(block)
-      yield block.mean(axis=1)
+  quality.sample_rate = file.samplerate
+  size = max(1, BLOCK_VALUES // file.channels)
+  while len(block := file.read(size, dtype="float32", always_2d=True)):
+    quality.update(block)
+    yield block.mean(axis=1)
 
 
-def _resampled(path: str, sample_rate: int, quality: Quality) -> Iterator[np.ndarray]:
+def _resampled(file, sample_rate: int, quality: Quality) -> Iterator[np.ndarray]:
   """Yields (N,) float32 mono blocks at `sample_rate`."""
+  if file.samplerate == sample_rate:
+    yield from _blocks(file, quality)
+    return
   import soxr
 
-  stream = None
-  for block in _blocks(path, quality):
-    if quality.sample_rate == sample_rate:
-      yield block
-      continue
-    stream = stream or soxr.ResampleStream(quality.sample_rate, sample_rate, 1, dtype="float32")
+  stream = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
+  for block in _blocks(file, quality):
     yield stream.resample_chunk(block)
-  if stream is not None:
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+  yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def duration(path: str) -> float:
@@ -138,18 +136,20 @@ def read_pieces(
   """
   quality = Quality() if quality is None else quality
   max_samples = max_seconds * sample_rate
-  if max_seconds < duration(path):
-    for _ in _blocks(path, quality):
-      pass
-    quality = Quality()
-  number, held, size = 0, [], 0
-  for block in _resampled(path, sample_rate, quality):
-    held.append(block)
-    size += len(block)
-    while size > max_samples:
-      samples, cut = np.concatenate(held), int(max_samples)
-      yield number, samples[:cut]
-      number, held, size = number + 1, [samples[cut:]], size - cut
+  with _open(path) as file:
+    if file.frames > max_seconds * file.samplerate:
+      with _open(path) as whole:
+        for _ in _blocks(whole, quality):
+          pass
+      quality = Quality()
+    number, held, size = 0, [], 0
+    for block in _resampled(file, sample_rate, quality):
+      held.append(block)
+      size += len(block)
+      while size > max_samples:
+        samples, cut = np.concatenate(held), int(max_samples)
+        yield number, samples[:cut]
+        number, held, size = number + 1, [samples[cut:]], size - cut
   if number == 0:
     if size < min_samples:
       raise Reject("too_short", f"{size} samples at {sample_rate} Hz, {min_samples} needed")
@@ -166,7 +166,5 @@ def load_audio(path: str, sample_rate: int) -> np.ndarray:
   try:
     ((_, waveform),) = read_pieces(path, sample_rate=sample_rate, max_seconds=float("inf"))
   except Reject as error:
-    raise UserError(
-      f"{path}: {error.reason}{f' ({error.detail})' if error.detail else ''}; give another file"
-    ) from error
+    raise UserError(f"cannot use the audio file {path}: {error}") from error
   return waveform

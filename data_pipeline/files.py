@@ -43,12 +43,9 @@ def audio_files(root: str) -> Iterator[tuple[str, str]]:
     raise UserError(f"cannot list {error.filename}: {error.strerror}; mend its permissions or choose another --input")
 
   for folder, folders, files in os.walk(root, onerror=unreadable):
-    for name in folders + files:
-      path = os.path.join(folder, name)
-      audio = name.lower().endswith(AUDIO_EXTENSIONS)
-      if (audio or name in folders) and os.path.islink(path) and not inside(path, root):
+    files = [name for name in files if name.lower().endswith(AUDIO_EXTENSIONS)]
+    for path in (os.path.join(folder, name) for name in folders + files):
+      if os.path.islink(path) and not inside(path, root):
         raise UserError(f"{path} is a link out of {root}; remove it, or copy what it points to into the folder")
-    for name in files:
-      path = os.path.join(folder, name)
-      if name.lower().endswith(AUDIO_EXTENSIONS):
-        yield path, os.path.relpath(path, root).replace(os.sep, "/")
+    for path in (os.path.join(folder, name) for name in files):
+      yield path, os.path.relpath(path, root).replace(os.sep, "/")

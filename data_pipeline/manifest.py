@@ -1,7 +1,6 @@
 """Manifests: a CSV or TSV file with the header `path,label,fold,split,id`, of which only `path` is required."""
 
 import csv
-import difflib
 import functools
 import os
 import re
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 
 from atst_jax.errors import UserError
 from data_pipeline.files import Source, inside, printable
+from data_pipeline.flags import nearest
 
 COLUMNS = ("path", "label", "fold", "split", "id")
 
@@ -62,8 +62,8 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
       line = reader.line_num + 1
       for values in reader:
         if len(values) > len(header) or (values and len(values) < len(header)):
-          raise UserError(f"{path} line {line}: {len(values)} values, {len(header)} columns in the header; quote a value "
-                          "that holds a separator")  # fmt: skip
+          raise UserError(f"{path} line {line}: {len(values)} values, {len(header)} columns in the header; quote "
+                          "values that hold a separator")  # fmt: skip
         if values:
           yield line, dict.fromkeys(COLUMNS, "") | dict(zip(header, values, strict=True))
         line = reader.line_num + 1
@@ -79,9 +79,7 @@ def _header(path: str, names: list[str]) -> list[str]:
   names = [name.strip() for name in names]
   for name in names:
     if name not in COLUMNS:
-      near = difflib.get_close_matches(name, COLUMNS, n=1)
-      hint = f"did you mean {near[0]!r}?" if near else "remove it"
-      raise UserError(f"{path} line 1: unknown column {name!r} (known: {', '.join(COLUMNS)}); {hint}")
+      raise UserError(f"{path} line 1: unknown column {name!r}, known are {', '.join(COLUMNS)}{nearest(name, COLUMNS)}")
   if "path" not in names or len(set(names)) < len(names):
     raise UserError(f"{path} line 1: the header {names} must name `path`, and each column once")
   return names

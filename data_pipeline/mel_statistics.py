@@ -42,7 +42,7 @@ class MelStatistics:
 
 
 def merge_statistics(parts: Iterable[dict], split: str) -> dict:
-  """`dataset.json` statistics in dB from the `to_json` of parts; {} if they hold no values. `std` is the population's."""
+  """`dataset.json` statistics in dB (population `std`) from the `to_json` of parts; {} if they hold no values."""
   parts = [part for part in parts if part["num_values"]]
   if not parts:
     return {}

@@ -1,13 +1,12 @@
 """Which file goes into which shard, and whether an output folder belongs to the same plan."""
 
 import contextlib
-import difflib
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd
@@ -69,27 +68,30 @@ def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
 
 
 def check_plan(output: str, plan: dict) -> None:
-  """Refuses an output folder that was prepared, or begun, by another plan. Raises UserError naming what differs."""
+  """Refuses an output folder that holds shards of another plan. Raises UserError naming what differs."""
   if os.path.exists(output) and not os.path.isdir(output):
     raise UserError(f"--output={output} is a file; name a folder")
-  remedy = "choose another --output, or delete that folder"
-  for name, read in ((os.path.join(WORK, PLAN), lambda found: found), (MANIFEST, plan_of)):
-    path = os.path.join(output, name)
-    if not os.path.exists(path):
-      continue
-    try:
-      with open(path, encoding="utf-8") as file:
-        found = read(json.load(file))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-      raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); {remedy}") from error
-    for key in sorted(plan.keys() | found.keys()):
-      if plan.get(key) != found.get(key):
-        what = f"{key} {found.get(key)!r}, now it is {plan.get(key)!r}" if key != "sources" else (
-          "other input files (names, labels, sizes or their number)")  # fmt: skip
-        raise UserError(f"--output={output} was prepared with {what}; {remedy}")
+  if not os.path.isdir(output) or not any(shard_name(name) for name in os.listdir(output)):
     return
-  if os.path.isdir(output) and any(shard_name(name) for name in os.listdir(output)):
-    raise UserError(f"--output={output} holds shards but no {MANIFEST}: not known what they are; {remedy}")
+  remedy = "choose another --output, or delete that folder"
+  found = _stored(os.path.join(output, WORK, PLAN), lambda value: value)
+  found = found or _stored(os.path.join(output, MANIFEST), plan_of)
+  if found is None:
+    raise UserError(f"--output={output} holds shards, and nothing says what of; {remedy}")
+  for key in sorted(plan.keys() | found.keys()):
+    if plan.get(key) != found.get(key):
+      what = "other input files (names, labels, sizes or their number)"
+      if key != "sources":
+        what = f"{key} {found.get(key)!r}, now it is {plan.get(key)!r}"
+      raise UserError(f"--output={output} was prepared with {what}; {remedy}")
+
+
+def _stored(path: str, plan_in: Callable[[dict], dict]) -> dict | None:
+  try:
+    with open(path, encoding="utf-8") as file:
+      return plan_in(json.load(file))
+  except (ValueError, KeyError, TypeError, OSError):
+    return None
 
 
 def plan_of(manifest: dict) -> dict:
@@ -104,8 +106,8 @@ def plan_of(manifest: dict) -> dict:
 
 
 def shard_name(name: str) -> re.Match | None:
-  """Matches the file names of shards and of their temporary files."""
-  return re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*-\d{5,}-of-\d{5,}\.tfrecord(?P<temporary>\.tmp-\d+)?", name)
+  """Matches the file names of shards."""
+  return re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*-\d{5,}-of-\d{5,}\.tfrecord", name)
 
 
 @contextlib.contextmanager
@@ -129,15 +131,12 @@ def open_output(output: str, plan: dict) -> Iterator[str]:
       raise UserError(f"another process prepares into {output}; wait for it, or choose another --output") from error
     except (ImportError, OSError):  # no such locks on this system or file system
       pass
-    for folder in (output, work):
-      for name in os.listdir(folder):
-        if ".tmp-" in name or name.endswith(".doing"):
-          os.unlink(os.path.join(folder, name))
+    continued = _stored(os.path.join(work, PLAN), lambda value: value) == plan
+    for name in os.listdir(work):  # of another plan, everything goes
+      if name != os.path.basename(lock.name) and not (continued and name.endswith(".json")):
+        os.unlink(os.path.join(work, name))
+    for name in os.listdir(output):
+      if re.fullmatch(r".+\.(tfrecord|json)\.tmp-\d+", name):
+        os.unlink(os.path.join(output, name))
     write_json(os.path.join(work, PLAN), plan)
     yield work
-
-
-def nearest(value: str, choices) -> str:
-  """A choice with a hint for a message: "; did you mean 'x'?" or an empty string."""
-  near = difflib.get_close_matches(value, list(choices), n=1)
-  return f"; did you mean {near[0]!r}?" if near else ""

@@ -17,12 +17,13 @@ import json
 import os
 import signal
 import sys
-import threading
 
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, get_frontend, mel_filters
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, write_json
-from data_pipeline.plan import check_plan, deal, hash_sources, nearest, open_output, shard_name
+from data_pipeline.files import printable
+from data_pipeline.flags import Parser, nearest
+from data_pipeline.plan import check_plan, deal, hash_sources, open_output, shard_name
 from data_pipeline.shards import Settings, read_sidecar
 from data_pipeline.sources import LAYOUTS, Listing, list_sources
 from data_pipeline.summary import describe, report
@@ -33,23 +34,8 @@ from data_pipeline.workers import Stopped, write_tasks
 REJECTS = "rejects.json"  # in the work folder: files set aside before the second deal
 
 
-class Parser(argparse.ArgumentParser):
-  """Reports mistakes as UserError, with the nearest flag."""
-
-  def error(self, message: str):
-    raise UserError(f"{message}; see `python -m data_pipeline.prepare --help`")
-
-  def parse(self, argv: list[str]) -> argparse.Namespace:
-    values, unknown = self.parse_known_args(argv)
-    if unknown:
-      flag = unknown[0].split("=")[0]
-      self.error(f"unknown argument {unknown[0]!r}{nearest(flag, self._option_string_actions)}")
-    return values
-
-
 def _parser() -> Parser:
-  parser = Parser("python -m data_pipeline.prepare", description=__doc__, allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("data_pipeline.prepare", __doc__)
   add = parser.add_argument
   add("--input", required=True, help="a folder of audio files, or a CSV/TSV manifest: path,label,fold,split,id")
   add("--output", required=True, help="folder of the shards; made if need be")
@@ -83,8 +69,9 @@ def prepare(args: argparse.Namespace) -> None:
   _check(args)
   frontend = get_frontend(args.frontend)
   listing = list_sources(args.input, layout=args.layout, root=args.root)
-  name = args.name or os.path.splitext(os.path.basename(os.path.abspath(args.input)))[0]
-  root = args.root or (args.input if os.path.isdir(args.input) else os.path.dirname(args.input)) or "."
+  name = os.path.basename(os.path.abspath(args.input))
+  name = args.name or printable(name if os.path.isdir(args.input) else os.path.splitext(name)[0])
+  root = args.root or (args.input if os.path.isdir(args.input) else os.path.dirname(os.path.abspath(args.input)))
   sources_hash, missing = hash_sources(listing.sources, root)
   preparation = {"kind": listing.kind, "seed": args.seed, "max_seconds": args.max_seconds, "sources": sources_hash,
                  "num_shards": args.num_shards, "shard_mb": args.shard_mb}  # fmt: skip
@@ -118,8 +105,8 @@ def _deal(args: argparse.Namespace, frontend, listing: Listing, aside: list[dict
 
 def _print_plan(args: argparse.Namespace, frontend, listing: Listing, aside: list[dict]) -> None:
   tasks, seconds = _deal(args, frontend, listing, aside)
-  print(f"{len(listing.sources)} files ({listing.kind}), {len(aside)} of them missing, {len(listing.label_names)} classes, "
-        f"about {seconds / 3600:.2f} hours; nothing written")  # fmt: skip
+  print(f"{len(listing.sources)} files ({listing.kind}), {len(aside)} of them missing, "
+        f"{len(listing.label_names)} classes, about {seconds / 3600:.2f} hours; nothing written")  # fmt: skip
   for split in sorted({task.split for task in tasks}):
     shards = [task for task in tasks if task.split == split]
     print(f"{split}: {sum(len(task.sources) for task in shards)} files to {len(shards)} shards, {shards[0].file} ...")
@@ -149,8 +136,8 @@ def _write_shards(args, frontend, listing: Listing, aside: list[dict], work: str
     aside = rejects
     write_json(rejects_path, {"rejects": aside})
   first = min(rejects, key=lambda reject: reject["id"])
-  raise UserError(f"none of the {len(listing.sources)} files can be used; the first, {first['id']!r}, is {first['reason']}"
-                  f" ({first['detail']})")  # fmt: skip
+  raise UserError(f"none of the {len(listing.sources)} files can be used; the first is {first['id']!r}: "
+                  f"{first['reason']} {first['detail']}".rstrip())  # fmt: skip
 
 
 def _remove_strays(output: str, files: set[str]) -> None:
@@ -161,7 +148,7 @@ def _remove_strays(output: str, files: set[str]) -> None:
 
 
 def _verify(argv: list[str]) -> int:
-  parser = Parser("python -m data_pipeline.prepare verify", allow_abbrev=False)
+  parser = Parser("data_pipeline.prepare verify", "Checks counts, sha256 and every record of a prepared dataset.")
   parser.add_argument("dataset")
   args = parser.parse(argv)
   problems, num_clips = verify(args.dataset)
@@ -175,9 +162,9 @@ def _verify(argv: list[str]) -> int:
 
 
 def _stats(argv: list[str]) -> int:
-  parser = Parser("python -m data_pipeline.prepare stats", allow_abbrev=False)
+  parser = Parser("data_pipeline.prepare stats", "Computes the statistics of a prepared dataset anew and stores them.")
   parser.add_argument("dataset")
-  parser.add_argument("--split", default="train")
+  parser.add_argument("--split", default="train", help="the clips to compute them over")
   args = parser.parse(argv)
   print(json.dumps(store_statistics(args.dataset, args.split)))
   return 0
@@ -186,8 +173,7 @@ def _stats(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code; see the module's docstring."""
   argv = sys.argv[1:] if argv is None else argv
-  if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   try:
     if argv[:1] in (["verify"], ["stats"]):
       return {"verify": _verify, "stats": _stats}[argv[0]](argv[1:])
@@ -196,9 +182,14 @@ def main(argv: list[str] | None = None) -> int:
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except OSError as error:
+    print(f"error: {error.filename or 'file'}: {error.strerror or error}; run the same command again", file=sys.stderr)
+    return 2
   except (Stopped, KeyboardInterrupt) as error:
     print(f"stopped: {error or 'by a signal'}; run the same command again to continue", file=sys.stderr)
     return 75
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

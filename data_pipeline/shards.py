@@ -50,6 +50,7 @@ class Tally:
   num_files: int = 0
   num_clips: int = 0
   num_frames: int = 0
+  min_frames: int = 2**62
   max_frames: int = 0
   class_counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -60,14 +61,15 @@ class Tally:
   def add_clip(self, mel: np.ndarray, source: Source) -> None:
     self.num_clips += 1
     self.num_frames += len(mel)
+    self.min_frames = min(self.min_frames, len(mel))
     self.max_frames = max(self.max_frames, len(mel))
     self.class_counts.update(source.labels)
     self.statistics.add(mel)
 
-  def add_file(self, quality: Quality, pieces: int) -> None:
+  def add_file(self, quality: Quality, cut: bool) -> None:
     self.num_files += 1
     self.sample_rates[str(quality.sample_rate)] += 1
-    self.counts.update(silent=quality.silent, clipped=quality.clipped, dc=quality.dc, split_files=pieces > 1)
+    self.counts.update(silent=quality.silent, clipped=quality.clipped, dc=quality.dc, split_files=cut)
 
 
 def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
@@ -131,6 +133,7 @@ def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int]
       "num_files": tally.num_files,
       "num_clips": tally.num_clips,
       "num_frames": tally.num_frames,
+      "min_frames": tally.min_frames,
       "max_frames": tally.max_frames,
       "class_counts": tally.class_counts,
       "counts": tally.counts,

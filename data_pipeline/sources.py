@@ -5,6 +5,7 @@ system or a manifest gives the files.
 """
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def esc10(path: str, root: str) -> Listing:
 
 
 def fsdd(path: str, root: str) -> Listing:
-  """Free Spoken Digit Dataset as DIGIT_SPEAKER_INDEX.flac. Fold i is the i-th speaker, so folds leave one speaker out."""
+  """Free Spoken Digit Dataset as DIGIT_SPEAKER_INDEX.flac. Fold i is the i-th speaker: folds leave one speaker out."""
   pattern = r"(.*/)?(?P<digit>\d)_(?P<speaker>[^_/]+)_\d+\.\w+"
   files = list(_parsed_files(path, "fsdd", pattern, "DIGIT_SPEAKER_INDEX.flac"))
   speakers = sorted({match["speaker"] for _, _, match in files})
@@ -97,7 +98,7 @@ def list_sources(path: str, *, layout: str = "", root: str = "") -> Listing:
   if not listing.sources:
     raise UserError(f"--input={path} holds no audio ({', '.join(AUDIO_EXTENSIONS)})")
   sources = sorted(listing.sources, key=lambda source: source.id)
-  for one, other in zip(sources, sources[1:], strict=False):
+  for one, other in itertools.pairwise(sources):
     if one.id == other.id:
       raise UserError(f"{one.path!r} and {other.path!r} have the same id {one.id!r}; rename one of them")
   return dataclasses.replace(listing, sources=sources)

@@ -55,6 +55,7 @@ def _split(sidecars: list[dict], label_names: list[str]) -> dict:
     "num_clips": sum(s["num_clips"] for s in sidecars),
     "num_files": sum(s["num_files"] for s in sidecars),
     "num_frames": sum(s["num_frames"] for s in sidecars),
+    "min_frames": min(s["min_frames"] for s in sidecars),
     "max_frames": max(s["max_frames"] for s in sidecars),
     "class_counts": {name: class_counts.get(name, 0) for name in label_names},
     "shards": [{key: s[key] for key in ("file", "num_clips", "num_bytes", "sha256")} for s in sidecars],

@@ -5,10 +5,20 @@ import os
 
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd
-from atst_jax.records import MANIFEST, SCHEMA_VERSION, Clip, Dataset, Shard, sha256_file, write_json
-from atst_jax.tfrecord import RecordError, read_records
+from atst_jax.records import (
+  MANIFEST,
+  SCHEMA_VERSION,
+  Clip,
+  Dataset,
+  RecordError,
+  Shard,
+  read_records,
+  sha256_file,
+  write_json,
+)  # fmt: skip
+from data_pipeline.flags import nearest
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
-from data_pipeline.plan import nearest, shard_name
+from data_pipeline.plan import shard_name
 
 
 def load(root: str) -> Dataset:
@@ -32,7 +42,7 @@ def load(root: str) -> Dataset:
 
 
 def verify(root: str) -> tuple[list[str], int]:
-  """(what is wrong, number of sound clips): size, sha256 and number of records of every shard, content of every record."""
+  """(what is wrong, number of sound clips): sha256 and number of records of every shard, content of every record."""
   dataset = load(root)
   problems, ids, num_clips = [], set(), 0
   for split in dataset.splits:

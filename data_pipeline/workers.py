@@ -25,9 +25,6 @@ class Stopped(Exception):
 
 
 def _start(settings: Settings, done, stop) -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
   def leave_with_parent():
     multiprocessing.parent_process().join()
     os._exit(1)
@@ -75,7 +72,9 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
   progress = Progress(sum(len(task.sources) for task in tasks))
   with _environment(SINGLE_THREAD), pool:
     try:
+      before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: the parent says when to stop
       pending = {pool.submit(_work, i, task) for i, task in enumerate(tasks)}
+      signal.signal(signal.SIGINT, before)
       while pending:
         finished, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
         progress.update(sum(done[::2]), sum(done[1::2]))
@@ -84,8 +83,8 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
     except BrokenProcessPool as error:
       raise Stopped(_post_mortem(settings.work)) from error
     except OSError as error:
-      raise UserError(f"cannot write to {settings.output}: {error.strerror or error}; mend that and run the same command "
-                      "again") from error  # fmt: skip
+      raise UserError(f"cannot write to {settings.output}: {error.strerror or error}; mend that and run the same "
+                      "command again") from error  # fmt: skip
     finally:
       stop.value = 1
       pool.shutdown(cancel_futures=True)
@@ -95,7 +94,7 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
 def _post_mortem(work: str) -> str:
   ids = []
   for path in sorted(glob.glob(os.path.join(glob.escape(work), "*.doing"))):
-    with open(path, encoding="utf-8") as file:
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:  # others are still ending
       ids.append(repr(file.read()))
-  return (f"a worker process died (killed, out of memory, or by a file it read: {', '.join(ids) or 'none was open'}); "
-          "fewer --workers need less memory")  # fmt: skip
+  return (f"a worker process died: killed, out of memory (fewer --workers need less), or by a file it read (open were: "
+          f"{', '.join(ids) or 'none'})")  # fmt: skip

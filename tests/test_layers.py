@@ -22,11 +22,12 @@ LAYERS = {
     "losses": ("errors",),
     "mesh": ("errors",),
     "metrics": ("errors",),
+    "preemption": ("errors",),
     "tfrecord": ("errors",),
     "views": ("errors",),
     "records": ("errors", "frontend", "tfrecord"),
   },
-  1: {"checkpoint": (), "ema": (), "encoders": (), "heads": (), "optimizer": ()},
+  1: {"checkpoint": (), "ema": (), "encoders": (), "heads": (), "optimizer": (), "workdir": ()},
   2: {"export": (), "convert": ("export",), "embed": ("export",), "input_pipeline": (), "plots": (), "train_step": ()},
   3: {"train": (), "downstream": ("downstream",)},  # downstream: every module of the sub-package
   4: {"main": (), "benchmark": (), "plan": ()},  # commands, which nothing imports

@@ -1,0 +1,1 @@
+"""What an exported encoder is good for: probes and scores on labelled sets."""

@@ -1,0 +1,118 @@
+"""A labelled set and its features: computed once for each encoder, kept in the workdir."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+import atst_jax
+from atst_jax.errors import UserError
+from atst_jax.logs import log, progress_bar
+from atst_jax.records import Clip, Dataset
+
+
+class Labels(NamedTuple):
+  """What is known of the N clips of a data set, in the order of `clips`."""
+
+  ids: list[str]
+  targets: np.ndarray  # (N, C) uint8, 0 or 1
+  multi_label: bool
+  folds: np.ndarray  # (N,), -1 where there is none
+  splits: np.ndarray  # (N,) strings
+
+
+def clips(dataset: Dataset) -> Iterator[Clip]:
+  """All clips of all splits. Raises RecordError on damage."""
+  for split in dataset.splits:
+    yield from dataset.clips(split)
+
+
+def fingerprint(dataset: Dataset) -> str:
+  """16 hexadecimal digits over the contents of all splits."""
+  parts = [f"{split} {dataset.fingerprint(split)}" for split in dataset.splits]
+  return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def read_labels(dataset: Dataset) -> Labels:
+  """Raises UserError if clips of a single-label set have no label, with their number and the first id."""
+  found = [(c.id, c.labels, c.multi_label, c.fold, c.split) for c in clips(dataset)]
+  ids, labels, multi, folds, splits = zip(*found, strict=True)
+  bare = [id for id, label in zip(ids, labels, strict=True) if not label]
+  if bare and (not any(multi) or len(bare) == len(ids)):
+    raise UserError(f"{dataset.root}: {len(bare)} of {len(ids)} clips have no label, the first is {bare[0]!r}; prepare "
+                    "the data from class folders, or from a manifest with a column `label`")  # fmt: skip
+  targets = np.zeros((len(ids), len(dataset.label_names)), np.uint8)
+  for row, label in zip(targets, labels, strict=True):
+    row[list(label)] = 1
+  return Labels(list(ids), targets, any(multi), np.array(folds), np.array(splits))
+
+
+def mel_statistics(mels: Iterable[np.ndarray], *, max_frames: int) -> np.ndarray:
+  """Mean and standard deviation over time of log-mel dB, of the same central crop as an encoder's: (N, 2F) float32.
+
+  Args:
+    mels: (T, F) dB arrays.
+    max_frames: frames of the crop; shorter clips are taken whole.
+  """
+  out = []
+  for mel in mels:
+    start = max(len(mel) - max_frames, 0) // 2
+    mel = mel[start : start + max_frames].astype(np.float64)
+    out.append(np.concatenate([mel.mean(0), mel.std(0)]))
+  return np.array(out, np.float32)
+
+
+def last_blocks(x: np.ndarray, *, depth: int, num_blocks: int) -> np.ndarray:
+  """(N, 2·depth·D) of all blocks -> (N, 2·num_blocks·D) of the last ones, [CLS…, mean…] as `Model.embed` gives."""
+  N = len(x)
+  return np.ascontiguousarray(x.reshape(N, 2, depth, -1)[:, :, depth - num_blocks :].reshape(N, -1))
+
+
+def cached(folder: str, key: dict, name: str, ids: list[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
+  """`compute()`, or what it returned before under the same key; a file of the folder holds it.
+
+  Args:
+    key: JSON; everything that decides the result.
+    name: for messages.
+    ids: (N,) of the rows.
+
+  Raises:
+    UserError: a row is NaN or infinite, naming its clip.
+  """
+  text = json.dumps({**key, "version": atst_jax.__version__}, sort_keys=True)
+  path = os.path.join(folder, f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy")
+  if (x := _load(path, len(ids))) is not None:
+    log.info("%s: features of %d clips read from %s", name, len(ids), path)
+    return x
+  x = compute()
+  bad = np.flatnonzero(~np.isfinite(x).all(-1))
+  if len(bad):
+    raise UserError(f"{name}: the embeddings of {len(bad)} of {len(x)} clips are NaN or infinite, the first is of "
+                    f"{ids[bad[0]]!r}; the encoder diverged or the clip is damaged: export an earlier checkpoint "
+                    "(--step), or check the data with `python -m data_pipeline.prepare verify`")  # fmt: skip
+  os.makedirs(folder, exist_ok=True)
+  temporary = f"{path}.tmp-{os.getpid()}"
+  with open(temporary, "wb") as file:
+    np.save(file, x)
+  os.replace(temporary, path)
+  return x
+
+
+def _load(path: str, rows: int) -> np.ndarray | None:
+  try:
+    x = np.load(path, allow_pickle=False)
+  except (FileNotFoundError, ValueError, EOFError):
+    return None
+  return x if x.ndim == 2 and len(x) == rows else None
+
+
+def mels(dataset: Dataset, total: int, name: str) -> Iterator[np.ndarray]:
+  """The (T, F) float32 dB arrays of all clips, with a progress bar."""
+  with progress_bar(total, 0, "clip") as bar:
+    bar.set_description(name)
+    for clip in clips(dataset):
+      yield clip.mel.astype(np.float32)
+      bar.update()

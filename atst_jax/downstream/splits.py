@@ -1,0 +1,169 @@
+"""Which clips are trained on, which choose the learning rate and which are scored, from a data set's own columns."""
+
+import collections
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from atst_jax.errors import UserError
+
+WAYS = ("auto", "fold", "split", "random")
+HELD_OUT = 10  # without a validation split, one training clip in ten
+
+
+class Split(NamedTuple):
+  """Indices into the clips, each sorted."""
+
+  train: np.ndarray
+  valid: np.ndarray
+  test: np.ndarray
+
+
+def source_of(id: str) -> str:
+  """The file a clip was cut from: `ID` of the piece `ID#0003`, the id itself where the file is one clip."""
+  return re.sub(r"#\d{4,}$", "", id)
+
+
+def make_splits(*, ids, targets, folds, splits, label_names, way, num_folds, seed) -> list[Split]:
+  """Divides a labelled set, once for each fold.
+
+  Args:
+    ids: (N,) strings.
+    targets: (N, C) 0 or 1.
+    folds: (N,) ints, -1 where there is none.
+    splits: (N,) strings.
+    label_names: (C,), for messages.
+    way: "fold": each fold is the test set once, the next one (cyclically) chooses, the rest trains. "split": the splits
+      `train`, `test` and `valid`; without `valid`, a tenth of the training files, stratified by class and drawn from
+      `seed`. "random": `num_folds` folds, stratified by class and drawn from `seed`, then as "fold". "auto": "split" if
+      there is a test split, "fold" if every clip has one, else "random".
+    num_folds: of "random".
+    seed: of what is drawn.
+
+  Raises:
+    UserError: the columns do not allow it, or a division leaks or misses a class (`check`).
+  """
+  ids, folds, splits = list(ids), np.asarray(folds), np.asarray(splits)
+  sources = _sources(ids)
+  way = _way(way, folds, splits)
+  if way == "split":
+    parts = [_by_split(splits, sources, targets, seed)]
+  else:
+    if way == "random":
+      folds = _deal(sources, targets, num_folds, np.random.default_rng(seed))
+    parts = _by_fold(folds, sources, targets, seed)
+  for number, part in enumerate(parts):
+    check(part, ids=ids, targets=targets, label_names=label_names, name=f"division {number + 1} of {len(parts)}")
+  return parts
+
+
+def _sources(ids) -> np.ndarray:
+  """(N,) int: the same number for pieces of the same file."""
+  return np.unique([source_of(id) for id in ids], return_inverse=True)[1]
+
+
+def _way(way: str, folds: np.ndarray, splits: np.ndarray) -> str:
+  """The way that "auto" stands for; raises UserError if the columns do not allow what is asked."""
+  if way not in WAYS:
+    raise UserError(f"--config.splits.way={way}: choose one of {', '.join(WAYS)}")
+  found = dict(collections.Counter(splits.tolist()))
+  has_folds, has_test = bool((folds >= 0).all()), "test" in found
+  if way == "auto":
+    if has_folds and has_test:
+      raise UserError("the data set has folds and a test split; set --config.splits.way to fold or split")
+    if not has_folds and not has_test and len(found) > 1:
+      raise UserError(f"the data set has the splits {found}, none of them `test`; name one so, or set "
+                      "--config.splits.way=random to divide all clips anew")  # fmt: skip
+    way = "split" if has_test else "fold" if has_folds else "random"
+  if way == "fold" and not has_folds:
+    raise UserError(f"{int((folds < 0).sum())} of {len(folds)} clips have no fold; prepare the data from a manifest "
+                    "with a column `fold`, or set --config.splits.way=random")  # fmt: skip
+  if way == "split" and (not has_test or "train" not in found or set(found) - {"train", "valid", "test"}):
+    raise UserError(f"the data set has the splits {found}; needed are `train`, `test` and perhaps `valid`: prepare "
+                    "it from a manifest with a column `split`, or set --config.splits.way=random")  # fmt: skip
+  return way
+
+
+def _deal(groups: np.ndarray, targets: np.ndarray, parts: int, rng) -> np.ndarray:
+  """(N,) parts in [0, parts): whole groups, shuffled and dealt in turn class by class (of a group's first label)."""
+  unique, first = np.unique(groups, return_index=True)
+  if parts < 2 or parts > len(unique):
+    raise UserError(f"--config.splits.num_folds={parts}: {len(unique)} files allow 2 to {len(unique)} folds")
+  classes = targets[first].argmax(-1)
+  shuffled = rng.permutation(len(unique))
+  dealt = shuffled[np.argsort(classes[shuffled], kind="stable")]
+  part = np.empty(len(unique), int)
+  part[dealt] = np.arange(len(unique)) % parts
+  return part[np.searchsorted(unique, groups)]
+
+
+def _hold_out(train: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """(train, valid): a stratified tenth of the files, none of which is the last one left of a class."""
+  rng = np.random.default_rng(seed)
+  unique = np.unique(groups[train])
+  labels = np.stack([targets[train][groups[train] == g].any(0) for g in unique])  # (files, C)
+  left, held, wanted = labels.sum(0), [], max(1, len(unique) // HELD_OUT)
+  shuffled = rng.permutation(len(unique))
+  order = shuffled[np.argsort(labels[shuffled].argmax(-1), kind="stable")]
+  start = int(rng.integers(HELD_OUT))
+  turns = [order[(start + turn) % HELD_OUT :: HELD_OUT] for turn in range(HELD_OUT)]  # every tenth, then the others
+  for index in np.concatenate(turns):
+    if len(held) < wanted and (left[labels[index]] > 1).all():
+      held.append(unique[index])
+      left = left - labels[index]
+  valid = np.isin(groups[train], held)
+  return train[~valid], train[valid]
+
+
+def _by_split(splits, groups, targets, seed) -> Split:
+  train, valid, test = (np.flatnonzero(splits == name) for name in ("train", "valid", "test"))
+  if not len(valid):
+    train, valid = _hold_out(train, groups, targets, seed)
+  return Split(train, valid, test)
+
+
+def _by_fold(folds, groups, targets, seed) -> list[Split]:
+  names = np.unique(folds)
+  if len(names) < 2:
+    raise UserError(f"all {len(folds)} clips are in fold {names[0]}; at least 2 folds are needed: set "
+                    "--config.splits.way=random, or prepare the data with a column `fold`")  # fmt: skip
+  parts = []
+  for i, name in enumerate(names):
+    test = np.flatnonzero(folds == name)
+    if len(names) == 2:
+      parts.append(Split(*_hold_out(np.flatnonzero(folds != name), groups, targets, seed), test))
+    else:
+      chooses = folds == names[(i + 1) % len(names)]
+      parts.append(Split(np.flatnonzero((folds != name) & ~chooses), np.flatnonzero(chooses), test))
+  return parts
+
+
+def check(split: Split, *, ids, targets, label_names, name) -> None:
+  """Refuses a division that leaks or cannot be learned.
+
+  Raises UserError with names and counts if a part is empty, an id or a source file is in two parts, a class of the test
+  clips has no training clip, or fewer than two classes are tested.
+  """
+  parts = dict(zip(split._fields, split, strict=True))
+  sizes = ", ".join(f"{len(part)} {key}" for key, part in parts.items())
+  if not all(len(part) for part in split):
+    raise UserError(f"{name}: a part is empty ({sizes} clips)")
+  for what, identify in (("id", lambda id: id), ("source file", source_of)):
+    owners = collections.defaultdict(set)
+    for key, part in parts.items():
+      for i in part:
+        owners[identify(ids[i])].add(key)
+    shared = sorted(value for value, keys in owners.items() if len(keys) > 1)
+    if shared:
+      raise UserError(f"{name} leaks: {len(shared)} {what}{'s' * (len(shared) > 1)} in more than one part, the first "
+                      f"is {shared[0]!r} in {' and '.join(sorted(owners[shared[0]]))} ({sizes} clips); give all pieces "
+                      "of a file the same fold and split")  # fmt: skip
+  tested, trained = targets[split.test].any(0), targets[split.train].any(0)
+  missing = [label_names[c] for c in np.flatnonzero(tested & ~trained)]
+  if missing:
+    raise UserError(f"{name}: {len(missing)} of {int(tested.sum())} tested classes have no training clip: "
+                    f"{', '.join(missing[:10])} ({sizes} clips)")  # fmt: skip
+  if tested.sum() < 2:
+    raise UserError(f"{name}: the test clips hold {int(tested.sum())} class of {len(label_names)}; a probe needs 2 "
+                    f"({sizes} clips)")  # fmt: skip

@@ -1,0 +1,127 @@
+"""Scores of classifiers and of embeddings, in numpy."""
+
+import numpy as np
+
+
+def _finite(**arrays) -> None:
+  for name, x in arrays.items():
+    bad = int(np.size(x) - np.isfinite(x).sum())
+    if bad:
+      raise ValueError(f"{name}: {bad} of {np.size(x)} values are NaN or infinite")
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Share of clips whose highest score is that of their label.
+
+  Args:
+    scores: (N, C), higher means likelier; of equal scores the first class counts.
+    labels: (N,) class indices.
+
+  Raises:
+    ValueError: a score is NaN or infinite.
+  """
+  _finite(scores=scores)
+  return float((scores.argmax(-1) == labels).mean())
+
+
+def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+  """Area under the step-wise precision-recall curve, Σ (R_n - R_{n-1})·P_n over the distinct scores.
+
+  Clips of equal score enter together, as in scikit-learn's average_precision_score.
+
+  Args:
+    scores: (N,).
+    targets: (N,) 0 or 1, at least one 1.
+  """
+  order = np.argsort(-scores, kind="stable")
+  hits = np.cumsum(targets[order])
+  last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # of every run of equal scores
+  recall = hits[last] / hits[-1]
+  return float(np.sum(np.diff(recall, prepend=0) * hits[last] / (last + 1)))
+
+
+def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
+  """(mAP, labels present): the unweighted mean of the average precision of every label that occurs (ATST 3.2).
+
+  Args:
+    scores: (N, C).
+    targets: (N, C) 0 or 1.
+
+  Raises:
+    ValueError: a score is NaN or infinite, or no label occurs.
+  """
+  _finite(scores=scores)
+  present = np.flatnonzero(targets.any(0))
+  if not len(present):
+    raise ValueError(f"none of the {targets.shape[1]} labels occurs in the {len(targets)} clips")
+  return float(np.mean([average_precision(scores[:, c], targets[:, c]) for c in present])), len(present)
+
+
+def effective_rank(x: np.ndarray) -> float:
+  """exp(H(p)), p_i = σ_i² / Σ σ_j², with σ the singular values of x after subtracting the mean of every column.
+
+  H is the entropy in nats. p is the share of the variance along each principal axis, so the result lies between 1 (all
+  on one line) and min(N - 1, D) (equal along every axis). Squared singular values: Roy and Vetterli (2007) take
+  them unsquared. Features that do not vary have rank 0.
+
+  Args:
+    x: (N, D) features, as they are (not standardised).
+
+  Raises:
+    ValueError: a feature is NaN or infinite.
+  """
+  _finite(features=x)
+  x = x.astype(np.float64)
+  x = x - x.mean(0)
+  gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+  variance = np.maximum(np.linalg.eigvalsh(gram), 0)
+  if variance.sum() == 0:
+    return 0.0
+  share = variance[variance > 0] / variance.sum()
+  return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def standardize(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+  """Columns to mean 0 and standard deviation 1 by the first array; columns constant there become 0. float64."""
+  mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+  factor = np.divide(1, std, out=np.zeros_like(std), where=std > 1e-9 * (1 + np.abs(mean)))
+  return [(x - mean) * factor for x in (train, *others)]
+
+
+def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
+  """(N, C) votes of the k nearest training clips by cosine of standardised, L2-normalised features.
+
+  Equal votes are decided by the sum of the neighbours' cosines: it is added, scaled to less than half a vote.
+
+  Args:
+    train_x, test_x: (M, D) and (N, D).
+    train_y: (M, C) 0 or 1.
+    k: neighbours; at most M.
+  """
+  unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+  train_x, test_x = (unit(x) for x in standardize(train_x, test_x))
+  if not 1 <= k <= len(train_x):
+    raise ValueError(f"k = {k} neighbours of {len(train_x)} training clips")
+  out = np.empty((len(test_x), train_y.shape[1]))
+  for start in range(0, len(test_x), 1024):
+    cosine = test_x[start : start + 1024] @ train_x.T
+    nearest = np.argsort(-cosine, axis=-1, kind="stable")[:, :k]
+    votes = train_y[nearest].astype(np.float64)  # (n, k, C)
+    weight = 1 + np.take_along_axis(cosine, nearest, -1) / (2 * (k + 1))
+    out[start : start + 1024] = np.einsum("nkc,nk->nc", votes, weight)
+  return out
+
+
+def knn_accuracy(train_x, train_y, test_x, test_y, *, k: int) -> float:
+  """Accuracy of the vote of the k nearest training clips (`knn_scores`).
+
+  Args:
+    train_x, test_x: (M, D) and (N, D) features.
+    train_y, test_y: (M,) and (N,) class indices.
+
+  Raises:
+    ValueError: a feature is NaN or infinite, or k is not between 1 and M.
+  """
+  _finite(train_x=train_x, test_x=test_x)
+  classes = int(max(train_y.max(), test_y.max())) + 1
+  return accuracy(knn_scores(train_x, np.eye(classes)[train_y], test_x, k=k), test_y)

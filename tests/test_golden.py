@@ -1,0 +1,134 @@
+"""The released code's numbers (../shared/golden, whose README gives the tolerances) against this project's own parts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from torch_layout import transformer_variables
+
+from atst_jax import train_step as method
+from atst_jax import views
+from atst_jax.ema import ema
+from atst_jax.embed import Model
+from atst_jax.encoders import Transformer
+from atst_jax.frontend import FRONTENDS, log_mel
+from atst_jax.optimizer import decay_mask
+
+ENCODER = {"width": 48, "depth": 3, "heads": 3, "drop_path": 0.0, "patch_frames": 4, "max_frames": 1001}
+
+
+@pytest.mark.parametrize("clip", range(4))
+@pytest.mark.parametrize("frontend, key", [("audiossl", "released_db"), ("atst", "paper_db")])
+def test_frontend(golden, clip, frontend, key):
+  """Within 75 dB of a frame's loudest bin. Further down a float32 FFT holds its own rounding noise: there the golden
+  numbers themselves lie up to 0.065 dB from float64."""
+  arrays = golden("frontend")
+  expected = arrays[f"{key}_{clip}"]
+  mel = log_mel(arrays[f"wave_{clip}"], FRONTENDS[frontend])
+  assert mel.shape == expected.shape and mel.dtype == np.float32
+  loud = expected > -80  # power above 1e-8
+  exact = loud & (expected > expected.max(1, keepdims=True) - 75)
+  np.testing.assert_allclose(mel[exact], expected[exact], atol=1e-3)
+  np.testing.assert_allclose(mel[loud], expected[loud], atol=0.1)
+
+
+@pytest.mark.parametrize("clip", range(4))
+def test_normalization(golden, clip):
+  arrays = golden("frontend")
+  db = jnp.asarray(arrays[f"released_db_{clip}"])
+  normalized = views.normalize(db, peak=db.max(), top_db=80.0, low=-79.6482, high=50.6842)
+  np.testing.assert_allclose(normalized, arrays[f"released_norm_{clip}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("box", range(6))
+def test_random_resize_crop(golden, box):
+  """Seen red with the mel and time offsets exchanged, and with the cubic coefficient -0.5."""
+  arrays = golden("augment")
+  mel = jnp.asarray(arrays["mel"])
+  out = jax.jit(functools.partial(views.resize_crop, canvas_time=1.5))(mel, tuple(arrays[f"rrc_box_{box}"]), len(mel))
+  np.testing.assert_allclose(out, arrays[f"rrc_{box}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("draw", range(4))
+def test_mixup(golden, draw):
+  arrays = golden("augment")
+  out = views.mixup(jnp.asarray(arrays["mel"]), jnp.asarray(arrays["partner"]), arrays[f"mix_alpha_{draw}"])
+  np.testing.assert_allclose(out, arrays[f"mix_{draw}"], atol=1e-5)
+
+
+def test_difference_mixture(golden):
+  """Seen red with γ on the clip itself instead of its neighbour."""
+  arrays = golden("difference_step")
+  pair, gamma = jnp.asarray(arrays["views"]).swapaxes(0, 1), jnp.asarray(arrays["gamma"]).T
+  literal, _ = views.mix_neighbours(pair, None, gamma, group=len(pair), scale=1.0)
+  np.testing.assert_allclose(literal.swapaxes(0, 1), arrays["mixed"], atol=1e-5)
+  energy, _ = views.mix_neighbours(pair, None, gamma, group=len(pair), scale=float(arrays["energy_k"]))
+  np.testing.assert_allclose(energy[:, 0], arrays["mixed_energy_view0"], atol=1e-5)
+
+
+def test_encoder_forward(golden):
+  """Ragged lengths: CLS and every block's tokens. Seen red with a time-major patch."""
+  arrays = golden("atst_step")
+  params, _ = transformer_variables(arrays, "before.student.")
+  length = jnp.asarray(arrays["length"])
+  y, out = Transformer(**ENCODER).apply({"params": params["encoder"]}, jnp.asarray(arrays["views"][0, 0]), length)
+  np.testing.assert_allclose(y, arrays["eval_cls"], atol=1e-5)
+  for clip, tokens in enumerate(length // 4 + 1):  # tokens of padding are arbitrary
+    np.testing.assert_allclose(out["blocks"][:, clip, :tokens], arrays["eval_blocks"][:, clip, :tokens], atol=1e-5)
+
+
+@pytest.mark.parametrize("num_blocks, key", [(3, "long_embed_all_blocks"), (1, "long_embed_last_block")])
+def test_embedding_of_long_clips(golden, num_blocks, key):
+  """Chunks of 601 frames by the released rule, through the embedder; the golden clips are normalised already."""
+  arrays = golden("atst_step")
+  params, _ = transformer_variables(arrays, "before.student.")
+  model = Model({"encoder": {"kind": "transformer", **ENCODER}, "frontend": FRONTENDS["audiossl"].to_json(),
+                 "normalization": {"top_db": 1e9, "low": -1.0, "high": 1.0}, "chunk_frames": 601, "tail": "released"},
+                {"params": params["encoder"]}, None)  # fmt: skip
+  clips = [mel[:length] for mel, length in zip(arrays["long_mel"], arrays["long_length"], strict=True)]
+  np.testing.assert_allclose(model.embed(clips, num_blocks=num_blocks), arrays[key], atol=1e-5)
+
+
+def _largest_difference(tree, expected):
+  return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), tree, expected)))
+
+
+def test_three_steps(golden):
+  """Gradients of the first step and the state after three, through the project's own update."""
+  arrays = golden("atst_step")
+  table = lambda values: lambda step: jnp.asarray(values, jnp.float32)[step]
+  network = method.make_network(encoder={"kind": "transformer", **ENCODER}, joint_views=True, difference_weight=0.0,
+                                heads={"hidden": 64, "out": 32, "use_bias": False}, dtype=jnp.float32)  # fmt: skip
+  spy = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (grads, grads))
+  adamw = optax.adamw(table(arrays["lr"]), b1=0.9, b2=0.999, eps=1e-6, weight_decay=table(arrays["wd"]), mask=decay_mask)
+  tx = optax.chain(spy, adamw)
+  teacher = ema(table(arrays["ema"]))
+  update = jax.jit(method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, difference_weight=0.0,
+                                      group=5, mix_scale=1.0))  # fmt: skip
+  params, batch_stats = transformer_variables(arrays, "before.student.")
+  state = method.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params),
+                            teacher.init(*transformer_variables(arrays, "before.teacher.")))  # fmt: skip
+  for step in range(3):
+    pair = jnp.asarray(arrays["views"][step]).swapaxes(0, 1)
+    state, metrics = update(state, jax.random.key(0), pair, None, None)
+    values = [float(metrics[k]) for k in ("loss", "std_student", "std_teacher")]
+    np.testing.assert_allclose(values, arrays["trace_loss_stds_stdt"][step], rtol=1e-5)
+    if step == 0:
+      grads, _ = transformer_variables({k: v for k, v in arrays.items()}, "grad.")
+      # The last LayerNorm's bias moves all rows alike, which the projector's BatchNorm removes: its gradient is rounding
+      # noise, of which Adam makes steps of the learning rate.
+      ours = jax.tree.map(np.asarray, state.opt_state[0])
+      for tree in (ours, grads):
+        assert np.abs(tree["encoder"]["norm"].pop("bias")).max() < 1e-6
+      gap = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads)
+      assert max(jax.tree.leaves(gap)) < 1e-4
+  expected, expected_stats = transformer_variables(arrays, "after.student.")
+  del state.params["encoder"]["norm"]["bias"], expected["encoder"]["norm"]["bias"]
+  assert _largest_difference(state.params, expected) < 1e-4
+  assert _largest_difference(state.batch_stats, expected_stats) < 1e-4
+  expected, expected_stats = transformer_variables(arrays, "after.teacher.")
+  assert _largest_difference(state.teacher.params, expected) < 1e-4
+  assert _largest_difference(state.teacher.batch_stats, expected_stats) < 1e-4

@@ -1,0 +1,288 @@
+"""Preparation: shards that depend on the input and the seed only, and a dataset.json that describes them exactly."""
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import soundfile
+
+from atst_jax.frontend import get_frontend, log_mel
+from atst_jax.records import Dataset
+from data_pipeline import prepare
+from data_pipeline.audio import load_audio
+from data_pipeline.mel_statistics import MelStatistics, merge_statistics
+from data_pipeline.shards import write_task
+
+RATE = 16000
+KEYS = {"schema", "name", "frontend", "label_names", "multi_label", "fold_names", "folds", "splits", "statistics",
+        "rejects", "counts", "preparation"}  # fmt: skip
+
+
+def noise(path, seconds=0.3, seed=0, rate=RATE):
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  samples = np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * rate))
+  soundfile.write(path, samples, rate)
+
+
+def contents(folder) -> dict[str, bytes]:
+  """Relative path -> bytes of every file below a folder."""
+  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(pathlib.Path(folder).rglob("*")) if p.is_file()}
+
+
+def run(*arguments) -> int:
+  return prepare.main([*map(str, arguments), "--frontend=atst"])
+
+
+@pytest.fixture
+def inline(monkeypatch):
+  """Writes the shards in this process: for tests that are not about the workers."""
+
+  def write_tasks(tasks, settings, *, workers):
+    for task in tasks:
+      write_task(task, settings, lambda files, clips: None)
+
+  monkeypatch.setattr(prepare, "write_tasks", write_tasks)
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+  """40 files of 4 classes, three of them unusable, one of 7 seconds."""
+  root = tmp_path_factory.mktemp("audio")
+  for i in range(36):
+    noise(str(root / f"class {i % 4}" / f"{i}.wav"), 0.2 + 0.01 * i, i)
+  noise(str(root / "class 0" / "long.flac"), 7.0, 100)
+  (root / "class 1" / "text.wav").write_text("no sound" * 99)
+  (root / "class 2" / "zero.wav").touch()
+  noise(str(root / "short.wav"), 0.01)
+  return root
+
+
+@pytest.fixture(scope="module")
+def prepared(audio, tmp_path_factory):
+  """(folder, its contents) as two workers wrote it."""
+  output = tmp_path_factory.mktemp("prepared") / "out"
+  assert run(f"--input={audio}", f"--output={output}", "--workers=2", "--max_seconds=3") == 0
+  return output, contents(output)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_bytes_do_not_depend_on_the_workers(audio, prepared, tmp_path, workers):
+  assert run(f"--input={audio}", f"--output={tmp_path}", f"--workers={workers}", "--max_seconds=3") == 0
+  assert contents(tmp_path) == prepared[1]
+
+
+def test_dataset_json(audio, prepared):
+  dataset = Dataset.load(str(prepared[0]))
+  manifest, train = dataset.manifest, dataset.manifest["splits"]["train"]
+  clips = {clip.id: clip for clip in dataset.clips("train")}
+  assert set(manifest) == KEYS
+  assert manifest["label_names"] == [f"class {i}" for i in range(4)]
+  assert [(r["id"], r["reason"]) for r in manifest["rejects"]] == [
+    ("class 1/text.wav", "undecodable"), ("class 2/zero.wav", "empty"), ("short.wav", "too_short")]  # fmt: skip
+  pieces = [f"class 0/long.flac#{i:04d}" for i in range(3)]
+  assert set(clips) == {*(f"class {i % 4}/{i}.wav" for i in range(36)), *pieces}
+  assert [len(clips[id].mel) for id in pieces] == [301, 301, 101]
+  assert len(train["shards"]) == 16 and train["num_clips"] == len(clips) == 39 and train["num_files"] == 37
+  assert train["num_frames"] == sum(len(clip.mel) for clip in clips.values()) and train["max_frames"] == 301
+  assert train["class_counts"] == collections.Counter(id.split("/")[0] for id in clips)
+  assert manifest["counts"]["split_files"] == 1 and manifest["counts"]["sample_rates"] == {"16000": 37}
+  assert manifest["counts"]["coverage"]["class 1"] == {"listed": 10, "missing": 0, "rejected": 1}
+  assert manifest["fold_names"] == manifest["folds"] == [] and manifest["preparation"]["seed"] == 0
+  for id, clip in clips.items():
+    assert dataset.label_names[clip.labels[0]] == id.split("/")[0] and clip.fold == -1
+  wanted = log_mel(load_audio(str(audio / "class 1/13.wav"), RATE), get_frontend("atst")).astype(np.float16)
+  np.testing.assert_array_equal(clips["class 1/13.wav"].mel, wanted)
+
+
+def test_files_are_dealt_in_hash_order(prepared):
+  dataset = Dataset.load(str(prepared[0]))
+  shards = dataset.shards("train")
+  held = collections.defaultdict(list)
+  for shard in shards:
+    for clip in Dataset("", {"splits": {"s": {"shards": [shard.__dict__ | {"file": shard.path}]}}},
+                        dataset.frontend).clips("s"):  # fmt: skip
+      held[shard.path].append(clip.id.split("#")[0])
+  ids = {*(id for ids in held.values() for id in ids), "class 1/text.wav", "class 2/zero.wav", "short.wav"}
+  ordered = sorted(ids, key=lambda id: hashlib.sha256(f"0:{id}".encode()).hexdigest())
+  bad = {"class 1/text.wav", "class 2/zero.wav", "short.wav"}
+  for i, shard in enumerate(shards):
+    assert list(dict.fromkeys(held[shard.path])) == [id for id in ordered[i::16] if id not in bad]
+
+
+def test_statistics_are_those_of_the_stored_values(prepared, audio, tmp_path, inline, capsys):
+  dataset = Dataset.load(str(prepared[0]))
+  values = np.concatenate([clip.mel.ravel() for clip in dataset.clips("train")]).astype(np.float64)
+  statistics = dataset.statistics
+  assert statistics["num_values"] == len(values) and statistics["split"] == "train"
+  assert (statistics["min"], statistics["max"]) == (values.min(), values.max())
+  np.testing.assert_allclose([statistics["mean"], statistics["std"]], [values.mean(), values.std()], rtol=1e-12)
+  assert run(f"--input={audio}", f"--output={tmp_path}", "--num_shards=3", "--max_seconds=3", "--seed=9") == 0
+  other = Dataset.load(str(tmp_path))
+  assert len(other.shards("train")) == 3 and other.statistics == statistics  # to the last bit
+  manifest = json.loads((tmp_path / "dataset.json").read_text())
+  (tmp_path / "dataset.json").write_text(json.dumps({**manifest, "statistics": {}}))
+  assert prepare.main(["stats", str(tmp_path)]) == 0
+  assert json.loads(capsys.readouterr().out.splitlines()[-1]) == Dataset.load(str(tmp_path)).statistics == statistics
+
+
+def test_statistics_merge_exactly():
+  rng = np.random.default_rng(0)
+  mels = [(rng.normal(-30, 25, (n, 8)) * 10.0 ** rng.integers(-6, 1, (n, 8))).astype(np.float16) for n in (3, 70, 200)]
+  parts = []
+  for mel in mels:
+    part = MelStatistics()
+    part.add(mel)
+    parts.append(json.loads(json.dumps(part.to_json())))
+  whole = MelStatistics()
+  for mel in mels[::-1]:
+    whole.add(mel)
+  assert merge_statistics(parts, "train") == merge_statistics([whole.to_json()], "train")
+  values = np.concatenate([mel.ravel() for mel in mels]).astype(np.float64)
+  np.testing.assert_allclose(merge_statistics(parts, "train")["std"], values.std(), rtol=1e-13)
+  assert merge_statistics([MelStatistics().to_json()], "train") == {}
+
+
+def test_shards_by_size_and_fewer_files_than_shards(tmp_path, inline):
+  for i in range(20):
+    noise(str(tmp_path / "in" / f"{i}.wav"), 2.0, i)  # 201 frames, 26 kB each
+  assert run(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'a'}", "--shard_mb=0.027") == 0
+  assert len(Dataset.load(str(tmp_path / "a")).shards("train")) == 19
+  for i in range(7, 20):
+    os.unlink(tmp_path / "in" / f"{i}.wav")
+  assert run(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'b'}") == 0
+  assert [shard.num_clips for shard in Dataset.load(str(tmp_path / "b")).shards("train")] == [1] * 7
+
+
+def test_no_shard_is_empty_and_there_are_sixteen(tmp_path, inline):
+  for i in range(20):
+    noise(str(tmp_path / "in" / f"{i}.wav"), 0.1, i)
+    (tmp_path / "in" / f"bad{i}.wav").write_text("x" * (i + 1))
+  output = tmp_path / "out"
+  assert run(f"--input={tmp_path / 'in'}", f"--output={output}") == 0
+  dataset = Dataset.load(str(output))
+  assert sorted(shard.num_clips for shard in dataset.shards("train")) == [1] * 12 + [2] * 4
+  assert len(dataset.manifest["rejects"]) == 20
+  before = contents(output)
+  assert run(f"--input={tmp_path / 'in'}", f"--output={output}") == 0 and contents(output) == before
+  assert prepare.main(["verify", str(output)]) == 0  # nothing of the first deal is left
+
+
+def test_manifest_with_missing_files(tmp_path, inline, capsys):
+  rows = ["path,label,split,fold"]
+  for i in range(24):
+    rows.append(f"{i}.wav,{'ab'[i % 2]};c{i},{'test' if i % 3 == 0 else 'train'},{i % 5}")
+    if i < 18:
+      noise(str(tmp_path / f"{i}.wav"), 0.1, i)
+  (tmp_path / "list.csv").write_text("\n".join(rows))
+  assert run(f"--input={tmp_path / 'list.csv'}", f"--output={tmp_path / 'out'}") == 0
+  dataset = Dataset.load(str(tmp_path / "out"))
+  manifest = dataset.manifest
+  assert manifest["multi_label"] and manifest["folds"] == [0, 1, 2, 3, 4] and manifest["name"] == "list"
+  assert {split: dataset.num_clips(split) for split in dataset.splits} == {"test": 6, "train": 12}
+  assert [(r["id"], r["reason"]) for r in manifest["rejects"]] == [(f"{i}.wav", "missing") for i in range(18, 24)]
+  assert manifest["counts"]["coverage"]["a"] == {"listed": 12, "missing": 3, "rejected": 0}
+  assert all(len(clip.labels) == 2 and clip.fold >= 0 for clip in dataset.clips("train"))
+  assert manifest["statistics"]["num_values"] == manifest["splits"]["train"]["num_frames"] * 64
+  printed = capsys.readouterr().out
+  assert "6 of 24 files rejected: 6 missing" in printed and "a 3 of 12" in printed
+
+
+def test_dry_run_writes_nothing(audio, tmp_path, capsys):
+  assert run(f"--input={audio}", f"--output={tmp_path / 'out'}", "--dry_run") == 0
+  assert "40 files (folder), 0 of them missing, 4 classes" in capsys.readouterr().out
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "clips", "folds"), [("esc10", 400, 5), ("fsdd", 3000, 6)])
+def test_shared_sets(shared, tmp_path, layout, clips, folds):
+  output = tmp_path / "out"
+  assert run(f"--input={shared / 'data' / layout}", f"--output={output}", f"--layout={layout}", "--workers=2") == 0
+  dataset = Dataset.load(str(output))
+  manifest = dataset.manifest
+  assert dataset.num_clips("train") == clips and manifest["rejects"] == [] and len(manifest["folds"]) == folds
+  assert set(manifest["splits"]["train"]["class_counts"].values()) == {clips // 10}
+  counts = [shard.num_clips for shard in dataset.shards("train")]
+  assert len(counts) == 16 and max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+  ("layout", "rate", "folds"), [("esc10", "44100", [1, 2, 3, 4, 5]), ("fsdd", "8000", [*range(6)])]
+)
+def test_a_part_of_the_shared_sets(shared, tmp_path, inline, layout, rate, folds):
+  source = shared / "data" / layout
+  for path in [p for p in sorted(source.rglob("*")) if p.suffix in (".ogg", ".flac")][
+    :: 8 if layout == "esc10" else 40
+  ]:
+    os.makedirs((tmp_path / path.relative_to(shared / "data")).parent, exist_ok=True)
+    shutil.copy(path, tmp_path / path.relative_to(shared / "data"))
+  assert run(f"--input={tmp_path / layout}", f"--output={tmp_path / 'out'}", f"--layout={layout}") == 0
+  dataset = Dataset.load(str(tmp_path / "out"))
+  manifest = dataset.manifest
+  assert manifest["rejects"] == [] and manifest["folds"] == folds and len(manifest["label_names"]) == 10
+  assert manifest["counts"]["sample_rates"] == {rate: dataset.num_clips("train")}
+  for clip in dataset.clips("train"):
+    name = dataset.label_names[clip.labels[0]]
+    if layout == "fsdd":
+      assert clip.id.split("_")[:2] == [name, manifest["fold_names"][clip.fold]]
+    else:
+      assert clip.id.startswith(f"{name}/{clip.fold}-") and len(clip.mel) == 501
+
+
+def test_opens_with_tfds(tmp_path, inline):
+  rows = ["path,label,split,fold"]
+  for i in range(20):
+    noise(str(tmp_path / f"é {i}.wav"), 0.1 + 0.01 * i, i)
+    rows.append(f"é {i}.wav,{'dog' if i % 2 else 'cat 語'},{'test' if i % 4 == 0 else 'train'},{i % 5}")
+  for name, change in (("single", lambda row: row), ("multi", lambda row: row.replace(",dog", ",dog;barks"))):
+    (tmp_path / f"{name}.csv").write_text("\n".join(map(change, rows)))
+    assert run(f"--input={tmp_path / f'{name}.csv'}", f"--output={tmp_path / name}") == 0
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    for name in ("single", "multi"):
+      builder = tfds.builder_from_directory(str(tmp_path / name))
+      dataset = Dataset.load(str(tmp_path / name))
+      assert set(builder.info.splits) == {"test", "train"}
+      for split in dataset.splits:
+        ours = {clip.id: clip for clip in dataset.clips(split)}
+        theirs = {example["id"].decode(): example for example in tfds.as_numpy(builder.as_dataset(split=split))}
+        assert set(ours) == set(theirs) and len(ours) == builder.info.splits[split].num_examples
+        for id, clip in ours.items():
+          assert theirs[id]["mel"].dtype == np.float16 and theirs[id]["fold"] == clip.fold
+          np.testing.assert_array_equal(theirs[id]["mel"], clip.mel)
+          np.testing.assert_array_equal(np.ravel(theirs[id]["labels" if clip.multi_label else "label"]), clip.labels)
+      feature = builder.info.features["labels" if name == "multi" else "label"]
+      assert (feature.feature if name == "multi" else feature).names == dataset.label_names
+    paths = [shard.path for shard in dataset.shards("train")]
+    for data, clip in zip(tf.data.TFRecordDataset(paths), dataset.clips("train"), strict=True):
+      features = tf.train.Example.FromString(data.numpy()).features.feature
+      assert features["id"].bytes_list.value[0].decode() == clip.id
+      assert features["mel"].bytes_list.value[0] == clip.mel.tobytes()
+      assert list(features["labels"].int64_list.value) == list(clip.labels)
+      assert features["num_frames"].int64_list.value[0] == len(clip.mel)
+      assert features["split"].bytes_list.value[0] == b"train" and features["fold"].int64_list.value[0] == clip.fold
+
+
+def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):
+  code = (
+    "import sys, data_pipeline.workers, data_pipeline.prepare as prepare\n"
+    "from data_pipeline.shards import write_task\n"
+    "def inline(tasks, settings, workers): [write_task(task, settings, lambda *a: None) for task in tasks[:2]]\n"
+    "prepare.write_tasks = inline\n"
+    "prepare.main(sys.argv[1:])\n"
+    "sys.exit(str({'jax', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))\n"
+  )
+  command = [sys.executable, "-c", code, f"--input={audio}", f"--output={tmp_path}", "--frontend=atst"]
+  done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, check=False)
+  assert done.stderr.splitlines()[-1] == "set()"

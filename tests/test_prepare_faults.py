@@ -1,0 +1,306 @@
+"""What preparation survives: signals, dead workers, full disks, damaged and foreign folders, mistyped commands."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from atst_jax.frontend import get_frontend
+from atst_jax.records import Dataset
+from atst_jax.tfrecord import frame_record, read_records
+from data_pipeline import prepare, shards
+from data_pipeline.shards import write_task
+
+ROOT = pathlib.Path(__file__).parents[1]
+RATE = 16000
+
+
+def contents(folder) -> dict[str, bytes]:
+  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(pathlib.Path(folder).rglob("*")) if p.is_file()}
+
+
+def command(audio, output, *more) -> list[str]:
+  return [sys.executable, "-m", "data_pipeline.prepare", f"--input={audio}", f"--output={output}", "--frontend=atst",
+          "--num_shards=32", *more]  # fmt: skip
+
+
+def run(*arguments) -> int:
+  return prepare.main([*map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def inline(monkeypatch):
+  """Writes the shards in this process; subprocesses use real workers."""
+
+  def write_tasks(tasks, settings, *, workers):
+    for task in tasks:
+      write_task(task, settings, lambda files, clips: None)
+
+  monkeypatch.setattr(prepare, "write_tasks", write_tasks)
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+  """32 names of one 30-s noise: enough work to be killed in the middle of."""
+  root = tmp_path_factory.mktemp("audio")
+  soundfile.write(root / "0.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 30 * 44100), 44100)
+  for i in range(1, 32):
+    os.link(root / "0.wav", root / f"{i}.wav")
+  return root
+
+
+@pytest.fixture
+def small(tmp_path):
+  """(audio folder, prepared folder) of 20 short clips."""
+  rng = np.random.default_rng(0)
+  (tmp_path / "audio").mkdir()
+  for i in range(20):
+    soundfile.write(tmp_path / "audio" / f"{i}.wav", rng.uniform(-0.5, 0.5, 2000), RATE)
+  assert run(f"--input={tmp_path / 'audio'}", f"--output={tmp_path / 'out'}", "--frontend=atst", "--num_shards=5") == 0
+  return tmp_path / "audio", tmp_path / "out"
+
+
+def finished(output) -> dict[str, int]:
+  """Sidecars and the inodes of their shards."""
+  sidecars = [p for p in (output / ".work").glob("train-*.json")] if output.exists() else []
+  return {p.stem: (output / f"{p.stem}.tfrecord").stat().st_ino for p in sidecars}
+
+
+def interrupt(process, output, count, action):
+  """Acts once `count` shards are finished; returns (exit code, stderr)."""
+  deadline = time.monotonic() + 60
+  while len(finished(output)) < count and process.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.005)
+  action(process)
+  return process.wait(60), process.stderr.read()
+
+
+def kill_a_worker(process):
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  workers = [int(pid) for pid in children if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+  os.kill(workers[0], signal.SIGKILL)
+
+
+def test_interrupted_again_and_again(audio, tmp_path):
+  """SIGTERM, a dead worker and SIGKILL of the whole group, then the end: finished shards stay, bytes are the same."""
+  output, reference = tmp_path / "out", tmp_path / "reference"
+  assert prepare.main(command(audio, reference)[3:]) == 0
+  actions = [
+    (lambda process: process.terminate(), 75, "run the same command again"),
+    (kill_a_worker, 75, "a worker process died"),
+    (lambda process: os.killpg(process.pid, signal.SIGKILL), -signal.SIGKILL, ""),
+  ]
+  for action, code, message in actions:
+    before = finished(output)
+    with subprocess.Popen(command(audio, output, "--workers=2"), cwd=ROOT, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True, start_new_session=True) as process:  # fmt: skip
+      result, error = interrupt(process, output, len(before) + 2, action)
+    assert result == code and message in error and "Traceback" not in error, error
+    after = finished(output)
+    assert len(before) + 2 <= len(after) < 32, "the job was not interrupted in the middle"
+    assert {name: after[name] for name in before} == before
+    assert not (output / "dataset.json").exists()
+  before = finished(output)
+  done = subprocess.run(command(audio, output, "--workers=2"), cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and f"{32 - len(before)} of 32 shards to write" in done.stderr
+  assert {name: inode for name, inode in finished(output).items() if name in before} == before
+  assert contents(output) == contents(reference)
+
+
+def test_a_full_disk_is_one_line(audio, tmp_path):
+  limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "-", *command(audio, tmp_path / "out", "--workers=1")]
+  done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and "Traceback" not in done.stderr
+  assert f"error: cannot write to {tmp_path / 'out'}: File too large" in done.stderr
+  assert [name for name in os.listdir(tmp_path / "out") if name != ".work"] == []
+
+
+def test_a_rerun_rebuilds_what_is_gone(small):
+  audio, output = small
+  before = contents(output)
+  shard = output / "train-00002-of-00005.tfrecord"
+  inode = (output / "train-00001-of-00005.tfrecord").stat().st_ino
+  for damage in (shard.unlink, lambda: os.truncate(shard, 100), (output / "dataset.json").unlink,
+                 (output / ".work" / "train-00002-of-00005.json").unlink):  # fmt: skip
+    damage()
+    (output / "train-00002-of-00005.tfrecord.tmp-123").write_text("left by a killed job")
+    assert contents(output) != before
+    assert run(f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5") == 0
+    assert contents(output) == before
+  assert (output / "train-00001-of-00005.tfrecord").stat().st_ino == inode
+
+
+def _flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def _cut_on_a_boundary(path):
+  path.write_bytes(b"".join(map(frame_record, list(read_records(str(path)))[:-1])))
+
+
+def _swap_records(path):
+  path.write_bytes(b"".join(map(frame_record, list(read_records(str(path)))[::-1])))
+
+
+def _repeat_a_record(path):
+  first, *rest = read_records(str(path))
+  path.write_bytes(b"".join(map(frame_record, [first, *rest[1:], first])))
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (_flip, "record"), (_cut_on_a_boundary, "3 clips, 4 expected"), (pathlib.Path.unlink, "missing, 4 clips expected"),
+    (_swap_records, "sha256 differs"), (_repeat_a_record, "occurs twice"),
+    (lambda path: os.truncate(path, path.stat().st_size - 9), "ends inside the record"),
+    (lambda path: path.write_bytes(b""), "0 clips, 4 expected"),
+    (lambda path: path.write_bytes(frame_record(b"no example")), "not a tf.train.Example"),
+  ],
+)  # fmt: skip
+def test_verify_names_the_bad_shard(small, capsys, damage, message):
+  output = small[1]
+  assert prepare.main(["verify", str(output)]) == 0
+  assert "20 clips" in capsys.readouterr().out
+  damage(output / "train-00003-of-00005.tfrecord")
+  assert prepare.main(["verify", str(output)]) == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 2 and "train-00003-of-00005.tfrecord" in lines[0] and message in lines[0]
+
+
+def test_verify_finds_strays_and_needs_a_dataset(small, tmp_path, capsys):
+  (small[1] / "train-00005-of-00005.tfrecord").write_bytes(b"")
+  assert prepare.main(["verify", str(small[1])]) == 2
+  assert "train-00005-of-00005.tfrecord: not listed" in capsys.readouterr().err
+  for text, message in ((None, "not a prepared dataset"), ("{", "not a dataset.json"), ("{}", "not a dataset.json"),
+                        ('{"schema": 99}', "schema version 99")):  # fmt: skip
+    if text is not None:
+      (tmp_path / "dataset.json").write_text(text)
+    assert prepare.main(["verify", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_kind_of_bad_file_is_a_reject_and_nothing_more(small, tmp_path, capsys):
+  audio = small[0]
+  samples = np.random.default_rng(0).uniform(-0.5, 0.5, (RATE, 2))
+  (audio / "zero.wav").touch()
+  (audio / "text.flac").write_text("text")
+  (audio / "dead.ogg").symlink_to("nowhere")
+  soundfile.write(audio / "nan.wav", np.where(samples > 0.49, np.nan, samples), RATE, subtype="FLOAT")
+  soundfile.write(audio / "huge.wav", samples * 1e25, RATE, subtype="FLOAT")
+  soundfile.write(audio / "short.mp3", samples[:300], 48000)
+  soundfile.write(audio / "loud.wav", samples * 1e6, RATE, subtype="FLOAT")
+  soundfile.write(audio / "silent.flac", np.zeros((44100, 2)), 44100)
+  soundfile.write(audio / "clipped.wav", np.clip(samples * 5, -1, 1), RATE)
+  soundfile.write(audio / "offset.wav", samples * 0.1 + 0.3, 8000)
+  assert run(f"--input={audio}", f"--output={tmp_path / 'all'}", "--frontend=atst") == 0
+  dataset = Dataset.load(str(tmp_path / "all"))
+  clips = {clip.id: clip.mel for clip in dataset.clips("train")}
+  assert {r["id"]: r["reason"] for r in dataset.manifest["rejects"]} == {
+    "zero.wav": "empty", "text.flac": "undecodable", "dead.ogg": "missing", "nan.wav": "non_finite",
+    "huge.wav": "non_finite", "short.mp3": "too_short"}  # fmt: skip
+  counts = dataset.manifest["counts"]
+  assert len(clips) == 24 and (counts["silent"], counts["clipped"], counts["dc"]) == (1, 2, 1)
+  assert all(np.isfinite(mel).all() for mel in clips.values())
+  assert (clips["silent.flac"] == -100).all() and len(clips["silent.flac"]) == 101
+  assert (
+    "6 of 30 files rejected: 1 empty, 1 missing, 2 non_finite, 1 too_short, 1 undecodable" in capsys.readouterr().out
+  )
+
+
+def test_any_error_of_a_decoder_is_a_reject(small, tmp_path, monkeypatch):
+  def failing(waveform, frontend, filters):
+    if len(waveform) == 1500:
+      raise MemoryError("no room")
+    return np.zeros((3, frontend.n_mels), np.float32)
+
+  soundfile.write(small[0] / "bad.wav", np.ones(1500) / 2, RATE)
+  monkeypatch.setattr(shards, "log_mel", failing)
+  assert run(f"--input={small[0]}", f"--output={tmp_path / 'all'}", "--frontend=atst") == 0
+  assert Dataset.load(str(tmp_path / "all")).manifest["rejects"] == [
+    {"id": "bad.wav", "reason": "undecodable", "detail": "MemoryError: no room"}]  # fmt: skip
+
+
+def test_another_plan_is_refused(small, tmp_path, capsys):
+  audio, output = small
+  base = [f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5"]
+  before = contents(output)
+
+  def refused(change, message):
+    assert run(*base, *change) == 2
+    error = capsys.readouterr().err
+    assert message in error and "choose another --output" in error and error.count("\n") == 1
+
+  changes = [(["--seed=1"], "seed 0, now it is 1"), (["--num_shards=4"], "num_shards 5, now it is 4"),
+             (["--frontend=byola"], "frontend 'atst "), (["--max_seconds=2"], "max_seconds 60.0"),
+             (["--name=x"], "name 'audio', now it is 'x'")]  # fmt: skip
+  for change in changes:
+    refused(*change)
+  for path in (output / ".work").iterdir():
+    path.unlink()
+  refused(*changes[0])  # from dataset.json alone
+  (output / ".work" / "plan.json").write_text("{")
+  assert run(*base) == 0 and contents(output) == before
+  soundfile.write(audio / "new.wav", np.zeros(2000), RATE)
+  refused([], "other input files")
+  (audio / "new.wav").unlink()
+  (output / "dataset.json").unlink()
+  (output / ".work" / "plan.json").unlink()
+  refused([], "nothing says what of")
+
+
+def test_one_job_at_a_time(small):
+  audio, output = small
+  fcntl = pytest.importorskip("fcntl")
+  with open(output / ".work" / "lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert run(f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5") == 2
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--inptu=x"], "unknown flag --inptu; did you mean '--input'"), ([], "required: --input, --output, --frontend"),
+    (["--input=absent"], "--input=absent does not exist"), (["--input=empty"], "holds no audio"),
+    (["--frontend=atts"], "unknown front-end 'atts'; choose one of atst"), (["--workers=0"], "--workers=0 is not"),
+    (["--layout=esc50"], "unknown --layout=esc50; choose one of folder, esc10, fsdd, manifest; did you mean 'esc10'?"),
+    (["--seed=x"], "invalid int value: 'x'"), (["--max_seconds=0.5"], "--max_seconds=0.5 is not between 1"),
+    (["--max_seconds=nan"], "--max_seconds=nan is not"), (["--output=list.csv"], "--output=list.csv is a file"),
+    (["--output=/proc/x"], "cannot write to --output=/proc/x"), (["--input=list.csv"], "set --root"),
+    (["--input=bad"], "none of the 1 files can be used; the first is 'a.wav': undecodable"),
+    (["verify"], "required: dataset"), (["verify", "empty"], "not a prepared dataset"), (["stats", "empty"], "prepare"),
+  ],
+)  # fmt: skip
+def test_mistakes_are_one_line(small, monkeypatch, capsys, arguments, message):
+  monkeypatch.chdir(small[0].parent)
+  os.mkdir("empty")
+  os.mkdir("bad")
+  pathlib.Path("bad/a.wav").write_text("text")
+  pathlib.Path("list.csv").write_text("path\nabsent.wav\n")
+  valid = [] if arguments[:1] in ([], ["verify"], ["stats"]) else ["--input=audio", "--output=new", "--frontend=atst"]
+  capsys.readouterr()
+  assert prepare.main([*valid, *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_split_without_statistics(tmp_path, capsys):
+  (tmp_path / "list.csv").write_text("path,split\na.wav,test\n")
+  soundfile.write(tmp_path / "a.wav", np.ones(2000) / 3, RATE)
+  output = tmp_path / "out"
+  assert run(f"--input={tmp_path / 'list.csv'}", f"--output={output}", "--frontend=atst") == 0
+  assert f"stats --split=NAME {output}" in capsys.readouterr().out
+  assert json.loads((output / "dataset.json").read_text())["statistics"] == {}
+  assert prepare.main(["stats", "--split=tset", str(output)]) == 2
+  assert "did you mean 'test'?" in capsys.readouterr().err
+  assert prepare.main(["stats", "--split=test", str(output)]) == 0
+  dataset = Dataset.load(str(output))
+  assert dataset.statistics["split"] == "test" and dataset.frontend == get_frontend("atst")

@@ -1,0 +1,185 @@
+"""Listing an input: labels, folds and ids from names and manifests, and the refusal of what will not do."""
+
+import os
+
+import numpy as np
+import pytest
+
+from atst_jax.errors import UserError
+from data_pipeline import files
+from data_pipeline.files import Source
+from data_pipeline.sources import list_sources
+
+
+def touch(root, *names):
+  for name in names:
+    path = os.path.join(root, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    open(path, "wb").close()
+
+
+def manifest(tmp_path, text, name="m.csv"):
+  (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+  return str(tmp_path / name)
+
+
+def refused(tmp_path, text, match, **kwargs):
+  with pytest.raises(UserError, match=match):
+    list_sources(manifest(tmp_path, text), **kwargs)
+
+
+def test_folder(tmp_path):
+  touch(tmp_path, "b/x.wav", "a/deep/y.FLAC", "root.mp3", "a/notes.txt", "b/z.aiff", "b/x.ogg")
+  listing = list_sources(str(tmp_path))
+  assert [(s.id, s.labels, s.fold, s.split) for s in listing.sources] == [
+    ("a/deep/y.FLAC", ("a/deep",), -1, "train"),
+    ("b/x.ogg", ("b",), -1, "train"),
+    ("b/x.wav", ("b",), -1, "train"),
+    ("b/z.aiff", ("b",), -1, "train"),
+    ("root.mp3", (), -1, "train"),
+  ]
+  assert listing.label_names == ["a/deep", "b"] and not listing.multi_label and listing.kind == "folder"
+  assert listing.sources[0].path == str(tmp_path / "a/deep/y.FLAC")
+
+
+def test_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
+  touch(tmp_path, *(f"{c}/{i}.wav" for c in "abc" for i in range(12)))
+  expected = list_sources(str(tmp_path))
+  walk, rng = os.walk, np.random.default_rng(0)
+
+  def shuffled(top, **kwargs):
+    for folder, folders, names in sorted(walk(top, **kwargs), key=lambda _: rng.random()):
+      yield folder, folders, list(rng.permutation(names))
+
+  monkeypatch.setattr(files.os, "walk", shuffled)
+  assert list_sources(str(tmp_path)) == expected
+
+
+def test_ids_survive_strange_names(tmp_path):
+  names = ["ünï/ ç 語.wav", "a b/c\nd.wav", "e'\"f,g;h.wav"]
+  touch(tmp_path, *names)
+  open(os.path.join(os.fsencode(tmp_path), b"\xff.wav"), "wb").close()
+  ids = {source.id for source in list_sources(str(tmp_path)).sources}
+  assert ids == {*names, "\\xff.wav"}
+  assert all(id.encode() for id in ids)
+  touch(tmp_path, "\\xff.wav")  # the one name that can collide with an escape
+  with pytest.raises(UserError, match="same id"):
+    list_sources(str(tmp_path))
+
+
+def test_links(tmp_path):
+  root, outside = tmp_path / "root", tmp_path / "outside"
+  touch(root, "a/x.wav")
+  touch(outside, "y.wav")
+  (root / "link.wav").symlink_to("a/x.wav")
+  (root / "again").symlink_to("a")
+  assert [source.id for source in list_sources(str(root)).sources] == ["a/x.wav", "link.wav"]
+  for name, target in (("b.wav", outside / "y.wav"), ("b", outside)):
+    (root / name).symlink_to(target)
+    with pytest.raises(UserError, match=f"{name} is a link out of"):
+      list_sources(str(root))
+    (root / name).unlink()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "match"),
+  [
+    ({"path": "absent"}, "absent does not exist"), ({"path": "."}, "holds no audio .*wav"),
+    ({"path": ".", "layout": "manifest"}, "needs a file"), ({"path": "f.csv", "layout": "folder"}, "needs a folder"),
+    ({"path": ".", "root": "x"}, "only serves a manifest"),
+  ],
+)  # fmt: skip
+def test_unfit_inputs(tmp_path, monkeypatch, arguments, match):
+  monkeypatch.chdir(tmp_path)
+  touch(tmp_path, "f.csv", "song.txt")
+  with pytest.raises(UserError, match=match):
+    list_sources(**arguments)
+
+
+def test_layouts(tmp_path):
+  touch(tmp_path / "esc", "dog/1-100-A.ogg", "dog/5-7-B.ogg", "rain/2-9-A.wav")
+  assert [(s.labels, s.fold) for s in list_sources(str(tmp_path / "esc"), layout="esc10").sources] == [
+    (("dog",), 1), (("dog",), 5), (("rain",), 2)]  # fmt: skip
+  touch(tmp_path / "fsdd", "0_theo_1.flac", "9_ann_0.flac", "3_theo_12.flac")
+  listing = list_sources(str(tmp_path / "fsdd"), layout="fsdd")
+  assert [(s.id, s.labels, s.fold) for s in listing.sources] == [
+    ("0_theo_1.flac", ("0",), 1), ("3_theo_12.flac", ("3",), 1), ("9_ann_0.flac", ("9",), 0)]  # fmt: skip
+  assert listing.fold_names == ["ann", "theo"]
+  touch(tmp_path / "fsdd", "theo.flac")
+  with pytest.raises(UserError, match=r"theo.flac is not named like DIGIT_SPEAKER_INDEX.flac.*--layout=folder"):
+    list_sources(str(tmp_path / "fsdd"), layout="fsdd")
+
+
+def test_shared_sets(shared):
+  esc10 = list_sources(str(shared / "data" / "esc10"), layout="esc10")
+  assert len(esc10.sources) == 400 and len(esc10.label_names) == 10
+  assert {source.fold for source in esc10.sources} == {1, 2, 3, 4, 5}
+  fsdd = list_sources(str(shared / "data" / "fsdd"), layout="fsdd")
+  assert len(fsdd.sources) == 3000 and fsdd.label_names == list("0123456789") and len(fsdd.fold_names) == 6
+
+
+def test_manifest(tmp_path):
+  touch(tmp_path, "audio/a.wav")
+  rows = ["\ufeffpath,label,fold,split,id", "audio/a.wav,dog,3,test,one", '"b\nc,d.wav",,,,', "./audio//z.wav,cat,0,,"]
+  path = manifest(tmp_path, "\r\n".join(rows))
+  expected = [
+    Source(str(tmp_path / "audio/z.wav"), "audio/z.wav", ("cat",), False, 0, "train"),
+    Source(str(tmp_path / "b\nc,d.wav"), "b\nc,d.wav", (), False, -1, "train"),
+    Source(str(tmp_path / "audio/a.wav"), "one", ("dog",), False, 3, "test"),
+  ]
+  assert list_sources(path).sources == expected  # existence is not its business
+  rows = "path\tlabel\tid\na.wav\tdog; cat ;dog\tx\nb.wav\tcat\ty\n"
+  listing = list_sources(manifest(tmp_path, rows, "m.tsv"), root=str(tmp_path / "audio"))
+  assert [(s.path, s.labels) for s in listing.sources] == [
+    (str(tmp_path / "audio/a.wav"), ("dog", "cat")), (str(tmp_path / "audio/b.wav"), ("cat",))]  # fmt: skip
+  assert listing.multi_label and all(source.multi_label for source in listing.sources)
+  assert listing.label_names == ["cat", "dog"]
+
+
+def test_row_order_does_not_matter(tmp_path):
+  rows = [f"{i}.wav,c{i % 3},{i % 5},train\n" for i in range(30)]
+  listing = list_sources(manifest(tmp_path, "path,label,fold,split\n" + "".join(rows)))
+  assert list_sources(manifest(tmp_path, "path,label,fold,split\n" + "".join(rows[::-1]))) == listing
+
+
+@pytest.mark.parametrize(
+  ("text", "match"),
+  [
+    ("path\na.wav\n/etc/passwd\n", r"m\.csv line 3: the path '/etc/passwd' is absolute"),
+    ("path\na.wav\n\nx/../../b.wav\n", r"line 4: .*'\.\.'"),
+    ('path\n"a\nb.wav"\n..\\b.wav\n', r"line 4: .*'\.\.'"),
+    ("path,id\na.wav,x\nb.wav,y\nc.wav,x\n", r"line 4: id 'x' stands in line 2 already"),
+    ("path\na.wav\n./a.wav\n", r"line 3: id 'a\.wav' stands in line 2 already"),
+    ("path,id\na.wav,x\nb.wav,x#0001\n", r"line 3: id 'x#0001' is what a piece of line 2"),
+    ("path,lable\na.wav,x\n", r"line 1: unknown column 'lable'.*did you mean 'label'"),
+    ("label,fold\nx,1\n", r"line 1: the header .* must name `path`"),
+    ("path,path\nx,y\n", r"line 1: the header .* each column once"),
+    ("", r"line 1: the header \[\] must name `path`"),
+    ("path,label\n", r"holds no audio"),
+    ("path,label\na.wav,x,y\n", r"line 2: 3 values, 2 columns"),
+    ("path,label\na.wav\n", r"line 2: 1 values, 2 columns"),
+    ("path,fold\na.wav,1\nb.wav,two\n", r"line 3: fold 'two' is not a whole number"),
+    ("path,fold\na.wav,-1\n", r"line 2: fold '-1'"),
+    ("path,split\na.wav,../x\n", r"line 2: split '../x'"),
+    ("path,split\na.wav,all\n", r"line 2: split 'all'"),
+    ("path,label\n,x\n", r"line 2: the path '' is no file name"),
+    ("path\na\0.wav\n", r"line 2: the path"),
+    ('path\n"a.wav\n', r"line \d: .*quote"),
+    (b"path\n\xff\xfe.wav\n", r"is not UTF-8"),
+  ],
+)  # fmt: skip
+def test_manifest_faults_name_the_line(tmp_path, text, match):
+  refused(tmp_path, text, match)
+
+
+def test_manifest_links_out_of_the_root(tmp_path):
+  root = tmp_path / "root"
+  touch(tmp_path, "secret/a.wav", "root/b.wav")
+  (root / "in.wav").symlink_to("b.wav")
+  (root / "folder").symlink_to("../secret")
+  (root / "file.wav").symlink_to("../secret/a.wav")
+  good = list_sources(manifest(tmp_path, "path\nb.wav\nin.wav\n"), root=str(root))
+  assert len(good.sources) == 2
+  for name in ("folder/a.wav", "file.wav"):
+    refused(tmp_path, f"path\nb.wav\n{name}\n", f"line 3: '{name}' leads out of", root=str(root))
+  refused(tmp_path, "path\nb.wav\n", "is not a folder", root=str(tmp_path / "absent"))

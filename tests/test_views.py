@@ -1,0 +1,187 @@
+"""Views against slow twins, and what must hold of them whatever is drawn."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atst_jax import views as V
+
+VIEWS = {"segments": "two", "crop_frames": 40, "top_db": 80.0, "low": -80.0, "high": 50.0, "mixup_ratio": 0.4, "group": 4,
+         "freq_scale": (0.6, 1.5), "time_scale": (0.6, 1.5), "canvas_time": 1.5}  # fmt: skip
+
+
+@functools.cache
+def _make_views(ragged, **changes):
+  return jax.jit(functools.partial(V.make_views, ragged=ragged, **{**VIEWS, **changes}))
+
+
+def _mel(clips=8, frames=100, seed=0):
+  return np.random.default_rng(seed).normal(-30, 20, (clips, frames, 64)).astype(np.float16)
+
+
+def _cubic(t):
+  w = lambda x: 1.25 * x**3 - 2.25 * x**2 + 1 if x <= 1 else -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3 if x < 2 else 0.0
+  return [w(abs(t - k)) for k in (-1, 0, 1, 2)]
+
+
+def _slow_resize_crop(x, box, length, canvas_time):
+  """Loops in float64: paste on the canvas, cut the box, resize each axis with taps clamped to the box."""
+  top, left, height, width = box
+  canvas = np.zeros((int(canvas_time * length), x.shape[1]))
+  start = (len(canvas) - length) // 2
+  canvas[start : start + length] = x[:length]
+  piece = canvas[left : left + width, top : top + height]
+
+  def resize(a, n_out):
+    out = np.zeros((n_out, a.shape[1]))
+    for o in range(n_out):
+      s = o * (len(a) - 1) / (n_out - 1) if n_out > 1 else 0.0
+      f = int(np.floor(s))
+      for k, w in zip((-1, 0, 1, 2), _cubic(s - f), strict=True):
+        out[o] += w * a[min(max(f + k, 0), len(a) - 1)]
+    return out
+
+  out = np.zeros(x.shape)
+  out[:length] = resize(resize(piece.T, x.shape[1]).T, length)
+  return out
+
+
+@pytest.mark.parametrize("length", [40, 23, 2, 1])
+def test_resize_crop_equals_slow_twin(length):
+  rng = np.random.default_rng(length)
+  x = rng.normal(size=(40, 64)).astype(np.float32) * (np.arange(40) < length)[:, None]
+  run = jax.jit(lambda x, box, n: V.resize_crop(x, box, n, canvas_time=1.5))
+  for _ in range(8):
+    box = [int(v) for v in V.draw_box(jax.random.key(rng.integers(1 << 30)), length, 64, freq_scale=(0.6, 1.5),
+                                      time_scale=(0.6, 1.5), canvas_time=1.5)]  # fmt: skip
+    np.testing.assert_allclose(run(x, box, length), _slow_resize_crop(x, box, length, 1.5), atol=1e-4)
+
+
+def test_identity_crop_is_exact():
+  x = jnp.asarray(_mel(1)[0], jnp.float32)
+  np.testing.assert_array_equal(V.resize_crop(x, (0, 25, 64, 100), 100, canvas_time=1.5), x)
+
+
+def test_boxes_stay_on_the_canvas_and_cover_their_ranges():
+  keys = jax.random.split(jax.random.key(0), 4000)
+  draw = functools.partial(V.draw_box, freq_scale=(0.6, 1.5), time_scale=(0.6, 1.5), canvas_time=1.5)
+  top, left, height, width = map(np.asarray, jax.vmap(lambda k: draw(k, 601, 64))(keys))
+  assert (top >= 0).all() and (top + height <= 64).all() and (left >= 0).all() and (left + width <= 901).all()
+  assert height.min() == 38 and height.max() == 64 and abs((height == 64).mean() - 0.556) < 0.03
+  assert width.min() < 370 and width.max() > 890 and (left + width == 901).any() and (left == 0).any()
+
+
+def test_segments_of_ten_seconds_overlap_by_two():
+  """Two crops of 601 frames in 1001: starts cover [0, 400] with both ends, so at least 201 frames are shared."""
+  keys = jax.random.split(jax.random.key(1), 3000)
+  crop = jax.vmap(lambda k: V.crop(k, jnp.zeros((1001, 1)), jnp.int32(1001), crop_frames=601)[2])
+  start = np.asarray(crop(keys))
+  assert start.min() == 0 and start.max() == 400
+
+
+def test_single_segment_shares_the_crop_and_two_do_not():
+  mel, length = _mel(), np.full(8, 100, np.int32)
+  *_, drawn = _make_views(False, segments="single")(jax.random.key(0), mel, length)
+  assert (drawn["start"][:, 0] == drawn["start"][:, 1]).all()
+  assert not np.allclose(drawn["box"][:, 0], drawn["box"][:, 1])  # augmented independently
+  *_, drawn = _make_views(False)(jax.random.key(0), mel, length)
+  assert (drawn["start"][:, 0] != drawn["start"][:, 1]).any()
+
+
+def test_partners_differ_between_views_and_from_the_clip():
+  shifts = np.asarray(V.partner_shifts(jax.random.key(0), 3000, 4))
+  assert shifts.min() == 1 and shifts.max() == 3
+  assert (shifts[:, 0] != shifts[:, 1]).all()
+  counts = np.histogram2d(shifts[:, 0], shifts[:, 1], bins=3)[0]
+  assert counts[~np.eye(3, dtype=bool)].min() > 400  # all six pairs alike
+  assert (np.asarray(V.partner_shifts(jax.random.key(0), 9, 2)) == 1).all()
+
+
+def test_partners_come_from_the_group():
+  x = np.arange(12.0)[:, None]
+  shifts = np.array([1, 2, 3])
+  np.testing.assert_array_equal(V.take_partners(x, shifts, 4)[:, 0], [1, 2, 3, 0, 6, 7, 4, 5, 11, 8, 9, 10])
+  np.testing.assert_array_equal(V.shift_in_group(x, 4)[:, 0], [1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8])
+
+
+def test_without_augmentation_a_view_is_the_normalised_crop():
+  mel, length = _mel(), np.full(8, 100, np.int32)
+  exact = {"mixup_ratio": 0.0, "freq_scale": (1.0, 1.0), "time_scale": (1.5, 1.5), "canvas_time": 1.0}
+  pair, _, drawn = _make_views(False, **exact)(jax.random.key(3), mel, length)
+  for clip in range(8):
+    for k in range(2):
+      piece = mel[clip, drawn["start"][clip, k] :][:40].astype(np.float32)
+      expected = 2 * (np.maximum(piece, piece.max() - 80) + 80) / 130 - 1
+      np.testing.assert_allclose(pair[clip, k], expected, atol=1e-5)
+
+
+def test_views_depend_on_the_key_and_the_clip_only():
+  mel, length = _mel(), np.full(8, 100, np.int32)
+  first, _, _ = _make_views(False)(jax.random.key(0), mel, length)
+  again, _, _ = _make_views(False)(jax.random.key(0), mel, length)
+  other, _, _ = _make_views(False)(jax.random.key(1), mel, length)
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).mean() > 0.1 and np.abs(first[:, 0] - first[:, 1]).mean() > 0.1
+
+
+def test_padding_never_enters_a_view():
+  """Whatever stands behind a clip's length: the views are the same, and zero behind it."""
+  length = np.array([100, 17, 40, 5, 31, 100, 2, 39], np.int32)
+  mel = _mel()
+  noise = np.where(np.arange(100)[None, :, None] < length[:, None, None], mel, np.float16(40))
+  views, frames, _ = _make_views(True)(jax.random.key(0), mel, length)
+  again, _, _ = _make_views(True)(jax.random.key(0), noise, length)
+  np.testing.assert_array_equal(views, again)
+  np.testing.assert_array_equal(frames, np.minimum(length, 40)[:, None].repeat(2, 1))
+  views, frames = np.asarray(views), np.asarray(frames)
+  assert not np.where(np.arange(40)[:, None] >= frames[:, :, None, None], views, 0).any()
+
+
+def test_ragged_views_of_full_clips_are_those_of_the_static_path():
+  mel, length = _mel(), np.full(8, 100, np.int32)
+  static, none, _ = _make_views(False)(jax.random.key(0), mel, length)
+  ragged, frames, _ = _make_views(True)(jax.random.key(0), mel, length)
+  assert none is None and (frames == 40).all()
+  np.testing.assert_allclose(static, ragged, atol=1e-5)
+
+
+@pytest.mark.parametrize("partner_length, length", [(30, 12), (12, 30), (20, 20)])
+def test_partners_of_other_length_are_placed_inside(partner_length, length):
+  partner = np.zeros((40, 1), np.float32)
+  partner[:partner_length, 0] = 1 + np.arange(partner_length)
+  starts = set()
+  for seed in range(60):
+    moved, both = V.place(jax.random.key(seed), partner, partner_length, length)
+    inside = np.asarray(moved)[np.asarray(both), 0]
+    assert len(inside) == min(partner_length, length) and (np.diff(inside) == 1).all() and inside.min() >= 1
+    assert np.flatnonzero(both).max() < length
+    starts.add((int(np.flatnonzero(both)[0]), int(inside[0])))
+  assert len(starts) == min(abs(partner_length - length) + 1, len(starts)) and len(starts) > 10 * (partner_length != length)
+
+
+def test_energy_mixture_adds_powers():
+  """In the energy domain w is the log-mel of γ·P(neighbour) + (1 - γ)·P(clip); seen red with γ on the clip."""
+  low, high = -79.6482, 50.6842
+  assert abs(V.normalization_scale(low, high) - 15.005) < 1e-3
+  power = np.random.default_rng(0).lognormal(0, 3, (4, 2, 10, 64))
+  to_unit = lambda p: 2 * (10 * np.log10(p) - low) / (high - low) - 1
+  gamma = np.array([[0.4, 0.5], [0.45, 0.6], [0.5, 0.55], [0.6, 0.42]])
+  w, _ = V.mix_neighbours(jnp.asarray(to_unit(power)), None, jnp.asarray(gamma), group=2,
+                          scale=V.normalization_scale(low, high))  # fmt: skip
+  neighbour = power[[1, 0, 3, 2]]
+  g = gamma[..., None, None]
+  np.testing.assert_allclose(w, to_unit(g * neighbour + (1 - g) * power), atol=1e-4)
+
+
+def test_padding_is_silence_in_a_mixture():
+  views = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 10, 3)), jnp.float32)
+  gamma = jnp.full((2, 1), 0.4)
+  length = jnp.array([[4], [8]])
+  w, mixed_length = V.mix_neighbours(views, length, gamma, group=2, scale=1.0)
+  np.testing.assert_array_equal(mixed_length, [[8], [8]])
+  np.testing.assert_allclose(w[0, 0, 4:8], views[1, 0, 4:8] + np.log(0.4), atol=1e-5)
+  np.testing.assert_allclose(w[1, 0, 4:8], views[1, 0, 4:8] + np.log(0.6), atol=1e-5)
+  assert not np.asarray(w[:, :, 8:]).any()

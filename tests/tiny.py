@@ -1,0 +1,64 @@
+"""A tiny run: the real config files with small numbers, and a tiny prepared dataset."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from atst_jax import config as configs
+from atst_jax.frontend import FRONTENDS
+from atst_jax.records import SCHEMA_VERSION, Clip, write_json, write_shard
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+OVERRIDES = {
+  "data.source": "synthetic", "data.clip_frames": "64", "data.streams": "4", "data.shuffle_window": "5",
+  "views.crop_frames": "32", "views.group": "2", "views.low": "-100", "views.high": "40",
+  "encoder.width": "16", "encoder.depth": "2", "encoder.heads": "2", "encoder.max_frames": "64",
+  "heads.hidden": "32", "heads.out": "8", "batch_size": "16",
+  "total_epochs": "none", "total_steps": "6", "warmup_epochs": "none", "warmup_steps": "2",
+  "optimizer.base_lr": "1e-2", "teacher.decay_start": "0.9", "log.every_steps": "1",
+  "checkpoint.every_steps": "2",
+}  # fmt: skip
+
+
+def tiny_config(**overrides):
+  """configs/base.py made tiny; overrides are given with `__` for the dots."""
+  config = configs.load(str(ROOT / "configs" / "base.py"))
+  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
+  with config.unlocked():
+    for key, value in values.items():
+      if key.endswith("_epochs") and value == "none":
+        config[key] = None
+      else:
+        configs.override(config, key, value)
+  return config
+
+
+def tiny_flags(**overrides):
+  """The same as command-line flags of `atst_jax.main`."""
+  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
+  return [f"--config={ROOT / 'configs' / 'base.py'}", *[f"--config.{k}={v}" for k, v in values.items()]]
+
+
+def write_dataset(root, *, shards=4, clips_per_shard=(7, 6, 5, 8), frames=(20, 90), seed=0, labels=0):
+  """A prepared dataset of noise: clip `s-i` of shard s; with `labels`, clip i has label i mod labels. Returns root."""
+  rng = np.random.default_rng(seed)
+  os.makedirs(root, exist_ok=True)
+  written, lengths = [], []
+  for s in range(shards):
+    clips = []
+    for i in range(clips_per_shard[s % len(clips_per_shard)]):
+      lengths.append(int(rng.integers(frames[0], frames[1] + 1)))
+      mel = rng.normal(-30, 15, (lengths[-1], 64)).astype(np.float16)
+      clips.append(Clip(f"{s}-{i}", mel, (i % labels,) if labels else (), fold=i % 3 if labels else -1))
+    name = f"train-{s:05d}-of-{shards:05d}.tfrecord"
+    shard = write_shard(os.path.join(root, name), (clip.encode() for clip in clips))
+    written.append({"file": name, "num_clips": shard.num_clips, "num_bytes": shard.num_bytes, "sha256": shard.sha256})
+  split = {"num_clips": len(lengths), "min_frames": min(lengths), "max_frames": max(lengths), "shards": written}
+  statistics = {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0, "split": "train"}
+  write_json(os.path.join(root, "dataset.json"), {
+    "schema": SCHEMA_VERSION, "name": "tiny", "frontend": FRONTENDS["atst"].to_json(), "splits": {"train": split},
+    "label_names": [f"class {i}" for i in range(labels)], "multi_label": False, "fold_names": [], "folds": [],
+    "statistics": statistics})  # fmt: skip
+  return str(root)
