@@ -39,7 +39,7 @@ def flatten(config, prefix="") -> dict:
 
 
 def _parse(key, text, kind, old):
-  """`text` as a value of type `kind`; placeholders (kind known, value None) accept "none"."""
+  """`text` as a value of type `kind`; placeholders that are not set accept "none"."""
   if text.lower() == "none" and old is None:
     return None
   try:

@@ -7,6 +7,7 @@ resuming skips whole shards unread and at most one shard's records unparsed, and
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -84,6 +85,7 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
     UserError: the numbers do not fit (`check_streams`).
     tensorflow.errors.DataLossError: a damaged record, when it is reached.
   """
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its words about missing CUDA are not about this process
   import tensorflow as tf
 
   tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's

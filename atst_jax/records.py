@@ -18,6 +18,7 @@ from atst_jax.tfrecord import RecordError, decode_example, encode_example, frame
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
+FEATURES = {"mel": bytes, "num_frames": list, "id": bytes, "label": list, "labels": list, "fold": list, "split": bytes}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +52,26 @@ class Clip:
     """Raises RecordError naming `where` and the missing or malformed feature."""
     try:
       features = decode_example(data)
+      for key in ("mel", "num_frames", "id"):
+        if key not in features:
+          raise ValueError(f"feature {key!r} is missing; found {sorted(features)}")
+      for key, kind in FEATURES.items():
+        if key in features and not isinstance(features[key], kind):
+          raise TypeError(f"feature {key!r} holds {type(features[key]).__name__}, expected {kind.__name__}")
+      (frames,) = features["num_frames"]
+      if len(features["mel"]) != 2 * frames * n_mels:
+        raise ValueError(f"mel of {len(features['mel'])} bytes is not {frames} frames of {n_mels} float16")
+      (fold,) = features.get("fold", [-1])
+      return cls(
+        id=features["id"].decode(),
+        mel=np.frombuffer(features["mel"], "<f2").reshape(frames, n_mels),
+        labels=tuple(features.get("labels", features.get("label", ()))),
+        multi_label="labels" in features,
+        fold=fold,
+        split=features.get("split", b"train").decode(),
+      )
     except (ValueError, IndexError, KeyError, TypeError) as error:
-      raise RecordError(f"{where}: not a tf.train.Example of this schema ({error})") from error
-    for key in ("mel", "num_frames", "id"):
-      if key not in features:
-        raise RecordError(f"{where}: feature {key!r} is missing; found {sorted(features)}")
-    (frames,) = features["num_frames"]
-    if len(features["mel"]) != 2 * frames * n_mels:
-      raise RecordError(f"{where}: mel of {len(features['mel'])} bytes is not {frames} frames of {n_mels} float16")
-    return cls(
-      id=features["id"].decode(),
-      mel=np.frombuffer(features["mel"], "<f2").reshape(frames, n_mels),
-      labels=tuple(features.get("labels", features.get("label", ()))),
-      multi_label="labels" in features,
-      fold=features["fold"][0] if "fold" in features else -1,
-      split=features["split"].decode() if "split" in features else "train",
-    )
+      raise RecordError(f"{where}: not a clip of this schema: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +108,11 @@ class Dataset:
       version = manifest["schema"]
       if version != SCHEMA_VERSION:
         raise UserError(f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; prepare the dataset again")
-      dataset = cls(root, manifest, FrontEnd.from_json(manifest["frontend"]))
+      try:
+        frontend = FrontEnd.from_json(manifest["frontend"])
+      except UserError as error:
+        raise UserError(f"{path}: {error}; prepare the dataset again") from error
+      dataset = cls(root, manifest, frontend)
       shards = [shard for split in manifest["splits"] for shard in dataset.shards(split)]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
       raise UserError(f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})") from error

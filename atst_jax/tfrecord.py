@@ -99,10 +99,10 @@ def decode_example(data: bytes) -> dict[str, bytes | list[int]]:
       raise ValueError(f"unexpected field {number} in an Example")
     for _, entry in _fields(payload):
       parts = dict(_fields(entry))
-      key = bytes(parts[1]).decode()
+      key = memoryview(parts[1]).tobytes().decode()
       for kind, content in _fields(parts[2]):
         if kind == 1:
-          values = [bytes(v) for _, v in _fields(content)]
+          values = [memoryview(v).tobytes() for _, v in _fields(content)]  # TypeError for a number
           features[key] = values[0] if values else b""
         elif kind == 3:
           features[key] = [i for _, v in _fields(content) for i in _ints(v)]

@@ -31,7 +31,9 @@ SYNTHETIC = {"min": -100.0, "max": 40.0}  # dB, the range of the synthetic sourc
 def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   """Fills the placeholders of a pre-training config from the data: steps, normalisation, fingerprint.
 
-  Raises UserError where something is set twice, not at all, or does not fit the data.
+  total_steps and warmup_steps follow from total_epochs and warmup_epochs unless they are set.
+
+  Raises UserError where something is missing or does not fit the data.
   """
   config = config.copy_and_resolve_references()
   frontend = get_frontend(config.data.frontend)
@@ -47,13 +49,11 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
       config.views[key] = float(statistics[name])
   clips = dataset.num_clips(config.data.split) if dataset else None
   for name in ("total", "warmup"):
-    steps, epochs = config[f"{name}_steps"], config[f"{name}_epochs"]
-    if (steps is None) == (epochs is None):
-      raise UserError(f"set exactly one of {name}_steps ({steps}) and {name}_epochs ({epochs}); the other is none")
-    if steps is None:
-      if clips is None:
-        raise UserError(f"the synthetic source has no epochs; set --config.{name}_steps=… --config.{name}_epochs=none")
-      config[f"{name}_steps"], config[f"{name}_epochs"] = round(epochs * clips / config.batch_size), None
+    if config[f"{name}_steps"] is None:
+      if clips is None or config[f"{name}_epochs"] is None:
+        raise UserError(f"{name}_steps is not set and cannot follow from {name}_epochs="
+                        f"{config[f'{name}_epochs']} with the {config.data.source!r} source; set --config.{name}_steps=…")  # fmt: skip
+      config[f"{name}_steps"] = round(config[f"{name}_epochs"] * clips / config.batch_size)
   return config
 
 

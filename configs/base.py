@@ -22,9 +22,9 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.dtype = "auto"  # compute: bfloat16 on accelerators, float32 on the CPU
   config.batch_size = 1536  # clips, over all devices
   config.total_epochs = 200.0
-  config.total_steps = config_dict.placeholder(int)
+  config.total_steps = config_dict.placeholder(int)  # if set, instead of total_epochs
   config.warmup_epochs = 10.0
-  config.warmup_steps = config_dict.placeholder(int)
+  config.warmup_steps = config_dict.placeholder(int)  # if set, instead of warmup_epochs
 
   config.data = ConfigDict()
   config.data.source = "records"  # or "synthetic": noise, where there is no TensorFlow

@@ -16,7 +16,7 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, a header is damaged or hosti
 SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits
 FULL_SCALE = 127 / 128  # the highest value of 8 bits
 CLIPPED_SHARE = 0.01
-DC_OFFSET = 0.01
+DC_OFFSET = 0.02
 MAX_PEAK = 1e9  # full scale is 1.0; far beyond, the power overflows float32
 
 

@@ -9,7 +9,7 @@ from atst_jax.errors import UserError
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Source:
   """One audio file. `fold` is -1 where there is none; `id` is unique in a listing and stable."""
 

@@ -114,7 +114,6 @@ def _print_plan(args: argparse.Namespace, frontend, listing: Listing, aside: lis
 
 def _write_shards(args, frontend, listing: Listing, aside: list[dict], work: str) -> tuple[list[dict], list[dict]]:
   """(sidecars in order, all rejects); skips what is finished, deals a second time if a shard came out empty."""
-  settings = Settings(args.output, work, frontend, mel_filters(frontend), tuple(listing.label_names), args.max_seconds)
   rejects_path = os.path.join(work, REJECTS)
   if os.path.exists(rejects_path):
     with open(rejects_path, encoding="utf-8") as file:
@@ -124,6 +123,8 @@ def _write_shards(args, frontend, listing: Listing, aside: list[dict], work: str
     todo = [task for task in tasks if read_sidecar(task, args.output, work) is None]
     if todo:
       print(f"{len(todo)} of {len(tasks)} shards to write, {args.workers} workers", file=sys.stderr)
+      filters, label_names = mel_filters(frontend), tuple(listing.label_names)
+      settings = Settings(args.output, work, frontend, filters, label_names, args.max_seconds)
       write_tasks(todo, settings, workers=args.workers)
     sidecars = [read_sidecar(task, args.output, work) for task in tasks]
     if None in sidecars:

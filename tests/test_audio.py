@@ -53,6 +53,13 @@ def test_every_format_gives_the_same_sound(tmp_path, name, rate, subtype, error)
   np.testing.assert_allclose(waveform[middle], tone(1.5, RATE)[middle], atol=error)
 
 
+def test_a_wrong_name_does_not_matter(tmp_path):
+  for suffix in ("flac", "ogg", "aiff"):
+    write(tmp_path / f"a.{suffix}", tone(1, RATE))
+    os.rename(tmp_path / f"a.{suffix}", tmp_path / f"{suffix}.wav")
+    assert len(load_audio(str(tmp_path / f"{suffix}.wav"), RATE)) == RATE
+
+
 def test_channels_are_averaged(tmp_path):
   left, right = tone(1, RATE), np.full(RATE, 0.25)
   path = write(tmp_path / "a.wav", np.stack([left, right, np.zeros(RATE)], 1), subtype="FLOAT")
@@ -120,7 +127,8 @@ def test_long_files_are_cut(tmp_path, seconds, lengths, rate):
   np.testing.assert_array_equal(np.concatenate([piece for _, piece in pieces]), whole[: int(sum(lengths) * RATE)])
 
 
-def test_a_fault_at_the_end_of_a_long_file_rejects_all_of_it(tmp_path):
+def test_a_fault_at_the_end_of_a_long_file_rejects_all_of_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(audio, "BLOCK_VALUES", 4096)
   samples = tone(13, RATE)
   samples[-1] = np.nan
   pieces = read_pieces(write(tmp_path / "a.wav", samples, subtype="FLOAT"), sample_rate=RATE, max_seconds=6.0)

@@ -63,7 +63,7 @@ def test_the_average_spectrum_does_not_tell_the_class():
 
   frontend, features, labels = get_frontend("atst"), [], []
   for number, name in enumerate(synth.CLASSES):
-    for i in range(20):
+    for i in range(10):
       clip = synth.synthesise(np.random.default_rng([0, number, i]), name)
       mel = log_mel(clip / np.float32(32768), frontend)
       features.append(np.concatenate([mel.mean(0), mel.std(0)]))

@@ -16,7 +16,7 @@ OVERRIDES = {
   "views.crop_frames": "32", "views.group": "2", "views.low": "-100", "views.high": "40",
   "encoder.width": "16", "encoder.depth": "2", "encoder.heads": "2", "encoder.max_frames": "64",
   "heads.hidden": "32", "heads.out": "8", "batch_size": "16",
-  "total_epochs": "none", "total_steps": "6", "warmup_epochs": "none", "warmup_steps": "2",
+  "total_steps": "6", "warmup_steps": "2",
   "optimizer.base_lr": "1e-2", "teacher.decay_start": "0.9", "log.every_steps": "1",
   "checkpoint.every_steps": "2",
 }  # fmt: skip
@@ -26,12 +26,8 @@ def tiny_config(**overrides):
   """configs/base.py made tiny; overrides are given with `__` for the dots."""
   config = configs.load(str(ROOT / "configs" / "base.py"))
   values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
-  with config.unlocked():
-    for key, value in values.items():
-      if key.endswith("_epochs") and value == "none":
-        config[key] = None
-      else:
-        configs.override(config, key, value)
+  for key, value in values.items():
+    configs.override(config, key, value)
   return config
 
 

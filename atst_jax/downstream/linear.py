@@ -63,8 +63,8 @@ def rows(config: ConfigDict, model: Model, dataset: Dataset, ids: list[str], fol
   common = {"data": config.data.fingerprint, "frontend": frontend.hash, "max_frames": max_frames}
 
   def embed(encoder, name):
-    key = {**common, "params": export.params_hash(encoder.variables), "blocks": encoder.depth,
-           **{k: encoder.config[k] for k in ("encoder", "normalization", "chunk_frames")}}  # fmt: skip
+    settings = {k: v for k, v in encoder.config.items() if k not in ("provenance", "params_hash")}
+    key = {**common, **settings, "params": export.params_hash(encoder.variables), "blocks": encoder.depth}
     compute = lambda: encoder.embed(features.mels(dataset, len(ids), name), max_frames=max_frames)
     return features.cached(folder, key, name, ids, compute)
 

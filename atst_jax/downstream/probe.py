@@ -40,12 +40,14 @@ def _loss(params, x, targets, valid, multi_label):
   return jnp.sum(losses * valid) / jnp.sum(valid)
 
 
-def _batch_statistics(x, valid):
-  """Mean, biased variance and unbiased variance of the valid rows of (B, D)."""
+def _normalize(x, valid):
+  """(B, D) with its valid rows normalised, their mean, and their unbiased variance."""
   count = jnp.sum(valid)
-  mean = jnp.sum(x * valid[:, None], 0) / count
-  var = jnp.sum(jnp.square(x - mean[None]) * valid[:, None], 0) / count
-  return mean, var, var * count / jnp.maximum(count - 1, 1)
+  over_rows = lambda x: jnp.dot(valid, x, precision="highest") / count  # as products: sums over rows are slow on a CPU
+  mean = over_rows(x)
+  x = x - mean[None]
+  var = over_rows(jnp.square(x))
+  return x / jnp.sqrt(var + EPSILON)[None], mean, var * count / jnp.maximum(count - 1, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("epochs", "batch_size", "multi_label"))
@@ -66,9 +68,7 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
     def step(state, batch):
       params, velocity, mean, var = state
       rows, valid, rate = batch
-      x = features[rows]
-      batch_mean, batch_var, unbiased = _batch_statistics(x, valid)
-      x = (x - batch_mean[None]) / jnp.sqrt(batch_var + EPSILON)[None]
+      x, batch_mean, unbiased = _normalize(features[rows], valid)
       every_rate = jax.vmap(update, (0, 0, None, None, None, 0))
       params, velocity = every_rate(params, velocity, x, targets[rows], valid, rate)
       return (params, velocity, KEEP * mean + (1 - KEEP) * batch_mean, KEEP * var + (1 - KEEP) * unbiased), None
@@ -86,7 +86,7 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
     (params, _, mean, var), _ = jax.lax.scan(epoch, state, jnp.arange(epochs))
     return Probe(*params, mean, var)
 
-  return jax.vmap(fit_seed)(seeds, rates)
+  return jax.lax.map(lambda run: fit_seed(*run), (seeds, rates))
 
 
 def fit(features, targets, index, *, rates, seeds, epochs, batch_size, multi_label) -> Probe:

@@ -1,0 +1,113 @@
+"""Configs: their resolved text, overrides, and that every one builds."""
+
+import json
+import os
+
+import jax
+import pytest
+from tiny import ROOT, tiny_config
+
+from atst_jax import config as configs
+from atst_jax import train
+from atst_jax.errors import UserError
+
+GOLDEN = ROOT / "tests" / "golden"
+FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "__init__.py")
+ALL = [f"{p}:{v}" for p in FILES for v in __import__(f"configs.{p.stem}", fromlist=["VARIANTS"]).VARIANTS]
+
+
+def _compare(name, text):
+  """Against tests/golden/NAME; UPDATE_GOLDEN=1 rewrites it."""
+  path = GOLDEN / name
+  if os.environ.get("UPDATE_GOLDEN"):
+    GOLDEN.mkdir(exist_ok=True)
+    path.write_text(text)
+  assert text == path.read_text(), f"{path} differs; if that is meant, run UPDATE_GOLDEN=1 pytest {__file__}"
+
+
+def test_resolved_configs():
+  values = {os.path.basename(p): configs.flatten(configs.to_json(configs.load(p))) for p in ALL}
+  lines = [f"{name}  {key} = {json.dumps(value)}" for name, flat in values.items() for key, value in flat.items()]
+  _compare("configs.txt", "\n".join(lines) + "\n")
+
+
+def _pretraining(path):
+  config = configs.load(path)
+  return config if config.job == "pretrain" else None
+
+
+@pytest.mark.parametrize("path", [p for p in ALL if _pretraining(p)], ids=os.path.basename)
+def test_every_pretraining_config_builds(path):
+  """Shapes of a whole step at full size, and the parameter table."""
+  config = _pretraining(path)
+  config.data.source = "synthetic"
+  config.total_steps, config.warmup_steps = config.total_steps or 100, config.warmup_steps or 10
+  config = train.resolve(config, None)
+  train.check(config, None, devices=8, processes=1)
+  init, step = train.build(config, ragged=True)
+  state = jax.eval_shape(init, jax.random.key(0))
+  B, T = config.batch_size, config.data.clip_frames
+  batch = {"mel": jax.ShapeDtypeStruct((B, T, 64), "float16"), "length": jax.ShapeDtypeStruct((B,), "int32")}
+  after, metrics = jax.eval_shape(step, state, batch)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  assert metrics["loss"].shape == ()
+
+
+def test_parameter_table():
+  """Names, shapes and weight decay of the default model."""
+  from atst_jax.optimizer import decay_mask
+
+  config = _pretraining(str(ROOT / "configs" / "base.py"))
+  config.data.source, config.total_steps, config.warmup_steps = "synthetic", 10, 1
+  init, _ = train.build(train.resolve(config, None), ragged=False)
+  params = jax.eval_shape(init, jax.random.key(0)).params
+  rows = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(decay_mask(params)), strict=True)
+  text = "".join(f"{'/'.join(k.key for k in path)} {x.shape} {'decay' if d else '-'}\n" for (path, x), d in rows)
+  _compare("parameters_base.txt", text + f"total {sum(x.size for x in jax.tree.leaves(params))}\n")
+
+
+@pytest.mark.parametrize("key, text, value", [
+  ("batch_size", "64", 64), ("optimizer.base_lr", "1e-3", 1e-3), ("joint_views", "false", False),
+  ("views.freq_scale", "0.5,1", (0.5, 1.0)), ("views.freq_scale", "(0.5, 1.25)", (0.5, 1.25)),
+  ("views.low", "-79.5", -79.5), ("views.low", "none", None), ("total_steps", "39_000", 39000), ("data.path", "a b=c", "a b=c"),
+])  # fmt: skip
+def test_overrides(key, text, value):
+  config = configs.load(str(ROOT / "configs" / "base.py"))
+  configs.override(config, key, text)
+  assert configs.flatten(config)[key] == value and type(configs.flatten(config)[key]) is type(value)
+
+
+@pytest.mark.parametrize("key, text, message", [
+  ("batchsize", "1", "no such key; did you mean --config.batch_size"),
+  ("views.topdb", "1", "did you mean --config.views.top_db"),
+  ("base_lr", "1", "did you mean --config.optimizer.base_lr"),
+  ("views", "1", "is a section; set one of its keys: views.canvas_time"),
+  ("batch_size", "12.5", "expected int, for example 10"), ("optimizer.base_lr", "fast", "expected float"),
+  ("joint_views", "maybe", "expected bool, for example true"), ("views.freq_scale", "wide", "expected tuple"),
+])  # fmt: skip
+def test_wrong_overrides_name_the_remedy(key, text, message):
+  with pytest.raises(UserError, match=message):
+    configs.override(configs.load(str(ROOT / "configs" / "base.py")), key, text)
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"batch_size": "12"}, "batch_size 12 is not divisible by 8 devices; use a multiple of 8"),
+  ({"views__group": "3"}, "views.group 3 must be at least 2 and divide the 2 clips of a device"),
+  ({"views__crop_frames": "65"}, "views.crop_frames 65 must be at most data.clip_frames 64"),
+  ({"encoder__heads": "3"}, "encoder.width 16 is not divisible by encoder.heads 3"),
+  ({"views__segments": "three"}, "views.segments=three: choose one of two, single"),
+  ({"difference__weight": "1.5"}, "difference.weight=1.5: must lie between 0 and 1"),
+  ({"difference__gamma_min": "0.7"}, "difference.gamma_min=0.7: must lie between 0 and 0.6"),
+  ({"difference__mix_domain": "log"}, "choose one of normalized, energy"),
+  ({"encoder__kind": "cnnn"}, "choose one of transformer"), ({"dtype": "float16"}, "choose one of auto, float32"),
+  ({"warmup_steps": "9"}, "warmup_steps=9: must lie between 0 and 6"),
+])  # fmt: skip
+def test_impossible_combinations_are_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    train.check(train.resolve(tiny_config(**changes), None), None, devices=8, processes=1)
+
+
+def test_steps_follow_from_epochs_unless_set():
+  assert train.resolve(tiny_config(total_epochs="3"), None).total_steps == 6
+  with pytest.raises(UserError, match="total_steps is not set and cannot follow from total_epochs=200.0 with the 'synthetic'"):
+    train.resolve(tiny_config(total_steps="none"), None)

@@ -1,0 +1,134 @@
+"""The order of the data: a pure function of (seed, step), whatever reads it and whenever it starts."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+from tiny import write_dataset
+
+from atst_jax.errors import UserError
+from atst_jax.input_pipeline import check_streams, record_batches, shard_order, synthetic_batches, visits, window_order
+from atst_jax.records import Dataset
+
+PIPELINE = {"split": "train", "clip_frames": 64, "streams": 4, "shuffle_window": 3, "batch_size": 8, "seed": 5,
+            "with_ids": True}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+  return Dataset.load(write_dataset(tmp_path_factory.mktemp("order") / "data", shards=9))
+
+
+def _take(dataset, steps, **changes):
+  return list(itertools.islice(record_batches(dataset, **{**PIPELINE, **changes}), steps))
+
+
+@pytest.fixture(scope="module")
+def reference(dataset):
+  return _take(dataset, 30)
+
+
+def _expected_ids(dataset, steps, *, seed, streams, block, window):
+  """A slow twin: lists of ids, moved about by the published order."""
+  shards = [[f"{s}-{i}" for i in range(shard.num_clips)] for s, shard in enumerate(dataset.shards("train"))]
+  rows = []
+  for stream in range(streams):
+    owned, out, epoch = shards[stream::streams], [], 0
+    while len(out) < steps * block:
+      for shard in shard_order(seed, stream, epoch, len(owned)):
+        for w, start in enumerate(range(0, len(owned[shard]), window)):
+          records = owned[shard][start : start + window]
+          out += [records[i] for i in window_order(seed, stream, epoch, shard, w, len(records))[0]]
+      epoch += 1
+    rows.append(out)
+  return [[i for row in rows for i in row[s * block : (s + 1) * block]] for s in range(steps)]
+
+
+def test_order_equals_slow_twin(dataset, reference):
+  expected = _expected_ids(dataset, 30, seed=5, streams=4, block=2, window=3)
+  assert [[i.decode() for i in batch["id"]] for batch in reference] == expected
+
+
+def test_any_number_of_processes_gives_the_same_global_batch(dataset, reference):
+  for processes in (2, 4):
+    share = 8 // processes
+    parts = [_take(dataset, 4, rows=(p * share, (p + 1) * share)) for p in range(processes)]
+    for step in range(4):
+      for key in ("id", "mel", "length"):
+        np.testing.assert_array_equal(np.concatenate([p[step][key] for p in parts]), reference[step][key])
+
+
+@pytest.mark.parametrize("start", [1, 6, 13, 29])
+def test_resuming_gives_the_same_batches(dataset, reference, start):
+  for batch, expected in zip(_take(dataset, 30 - start, start_step=start)[:2], reference[start:], strict=False):
+    for key in ("id", "mel", "length"):
+      np.testing.assert_array_equal(batch[key], expected[key])
+
+
+def test_a_stream_shows_every_clip_once_in_an_epoch(dataset, reference):
+  for stream in range(4):
+    size = sum(s.num_clips for s in dataset.shards("train")[stream::4])
+    ids = np.concatenate([b["id"][2 * stream : 2 * stream + 2] for b in reference])
+    first, second = ids[:size], ids[size : 2 * size]
+    assert len(set(first)) == size and set(first) == set(second) and list(first) != list(second)
+
+
+def test_order_changes_with_the_seed(dataset, reference):
+  assert (np.concatenate([b["id"] for b in _take(dataset, 3, seed=6)]) !=
+          np.concatenate([b["id"] for b in reference[:3]])).any()  # fmt: skip
+
+
+def test_clips_are_padded_or_windowed_and_never_altered(dataset, reference):
+  clips = {clip.id.encode(): clip.mel for clip in dataset.clips("train")}
+  longer = set()
+  for batch in reference:
+    for clip_id, mel, length in zip(batch["id"], batch["mel"], batch["length"], strict=True):
+      whole = clips[clip_id]
+      assert length == min(len(whole), 64) and not mel[length:].any() and mel.dtype == np.float16
+      starts = [s for s in range(len(whole) - length + 1) if np.array_equal(mel[:length], whole[s : s + length])]
+      assert len(starts) == 1
+      if len(whole) > 64:
+        longer.add(starts[0])
+  assert len(longer) > 5  # windows move
+
+
+def test_a_visit_to_the_middle_is_arithmetic():
+  counts = [7, 1, 5]
+  whole = itertools.islice(visits(0, 0, counts, 0), 9)
+  clips = [(v.epoch, v.shard, i) for v in whole for i in range(counts[v.shard])]
+  for position in range(30):
+    there = next(visits(0, 0, counts, position))
+    assert (there.epoch, there.shard, there.skip) == clips[position]
+
+
+@pytest.mark.parametrize("numbers, message", [
+  ({"batch_size": 10, "streams": 4}, "batch_size 10 is not divisible by data.streams 4"),
+  ({"streams": 6, "batch_size": 12, "processes": 4}, "data.streams 6 is not divisible by the 4 processes"),
+  ({"shards": 3}, "3 shards cannot feed data.streams=4"),
+])  # fmt: skip
+def test_numbers_that_do_not_fit_are_refused(numbers, message):
+  with pytest.raises(UserError, match=message):
+    check_streams(**{"batch_size": 8, "streams": 4, "shards": 9, "processes": 1, **numbers})
+
+
+def test_a_damaged_record_is_an_error(tmp_path):
+  import tensorflow as tf
+
+  root = write_dataset(tmp_path / "data", shards=4)
+  path = os.path.join(root, "train-00002-of-00004.tfrecord")
+  with open(path, "r+b") as file:
+    file.seek(5000)
+    byte = file.read(1)
+    file.seek(5000)
+    file.write(bytes([byte[0] ^ 4]))
+  with pytest.raises(tf.errors.DataLossError):
+    _take(Dataset.load(root), 8)
+
+
+def test_synthetic_batches_are_a_function_of_step_and_row():
+  make = lambda **k: synthetic_batches(clip_frames=10, n_mels=4, batch_size=6, seed=1, **k)
+  first, second = itertools.islice(make(), 2)
+  np.testing.assert_array_equal(next(make(start_step=1))["mel"], second["mel"])
+  np.testing.assert_array_equal(next(make(rows=(2, 4)))["mel"], first["mel"][2:4])
+  assert (first["mel"] != second["mel"]).any() and (first["mel"][0] != first["mel"][1]).any()

@@ -1,0 +1,107 @@
+"""The same losses on any mesh: 1 device or 8, data or fsdp, one process or two."""
+
+import functools
+import itertools
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import ROOT, tiny_config, tiny_flags, write_dataset
+
+from atst_jax import train
+from atst_jax.errors import UserError
+from atst_jax.logs import read_metrics
+from atst_jax.mesh import batch_sharding, make_mesh, process_rows, put_batch, replicated, state_shardings
+
+STEPS = 4
+
+
+@functools.cache
+def _compiled(devices, fsdp):
+  config = train.resolve(tiny_config(encoder__width="128"), None)
+  mesh = make_mesh(data=-1, fsdp=fsdp, devices=jax.devices()[:devices])
+  init, step = train.build(config, ragged=False)
+  abstract = jax.eval_shape(init, jax.random.key(0))
+  shardings = state_shardings(mesh, abstract)
+  state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+  batches = [put_batch(mesh, b) for b in itertools.islice(train.batches(config, None, start_step=0, rows=None), STEPS)]
+  jitted = jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)),
+                   donate_argnums=0)  # fmt: skip
+  return jitted.lower(state, batches[0]).compile(), state, batches
+
+
+@functools.cache
+def _losses(devices, fsdp):
+  step, state, batches = _compiled(devices, fsdp)
+  state, losses = jax.tree.map(jnp.copy, state), []  # the step donates its state
+  for batch in batches:
+    state, metrics = step(state, batch)
+    losses.append([float(metrics[k]) for k in ("loss_byol", "loss_difference", "grad_norm", "std_student")])
+  return np.array(losses), jax.device_get(state.batch_stats)
+
+
+@pytest.mark.parametrize("devices, fsdp", [(8, 1), (8, 4)])
+def test_losses_and_batch_statistics_do_not_depend_on_the_mesh(devices, fsdp):
+  """BatchNorm's statistics are those of the global batch. Seen red with the statistics of one device."""
+  losses, stats = _losses(devices, fsdp)
+  expected, expected_stats = _losses(1, 1)
+  np.testing.assert_allclose(losses, expected, rtol=2e-4)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), stats, expected_stats)
+
+
+def test_views_and_mixing_do_not_communicate():
+  """The data-parallel step gathers and permutes nothing: its collectives are sums."""
+  text = _compiled(8, 1)[0].as_text()
+  collectives = set(re.findall(r"\b(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)\b", text))
+  assert collectives == {"all-reduce"}
+
+
+def test_fsdp_shards_state():
+  step, state, _ = _compiled(8, 4)
+  kernel = state.params["encoder"]["block_00"]["qkv"]["kernel"]
+  assert kernel.addressable_shards[0].data.size == kernel.size // 4
+  assert state.teacher.params["encoder"]["block_00"]["qkv"]["kernel"].sharding == kernel.sharding
+  whole = _compiled(8, 1)[0].memory_analysis().argument_size_in_bytes
+  assert step.memory_analysis().argument_size_in_bytes < 0.5 * whole
+
+
+def test_mesh_numbers_are_refused():
+  with pytest.raises(UserError, match=r"mesh.data=3 x mesh.fsdp=2 does not use the 8 devices"):
+    make_mesh(data=3, fsdp=2)
+  with pytest.raises(UserError, match="mesh.data=-1 x mesh.fsdp=3"):
+    make_mesh(data=-1, fsdp=3)
+  assert dict(make_mesh(data=-1, fsdp=2).shape) == {"data": 4, "fsdp": 2}
+  assert process_rows(make_mesh(data=-1, fsdp=2), 16) == (0, 16)
+
+
+def _main(flags, devices, workdir):
+  env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
+         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}  # fmt: skip
+  command = [sys.executable, "-m", "atst_jax.main", f"--workdir={workdir}", *flags]
+  return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_processes_equal_one(tmp_path):
+  """Two processes of two devices on localhost, records read by both, against one process of one device."""
+  data = write_dataset(tmp_path / "data", frames=(40, 90))
+  flags = tiny_flags(data__source="records", data__path=data, total_steps="3", warmup_steps="1")
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  runs = [_main([*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"], 2, tmp_path / "two")
+          for p in range(2)]  # fmt: skip
+  alone = _main(flags, 1, tmp_path / "one")
+  for process in (*runs, alone):
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+  two, one = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+  assert [r["step"] for r in two] == [1, 2, 3]
+  for a, b in zip(two, one, strict=True):
+    np.testing.assert_allclose([a[k] for k in ("loss_byol", "loss_difference", "std_student")],
+                               [b[k] for k in ("loss_byol", "loss_difference", "std_student")], rtol=2e-4)  # fmt: skip

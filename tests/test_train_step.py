@@ -1,0 +1,129 @@
+"""The train step: what it computes at its limits, and that it is a pure function of state and batch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny import tiny_config
+
+from atst_jax import train
+from atst_jax.batch_norm import BatchNorm
+from atst_jax.ema import ema
+from atst_jax.losses import cosine_loss, output_std, symmetric_loss
+from atst_jax.optimizer import cosine_schedule, decay_mask
+
+
+@functools.cache
+def _built(**overrides):
+  config = train.resolve(tiny_config(**overrides), None)
+  init, step = train.build(config, ragged=False)
+  return config, jax.jit(init), jax.jit(step)
+
+
+@functools.cache
+def _run(steps, **overrides):
+  config, init, step = _built(**overrides)
+  state = init(jax.random.key(0))
+  source = train.batches(config, None, start_step=0, rows=None)
+  history, metrics = [state], {}
+  for _ in range(steps):
+    state, metrics = step(state, next(source))
+    history.append(state)
+  return history, metrics, step
+
+
+def test_everything_is_float32_and_compiled_once():
+  history, metrics, step = _run(3)
+  assert step._cache_size() == 1
+  floats = [x for x in jax.tree.leaves(history[-1]) if jnp.issubdtype(x.dtype, jnp.floating)]
+  assert {x.dtype for x in floats} == {jnp.dtype("float32")}
+  assert int(history[-1].step) == 3 and int(history[-1].teacher.count) == 3
+  total = 0.8 * metrics["loss_byol"] + 0.2 * metrics["loss_difference"]
+  np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
+
+
+def test_teacher_starts_as_the_student_in_buffers_of_its_own():
+  history, *_ = _run(0)
+  state = history[0]
+  for part in ("encoder", "projector"):
+    jax.tree.map(np.testing.assert_array_equal, state.params[part], state.teacher.params[part])
+  assert set(state.teacher.params) == {"encoder", "projector"}
+  assert state.params["encoder"]["cls_token"] is not state.teacher.params["encoder"]["cls_token"]
+
+
+def test_teacher_follows_by_its_decay():
+  """At decay 1 it never moves, at 0 it is the student, and the step uses the schedule's value of its count."""
+  student, teacher = {"w": jnp.full(3, 2.0)}, {"w": jnp.full(3, 1.0)}
+  for decay, expected in ((1.0, 1.0), (0.0, 2.0), (0.9995, 1.0005)):
+    average = ema(lambda count, decay=decay: jnp.float32(decay))
+    state = average.update(student, average.init(teacher, {}))
+    np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)
+  history, *_ = _run(3)
+  before, after = history[1], history[2]
+  decay = cosine_schedule(0.9, 1.0, total_steps=6)(1)
+  expected = jax.tree.map(lambda t, s: decay * t + (1 - decay) * s, before.teacher.params["encoder"], after.params["encoder"])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.teacher.params["encoder"], expected)
+  assert np.abs(after.params["encoder"]["cls_token"] - before.params["encoder"]["cls_token"]).max() > 1e-4
+
+
+def test_without_the_subtraction_nothing_of_it_exists():
+  config, init, step = _built(difference__weight="0")
+  _, with_init, with_step = _built()
+  batch = next(train.batches(config, None, start_step=0, rows=None))
+  states = [jax.eval_shape(f, jax.random.key(0)) for f in (init, with_init)]
+  assert "predictor_difference" not in states[0].params and "predictor_difference" in states[1].params
+  flops = [f.lower(s, batch).cost_analysis()["flops"] for f, s in zip((step, with_step), states, strict=True)]
+  assert flops[0] < 0.7 * flops[1]
+  _, metrics = jax.eval_shape(step, states[0], batch)
+  assert "loss_difference" not in metrics
+
+
+def test_views_change_with_the_step():
+  """The learning rate of step 0 is 0 and the teacher is the student: another loss on the same batch is other views."""
+  config, init, step = _built()
+  batch = next(train.batches(config, None, start_step=0, rows=None))
+  state, first = step(init(jax.random.key(0)), batch)
+  _, second = step(state, batch)
+  assert abs(float(first["loss"]) - float(second["loss"])) > 1e-4
+
+
+def test_losses():
+  rng = np.random.default_rng(0)
+  p, z = rng.normal(size=(2, 5, 2, 7))
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  expected = np.mean([((unit(p[:, i]) - unit(z[:, 1 - i])) ** 2).sum(-1).mean() for i in (0, 1)])
+  np.testing.assert_allclose(symmetric_loss(p, z), expected, rtol=1e-5)
+  assert abs(float(cosine_loss(p, p))) < 1e-6 and abs(float(cosine_loss(p, -p)) - 4) < 1e-6
+  sphere = rng.normal(size=(4000, 64))
+  assert abs(float(output_std(sphere)) - 1 / 8) < 2e-3 and float(output_std(np.ones((9, 64)))) < 2e-3
+
+
+def test_batch_norm_is_torch_batch_norm():
+  """Batch statistics, then momentum 0.1 of the unbiased variance."""
+  x = np.random.default_rng(0).normal(100, 0.1, (6, 5)).astype(np.float32)
+  module = BatchNorm()
+  variables = module.init(jax.random.key(0), x, train=True)
+  y, new = module.apply(variables, x, train=True, mutable=["batch_stats"])
+  x = x.astype(np.float64)
+  np.testing.assert_allclose(y, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), atol=1e-3)
+  np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * x.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=1e-5)
+
+
+def test_schedules_at_their_corners():
+  """Small: lr at 0, 1299, 1300 and the last of 39,100 steps; the teacher's decay ends 1.6e-11 below 1."""
+  lr = cosine_schedule(5e-4 * 1536 / 256, 1e-6, total_steps=39_100, warmup_steps=1300)
+  np.testing.assert_allclose([lr(0), lr(1299), lr(1300), lr(39_099)], [0, 3e-3, 3e-3, 1e-6], rtol=1e-4)
+  assert all(lr(s) < lr(s + 100) for s in range(0, 1200, 100)) and lr(20_000) > lr(30_000)
+  decay = cosine_schedule(0.99, 1.0, total_steps=39_100)
+  assert decay(0) == np.float32(0.99) and 0 <= 1 - float(decay(39_099)) < 1e-7
+  weight_decay = cosine_schedule(0.04, 0.4, total_steps=100)
+  np.testing.assert_allclose([weight_decay(0), weight_decay(50)], [0.04, 0.22], rtol=1e-6)
+
+
+def test_decay_mask_covers_kernels_cls_and_positions():
+  mask = decay_mask(_run(0)[0][0].params)
+  assert mask["encoder"]["cls_token"] and mask["encoder"]["pos_embed"] and mask["projector"]["hidden"]["kernel"]
+  assert mask["encoder"]["block_00"]["qkv"]["kernel"] and not mask["encoder"]["block_00"]["fc1"]["bias"]
+  assert not mask["encoder"]["norm"]["scale"] and not mask["predictor"]["norm"]["scale"]
