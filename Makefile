@@ -36,12 +36,14 @@ $(STAMP): setup.py
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test]'
 	@touch $@
 
-demo: venv  ## synthesise sounds, prepare, pre-train, export, evaluate: everything once, in minutes on a CPU
-	$(BIN)/python -m data_pipeline.synth --output=$(RUNS)/sounds
+demo: venv  ## synthesise sounds, prepare, pre-train, export, evaluate, draw: everything once, in minutes on a CPU
+	@test -f $(RUNS)/data/dataset.json || $(BIN)/python -m data_pipeline.synth --output=$(RUNS)/sounds
 	$(BIN)/python -m data_pipeline.prepare --input=$(RUNS)/sounds --output=$(RUNS)/data --frontend=atst
 	$(BIN)/python -m atst_jax.main --config=configs/demo.py --workdir=$(RUNS)/pretrain
-	$(BIN)/python -m atst_jax.export --workdir=$(RUNS)/pretrain --output=$(RUNS)/encoder
+	@test -d $(RUNS)/encoder || $(BIN)/python -m atst_jax.export --workdir=$(RUNS)/pretrain --output=$(RUNS)/encoder
 	$(BIN)/python -m atst_jax.main --config=configs/demo_linear.py --workdir=$(RUNS)/linear
+	$(BIN)/python -m atst_jax.plots --workdir=$(RUNS)/pretrain --encoder=$(RUNS)/encoder --data=$(RUNS)/data
+	@echo 'table: $(RUNS)/linear/results.md; pictures: $(RUNS)/pretrain/*.png'
 
 test: venv  ## the test suite without the tests marked slow
 	@$(BIN)/python -m pytest -m 'not slow' $(ARGS)

@@ -234,7 +234,7 @@ def _main(flags) -> int:
   model = load_model(flags.encoder)
   if not 1 <= flags.blocks <= model.depth:
     raise UserError(f"--blocks={flags.blocks}: the encoder has {model.depth} blocks")
-  sources = list_sources(flags.input)
+  sources = list_sources(flags.input).sources
   paths = tqdm([s.path for s in sources], unit="file", disable=not sys.stderr.isatty())
   vectors, kept, rejected = embed_files(model, paths, num_blocks=flags.blocks, tail=flags.tail)
   for index, reason in rejected.items():

@@ -117,13 +117,15 @@ def embedding_map(features: np.ndarray, labels: np.ndarray, label_names: list[st
   from matplotlib.figure import Figure
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
+  from threadpoolctl import threadpool_limits
 
   if len(features) < 4:
     raise UserError(f"{len(features)} clips make no map; at least 4 are needed")
   chosen = np.sort(np.random.default_rng(0).permutation(len(features))[:MAX_POINTS])
   (x,) = standardize(features[chosen])
-  x = PCA(min(PCA_DIMENSIONS, *x.shape), random_state=0).fit_transform(x)
-  points = TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)
+  with threadpool_limits(1):  # t-SNE's threads wait busily for each other: on shared cores 25 times slower than one
+    x = PCA(min(PCA_DIMENSIONS, *x.shape), random_state=0).fit_transform(x)
+    points = TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)
   y = labels[chosen]
   classes = np.unique(y)
   palette = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "turbo"]

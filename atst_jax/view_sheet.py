@@ -1,9 +1,9 @@
 """A picture of what the augmentation does: clips, their crops, both views, and the mixture of the subtraction."""
 
-import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.frontend import FrontEnd
@@ -23,7 +23,8 @@ def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
   low, high = frontend.f_min, frontend.f_max
   centres = librosa.mel_frequencies(frontend.n_mels + 2, fmin=low, fmax=high, htk=htk)[1:-1]
   ticks = [hz for hz in TICKS_HZ if centres[0] <= hz <= centres[-1]]
-  return np.interp(ticks, centres, np.arange(len(centres))), [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz}" for hz in ticks]
+  names = [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz}" for hz in ticks]
+  return np.interp(ticks, centres, np.arange(len(centres))), names
 
 
 def draw(config: dict, clips: dict, seed: int) -> dict:
@@ -34,19 +35,23 @@ def draw(config: dict, clips: dict, seed: int) -> dict:
     (B, 2, T, F), gamma (B, 2) and, if λ > 0, mixtures (B, 2, T, F) and mixture_length (B, 2).
   """
   views, difference = config["views"], config["difference"]
-  view_key, gamma_key = jax.random.split(jax.random.key(seed))
   ragged = bool((clips["length"] < views["crop_frames"]).any())
-  pair, length, drawn = jax.jit(functools.partial(make_views, ragged=ragged, **views))(view_key, **clips)
-  bounds = {"minval": difference["gamma_min"], "maxval": difference["gamma_max"]}
-  out = {**drawn, "views": pair, "gamma": jax.random.uniform(gamma_key, pair.shape[:2], **bounds)}
-  full = np.full(pair.shape[:2], views["crop_frames"])
-  out["length"] = full if length is None else length
-  if difference["weight"]:
-    domains = {"normalized": 1.0, "energy": normalization_scale(views["low"], views["high"])}
-    mixtures, mixed = mix_neighbours(pair, length, out["gamma"], group=views["group"],
-                                     scale=domains[difference["mix_domain"]])  # fmt: skip
-    out |= {"mixtures": mixtures, "mixture_length": full if mixed is None else mixed}
-  return jax.tree.map(np.asarray, out)
+  domains = {"normalized": 1.0, "energy": normalization_scale(views["low"], views["high"])}
+
+  @jax.jit
+  def compute(key, mel, length):
+    view_key, gamma_key = jax.random.split(key)
+    pair, length, drawn = make_views(view_key, mel, length, ragged=ragged, **views)
+    full = jnp.full(pair.shape[:2], views["crop_frames"])
+    gamma = jax.random.uniform(gamma_key, full.shape, minval=difference["gamma_min"], maxval=difference["gamma_max"])
+    out = {**drawn, "views": pair, "length": full if length is None else length, "gamma": gamma}
+    if difference["weight"]:
+      scale = domains[difference["mix_domain"]]
+      mixtures, mixed = mix_neighbours(pair, length, gamma, group=views["group"], scale=scale)
+      out |= {"mixtures": mixtures, "mixture_length": full if mixed is None else mixed}
+    return out
+
+  return jax.tree.map(np.asarray, compute(jax.random.key(seed), clips["mel"], clips["length"]))
 
 
 def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: FrontEnd) -> None:
@@ -101,6 +106,8 @@ class Sheet:
     self.hop = frontend.hop_length / frontend.sample_rate  # seconds
     self.bins, self.ticks = frontend.n_mels, frequency_ticks(frontend)
     self.longest = int(clips["length"][:rows].max())
+    lengths = [drawn[key][:rows] for key in ("length", "mixture_length") if key in drawn]
+    self.widest = int(np.max(lengths))
     shown = [drawn[key][row, view, : drawn["length"][row, view]].ravel()
              for key in ("segment", "views") for row in range(rows) for view in (0, 1)]  # fmt: skip
     self.range = np.percentile(np.concatenate(shown), (1, 99.7))
@@ -155,7 +162,7 @@ class Sheet:
     partner = row // group * group + (row % group + self.drawn["shift"][row // group, view]) % group
     mel = self.drawn["views"][row, view, : self.drawn["length"][row, view]]
     title = f"view {view + 1}, {self.drawn['weight'][row, view]:.2f} of clip {partner + 1}"
-    self._image(axis, mel, *self.range, left=0, right=self.views["crop_frames"], title=title)
+    self._image(axis, mel, *self.range, left=0, right=self.widest, title=title)
 
   def mixture(self, axis, row):
     """The mixture of view 1 with the next clip's of its group."""
@@ -163,4 +170,4 @@ class Sheet:
     neighbour = row // group * group + (row + 1) % group
     mel = self.drawn["mixtures"][row, 0, : self.drawn["mixture_length"][row, 0]]
     title = f"mixture, γ = {self.drawn['gamma'][row, 0]:.2f} of clip {neighbour + 1}"
-    self._image(axis, mel, *self.range, left=0, right=self.views["crop_frames"], title=title)
+    self._image(axis, mel, *self.range, left=0, right=self.widest, title=title)

@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"error: {error.filename or 'file'}: {error.strerror or error}; run the same command again", file=sys.stderr)
     return 2
   except (Stopped, KeyboardInterrupt) as error:
-    print(f"stopped: {error or 'by a signal'}; run the same command again to continue", file=sys.stderr)
+    print(f"stopped: {str(error) or 'by a signal'}; run the same command again to continue", file=sys.stderr)
     return 75
   finally:
     signal.signal(signal.SIGTERM, before)

@@ -56,12 +56,36 @@ def _environment(values: dict[str, str]):
         os.environ[key] = value
 
 
+@contextlib.contextmanager
+def _signals(stop):
+  """SIGINT and SIGTERM ask to stop; a second one kills. No handler raises: an exception could leave the pool locked."""
+
+  def request(number, frame):
+    stop.value = 1
+    signal.signal(number, signal.SIG_DFL)
+
+  before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _submit(pool: concurrent.futures.ProcessPoolExecutor, tasks: list[ShardTask]) -> set[concurrent.futures.Future]:
+  """Starts the workers, which inherit that SIGINT is ignored: the parent says when to stop."""
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    return {pool.submit(_work, i, task) for i, task in enumerate(tasks)}
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
 def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> None:
   """Writes all shards.
 
   Raises:
-    Stopped: a worker died; finished shards stay.
-    KeyboardInterrupt: passed on once the workers have removed their unfinished files.
+    Stopped: by a signal (no message), or because a worker died; finished shards stay.
     UserError: the output cannot be written.
   """
   context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads that it does not copy
@@ -70,18 +94,18 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
     min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(settings, done, stop)
   )
   progress = Progress(sum(len(task.sources) for task in tasks))
-  with _environment(SINGLE_THREAD), pool:
+  with _environment(SINGLE_THREAD), _signals(stop):
     try:
-      before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: the parent says when to stop
-      pending = {pool.submit(_work, i, task) for i, task in enumerate(tasks)}
-      signal.signal(signal.SIGINT, before)
+      pending = _submit(pool, tasks)
       while pending:
         finished, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
         progress.update(sum(done[::2]), sum(done[1::2]))
         for future in finished:
           future.result()
+        if stop.value and pending:
+          raise Stopped
     except BrokenProcessPool as error:
-      raise Stopped(_post_mortem(settings.work)) from error
+      raise Stopped("" if stop.value else _post_mortem(settings.work)) from error
     except OSError as error:
       raise UserError(f"cannot write to {settings.output}: {error.strerror or error}; mend that and run the same "
                       "command again") from error  # fmt: skip

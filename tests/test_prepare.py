@@ -8,7 +8,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -164,14 +163,16 @@ def test_shards_by_size_and_fewer_files_than_shards(tmp_path, inline):
   assert [shard.num_clips for shard in Dataset.load(str(tmp_path / "b")).shards("train")] == [1] * 7
 
 
-def test_no_shard_is_empty_and_there_are_sixteen(tmp_path, inline):
-  for i in range(20):
+@pytest.mark.parametrize("counts", [[1] * 12 + [2] * 4, [1] * 12])
+def test_no_shard_is_empty_and_there_are_sixteen(tmp_path, inline, counts):
+  for i in range(sum(counts)):
     noise(str(tmp_path / "in" / f"{i}.wav"), 0.1, i)
+  for i in range(20):
     (tmp_path / "in" / f"bad{i}.wav").write_text("x" * (i + 1))
   output = tmp_path / "out"
   assert run(f"--input={tmp_path / 'in'}", f"--output={output}") == 0
   dataset = Dataset.load(str(output))
-  assert sorted(shard.num_clips for shard in dataset.shards("train")) == [1] * 12 + [2] * 4
+  assert sorted(shard.num_clips for shard in dataset.shards("train")) == counts
   assert len(dataset.manifest["rejects"]) == 20
   before = contents(output)
   assert run(f"--input={tmp_path / 'in'}", f"--output={output}") == 0 and contents(output) == before
@@ -237,44 +238,7 @@ def test_a_part_of_the_shared_sets(shared, tmp_path, inline, layout, rate, folds
     if layout == "fsdd":
       assert clip.id.split("_")[:2] == [name, manifest["fold_names"][clip.fold]]
     else:
-      assert clip.id.startswith(f"{name}/{clip.fold}-") and 501 <= len(clip.mel) <= 510
-
-
-def test_opens_with_tfds(tmp_path, inline):
-  rows = ["path,label,split,fold"]
-  for i in range(20):
-    noise(str(tmp_path / f"é {i}.wav"), 0.1 + 0.01 * i, i)
-    rows.append(f"é {i}.wav,{'dog' if i % 2 else 'cat 語'},{'test' if i % 4 == 0 else 'train'},{i % 5}")
-  for name, change in (("single", lambda row: row), ("multi", lambda row: row.replace(",dog", ",dog;barks"))):
-    (tmp_path / f"{name}.csv").write_text("\n".join(map(change, rows)))
-    assert run(f"--input={tmp_path / f'{name}.csv'}", f"--output={tmp_path / name}") == 0
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    for name in ("single", "multi"):
-      builder = tfds.builder_from_directory(str(tmp_path / name))
-      dataset = Dataset.load(str(tmp_path / name))
-      assert set(builder.info.splits) == {"test", "train"}
-      for split in dataset.splits:
-        ours = {clip.id: clip for clip in dataset.clips(split)}
-        theirs = {example["id"].decode(): example for example in tfds.as_numpy(builder.as_dataset(split=split))}
-        assert set(ours) == set(theirs) and len(ours) == builder.info.splits[split].num_examples
-        for id, clip in ours.items():
-          assert theirs[id]["mel"].dtype == np.float16 and theirs[id]["fold"] == clip.fold
-          np.testing.assert_array_equal(theirs[id]["mel"], clip.mel)
-          np.testing.assert_array_equal(np.ravel(theirs[id]["labels" if clip.multi_label else "label"]), clip.labels)
-      feature = builder.info.features["labels" if name == "multi" else "label"]
-      assert (feature.feature if name == "multi" else feature).names == dataset.label_names
-    paths = [shard.path for shard in dataset.shards("train")]
-    for data, clip in zip(tf.data.TFRecordDataset(paths), dataset.clips("train"), strict=True):
-      features = tf.train.Example.FromString(data.numpy()).features.feature
-      assert features["id"].bytes_list.value[0].decode() == clip.id
-      assert features["mel"].bytes_list.value[0] == clip.mel.tobytes()
-      assert list(features["labels"].int64_list.value) == list(clip.labels)
-      assert features["num_frames"].int64_list.value[0] == len(clip.mel)
-      assert features["split"].bytes_list.value[0] == b"train" and features["fold"].int64_list.value[0] == clip.fold
+      assert clip.id.startswith(f"{name}/{clip.fold}-") and abs(len(clip.mel) - 501) < 20
 
 
 def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):

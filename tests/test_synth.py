@@ -45,6 +45,14 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
   assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", synth.CLASSES)
+def test_classes_share_their_centre_and_range(name):
+  for seed in range(5):
+    pitch, amplitude = synth.CLASSES[name](np.random.default_rng(seed), 32000)
+    assert pitch.shape == amplitude.shape == (32000,) and amplitude.min() >= 0
+    assert abs(pitch.max() + pitch.min()) < 0.1 and np.ptp(pitch) <= 14
+
+
 def test_reversed_classes_share_their_spectra():
   def levels(name, reverse):
     pitch, amplitude = synth.CLASSES[name](np.random.default_rng(0), 32000)

@@ -106,9 +106,7 @@ def _hold_out(train: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: 
   left, held, wanted = labels.sum(0), [], max(1, len(unique) // HELD_OUT)
   shuffled = rng.permutation(len(unique))
   order = shuffled[np.argsort(labels[shuffled].argmax(-1), kind="stable")]
-  start = int(rng.integers(HELD_OUT))
-  turns = [order[(start + turn) % HELD_OUT :: HELD_OUT] for turn in range(HELD_OUT)]  # every tenth, then the others
-  for index in np.concatenate(turns):
+  for index in np.concatenate([order[turn::HELD_OUT] for turn in range(HELD_OUT)]):  # every tenth, then the others
     if len(held) < wanted and (left[labels[index]] > 1).all():
       held.append(unique[index])
       left = left - labels[index]

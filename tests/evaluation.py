@@ -1,0 +1,51 @@
+"""A tiny exported encoder and tiny labelled sets, for the tests of what comes after pre-training."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atst_jax import export
+from atst_jax.frontend import FRONTENDS
+from atst_jax.records import SCHEMA_VERSION, Clip, write_json, write_shard
+
+ENCODER = {"kind": "transformer", "width": 8, "depth": 2, "heads": 2, "drop_path": 0.0, "patch_frames": 4,
+           "max_frames": 32}  # fmt: skip
+
+
+def write_encoder(folder):
+  """Exports a tiny transformer with random parameters. Returns the folder."""
+  variables = export.make_encoder({"encoder": ENCODER}).init(jax.random.key(77), jnp.zeros((1, 32, 64)))
+  export.write(str(folder), variables, encoder=ENCODER, frontend=FRONTENDS["atst"], chunk_frames=32, tail="weighted",
+               normalization={"top_db": 80.0, "low": -100.0, "high": 40.0}, provenance={"step": 123})  # fmt: skip
+  return str(folder)
+
+
+def write_clips(root, clips, *, frontend="atst", names=("low", "mid", "high")):
+  """A prepared dataset of the given clips, a shard for each split. Returns root."""
+  os.makedirs(root)
+  splits = {}
+  for split in sorted({clip.split for clip in clips}):
+    part = [clip for clip in clips if clip.split == split]
+    name = f"{split}-00000-of-00001.tfrecord"
+    shard = write_shard(os.path.join(root, name), (clip.encode() for clip in part))
+    entry = {"file": name, "num_clips": len(part), "num_bytes": shard.num_bytes, "sha256": shard.sha256}
+    lengths = [len(clip.mel) for clip in part]
+    splits[split] = {"num_clips": len(part), "min_frames": min(lengths), "max_frames": max(lengths), "shards": [entry]}
+  write_json(os.path.join(root, "dataset.json"), {
+    "schema": SCHEMA_VERSION, "name": "tones", "frontend": FRONTENDS[frontend].to_json(), "splits": splits,
+    "label_names": list(names), "multi_label": any(clip.multi_label for clip in clips), "fold_names": [], "folds": [],
+    "statistics": {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0, "split": "train"}})  # fmt: skip
+  return str(root)
+
+
+def make_clips(n=36, *, folds=3, seed=0, loud=40.0):
+  """Clips of 20 to 80 frames. The class is the third of the spectrum that is `loud` dB louder; folds change every 3."""
+  rng = np.random.default_rng(seed)
+  clips = []
+  for i in range(n):
+    mel = rng.normal(-60, 5, (int(rng.integers(20, 81)), 64))
+    mel[:, 21 * (i % 3) : 21 * (i % 3) + 21] += loud
+    clips.append(Clip(f"{i}.wav", mel.astype(np.float16), (i % 3,), fold=i // 3 % folds if folds else -1))
+  return clips

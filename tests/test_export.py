@@ -1,0 +1,173 @@
+"""From a trained state to vectors: the export reads back the same, and audio of any kind becomes the right numbers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny import ROOT, tiny_flags
+
+from atst_jax import export, main
+from atst_jax.checkpoint import restore_teacher, restore_tree
+from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings, load_model
+from atst_jax.embed import main as embed_main
+from atst_jax.encoders import Transformer
+from atst_jax.errors import UserError
+from atst_jax.frontend import FRONTENDS, log_mel
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("export") / "run"
+  assert main.main([f"--workdir={folder}", *tiny_flags(total_steps="2", difference__weight="0")]) == 0
+  return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(workdir):
+  folder = workdir.parent / "encoder"
+  assert export.main([f"--workdir={workdir}", f"--output={folder}"]) == 0
+  return folder
+
+
+@pytest.fixture(scope="module")
+def model(encoder):
+  return load_model(str(encoder))
+
+
+def _audio(seconds, seed=0):
+  return np.random.default_rng(seed).normal(0, 0.1, round(16000 * seconds)).astype(np.float32)
+
+
+def test_export_is_the_teacher_of_the_newest_checkpoint(workdir, encoder, model):
+  state = restore_tree(workdir / "checkpoints" / "2" / "default")
+  teacher, student = state["teacher"]["params"]["encoder"], state["params"]["encoder"]
+  jax.tree.map(np.testing.assert_array_equal, model.variables["params"], teacher)
+  assert not np.array_equal(teacher["cls_token"], student["cls_token"])
+  assert model.config["provenance"]["step"] == 2 and model.frontend == FRONTENDS["atst"]
+  assert sorted(os.listdir(encoder)) == ["config.json", "mel_filters.npy", "params"]
+  assert restore_teacher(workdir / "checkpoints", 1)[1] == 1 if (workdir / "checkpoints" / "1").exists() else True
+
+
+def test_embedding_is_that_of_the_training_model(workdir, model):
+  """One chunk, by hand: front-end, clamp, scale, encoder, [CLS, mean of patches]. Seen red without the clamp."""
+  variables, _ = restore_teacher(workdir / "checkpoints")
+  audio = _audio(0.3) * np.linspace(0, 1, 4800) ** 6
+  mel = log_mel(audio, FRONTENDS["atst"])
+  x = 2 * (np.maximum(mel, mel.max() - 80) + 100) / 140 - 1
+  encoder = Transformer(width=16, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=64)
+  _, out = encoder.apply({"params": variables["params"]}, x[None, :28])
+  tokens = out["blocks"][1, 0]
+  expected = np.concatenate([tokens[0], tokens[1:].mean(0)])
+  np.testing.assert_allclose(get_scene_embeddings([audio], model, 16000)[0], expected, atol=1e-4)
+
+
+def test_length_and_company_of_a_clip_do_not_matter(model):
+  """A clip alone, among others, and longer audio as the weighted mean of its chunks of 32 frames."""
+  mels = [log_mel(_audio(s, seed), FRONTENDS["atst"]) for seed, s in enumerate((0.05, 0.31, 0.2, 1.7, 0.1))]
+  together = model.embed(mels)
+  assert together.shape == (5, 2 * 2 * 16) and together.dtype == np.float32
+  for mel, vector in zip(mels, together, strict=True):
+    np.testing.assert_allclose(model.embed([mel])[0], vector, atol=1e-5)
+  long = mels[3]
+  chunks = [long[s : s + 32] for s in range(0, len(long), 32)]
+  quiet = [np.minimum(c, long.max()) for c in chunks]
+  assert len(chunks) > 4 and len(chunks[-1]) < 32 and min(len(c) for c in chunks) >= 4
+  keep = model.embed([long], tail="keep")[0]
+  weighted = model.embed([long], tail="weighted")[0]
+  assert not np.allclose(keep, weighted, atol=1e-4)
+  spread = max(float(c.max()) for c in quiet) - min(float(c.max()) for c in quiet)
+  parts = np.stack([model.embed([c])[0] for c in chunks])
+  if long.min() > long.max() - 80:  # then no chunk is clamped, alone or in the clip
+    np.testing.assert_allclose(weighted, np.average(parts, 0, [len(c) for c in chunks]), atol=1e-4 + 0 * spread)
+    np.testing.assert_allclose(keep, parts.mean(0), atol=1e-4)
+    np.testing.assert_allclose(model.embed([long], tail="drop")[0], parts[[len(c) > 16 for c in chunks]].mean(0), atol=1e-4)
+
+
+def test_central_crop(model):
+  mel = log_mel(_audio(1.0), FRONTENDS["atst"])
+  np.testing.assert_allclose(model.embed([mel], max_frames=31), model.embed([mel[35:66]]), atol=1e-5)
+
+
+def test_timestamps(model):
+  vectors, times = get_timestamp_embeddings(np.stack([_audio(1.0), _audio(1.0, 1)]), model, 16000)
+  assert vectors.shape == (2, 25, 16) and times.shape == (2, 25)
+  np.testing.assert_allclose(times[0, :3], [15, 55, 95])
+
+
+def test_other_rates_are_resampled(model):
+  time = np.arange(32000) / 16000
+  tone = 0.3 * np.sin(2 * np.pi * 440 * time).astype(np.float32)
+  time = np.arange(88200) / 44100
+  same = 0.3 * np.sin(2 * np.pi * 440 * time).astype(np.float32)
+  a, b = get_scene_embeddings([tone], model, 16000), get_scene_embeddings([same], model, 44100)
+  wrong = get_scene_embeddings([same], model, 16000)
+  assert np.abs(a - b).max() < 0.25 * np.abs(a - wrong).max()
+
+
+@pytest.mark.parametrize("audio, message", [
+  (np.zeros(100), "100 samples at 16000 Hz; at least 513"), (np.zeros((2, 9000)), "expected one axis"),
+  (np.full(9000, np.nan), "finite"),
+])  # fmt: skip
+def test_bad_audio_is_refused(model, audio, message):
+  with pytest.raises(UserError, match=message):
+    get_scene_embeddings([audio], model, 16000)
+
+
+def test_random_baseline_has_the_same_form(model):
+  again, other = model.reinitialized(1), model.reinitialized(2)
+  assert jax.tree.structure(again.variables["params"]) == jax.tree.structure(dict(model.variables["params"]))
+  assert not np.array_equal(again.variables["params"]["pos_embed"], other.variables["params"]["pos_embed"])
+
+
+def test_a_damaged_export_is_refused(encoder, tmp_path):
+  import shutil
+
+  copy = tmp_path / "copy"
+  shutil.copytree(encoder, copy)
+  config = json.loads((copy / "config.json").read_text())
+  (copy / "config.json").write_text(json.dumps({**config, "params_hash": "0" * 16}))
+  with pytest.raises(UserError, match="do not match params_hash"):
+    load_model(str(copy))
+  config["frontend"]["hop_length"] = 320
+  (copy / "config.json").write_text(json.dumps(config))
+  with pytest.raises(UserError, match="stored hash"):
+    load_model(str(copy))
+  with pytest.raises(UserError, match="is not an exported encoder"):
+    load_model(str(tmp_path / "nothing"))
+
+
+def test_mistakes_of_export_are_one_line(workdir, encoder, tmp_path, capsys):
+  for flags, message in (
+    ([f"--workdir={workdir}", f"--output={encoder}"], "exists; choose another folder"),
+    ([f"--workdir={tmp_path}", f"--output={tmp_path}/e"], "is not the workdir of a run"),
+    ([f"--workdir={workdir}", f"--output={tmp_path}/e", "--step=77"], "no checkpoint of step 77; there are [2]"),
+  ):
+    assert export.main(flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+  assert not os.listdir(tmp_path)
+
+
+def test_embed_command(encoder, tmp_path, capsys):
+  """A folder of files, one of them broken, to an .npz; without TensorFlow or librosa."""
+  import soundfile
+
+  folder = tmp_path / "in"
+  folder.mkdir()
+  soundfile.write(folder / "a b.wav", np.stack([_audio(0.5)] * 2, 1), 44100)
+  soundfile.write(folder / "ü.flac", _audio(0.2), 16000)
+  (folder / "broken.wav").write_text("no audio")
+  flags = [f"--encoder={encoder}", f"--input={folder}", f"--output={tmp_path}/v.npz", "--blocks=2"]
+  script = ("import sys; from atst_jax.embed import main; code = main(sys.argv[1:]); "
+            "assert not {'tensorflow', 'librosa'} & set(sys.modules); sys.exit(code)")  # fmt: skip
+  done = subprocess.run([sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "left out broken.wav" in done.stderr and "2 vectors of 64 numbers, 1 files left out" in done.stdout
+  with np.load(tmp_path / "v.npz") as out:
+    assert list(out["id"]) == ["a b.wav", "ü.flac"] and out["vector"].shape == (2, 64)
+  assert embed_main([flags[0], f"--input={tmp_path}/none", flags[2]]) == 2
+  assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,206 @@
+"""The linear evaluation from an export and a prepared set to its table, and what it refuses."""
+
+import itertools
+import json
+import os
+
+import numpy as np
+import pytest
+
+from atst_jax import config as configs
+from atst_jax import main
+from atst_jax.downstream import features, linear
+from atst_jax.downstream.report import table
+from atst_jax.embed import Model, load_model
+from atst_jax.errors import UserError
+from atst_jax.records import Clip, Dataset
+from tests.evaluation import make_clips, write_clips, write_encoder
+from tests.tiny import ROOT
+
+ROWS = ["pre-trained, all blocks", "pre-trained, last block", "random, all blocks", "random, last block",
+        "mel mean and std"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+  return write_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
+
+
+OVERRIDES = {"seeds": "2", "knn": "3", "probe.epochs": "40", "probe.batch_size": "32",
+             "probe.learning_rates": "0.01,0.1,1.0"}  # fmt: skip
+
+
+def evaluate(encoder, data, workdir, **overrides):
+  config = configs.load(str(ROOT / "configs" / "linear.py"))
+  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
+  for key, value in {"encoder": encoder, "data.path": data, **values}.items():
+    configs.override(config, key, value)
+  assert linear.run(config, str(workdir), allow_changed_config=False) == 0
+  with open(os.path.join(workdir, "results.json"), encoding="utf-8") as file:
+    return json.load(file)
+
+
+@pytest.fixture(scope="module")
+def done(encoder, tmp_path_factory):
+  """(results, workdir, data) of one evaluation with folds."""
+  folder = tmp_path_factory.mktemp("linear")
+  data = write_clips(folder / "data", make_clips(loud=2.0))
+  return evaluate(encoder, data, folder / "run"), folder / "run", data
+
+
+def test_rows_scores_and_provenance(done, encoder):
+  results, _, data = done
+  assert [row["name"] for row in results["rows"]] == ROWS
+  assert [row["dimensions"] for row in results["rows"]] == [32, 16, 32, 16, 128]
+  mel = results["rows"][-1]
+  assert mel["mean"] == mel["knn"] == 1.0 and mel["std"] == 0.0  # the class is the spectrum
+  for row in results["rows"]:
+    assert len(row["runs"]) == 2 * 3 and {run["seed"] for run in row["runs"]} == {0, 1}
+    assert all(len(run["valid_scores"]) == 3 and run["learning_rate"] in (0.01, 0.1, 1.0) for run in row["runs"])
+    per_seed = [np.mean([run["score"] for run in row["runs"] if run["seed"] == seed]) for seed in (0, 1)]
+    np.testing.assert_allclose(row["per_seed"], per_seed)
+    np.testing.assert_allclose([row["mean"], row["std"]], [np.mean(per_seed), np.std(per_seed, ddof=1)])
+    assert 1 <= row["effective_rank"] <= min(35, row["dimensions"])
+  assert any(row["std"] > 0 for row in results["rows"])
+  assert results["metric"] == "accuracy" and results["chance"] == pytest.approx(1 / 3)
+  assert results["encoder"]["params_hash"] == load_model(encoder).config["params_hash"]
+  assert results["encoder"]["provenance"] == {"step": 123}
+  fingerprint = features.fingerprint(Dataset.load(data))
+  assert results["data"]["fingerprint"] == results["config"]["data"]["fingerprint"] == fingerprint
+  assert results["data"]["divisions"] == [{"train": 12, "valid": 12, "test": 12}] * 3
+
+
+def test_random_encoders_differ_between_seeds(done):
+  folder = done[1] / "features"
+  found = [np.load(folder / name) for name in os.listdir(folder)]
+  encoded = [x for x in found if x.shape == (36, 32)]
+  assert len(found) == 4 and len(encoded) == 3  # pre-trained, two random ones, mel statistics
+  assert all(np.abs(a - b).max() > 0.1 for a, b in itertools.combinations(encoded, 2))
+
+
+def test_table_is_aligned_and_markdown_holds_the_same(done):
+  results, workdir, _ = done
+  head, empty, *lines = table(results).splitlines()
+  assert "tones: 36 clips, 3 classes, 3 folds" in head and "after 123 steps" in head and "2 seeds" in head and not empty
+  assert lines[0].split() == ["features", "size", "linear", "accuracy", "3-NN", "effective", "rank"]
+  assert [line.split("  ")[0] for line in lines[2:]] == [*ROWS, "chance"]
+  assert len({len(line) for line in lines[:-1]}) == 1
+  assert "100.0 ± 0.0" in lines[-2] and lines[-1].split() == ["chance", "33.3"]
+  text = (workdir / "results.md").read_text(encoding="utf-8")
+  assert text.count("|\n") == 8 and "| mel mean and std | 128 | 100.0 ± 0.0 | 100.0 |" in text
+  assert sorted(os.listdir(workdir)) == [".lock", "config.json", "features", "results.json", "results.md"]
+
+
+def test_rerun_reads_the_features_and_gives_the_same(done, encoder, monkeypatch, capsys):
+  results, workdir, data = done
+
+  def fail(*args, **kwargs):
+    raise AssertionError("features were computed again")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Model, "embed", fail)
+    patch.setattr(features, "mel_statistics", fail)
+    again = evaluate(encoder, data, workdir)
+  assert again == {**results, "rows": again["rows"]} and again["rows"] == results["rows"]
+  assert capsys.readouterr().out == table(results) + "\n"
+
+
+def test_a_damaged_cache_is_computed_again(done, encoder, tmp_path):
+  results, workdir, data = done
+  folder = tmp_path / "run" / "features"
+  os.makedirs(folder)
+  for name in os.listdir(workdir / "features"):
+    (folder / name).write_bytes((workdir / "features" / name).read_bytes()[:-100])
+  assert evaluate(encoder, data, tmp_path / "run")["rows"] == results["rows"]
+
+
+def test_features_are_those_of_the_encoder_with_the_central_crop(encoder, tmp_path):
+  data = write_clips(tmp_path / "data", make_clips(12, folds=3))
+  evaluate(encoder, data, tmp_path / "run", max_seconds="0.4", seeds="1", probe__epochs="2")
+  found = [np.load(tmp_path / "run" / "features" / f) for f in os.listdir(tmp_path / "run" / "features")]
+  crops = []
+  for clip in make_clips(12, folds=3):
+    start = max(len(clip.mel) - 41, 0) // 2
+    crops.append(clip.mel[start : start + 41].astype(np.float32))
+  model = load_model(encoder)
+  expected = [model.embed(crops), model.reinitialized(0).embed(crops),
+              np.stack([np.r_[mel.mean(0, np.float64), mel.std(0, np.float64)] for mel in crops])]  # fmt: skip
+  for x in expected:
+    assert any(f.shape == x.shape and np.allclose(f, x, atol=1e-5) for f in found)
+
+
+def test_last_blocks_of_all_blocks_equal_embedding_them(encoder):
+  model, mels = load_model(encoder), [clip.mel.astype(np.float32) for clip in make_clips(4)]
+  x = features.last_blocks(model.embed(mels), depth=2, num_blocks=1)
+  np.testing.assert_allclose(x, model.embed(mels, num_blocks=1), atol=1e-6)
+
+
+def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):
+  clips = []
+  for i, clip in enumerate(make_clips(36)):
+    second = (i % 3 + i // 3 % 3) % 3
+    clip.mel[:, 21 * second : 21 * second + 21] += 40 * (second != i % 3)
+    labels = tuple(sorted({i % 3, second}))
+    clips.append(Clip(clip.id, clip.mel, labels, True, -1, "test" if i % 4 == 0 else "train"))
+  results = evaluate(encoder, write_clips(tmp_path / "data", clips), tmp_path / "run", seeds="1")
+  assert results["metric"] == "mAP" and len(results["data"]["divisions"]) == 1
+  assert results["rows"][-1]["mean"] > 0.9 > results["chance"] and results["rows"][0]["std"] is None
+  assert "one division" in table(results) and "linear mAP" in table(results) and "one seed" in table(results)
+
+
+def refused(pattern, encoder, data, workdir, **overrides):
+  with pytest.raises(UserError, match=pattern):
+    evaluate(encoder, data, workdir, **overrides)
+  assert not os.path.exists(os.path.join(workdir, "results.json"))
+
+
+def test_other_front_end_is_refused_with_the_remedy(encoder, tmp_path):
+  data = write_clips(tmp_path / "data", make_clips(), frontend="audiossl")
+  refused("'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst", encoder, data, tmp_path / "run")
+
+
+def test_leaking_folds_are_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
+  clips = make_clips()
+  clips[3] = Clip("0.wav#0000", clips[3].mel, clips[3].labels, fold=clips[3].fold)
+  clips[7] = Clip("0.wav#0001", clips[7].mel, clips[7].labels, fold=clips[7].fold)
+  monkeypatch.setattr(Model, "embed", None)
+  refused("leaks: 1 source file .* '0.wav'", encoder, write_clips(tmp_path / "data", clips), tmp_path / "run")
+
+
+def test_embeddings_that_are_nan_name_the_clip(encoder, tmp_path):
+  clips = make_clips()
+  clips[5].mel[3, 7] = np.nan
+  data = write_clips(tmp_path / "data", clips)
+  refused(r"pre-trained: the embeddings of 1 of 36 clips are NaN or infinite, the first is of '5.wav'", encoder, data,
+          tmp_path / "run")  # fmt: skip
+  assert not os.path.exists(tmp_path / "run" / "features")
+
+
+def test_clips_without_label_are_refused(encoder, tmp_path):
+  clips = make_clips()
+  clips[4] = Clip("bare.wav", clips[4].mel, fold=0)
+  data = write_clips(tmp_path / "data", clips)
+  refused("1 of 36 clips have no label, the first is 'bare.wav'", encoder, data, tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value", "pattern"), [
+  ("probe.learning_rates", "0.1,0.01", "must be positive and ascending"),
+  ("blocks", "'all','first'", "choose from all, last"),
+  ("seeds", "0", r"seeds=0: must be positive"),
+  ("params_hash", "abc", "params_hash=abc, but what --config.encoder names has"),
+])  # fmt: skip
+def test_values_that_cannot_work_are_refused(done, encoder, tmp_path, key, value, pattern):
+  refused(pattern, encoder, done[2], tmp_path / "run", **{key.replace(".", "__"): value})
+
+
+def test_the_command_ends_with_2_and_one_message(done, encoder, tmp_path, capsys):
+  flags = [f"--config={ROOT / 'configs' / 'linear.py'}", f"--workdir={tmp_path / 'run'}", "--config.encoder=nowhere",
+           f"--config.data.path={done[2]}"]  # fmt: skip
+  assert main.main(flags) == 2
+  assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_workdir_of_another_evaluation_is_refused(done, encoder, tmp_path):
+  _, workdir, data = done
+  with pytest.raises(UserError, match=r"belongs to a run with another config:\n  knn: 3 -> 4"):
+    evaluate(encoder, data, workdir, knn="4")

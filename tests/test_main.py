@@ -1,0 +1,81 @@
+"""What bad input gets: one message with the remedy, exit code 2, nothing compiled and nothing half-written."""
+
+import json
+import os
+
+import jax
+import pytest
+from tiny import ROOT, tiny_flags, write_dataset
+
+from atst_jax import main
+
+BASE = str(ROOT / "configs" / "base.py")
+
+
+@pytest.fixture
+def no_compilation(monkeypatch):
+  def refuse(*_, **__):
+    raise AssertionError("something is compiled")
+
+  monkeypatch.setattr(jax, "jit", refuse)
+
+
+def _fails(flags, message, capsys, workdir):
+  assert main.main([*flags, f"--workdir={workdir}"]) == 2
+  error = capsys.readouterr().err
+  assert message in error and "Traceback" not in error, error
+  assert not os.path.exists(workdir) or os.listdir(workdir) in ([], [".lock"])
+
+
+@pytest.mark.parametrize("flags, message", [
+  (["--config=configs/bose.py"], "--config=configs/bose.py: no such file"),
+  ([f"--config={BASE}:papr"], "has no variant 'papr'; there are paper"),
+  ([f"--config={BASE}", "--config.encoder.widht=8"], "did you mean --config.encoder.width?"),
+  ([f"--config={BASE}", "--steps=8"], "--steps=8: unknown flag; overrides read --config.KEY=VALUE"),
+  ([f"--config={BASE}", "--config.batch_size=many"], "expected int"),
+  ([f"--config={BASE}", "--config.job=pretain"], "--config.job=pretain: choose one of pretrain, linear"),
+  ([f"--config={BASE}", "--config.data.path=/nowhere"], "/nowhere/dataset.json does not exist"),
+  (tiny_flags(batch_size="12"), "batch_size 12 is not divisible by 8 devices; use a multiple of 8"),
+  (tiny_flags(mesh__fsdp="3"), "mesh.data=-1 x mesh.fsdp=3 does not use the 8 devices"),
+  (tiny_flags(platform="tpu"), "platform 'tpu' is asked for, but JAX found 'cpu'"),
+])  # fmt: skip
+def test_mistakes_in_flags(flags, message, capsys, tmp_path, no_compilation):
+  _fails(flags, message, capsys, tmp_path / "work")
+
+
+def _edit(root, change):
+  path = root / "dataset.json"
+  manifest = json.loads(path.read_text())
+  change(manifest, root)
+  path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("change, overrides, message", [
+  (lambda m, root: None, {"data__frontend": "byola"}, "was prepared with the front-end 'atst'"),
+  (lambda m, root: None, {"data__split": "valid"}, "no split 'valid'; there are train"),
+  (lambda m, root: None, {"data__streams": "8"}, "4 shards cannot feed data.streams=8"),
+  (lambda m, root: None, {"batch_size": "64"}, "holds 26 clips, less than one batch of 64"),
+  (lambda m, root: m.pop("statistics"), {"views__low": "none"}, "holds no statistics; run `python -m data_pipeline.prepare"),
+  (lambda m, root: m.update(schema=99), {}, "schema version 99"),
+  (lambda m, root: (root / "train-00001-of-00004.tfrecord").unlink(), {}, "1 of 4 shards are missing"),
+  (lambda m, root: os.truncate(root / "train-00003-of-00004.tfrecord", 4000), {}, "4000 bytes,"),
+])  # fmt: skip
+def test_mistakes_in_data(change, overrides, message, capsys, tmp_path, no_compilation):
+  root = tmp_path / "data"
+  write_dataset(root)
+  flags = tiny_flags(data__source="records", data__path=str(root), **overrides)
+  if overrides.get("views__low") == "none":
+    flags = [f for f in flags if "views.low" not in f]
+  _edit(root, change)
+  _fails(flags, message, capsys, tmp_path / "work")
+
+
+def test_a_workdir_that_cannot_be_written(capsys, tmp_path, no_compilation):
+  (tmp_path / "file").write_text("")
+  assert main.main([*tiny_flags(), f"--workdir={tmp_path}/file/work"]) == 2
+  assert "cannot be written" in capsys.readouterr().err
+
+
+def test_print_config(capsys, tmp_path):
+  assert main.main([*tiny_flags(), f"--workdir={tmp_path}/w", "--print_config"]) == 0
+  assert json.loads(capsys.readouterr().out)["encoder"]["width"] == 16 and not (tmp_path / "w").exists()

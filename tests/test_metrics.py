@@ -1,0 +1,118 @@
+"""Scores against scikit-learn, worked examples and slow twins."""
+
+import numpy as np
+import pytest
+
+from atst_jax import metrics
+
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("levels", [3, 20, 10**9])
+def test_mean_average_precision_is_that_of_scikit_learn_with_and_without_ties(rng, levels):
+  from sklearn.metrics import average_precision_score
+
+  scores = rng.integers(levels, size=(200, 7)) / levels
+  targets = (rng.random((200, 7)) < [0.5, 0.3, 0.1, 0.02, 0, 1, 0.2]).astype(np.uint8)
+  present = np.flatnonzero(targets.any(0))
+  expected = [average_precision_score(targets[:, c], scores[:, c]) for c in present]
+  value, count = metrics.mean_average_precision(scores, targets)
+  assert count == len(present) == 6
+  np.testing.assert_allclose(value, np.mean(expected), atol=1e-12, rtol=0)
+
+
+def test_average_precision_of_a_worked_example():
+  # Ranks 1 and 3 are hits: (1/1 + 2/3) / 2.
+  assert metrics.average_precision(np.array([4.0, 3, 2, 1]), np.array([1, 0, 1, 0])) == pytest.approx(5 / 6, abs=1e-15)
+
+
+def test_mean_average_precision_without_any_label_raises():
+  with pytest.raises(ValueError, match="none of the 2 labels occurs in the 3 clips"):
+    metrics.mean_average_precision(np.zeros((3, 2)), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("score", [metrics.accuracy, metrics.mean_average_precision])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_raise(score, value):
+  scores = np.zeros((4, 2))
+  scores[1, 0] = value
+  with pytest.raises(ValueError, match="scores: 1 of 8 values are NaN or infinite"):
+    score(scores, np.eye(2)[[0, 1, 0, 1]])
+
+
+def test_accuracy():
+  scores = np.array([[0.1, 0.9], [0.8, 0.2], [0.5, 0.5], [0.1, 0.2]])
+  assert metrics.accuracy(scores, np.array([1, 0, 0, 0])) == 0.75
+
+
+def test_effective_rank_counts_equal_directions_and_ignores_offset_and_scale():
+  square = np.array([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
+  assert metrics.effective_rank(square) == pytest.approx(2)
+  assert metrics.effective_rank(7 * square + 100) == pytest.approx(2)
+  assert metrics.effective_rank(np.array([[0.0, 0], [1, 2], [2, 4]])) == pytest.approx(1)
+  assert metrics.effective_rank(np.ones((5, 3))) == 0
+
+
+@pytest.mark.parametrize("shape", [(30, 8), (8, 30)])
+def test_effective_rank_is_the_entropy_of_squared_singular_values(rng, shape):
+  x = rng.normal(size=shape) * rng.uniform(0.1, 3, shape[1])
+  energy = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
+  share = energy / energy.sum()
+  share = share[share > 1e-15]
+  assert metrics.effective_rank(x) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-9)
+
+
+def test_effective_rank_of_nan_raises():
+  with pytest.raises(ValueError, match="features: 1 of 4"):
+    metrics.effective_rank(np.array([[1.0, np.nan], [0, 1]]))
+
+
+def test_standardize_uses_the_first_array_and_zeroes_constant_columns(rng):
+  train, other = rng.normal(3, 2, (50, 3)), rng.normal(size=(5, 3))
+  train[:, 1] = other[:, 1] = 1e3
+  a, b = metrics.standardize(train, other)
+  np.testing.assert_allclose(a.std(0), [1, 0, 1])
+  np.testing.assert_allclose(a.mean(0), 0, atol=1e-12)
+  np.testing.assert_allclose(b[:, 0], (other[:, 0] - train[:, 0].mean()) / train[:, 0].std())
+  assert not b[:, 1].any()
+
+
+def slow_knn(train_x, train_y, test_x, k):
+  """One clip at a time: the class with most votes, of equal ones that with the larger sum of cosines."""
+  mean, std = train_x.mean(0), train_x.std(0)
+  unit = lambda v: (v - mean) / std / np.linalg.norm((v - mean) / std)
+  out = []
+  for x in test_x:
+    cosines = np.array([unit(x) @ unit(t) for t in train_x])
+    nearest = sorted(range(len(train_x)), key=lambda i: -cosines[i])[:k]
+    classes = sorted({train_y[i] for i in nearest})
+    votes = {c: (sum(train_y[i] == c for i in nearest), sum(cosines[i] for i in nearest if train_y[i] == c))
+             for c in classes}  # fmt: skip
+    out.append(max(classes, key=lambda c: votes[c]))
+  return np.array(out)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 40])
+def test_knn_is_that_of_a_slow_twin(rng, k):
+  train_x, test_x = rng.normal(size=(40, 6)) * [1, 50, 1, 1, 0.01, 1] + 20, rng.normal(size=(60, 6)) + 20
+  train_y, test_y = rng.integers(4, size=40), rng.integers(4, size=60)
+  expected = slow_knn(train_x, train_y, test_x, k)
+  scores = metrics.knn_scores(train_x, np.eye(4)[train_y], test_x, k=k)
+  np.testing.assert_array_equal(scores.argmax(-1), expected)
+  assert metrics.knn_accuracy(train_x, train_y, test_x, test_y, k=k) == np.mean(expected == test_y)
+
+
+def test_more_votes_win_however_near_the_others_are():
+  train_x, labels = np.array([[1, 1], [1.1, 1], [-1, -1], [-1, 0.5], [0, -1]]), np.array([0, 0, 1, 1, 1])
+  assert metrics.knn_accuracy(train_x, labels, np.ones((1, 2)), np.array([1]), k=5) == 1
+
+
+def test_knn_refuses_more_neighbours_than_clips_and_nan():
+  x, y = np.eye(3), np.arange(3)
+  with pytest.raises(ValueError, match="k = 4 neighbours of 3"):
+    metrics.knn_accuracy(x, y, x, y, k=4)
+  with pytest.raises(ValueError, match="test_x: 9 of 9"):
+    metrics.knn_accuracy(x, y, x * np.nan, y, k=1)

@@ -1,0 +1,154 @@
+"""Pictures: drawn from real records and views, and written whole."""
+
+import functools
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from atst_jax import config as configs
+from atst_jax import plots, view_sheet
+from atst_jax.errors import UserError
+from atst_jax.frontend import FRONTENDS
+from atst_jax.records import write_json
+from atst_jax.views import make_views
+from tests.evaluation import write_encoder
+from tests.tiny import tiny_config, write_dataset
+
+
+def pixels(path):
+  """(height, width, channels) of a PNG; every picture here has to show something."""
+  import matplotlib.image
+
+  image = matplotlib.image.imread(path)
+  assert image.shape[0] > 300 and image.shape[1] > 400 and image[..., :3].std() > 0.05
+  assert not [name for name in os.listdir(os.path.dirname(path)) if ".tmp-" in name]
+  return image
+
+
+def records(n=120, **changes):
+  rng = np.random.default_rng(0)
+  return [{"step": 10 * i, "time": i, "loss": 2 / (1 + i / 9) + 0.1 * rng.random(), "loss_byol": 1.0,
+           "loss_difference": 1.5, "std_student": 0.3, "std_teacher": 0.25, "learning_rate": 1e-3,
+           "ema_decay": 0.99 + i / n / 100, "clips_per_second": 50.0, **changes} for i in range(n)]  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 120])
+def test_training_curve_is_written(tmp_path, n):
+  plots.training_curve(records(n), str(tmp_path / "curve.png"), outputs=8)
+  pixels(tmp_path / "curve.png")
+
+
+def test_training_curve_bridges_values_that_were_nan(tmp_path):
+  found = records(30)
+  found[7]["loss"] = found[8]["std_student"] = None
+  plots.training_curve(found, str(tmp_path / "curve.png"), outputs=8)
+  plots.training_curve([{**r, "loss": None} for r in found], str(tmp_path / "gone.png"), outputs=8)
+
+
+def test_training_curve_without_records_is_refused(tmp_path):
+  with pytest.raises(UserError, match="no metrics to plot yet"):
+    plots.training_curve([], str(tmp_path / "curve.png"), outputs=8)
+
+
+def test_smoothing_is_a_centred_mean():
+  values = np.arange(120.0)
+  assert plots._smooth(values)[60] == 60 and plots._smooth(values)[0] == 1.0  # of 0, 1, 2
+  values[60] = np.nan
+  assert plots._smooth(values)[60] == 60
+
+
+def resolved(**overrides):
+  return configs.to_json(tiny_config(**overrides))
+
+
+def clips(lengths, *, frames=64):
+  mel = np.random.default_rng(0).normal(-30, 15, (len(lengths), frames, 64)).astype(np.float16)
+  return {"mel": mel, "length": np.array(lengths, np.int32)}
+
+
+def test_the_sheet_shows_what_make_views_drew():
+  config, batch = resolved(views__group="4"), clips([64, 50, 40, 64])
+  drawn = view_sheet.draw(config, batch, seed=3)
+  key, _ = jax.random.split(jax.random.key(3))
+  compute = jax.jit(functools.partial(make_views, ragged=False, **config["views"]))
+  views, length, expected = compute(key, batch["mel"], batch["length"])
+  assert length is None
+  np.testing.assert_allclose(drawn["views"], views, atol=1e-5)
+  np.testing.assert_array_equal(drawn["box"], expected["box"])
+  np.testing.assert_array_equal(drawn["length"], np.full((4, 2), 32))
+  # λ > 0: the mixture's energy is γ of the next clip's and 1 - γ of the own.
+  scale = view_sheet.normalization_scale(config["views"]["low"], config["views"]["high"])
+  gamma = drawn["gamma"][:, 0, None, None]
+  power = np.exp(scale * drawn["views"][:, 0])
+  energy = gamma * np.roll(power, -1, 0) + (1 - gamma) * power
+  np.testing.assert_allclose(drawn["mixtures"][:, 0], np.log(energy) / scale, atol=1e-4)
+  assert (drawn["gamma"] >= 0.4).all() and (drawn["gamma"] <= 0.6).all()
+
+
+@pytest.mark.parametrize(("lengths", "weight"), [((20, 64, 9, 31), "0.2"), ((64, 64), "0")])
+def test_view_sheet_is_written(tmp_path, lengths, weight):
+  path = str(tmp_path / "views.png")
+  view_sheet.view_sheet(resolved(difference__weight=weight), clips(lengths), path, 0, frontend=FRONTENDS["atst"])
+  pixels(path)
+
+
+def test_frequency_axis_is_in_hertz():
+  places, names = view_sheet.frequency_ticks(FRONTENDS["atst"])
+  assert names == ["125", "250", "500", "1k", "2k", "4k"]
+  assert (np.diff(places) > 1).all() and places[0] > 0 and places[-1] < 63
+  # HTK: mel = 2595·log10(1 + f / 700), 66 points from 60 to 7800 Hz, the first and last are no centres.
+  mel = lambda hz: 2595 * np.log10(1 + hz / 700)
+  np.testing.assert_allclose(places[3], (mel(1000) - mel(60)) / (mel(7800) - mel(60)) * 65 - 1, atol=0.02)
+
+
+@pytest.mark.parametrize("classes", [3, 25])
+def test_embedding_map_is_written(tmp_path, classes):
+  rng = np.random.default_rng(0)
+  labels = np.arange(60) % classes
+  x = rng.normal(size=(60, 12)) + 5 * rng.normal(size=(classes, 12))[labels]
+  plots.embedding_map(x, labels, [f"class {i}" for i in range(classes)], str(tmp_path / "map.png"), title="a title")
+  pixels(tmp_path / "map.png")
+
+
+def test_embedding_map_draws_at_most_max_points(tmp_path, monkeypatch):
+  import sklearn.manifold
+
+  sizes = []
+
+  class Fake:
+    def __init__(self, *args, **kwargs):
+      pass
+
+    def fit_transform(self, x):
+      sizes.append(x.shape)
+      return x[:, :2]
+
+  monkeypatch.setattr(sklearn.manifold, "TSNE", Fake)
+  x = np.random.default_rng(0).normal(size=(3000, 60))
+  plots.embedding_map(x, np.arange(3000) % 2, ["a", "b"], str(tmp_path / "m.png"))
+  assert sizes == [(2000, 50)]
+  with pytest.raises(UserError, match="3 clips make no map"):
+    plots.embedding_map(np.ones((3, 2)), np.zeros(3, int), ["a"], str(tmp_path / "m.png"))
+
+
+def test_command_writes_all_pictures_of_a_run(tmp_path, capsys):
+  encoder = write_encoder(tmp_path / "encoder")
+  data = write_dataset(tmp_path / "data", labels=3)
+  run = tmp_path / "run"
+  run.mkdir()
+  write_json(run / "config.json", resolved(data__source="records", data__path=data))
+  (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(5)), encoding="utf-8")
+  assert plots.main([f"--workdir={run}", f"--encoder={encoder}", f"--data={data}"]) == 0
+  assert capsys.readouterr().out.split() == [str(run / f"{n}.png") for n in ("training_curve", "views", "embeddings")]
+  for name in ("training_curve", "views", "embeddings"):
+    pixels(run / f"{name}.png")
+
+
+def test_command_refuses_in_one_line(tmp_path, capsys):
+  assert plots.main([f"--workdir={tmp_path}"]) == 2
+  assert "is not the workdir of a run" in capsys.readouterr().err
+  assert plots.main([f"--workdir={tmp_path}", "--encoder=x"]) == 2
+  assert "needs both --encoder and --data" in capsys.readouterr().err

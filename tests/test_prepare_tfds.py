@@ -1,0 +1,54 @@
+"""TensorFlow's own readers agree with ours: TFDS on the whole dataset, tf.train.Example on every record."""
+
+import warnings
+
+import numpy as np
+import soundfile
+
+from atst_jax.records import Dataset
+from data_pipeline import prepare
+from data_pipeline.shards import write_task
+
+
+def write_in_this_process(tasks, settings, *, workers):
+  for task in tasks:
+    write_task(task, settings, lambda files, clips: None)
+
+
+def test_opens_with_tfds(tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, "write_tasks", write_in_this_process)
+  rng, rows = np.random.default_rng(0), ["path,label,split,fold"]
+  for i in range(20):
+    soundfile.write(tmp_path / f"é {i}.wav", rng.uniform(-0.5, 0.5, 1600 + 160 * i), 16000)
+    rows.append(f"é {i}.wav,{'dog' if i % 2 else 'cat 語'},{'test' if i % 4 == 0 else 'train'},{i % 5}")
+  for name, change in (("single", lambda row: row), ("multi", lambda row: row.replace(",dog", ",dog;barks"))):
+    (tmp_path / f"{name}.csv").write_text("\n".join(map(change, rows)))
+    arguments = [f"--input={tmp_path / f'{name}.csv'}", f"--output={tmp_path / name}", "--frontend=atst"]
+    assert prepare.main(arguments) == 0
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    for name in ("single", "multi"):
+      builder = tfds.builder_from_directory(str(tmp_path / name))
+      dataset = Dataset.load(str(tmp_path / name))
+      assert set(builder.info.splits) == {"test", "train"}
+      for split in dataset.splits:
+        ours = {clip.id: clip for clip in dataset.clips(split)}
+        theirs = {example["id"].decode(): example for example in tfds.as_numpy(builder.as_dataset(split=split))}
+        assert set(ours) == set(theirs) and len(ours) == builder.info.splits[split].num_examples
+        for id, clip in ours.items():
+          assert theirs[id]["mel"].dtype == np.float16 and theirs[id]["fold"] == clip.fold
+          np.testing.assert_array_equal(theirs[id]["mel"], clip.mel)
+          np.testing.assert_array_equal(np.ravel(theirs[id]["labels" if clip.multi_label else "label"]), clip.labels)
+      feature = builder.info.features["labels" if name == "multi" else "label"]
+      assert (feature.feature if name == "multi" else feature).names == dataset.label_names
+    paths = [shard.path for shard in dataset.shards("train")]
+    for data, clip in zip(tf.data.TFRecordDataset(paths), dataset.clips("train"), strict=True):
+      features = tf.train.Example.FromString(data.numpy()).features.feature
+      assert features["id"].bytes_list.value[0].decode() == clip.id
+      assert features["mel"].bytes_list.value[0] == clip.mel.tobytes()
+      assert list(features["labels"].int64_list.value) == list(clip.labels)
+      assert features["num_frames"].int64_list.value[0] == len(clip.mel)
+      assert features["split"].bytes_list.value[0] == b"train" and features["fold"].int64_list.value[0] == clip.fold

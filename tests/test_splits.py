@@ -1,0 +1,149 @@
+"""Divisions of labelled sets: complete, disjoint, stratified, and refused where they leak or cannot be learned."""
+
+import numpy as np
+import pytest
+
+from atst_jax.downstream.splits import Split, check, make_splits, source_of
+from atst_jax.errors import UserError
+
+NAMES = ["bark", "crow", "rain", "wind"]
+
+
+def columns(n=48, classes=4, **changes):
+  """A set of n files, class i mod classes, without folds and splits."""
+  found = {"ids": [f"{i}.wav" for i in range(n)], "targets": np.eye(classes, dtype=int)[np.arange(n) % classes],
+           "folds": np.full(n, -1), "splits": np.full(n, "train"), "label_names": NAMES[:classes], "way": "auto",
+           "num_folds": 5, "seed": 0}  # fmt: skip
+  return {**found, **changes}
+
+
+def assert_divides(split, n):
+  np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.arange(n))
+  assert all(len(part) for part in split)
+
+
+def test_source_of_a_piece_is_its_file():
+  assert source_of("a/b.wav#0012") == "a/b.wav"
+  assert source_of("a#12.wav") == "a#12.wav"
+  assert source_of("a.wav#12345") == "a.wav"
+
+
+def test_folds_test_each_once_and_the_next_one_chooses():
+  folds = np.arange(48) // 4 % 3 + 1  # from 1, as ESC-10's
+  parts = make_splits(**columns(folds=folds))
+  assert len(parts) == 3
+  for fold, split in zip((1, 2, 3), parts, strict=True):
+    assert_divides(split, 48)
+    assert set(folds[split.test]) == {fold}
+    assert set(folds[split.valid]) == {fold % 3 + 1}
+    assert set(folds[split.train]) == {1, 2, 3} - {fold, fold % 3 + 1}
+
+
+def test_two_folds_hold_a_tenth_of_the_other_out():
+  folds = np.arange(80) // 4 % 2
+  parts = make_splits(**columns(80, folds=folds))
+  for fold, split in enumerate(parts):
+    assert_divides(split, 80)
+    assert set(folds[split.test]) == {fold} and len(split.valid) == 4
+
+
+def test_split_column_is_taken_as_it_is():
+  names = np.array(["train", "train", "valid", "test"])[np.arange(48) // 4 % 4]
+  (split,) = make_splits(**columns(splits=names))
+  assert_divides(split, 48)
+  for name in ("train", "valid", "test"):
+    assert set(names[getattr(split, name)]) == {name}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_valid_a_stratified_tenth_of_train_is_held_out(seed):
+  names = np.where(np.arange(480) % 12 < 8, "train", "test")
+  (split,) = make_splits(**columns(480, splits=names, seed=seed))
+  assert_divides(split, 480)
+  assert set(names[split.valid]) == {"train"}
+  assert np.bincount(split.valid % 4).tolist() == [8, 8, 8, 8]
+  again = make_splits(**columns(480, splits=names, seed=seed))[0]
+  np.testing.assert_array_equal(split.valid, again.valid)
+  other = make_splits(**columns(480, splits=names, seed=seed + 1))[0]
+  assert set(split.valid) != set(other.valid)
+
+
+def test_held_out_clips_never_take_the_last_of_a_class():
+  targets = np.zeros((40, 4), int)
+  targets[:, 0], targets[0, 1] = 1, 1  # file 0 alone has class 1
+  targets[30:, 2] = 1
+  names = np.array(["train"] * 35 + ["test"] * 5)
+  for seed in range(40):
+    (split,) = make_splits(**columns(40, targets=targets, splits=names, seed=seed))
+    assert 0 in split.train and len(split.valid) == 3
+
+
+def test_random_folds_are_stratified_and_keep_pieces_together():
+  ids = [f"{i // 3}.wav#{i % 3:04d}" for i in range(240)]
+  targets = np.eye(4, dtype=int)[np.arange(240) // 3 % 4]
+  parts = make_splits(**columns(240, ids=ids, targets=targets))
+  assert len(parts) == 5
+  assert len(np.unique(np.concatenate([split.test for split in parts]))) == 240
+  for split in parts:
+    assert_divides(split, 240)
+    assert np.bincount(targets[split.test].argmax(1)).tolist() == [12, 12, 12, 12]
+    files = [{source_of(ids[i]) for i in part} for part in split]
+    assert not files[0] & files[1] and not files[0] & files[2] and not files[1] & files[2]
+  other = make_splits(**columns(240, ids=ids, targets=targets, seed=1))
+  assert set(parts[0].test) != set(other[0].test)
+
+
+def test_pieces_stay_together_when_held_out():
+  ids = [f"{i // 4}.wav#{i % 4:04d}" for i in range(240)]
+  names = np.where(np.arange(240) // 4 % 3 < 2, "train", "test")
+  targets = np.eye(4, dtype=int)[np.arange(240) // 4 % 4]
+  (split,) = make_splits(**columns(240, ids=ids, splits=names, targets=targets))
+  assert len(split.valid) == 16
+  assert not {source_of(ids[i]) for i in split.train} & {source_of(ids[i]) for i in split.valid}
+
+
+def refusal(pattern, **changes):
+  with pytest.raises(UserError, match=pattern):
+    make_splits(**columns(**changes))
+
+
+def test_what_the_columns_do_not_allow_is_refused():
+  folds, halves = np.arange(48) % 3, np.array(["train", "test"])[np.arange(48) % 2]
+  refusal("way=sideways: choose one of auto, fold, split, random", way="sideways")
+  refusal("folds and a test split; set --config.splits.way to fold or split", folds=folds, splits=halves)
+  refusal(r"\{'train': 24, 'eval': 24\}, none of them `test`", splits=np.array(["train", "eval"])[np.arange(48) % 2])
+  refusal("48 of 48 clips have no fold", way="fold")
+  refusal(r"\{'train': 48\}; needed are `train`, `test`", way="split")
+  refusal("num_folds=99: 48 files allow 2 to 48 folds", num_folds=99)
+  refusal("all 48 clips are in fold 7; at least 2", folds=np.full(48, 7))
+
+
+def test_pieces_of_one_file_in_two_folds_leak():
+  ids = [f"{i}.wav" for i in range(46)] + ["long.wav#0000", "long.wav#0001"]
+  refusal(r"leaks: 1 source file in more than one part, the first is 'long.wav' in .* \(16 train, 16 valid, 16 test ",
+          ids=ids, folds=np.arange(48) % 3)  # fmt: skip
+
+
+def test_an_id_in_two_parts_leaks():
+  ids = [f"{i % 47}.wav" for i in range(48)]
+  refusal("leaks: 1 id in more than one part, the first is '0.wav' in test and train", ids=ids,
+          splits=np.where(np.arange(48) < 36, "train", "test"))  # fmt: skip
+
+
+def test_a_tested_class_without_training_clips_is_named():
+  names = np.where(np.arange(48) % 4 == 2, "test", "train")
+  names[:8] = "test"
+  refusal("1 of 4 tested classes have no training clip: rain", splits=names)
+
+
+def test_one_tested_class_is_refused():
+  names = np.array(["train"] * 40 + ["test"] * 8)
+  targets = np.eye(4, dtype=int)[np.r_[np.arange(40) % 4, np.zeros(8, int)]]
+  refusal("the test clips hold 1 class of 4; a probe needs 2", splits=names, targets=targets)
+
+
+def test_an_empty_part_is_refused():
+  part = np.arange(4)
+  with pytest.raises(UserError, match=r"this one: a part is empty \(4 train, 0 valid, 4 test clips\)"):
+    check(Split(part, part[:0], part + 4), ids=list("abcdefgh"), targets=np.ones((8, 2), int), label_names=NAMES[:2],
+          name="this one")  # fmt: skip
