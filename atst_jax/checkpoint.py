@@ -31,7 +31,9 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-      raise UserError(f"checkpoint {step} in {self._manager.directory} cannot be restored into this model: {error}") from error
+      raise UserError(
+        f"checkpoint {step} in {self._manager.directory} cannot be restored into this model: {error}"
+      ) from error
 
   def reached_preemption(self, step: int) -> bool:
     """Whether all processes have agreed to stop after this step (needs jax.distributed)."""

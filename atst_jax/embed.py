@@ -2,8 +2,8 @@
 
   python -m atst_jax.embed --encoder=encoders/base --input=recordings --output=vectors.npz
 
-Audio of any length: it is cut into chunks as long as the training crop (positions beyond it were never trained), padding
-is masked, and the chunks' embeddings are averaged. Needs neither TensorFlow nor librosa.
+Audio of any length: it is cut into chunks as long as the training crop (positions beyond it were never trained),
+padding is masked, and the chunks' embeddings are averaged. Needs neither TensorFlow nor librosa.
 """
 
 import argparse
@@ -71,8 +71,9 @@ class Model:
 
       audio = soxr.resample(audio, sample_rate, self.sample_rate)
     if len(audio) < self.frontend.min_samples:
-      raise UserError(f"audio of {len(audio)} samples at {self.sample_rate} Hz; at least {self.frontend.min_samples} are "
-                      "needed")  # fmt: skip
+      raise UserError(
+        f"audio of {len(audio)} samples at {self.sample_rate} Hz; at least {self.frontend.min_samples} are needed"
+      )
     return log_mel(audio, self.frontend, self._filters)
 
   def _chunks(self, mel, tail):
@@ -89,10 +90,10 @@ class Model:
     """Embeds log-mel clips of any lengths.
 
     Args:
-      mels: (T, F) dB arrays of this model's front-end. The clamp's reference is the whole clip's maximum (released code).
+      mels: (T, F) dB arrays of this model's front-end. The clamp refers to the whole clip's maximum (released code).
       num_blocks: how many of the last blocks to concatenate, [CLS…, mean…]; all of them by default.
       max_frames: longer clips are cropped centrally (ATST's protocol: 12 s); no limit by default.
-      tail: how the chunks of a longer clip are averaged, the export's own rule by default. "weighted": by their lengths.
+      tail: how the chunks of a longer clip are averaged; the export's own rule by default. "weighted": by length.
         "keep": all alike. "drop": alike, but a chunk after the first counts only if more than half of it is there.
         "released": as "drop", and the sum over a chunk's patches is divided by the patches from its start to the end
         of the clip, as ATST's released code does (a 10-s clip's first mean is 0.6 of itself).
@@ -117,8 +118,16 @@ class Model:
       for i, chunk in enumerate(chunks):
         batch[i, : len(chunk)] = chunk
       pad = lambda values, dtype: np.pad(np.asarray(values, dtype), (0, BATCH - len(values)))
-      out = np.asarray(self._pool(self.variables, batch, pad(peaks, np.float32), pad([len(c) for c in chunks], np.int32),
-                                  pad(mean_over, np.int32), num_blocks=num_blocks))  # fmt: skip
+      out = np.asarray(
+        self._pool(
+          self.variables,
+          batch,
+          pad(peaks, np.float32),
+          pad([len(c) for c in chunks], np.int32),
+          pad(mean_over, np.int32),
+          num_blocks=num_blocks,
+        )
+      )
       for clip, vector, weight in zip(clips, out, chunk_weights, strict=False):
         sums[clip] = sums[clip] + weight * vector
         weights[clip] += weight

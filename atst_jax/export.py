@@ -62,8 +62,16 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
   if os.path.exists(output):
     raise UserError(f"--output={output} exists; choose another folder or remove it")
   temporary = f"{output.rstrip('/')}.tmp-{os.getpid()}"
-  config = {"format": FORMAT, "encoder": encoder, "frontend": frontend.to_json(), "normalization": normalization,
-            "chunk_frames": chunk_frames, "tail": tail, "params_hash": params_hash(variables), "provenance": provenance}  # fmt: skip
+  config = {
+    "format": FORMAT,
+    "encoder": encoder,
+    "frontend": frontend.to_json(),
+    "normalization": normalization,
+    "chunk_frames": chunk_frames,
+    "tail": tail,
+    "params_hash": params_hash(variables),
+    "provenance": provenance,
+  }
   try:
     os.makedirs(temporary)
     save_tree(os.path.join(temporary, "params"), variables)
@@ -101,7 +109,9 @@ def read(folder: str):
     raise UserError(f"{folder}: damaged export ({type(error).__name__}: {error}); export it again") from error
   variables = restore_tree(os.path.join(folder, "params"))
   if params_hash(variables) != config["params_hash"]:
-    raise UserError(f"{folder}/params: contents do not match params_hash in {CONFIG}; the export is damaged, make it again")
+    raise UserError(
+      f"{folder}/params: contents do not match params_hash in {CONFIG}; the export is damaged, make it again"
+    )
   return config, variables, filters
 
 
@@ -109,7 +119,9 @@ def export_run(workdir: str, output: str, step: int | None = None) -> dict:
   """Exports the teacher's encoder of a pre-training run (its newest checkpoint by default). Returns the provenance."""
   config = read_config(workdir)
   if config["job"] != "pretrain":
-    raise UserError(f"--workdir={workdir} holds a {config['job']!r} run; only pre-training runs have an encoder to export")
+    raise UserError(
+      f"--workdir={workdir} holds a {config['job']!r} run; only pre-training runs have an encoder to export"
+    )
   variables, step = restore_teacher(os.path.join(workdir, "checkpoints"), step)
   views = config["views"]
   provenance = {"step": step, "atst_jax": atst_jax.__version__, "config": config}

@@ -58,7 +58,9 @@ class FrontEnd:
       raise UserError(f"front-end holds the keys {sorted(values)}, expected {sorted(fields | {'hash'})}")
     frontend = cls(**{k: v for k, v in values.items() if k != "hash"})
     if frontend.hash != values["hash"]:
-      raise UserError(f"front-end {frontend.name!r}: stored hash {values['hash']} but its parameters give {frontend.hash}")
+      raise UserError(
+        f"front-end {frontend.name!r}: stored hash {values['hash']} but its parameters give {frontend.hash}"
+      )
     return frontend
 
 

@@ -1,9 +1,10 @@
 """Batches of log-mel clips from shards: tf.data reads, shuffles, pads and batches; it computes nothing.
 
 The global batch of step s is a pure function of (seed, s), whatever the number of processes and devices. S logical
-streams cut it into S blocks of B/S rows; stream i owns shards i, i + S, …, visits them in an order drawn for each epoch,
-shuffles inside windows of each shard, and repeats on its own. A position is therefore arithmetic on the shards' counts:
-resuming skips whole shards unread and at most one shard's records unparsed, and nothing of the iterator is saved.
+streams cut it into S blocks of B/S rows; stream i owns shards i, i + S, …, visits them in an order drawn for each
+epoch, shuffles inside windows of each shard, and repeats on its own. A position is therefore arithmetic on the shards'
+counts: resuming skips whole shards unread and at most one shard's records unparsed, and nothing of the iterator is
+saved.
 """
 
 import dataclasses
@@ -57,7 +58,9 @@ def check_streams(*, batch_size, streams, shards, processes):
   if batch_size % streams:
     raise UserError(f"batch_size {batch_size} is not divisible by data.streams {streams}; use a multiple of {streams}")
   if streams % processes:
-    raise UserError(f"data.streams {streams} is not divisible by the {processes} processes; use a multiple of {processes}")
+    raise UserError(
+      f"data.streams {streams} is not divisible by the {processes} processes; use a multiple of {processes}"
+    )
   if shards < streams:
     raise UserError(f"{shards} shards cannot feed data.streams={streams}: set data.streams to at most {shards}, or "
                     f"prepare the data again with --num_shards={streams}")  # fmt: skip
@@ -134,7 +137,8 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
 
   mine = range(start // block, stop // block)
   batches = tf.data.Dataset.range(mine.start, mine.stop).interleave(
-    stream, cycle_length=len(mine), block_length=block, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)  # fmt: skip
+    stream, cycle_length=len(mine), block_length=block, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+  )
   batches = batches.batch(stop - start, drop_remainder=True).map(parse, tf.data.AUTOTUNE, deterministic=True)
   return batches.prefetch(2).as_numpy_iterator()
 

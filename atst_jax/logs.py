@@ -1,4 +1,4 @@
-"""Where metrics go: a line on the terminal, JSON lines, TensorBoard, a progress bar. A failing logger never stops a run."""
+"""Where metrics go: log lines, JSON lines, TensorBoard, a progress bar. A failing logger never stops a run."""
 
 import json
 import logging

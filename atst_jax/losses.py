@@ -25,7 +25,7 @@ def symmetric_loss(predictions, targets):
 def output_std(x):
   """Standard deviation over rows of L2-normalised outputs, averaged over dimensions: (..., P) -> ().
 
-  Unit vectors spread evenly over the sphere give 1/sqrt(P); a collapsed network gives about 0 (released code's monitor).
+  Unit vectors spread evenly over the sphere give 1/sqrt(P); a collapsed network gives about 0 (released monitor).
   """
   rows = l2_normalize(x).reshape(-1, x.shape[-1])
   return jnp.mean(jnp.sqrt(jnp.var(rows, axis=0, ddof=1) + 1e-6))

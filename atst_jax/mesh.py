@@ -1,4 +1,4 @@
-"""The device mesh and where arrays lie on it: the batch over every device, the state over `fsdp` by one rule on shapes."""
+"""The device mesh and where arrays lie on it: the batch over every device, the state over `fsdp` by shape."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ MIN_SHARD_SIZE = 2**14  # elements; smaller arrays are replicated: gathering the
 
 
 def make_mesh(*, data, fsdp, devices=None) -> Mesh:
-  """A (data, fsdp) mesh; -1 for one of them takes what is left. Raises UserError with the numbers if it does not fit."""
+  """A (data, fsdp) mesh; -1 for one of them takes what is left. Raises UserError with the numbers if that fails."""
   devices = jax.devices() if devices is None else devices
   count = len(devices)
   if data == -1 and fsdp > 0 and count % fsdp == 0:

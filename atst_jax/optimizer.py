@@ -41,7 +41,9 @@ def make_optimizer(*, total_steps, batch_size, base_lr, end_lr, warmup_steps, we
     weight_decay_start, weight_decay_end: half a cosine over the run, no warm-up (0.04 to 0.4).
     b1, b2, eps: Adam's; the released code's eps is 1e-6.
   """
-  learning_rate = cosine_schedule(base_lr * batch_size / 256, end_lr, total_steps=total_steps, warmup_steps=warmup_steps)
+  learning_rate = cosine_schedule(
+    base_lr * batch_size / 256, end_lr, total_steps=total_steps, warmup_steps=warmup_steps
+  )
   weight_decay = cosine_schedule(weight_decay_start, weight_decay_end, total_steps=total_steps)
   tx = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
   return tx, {"learning_rate": learning_rate, "weight_decay": weight_decay}

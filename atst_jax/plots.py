@@ -33,8 +33,8 @@ def save(figure, path: str) -> None:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-  """Mean over a centred window of about a thirtieth of the curve; NaN left out."""
-  half = len(values) // 60
+  """Mean over a centred window of about a twelfth of the curve; NaN left out."""
+  half = len(values) // 25
   return np.array([np.nanmean(values[max(i - half, 0) : i + half + 1])
                    if np.isfinite(values[max(i - half, 0) : i + half + 1]).any() else np.nan
                    for i in range(len(values))])  # fmt: skip

@@ -107,7 +107,9 @@ class Dataset:
         manifest = json.load(file)
       version = manifest["schema"]
       if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; prepare the dataset again")
+        raise UserError(
+          f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; prepare the dataset again"
+        )
       try:
         frontend = FrontEnd.from_json(manifest["frontend"])
       except UserError as error:
@@ -160,7 +162,9 @@ class Dataset:
     """`min`, `max`, `mean`, `std` in dB over the training split. Raises UserError where they are missing."""
     statistics = self.manifest.get("statistics")
     if not statistics:
-      raise UserError(f"{self.root}: {MANIFEST} holds no statistics; run `python -m data_pipeline.prepare stats {self.root}`")
+      raise UserError(
+        f"{self.root}: {MANIFEST} holds no statistics; run `python -m data_pipeline.prepare stats {self.root}`"
+      )
     return statistics
 
   def clips(self, split: str) -> Iterator[Clip]:

@@ -39,9 +39,11 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   frontend = get_frontend(config.data.frontend)
   if dataset is not None:
     if dataset.frontend.hash != frontend.hash:
-      raise UserError(f"{dataset.root} was prepared with the front-end {dataset.frontend.name!r} ({dataset.frontend.hash}), "
-                      f"data.frontend is {frontend.name!r} ({frontend.hash}); prepare it again with "
-                      f"--frontend={frontend.name} or set --config.data.frontend={dataset.frontend.name}")  # fmt: skip
+      raise UserError(
+        f"{dataset.root} was prepared with the front-end {dataset.frontend.name!r} ({dataset.frontend.hash}), "
+        f"data.frontend is {frontend.name!r} ({frontend.hash}); prepare it again with "
+        f"--frontend={frontend.name} or set --config.data.frontend={dataset.frontend.name}"
+      )
     config.data.fingerprint = dataset.fingerprint(config.data.split)
   statistics = dataset.statistics if dataset else SYNTHETIC
   for key, name in (("low", "min"), ("high", "max")):
@@ -51,8 +53,10 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   for name in ("total", "warmup"):
     if config[f"{name}_steps"] is None:
       if clips is None or config[f"{name}_epochs"] is None:
-        raise UserError(f"{name}_steps is not set and cannot follow from {name}_epochs="
-                        f"{config[f'{name}_epochs']} with the {config.data.source!r} source; set --config.{name}_steps=…")  # fmt: skip
+        raise UserError(
+          f"{name}_steps is not set and cannot follow from {name}_epochs="
+          f"{config[f'{name}_epochs']} with the {config.data.source!r} source; set --config.{name}_steps=…"
+        )
       config[f"{name}_steps"] = round(config[f"{name}_epochs"] * clips / config.batch_size)
   return config
 
@@ -78,12 +82,16 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
   for key, (value, allowed) in choices.items():
     if value not in allowed:
       raise UserError(f"--config.{key}={value}: choose one of {', '.join(allowed)}")
-  ranges = {"difference.weight": (config.difference.weight, 0, 1), "views.mixup_ratio": (config.views.mixup_ratio, 0, 1),
-            "difference.gamma_min": (config.difference.gamma_min, 0, config.difference.gamma_max),
-            "difference.gamma_max": (config.difference.gamma_max, config.difference.gamma_min, 1),
-            "teacher.decay_start": (config.teacher.decay_start, 0, 1), "encoder.drop_path": (encoder.drop_path, 0, 0.99),
-            "warmup_steps": (config.warmup_steps, 0, config.total_steps),
-            "total_steps": (config.total_steps, 1, 2**31)}  # fmt: skip
+  ranges = {
+    "difference.weight": (config.difference.weight, 0, 1),
+    "views.mixup_ratio": (config.views.mixup_ratio, 0, 1),
+    "difference.gamma_min": (config.difference.gamma_min, 0, config.difference.gamma_max),
+    "difference.gamma_max": (config.difference.gamma_max, config.difference.gamma_min, 1),
+    "teacher.decay_start": (config.teacher.decay_start, 0, 1),
+    "encoder.drop_path": (encoder.drop_path, 0, 0.99),
+    "warmup_steps": (config.warmup_steps, 0, config.total_steps),
+    "total_steps": (config.total_steps, 1, 2**31),
+  }
   for key, (value, low, high) in ranges.items():
     if not low <= value <= high:
       raise UserError(f"--config.{key}={value}: must lie between {low} and {high}")
@@ -105,16 +113,27 @@ def compute_dtype(name: str):
 
 def build(config: ConfigDict, *, ragged: bool):
   """(init(key) -> state, train_step(state, batch) -> (state, metrics)) of a resolved config; nothing is compiled."""
-  network = method.make_network(encoder=config.encoder, heads=config.heads, joint_views=config.joint_views,
-                                difference_weight=config.difference.weight, dtype=compute_dtype(config.dtype))  # fmt: skip
+  network = method.make_network(
+    encoder=config.encoder,
+    heads=config.heads,
+    joint_views=config.joint_views,
+    difference_weight=config.difference.weight,
+    dtype=compute_dtype(config.dtype),
+  )
   tx, schedules = make_optimizer(total_steps=config.total_steps, warmup_steps=config.warmup_steps,
                                  batch_size=config.batch_size, **config.optimizer)  # fmt: skip
   decay = cosine_schedule(config.teacher.decay_start, config.teacher.decay_end, total_steps=config.total_steps)
   parts = {"network": network, "tx": tx, "teacher": ema(decay)}
   init = functools.partial(method.init_state, frames=config.views.crop_frames, group=config.views.group,
                            n_mels=get_frontend(config.data.frontend).n_mels, **parts)  # fmt: skip
-  step = method.make_train_step(schedules={**schedules, "ema_decay": decay}, seed=config.seed, ragged=ragged,
-                                views=config.views.to_dict(), difference=config.difference.to_dict(), **parts)  # fmt: skip
+  step = method.make_train_step(
+    schedules={**schedules, "ema_decay": decay},
+    seed=config.seed,
+    ragged=ragged,
+    views=config.views.to_dict(),
+    difference=config.difference.to_dict(),
+    **parts,
+  )
   return init, step
 
 
@@ -156,8 +175,17 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     placed = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     state = checkpoints.restore(start, placed)
   parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
-  log.info("%s: %d parameters on %d %s device(s), mesh %s, batch %d, steps %d to %d", workdir, parameters,
-           jax.device_count(), jax.default_backend(), dict(mesh.shape), config.batch_size, start, config.total_steps)  # fmt: skip
+  log.info(
+    "%s: %d parameters on %d %s device(s), mesh %s, batch %d, steps %d to %d",
+    workdir,
+    parameters,
+    jax.device_count(),
+    jax.default_backend(),
+    dict(mesh.shape),
+    config.batch_size,
+    start,
+    config.total_steps,
+  )
 
   compiled = jax.jit(train_step, in_shardings=(shardings, batch_sharding(mesh)),
                      out_shardings=(shardings, replicated(mesh)), donate_argnums=0)  # fmt: skip
@@ -227,9 +255,20 @@ class Report:
     self.last_step, self.last_time, self.waited = step, now, 0.0
     self.writer.write(step, values)
     terms = " ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in values.items() if k.startswith("loss"))
-    log.info("step %d/%d %s | lr %.3g wd %.3g ema %.5f grad %.3g | std %.4f/%.4f | %.1f clips/s wait %.1f%% eta %s", step,
-             self.config.total_steps, terms, values["learning_rate"], values["weight_decay"], values["ema_decay"],
-             values["grad_norm"], values["std_student"], values["std_teacher"], values["clips_per_second"],
-             100 * values["data_wait"], time.strftime("%H:%M:%S", time.gmtime(values["eta_seconds"])))  # fmt: skip
+    log.info(
+      "step %d/%d %s | lr %.3g wd %.3g ema %.5f grad %.3g | std %.4f/%.4f | %.1f clips/s wait %.1f%% eta %s",
+      step,
+      self.config.total_steps,
+      terms,
+      values["learning_rate"],
+      values["weight_decay"],
+      values["ema_decay"],
+      values["grad_norm"],
+      values["std_student"],
+      values["std_teacher"],
+      values["clips_per_second"],
+      100 * values["data_wait"],
+      time.strftime("%H:%M:%S", time.gmtime(values["eta_seconds"])),
+    )
     if not values["loss"] == values["loss"]:
       raise FloatingPointError(f"the loss is NaN at step {step}; the last checkpoint is from before")

@@ -1,12 +1,12 @@
 """Both papers on one page: what one update of the student and its teacher computes.
 
-  y = encoder(view)          z = projector(y)          p = predictor(z)          both views, student
-  z' = projector'(encoder'(view))                                                both views, teacher
-  L_byol       = mean over both directions of 2 - 2·cos(p_i, z'_j)               BYOL; ATST 2.1
-  w            = log(γ·e^{s(v)} + (1 - γ)·e^v)                                   difference-aware paper, Eq. 2
-  p_difference = predictor_difference(projector(encoder(w) - γ·s(y)))            the same z', Eq. 3
-  L            = (1 - λ)·L_byol + λ·L_difference
-  teacher      <- m·teacher + (1 - m)·student
+y = encoder(view)          z = projector(y)          p = predictor(z)          both views, student
+z' = projector'(encoder'(view))                                                both views, teacher
+L_byol       = mean over both directions of 2 - 2·cos(p_i, z'_j)               BYOL; ATST 2.1
+w            = log(γ·e^{s(v)} + (1 - γ)·e^v)                                   difference-aware paper, Eq. 2
+p_difference = predictor_difference(projector(encoder(w) - γ·s(y)))            the same z', Eq. 3
+L            = (1 - λ)·L_byol + λ·L_difference
+teacher      <- m·teacher + (1 - m)·student
 """
 
 import functools
@@ -156,14 +156,23 @@ def make_train_step(*, network, tx, teacher, schedules, seed, views, difference,
     ragged: whether any clip may be shorter than the crop.
   """
   domains = {"normalized": 1.0, "energy": normalization_scale(views["low"], views["high"])}
-  update = make_update(network=network, tx=tx, teacher=teacher, schedules=schedules,
-                       difference_weight=difference["weight"], group=views["group"], mix_scale=domains[difference["mix_domain"]])  # fmt: skip
+  update = make_update(
+    network=network,
+    tx=tx,
+    teacher=teacher,
+    schedules=schedules,
+    difference_weight=difference["weight"],
+    group=views["group"],
+    mix_scale=domains[difference["mix_domain"]],
+  )
 
   def train_step(state: TrainState, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     view_key, gamma_key, update_key = jax.random.split(key, 3)
     pair, length, _ = make_views(view_key, batch["mel"], batch["length"], ragged=ragged, **views)
-    gamma = jax.random.uniform(gamma_key, pair.shape[:2], minval=difference["gamma_min"], maxval=difference["gamma_max"])
+    gamma = jax.random.uniform(
+      gamma_key, pair.shape[:2], minval=difference["gamma_min"], maxval=difference["gamma_max"]
+    )
     return update(state, update_key, pair, length, gamma)
 
   return train_step

@@ -1,8 +1,8 @@
 """Views of a batch of log-mel clips, on the device: crop, clamp, normalise, Mixup, random resize crop; mixtures.
 
-Letters: B clips, K = 2 views, G clips of a group, T frames, F mel bins. All draws come from a key folded with the clip's
-(or group's) index in the global batch, so they are the same on any mesh. Clips of a batch meet only inside fixed groups
-of G consecutive clips; a group lies on one device, so nothing here communicates.
+Letters: B clips, K = 2 views, G clips of a group, T frames, F mel bins. All draws come from a key folded with the
+clip's (or group's) index in the global batch, so they are the same on any mesh. Clips of a batch meet only inside
+fixed groups of G consecutive clips; a group lies on one device, so nothing here communicates.
 """
 
 import jax
@@ -105,9 +105,7 @@ def resize_crop(x, box, length, *, canvas_time):
   frames, n_mels = x.shape
   top, left, height, width = box
   canvas = jnp.floor(canvas_time * length).astype(jnp.int32)
-  time = interpolation_matrix(
-    frames, frames, start=left, size=width, out_size=length, offset=(canvas - length) // 2
-  )
+  time = interpolation_matrix(frames, frames, start=left, size=width, out_size=length, offset=(canvas - length) // 2)
   mel = interpolation_matrix(n_mels, n_mels, start=top, size=height, out_size=n_mels, offset=0)
   return jnp.matmul(time, jnp.matmul(x, mel.T, precision="highest"), precision="highest")
 

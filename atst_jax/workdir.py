@@ -13,7 +13,7 @@ CONFIG = "config.json"
 
 
 def claim(workdir: str):
-  """Makes the folder and locks it until the process ends; keep the returned file. Raises UserError naming the holder."""
+  """Makes the folder and locks it until the returned file is closed. Raises UserError naming the holder."""
   try:
     os.makedirs(workdir, exist_ok=True)
     lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115 (held as long as the job runs)
@@ -52,6 +52,9 @@ def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes:
   if os.path.exists(os.path.join(workdir, CONFIG)):
     differences = changes(read_config(workdir), config, ignore)
     if differences and not allow_changes:
-      raise UserError(f"--workdir={workdir} belongs to a run with another config:\n  " + "\n  ".join(differences) +
-                      "\nchoose a new workdir, or pass --allow_changed_config to go on with the new values")  # fmt: skip
+      raise UserError(
+        f"--workdir={workdir} belongs to a run with another config:\n  "
+        + "\n  ".join(differences)
+        + "\nchoose a new workdir, or pass --allow_changed_config to go on with the new values"
+      )
   write_json(os.path.join(workdir, CONFIG), config)

@@ -1,6 +1,6 @@
 """A small ATST for a few thousand short recordings on two CPU cores.
 
-  python -m atst_jax.main --config=configs/real_small.py --workdir=runs/real_small
+python -m atst_jax.main --config=configs/real_small.py --workdir=runs/real_small
 """
 
 from configs import base

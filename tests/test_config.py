@@ -66,11 +66,20 @@ def test_parameter_table():
   _compare("parameters_base.txt", text + f"total {sum(x.size for x in jax.tree.leaves(params))}\n")
 
 
-@pytest.mark.parametrize("key, text, value", [
-  ("batch_size", "64", 64), ("optimizer.base_lr", "1e-3", 1e-3), ("joint_views", "false", False),
-  ("views.freq_scale", "0.5,1", (0.5, 1.0)), ("views.freq_scale", "(0.5, 1.25)", (0.5, 1.25)),
-  ("views.low", "-79.5", -79.5), ("views.low", "none", None), ("total_steps", "39_000", 39000), ("data.path", "a b=c", "a b=c"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "key, text, value",
+  [
+    ("batch_size", "64", 64),
+    ("optimizer.base_lr", "1e-3", 1e-3),
+    ("joint_views", "false", False),
+    ("views.freq_scale", "0.5,1", (0.5, 1.0)),
+    ("views.freq_scale", "(0.5, 1.25)", (0.5, 1.25)),
+    ("views.low", "-79.5", -79.5),
+    ("views.low", "none", None),
+    ("total_steps", "39_000", 39000),
+    ("data.path", "a b=c", "a b=c"),
+  ],
+)
 def test_overrides(key, text, value):
   config = configs.load(str(ROOT / "configs" / "base.py"))
   configs.override(config, key, text)
@@ -109,5 +118,7 @@ def test_impossible_combinations_are_refused(changes, message):
 
 def test_steps_follow_from_epochs_unless_set():
   assert train.resolve(tiny_config(total_epochs="3"), None).total_steps == 6
-  with pytest.raises(UserError, match="total_steps is not set and cannot follow from total_epochs=200.0 with the 'synthetic'"):
+  with pytest.raises(
+    UserError, match=r"total_steps is not set and cannot follow from total_epochs=200\.0 with the 'synthetic'"
+  ):
     train.resolve(tiny_config(total_steps="none"), None)

@@ -84,7 +84,9 @@ def test_length_and_company_of_a_clip_do_not_matter(model):
   if long.min() > long.max() - 80:  # then no chunk is clamped, alone or in the clip
     np.testing.assert_allclose(weighted, np.average(parts, 0, [len(c) for c in chunks]), atol=1e-4 + 0 * spread)
     np.testing.assert_allclose(keep, parts.mean(0), atol=1e-4)
-    np.testing.assert_allclose(model.embed([long], tail="drop")[0], parts[[len(c) > 16 for c in chunks]].mean(0), atol=1e-4)
+    np.testing.assert_allclose(
+      model.embed([long], tail="drop")[0], parts[[len(c) > 16 for c in chunks]].mean(0), atol=1e-4
+    )
 
 
 def test_central_crop(model):

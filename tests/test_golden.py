@@ -1,4 +1,4 @@
-"""The released code's numbers (../shared/golden, whose README gives the tolerances) against this project's own parts."""
+"""The released code's numbers (../shared/golden, whose README gives tolerances) against this project's own parts."""
 
 import functools
 
@@ -103,7 +103,9 @@ def test_three_steps(golden):
   network = method.make_network(encoder={"kind": "transformer", **ENCODER}, joint_views=True, difference_weight=0.0,
                                 heads={"hidden": 64, "out": 32, "use_bias": False}, dtype=jnp.float32)  # fmt: skip
   spy = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (grads, grads))
-  adamw = optax.adamw(table(arrays["lr"]), b1=0.9, b2=0.999, eps=1e-6, weight_decay=table(arrays["wd"]), mask=decay_mask)
+  adamw = optax.adamw(
+    table(arrays["lr"]), b1=0.9, b2=0.999, eps=1e-6, weight_decay=table(arrays["wd"]), mask=decay_mask
+  )
   tx = optax.chain(spy, adamw)
   teacher = ema(table(arrays["ema"]))
   update = jax.jit(method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, difference_weight=0.0,
@@ -117,9 +119,9 @@ def test_three_steps(golden):
     values = [float(metrics[k]) for k in ("loss", "std_student", "std_teacher")]
     np.testing.assert_allclose(values, arrays["trace_loss_stds_stdt"][step], rtol=1e-5)
     if step == 0:
-      grads, _ = transformer_variables({k: v for k, v in arrays.items()}, "grad.")
-      # The last LayerNorm's bias moves all rows alike, which the projector's BatchNorm removes: its gradient is rounding
-      # noise, of which Adam makes steps of the learning rate.
+      grads, _ = transformer_variables(arrays, "grad.")
+      # The last LayerNorm's bias moves all rows alike, which the projector's BatchNorm removes: its gradient is
+      # rounding noise, of which Adam makes steps of the learning rate.
       ours = jax.tree.map(np.asarray, state.opt_state[0])
       for tree in (ours, grads):
         assert np.abs(tree["encoder"]["norm"].pop("bias")).max() < 1e-6

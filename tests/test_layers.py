@@ -28,7 +28,15 @@ LAYERS = {
     "records": ("errors", "frontend", "tfrecord"),
   },
   1: {"checkpoint": (), "ema": (), "encoders": (), "heads": (), "optimizer": (), "workdir": ()},
-  2: {"export": (), "convert": ("export",), "embed": ("export",), "input_pipeline": (), "view_sheet": (), "plots": ("embed", "view_sheet"), "train_step": ()},
+  2: {
+    "export": (),
+    "convert": ("export",),
+    "embed": ("export",),
+    "input_pipeline": (),
+    "view_sheet": (),
+    "plots": ("embed", "view_sheet"),
+    "train_step": (),
+  },
   3: {"train": (), "downstream": ("downstream",)},  # downstream: every module of the sub-package
   4: {"main": (), "benchmark": (), "plan": ()},  # commands, which nothing imports
 }

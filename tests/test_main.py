@@ -50,16 +50,23 @@ def _edit(root, change):
   path.write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("change, overrides, message", [
-  (lambda m, root: None, {"data__frontend": "byola"}, "was prepared with the front-end 'atst'"),
-  (lambda m, root: None, {"data__split": "valid"}, "no split 'valid'; there are train"),
-  (lambda m, root: None, {"data__streams": "8"}, "4 shards cannot feed data.streams=8"),
-  (lambda m, root: None, {"batch_size": "64"}, "holds 26 clips, less than one batch of 64"),
-  (lambda m, root: m.pop("statistics"), {"views__low": "none"}, "holds no statistics; run `python -m data_pipeline.prepare"),
-  (lambda m, root: m.update(schema=99), {}, "schema version 99"),
-  (lambda m, root: (root / "train-00001-of-00004.tfrecord").unlink(), {}, "1 of 4 shards are missing"),
-  (lambda m, root: os.truncate(root / "train-00003-of-00004.tfrecord", 4000), {}, "4000 bytes,"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "change, overrides, message",
+  [
+    (lambda m, root: None, {"data__frontend": "byola"}, "was prepared with the front-end 'atst'"),
+    (lambda m, root: None, {"data__split": "valid"}, "no split 'valid'; there are train"),
+    (lambda m, root: None, {"data__streams": "8"}, "4 shards cannot feed data.streams=8"),
+    (lambda m, root: None, {"batch_size": "64"}, "holds 26 clips, less than one batch of 64"),
+    (
+      lambda m, root: m.pop("statistics"),
+      {"views__low": "none"},
+      "holds no statistics; run `python -m data_pipeline.prepare",
+    ),
+    (lambda m, root: m.update(schema=99), {}, "schema version 99"),
+    (lambda m, root: (root / "train-00001-of-00004.tfrecord").unlink(), {}, "1 of 4 shards are missing"),
+    (lambda m, root: os.truncate(root / "train-00003-of-00004.tfrecord", 4000), {}, "4000 bytes,"),
+  ],
+)
 def test_mistakes_in_data(change, overrides, message, capsys, tmp_path, no_compilation):
   root = tmp_path / "data"
   write_dataset(root)

@@ -74,7 +74,7 @@ def test_fsdp_shards_state():
 def test_mesh_numbers_are_refused():
   with pytest.raises(UserError, match=r"mesh.data=3 x mesh.fsdp=2 does not use the 8 devices"):
     make_mesh(data=3, fsdp=2)
-  with pytest.raises(UserError, match="mesh.data=-1 x mesh.fsdp=3"):
+  with pytest.raises(UserError, match=r"mesh\.data=-1 x mesh\.fsdp=3"):
     make_mesh(data=-1, fsdp=3)
   assert dict(make_mesh(data=-1, fsdp=2).shape) == {"data": 4, "fsdp": 2}
   assert process_rows(make_mesh(data=-1, fsdp=2), 16) == (0, 16)
@@ -94,8 +94,10 @@ def test_two_processes_equal_one(tmp_path):
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
-  runs = [_main([*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"], 2, tmp_path / "two")
-          for p in range(2)]  # fmt: skip
+  runs = [
+    _main([*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"], 2, tmp_path / "two")
+    for p in range(2)
+  ]
   alone = _main(flags, 1, tmp_path / "one")
   for process in (*runs, alone):
     output, _ = process.communicate(timeout=240)

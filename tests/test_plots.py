@@ -55,7 +55,7 @@ def test_training_curve_without_records_is_refused(tmp_path):
 
 def test_smoothing_is_a_centred_mean():
   values = np.arange(120.0)
-  assert plots._smooth(values)[60] == 60 and plots._smooth(values)[0] == 1.0  # of 0, 1, 2
+  assert plots._smooth(values)[60] == 60 and plots._smooth(values)[0] == 2.0  # of 0 to 4
   values[60] = np.nan
   assert plots._smooth(values)[60] == 60
 

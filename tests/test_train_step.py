@@ -62,7 +62,9 @@ def test_teacher_follows_by_its_decay():
   history, *_ = _run(3)
   before, after = history[1], history[2]
   decay = cosine_schedule(0.9, 1.0, total_steps=6)(1)
-  expected = jax.tree.map(lambda t, s: decay * t + (1 - decay) * s, before.teacher.params["encoder"], after.params["encoder"])
+  expected = jax.tree.map(
+    lambda t, s: decay * t + (1 - decay) * s, before.teacher.params["encoder"], after.params["encoder"]
+  )
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.teacher.params["encoder"], expected)
   assert np.abs(after.params["encoder"]["cls_token"] - before.params["encoder"]["cls_token"]).max() > 1e-4
 

@@ -9,8 +9,18 @@ import pytest
 
 from atst_jax import views as V
 
-VIEWS = {"segments": "two", "crop_frames": 40, "top_db": 80.0, "low": -80.0, "high": 50.0, "mixup_ratio": 0.4, "group": 4,
-         "freq_scale": (0.6, 1.5), "time_scale": (0.6, 1.5), "canvas_time": 1.5}  # fmt: skip
+VIEWS = {
+  "segments": "two",
+  "crop_frames": 40,
+  "top_db": 80.0,
+  "low": -80.0,
+  "high": 50.0,
+  "mixup_ratio": 0.4,
+  "group": 4,
+  "freq_scale": (0.6, 1.5),
+  "time_scale": (0.6, 1.5),
+  "canvas_time": 1.5,
+}
 
 
 @functools.cache
@@ -159,7 +169,9 @@ def test_partners_of_other_length_are_placed_inside(partner_length, length):
     assert len(inside) == min(partner_length, length) and (np.diff(inside) == 1).all() and inside.min() >= 1
     assert np.flatnonzero(both).max() < length
     starts.add((int(np.flatnonzero(both)[0]), int(inside[0])))
-  assert len(starts) == min(abs(partner_length - length) + 1, len(starts)) and len(starts) > 10 * (partner_length != length)
+  assert len(starts) == min(abs(partner_length - length) + 1, len(starts)) and len(starts) > 10 * (
+    partner_length != length
+  )
 
 
 def test_energy_mixture_adds_powers():
