@@ -37,10 +37,12 @@ $(STAMP): setup.py
 	@touch $@
 
 demo: venv  ## synthesise sounds, prepare, pre-train, export, evaluate, draw: everything once, in minutes on a CPU
-	@test -f $(RUNS)/data/dataset.json || $(BIN)/python -m data_pipeline.synth --output=$(RUNS)/sounds
+	@test -d $(RUNS)/sounds || { rm -rf $(RUNS)/sounds.part; \
+	  $(BIN)/python -m data_pipeline.synth --output=$(RUNS)/sounds.part && mv $(RUNS)/sounds.part $(RUNS)/sounds; }
 	$(BIN)/python -m data_pipeline.prepare --input=$(RUNS)/sounds --output=$(RUNS)/data --frontend=atst
 	$(BIN)/python -m atst_jax.main --config=configs/demo.py --workdir=$(RUNS)/pretrain
-	@test -d $(RUNS)/encoder || $(BIN)/python -m atst_jax.export --workdir=$(RUNS)/pretrain --output=$(RUNS)/encoder
+	@rm -rf $(RUNS)/encoder
+	$(BIN)/python -m atst_jax.export --workdir=$(RUNS)/pretrain --output=$(RUNS)/encoder
 	$(BIN)/python -m atst_jax.main --config=configs/demo_linear.py --workdir=$(RUNS)/linear
 	$(BIN)/python -m atst_jax.plots --workdir=$(RUNS)/pretrain --encoder=$(RUNS)/encoder --data=$(RUNS)/data
 	@echo 'table: $(RUNS)/linear/results.md; pictures: $(RUNS)/pretrain/*.png'

@@ -50,11 +50,12 @@ def _parse(key, text, kind, old):
     if kind is float:
       return float(text)
     if kind in (tuple, list):
-      value = tuple(ast.literal_eval(text if text.strip()[:1] in "([" else f"({text},)"))
-      numbers = [float if any(isinstance(v, float) for v in old) else type(v) for v in old[:1]]
-      if numbers and any(isinstance(v, bool | str) != issubclass(numbers[0], bool | str) for v in value):
+      if any(isinstance(v, str) for v in old):
+        return tuple(part.strip(" '\"") for part in text.strip("()[] ").split(",") if part.strip())
+      value = ast.literal_eval(text if text.strip()[:1] in ("(", "[") else f"({text},)")
+      if any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
         raise ValueError
-      return tuple(numbers[0](v) for v in value) if numbers else value
+      return tuple(float(v) if any(isinstance(o, float) for o in old) else v for v in value)
     return text
   except (KeyError, ValueError, SyntaxError, TypeError):
     example = {bool: "true", int: "10", float: "0.5", tuple: "0.6,1.5", list: "0.6,1.5"}[kind]

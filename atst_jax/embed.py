@@ -240,6 +240,9 @@ def _main(flags) -> int:
 
   from data_pipeline.sources import list_sources
 
+  folder = os.path.dirname(flags.output) or "."
+  if not os.access(folder, os.W_OK) or not flags.output.endswith(".npz"):
+    raise UserError(f"--output={flags.output}: must be a .npz in a folder that exists and can be written")
   model = load_model(flags.encoder)
   if not 1 <= flags.blocks <= model.depth:
     raise UserError(f"--blocks={flags.blocks}: the encoder has {model.depth} blocks")
@@ -251,9 +254,15 @@ def _main(flags) -> int:
   if not kept:
     raise UserError(f"--input={flags.input}: none of {len(sources)} files could be read")
   temporary = f"{flags.output}.tmp-{os.getpid()}.npz"
-  np.savez(temporary, id=np.array([sources[i].id for i in kept]), vector=vectors,
-           params_hash=model.config["params_hash"])  # fmt: skip
-  os.replace(temporary, flags.output)
+  try:
+    ids = np.array([sources[i].id for i in kept])
+    np.savez(temporary, id=ids, vector=vectors, params_hash=model.config["params_hash"])
+    os.replace(temporary, flags.output)
+  except OSError as error:
+    raise UserError(f"--output={flags.output}: cannot be written ({error.strerror})") from error
+  finally:
+    if os.path.exists(temporary):
+      os.unlink(temporary)
   print(f"{flags.output}: {len(kept)} vectors of {vectors.shape[1]} numbers, {len(rejected)} files left out")
   return 0
 

@@ -103,7 +103,7 @@ def read(folder: str):
   except FileNotFoundError as error:
     raise UserError(f"{error.filename} does not exist: {folder!r} is not an exported encoder; make one with "
                     f"`python -m atst_jax.export --workdir=… --output={folder}`") from None  # fmt: skip
-  except (json.JSONDecodeError, KeyError, ValueError) as error:
+  except (OSError, EOFError, KeyError, ValueError) as error:
     if isinstance(error, UserError):
       raise
     raise UserError(f"{folder}: damaged export ({type(error).__name__}: {error}); export it again") from error

@@ -2,7 +2,8 @@
 
   python -m atst_jax.main --config=configs/base.py --workdir=runs/base [--config.batch_size=512 …]
 
-Exit codes: 0 done, 2 a mistake in what was asked (one message), 75 stopped early: run the same command again.
+Exit codes: 0 done, 1 the training diverged or the program failed, 2 a mistake in what was asked (one message), 75 stopped
+early: run the same command again.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 from atst_jax import config as configs
 from atst_jax import logs
 from atst_jax.errors import UserError
+from atst_jax.preemption import EXIT_RESUME
 
 JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear"}
 
@@ -53,12 +55,22 @@ def main(argv=None) -> int:
     if flags.distributed or flags.coordinator:
       import jax
 
-      jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
+      try:
+        jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
+      except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes cannot find each other: {error}; check --coordinator, --num_processes and "
+                        "--process_id")  # fmt: skip
     job = importlib.import_module(JOBS[config.job])
     return job.run(config, flags.workdir, allow_changed_config=flags.allow_changed_config)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except FloatingPointError as error:
+    print(f"diverged: {error}", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print("interrupted; the same command continues", file=sys.stderr)
+    return EXIT_RESUME
 
 
 if __name__ == "__main__":

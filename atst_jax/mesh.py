@@ -21,7 +21,9 @@ def make_mesh(*, data, fsdp, devices=None) -> Mesh:
   if data < 1 or fsdp < 1 or data * fsdp != count:
     raise UserError(f"mesh.data={data} x mesh.fsdp={fsdp} does not use the {count} devices there are; "
                     "set one of them to -1 and the other to a divisor")  # fmt: skip
-  return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+  # By process, not by jax.make_mesh's order of the torus: a process supplies one block of rows (`process_rows`).
+  grid = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(data, fsdp)
+  return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh) -> NamedSharding:

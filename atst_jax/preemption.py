@@ -8,11 +8,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-  """Context manager: while it is open, the first signal sets `requested`; handlers are restored afterwards."""
+  """Context manager: while it is open, the first signal sets `requested`; handlers are restored afterwards.
+
+  With several processes (`distributed`) they have to agree on the step: JAX's preemption service, which handles SIGTERM
+  itself, does that (`Checkpoints.reached_preemption`), so SIGTERM is left to it and the other signals become one.
+  """
+
+  def __init__(self, *, distributed: bool):
+    self.requested, self._distributed = False, distributed
 
   def __enter__(self):
-    self.requested = False
-    self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
+    signals = SIGNALS[1:] if self._distributed else SIGNALS
+    self._previous = {s: signal.signal(s, self._handle) for s in signals}
     return self
 
   def __exit__(self, *_):
@@ -23,4 +30,6 @@ class StopRequest:
     if self.requested:
       os._exit(128 + number)
     self.requested = True
+    if self._distributed:
+      os.kill(os.getpid(), signal.SIGTERM)
     os.write(2, f"\n{signal.Signals(number).name}: finishing this step and saving; once more ends at once\n".encode())

@@ -116,7 +116,9 @@ class Dataset:
         raise UserError(f"{path}: {error}; prepare the dataset again") from error
       dataset = cls(root, manifest, frontend)
       shards = [shard for split in manifest["splits"] for shard in dataset.shards(split)]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      if isinstance(error, UserError):
+        raise
       raise UserError(f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})") from error
     missing = [s.path for s in shards if not os.path.isfile(s.path)]
     if missing:

@@ -43,13 +43,13 @@ def read_config(workdir: str) -> dict:
     raise UserError(f"{path} is damaged ({error}); restore it, or start in a new workdir") from None
 
 
-def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes: bool) -> None:
-  """Stores the config, or compares it with the stored one.
+def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes: bool, started: bool = True) -> None:
+  """Stores the config, or compares it with the stored one if the run has started: before, nothing depends on it.
 
   Raises UserError listing the keys that differ, but for those that start with one of `ignore` (they do not change
   what is computed), unless `allow_changes`.
   """
-  if os.path.exists(os.path.join(workdir, CONFIG)):
+  if started and os.path.exists(os.path.join(workdir, CONFIG)):
     differences = changes(read_config(workdir), config, ignore)
     if differences and not allow_changes:
       raise UserError(

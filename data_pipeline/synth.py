@@ -129,7 +129,7 @@ def _tone(rng: np.random.Generator, pitch: np.ndarray) -> np.ndarray:
 def synthesise(rng: np.random.Generator, name: str) -> np.ndarray:
   """(N,) int16 clip of a class at SAMPLE_RATE, N / SAMPLE_RATE within SECONDS."""
   n = int(rng.uniform(*SECONDS) * SAMPLE_RATE)
-  length = int(rng.uniform(0.55, 1.0) * n)
+  length = int(rng.uniform(0.8, 1.0) * n)
   onset = rng.integers(0, n - length + 1)
   pitch, amplitude = CLASSES[name](rng, length)
   sound = _tone(rng, pitch) * amplitude
@@ -137,9 +137,9 @@ def synthesise(rng: np.random.Generator, name: str) -> np.ndarray:
   sound *= edge
   clip = np.zeros(n)
   clip[onset : onset + length] = sound / np.abs(sound).max()
-  snr_db = rng.uniform(10, 40)  # of the background to the peak
+  snr_db = rng.uniform(20, 40)  # of the background to the peak
   clip += 10 ** (-snr_db / 20) * 0.3 * _coloured_noise(rng, n, rng.uniform(0, 2))
-  peak_db = rng.uniform(-30, -1)
+  peak_db = rng.uniform(-12, -1)
   return np.round(clip / np.abs(clip).max() * 10 ** (peak_db / 20) * 32767).astype("<i2")
 
 

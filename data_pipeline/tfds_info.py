@@ -82,5 +82,6 @@ def write_tfds_info(output: str, manifest: dict, *, labelled: bool, folded: bool
   write_json(os.path.join(output, "features.json"), content)
   if storable(names) and (multi_label or labelled):
     path = os.path.join(output, "labels.labels.txt" if multi_label else "label.labels.txt")
-    with open(path, "w", encoding="utf-8") as file:
+    temporary = f"{path}.tmp-{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
       file.write("\n".join(names) + "\n")

@@ -8,7 +8,7 @@ import pytest
 from tiny import ROOT, tiny_config
 
 from atst_jax import config as configs
-from atst_jax import train
+from atst_jax import recipe
 from atst_jax.errors import UserError
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -42,9 +42,9 @@ def test_every_pretraining_config_builds(path):
   config = _pretraining(path)
   config.data.source = "synthetic"
   config.total_steps, config.warmup_steps = config.total_steps or 100, config.warmup_steps or 10
-  config = train.resolve(config, None)
-  train.check(config, None, devices=8, processes=1)
-  init, step = train.build(config, ragged=True)
+  config = recipe.resolve(config, None)
+  recipe.check(config, None, devices=8, processes=1)
+  init, step = recipe.build(config, ragged=True)
   state = jax.eval_shape(init, jax.random.key(0))
   B, T = config.batch_size, config.data.clip_frames
   batch = {"mel": jax.ShapeDtypeStruct((B, T, 64), "float16"), "length": jax.ShapeDtypeStruct((B,), "int32")}
@@ -59,7 +59,7 @@ def test_parameter_table():
 
   config = _pretraining(str(ROOT / "configs" / "base.py"))
   config.data.source, config.total_steps, config.warmup_steps = "synthetic", 10, 1
-  init, _ = train.build(train.resolve(config, None), ragged=False)
+  init, _ = recipe.build(recipe.resolve(config, None), ragged=False)
   params = jax.eval_shape(init, jax.random.key(0)).params
   rows = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(decay_mask(params)), strict=True)
   text = "".join(f"{'/'.join(k.key for k in path)} {x.shape} {'decay' if d else '-'}\n" for (path, x), d in rows)
@@ -102,23 +102,29 @@ def test_wrong_overrides_name_the_remedy(key, text, message):
 @pytest.mark.parametrize("changes, message", [
   ({"batch_size": "12"}, "batch_size 12 is not divisible by 8 devices; use a multiple of 8"),
   ({"views__group": "3"}, "views.group 3 must be at least 2 and divide the 2 clips of a device"),
-  ({"views__crop_frames": "65"}, "views.crop_frames 65 must be at most data.clip_frames 64"),
+  ({"views__crop_frames": "65"}, "views.crop_frames 65 must be at least encoder.patch_frames 4 and at most data.clip_fr"),
+  ({"views__crop_frames": "3"}, "views.crop_frames 3 must be at least encoder.patch_frames 4"),
+  ({"log__every_steps": "0"}, "log.every_steps=0: must be at least 1"), ({"encoder__depth": "0"}, "must be at least 1"),
+  ({"views__freq_scale": "0.6,"}, "must be two positive numbers"), ({"views__time_scale": "1.5,0.6"}, "the smaller first"),
+  ({"views__low": "40"}, "views.low=40.0: must be below views.high=40.0"), ({"optimizer__b1": "2"}, "must lie between 0"),
+  ({"optimizer__base_lr": "nan"}, "must lie between 0"), ({"teacher__decay_end": "7"}, "must lie between 0 and 1"),
+  ({"views__canvas_time": "0.5"}, "must lie between 1"),
   ({"encoder__heads": "3"}, "encoder.width 16 is not divisible by encoder.heads 3"),
   ({"views__segments": "three"}, "views.segments=three: choose one of two, single"),
   ({"difference__weight": "1.5"}, "difference.weight=1.5: must lie between 0 and 1"),
-  ({"difference__gamma_min": "0.7"}, "difference.gamma_min=0.7: must lie between 0 and 0.6"),
+  ({"difference__gamma_min": "0.7"}, "difference.gamma_min=0.7: must be below difference.gamma_max=0.6"),
   ({"difference__mix_domain": "log"}, "choose one of normalized, energy"),
   ({"encoder__kind": "cnnn"}, "choose one of transformer"), ({"dtype": "float16"}, "choose one of auto, float32"),
   ({"warmup_steps": "9"}, "warmup_steps=9: must lie between 0 and 6"),
 ])  # fmt: skip
 def test_impossible_combinations_are_refused(changes, message):
   with pytest.raises(UserError, match=message):
-    train.check(train.resolve(tiny_config(**changes), None), None, devices=8, processes=1)
+    recipe.check(recipe.resolve(tiny_config(**changes), None), None, devices=8, processes=1)
 
 
 def test_steps_follow_from_epochs_unless_set():
-  assert train.resolve(tiny_config(total_epochs="3"), None).total_steps == 6
+  assert recipe.resolve(tiny_config(total_epochs="3"), None).total_steps == 6
   with pytest.raises(
     UserError, match=r"total_steps is not set and cannot follow from total_epochs=200\.0 with the 'synthetic'"
   ):
-    train.resolve(tiny_config(total_steps="none"), None)
+    recipe.resolve(tiny_config(total_steps="none"), None)

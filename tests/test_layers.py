@@ -37,7 +37,7 @@ LAYERS = {
     "plots": ("embed", "view_sheet"),
     "train_step": (),
   },
-  3: {"train": (), "downstream": ("downstream",)},  # downstream: every module of the sub-package
+  3: {"recipe": (), "train": ("recipe",), "downstream": ("downstream",)},  # downstream: every module of the sub-package
   4: {"main": (), "benchmark": (), "plan": ()},  # commands, which nothing imports
 }
 # What the other packages may import of atst_jax ("" is the package itself, its version), besides their own modules.

@@ -4,9 +4,11 @@ import functools
 import itertools
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from tiny import ROOT, tiny_config, tiny_flags, write_dataset
 
-from atst_jax import train
+from atst_jax import recipe
 from atst_jax.errors import UserError
 from atst_jax.logs import read_metrics
 from atst_jax.mesh import batch_sharding, make_mesh, process_rows, put_batch, replicated, state_shardings
@@ -24,13 +26,13 @@ STEPS = 4
 
 @functools.cache
 def _compiled(devices, fsdp):
-  config = train.resolve(tiny_config(encoder__width="128"), None)
+  config = recipe.resolve(tiny_config(encoder__width="128"), None)
   mesh = make_mesh(data=-1, fsdp=fsdp, devices=jax.devices()[:devices])
-  init, step = train.build(config, ragged=False)
+  init, step = recipe.build(config, ragged=False)
   abstract = jax.eval_shape(init, jax.random.key(0))
   shardings = state_shardings(mesh, abstract)
   state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-  batches = [put_batch(mesh, b) for b in itertools.islice(train.batches(config, None, start_step=0, rows=None), STEPS)]
+  batches = [put_batch(mesh, b) for b in itertools.islice(recipe.batches(config, None, start_step=0, rows=None), STEPS)]
   jitted = jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)),
                    donate_argnums=0)  # fmt: skip
   return jitted.lower(state, batches[0]).compile(), state, batches
@@ -107,3 +109,21 @@ def test_two_processes_equal_one(tmp_path):
   for a, b in zip(two, one, strict=True):
     np.testing.assert_allclose([a[k] for k in ("loss_byol", "loss_difference", "std_student")],
                                [b[k] for k in ("loss_byol", "loss_difference", "std_student")], rtol=2e-4)  # fmt: skip
+
+
+def test_sigterm_to_one_process_stops_both(tmp_path):
+  """Both save the same step and exit with 75."""
+  flags = tiny_flags(total_steps="1000000")
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  runs = [_main([*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"], 1, tmp_path)
+          for p in range(2)]  # fmt: skip
+  deadline = time.time() + 240
+  while time.time() < deadline and len(read_metrics(tmp_path / "metrics.jsonl")) < 3:
+    time.sleep(0.1)
+  runs[1].send_signal(signal.SIGTERM)
+  outputs = [process.communicate(timeout=120)[0] for process in runs]
+  assert [process.returncode for process in runs] == [75, 75], outputs
+  steps = {re.search(r"stopped after step (\d+)", output)[1] for output in outputs}
+  assert len(steps) == 1 and steps <= set(os.listdir(tmp_path / "checkpoints"))

@@ -1,6 +1,7 @@
 """A run that is stopped or killed ends bit for bit like one that never was (real processes, real signals)."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,9 +76,8 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path, flags, env, unin
   process = _start(tmp_path, flags, env)
   _wait_for_step(tmp_path, 5, process)
   process.send_signal(signal.SIGTERM)
-  assert "the same command continues it" in _finish(process, 75)
-  saved = [int(d) for d in os.listdir(tmp_path / "checkpoints") if d.isdigit()]
-  assert max(saved) % 20 or max(saved) < STEPS  # saved where it stopped
+  stopped = re.search(r"stopped after step (\d+) of 60; the same command continues it", _finish(process, 75))
+  assert stopped[1] in os.listdir(tmp_path / "checkpoints")
   _finish(_start(tmp_path, flags, env), 0)
   _assert_same(tmp_path, uninterrupted)
 
@@ -111,3 +111,15 @@ def test_a_workdir_has_one_owner(tmp_path, flags, env):
   assert f"is in use by process {first.pid}" in output and "Traceback" not in output
   first.send_signal(signal.SIGINT)
   _finish(first, 75)
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, flags, env):
+  """A rate that explodes: exit 1 with a message, and no checkpoint of the broken state."""
+  output = _finish(_start(tmp_path, [*flags, "--config.optimizer.base_lr=1000", "--config.total_steps=40000"], env), 1)
+  step = int(re.search(r"diverged: step (\d+): .*nan", output)[1])
+  saved = [int(d) for d in os.listdir(tmp_path / "checkpoints") if d.isdigit()]
+  assert all(s < step for s in saved) and "Traceback" not in output
+  for s in saved:
+    assert all(
+      np.isfinite(x).all() for x in jax.tree.leaves(restore_tree(tmp_path / "checkpoints" / str(s) / "default"))
+    )

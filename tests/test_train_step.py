@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny import tiny_config
 
-from atst_jax import train
+from atst_jax import recipe
 from atst_jax.batch_norm import BatchNorm
 from atst_jax.ema import ema
 from atst_jax.losses import cosine_loss, output_std, symmetric_loss
@@ -16,8 +16,8 @@ from atst_jax.optimizer import cosine_schedule, decay_mask
 
 @functools.cache
 def _built(**overrides):
-  config = train.resolve(tiny_config(**overrides), None)
-  init, step = train.build(config, ragged=False)
+  config = recipe.resolve(tiny_config(**overrides), None)
+  init, step = recipe.build(config, ragged=False)
   return config, jax.jit(init), jax.jit(step)
 
 
@@ -25,7 +25,7 @@ def _built(**overrides):
 def _run(steps, **overrides):
   config, init, step = _built(**overrides)
   state = init(jax.random.key(0))
-  source = train.batches(config, None, start_step=0, rows=None)
+  source = recipe.batches(config, None, start_step=0, rows=None)
   history, metrics = [state], {}
   for _ in range(steps):
     state, metrics = step(state, next(source))
@@ -72,7 +72,7 @@ def test_teacher_follows_by_its_decay():
 def test_without_the_subtraction_nothing_of_it_exists():
   config, init, step = _built(difference__weight="0")
   _, with_init, with_step = _built()
-  batch = next(train.batches(config, None, start_step=0, rows=None))
+  batch = next(recipe.batches(config, None, start_step=0, rows=None))
   states = [jax.eval_shape(f, jax.random.key(0)) for f in (init, with_init)]
   assert "predictor_difference" not in states[0].params and "predictor_difference" in states[1].params
   flops = [f.lower(s, batch).cost_analysis()["flops"] for f, s in zip((step, with_step), states, strict=True)]
@@ -84,7 +84,7 @@ def test_without_the_subtraction_nothing_of_it_exists():
 def test_views_change_with_the_step():
   """The learning rate of step 0 is 0 and the teacher is the student: another loss on the same batch is other views."""
   config, init, step = _built()
-  batch = next(train.batches(config, None, start_step=0, rows=None))
+  batch = next(recipe.batches(config, None, start_step=0, rows=None))
   state, first = step(init(jax.random.key(0)), batch)
   _, second = step(state, batch)
   assert abs(float(first["loss"]) - float(second["loss"])) > 1e-4
