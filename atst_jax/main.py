@@ -2,8 +2,8 @@
 
   python -m atst_jax.main --config=configs/base.py --workdir=runs/base [--config.batch_size=512 …]
 
-Exit codes: 0 done, 1 the training diverged or the program failed, 2 a mistake in what was asked (one message), 75 stopped
-early: run the same command again.
+Exit codes: 0 done, 1 the training diverged or the program failed, 2 a mistake in what was asked (one message), 75
+stopped early: run the same command again.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main(argv=None) -> int:
         jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
       except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes cannot find each other: {error}; check --coordinator, --num_processes and "
-                        "--process_id")  # fmt: skip
+                        "--process_id") from error  # fmt: skip
     job = importlib.import_module(JOBS[config.job])
     return job.run(config, flags.workdir, allow_changed_config=flags.allow_changed_config)
   except UserError as error:

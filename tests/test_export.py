@@ -147,7 +147,7 @@ def test_mistakes_of_export_are_one_line(workdir, encoder, tmp_path, capsys):
   for flags, message in (
     ([f"--workdir={workdir}", f"--output={encoder}"], "exists; choose another folder"),
     ([f"--workdir={tmp_path}", f"--output={tmp_path}/e"], "is not the workdir of a run"),
-    ([f"--workdir={workdir}", f"--output={tmp_path}/e", "--step=77"], "no checkpoint of step 77; there are [2]"),
+    ([f"--workdir={workdir}", f"--output={tmp_path}/e", "--step=77"], "no checkpoint of step 77; there are [1, 2]"),
   ):
     assert export.main(flags) == 2
     error = capsys.readouterr().err
