@@ -85,3 +85,4 @@ def write_tfds_info(output: str, manifest: dict, *, labelled: bool, folded: bool
     temporary = f"{path}.tmp-{os.getpid()}"
     with open(temporary, "w", encoding="utf-8") as file:
       file.write("\n".join(names) + "\n")
+    os.replace(temporary, path)
