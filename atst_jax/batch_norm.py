@@ -15,8 +15,8 @@ class BatchNorm(nn.Module):
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x, *, train):
-    """(..., C) -> (..., C) float32."""
+  def __call__(self, x, *, train, track=True):
+    """(..., C) -> (..., C) float32; the running statistics are updated if training and `track`."""
     channels = x.shape[-1]
     x = x.astype(jnp.float32)
     scale = self.param("scale", nn.initializers.ones, (channels,))
@@ -27,7 +27,7 @@ class BatchNorm(nn.Module):
       axes = tuple(range(x.ndim - 1))
       mean = x.mean(axes)
       var = jnp.square(x - mean.reshape((1,) * len(axes) + (-1,))).mean(axes)
-      if not self.is_initializing():
+      if track and not self.is_initializing():
         count = x.size // channels
         keep = self.momentum
         running_mean.value = keep * running_mean.value + (1 - keep) * mean

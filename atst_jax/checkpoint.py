@@ -63,8 +63,8 @@ def restore_tree(path):
     raise UserError(f"{path}: cannot be read as exported parameters ({error})") from error
 
 
-def restore_teacher(folder, step=None):
-  """The teacher's encoder of a checkpoint (the newest by default) as numpy arrays, and the step.
+def restore_encoder(folder, step=None, *, network="teacher"):
+  """The encoder of a checkpoint's teacher or student (the newest by default) as numpy arrays, and the step.
 
   Reads only that part of the state. Raises UserError if there is no checkpoint.
   """
@@ -78,12 +78,15 @@ def restore_teacher(folder, step=None):
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     metadata = checkpointer.metadata(path)
     metadata = getattr(metadata, "item_metadata", metadata)
-    tree = getattr(metadata, "tree", metadata)["teacher"]
+    state = getattr(metadata, "tree", metadata)
+    tree = state["teacher"] if network == "teacher" else state
     part = {"params": {"encoder": tree["params"]["encoder"]}}
     if "encoder" in (tree["batch_stats"] or {}):
       part["batch_stats"] = {"encoder": tree["batch_stats"]["encoder"]}
-    item = {"teacher": jax.tree.map(lambda x: np.empty(x.shape, x.dtype), part)}
+    part = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), part)
+    item = {"teacher": part} if network == "teacher" else part
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments,
                                                                       partial_restore=True))  # fmt: skip
-  return {k: v["encoder"] for k, v in restored["teacher"].items()}, step
+  restored = restored["teacher"] if network == "teacher" else restored
+  return {k: v["encoder"] for k, v in restored.items()}, step

@@ -11,14 +11,20 @@ from ml_collections import ConfigDict
 from atst_jax.errors import UserError
 
 
-def load(path: str) -> ConfigDict:
-  """Runs get_config(variant) of `FILE.py:variant` (the variant is optional). Raises UserError."""
-  path, _, variant = path.partition(":")
+def _module(path: str):
+  path = path.partition(":")[0]
   if not os.path.isfile(path):
     raise UserError(f"--config={path}: no such file; configs lie in configs/, for example configs/base.py")
   spec = importlib.util.spec_from_file_location(os.path.basename(path).removesuffix(".py"), path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  return module
+
+
+def load(path: str) -> ConfigDict:
+  """Runs get_config(variant) of `FILE.py:variant` (the variant is optional). Raises UserError."""
+  module = _module(path)
+  path, _, variant = path.partition(":")
   if variant and variant not in module.VARIANTS:
     raise UserError(f"{path} has no variant {variant!r}; there are {', '.join(module.VARIANTS)}")
   config = module.get_config(variant) if variant else module.get_config()
@@ -50,12 +56,12 @@ def _parse(key, text, kind, old):
     if kind is float:
       return float(text)
     if kind in (tuple, list):
-      if any(isinstance(v, str) for v in old):
+      if any(isinstance(v, str) for v in old or ()):
         return tuple(part.strip(" '\"") for part in text.strip("()[] ").split(",") if part.strip())
       value = ast.literal_eval(text if text.strip()[:1] in ("(", "[") else f"({text},)")
       if any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
         raise ValueError
-      return tuple(float(v) if any(isinstance(o, float) for o in old) else v for v in value)
+      return tuple(float(v) if any(isinstance(o, float) for o in old or ()) else v for v in value)
     return text
   except (KeyError, ValueError, SyntaxError, TypeError):
     example = {bool: "true", int: "10", float: "0.5", tuple: "0.6,1.5", list: "0.6,1.5"}[kind]
@@ -77,6 +83,22 @@ def override(config: ConfigDict, key: str, text: str) -> None:
   for part in path:
     section = section[part]
   section[name] = _parse(key, text, section.get_type(name), keys[key])
+
+
+def load_with_overrides(path: str, flags: list[str]) -> ConfigDict:
+  """`load`, then every `--config.KEY=VALUE` of the flags. Raises UserError, also for any other flag."""
+  config = load(path)
+  for flag in flags:
+    key, equals, value = flag.removeprefix("--config.").partition("=")
+    if not flag.startswith("--config.") or not equals:
+      raise UserError(f"{flag}: unknown flag; overrides read --config.KEY=VALUE")
+    override(config, key, value)
+  return config
+
+
+def sweeps(path: str) -> dict[str, list[dict]]:
+  """The sweeps that a config file offers: name -> overrides of every run."""
+  return getattr(_module(path), "SWEEPS", {})
 
 
 def to_json(config: ConfigDict) -> dict:

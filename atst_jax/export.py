@@ -16,15 +16,16 @@ import jax
 import numpy as np
 
 import atst_jax
-from atst_jax.checkpoint import restore_teacher, restore_tree, save_tree
-from atst_jax.encoders import ENCODERS
+from atst_jax.checkpoint import restore_encoder, restore_tree, save_tree
+from atst_jax.encoders import make_encoder
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd, get_frontend, mel_filters
 from atst_jax.records import write_json
 from atst_jax.workdir import read_config
 
-FORMAT = 1
+FORMAT = 2
 CONFIG = "config.json"
+CNN_CHUNK = 6000  # frames, a minute: nothing in a convolutional encoder is bound to the training crop
 TOLERANCE = 1e-5  # between the exported and the restored encoder on the same input
 
 
@@ -36,12 +37,6 @@ def params_hash(variables) -> str:
   return digest.hexdigest()[:16]
 
 
-def make_encoder(config: dict):
-  """The linen encoder of an export's config, computing in float32."""
-  encoder = dict(config["encoder"])
-  return ENCODERS[encoder.pop("kind")](**encoder)
-
-
 def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normalization: dict, chunk_frames: int,
           tail: str, provenance: dict) -> None:  # fmt: skip
   """Writes an export, reads it back, compares the embeddings of both, and only then gives it its final name.
@@ -50,7 +45,7 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
     output: folder; must not exist.
     variables: {"params": …[, "batch_stats": …]} of the encoder.
     encoder: `kind` and its arguments.
-    normalization: top_db, low and high, in dB.
+    normalization: `kind` and its constants (`normalization.normalize`).
     chunk_frames: longer audio is cut into chunks of so many frames.
     tail: how their embeddings are averaged (`embed.Model.embed`).
     provenance: where it comes from; any JSON.
@@ -79,7 +74,7 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
     write_json(os.path.join(temporary, CONFIG), config)
     read_config_, read_variables, _ = read(temporary)
     noise = np.random.Generator(np.random.Philox(0)).normal(size=(2, chunk_frames, frontend.n_mels)).astype(np.float32)
-    forward = jax.jit(lambda variables: make_encoder(read_config_).apply(variables, noise)[0])
+    forward = jax.jit(lambda variables: make_encoder(read_config_["encoder"]).apply(variables, noise)[0])
     difference = float(np.abs(forward(variables) - forward(read_variables)).max())
     if not difference <= TOLERANCE:
       raise RuntimeError(f"{temporary}: embeddings of the export differ by {difference} from the checkpoint's")
@@ -116,18 +111,21 @@ def read(folder: str):
 
 
 def export_run(workdir: str, output: str, step: int | None = None) -> dict:
-  """Exports the teacher's encoder of a pre-training run (its newest checkpoint by default). Returns the provenance."""
+  """Exports the encoder of a pre-training run (its newest checkpoint by default). Returns the provenance.
+
+  The config's `export` says whose: ATST exports the teacher's, BYOL-A the student's with its running statistics.
+  """
   config = read_config(workdir)
   if config["job"] != "pretrain":
     raise UserError(
       f"--workdir={workdir} holds a {config['job']!r} run; only pre-training runs have an encoder to export"
     )
-  variables, step = restore_teacher(os.path.join(workdir, "checkpoints"), step)
-  views = config["views"]
-  provenance = {"step": step, "atst_jax": atst_jax.__version__, "config": config}
+  variables, step = restore_encoder(os.path.join(workdir, "checkpoints"), step, network=config["export"])
+  provenance = {"step": step, "network": config["export"], "atst_jax": atst_jax.__version__, "config": config}
+  cnn = config["encoder"]["kind"] == "cnn"
   write(output, variables, encoder=config["encoder"], frontend=get_frontend(config["data"]["frontend"]),
-        normalization={k: views[k] for k in ("top_db", "low", "high")}, chunk_frames=views["crop_frames"],
-        tail="weighted", provenance=provenance)  # fmt: skip
+        normalization=config["views"]["normalization"], tail="weighted",
+        chunk_frames=CNN_CHUNK if cnn else config["views"]["crop_frames"], provenance=provenance)  # fmt: skip
   return provenance
 
 
@@ -143,7 +141,9 @@ def main(argv=None) -> int:
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  print(f"{flags.output}: the teacher's encoder after {provenance['step']} steps, read back and compared")
+  print(
+    f"{flags.output}: the {provenance['network']}'s encoder after {provenance['step']} steps, read back and compared"
+  )
   return 0
 
 

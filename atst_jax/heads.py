@@ -1,18 +1,10 @@
 """Projector and predictor: the two-layer perceptrons of BYOL."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from atst_jax.batch_norm import BatchNorm
-
-torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(±1 / sqrt(fan_in))
-
-
-def torch_bias_init(fan_in):
-  """U(±1 / sqrt(fan_in)), PyTorch's default for the bias of a layer of `fan_in` inputs."""
-  limit = fan_in**-0.5
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+from atst_jax.initializers import torch_bias_init, torch_kernel_init
 
 
 class MLPHead(nn.Module):

@@ -14,12 +14,13 @@ def cosine_loss(prediction, target):
   return 2 - 2 * jnp.mean(jnp.sum(l2_normalize(prediction) * l2_normalize(target), -1))
 
 
-def symmetric_loss(predictions, targets):
-  """Every view's prediction against the other view's target, the mean of both directions: (B, 2, P) -> ().
+def cross_loss(predictions, targets):
+  """Every view's prediction against the other view's target, averaged: (B, 2 or 1, P), (B, 2, P) -> ().
 
-  ATST's paper writes the sum, its released code takes the mean; AdamW cancels the factor.
+  With one prediction, view 1's, it is one direction alone. ATST's paper writes the sum of both directions, its released
+  code takes the mean; AdamW cancels the factor.
   """
-  return cosine_loss(predictions, targets[:, ::-1])
+  return cosine_loss(predictions, targets[:, ::-1][:, : predictions.shape[1]])
 
 
 def output_std(x):

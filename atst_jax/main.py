@@ -9,6 +9,7 @@ stopped early: run the same command again.
 import argparse
 import importlib
 import json
+import shlex
 import sys
 
 from atst_jax import config as configs
@@ -28,25 +29,42 @@ def parse(argv):
   parser.add_argument("--allow_changed_config", action="store_true", help="continue a run although its config changed")
   parser.add_argument("--print_config", action="store_true", help="print the config with its overrides and end")
   parser.add_argument(
+    "--sweep", help="print the commands of one of the config's sweeps and end"
+  )
+  parser.add_argument(
     "--distributed", action="store_true", help="several processes, found by jax.distributed (TPU, SLURM)"
   )
   parser.add_argument("--coordinator", help="host:port of process 0, where they are not found by themselves")
   parser.add_argument("--num_processes", type=int)
   parser.add_argument("--process_id", type=int)
   flags, rest = parser.parse_known_args(argv)
-  config = configs.load(flags.config)
-  for flag in rest:
-    key, equals, value = flag.removeprefix("--config.").partition("=")
-    if not flag.startswith("--config.") or not equals:
-      raise UserError(f"{flag}: unknown flag; overrides read --config.KEY=VALUE")
-    configs.override(config, key, value)
+  config = configs.load_with_overrides(flags.config, rest)
   return flags, config
+
+
+def sweep_commands(flags, argv) -> list[str]:
+  """One command for every run of a sweep, with a workdir of its own. Raises UserError for an unknown sweep."""
+  sweeps = configs.sweeps(flags.config)
+  if flags.sweep not in sweeps:
+    raise UserError(f"--sweep={flags.sweep}: {flags.config} has {', '.join(sweeps) or 'no sweeps'}")
+  kept = [flag for flag in argv if not flag.startswith(("--workdir", "--sweep", "--config=")) and flag.startswith("--")]
+  commands = []
+  for overrides in sweeps[flags.sweep]:
+    name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in overrides.items())
+    words = ["python", "-m", "atst_jax.main", f"--config={flags.config}", f"--workdir={flags.workdir}/{name}", *kept,
+             *[f"--config.{key}={value}" for key, value in overrides.items()]]  # fmt: skip
+    commands.append(shlex.join(words))
+  return commands
 
 
 def main(argv=None) -> int:
   logs.set_up()
   try:
+    argv = sys.argv[1:] if argv is None else argv
     flags, config = parse(argv)
+    if flags.sweep:
+      print("\n".join(sweep_commands(flags, argv)))
+      return 0
     if flags.print_config:
       print(json.dumps(configs.to_json(config), indent=1))
       return 0

@@ -12,10 +12,10 @@ import sys
 
 import numpy as np
 
-from atst_jax.embed import load_model
 from atst_jax.errors import UserError
 from atst_jax.logs import read_metrics
 from atst_jax.metrics import standardize
+from atst_jax.model import load_model
 from atst_jax.records import Dataset
 from atst_jax.view_sheet import view_sheet
 from atst_jax.workdir import read_config

@@ -8,17 +8,19 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from atst_jax import train_step as method
-from atst_jax.config import flatten
 from atst_jax.ema import ema
 from atst_jax.errors import UserError
 from atst_jax.frontend import get_frontend
-from atst_jax.input_pipeline import check_streams, record_batches, synthetic_batches
+from atst_jax.input_pipeline import record_batches, synthetic_batches
 from atst_jax.logs import log
+from atst_jax.mixtures import mixing_options
 from atst_jax.optimizer import cosine_schedule, make_optimizer
 from atst_jax.records import Dataset
 
 DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
-SYNTHETIC = {"min": -100.0, "max": 40.0}  # dB, the range of the synthetic source's noise
+# Statistics of the synthetic source's noise, in dB and (log_) nepers.
+SYNTHETIC = {"min": -100.0, "max": 40.0, "log_mean": -6.0, "log_std": 7.0}
+CONSTANTS = {"min_max": {"low": "min", "high": "max"}, "standard": {"mean": "log_mean", "std": "log_std"}}
 
 
 def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
@@ -48,9 +50,16 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   if config.dtype == "auto":
     config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   statistics = dataset.statistics if dataset else SYNTHETIC
-  for key, name in (("low", "min"), ("high", "max")):
-    if config.views[key] is None:
-      config.views[key] = float(statistics[name])
+  normalization = config.views.normalization
+  for key, name in CONSTANTS.get(normalization.kind, {}).items():
+    if key not in normalization:
+      raise UserError(f"views.normalization has no {key!r}, which kind {normalization.kind!r} needs; start from a "
+                      "config of that kind (configs/base.py: min_max, configs/byola.py: standard)")  # fmt: skip
+    if normalization[key] is None:
+      if name not in statistics:
+        raise UserError(f"{dataset.root}: dataset.json holds no {name!r}, prepared by an older version; run "
+                        f"`python -m data_pipeline.prepare stats {dataset.root}`")  # fmt: skip
+      normalization[key] = float(statistics[name])
   clips = dataset.num_clips(config.data.split) if dataset else None
   for name in ("total", "warmup"):
     if config[f"{name}_steps"] is None:
@@ -70,119 +79,32 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   return config
 
 
-# What may be set, beyond what the types say. Integers here must be positive.
-POSITIVE = (
-  "batch_size",
-  "total_steps",
-  "data.clip_frames",
-  "data.streams",
-  "data.shuffle_window",
-  "encoder.width",
-  "encoder.depth",
-  "encoder.heads",
-  "encoder.patch_frames",
-  "encoder.max_frames",
-  "heads.hidden",
-  "heads.out",
-  "checkpoint.every_steps",
-  "checkpoint.keep",
-  "checkpoint.keep_every",
-  "log.every_steps",
-)
-CHOICES = {
-  "views.segments": ("two", "single"),
-  "difference.mix_domain": ("normalized", "energy"),
-  "encoder.kind": tuple(method.ENCODERS),
-  "data.source": ("records", "synthetic"),
-}
-RANGES = {  # both ends included
-  "difference.weight": (0, 1),
-  "difference.gamma_min": (1e-3, 0.999),
-  "difference.gamma_max": (1e-3, 0.999),
-  "views.mixup_ratio": (0, 1),
-  "views.top_db": (1e-3, 1e6),
-  "views.canvas_time": (1, 100),
-  "encoder.drop_path": (0, 0.99),
-  "optimizer.base_lr": (0, 1e3),
-  "optimizer.end_lr": (0, 1e3),
-  "optimizer.weight_decay_start": (0, 1e3),
-  "optimizer.weight_decay_end": (0, 1e3),
-  "optimizer.b1": (0, 0.9999999),
-  "optimizer.b2": (0, 0.9999999),
-  "optimizer.eps": (0, 1),
-  "teacher.decay_start": (0, 1),
-  "teacher.decay_end": (0, 1),
-}
-
-
-def check_values(config: ConfigDict) -> None:
-  """Raises UserError for a value out of its range, naming the key and the range."""
-  values = flatten(config)
-  for key in POSITIVE:
-    if values[key] < 1:
-      raise UserError(f"--config.{key}={values[key]}: must be at least 1")
-  for key, allowed in CHOICES.items():
-    if values[key] not in allowed:
-      raise UserError(f"--config.{key}={values[key]}: choose one of {', '.join(allowed)}")
-  for key, (low, high) in {**RANGES, "warmup_steps": (0, config.total_steps)}.items():
-    if not low <= values[key] <= high:
-      raise UserError(f"--config.{key}={values[key]}: must lie between {low} and {high}")
-  for key in ("views.freq_scale", "views.time_scale"):
-    if len(values[key]) != 2 or not 0 < values[key][0] <= values[key][1]:
-      raise UserError(f"--config.{key}={values[key]}: must be two positive numbers, the smaller first")
-  for low, high in (("views.low", "views.high"), ("difference.gamma_min", "difference.gamma_max")):
-    if not values[low] <= values[high] or (low == "views.low" and values[low] == values[high]):
-      raise UserError(f"--config.{low}={values[low]}: must be below {high}={values[high]}")
-
-
-def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: int) -> None:
-  """Raises UserError for a resolved config that cannot work, before anything is compiled."""
-  check_values(config)
-  group, crop, encoder = config.views.group, config.views.crop_frames, config.encoder
-  batch = config.batch_size
-  if batch % devices:
-    raise UserError(f"batch_size {batch} is not divisible by {devices} devices; use a multiple of {devices}")
-  if group < 2 or batch // devices % group:
-    raise UserError(
-      f"views.group {group} must be at least 2 and divide the {batch // devices} clips of a device "
-      f"(batch_size {batch} on {devices} devices)"
-    )
-  if not encoder.patch_frames <= crop <= min(config.data.clip_frames, encoder.max_frames):
-    raise UserError(
-      f"views.crop_frames {crop} must be at least encoder.patch_frames {encoder.patch_frames} and at most "
-      f"data.clip_frames {config.data.clip_frames} and encoder.max_frames {encoder.max_frames}"
-    )
-  if encoder.width % encoder.heads:
-    raise UserError(f"encoder.width {encoder.width} is not divisible by encoder.heads {encoder.heads}")
-  if dataset is not None:
-    clips = dataset.num_clips(config.data.split)
-    if clips < batch:
-      raise UserError(f"{dataset.root} holds {clips} clips, less than one batch of {batch}; lower batch_size")
-    shards = len(dataset.shards(config.data.split))
-    check_streams(batch_size=batch, streams=config.data.streams, shards=shards, processes=processes)
-
-
 def build(config: ConfigDict, *, ragged: bool):
   """(init(key) -> state, train_step(state, batch) -> (state, metrics)) of a resolved config; nothing is compiled."""
+  difference = config.difference
   network = method.make_network(
     encoder=config.encoder,
     heads=config.heads,
     joint_views=config.joint_views,
-    difference_weight=config.difference.weight,
+    difference_weight=difference.weight,
     dtype=DTYPES[config.dtype],
+    subtraction=method.Subtraction(**{name: difference[name] for name in method.Subtraction._fields}),
   )
   tx, schedules = make_optimizer(total_steps=config.total_steps, warmup_steps=config.warmup_steps,
                                  batch_size=config.batch_size, **config.optimizer)  # fmt: skip
-  decay = cosine_schedule(config.teacher.decay_start, config.teacher.decay_end, total_steps=config.total_steps)
+  average = cosine_schedule(config.teacher.decay_start, config.teacher.decay_end, total_steps=config.total_steps)
+  decay = lambda step: average(step + config.teacher.lead_steps)
   parts = {"network": network, "tx": tx, "teacher": ema(decay)}
-  init = functools.partial(method.init_state, frames=config.views.crop_frames, group=config.views.group,
-                           n_mels=get_frontend(config.data.frontend).n_mels, **parts)  # fmt: skip
+  mixing = mixing_options(config.views, difference, config.batch_size)
+  frames = {"frames": config.views.crop_frames, "n_mels": get_frontend(config.data.frontend).n_mels}
+  init = functools.partial(method.init_state, group=config.views.group, **frames, **parts)
   step = method.make_train_step(
     schedules={**schedules, "ema_decay": decay},
     seed=config.seed,
     ragged=ragged,
     views=config.views.to_dict(),
-    difference=config.difference.to_dict(),
+    difference_weight=difference.weight,
+    mixing=mixing,
     **parts,
   )
   return init, step

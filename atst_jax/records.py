@@ -161,7 +161,10 @@ class Dataset:
 
   @property
   def statistics(self) -> dict:
-    """`min`, `max`, `mean`, `std` in dB over the training split. Raises UserError where they are missing."""
+    """Over the training split: `min`, `max`, `mean`, `std` in dB, `log_mean`, `log_std` of ln(power + 2^-23) in nepers.
+
+    Raises UserError where they are missing.
+    """
     statistics = self.manifest.get("statistics")
     if not statistics:
       raise UserError(

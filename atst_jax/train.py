@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from atst_jax import config as configs
 from atst_jax import recipe
 from atst_jax.checkpoint import Checkpoints
+from atst_jax.checks import check, is_ragged
 from atst_jax.errors import UserError
 from atst_jax.logs import MetricWriter, log, progress_bar
 from atst_jax.mesh import batch_sharding, make_mesh, process_rows, put_batch, replicated, state_shardings
@@ -37,12 +38,11 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
                     f"for it (pip install -e .[cuda] or .[tpu]) or set --config.platform=auto")  # fmt: skip
   dataset = Dataset.load(config.data.path) if config.data.source == "records" else None
   config = recipe.resolve(config, dataset)
-  recipe.check(config, dataset, jax.device_count(), jax.process_count())
+  check(config, dataset, jax.device_count(), jax.process_count())
   mesh = make_mesh(**config.mesh)
   rows = process_rows(mesh, config.batch_size)
   with StopRequest(distributed=jax.process_count() > 1) as stop, own(config, workdir, allow_changed_config):
-    ragged = dataset is not None and dataset.min_frames(config.data.split) < config.views.crop_frames
-    init, train_step = recipe.build(config, ragged=ragged)
+    init, train_step = recipe.build(config, ragged=is_ragged(config, dataset))
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
     abstract = jax.eval_shape(init, key)
     shardings = state_shardings(mesh, abstract)

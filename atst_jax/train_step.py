@@ -17,11 +17,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from atst_jax.cnn import pool_frames
 from atst_jax.ema import Ema, EmaState
-from atst_jax.encoders import ENCODERS
+from atst_jax.encoders import make_encoder
+from atst_jax.groups import shift_in_group
 from atst_jax.heads import MLPHead
-from atst_jax.losses import output_std, symmetric_loss
-from atst_jax.views import make_views, mix_neighbours, normalization_scale, shift_in_group
+from atst_jax.losses import cross_loss, output_std
+from atst_jax.mixtures import make_mixtures
+from atst_jax.views import make_views
+
+RANDOM = ("drop_path", "dropout")  # streams of the network's own randomness
 
 
 class TrainState(NamedTuple):
@@ -34,11 +39,32 @@ class TrainState(NamedTuple):
   teacher: EmaState
 
 
+class Subtraction(NamedTuple):
+  """What the difference-aware paper leaves open; the defaults are its simplest reading.
+
+  subtrahend: whose encoding of the neighbour is subtracted, the "student"'s or the "teacher"'s.
+  stop_gradient: whether no gradient flows into the subtrahend.
+  rescale: divide the difference by 1 - γ.
+  level: subtract "clip" vectors, or vectors of "frame"s before they are pooled (convolutional encoders).
+  joint_projector: whether the projector's BatchNorm sees encodings and differences together.
+  track_mixtures: whether mixtures update the encoder's running statistics.
+  symmetric: both directions, or only view 1's difference against view 2's target.
+  """
+
+  subtrahend: str = "student"
+  stop_gradient: bool = False
+  rescale: bool = False
+  level: str = "clip"
+  joint_projector: bool = False
+  track_mixtures: bool = True
+  symmetric: bool = True
+
+
 class Network(nn.Module):
   """Encoder, projector and the student's predictors. B clips, K views, D width, P outputs.
 
   `joint_views`: encode and normalise all views in one pass, so that BatchNorm's statistics span both (ATST's released
-  code); otherwise one pass for each view.
+  code); otherwise one pass for each view (BYOL-A).
   """
 
   encoder: nn.Module
@@ -46,22 +72,37 @@ class Network(nn.Module):
   predictor: nn.Module
   predictor_difference: nn.Module | None
   joint_views: bool
+  subtraction: Subtraction
 
   def _each(self, f, *arrays):
-    """Applies f to (B·K, ...) at once, or to (B, ...) for each view."""
+    """Applies f to (B·K, ...) at once, or to (B, ...) for each view; f returns an array or a tree of them."""
     B, K = arrays[0].shape[:2]
     if self.joint_views:
       out = f(*(x if x is None else x.reshape(B * K, *x.shape[2:]) for x in arrays))
-      return out.reshape(B, K, *out.shape[1:])
-    return jnp.stack([f(*(x if x is None else x[:, k] for x in arrays)) for k in range(K)], 1)
+      return jax.tree.map(lambda x: x.reshape(B, K, *x.shape[1:]), out)
+    outs = [f(*(x if x is None else x[:, k] for x in arrays)) for k in range(K)]
+    return jax.tree.map(lambda *x: jnp.stack(x, 1), *outs)
 
-  def encode(self, views, length):
-    """(B, K, T, F) and valid frames (B, K) or None -> y (B, K, D)."""
-    return self._each(lambda mel, frames: self.encoder(mel, frames, train=True)[0], views, length)
+  def encode(self, views, length, *, track=True):
+    """(B, K, T, F) and valid frames (B, K) or None -> y (B, K, D), or (B, K, N, D) if frames are subtracted."""
+
+    def encode(mel, frames):
+      y, before = self.encoder(mel, frames, train=True, track=track)
+      return y if self.subtraction.level == "clip" else before["frames"]
+
+    return self._each(encode, views, length)
+
+  def pool(self, y):
+    """What `encode` returns -> (B, K, D)."""
+    return y if self.subtraction.level == "clip" else self._each(pool_frames, y)
 
   def project(self, y):
     """(B, K, D) -> z (B, K, P)."""
     return self._each(functools.partial(self.projector, train=True), y)
+
+  def _project_both(self, y, difference):
+    both = jnp.stack([y, difference], 1)
+    return self.projector(both.reshape(-1, both.shape[-1]), train=True).reshape(*both.shape[:2], -1)
 
   def predict(self, z):
     return self._each(functools.partial(self.predictor, train=True), z)
@@ -70,74 +111,89 @@ class Network(nn.Module):
     return self._each(functools.partial(self.predictor_difference, train=True), z)
 
   def teach(self, views, length):
-    """The teacher's targets z' (B, K, P)."""
-    return self.project(self.encode(views, length))
-
-  def __call__(self, views, length, mixtures, mixture_length, gamma, group):
-    """The student's p and, with mixtures, p_difference (else None), both (B, K, P)."""
+    """The teacher's targets z' (B, K, P), and its encodings."""
     y = self.encode(views, length)
-    p = self.predict(self.project(y))
+    return self.project(self.pool(y)), y
+
+  def __call__(self, views, length, mixtures, mixture_length, gamma, group, taught):
+    """The student's p (B, K, P) and, with mixtures, p_difference (B, K or 1, P) (else None); `taught` are the
+    teacher's encodings."""
+    y = self.encode(views, length)
     if mixtures is None:
-      return p, None
-    difference = self.encode(mixtures, mixture_length) - gamma[..., None] * shift_in_group(y, group)
-    return p, self.predict_difference(self.project(difference))
+      return self.predict(self.project(self.pool(y))), None
+    options, K = self.subtraction, mixtures.shape[1]
+    subtrahend = shift_in_group(y if options.subtrahend == "student" else taught, group)[:, :K]
+    if options.stop_gradient:
+      subtrahend = jax.lax.stop_gradient(subtrahend)
+    gamma = gamma[:, :K].reshape(*subtrahend.shape[:2], *[1] * (subtrahend.ndim - 2))
+    difference = self.encode(mixtures, mixture_length, track=options.track_mixtures) - gamma * subtrahend
+    if options.rescale:
+      difference = difference / (1 - gamma)
+    y, difference = self.pool(y), self.pool(difference)
+    if not options.joint_projector:
+      return self.predict(self.project(y)), self.predict_difference(self.project(difference))
+    both = self._each(self._project_both, y, difference)
+    return self.predict(both[..., 0, :]), self.predict_difference(both[..., 1, :])
 
 
-def make_network(*, encoder, heads, joint_views, difference_weight, dtype):
+def make_network(*, encoder, heads, joint_views, difference_weight, dtype, subtraction):
   """Builds the network from the config's `encoder` and `heads`; no difference predictor where λ is 0."""
-  encoder = dict(encoder)
   head = functools.partial(MLPHead, dtype=dtype, **heads)
-  return Network(ENCODERS[encoder.pop("kind")](dtype=dtype, **encoder), head(), head(),
-                 head() if difference_weight else None, joint_views)  # fmt: skip
+  return Network(make_encoder(encoder, dtype=dtype), head(), head(), head() if difference_weight else None,
+                 joint_views, subtraction)  # fmt: skip
 
 
 def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
   """A fresh TrainState; the teacher starts as a copy of the student's encoder and projector."""
   views = jnp.zeros((group, 2, frames, n_mels))
   mixtures, gamma = (views, jnp.zeros((group, 2))) if network.predictor_difference is not None else (None, None)
-  variables = network.init({"params": key, "drop_path": key}, views, None, mixtures, None, gamma, group)
+  rngs = dict.fromkeys(("params", *RANDOM), key)
+  y = None
+  if network.subtraction.subtrahend == "teacher":
+    y = jax.eval_shape(network.init_with_output, rngs, views, None, method=Network.encode)[0]
+    y = jnp.zeros(y.shape)
+  variables = network.init(rngs, views, None, mixtures, None, gamma, group, y)
   params, batch_stats = variables["params"], variables["batch_stats"]
   taught = lambda tree: {k: tree[k] for k in ("encoder", "projector") if k in tree}
   return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params),
                     teacher.init(taught(params), taught(batch_stats)))  # fmt: skip
 
 
-def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_weight, group, mix_scale):
-  """Returns update(state, key, views, length, gamma) -> (state, metrics): one step on given views.
+def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_weight, group):
+  """Returns update(state, key, views, length, mixtures, mixture_length, gamma) -> (state, metrics).
+
+  One step on given views (B, 2, T, F) and, where λ is not 0, mixtures (B, 2 or 1, T, F) with their γ (B, 2); lengths
+  may be None.
 
   Args:
     tx: optax transformation of the student.
     schedules: functions of the step that are reported among the metrics.
     difference_weight: λ; at 0 nothing of the subtraction is computed.
-    group: clips among which views are mixed.
-    mix_scale: 1 or the energy domain's k (`views.mix_neighbours`).
+    group: clips among which views were mixed.
   """
 
-  def update(state: TrainState, key, views, length, gamma):
-    student_key, teacher_key = jax.random.split(key)
-    mixtures = mixture_length = None
-    if difference_weight:
-      mixtures, mixture_length = mix_neighbours(views, length, gamma, group=group, scale=mix_scale)
+  def update(state: TrainState, key, views, length=None, mixtures=None, mixture_length=None, gamma=None):
+    teacher_key, student_key = ({name: jax.random.fold_in(key, 2 * i + k) for i, name in enumerate(RANDOM)}
+                                for k in (0, 1))  # fmt: skip
     apply = functools.partial(network.apply, mutable=["batch_stats"])
 
-    z, taught = apply({"params": state.teacher.params, "batch_stats": state.teacher.batch_stats}, views, length,
-                      method=Network.teach, rngs={"drop_path": teacher_key})  # fmt: skip
-    z = jax.lax.stop_gradient(z)  # a constant already: the teacher's parameters are not differentiated
+    (z, taught), new_teacher = apply({"params": state.teacher.params, "batch_stats": state.teacher.batch_stats}, views,
+                                     length, method=Network.teach, rngs=teacher_key)  # fmt: skip
 
     def loss_fn(params):
       (p, p_difference), new = apply({"params": params, "batch_stats": state.batch_stats}, views, length, mixtures,
-                                     mixture_length, gamma, group, rngs={"drop_path": student_key})  # fmt: skip
-      losses = {"loss_byol": symmetric_loss(p, z)}
+                                     mixture_length, gamma, group, taught, rngs=student_key)  # fmt: skip
+      losses = {"loss_byol": cross_loss(p, z)}
       loss = losses["loss_byol"]
       if difference_weight:
-        losses["loss_difference"] = symmetric_loss(p_difference, z)
+        losses["loss_difference"] = cross_loss(p_difference, z)
         loss = (1 - difference_weight) * loss + difference_weight * losses["loss_difference"]
       return loss, (losses, p, new["batch_stats"])
 
     (loss, (losses, p, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    teacher_state = state.teacher._replace(batch_stats=taught["batch_stats"])
+    teacher_state = state.teacher._replace(batch_stats=new_teacher["batch_stats"])
     teacher_state = teacher.update({k: params[k] for k in ("encoder", "projector")}, teacher_state)
     metrics = {"loss": loss, **losses, "grad_norm": optax.tree.norm(grads), "std_student": output_std(p),
                "std_teacher": output_std(z)}  # fmt: skip
@@ -147,32 +203,23 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
   return update
 
 
-def make_train_step(*, network, tx, teacher, schedules, seed, views, difference, ragged):
+def make_train_step(*, network, tx, teacher, schedules, seed, views, difference_weight, mixing, ragged):
   """Returns train_step(state, batch) -> (state, metrics), a pure function: all its randomness is fold_in(seed, step).
 
   Args:
     views: keyword arguments of `views.make_views`.
-    difference: weight λ, gamma_min, gamma_max, mix_domain ("normalized": Eq. 2 to the letter; "energy": mixes power).
-    ragged: whether any clip may be shorter than the crop.
+    difference_weight: λ.
+    mixing: keyword arguments of `mixtures.make_mixtures`.
+    ragged: whether any view may be shorter than views["crop_frames"].
   """
-  domains = {"normalized": 1.0, "energy": normalization_scale(views["low"], views["high"])}
-  update = make_update(
-    network=network,
-    tx=tx,
-    teacher=teacher,
-    schedules=schedules,
-    difference_weight=difference["weight"],
-    group=views["group"],
-    mix_scale=domains[difference["mix_domain"]],
-  )
+  update = make_update(network=network, tx=tx, teacher=teacher, schedules=schedules,
+                       difference_weight=difference_weight, group=mixing["group"])  # fmt: skip
 
   def train_step(state: TrainState, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    view_key, gamma_key, update_key = jax.random.split(key, 3)
-    pair, length, _ = make_views(view_key, batch["mel"], batch["length"], ragged=ragged, **views)
-    gamma = jax.random.uniform(
-      gamma_key, pair.shape[:2], minval=difference["gamma_min"], maxval=difference["gamma_max"]
-    )
-    return update(state, update_key, pair, length, gamma)
+    view_key, mix_key, update_key = jax.random.split(key, 3)
+    pair, length, drawn = make_views(view_key, batch["mel"], batch["length"], ragged=ragged, **views)
+    mixed = make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing) if difference_weight else ()
+    return update(state, update_key, pair, length, *mixed)
 
   return train_step

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.frontend import FrontEnd
-from atst_jax.views import make_views, mix_neighbours, normalization_scale
+from atst_jax.mixtures import make_mixtures, mixing_options
+from atst_jax.views import make_views
 
 VIEW_COLORS = ("#00E5FF", "#7CFC00")  # of view 1 and 2; both stand out from the magma map
 TICKS_HZ = (125, 250, 500, 1000, 2000, 4000)
@@ -28,27 +29,27 @@ def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
 
 
 def draw(config: dict, clips: dict, seed: int) -> dict:
-  """Numpy arrays of what `make_views` and `mix_neighbours` return for a batch under a run's config.
+  """Numpy arrays of what `make_views` and `make_mixtures` return for a batch under a run's config.
 
   Returns:
     views (B, 2, T, F), length (B, 2), start (B, 2), shift (B / G, 2), weight (B, 2), box (B, 2, 4), segment
-    (B, 2, T, F), gamma (B, 2) and, if λ > 0, mixtures (B, 2, T, F) and mixture_length (B, 2).
+    (B, 2, T, F), post_std () and, if λ > 0, mixtures (B, 2 or 1, T, F), mixture_length (B, 2) and gamma (B, 2).
   """
   views, difference = config["views"], config["difference"]
-  ragged = bool((clips["length"] < views["crop_frames"]).any())
-  domains = {"normalized": 1.0, "energy": normalization_scale(views["low"], views["high"])}
+  ranges = [views[key] or (views["crop_frames"],) for key in ("first_frames", "second_frames")]
+  shortest = min(min(frames) for frames in ranges)
+  ragged = views["padding"] == "mask" and min(shortest, clips["length"].min()) < views["crop_frames"]
+  mixing = mixing_options(views, difference, len(clips["length"]))
 
   @jax.jit
   def compute(key, mel, length):
-    view_key, gamma_key = jax.random.split(key)
+    view_key, mix_key = jax.random.split(key)
     pair, length, drawn = make_views(view_key, mel, length, ragged=ragged, **views)
     full = jnp.full(pair.shape[:2], views["crop_frames"])
-    gamma = jax.random.uniform(gamma_key, full.shape, minval=difference["gamma_min"], maxval=difference["gamma_max"])
-    out = {**drawn, "views": pair, "length": full if length is None else length, "gamma": gamma}
+    out = {**drawn, "views": pair, "length": full if length is None else length}
     if difference["weight"]:
-      scale = domains[difference["mix_domain"]]
-      mixtures, mixed = mix_neighbours(pair, length, gamma, group=views["group"], scale=scale)
-      out |= {"mixtures": mixtures, "mixture_length": full if mixed is None else mixed}
+      mixtures, mixed, gamma = make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing)
+      out |= {"mixtures": mixtures, "mixture_length": full if mixed is None else mixed, "gamma": gamma}
     return out
 
   return jax.tree.map(np.asarray, compute(jax.random.key(seed), clips["mel"], clips["length"]))
@@ -103,6 +104,12 @@ class Sheet:
 
   def __init__(self, config, clips, drawn, frontend, rows):
     self.views, self.clips, self.drawn = config["views"], clips, drawn
+    self.neighbour = config["difference"]["neighbour"]
+      config["views"],
+      config["difference"]["neighbour"],
+      clips,
+      drawn,
+    )
     self.hop = frontend.hop_length / frontend.sample_rate  # seconds
     self.bins, self.ticks = frontend.n_mels, frequency_ticks(frontend)
     self.longest = int(clips["length"][:rows].max())
@@ -166,7 +173,7 @@ class Sheet:
 
   def mixture(self, axis, row):
     """The mixture of view 1 with the next clip's of its group."""
-    group = self.views["group"]
+    group = self.views["group"] if self.neighbour == "group" else len(self.drawn["gamma"])
     neighbour = row // group * group + (row + 1) % group
     mel = self.drawn["mixtures"][row, 0, : self.drawn["mixture_length"][row, 0]]
     title = f"mixture, γ = {self.drawn['gamma'][row, 0]:.2f} of clip {neighbour + 1}"

@@ -1,7 +1,8 @@
 """Minimum, maximum, mean and standard deviation of mel values, exact and therefore the same however they are split.
 
 Float16 values are whole multiples of 2^-24, so that sums of values and of squares are kept as whole numbers: adding
-them up gives the same bits in any order and grouping.
+them up gives the same bits in any order and grouping. Beside the decibels stand BYOL-A's logarithms, ln(power + 2^-23),
+which are no function of the decibels' mean; they are rounded to multiples of 2^-24 first.
 """
 
 import fractions
@@ -12,6 +13,8 @@ import numpy as np
 
 UNIT_BITS = 24  # the smallest float16 is 2^-24
 _VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+_NEPERS_PER_DB = math.log(10) / 10
+_LOG_EPS = 2.0**-23  # float32 epsilon
 
 
 class MelStatistics:
@@ -26,34 +29,50 @@ class MelStatistics:
     self.histogram += np.bincount(bits.ravel(), minlength=1 << 16)
 
   def to_json(self) -> dict:
-    """`sum` in units of 2^-24 dB and `sum_squares` in units of 2^-48 dB^2, as whole numbers of any length."""
+    """`sum` in units of 2^-24 dB and `sum_squares` in units of 2^-48 dB^2, as whole numbers of any length; those with
+    `log_` alike, of nepers."""
     seen = np.flatnonzero(self.histogram)
     if not len(seen):
       return {"num_values": 0}
     counts = [int(count) for count in self.histogram[seen]]
     units = [int(value * (1 << UNIT_BITS)) for value in _VALUES[seen]]
+    logs = np.logaddexp(_NEPERS_PER_DB * _VALUES[seen], math.log(_LOG_EPS))
+    log_units = [round(float(value) * (1 << UNIT_BITS)) for value in logs]
     return {
       "num_values": sum(counts),
       "min": float(_VALUES[seen].min()) + 0.0,  # not -0.0
       "max": float(_VALUES[seen].max()) + 0.0,
       "sum": sum(count * unit for count, unit in zip(counts, units, strict=True)),
       "sum_squares": sum(count * unit * unit for count, unit in zip(counts, units, strict=True)),
+      "log_sum": sum(count * unit for count, unit in zip(counts, log_units, strict=True)),
+      "log_sum_squares": sum(count * unit * unit for count, unit in zip(counts, log_units, strict=True)),
     }
 
 
+def _mean_and_std(parts: list[dict], count: int, prefix: str) -> tuple[float, float]:
+  mean = fractions.Fraction(sum(part[f"{prefix}sum"] for part in parts), count << UNIT_BITS)
+  mean_square = fractions.Fraction(sum(part[f"{prefix}sum_squares"] for part in parts), count << 2 * UNIT_BITS)
+  return float(mean), math.sqrt(mean_square - mean * mean)
+
+
 def merge_statistics(parts: Iterable[dict], split: str) -> dict:
-  """`dataset.json` statistics in dB (population `std`) from the `to_json` of parts; {} if they hold no values."""
+  """`dataset.json` statistics from the `to_json` of parts; {} if they hold no values.
+
+  min, max, mean and population std are in dB; log_mean and log_std are of ln(power + 2^-23), in nepers.
+  """
   parts = [part for part in parts if part["num_values"]]
   if not parts:
     return {}
   count = sum(part["num_values"] for part in parts)
-  mean = fractions.Fraction(sum(part["sum"] for part in parts), count << UNIT_BITS)
-  mean_square = fractions.Fraction(sum(part["sum_squares"] for part in parts), count << 2 * UNIT_BITS)
+  mean, std = _mean_and_std(parts, count, "")
+  log_mean, log_std = _mean_and_std(parts, count, "log_")
   return {
     "min": min(part["min"] for part in parts),
     "max": max(part["max"] for part in parts),
-    "mean": float(mean),
-    "std": math.sqrt(mean_square - mean * mean),
+    "mean": mean,
+    "std": std,
+    "log_mean": log_mean,
+    "log_std": log_std,
     "num_values": count,
     "split": split,
   }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atst_jax import export
+from atst_jax.encoders import make_encoder
 from atst_jax.frontend import FRONTENDS
 from atst_jax.records import SCHEMA_VERSION, Clip, write_json, write_shard
 
@@ -16,9 +17,10 @@ ENCODER = {"kind": "transformer", "width": 8, "depth": 2, "heads": 2, "drop_path
 
 def write_encoder(folder):
   """Exports a tiny transformer with random parameters. Returns the folder."""
-  variables = export.make_encoder({"encoder": ENCODER}).init(jax.random.key(77), jnp.zeros((1, 32, 64)))
+  variables = make_encoder(ENCODER).init(jax.random.key(77), jnp.zeros((1, 32, 64)))
   export.write(str(folder), variables, encoder=ENCODER, frontend=FRONTENDS["atst"], chunk_frames=32, tail="weighted",
-               normalization={"top_db": 80.0, "low": -100.0, "high": 40.0}, provenance={"step": 123})  # fmt: skip
+               normalization={"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0},
+               provenance={"step": 123})  # fmt: skip
   return str(folder)
 
 

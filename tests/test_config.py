@@ -9,6 +9,7 @@ from tiny import ROOT, tiny_config
 
 from atst_jax import config as configs
 from atst_jax import recipe
+from atst_jax.checks import check
 from atst_jax.errors import UserError
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -43,7 +44,7 @@ def test_every_pretraining_config_builds(path):
   config.data.source = "synthetic"
   config.total_steps, config.warmup_steps = config.total_steps or 100, config.warmup_steps or 10
   config = recipe.resolve(config, None)
-  recipe.check(config, None, devices=8, processes=1)
+  check(config, None, devices=8, processes=1)
   init, step = recipe.build(config, ragged=True)
   state = jax.eval_shape(init, jax.random.key(0))
   B, T = config.batch_size, config.data.clip_frames
@@ -74,8 +75,8 @@ def test_parameter_table():
     ("joint_views", "false", False),
     ("views.freq_scale", "0.5,1", (0.5, 1.0)),
     ("views.freq_scale", "(0.5, 1.25)", (0.5, 1.25)),
-    ("views.low", "-79.5", -79.5),
-    ("views.low", "none", None),
+    ("views.normalization.low", "-79.5", -79.5),
+    ("views.normalization.low", "none", None),
     ("total_steps", "39_000", 39000),
     ("data.path", "a b=c", "a b=c"),
   ],
@@ -88,7 +89,7 @@ def test_overrides(key, text, value):
 
 @pytest.mark.parametrize("key, text, message", [
   ("batchsize", "1", "no such key; did you mean --config.batch_size"),
-  ("views.topdb", "1", "did you mean --config.views.top_db"),
+  ("views.topdb", "1", "did you mean --config.views"),
   ("base_lr", "1", "did you mean --config.optimizer.base_lr"),
   ("views", "1", "is a section; set one of its keys: views.canvas_time"),
   ("batch_size", "12.5", "expected int, for example 10"), ("optimizer.base_lr", "fast", "expected float"),
@@ -102,12 +103,12 @@ def test_wrong_overrides_name_the_remedy(key, text, message):
 @pytest.mark.parametrize("changes, message", [
   ({"batch_size": "12"}, "batch_size 12 is not divisible by 8 devices; use a multiple of 8"),
   ({"views__group": "3"}, "views.group 3 must be at least 2 and divide the 2 clips of a device"),
-  ({"views__crop_frames": "65"}, "views.crop_frames 65 must be at least encoder.patch_frames 4 and at most"),
-  ({"views__crop_frames": "3"}, "views.crop_frames 3 must be at least encoder.patch_frames 4"),
+  ({"views__crop_frames": "65"}, "65 must be at least 4, .* at most data.clip_frames 64 and encoder.max_frames 64"),
+  ({"views__crop_frames": "3"}, "views.crop_frames 3 must be at least 4, which make one vector"),
   ({"log__every_steps": "0"}, "log.every_steps=0: must be at least 1"), ({"encoder__depth": "0"}, "must be at least 1"),
   ({"views__freq_scale": "(0.6,)"}, "must be two positive numbers"),
   ({"views__time_scale": "1.5,0.6"}, "the smaller first"),
-  ({"views__low": "40"}, "views.low=40.0: must be below views.high=40.0"),
+  ({"views__normalization__low": "40"}, "views.normalization.low=40.0: must be below views.normalization.high=40.0"),
   ({"optimizer__b1": "2"}, "must lie between 0"),
   ({"optimizer__base_lr": "nan"}, "must lie between 0"), ({"teacher__decay_end": "7"}, "must lie between 0 and 1"),
   ({"views__canvas_time": "0.5"}, "must lie between 1"),
@@ -118,10 +119,22 @@ def test_wrong_overrides_name_the_remedy(key, text, message):
   ({"difference__mix_domain": "log"}, "choose one of normalized, energy"),
   ({"encoder__kind": "cnnn"}, "choose one of transformer"), ({"dtype": "float16"}, "choose one of auto, float32"),
   ({"warmup_steps": "9"}, "warmup_steps=9: must lie between 0 and 6"),
+  ({"views__first_frames": "33,20"}, r"first_frames=\(33, 20\): must be two numbers from 4 to views.crop_frames"),
+  ({"views__first_frames": "8,16", "views__second_frames": "8,16"}, "views.crop_frames 32 is longer than any view"),
+  ({"views__first_frames": "8,32", "views__padding": "silence"}, "need --config.views.padding=mask"),
+  ({"views__first_frames": "8,32", "views__segments": "single"}, "takes both views from one segment"),
+  ({"difference__level": "frame"}, "level=frame makes a difference only with --config.encoder.kind=cnn"),
+  ({"difference__track_mixtures": "false"}, "only with --config.encoder.kind=cnn"),
+  ({"difference__mix_stage": "pre_norm"}, "only with --config.views.post_norm=true"),
+  ({"difference__mix_stage": "pre_norm", "views__post_norm": "true"}, "mix_domain=normalized"),
+  ({"difference__joint_projector": "true", "difference__symmetric": "false"}, "difference.symmetric=true"),
+  ({"difference__mix_k": "3", "difference__mix_domain": "normalized"}, "mix_k is used only with"),
+  ({"views__normalization__kind": "standard"}, "views.normalization has no 'mean', which kind 'standard' needs"),
+  ({"export": "both"}, "export=both: choose one of teacher, student"),
 ])  # fmt: skip
 def test_impossible_combinations_are_refused(changes, message):
   with pytest.raises(UserError, match=message):
-    recipe.check(recipe.resolve(tiny_config(**changes), None), None, devices=8, processes=1)
+    check(recipe.resolve(tiny_config(**changes), None), None, devices=8, processes=1)
 
 
 def test_steps_follow_from_epochs_unless_set():

@@ -11,12 +11,12 @@ import pytest
 from tiny import ROOT, tiny_flags
 
 from atst_jax import export, main
-from atst_jax.checkpoint import restore_teacher, restore_tree
+from atst_jax.checkpoint import restore_encoder, restore_tree
 from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings, load_model
 from atst_jax.embed import main as embed_main
-from atst_jax.encoders import Transformer
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, log_mel
+from atst_jax.transformer import Transformer
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,12 @@ def test_export_is_the_teacher_of_the_newest_checkpoint(workdir, encoder, model)
   assert not np.array_equal(teacher["cls_token"], student["cls_token"])
   assert model.config["provenance"]["step"] == 2 and model.frontend == FRONTENDS["atst"]
   assert sorted(os.listdir(encoder)) == ["config.json", "mel_filters.npy", "params"]
-  assert restore_teacher(workdir / "checkpoints", 1)[1] == 1
+  assert restore_encoder(workdir / "checkpoints", 1)[1] == 1
 
 
 def test_embedding_is_that_of_the_training_model(workdir, model):
   """One chunk, by hand: front-end, clamp, scale, encoder, [CLS, mean of patches]. Seen red without the clamp."""
-  variables, _ = restore_teacher(workdir / "checkpoints")
+  variables, _ = restore_encoder(workdir / "checkpoints")
   audio = _audio(0.3) * np.linspace(0, 1, 4800) ** 6
   mel = log_mel(audio, FRONTENDS["atst"])
   x = 2 * (np.maximum(mel, mel.max() - 80) + 100) / 140 - 1

@@ -15,26 +15,43 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = {
   0: {
     "errors": (),
+    "augment": (),
     "batch_norm": (),
     "config": ("errors",),
     "frontend": ("errors",),
+    "groups": (),
+    "initializers": (),
     "logs": ("errors",),
     "losses": ("errors",),
     "mesh": ("errors",),
     "metrics": ("errors",),
+    "mixtures": ("groups", "normalization"),
+    "normalization": ("groups",),
     "preemption": ("errors",),
     "tfrecord": ("errors",),
-    "views": ("errors",),
+    "views": ("augment", "groups", "normalization"),
     "records": ("errors", "frontend", "tfrecord"),
   },
-  1: {"checkpoint": (), "ema": (), "encoders": (), "heads": (), "optimizer": (), "workdir": ()},
+  1: {
+    "checkpoint": (),
+    "cnn": (),
+    "ema": (),
+    "encoders": ("cnn", "transformer"),
+    "flops": ("cnn", "encoders"),
+    "heads": (),
+    "optimizer": (),
+    "transformer": (),
+    "workdir": (),
+  },
   2: {
     "export": (),
-    "convert": ("export",),
-    "embed": ("export",),
+    "checks": ("input_pipeline",),
+    "convert": ("export", "model"),
+    "embed": ("model",),
+    "model": ("export",),
     "input_pipeline": (),
     "view_sheet": (),
-    "plots": ("embed", "view_sheet"),
+    "plots": ("model", "view_sheet"),
     "train_step": (),
   },
   3: {"recipe": (), "train": ("recipe",), "downstream": ("downstream",)},  # downstream: every module of the sub-package
@@ -52,7 +69,18 @@ LAZY = {
   "tensorflow_datasets", "torch", "transformers",
 }  # fmt: skip
 EAGER = {("data_pipeline.audio", "soundfile"), ("data_pipeline.audio", "soxr")}
-CONFIG_FREE = ("views", "losses", "encoders", "heads")  # arrays, keys and plain keyword arguments
+CONFIG_FREE = (
+  "augment",
+  "cnn",
+  "encoders",
+  "groups",
+  "heads",
+  "losses",
+  "mixtures",
+  "normalization",
+  "transformer",
+  "views",
+)  # arrays, keys and plain keyword arguments
 
 Import = collections.namedtuple("Import", "target top_level line")
 

@@ -12,8 +12,8 @@ from atst_jax import main
 from atst_jax.downstream import features, linear
 from atst_jax.downstream.report import table
 from atst_jax.downstream.splits import Split
-from atst_jax.embed import Model, load_model
 from atst_jax.errors import UserError
+from atst_jax.model import Model, load_model
 from atst_jax.records import Clip, Dataset
 from tests.evaluation import make_clips, write_clips, write_encoder
 from tests.tiny import ROOT

@@ -12,6 +12,7 @@ from atst_jax import config as configs
 from atst_jax import plots, view_sheet
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS
+from atst_jax.normalization import nepers_per_unit
 from atst_jax.records import write_json
 from atst_jax.views import make_views
 from tests.evaluation import write_encoder
@@ -80,7 +81,7 @@ def test_the_sheet_shows_what_make_views_drew():
   np.testing.assert_array_equal(drawn["box"], expected["box"])
   np.testing.assert_array_equal(drawn["length"], np.full((4, 2), 32))
   # λ > 0: the mixture's energy is γ of the next clip's and 1 - γ of the own.
-  scale = view_sheet.normalization_scale(config["views"]["low"], config["views"]["high"])
+  scale = nepers_per_unit(**config["views"]["normalization"])
   gamma = drawn["gamma"][:, 0, None, None]
   power = np.exp(scale * drawn["views"][:, 0])
   energy = gamma * np.roll(power, -1, 0) + (1 - gamma) * power

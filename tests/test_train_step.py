@@ -10,7 +10,7 @@ from tiny import tiny_config
 from atst_jax import recipe
 from atst_jax.batch_norm import BatchNorm
 from atst_jax.ema import ema
-from atst_jax.losses import cosine_loss, output_std, symmetric_loss
+from atst_jax.losses import cosine_loss, cross_loss, output_std
 from atst_jax.optimizer import cosine_schedule, decay_mask
 
 
@@ -95,7 +95,7 @@ def test_losses():
   p, z = rng.normal(size=(2, 5, 2, 7))
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
   expected = np.mean([((unit(p[:, i]) - unit(z[:, 1 - i])) ** 2).sum(-1).mean() for i in (0, 1)])
-  np.testing.assert_allclose(symmetric_loss(p, z), expected, rtol=1e-5)
+  np.testing.assert_allclose(cross_loss(p, z), expected, rtol=1e-5)
   assert abs(float(cosine_loss(p, p))) < 1e-6 and abs(float(cosine_loss(p, -p)) - 4) < 1e-6
   sphere = rng.normal(size=(4000, 64))
   assert abs(float(output_std(sphere)) - 1 / 8) < 2e-3 and float(output_std(np.ones((9, 64)))) < 2e-3

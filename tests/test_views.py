@@ -7,19 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atst_jax import augment, groups, mixtures, normalization
 from atst_jax import views as V
 
 VIEWS = {
   "segments": "two",
   "crop_frames": 40,
-  "top_db": 80.0,
-  "low": -80.0,
-  "high": 50.0,
+  "first_frames": None,
+  "second_frames": None,
+  "padding": "mask",
+  "normalization": {"kind": "min_max", "top_db": 80.0, "low": -80.0, "high": 50.0},
   "mixup_ratio": 0.4,
   "group": 4,
   "freq_scale": (0.6, 1.5),
   "time_scale": (0.6, 1.5),
   "canvas_time": 1.5,
+  "fader_gain": 0.0,
+  "post_norm": False,
 }
 
 
@@ -63,21 +67,21 @@ def _slow_resize_crop(x, box, length, canvas_time):
 def test_resize_crop_equals_slow_twin(length):
   rng = np.random.default_rng(length)
   x = rng.normal(size=(40, 64)).astype(np.float32) * (np.arange(40) < length)[:, None]
-  run = jax.jit(lambda x, box, n: V.resize_crop(x, box, n, canvas_time=1.5))
+  run = jax.jit(lambda x, box, n: augment.resize_crop(x, box, n, canvas_time=1.5))
   for _ in range(8):
-    box = [int(v) for v in V.draw_box(jax.random.key(rng.integers(1 << 30)), length, 64, freq_scale=(0.6, 1.5),
+    box = [int(v) for v in augment.draw_box(jax.random.key(rng.integers(1 << 30)), length, 64, freq_scale=(0.6, 1.5),
                                       time_scale=(0.6, 1.5), canvas_time=1.5)]  # fmt: skip
     np.testing.assert_allclose(run(x, box, length), _slow_resize_crop(x, box, length, 1.5), atol=1e-4)
 
 
 def test_identity_crop_is_exact():
   x = jnp.asarray(_mel(1)[0], jnp.float32)
-  np.testing.assert_array_equal(V.resize_crop(x, (0, 25, 64, 100), 100, canvas_time=1.5), x)
+  np.testing.assert_array_equal(augment.resize_crop(x, (0, 25, 64, 100), 100, canvas_time=1.5), x)
 
 
 def test_boxes_stay_on_the_canvas_and_cover_their_ranges():
   keys = jax.random.split(jax.random.key(0), 4000)
-  draw = functools.partial(V.draw_box, freq_scale=(0.6, 1.5), time_scale=(0.6, 1.5), canvas_time=1.5)
+  draw = functools.partial(augment.draw_box, freq_scale=(0.6, 1.5), time_scale=(0.6, 1.5), canvas_time=1.5)
   top, left, height, width = map(np.asarray, jax.vmap(lambda k: draw(k, 601, 64))(keys))
   assert (top >= 0).all() and (top + height <= 64).all() and (left >= 0).all() and (left + width <= 901).all()
   assert height.min() == 38 and height.max() == 64 and abs((height == 64).mean() - 0.556) < 0.03
@@ -87,7 +91,9 @@ def test_boxes_stay_on_the_canvas_and_cover_their_ranges():
 def test_segments_of_ten_seconds_overlap_by_two():
   """Two crops of 601 frames in 1001: starts cover [0, 400] with both ends, so at least 201 frames are shared."""
   keys = jax.random.split(jax.random.key(1), 3000)
-  crop = jax.vmap(lambda k: V.crop(k, jnp.zeros((1001, 1)), jnp.int32(1001), crop_frames=601)[2])
+  crop = jax.vmap(
+    lambda k: V.crop(k, jnp.zeros((1001, 1)), jnp.int32(1001), crop_frames=601, frames_range=(601, 601))[2]
+  )
   start = np.asarray(crop(keys))
   assert start.min() == 0 and start.max() == 400
 
@@ -114,7 +120,7 @@ def test_partners_come_from_the_group():
   x = np.arange(12.0)[:, None]
   shifts = np.array([1, 2, 3])
   np.testing.assert_array_equal(V.take_partners(x, shifts, 4)[:, 0], [1, 2, 3, 0, 6, 7, 4, 5, 11, 8, 9, 10])
-  np.testing.assert_array_equal(V.shift_in_group(x, 4)[:, 0], [1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8])
+  np.testing.assert_array_equal(groups.shift_in_group(x, 4)[:, 0], [1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8])
 
 
 def test_without_augmentation_a_view_is_the_normalised_crop():
@@ -164,7 +170,7 @@ def test_partners_of_other_length_are_placed_inside(partner_length, length):
   partner[:partner_length, 0] = 1 + np.arange(partner_length)
   starts = set()
   for seed in range(60):
-    moved, both = V.place(jax.random.key(seed), partner, partner_length, length)
+    moved, both = augment.place(jax.random.key(seed), partner, partner_length, length)
     inside = np.asarray(moved)[np.asarray(both), 0]
     assert len(inside) == min(partner_length, length) and (np.diff(inside) == 1).all() and inside.min() >= 1
     assert np.flatnonzero(both).max() < length
@@ -177,12 +183,12 @@ def test_partners_of_other_length_are_placed_inside(partner_length, length):
 def test_energy_mixture_adds_powers():
   """In the energy domain w is the log-mel of γ·P(neighbour) + (1 - γ)·P(clip); seen red with γ on the clip."""
   low, high = -79.6482, 50.6842
-  assert abs(V.normalization_scale(low, high) - 15.005) < 1e-3
+  assert abs(normalization.nepers_per_unit(kind="min_max", top_db=80.0, low=low, high=high) - 15.005) < 1e-3
   power = np.random.default_rng(0).lognormal(0, 3, (4, 2, 10, 64))
   to_unit = lambda p: 2 * (10 * np.log10(p) - low) / (high - low) - 1
   gamma = np.array([[0.4, 0.5], [0.45, 0.6], [0.5, 0.55], [0.6, 0.42]])
-  w, _ = V.mix_neighbours(jnp.asarray(to_unit(power)), None, jnp.asarray(gamma), group=2,
-                          scale=V.normalization_scale(low, high))  # fmt: skip
+  scale = normalization.nepers_per_unit(kind="min_max", top_db=80.0, low=low, high=high)
+  w, _ = mixtures.mix_neighbours(jnp.asarray(to_unit(power)), None, jnp.asarray(gamma), group=2, scale=scale)
   neighbour = power[[1, 0, 3, 2]]
   g = gamma[..., None, None]
   np.testing.assert_allclose(w, to_unit(g * neighbour + (1 - g) * power), atol=1e-4)
@@ -192,7 +198,7 @@ def test_padding_is_silence_in_a_mixture():
   views = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 10, 3)), jnp.float32)
   gamma = jnp.full((2, 1), 0.4)
   length = jnp.array([[4], [8]])
-  w, mixed_length = V.mix_neighbours(views, length, gamma, group=2, scale=1.0)
+  w, mixed_length = mixtures.mix_neighbours(views, length, gamma, group=2, scale=1.0)
   np.testing.assert_array_equal(mixed_length, [[8], [8]])
   np.testing.assert_allclose(w[0, 0, 4:8], views[1, 0, 4:8] + np.log(0.4), atol=1e-5)
   np.testing.assert_allclose(w[1, 0, 4:8], views[1, 0, 4:8] + np.log(0.6), atol=1e-5)

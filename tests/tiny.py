@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 OVERRIDES = {
   "data.source": "synthetic", "data.clip_frames": "64", "data.streams": "4", "data.shuffle_window": "5",
-  "views.crop_frames": "32", "views.group": "2", "views.low": "-100", "views.high": "40",
+  "views.crop_frames": "32", "views.group": "2", "views.normalization.low": "-100",
+  "views.normalization.high": "40",
   "encoder.width": "16", "encoder.depth": "2", "encoder.heads": "2", "encoder.max_frames": "64",
   "heads.hidden": "32", "heads.out": "8", "batch_size": "16",
   "total_steps": "6", "warmup_steps": "2",

@@ -26,3 +26,29 @@ def transformer_variables(arrays, prefix):
     if f"{head}.1.running_mean" in torch:
       batch_stats[head] = {"norm": {"mean": torch[f"{head}.1.running_mean"], "var": torch[f"{head}.1.running_var"]}}
   return params, batch_stats
+
+
+def cnn_variables(arrays, prefix, heads=True):
+  """`{prefix}encoder.features.…`, `{prefix}projector.…` of BYOL-A -> (params, batch_stats)."""
+  torch = {k[len(prefix) :]: jnp.asarray(v) for k, v in arrays.items() if k.startswith(prefix)}
+  kernel = {2: lambda w: w.T, 4: lambda w: w.transpose(3, 2, 1, 0)}  # (out, in, mel, time) -> (time, mel, in, out)
+  layer = lambda name: {"kernel": kernel[torch[f"{name}.weight"].ndim](torch[f"{name}.weight"]),
+                        "bias": torch[f"{name}.bias"]}  # fmt: skip
+  norm = lambda name: {"scale": torch[f"{name}.weight"], "bias": torch[f"{name}.bias"]}
+  stats = lambda name: {"mean": torch[f"{name}.running_mean"], "var": torch[f"{name}.running_var"]}
+  root = "encoder." if heads else ""
+  encoder, encoder_stats = {"fc1": layer(f"{root}fc.0"), "fc2": layer(f"{root}fc.3")}, {}
+  for i in range(sum(f"{root}features.{4 * i}.weight" in torch for i in range(4))):
+    encoder[f"conv_{i}"] = layer(f"{root}features.{4 * i}")
+    encoder[f"norm_{i}"] = norm(f"{root}features.{4 * i + 1}")
+    if f"{root}features.{4 * i + 1}.running_mean" in torch:
+      encoder_stats[f"norm_{i}"] = stats(f"{root}features.{4 * i + 1}")
+  if not heads:
+    return encoder, encoder_stats
+  params, batch_stats = {"encoder": encoder}, {"encoder": encoder_stats}
+  for head in ("projector", "predictor", "predictor_difference"):
+    if f"{head}.0.weight" in torch:
+      params[head] = {"hidden": layer(f"{head}.0"), "norm": norm(f"{head}.1"), "out": layer(f"{head}.3")}
+    if f"{head}.1.running_mean" in torch:
+      batch_stats[head] = {"norm": stats(f"{head}.1")}
+  return params, batch_stats

@@ -19,10 +19,10 @@ from atst_jax import export
 from atst_jax.downstream import features, probe
 from atst_jax.downstream.report import table, write_markdown
 from atst_jax.downstream.splits import make_splits
-from atst_jax.embed import Model, load_model
 from atst_jax.errors import UserError
 from atst_jax.logs import log
 from atst_jax.metrics import accuracy, effective_rank, knn_scores, mean_average_precision
+from atst_jax.model import Model, load_model
 from atst_jax.records import Dataset, write_json
 from atst_jax.workdir import agree, claim
 

@@ -1,0 +1,84 @@
+"""Augmentations of one normalised log-mel clip, on the device: Mixup, random resize crop, random linear fader.
+
+Letters: T frames, F mel bins. Boxes and positions may be traced; shapes are static.
+"""
+
+import jax
+import jax.numpy as jnp
+
+MIX_EPS = 1.1920929e-07  # float32 epsilon, added inside the logarithm by BYOL-A's and ATST's Mixup
+CUBIC = -0.75  # PyTorch's bicubic coefficient
+
+
+def mixup(x, partner, weight):
+  """log((1 - weight)·exp(x) + weight·exp(partner)) on normalised log-mel (BYOL-A; ATST keeps it as it is)."""
+  return jnp.log((1 - weight) * jnp.exp(x) + weight * jnp.exp(partner) + MIX_EPS)
+
+
+def place(key, partner, partner_length, length):
+  """Aligns a padded (T, F) partner to a clip of another length: a random window of the longer one (released code).
+
+  Returns the moved partner and a (T,) mask of the frames where both are valid.
+  """
+  slack = partner_length - length
+  offset = jax.random.randint(key, (), 0, jnp.abs(slack) + 1)
+  start = jnp.where(slack < 0, offset, 0)  # where the shorter partner begins inside the clip
+  partner = jnp.roll(partner, jnp.where(slack < 0, offset, -offset), axis=0)
+  frame = jnp.arange(partner.shape[0])
+  return partner, (frame >= start) & (frame < start + jnp.minimum(partner_length, length))
+
+
+def cubic_weights(t):
+  """Four taps at -1, 0, 1, 2 for a position t in [0, 1): (...) -> (..., 4)."""
+  near = lambda x: ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
+  far = lambda x: ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
+  return jnp.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], -1)
+
+
+def interpolation_matrix(n_in, n_out, *, start, size, out_size, offset):
+  """(n_out, n_in) matrix that resizes `size` samples of a zero canvas to `out_size`, bicubic with aligned corners.
+
+  The input lies at `offset` on the canvas and the crop at `start`; taps are clamped to the crop's border as in PyTorch.
+  Rows from `out_size` on are zero. start, size, out_size and offset may be traced. Positions are rounded to float32 as
+  PyTorch does (about 2e-5 of the values); where sizes are equal the crop is copied exactly.
+  """
+  scale = jnp.asarray(size - 1, jnp.float32) / jnp.maximum(out_size - 1, 1)
+  position = scale * jnp.arange(n_out, dtype=jnp.float32)
+  floor = jnp.floor(position)
+  weights = cubic_weights(position - floor)
+  first = floor.astype(jnp.int32)
+  taps = jnp.clip(first[:, None] + jnp.arange(-1, 3)[None], 0, size - 1) + start - offset
+  matrix = sum(weights[:, k, None] * (taps[:, k, None] == jnp.arange(n_in)[None]) for k in range(4))
+  return jnp.where(jnp.arange(n_out)[:, None] < out_size, matrix, 0)
+
+
+def draw_box(key, length, n_mels, *, freq_scale, time_scale, canvas_time):
+  """Draws (mel offset, time offset, mel size, time size) of a crop on the (n_mels, int(canvas_time·length)) canvas."""
+  canvas = jnp.floor(canvas_time * length).astype(jnp.int32)
+  mel_key, time_key, mel_offset_key, time_offset_key = jax.random.split(key, 4)
+  draw = lambda key, scale, n: jnp.floor(jax.random.uniform(key, (), minval=scale[0], maxval=scale[1]) * n)
+  height = jnp.clip(draw(mel_key, freq_scale, n_mels).astype(jnp.int32), 1, n_mels)
+  width = jnp.clip(draw(time_key, time_scale, length).astype(jnp.int32), 1, canvas)
+  return (
+    jax.random.randint(mel_offset_key, (), 0, n_mels - height + 1),
+    jax.random.randint(time_offset_key, (), 0, canvas - width + 1),
+    height,
+    width,
+  )
+
+
+def resize_crop(x, box, length, *, canvas_time):
+  """(T, F), a box of `draw_box` -> (T, F): the crop, bicubically resized to the clip's own length and all mel bins."""
+  frames, n_mels = x.shape
+  top, left, height, width = box
+  canvas = jnp.floor(canvas_time * length).astype(jnp.int32)
+  time = interpolation_matrix(frames, frames, start=left, size=width, out_size=length, offset=(canvas - length) // 2)
+  mel = interpolation_matrix(n_mels, n_mels, start=top, size=height, out_size=n_mels, offset=0)
+  return jnp.matmul(time, jnp.matmul(x, mel.T, precision="highest"), precision="highest")
+
+
+def fade(x, head, tail, length):
+  """BYOL-A v2: adds a line over time, `head` at the first, `tail` at the last of `length` frames; (T, F) -> (T, F)."""
+  frame = jnp.arange(x.shape[0])[:, None]
+  line = head + (tail - head) * frame / jnp.maximum(length - 1, 1)
+  return jnp.where(frame < length, x + line, x)

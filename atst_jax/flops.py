@@ -1,0 +1,99 @@
+"""Floating-point operations of a pre-training config, and what they take on a chip at a stated utilisation.
+
+  python -m atst_jax.flops --config=configs/base.py --clips=1912134 [--config.KEY=VALUE …]
+
+A multiplication with its addition counts as two. Counted are the matrix products and convolutions of student (forward,
+and twice that backward) and teacher (forward); not element-wise work, not the views, nothing twice. These are model
+FLOPs: what a model FLOP utilisation (MFU) refers to.
+"""
+
+import argparse
+import math
+import sys
+
+from atst_jax import config as configs
+from atst_jax.cnn import BLOCKS, CHANNELS
+from atst_jax.errors import UserError
+from atst_jax.frontend import get_frontend
+
+PEAK = {  # dense bfloat16 operations per second, of one chip, from its maker
+  "A100": 312e12,
+  "H100": 989e12,
+  "H200": 989e12,
+  "TPU v4": 275e12,
+  "TPU v5e": 197e12,
+  "TPU v5p": 459e12,
+  "TPU v6e": 918e12,
+}
+
+
+def transformer_forward(*, frames, n_mels, width, depth, patch_frames) -> float:
+  """FLOPs of ATST's encoder on one clip."""
+  patches = frames // patch_frames
+  tokens = patches + 1
+  block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width  # projections and perceptron; scores and their product
+  return 2 * patches * patch_frames * n_mels * width + depth * block
+
+
+def cnn_forward(*, frames, n_mels, version, width, hidden) -> float:
+  """FLOPs of BYOL-A's encoder on one clip."""
+  total, channels = 0, 1
+  for _ in range(BLOCKS[version]):
+    total += 2 * 9 * channels * CHANNELS * frames * n_mels
+    frames, n_mels, channels = frames // 2, n_mels // 2, CHANNELS
+  features = n_mels * CHANNELS
+  return total + 2 * frames * hidden * (features + (width - features if version == "AudioNTT2022" else width))
+
+
+def encoder_forward(encoder: dict, *, frames: int, n_mels: int) -> float:
+  """FLOPs of a config's encoder on one clip of so many frames."""
+  if encoder["kind"] == "transformer":
+    sizes = {k: encoder[k] for k in ("width", "depth", "patch_frames")}
+    return transformer_forward(frames=frames, n_mels=n_mels, **sizes)
+  sizes = {k: encoder[k] for k in ("version", "width", "hidden")}
+  return cnn_forward(frames=frames, n_mels=n_mels, **sizes)
+
+
+def clip_flops(config) -> float:
+  """Model FLOPs of one update per clip of the batch: two views, and their mixtures where λ is not 0."""
+  n_mels = get_frontend(config["data"]["frontend"]).n_mels
+  encoder = encoder_forward(config["encoder"], frames=config["views"]["crop_frames"], n_mels=n_mels)
+  hidden, out = config["heads"]["hidden"], config["heads"]["out"]
+  projector = 2 * hidden * (config["encoder"]["width"] + out)
+  predictor = 2 * hidden * (out + out)
+  student = 3 * (encoder + projector + predictor)
+  mixed = 0 if not config["difference"]["weight"] else 2 if config["difference"]["symmetric"] else 1
+  return (2 + mixed) * student + 2 * (encoder + projector)
+
+
+def main(argv=None) -> int:
+  parser = argparse.ArgumentParser("python -m atst_jax.flops", description=__doc__, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
+  parser.add_argument("--clips", type=int, help="clips of the data set, where the steps follow from epochs")
+  parser.add_argument("--mfu", type=float, default=0.4, help="assumed utilisation (default 0.4)")
+  flags, rest = parser.parse_known_args(argv)
+  try:
+    config = configs.load_with_overrides(flags.config, rest)
+    if not 0 < flags.mfu <= 1:
+      raise UserError(f"--mfu={flags.mfu}: must lie between 0 and 1")
+    steps = config.total_steps
+    if steps is None:
+      if not flags.clips:
+        raise UserError("the steps follow from total_epochs and the data; give --clips=N or --config.total_steps=N")
+      steps = round(config.total_epochs * flags.clips / config.batch_size)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  clip = clip_flops(config)
+  total = clip * config.batch_size * steps
+  print(f"{clip / 1e9:.2f} GFLOP per clip, {steps} steps of {config.batch_size}: {total / 1e18:.3g} EFLOP in all")
+  for chip, peak in PEAK.items():
+    hours = total / (flags.mfu * peak) / 3600
+    digits = max(0, 2 - math.floor(math.log10(hours))) if hours < 100 else 0
+    print(f"{chip:8} {hours:8.{digits}f} chip-hours at {flags.mfu:.0%} of {peak / 1e12:.0f} TFLOP/s")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
