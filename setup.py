@@ -44,7 +44,7 @@ setuptools.setup(
     "onnx": ["jax2onnx>=0.17,<1", "onnxruntime>=1.20,<2"],
     "tb": ["tensorboard>=2.21,<3"],
     "test": ["pytest>=8.3,<10", "ruff>=0.17.6,<0.18"],
-    "torch": ["torch>=2.4,<3"],
+    "torch": ["torch>=2.6,<3"],
     "tpu": ["jax[tpu]"],
   },
 )

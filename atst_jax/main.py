@@ -28,9 +28,7 @@ def parse(argv):
   parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run in it is continued")
   parser.add_argument("--allow_changed_config", action="store_true", help="continue a run although its config changed")
   parser.add_argument("--print_config", action="store_true", help="print the config with its overrides and end")
-  parser.add_argument(
-    "--sweep", help="print the commands of one of the config's sweeps and end"
-  )
+  parser.add_argument("--sweep", help="print the commands of one of the config's sweeps and end")
   parser.add_argument(
     "--distributed", action="store_true", help="several processes, found by jax.distributed (TPU, SLURM)"
   )

@@ -105,11 +105,6 @@ class Sheet:
   def __init__(self, config, clips, drawn, frontend, rows):
     self.views, self.clips, self.drawn = config["views"], clips, drawn
     self.neighbour = config["difference"]["neighbour"]
-      config["views"],
-      config["difference"]["neighbour"],
-      clips,
-      drawn,
-    )
     self.hop = frontend.hop_length / frontend.sample_rate  # seconds
     self.bins, self.ticks = frontend.n_mels, frequency_ticks(frontend)
     self.longest = int(clips["length"][:rows].max())

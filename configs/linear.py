@@ -23,6 +23,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
   config.blocks = ("all", "last")
   config.max_seconds = 12.0  # longer clips are cropped centrally
+  config.statistics = "encoder"  # "data": BYOL-A's way, standardise by the evaluated training split instead
   config.knn = 10  # neighbours
 
   config.data = ConfigDict()

@@ -29,6 +29,7 @@ LAYERS = {
     "normalization": ("groups",),
     "preemption": ("errors",),
     "tfrecord": ("errors",),
+    "torch_files": ("errors",),
     "views": ("augment", "groups", "normalization"),
     "records": ("errors", "frontend", "tfrecord"),
   },
@@ -46,7 +47,7 @@ LAYERS = {
   2: {
     "export": (),
     "checks": ("input_pipeline",),
-    "convert": ("export", "model"),
+    "convert": ("export",),
     "embed": ("model",),
     "model": ("export",),
     "input_pipeline": (),

@@ -44,6 +44,8 @@ def resolve(config: ConfigDict, model: Model, dataset: Dataset) -> ConfigDict:
     if section[name] not in (None, value):
       raise UserError(f"--config.{key}={section[name]}, but what --config.{source} names has {value}; leave it out")
     section[name] = value
+  if config.statistics not in ("encoder", "data"):
+    raise UserError(f"--config.statistics={config.statistics}: choose one of encoder, data")
   rates = config.probe.learning_rates
   if not rates or rates[0] <= 0 or any(b <= a for a, b in itertools.pairwise(rates)):
     raise UserError(f"--config.probe.learning_rates={rates}: must be positive and ascending")
@@ -69,6 +71,9 @@ def rows(config: ConfigDict, model: Model, dataset: Dataset, ids: list[str], fol
     return features.cached(folder, key, name, ids, compute)
 
   def each(name, arrays):
+    if model.config["encoder"]["kind"] != "transformer":  # no blocks to choose from
+      yield name, arrays
+      return
     for blocks in config.blocks:
       num_blocks = model.depth if blocks == "all" else 1
       title = f"{name}, {'all blocks' if blocks == 'all' else 'last block'}"
@@ -135,6 +140,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     raise UserError(f"the linear evaluation runs in one process, not in {jax.process_count()}; leave out --distributed")
   model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
   config = resolve(config, model, dataset)
+  if config.statistics == "data":
+    model = model.standardized(mean=dataset.statistics["log_mean"], std=dataset.statistics["log_std"])
   labels = features.read_labels(dataset)
   splits = make_splits(ids=labels.ids, targets=labels.targets, folds=labels.folds, splits=labels.splits,
                        label_names=dataset.label_names, seed=config.seed, **config.splits)  # fmt: skip

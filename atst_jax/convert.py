@@ -1,0 +1,178 @@
+"""Released PyTorch weights to an exported encoder, and an exported encoder to a PyTorch file.
+
+  python -m atst_jax.convert --from=small.ckpt --to=encoders/atst_small
+  python -m atst_jax.convert --from=AudioNTT2022.pth --to=encoders/byola --mean=-9.660 --std=4.722
+  python -m atst_jax.convert --from=encoders/mine --to=mine.pth [--layout=lightning]
+
+Reads both layouts of ATST's checkpoints (the teacher's encoder) and BYOL-A's v1 and v2; sizes follow from the tensors.
+Every tensor of the encoder must be there, and no other. Writes the layouts that EVAR and audiossl load. Needs PyTorch:
+pip install -e .[torch]
+"""
+
+import argparse
+import os
+import re
+import sys
+
+import numpy as np
+
+import atst_jax
+from atst_jax import export
+from atst_jax.cnn import BLOCKS
+from atst_jax.errors import UserError
+from atst_jax.frontend import FRONTENDS, FrontEnd
+from atst_jax.torch_files import LIGHTNING, cnn_names, find_encoder, load_torch, to_variables, transformer_names, turn
+
+ATST_NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842}  # dB, of the released code
+HEAD_WIDTH = 64  # of ATST small and base
+LAYOUTS = ("dino", "lightning")
+
+
+def seconds_of(hyper: dict) -> float:
+  """Length of the segments that a checkpoint was trained on, where it says so; otherwise the paper's 6 s."""
+  for key in ("train_len", "anchor_len"):
+    value = hyper.get(key)
+    value = value[-1] if isinstance(value, (list, tuple)) and value else value
+    if isinstance(value, (int, float)) and value > 0:
+      return float(value)
+  return 6.0
+
+
+def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | None) -> dict:
+  """Keyword arguments of `export.write` for ATST's tensors."""
+  blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name)}
+  for name in ("cls_token", "pos_embed", "patch_embed.patch_embed.weight"):
+    if name not in tensors:
+      raise UserError(
+        f"the encoder lacks {name}{'; ATST-Frame is another model' if 'norm_frame.weight' in tensors else ''}"
+      )
+  width = tensors["cls_token"].shape[-1]
+  if heads is None:
+    if width % HEAD_WIDTH:
+      raise UserError(f"the encoder is {width} wide, not a multiple of {HEAD_WIDTH}: state its --heads")
+    heads = width // HEAD_WIDTH
+  if heads < 1 or width % heads:
+    raise UserError(f"--heads={heads}: must divide the encoder's width {width}")
+  frontend = FRONTENDS["audiossl"]
+  patch = tensors["patch_embed.patch_embed.weight"].shape[1] // frontend.n_mels
+  positions = tensors["pos_embed"].shape[1] - 1
+  encoder = {"kind": "transformer", "width": width, "depth": len(blocks), "heads": heads, "drop_path": 0.1,
+             "patch_frames": patch, "max_frames": positions * patch + 1}  # fmt: skip
+  chunk = frontend.num_frames(round((seconds or seconds_of(hyper)) * frontend.sample_rate))
+  if not patch <= chunk <= encoder["max_frames"]:
+    raise UserError(f"chunks of {chunk} frames do not fit the encoder's {encoder['max_frames']}; state --chunk_seconds")
+  return {"variables": to_variables(tensors, transformer_names(len(blocks))), "encoder": encoder, "frontend": frontend,
+          "normalization": ATST_NORMALIZATION, "chunk_frames": chunk, "tail": "released"}  # fmt: skip
+
+
+def read_byola(tensors: dict, mean: float | None, std: float | None) -> dict:
+  """Keyword arguments of `export.write` for BYOL-A's tensors."""
+  if mean is None or std is None or not std > 0:
+    raise UserError("BYOL-A's files lack the mean and deviation that its input is standardised by; state --mean and "
+                    "--std in nepers: `log_mean` and `log_std` of your data's dataset.json, prepared with "
+                    "--frontend=byola")  # fmt: skip
+  version = "AudioNTT2020" if "features.8.weight" in tensors else "AudioNTT2022"
+  names = cnn_names(BLOCKS[version])
+  variables = to_variables(tensors, names)
+  features, hidden = variables["params"]["fc1"]["kernel"].shape
+  out = variables["params"]["fc2"]["kernel"].shape[1]
+  encoder = {"kind": "cnn", "version": version, "width": features + out if version == "AudioNTT2022" else out,
+             "hidden": hidden, "dropout": 0.3}  # fmt: skip
+  return {"variables": variables, "encoder": encoder, "frontend": FRONTENDS["byola"], "tail": "weighted",
+          "normalization": {"kind": "standard", "mean": mean, "std": std},
+          "chunk_frames": export.CNN_CHUNK}  # fmt: skip
+
+
+def from_torch(path: str, folder: str, *, heads=None, seconds=None, mean=None, std=None) -> dict:
+  """Converts a PyTorch file to an export, which is read back and run before it gets its name. Returns the encoder."""
+  content = load_torch(path)
+  try:
+    family, tensors, hyper = find_encoder(content)
+    parts = read_atst(tensors, hyper, heads, seconds) if family == "atst" else read_byola(tensors, mean, std)
+  except UserError as error:
+    raise UserError(f"--from={path}: {error}") from error
+  provenance = {"converted_from": os.path.basename(path), "family": family, "atst_jax": atst_jax.__version__}
+  export.write(folder, provenance=provenance, **parts)
+  return parts["encoder"]
+
+
+def to_torch(folder: str, path: str, layout: str) -> dict:
+  """Writes an export as a PyTorch file in the released layout. Returns the export's config."""
+  import torch
+
+  config, variables, _ = export.read(folder)
+  encoder = config["encoder"]
+  names = (
+    transformer_names(encoder["depth"]) if encoder["kind"] == "transformer" else cnn_names(BLOCKS[encoder["version"]])
+  )
+
+  def tensor(path):
+    node = variables
+    for part in path:
+      node = node[part]
+    return torch.from_numpy(np.array(turn(np.asarray(node))))
+
+  state = {name: tensor(path) for name, path in names.items()}
+  if encoder["kind"] == "cnn":
+    content = state | {
+      f"features.{4 * i + 1}.num_batches_tracked": torch.tensor(0) for i in range(BLOCKS[encoder["version"]])
+    }
+  else:
+    state["mask_embed"] = torch.zeros(1, 1, encoder["width"])  # released loaders look for it
+    frontend = FrontEnd.from_json(config["frontend"])
+    seconds = (config["chunk_frames"] - 1) * frontend.hop_length / frontend.sample_rate
+    arch = {384: "small", 768: "base"}.get(encoder["width"], str(encoder["width"]))
+    if layout == "lightning":
+      content = {LIGHTNING: "1.5.10", "state_dict": {f"model.teacher.encoder.{k}": x for k, x in state.items()},
+                 "hyper_parameters": {"arch": arch, "train_len": seconds}}  # fmt: skip
+    else:
+      arguments = argparse.Namespace(arch=f"ast_{arch}", pos_type="cut", patch_height=frontend.n_mels, use_cls=True,
+                                     patch_width=encoder["patch_frames"], anchor_len=seconds)  # fmt: skip
+      backbone = {f"module.backbone.{k}": x for k, x in state.items()}
+      content = {"student": backbone, "teacher": backbone, "args": arguments}
+  temporary = f"{path}.tmp-{os.getpid()}"
+  try:
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+  except (OSError, RuntimeError) as error:
+    raise UserError(f"--to={path}: cannot be written ({error})") from error
+  finally:
+    if os.path.exists(temporary):
+      os.unlink(temporary)
+  return config
+
+
+def main(argv=None) -> int:
+  parser = argparse.ArgumentParser("python -m atst_jax.convert", description=__doc__, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  add = parser.add_argument
+  add("--from", dest="source", required=True, help="a PyTorch file, or the folder of an exported encoder")
+  add("--to", required=True, help="the folder to make, or FILE.pth")
+  add("--heads", type=int, help="attention heads, where the width is not a multiple of 64")
+  add("--chunk_seconds", type=float, help="segments of the pre-training; the checkpoint's, or 6")
+  add("--mean", type=float, help="BYOL-A: mean of ln(power + 2^-23)")
+  add("--std", type=float, help="BYOL-A: its standard deviation")
+  add("--layout", choices=LAYOUTS, default="dino", help="of an ATST file to write (default dino, which EVAR reads)")
+  flags = parser.parse_args(argv)
+  try:
+    if os.path.isdir(flags.source):
+      if os.path.exists(flags.to) or not flags.to.endswith((".pth", ".ckpt", ".pt")):
+        raise UserError(f"--to={flags.to}: must be a new file that ends in .pth, .ckpt or .pt")
+      config = to_torch(flags.source, flags.to, flags.layout)
+      frontend = config["frontend"]["name"]
+      print(f"{flags.to}: the encoder of {flags.source}, front-end {frontend!r}")
+      if frontend not in ("audiossl", "byola"):
+        print(f"note: released loaders compute the front-end of the released code, this encoder was trained with "
+              f"{frontend!r}; its vectors will differ there", file=sys.stderr)  # fmt: skip
+      return 0
+    encoder = from_torch(flags.source, flags.to, heads=flags.heads, seconds=flags.chunk_seconds, mean=flags.mean,
+                         std=flags.std)  # fmt: skip
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(f"{flags.to}: {encoder}, read back and run")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
