@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import warnings
 
 import numpy as np
 
@@ -68,7 +69,8 @@ def load_torch(path: str) -> dict:
   allowed = [argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, _codecs.encode, scalar,
              (scalar, "numpy.core.multiarray.scalar")]  # fmt: skip
   try:
-    with torch.serialization.safe_globals(allowed):
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of files that are refused below
       content = torch.load(path, map_location="cpu", weights_only=True)
   except FileNotFoundError:
     raise UserError(f"--from={path}: no such file") from None

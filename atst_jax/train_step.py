@@ -150,8 +150,8 @@ def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
   rngs = dict.fromkeys(("params", *RANDOM), key)
   y = None
   if network.subtraction.subtrahend == "teacher":
-    y = jax.eval_shape(network.init_with_output, rngs, views, None, method=Network.encode)[0]
-    y = jnp.zeros(y.shape)
+    encode = functools.partial(network.init_with_output, method=Network.encode)
+    y = jnp.zeros(jax.eval_shape(encode, rngs, views, None)[0].shape)
   variables = network.init(rngs, views, None, mixtures, None, gamma, group, y)
   params, batch_stats = variables["params"], variables["batch_stats"]
   taught = lambda tree: {k: tree[k] for k in ("encoder", "projector") if k in tree}

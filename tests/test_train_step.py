@@ -5,13 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 from tiny import tiny_config
 
 from atst_jax import recipe
 from atst_jax.batch_norm import BatchNorm
 from atst_jax.ema import ema
 from atst_jax.losses import cosine_loss, cross_loss, output_std
-from atst_jax.optimizer import cosine_schedule, decay_mask
+from atst_jax.optimizer import cosine_schedule, decay_mask, make_optimizer, transformers_adamw
 
 
 @functools.cache
@@ -129,3 +131,93 @@ def test_decay_mask_covers_kernels_cls_and_positions():
   assert mask["encoder"]["cls_token"] and mask["encoder"]["pos_embed"] and mask["projector"]["hidden"]["kernel"]
   assert mask["encoder"]["block_00"]["qkv"]["kernel"] and not mask["encoder"]["block_00"]["fc1"]["bias"]
   assert not mask["encoder"]["norm"]["scale"] and not mask["predictor"]["norm"]["scale"]
+
+
+@functools.cache
+def _byola(**overrides):
+  """One step of BYOL-A with the subtraction, under other options: (state before, state after, metrics)."""
+  small = {"encoder__width": "1040", "encoder__hidden": "8", "difference__weight": "0.5", "batch_size": "8",
+           "views__normalization__mean": "-6", "views__normalization__std": "7", "warmup_steps": "0",
+           "encoder__dropout": "0"}  # fmt: skip
+  config = recipe.resolve(tiny_config(file="byola.py", **{**small, **overrides}), None)
+  init, step = recipe.build(config, ragged=False)
+  before = jax.jit(init)(jax.random.key(0))
+  after, metrics = jax.jit(step)(before, next(recipe.batches(config, None, start_step=0, rows=None)))
+  return before, after, {k: float(v) for k, v in metrics.items()}
+
+
+OPTIONS = {
+  "symmetric": "false", "subtrahend": "teacher", "stop_gradient": "true", "rescale": "true", "level": "frame",
+  "joint_projector": "true", "track_mixtures": "false", "mix_domain": "energy", "mix_stage": "pre_norm",
+  "renormalize": "batch", "match_level": "true", "neighbour": "batch", "gamma_per": "batch", "gamma_shared": "true",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_choice_of_the_subtraction_acts(option):
+  """It changes the subtraction's loss or what the step leaves behind, and not BYOL's loss."""
+  _, plain, metrics = _byola()
+  _, changed, other = _byola(**{f"difference__{option}": OPTIONS[option]})
+  # One BatchNorm over encodings and differences changes both losses.
+  assert (abs(other["loss_byol"] - metrics["loss_byol"]) < 1e-5) == (option != "joint_projector")
+  loss = abs(other["loss_difference"] - metrics["loss_difference"])
+  gap = lambda a, b: max(jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)))
+  if option in ("stop_gradient", "subtrahend"):  # at first the teacher is the student: only gradients differ
+    assert loss < 1e-5 and abs(other["grad_norm"] - metrics["grad_norm"]) > 1e-3 * metrics["grad_norm"]
+  elif option == "track_mixtures":
+    assert loss < 1e-5 and gap(plain.batch_stats["encoder"], changed.batch_stats["encoder"]) > 1e-4
+    assert gap(plain.batch_stats["projector"], changed.batch_stats["projector"]) < 1e-6
+  elif option == "rescale":  # the projector's BatchNorm removes a common factor, so little is left
+    assert loss > 1e-6
+  else:
+    assert loss > 1e-4, loss
+
+
+def test_byola_trains_and_keeps_its_own_statistics():
+  """Running statistics follow the passes of each network; the teacher's parameters follow by 0.99."""
+  before, after, metrics = _byola(teacher__decay_start="0.99")
+  assert np.isfinite(metrics["loss"]) and metrics["ema_decay"] == np.float32(0.99)
+  mean = lambda state: state.batch_stats["encoder"]["norm_0"]["mean"]
+  assert np.abs(mean(after) - mean(before)).max() > 1e-4
+  assert np.abs(mean(after) - mean(after.teacher)).max() > 1e-5  # the mixtures are the student's alone
+  expected = jax.tree.map(lambda t, s: 0.99 * t + 0.01 * s, before.teacher.params["encoder"], after.params["encoder"])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.teacher.params["encoder"], expected)
+
+
+def test_transformers_adamw_by_hand():
+  """Three steps in float64: eps before the bias correction, decay of the parameters after the step."""
+  rng = np.random.default_rng(0)
+  params = {
+    "kernel": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32),
+    "bias": jnp.asarray(rng.normal(size=2), jnp.float32),
+  }
+  lr, wd = (lambda t: 1e-2 * (t + 1)), (lambda t: 0.1 * (t + 1))
+  tx = transformers_adamw(lr, b1=0.9, b2=0.999, eps=1e-3, weight_decay=wd, mask=decay_mask)
+  state = tx.init(params)
+  p, m, v = ({k: np.asarray(x, np.float64) * f for k, x in params.items()} for f in (1, 0, 0))
+  for t in range(3):
+    grads = {k: rng.normal(size=x.shape) * 1e-3 for k, x in params.items()}
+    updates, state = tx.update(jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads), state, params)
+    params = optax.apply_updates(params, updates)
+    for k, g in grads.items():
+      m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g * g
+      size = lr(t) * np.sqrt(1 - 0.999 ** (t + 1)) / (1 - 0.9 ** (t + 1))
+      p[k] = p[k] - size * m[k] / (np.sqrt(v[k]) + 1e-3)
+      p[k] -= lr(t) * wd(t) * p[k] * (k == "kernel")
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), params, p)
+
+
+def test_constant_rate_and_unscaled_batch():
+  common = {"total_steps": 100, "form": "optax", "base_lr": 1e-3, "end_lr": 1e-6, "warmup_steps": 0, "b1": 0.9,
+            "b2": 0.999, "eps": 1e-8, "weight_decay_start": 0.0, "weight_decay_end": 0.0}  # fmt: skip
+  _, schedules = make_optimizer(batch_size=512, schedule="constant", reference_batch=0, **common)
+  np.testing.assert_allclose([schedules["learning_rate"](t) for t in (0, 50, 100)], 1e-3, rtol=1e-6)
+  _, schedules = make_optimizer(batch_size=512, schedule="constant", reference_batch=256, **common)
+  np.testing.assert_allclose(schedules["learning_rate"](70), 2e-3, rtol=1e-6)
+
+
+def test_the_released_recipe_uses_the_decay_of_the_step_after():
+  """lead_steps = 1: the average after step t takes m[t + 1]."""
+  runs = [_run(1, teacher__lead_steps=lead) for lead in ("0", "1")]
+  decays = [cosine_schedule(0.9, 1.0, total_steps=6)(t) for t in (0, 1)]
+  np.testing.assert_allclose([metrics["ema_decay"] for _, metrics, _ in runs], decays, rtol=1e-6)

@@ -29,7 +29,9 @@ VIEWS = {
 
 @functools.cache
 def _make_views(ragged, **changes):
-  return jax.jit(functools.partial(V.make_views, ragged=ragged, **{**VIEWS, **changes}))
+  arguments = {**VIEWS, **changes}
+  arguments["normalization"] = dict(arguments["normalization"])  # hashable where it is changed
+  return jax.jit(functools.partial(V.make_views, ragged=ragged, **arguments))
 
 
 def _mel(clips=8, frames=100, seed=0):
@@ -203,3 +205,77 @@ def test_padding_is_silence_in_a_mixture():
   np.testing.assert_allclose(w[0, 0, 4:8], views[1, 0, 4:8] + np.log(0.4), atol=1e-5)
   np.testing.assert_allclose(w[1, 0, 4:8], views[1, 0, 4:8] + np.log(0.6), atol=1e-5)
   assert not np.asarray(w[:, :, 8:]).any()
+
+
+STANDARD = (("kind", "standard"), ("mean", -7.0), ("std", 4.5))
+BYOLA = {"normalization": STANDARD, "padding": "silence", "segments": "single"}
+PLAIN = {"mixup_ratio": 0.0, "freq_scale": (1.0, 1.0), "time_scale": (1.5, 1.5), "canvas_time": 1.0}
+
+
+def test_byola_standardises_the_logarithm_of_power():
+  """ln(power + float32 epsilon), also where power is far below it; both views of one segment."""
+  mel, length = _mel(), np.full(8, 100, np.int32)
+  pair, none, drawn = _make_views(False, **{**BYOLA, **PLAIN})(jax.random.key(3), mel, length)
+  assert none is None and (drawn["start"][:, 0] == drawn["start"][:, 1]).all()
+  start = int(drawn["start"][2, 0])
+  power = 10 ** (mel[2, start : start + 40].astype(np.float64) / 10)
+  np.testing.assert_allclose(pair[2, 0], (np.log(power + 2.0**-23) + 7) / 4.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["standard", "min_max"])
+def test_silence_fills_short_clips(kind):
+  """As if the clip had been followed by zeros: the floor of the shards, clamped and normalised like sound."""
+  changes = BYOLA if kind == "standard" else {"padding": "silence"}
+  mel = _mel()
+  mel[:, 25:] = 77.0  # whatever stands there
+  filled = mel.copy()
+  filled[:, 25:] = -100.0
+  short, full = np.full(8, 25, np.int32), np.full(8, 40, np.int32)
+  run = _make_views(False, **changes)
+  pair, none, _ = run(jax.random.key(0), mel, short)
+  expected, _, _ = run(jax.random.key(0), filled[:, :40], full)
+  assert none is None
+  np.testing.assert_allclose(pair, expected, atol=1e-5)
+
+
+def test_lengths_are_drawn_for_every_clip_and_view():
+  """View 1 of 10 to 40 frames, view 2 always of 20; padding 0; starts reach both ends."""
+  mel, length = _mel(512, 60), np.full(512, 60, np.int32)
+  run = _make_views(True, first_frames=(10, 40), second_frames=(20, 20))
+  views, frames, drawn = run(jax.random.key(0), mel, length)
+  frames, start = np.asarray(frames), np.asarray(drawn["start"])
+  assert frames[:, 0].min() == 10 and frames[:, 0].max() == 40 and len(np.unique(frames[:, 0])) == 31
+  assert (frames[:, 1] == 20).all() and start[:, 1].min() == 0 and start[:, 1].max() == 40
+  assert (start + frames <= 60).all() and (start[:, 0] + frames[:, 0] == 60).any()
+  outside = np.arange(40)[None, None] >= frames[..., None]
+  assert not np.where(outside[..., None], views, 0).any()
+  for clip in range(0, 512, 64):  # the segment is what lies there, at the clip's end too
+    piece = mel[clip, start[clip, 0] :][: frames[clip, 0]].astype(np.float32)
+    expected = normalization.normalize(piece, peak=piece.max(), **VIEWS["normalization"])
+    np.testing.assert_allclose(drawn["segment"][clip, 0, : frames[clip, 0]], expected, atol=1e-5)
+
+
+def test_fader_adds_one_line_to_every_view():
+  mel, length = _mel(), np.full(8, 100, np.int32)
+  plain, _, _ = _make_views(False, **PLAIN)(jax.random.key(3), mel, length)
+  faded, _, _ = _make_views(False, **PLAIN, fader_gain=1.0)(jax.random.key(3), mel, length)
+  line = np.asarray(faded - plain)
+  assert np.ptp(line, axis=3).max() < 1e-5  # the same for all bins
+  line = line[..., 0]
+  np.testing.assert_allclose(np.diff(line, n=2, axis=-1), 0, atol=1e-5)
+  ends = line[..., [0, -1]].reshape(-1)
+  assert np.abs(ends).max() <= 1 and len(np.unique(ends.round(4))) == 32
+
+
+def test_post_normalisation_is_of_all_views_together():
+  mel, length = _mel(), np.full(8, 100, np.int32)
+  views, _, drawn = _make_views(False, post_norm=True)(jax.random.key(0), mel, length)
+  plain, _, _ = _make_views(False)(jax.random.key(0), mel, length)
+  plain = np.asarray(plain, np.float64)
+  np.testing.assert_allclose(drawn["post_std"], plain.std(ddof=1), rtol=1e-5)
+  np.testing.assert_allclose(views, (plain - plain.mean()) / plain.std(ddof=1), atol=1e-4)
+  length = np.array([100, 30] * 4, np.int32)
+  ragged, frames, _ = _make_views(True, post_norm=True)(jax.random.key(0), mel, length)
+  valid = np.arange(40) < np.asarray(frames)[..., None]
+  values = np.asarray(ragged, np.float64)[valid]
+  assert abs(values.mean()) < 1e-4 and abs(values.std(ddof=1) - 1) < 1e-4 and not np.asarray(ragged)[~valid].any()

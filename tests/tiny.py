@@ -23,11 +23,12 @@ OVERRIDES = {
 }  # fmt: skip
 
 
-def tiny_config(**overrides):
-  """configs/base.py made tiny; overrides are given with `__` for the dots."""
-  config = configs.load(str(ROOT / "configs" / "base.py"))
-  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
-  for key, value in values.items():
+def tiny_config(file="base.py", **overrides):
+  """A config file made tiny; overrides are given with `__` for the dots. Keys that the file does not have are left."""
+  config = configs.load(str(ROOT / "configs" / file))
+  keys = configs.flatten(config)
+  values = {k: v for k, v in OVERRIDES.items() if k in keys}
+  for key, value in {**values, **{k.replace("__", "."): v for k, v in overrides.items()}}.items():
     configs.override(config, key, value)
   return config
 
