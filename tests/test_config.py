@@ -67,6 +67,31 @@ def test_parameter_table():
   _compare("parameters_base.txt", text + f"total {sum(x.size for x in jax.tree.leaves(params))}\n")
 
 
+PUBLISHED = {  # of the released code: encoder, projector, predictor, student, teacher
+  "atst_small.py": (21_476_352, 2_629_632, 2_105_344, 26_211_328, 24_105_984),
+  "atst_base.py": (85_420_032, 4_202_496, 2_105_344, 91_727_872, 89_622_528),
+  "byola.py": (6_333_376, 13_644_032, 2_109_696, 22_087_104, 19_977_408),
+}
+
+
+def test_parameter_counts():
+  """The released numbers, exactly, with the `mask_embed` (one token) that ATST's released encoder carries unused."""
+  lines = []
+  for file, published in PUBLISHED.items():
+    config = _pretraining(str(ROOT / "configs" / file))
+    config.data.source, config.total_steps, config.warmup_steps = "synthetic", 10, 1
+    init, _ = recipe.build(recipe.resolve(config, None), ragged=False)
+    state = jax.eval_shape(init, jax.random.key(0))
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    parts = [count(state.params[part]) for part in ("encoder", "projector", "predictor")]
+    parts += [count(state.params), count(state.teacher.params)]
+    mask = config.encoder.width if config.encoder.kind == "transformer" else 0
+    assert tuple(n + m for n, m in zip(parts, (mask, 0, 0, mask, mask), strict=True)) == published
+    names = ("encoder", "projector", "predictor", "student", "teacher")
+    lines += [f"{file} {name} {n}, released {p}" for name, n, p in zip(names, parts, published, strict=True)]
+  _compare("parameter_counts.txt", "\n".join(lines) + "\n")
+
+
 @pytest.mark.parametrize(
   "key, text, value",
   [
