@@ -11,16 +11,20 @@ from atst_jax.encoders import make_encoder
 from atst_jax.frontend import FRONTENDS
 from atst_jax.records import SCHEMA_VERSION, Clip, write_json, write_shard
 
+CNN = {"kind": "cnn", "version": "AudioNTT2022", "width": 1032, "hidden": 8, "dropout": 0.3}
 ENCODER = {"kind": "transformer", "width": 8, "depth": 2, "heads": 2, "drop_path": 0.0, "patch_frames": 4,
            "max_frames": 32}  # fmt: skip
 
 
-def write_encoder(folder):
-  """Exports a tiny transformer with random parameters. Returns the folder."""
-  variables = make_encoder(ENCODER).init(jax.random.key(77), jnp.zeros((1, 32, 64)))
-  export.write(str(folder), variables, encoder=ENCODER, frontend=FRONTENDS["atst"], chunk_frames=32, tail="weighted",
-               normalization={"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0},
-               provenance={"step": 123})  # fmt: skip
+def write_encoder(folder, *, kind="transformer", frontend="atst"):
+  """Exports a tiny encoder with random parameters. Returns the folder."""
+  encoder, normalization = {
+    "transformer": (ENCODER, {"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0}),
+    "cnn": (CNN, {"kind": "standard", "mean": -5.0, "std": 4.0}),
+  }[kind]
+  variables = make_encoder(encoder).init(jax.random.key(77), jnp.zeros((1, 32, 64)))
+  export.write(str(folder), variables, encoder=encoder, frontend=FRONTENDS[frontend], chunk_frames=32, tail="weighted",
+               normalization=normalization, provenance={"step": 123})  # fmt: skip
   return str(folder)
 
 
@@ -38,7 +42,8 @@ def write_clips(root, clips, *, frontend="atst", names=("low", "mid", "high")):
   write_json(os.path.join(root, "dataset.json"), {
     "schema": SCHEMA_VERSION, "name": "tones", "frontend": FRONTENDS[frontend].to_json(), "splits": splits,
     "label_names": list(names), "multi_label": any(clip.multi_label for clip in clips), "fold_names": [], "folds": [],
-    "statistics": {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0, "split": "train"}})  # fmt: skip
+    "statistics": {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0, "log_mean": -7.0, "log_std": 3.0,
+                   "split": "train"}})  # fmt: skip
   return str(root)
 
 

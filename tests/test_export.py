@@ -174,3 +174,25 @@ def test_embed_command(encoder, tmp_path, capsys):
     assert list(out["id"]) == ["a b.wav", "ü.flac"] and out["vector"].shape == (2, 64)
   assert embed_main([flags[0], f"--input={tmp_path}/none", flags[2]]) == 2
   assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_byola_exports_the_student_with_its_running_statistics(tmp_path):
+  """Sounds of any length, short ones too; frames every 40 ms."""
+  small = {"encoder__width": "1040", "encoder__hidden": "8", "views__normalization__mean": "-6", "total_steps": "2",
+           "views__normalization__std": "7", "checkpoint__every_steps": "2"}  # fmt: skip
+  flags = tiny_flags(file="byola.py", **small)
+  assert main.main([f"--workdir={tmp_path / 'run'}", *flags]) == 0
+  assert export.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'encoder'}"]) == 0
+  model = load_model(str(tmp_path / "encoder"))
+  state = restore_tree(tmp_path / "run" / "checkpoints" / "2" / "default")
+  jax.tree.map(np.testing.assert_array_equal, model.variables["params"], state["params"]["encoder"])
+  jax.tree.map(np.testing.assert_array_equal, model.variables["batch_stats"], state["batch_stats"]["encoder"])
+  teacher = state["teacher"]["batch_stats"]["encoder"]["norm_0"]["mean"]
+  assert not np.array_equal(model.variables["batch_stats"]["norm_0"]["mean"], teacher)
+  sounds = [_audio(0.04), _audio(1.3, 1), _audio(3.0, 2)]
+  vectors = get_scene_embeddings(sounds, model, 16000)
+  assert vectors.shape == (3, 1040)
+  for sound, vector in zip(sounds, vectors, strict=True):  # whole, whatever the padding: maximum plus mean over time
+    frames, times = get_timestamp_embeddings([sound], model, 16000)
+    np.testing.assert_allclose(frames[0].max(0) + frames[0].mean(0), vector, atol=1e-5)
+  np.testing.assert_allclose(np.diff(times[0]), 40)

@@ -213,3 +213,21 @@ def test_chance_is_the_commonest_training_class_or_the_mean_prevalence():
   assert linear.chance(targets, [split], False) == 0.25
   targets[6:, 2] = [1, 1, 1, 0]
   assert linear.chance(targets, [split], True) == pytest.approx((0.75 + 0.25 + 0.75) / 3)
+
+
+def test_a_convolutional_encoder_has_one_row_and_may_standardise_by_the_data(tmp_path, encoder):
+  cnn = write_encoder(tmp_path / "cnn", kind="cnn")
+  data = write_clips(tmp_path / "data", make_clips(18))
+  few = {"seeds": "1", "probe__epochs": "2"}
+  own = evaluate(cnn, data, tmp_path / "own", **few)
+  assert [row["name"] for row in own["rows"]] == ["pre-trained", "random", "mel mean and std"]
+  assert [row["dimensions"] for row in own["rows"]] == [1032, 1032, 128]
+  evaluate(cnn, data, tmp_path / "data_statistics", **few, statistics="data")
+  read = lambda name: {f: np.load(tmp_path / name / "features" / f) for f in os.listdir(tmp_path / name / "features")}
+  arrays = [x for name in ("own", "data_statistics") for x in read(name).values() if x.shape[1] == 1032]
+  assert len(arrays) == 4 and len({x.tobytes() for x in arrays}) == 4
+  model = load_model(cnn).standardized(mean=-7.0, std=3.0)
+  mels = [clip.mel.astype(np.float32) for clip in Dataset.load(data).clips("train")]
+  assert any(np.allclose(x, model.embed(mels), atol=1e-5) for x in arrays)
+  with pytest.raises(UserError, match="does not standardise its input"):
+    evaluate(encoder, data, tmp_path / "no", **few, statistics="data")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 
 import jax
 import pytest
@@ -86,3 +87,19 @@ def test_a_workdir_that_cannot_be_written(capsys, tmp_path, no_compilation):
 def test_print_config(capsys, tmp_path):
   assert main.main([*tiny_flags(), f"--workdir={tmp_path}/w", "--print_config"]) == 0
   assert json.loads(capsys.readouterr().out)["encoder"]["width"] == 16 and not (tmp_path / "w").exists()
+
+
+def test_sweeps_print_their_commands(capsys, tmp_path):
+  """One command for each run, with the flags given and a workdir of its own; nothing is run."""
+  flags = [f"--config={ROOT / 'configs' / 'atst_small.py'}", f"--workdir={tmp_path}/runs", "--config.seed=3"]
+  assert main.main([*flags, "--sweep=views"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 4 and all(line.startswith("python -m atst_jax.main --config=") for line in lines)
+  assert all("--config.seed=3" in line for line in lines)
+  assert f"--workdir={tmp_path}/runs/segments=two_crop_frames=601" in lines[3]
+  assert "--config.views.segments=two --config.views.crop_frames=601" in lines[3]
+  assert len({line.split("--workdir=")[1].split()[0] for line in lines}) == 4 and not os.listdir(tmp_path)
+  parsed = main.parse(shlex.split(lines[0])[3:])[1]
+  assert parsed.views.segments == "single" and parsed.views.crop_frames == 101 and parsed.seed == 3
+  assert main.main([*flags, "--sweep=lambda"]) == 2
+  assert "has views, length" in capsys.readouterr().err

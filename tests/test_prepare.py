@@ -123,6 +123,8 @@ def test_statistics_are_those_of_the_stored_values(prepared, audio, tmp_path, in
   assert statistics["num_values"] == len(values) and statistics["split"] == "train"
   assert (statistics["min"], statistics["max"]) == (values.min(), values.max())
   np.testing.assert_allclose([statistics["mean"], statistics["std"]], [values.mean(), values.std()], rtol=1e-12)
+  logs = np.log(10.0 ** (values / 10) + 2.0**-23)  # BYOL-A's
+  np.testing.assert_allclose([statistics["log_mean"], statistics["log_std"]], [logs.mean(), logs.std()], rtol=1e-7)
   found = []
   for change in (["--num_shards=3", "--seed=9"], ["--num_shards=30"]):
     output = tmp_path / str(len(found))

@@ -23,20 +23,23 @@ OVERRIDES = {
 }  # fmt: skip
 
 
+def _values(file, overrides):
+  keys = configs.flatten(configs.load(str(ROOT / "configs" / file)))
+  values = {k: v for k, v in OVERRIDES.items() if k in keys}
+  return values | {k.replace("__", "."): v for k, v in overrides.items()}
+
+
 def tiny_config(file="base.py", **overrides):
   """A config file made tiny; overrides are given with `__` for the dots. Keys that the file does not have are left."""
   config = configs.load(str(ROOT / "configs" / file))
-  keys = configs.flatten(config)
-  values = {k: v for k, v in OVERRIDES.items() if k in keys}
-  for key, value in {**values, **{k.replace("__", "."): v for k, v in overrides.items()}}.items():
+  for key, value in _values(file, overrides).items():
     configs.override(config, key, value)
   return config
 
 
-def tiny_flags(**overrides):
+def tiny_flags(file="base.py", **overrides):
   """The same as command-line flags of `atst_jax.main`."""
-  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
-  return [f"--config={ROOT / 'configs' / 'base.py'}", *[f"--config.{k}={v}" for k, v in values.items()]]
+  return [f"--config={ROOT / 'configs' / file}", *[f"--config.{k}={v}" for k, v in _values(file, overrides).items()]]
 
 
 def write_dataset(root, *, shards=4, clips_per_shard=(7, 6, 5, 8), frames=(20, 90), seed=0, labels=0):
@@ -54,7 +57,8 @@ def write_dataset(root, *, shards=4, clips_per_shard=(7, 6, 5, 8), frames=(20, 9
     shard = write_shard(os.path.join(root, name), (clip.encode() for clip in clips))
     written.append({"file": name, "num_clips": shard.num_clips, "num_bytes": shard.num_bytes, "sha256": shard.sha256})
   split = {"num_clips": len(lengths), "min_frames": min(lengths), "max_frames": max(lengths), "shards": written}
-  statistics = {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0, "split": "train"}
+  statistics = {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0, "log_mean": -7.0, "log_std": 3.0,
+                "split": "train"}  # fmt: skip
   write_json(os.path.join(root, "dataset.json"), {
     "schema": SCHEMA_VERSION, "name": "tiny", "frontend": FRONTENDS["atst"].to_json(), "splits": {"train": split},
     "label_names": [f"class {i}" for i in range(labels)], "multi_label": False, "fold_names": [], "folds": [],
