@@ -1,5 +1,7 @@
 """What a resolved pre-training config may hold: ranges, choices, and what has to fit together."""
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from atst_jax.cnn import BLOCKS, CHANNELS
@@ -8,6 +10,7 @@ from atst_jax.encoders import ENCODERS, frames_per_vector
 from atst_jax.errors import UserError
 from atst_jax.frontend import get_frontend
 from atst_jax.input_pipeline import check_streams
+from atst_jax.model import TAILS
 from atst_jax.normalization import NORMALIZATIONS
 from atst_jax.optimizer import FORMS
 from atst_jax.records import Dataset
@@ -48,6 +51,7 @@ CHOICES = {
   "optimizer.form": tuple(FORMS),
   "optimizer.schedule": ("cosine", "constant"),
   "export": ("teacher", "student"),
+  "tail": TAILS,
   "data.source": ("records", "synthetic"),
 }
 RANGES = {  # both ends included
@@ -101,6 +105,14 @@ def check_values(config: ConfigDict) -> None:
                     f"views.normalization.high={normalization.high}")  # fmt: skip
 
 
+def check_encoder(encoder) -> None:
+  """Raises UserError if the section's keys are not those of its kind."""
+  wanted = {field.name for field in dataclasses.fields(ENCODERS[encoder.kind])} - {"dtype", "parent", "name"}
+  if set(encoder) - {"kind"} != wanted:
+    raise UserError(f"--config.encoder.kind={encoder.kind} needs the keys {', '.join(sorted(wanted))}; start from a "
+                    "config of that kind (configs/base.py: transformer, configs/byola.py: cnn)")  # fmt: skip
+
+
 def view_ranges(views) -> list[tuple[int, int]]:
   """(shortest, longest) frames of each view."""
   full = (views.crop_frames, views.crop_frames)
@@ -119,6 +131,9 @@ def is_ragged(config: ConfigDict, dataset: Dataset | None) -> bool:
 def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
   """Raises UserError for lengths that fit neither each other, the clips nor the encoder."""
   views, encoder = config.views, config.encoder
+  for key in ("first_frames", "second_frames"):
+    if views[key] is not None and (len(views[key]) != 2 or not all(isinstance(n, int) for n in views[key])):
+      raise UserError(f"--config.views.{key}={views[key]}: must be two whole numbers of frames, the shorter first")
   crop, ranges = views.crop_frames, view_ranges(views)
   shortest = frames_per_vector(encoder)
   limits = {"data.clip_frames": config.data.clip_frames}
@@ -154,6 +169,10 @@ def check_difference(config: ConfigDict) -> None:
     ("mix_stage", "pre_norm", "views.post_norm=true", config.views.post_norm),
     ("mix_stage", "pre_norm", "difference.mix_domain=normalized", difference.mix_domain == "normalized"),
     ("joint_projector", True, "difference.symmetric=true", difference.symmetric),
+    ("gamma_shared", True, "difference.symmetric=true", difference.symmetric),
+    ("renormalize", "batch", "views.post_norm=true", config.views.post_norm),
+    ("match_level", True, "difference.mix_domain=energy", difference.mix_domain == "energy"),
+    ("stop_gradient", True, "difference.subtrahend=student", difference.subtrahend == "student"),
   ):
     if difference[key] == value and not met:
       raise UserError(f"--config.difference.{key}={value} makes a difference only with --config.{needs}")
@@ -173,6 +192,7 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
       f"views.group {group} must be at least 2 and divide the {batch // devices} clips of a device "
       f"(batch_size {batch} on {devices} devices)"
     )
+  check_encoder(encoder)
   check_views(config, dataset)
   check_difference(config)
   if encoder.kind == "transformer" and encoder.width % encoder.heads:

@@ -39,8 +39,8 @@ class AudioNTT(nn.Module):
 
     Args:
       mel: (B, T, F); T and F are halved by every block, the odd frame or bin dropped.
-      length: (B,) valid frames, at least 2^blocks, or None if all are. The result is that of the clip alone, without
-        its padding. When training, BatchNorm's statistics would see the padding: pass None.
+      length: (B,) valid frames, at least 2^blocks, or None if all are. Where the input is 0 behind them, the result is
+        that of the clip alone. When training, BatchNorm's statistics would see the padding: pass None.
       train: whether BatchNorm uses the batch's statistics and dropout is on.
       track: whether BatchNorm's running statistics are updated, if training.
 

@@ -10,21 +10,37 @@ pip install -e .[torch]
 """
 
 import argparse
+import math
 import os
 import re
 import sys
 
+import jax
 import numpy as np
 
 import atst_jax
 from atst_jax import export
 from atst_jax.cnn import BLOCKS
+from atst_jax.encoders import make_encoder
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, FrontEnd
-from atst_jax.torch_files import LIGHTNING, cnn_names, find_encoder, load_torch, to_variables, transformer_names, turn
+from atst_jax.torch_files import (
+  LIGHTNING,
+  check_shapes,
+  cnn_names,
+  find_encoder,
+  import_torch,
+  load_torch,
+  to_variables,  # fmt: skip
+  transformer_names,
+  turn,
+)
 
 ATST_NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842}  # dB, of the released code
 HEAD_WIDTH = 64  # of ATST small and base
+RELEASED_PATCH = 4  # frames
+RELEASED_SIZES = {(384, 12, 6): "small", (768, 12, 12): "base"}  # width, depth, heads
+OURS = "atst_jax"  # key of the arguments under which files written here say the rest
 LAYOUTS = ("dino", "lightning")
 
 
@@ -38,8 +54,18 @@ def seconds_of(hyper: dict) -> float:
   return 6.0
 
 
+def check_family(hyper: dict) -> None:
+  """Raises UserError where a checkpoint's own arguments say that it is another model than ATST-Clip."""
+  expected = {"patch_height": 64, "patch_h": 64, "pos_type": "cut", "use_cls": True}
+  for key, value in expected.items():
+    if hyper.get(key, value) != value:
+      raise UserError(f"its arguments say {key}={hyper[key]!r}; an ATST-Clip encoder has {value!r}")
+
+
 def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | None) -> dict:
   """Keyword arguments of `export.write` for ATST's tensors."""
+  check_family(hyper)
+  ours = hyper.get(OURS) or {}  # what the released layouts have no place for, where this project wrote the file
   blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name)}
   for name in ("cls_token", "pos_embed", "patch_embed.patch_embed.weight"):
     if name not in tensors:
@@ -47,33 +73,43 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
         f"the encoder lacks {name}{'; ATST-Frame is another model' if 'norm_frame.weight' in tensors else ''}"
       )
   width = tensors["cls_token"].shape[-1]
+  heads = heads or ours.get("heads")
   if heads is None:
     if width % HEAD_WIDTH:
       raise UserError(f"the encoder is {width} wide, not a multiple of {HEAD_WIDTH}: state its --heads")
     heads = width // HEAD_WIDTH
   if heads < 1 or width % heads:
     raise UserError(f"--heads={heads}: must divide the encoder's width {width}")
-  frontend = FRONTENDS["audiossl"]
-  patch = tensors["patch_embed.patch_embed.weight"].shape[1] // frontend.n_mels
+  frontend = FrontEnd.from_json(ours["frontend"]) if ours else FRONTENDS["audiossl"]
+  inputs = tensors["patch_embed.patch_embed.weight"].shape[-1]
+  patch = ours.get("patch_frames", hyper.get("patch_width", hyper.get("patch_w", RELEASED_PATCH)))
+  if inputs != frontend.n_mels * patch:
+    raise UserError(
+      f"its patches hold {inputs} numbers, not {frontend.n_mels} mel bins x {patch} frames: another model"
+    )
   positions = tensors["pos_embed"].shape[1] - 1
   encoder = {"kind": "transformer", "width": width, "depth": len(blocks), "heads": heads, "drop_path": 0.1,
              "patch_frames": patch, "max_frames": positions * patch + 1}  # fmt: skip
   chunk = frontend.num_frames(round((seconds or seconds_of(hyper)) * frontend.sample_rate))
   if not patch <= chunk <= encoder["max_frames"]:
     raise UserError(f"chunks of {chunk} frames do not fit the encoder's {encoder['max_frames']}; state --chunk_seconds")
+  chunk = ours.get("chunk_frames", chunk) if seconds is None else chunk
   return {"variables": to_variables(tensors, transformer_names(len(blocks))), "encoder": encoder, "frontend": frontend,
-          "normalization": ATST_NORMALIZATION, "chunk_frames": chunk, "tail": "released"}  # fmt: skip
+          "normalization": ours.get("normalization", ATST_NORMALIZATION), "chunk_frames": chunk,
+          "tail": ours.get("tail", "released")}  # fmt: skip
 
 
 def read_byola(tensors: dict, mean: float | None, std: float | None) -> dict:
   """Keyword arguments of `export.write` for BYOL-A's tensors."""
-  if mean is None or std is None or not std > 0:
+  if mean is None or std is None or not (math.isfinite(mean) and 0 < std < math.inf):
     raise UserError("BYOL-A's files lack the mean and deviation that its input is standardised by; state --mean and "
                     "--std in nepers: `log_mean` and `log_std` of your data's dataset.json, prepared with "
                     "--frontend=byola")  # fmt: skip
   version = "AudioNTT2020" if "features.8.weight" in tensors else "AudioNTT2022"
   names = cnn_names(BLOCKS[version])
   variables = to_variables(tensors, names)
+  if variables["params"]["fc1"]["kernel"].ndim != 2 or variables["params"]["fc2"]["kernel"].ndim != 2:
+    raise UserError("the encoder's fc.0.weight and fc.3.weight must be matrices")
   features, hidden = variables["params"]["fc1"]["kernel"].shape
   out = variables["params"]["fc2"]["kernel"].shape[1]
   encoder = {"kind": "cnn", "version": version, "width": features + out if version == "AudioNTT2022" else out,
@@ -88,7 +124,16 @@ def from_torch(path: str, folder: str, *, heads=None, seconds=None, mean=None, s
   content = load_torch(path)
   try:
     family, tensors, hyper = find_encoder(content)
+    unused = {"atst": {"--mean": mean, "--std": std}, "byola": {"--heads": heads, "--chunk_seconds": seconds}}[family]
+    if given := [flag for flag, value in unused.items() if value is not None]:
+      raise UserError(f"{' and '.join(given)} do not belong to a file of {family}")
     parts = read_atst(tensors, hyper, heads, seconds) if family == "atst" else read_byola(tensors, mean, std)
+  except UserError as error:
+    raise UserError(f"--from={path}: {error}") from error
+  noise = jax.ShapeDtypeStruct((1, parts["chunk_frames"], parts["frontend"].n_mels), np.float32)
+  expected = jax.eval_shape(make_encoder(parts["encoder"]).init, jax.random.key(0), noise)
+  try:
+    check_shapes(parts["variables"], expected)
   except UserError as error:
     raise UserError(f"--from={path}: {error}") from error
   provenance = {"converted_from": os.path.basename(path), "family": family, "atst_jax": atst_jax.__version__}
@@ -98,8 +143,7 @@ def from_torch(path: str, folder: str, *, heads=None, seconds=None, mean=None, s
 
 def to_torch(folder: str, path: str, layout: str) -> dict:
   """Writes an export as a PyTorch file in the released layout. Returns the export's config."""
-  import torch
-
+  torch = import_torch()
   config, variables, _ = export.read(folder)
   encoder = config["encoder"]
   names = (
@@ -121,13 +165,17 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
     state["mask_embed"] = torch.zeros(1, 1, encoder["width"])  # released loaders look for it
     frontend = FrontEnd.from_json(config["frontend"])
     seconds = (config["chunk_frames"] - 1) * frontend.hop_length / frontend.sample_rate
-    arch = {384: "small", 768: "base"}.get(encoder["width"], str(encoder["width"]))
+    size = (encoder["width"], encoder["depth"], encoder["heads"])
+    arch = RELEASED_SIZES.get(size, "x".join(map(str, size)))
+    rest = {"heads": encoder["heads"], "patch_frames": encoder["patch_frames"],
+            **{key: config[key] for key in ("frontend", "normalization", "chunk_frames", "tail")}}  # fmt: skip
     if layout == "lightning":
       content = {LIGHTNING: "1.5.10", "state_dict": {f"model.teacher.encoder.{k}": x for k, x in state.items()},
-                 "hyper_parameters": {"arch": arch, "train_len": seconds}}  # fmt: skip
+                 "hyper_parameters": {"arch": arch, "train_len": seconds, OURS: rest}}  # fmt: skip
     else:
       arguments = argparse.Namespace(arch=f"ast_{arch}", pos_type="cut", patch_height=frontend.n_mels, use_cls=True,
-                                     patch_width=encoder["patch_frames"], anchor_len=seconds)  # fmt: skip
+                                     patch_width=encoder["patch_frames"], anchor_len=seconds,
+                                     **{OURS: rest})  # fmt: skip
       backbone = {f"module.backbone.{k}": x for k, x in state.items()}
       content = {"student": backbone, "teacher": backbone, "args": arguments}
   temporary = f"{path}.tmp-{os.getpid()}"
@@ -159,11 +207,15 @@ def main(argv=None) -> int:
       if os.path.exists(flags.to) or not flags.to.endswith((".pth", ".ckpt", ".pt")):
         raise UserError(f"--to={flags.to}: must be a new file that ends in .pth, .ckpt or .pt")
       config = to_torch(flags.source, flags.to, flags.layout)
-      frontend = config["frontend"]["name"]
-      print(f"{flags.to}: the encoder of {flags.source}, front-end {frontend!r}")
-      if frontend not in ("audiossl", "byola"):
-        print(f"note: released loaders compute the front-end of the released code, this encoder was trained with "
-              f"{frontend!r}; its vectors will differ there", file=sys.stderr)  # fmt: skip
+      print(f"{flags.to}: the encoder of {flags.source}")
+      cnn = config["encoder"]["kind"] == "cnn"
+      released = FRONTENDS["byola" if cnn else "audiossl"]
+      if FrontEnd.from_json(config["frontend"]).hash != released.hash:
+        print(f"note: released loaders compute the front-end {released.name!r}, this encoder was trained with "
+              f"{config['frontend']['name']!r}; its vectors will differ there", file=sys.stderr)  # fmt: skip
+      if not cnn and config["normalization"] != ATST_NORMALIZATION:
+        print(f"note: released loaders normalise by {ATST_NORMALIZATION}, this encoder by {config['normalization']}; "
+              "its vectors will differ there", file=sys.stderr)  # fmt: skip
       return 0
     encoder = from_torch(flags.source, flags.to, heads=flags.heads, seconds=flags.chunk_seconds, mean=flags.mean,
                          std=flags.std)  # fmt: skip

@@ -55,7 +55,7 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
     RuntimeError: what was read back differs.
   """
   if os.path.exists(output):
-    raise UserError(f"--output={output} exists; choose another folder or remove it")
+    raise UserError(f"{output} exists; choose another folder or remove it")
   temporary = f"{output.rstrip('/')}.tmp-{os.getpid()}"
   config = {
     "format": FORMAT,
@@ -120,11 +120,14 @@ def export_run(workdir: str, output: str, step: int | None = None) -> dict:
     raise UserError(
       f"--workdir={workdir} holds a {config['job']!r} run; only pre-training runs have an encoder to export"
     )
+  if missing := [key for key in ("export", "tail") if key not in config]:
+    raise UserError(f"--workdir={workdir} was written by an older version (its config lacks {', '.join(missing)}); "
+                    "train it again, or export it with that version")  # fmt: skip
   variables, step = restore_encoder(os.path.join(workdir, "checkpoints"), step, network=config["export"])
   provenance = {"step": step, "network": config["export"], "atst_jax": atst_jax.__version__, "config": config}
   cnn = config["encoder"]["kind"] == "cnn"
   write(output, variables, encoder=config["encoder"], frontend=get_frontend(config["data"]["frontend"]),
-        normalization=config["views"]["normalization"], tail="weighted",
+        normalization=config["views"]["normalization"], tail=config["tail"],
         chunk_frames=CNN_CHUNK if cnn else config["views"]["crop_frames"], provenance=provenance)  # fmt: skip
   return provenance
 

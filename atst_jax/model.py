@@ -62,11 +62,11 @@ class Model:
     noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels))
     return Model(self.config, self._encoder.init(jax.random.key(seed), noise), self._filters)
 
-  def standardized(self, mean: float, std: float) -> "Model":
+  def standardized(self, statistics: dict) -> "Model":
     """The same encoder with other constants of normalisation: BYOL-A standardises by those of the data it is used on.
 
     Args:
-      mean, std: of ln(power + 2^-23) over that data, in nepers (`log_mean`, `log_std` of its dataset.json).
+      statistics: of that data (`Dataset.statistics`): `log_mean` and `log_std`, of ln(power + 2^-23) in nepers.
 
     Raises:
       UserError: the encoder does not standardise.
@@ -74,8 +74,8 @@ class Model:
     if self.config["normalization"]["kind"] != "standard":
       raise UserError("this encoder does not standardise its input: its normalisation is "
                       f"{self.config['normalization']}")  # fmt: skip
-    config = {**self.config, "normalization": {"kind": "standard", "mean": mean, "std": std}}
-    return Model(config, self.variables, self._filters)
+    constants = {"kind": "standard", "mean": statistics["log_mean"], "std": statistics["log_std"]}
+    return Model({**self.config, "normalization": constants}, self.variables, self._filters)
 
   def log_mel(self, audio: np.ndarray, sample_rate: int) -> np.ndarray:
     """(N,) samples at `sample_rate` Hz -> (T, F) dB. Raises UserError for audio that is too short or not finite."""
@@ -158,8 +158,7 @@ class Model:
     for index, mel in enumerate(mels):
       if mel.ndim != 2 or mel.shape[1] != self.frontend.n_mels:
         raise UserError(f"clip {index} has shape {mel.shape}; expected (frames, {self.frontend.n_mels})")
-      if len(mel) < self.hop:
-        raise UserError(f"clip {index} has {len(mel)} frames; this encoder needs at least {self.hop}")
+      self._check_length(mel)
       sums.append(0.0)
       weights.append(0)
       start = max(len(mel) - (max_frames or len(mel)), 0) // 2
@@ -175,6 +174,10 @@ class Model:
       return np.zeros((0, self.width(num_blocks)), np.float32)
     return np.stack([s / w for s, w in zip(sums, weights, strict=True)]).astype(np.float32)
 
+  def _check_length(self, mel) -> None:
+    if len(mel) < self.hop:
+      raise UserError(f"a clip of {len(mel)} frames; this encoder needs at least {self.hop}")
+
   def width(self, num_blocks: int) -> int:
     """Numbers in a vector of `embed`."""
     encoder = self.config["encoder"]
@@ -182,12 +185,14 @@ class Model:
 
   def embed_frames(self, mel: np.ndarray) -> np.ndarray:
     """(T, F) dB -> (T // hop, D): the last block's patch tokens, or a convolutional encoder's frames."""
-    hop = self.chunk_frames // self.hop * self.hop
+    self._check_length(mel)
+    longest = self.chunk_frames // self.hop * self.hop
     peak = np.full(1, mel.max(), np.float32)
     out = []
-    for start in range(0, len(mel) // self.hop * self.hop, hop):
-      chunk = np.zeros((1, hop, mel.shape[1]), np.float32)
-      frames = min(hop, len(mel) - start)
+    for start in range(0, len(mel) // self.hop * self.hop, longest):
+      frames = min(longest, len(mel) - start)
+      size = next(size for size in self._padded_sizes() if frames <= size)
+      chunk = np.zeros((1, size, mel.shape[1]), np.float32)
       chunk[0, :frames] = mel[start : start + frames]
       _, before = self._encode(self.variables, chunk, peak, np.full(1, frames, np.int32))
       vectors = before["blocks"][-1, 0, 1:] if "blocks" in before else before["frames"][0]

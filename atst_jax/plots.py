@@ -187,6 +187,8 @@ def main(argv=None) -> int:
     config = read_config(flags.workdir)
     if config["job"] != "pretrain":
       raise UserError(f"--workdir={flags.workdir} holds a {config['job']!r} run; give that of a pre-training run")
+    if "tail" not in config:
+      raise UserError(f"--workdir={flags.workdir} was written by an older version, whose views this one cannot draw")
     place = lambda name: os.path.join(flags.workdir, f"{name}.png")
     records = read_metrics(os.path.join(flags.workdir, "metrics.jsonl"))
     training_curve(records, place("training_curve"), outputs=config["heads"]["out"])

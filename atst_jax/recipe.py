@@ -56,9 +56,6 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
       raise UserError(f"views.normalization has no {key!r}, which kind {normalization.kind!r} needs; start from a "
                       "config of that kind (configs/base.py: min_max, configs/byola.py: standard)")  # fmt: skip
     if normalization[key] is None:
-      if name not in statistics:
-        raise UserError(f"{dataset.root}: dataset.json holds no {name!r}, prepared by an older version; run "
-                        f"`python -m data_pipeline.prepare stats {dataset.root}`")  # fmt: skip
       normalization[key] = float(statistics[name])
   clips = dataset.num_clips(config.data.split) if dataset else None
   for name in ("total", "warmup"):

@@ -170,6 +170,9 @@ class Dataset:
       raise UserError(
         f"{self.root}: {MANIFEST} holds no statistics; run `python -m data_pipeline.prepare stats {self.root}`"
       )
+    if missing := {"min", "max", "mean", "std", "log_mean", "log_std"} - set(statistics):
+      raise UserError(f"{self.root}: {MANIFEST} lacks the statistics {', '.join(sorted(missing))} (an older version "
+                      f"wrote it); run `python -m data_pipeline.prepare stats {self.root}`")  # fmt: skip
     return statistics
 
   def clips(self, split: str) -> Iterator[Clip]:

@@ -1,9 +1,12 @@
 """Released PyTorch files: how they are opened, what their tensors are called, and where those belong here."""
 
+import _codecs
 import argparse
+import pickle
 import re
 import warnings
 
+import jax
 import numpy as np
 
 from atst_jax.errors import UserError
@@ -56,15 +59,18 @@ def turn(x: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(x.T) if x.ndim in (2, 4) else x
 
 
-def load_torch(path: str) -> dict:
-  """The content of a PyTorch file: tensors and plain values only. Raises UserError for anything else."""
+def import_torch():
+  """The PyTorch module. Raises UserError where it is not installed."""
   try:
     import torch
   except ImportError as error:
     raise UserError("PyTorch is needed to read and write its files: pip install -e .[torch]") from error
-  import _codecs
-  import pickle
+  return torch
 
+
+def load_torch(path: str) -> dict:
+  """The content of a PyTorch file: tensors and plain values only. Raises UserError for anything else."""
+  torch = import_torch()
   scalar = np._core.multiarray.scalar
   allowed = [argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, _codecs.encode, scalar,
              (scalar, "numpy.core.multiarray.scalar")]  # fmt: skip
@@ -88,12 +94,23 @@ def load_torch(path: str) -> dict:
   return content
 
 
+def to_arrays(state) -> dict[str, np.ndarray]:
+  """Float32 arrays of a state dict of any precision (counters stay whole). Raises UserError for other content."""
+  if not isinstance(state, dict):
+    raise UserError(f"holds a {type(state).__name__} where its weights should be")
+  other = [key for key, x in state.items() if not hasattr(x, "detach")]
+  if other:
+    raise UserError(f"holds values that are not tensors among its weights: {', '.join(map(str, other[:5]))}")
+  return {key: (x.detach().float() if x.is_floating_point() else x.detach()).numpy() for key, x in state.items()}
+
+
 def under(prefix: str, state: dict, others: tuple[str, ...]) -> dict[str, np.ndarray]:
   """Tensors below a prefix without it. Raises UserError for keys below none of the `others` either."""
+  state = to_arrays(state)
   foreign = [key for key in state if not key.startswith((prefix, *others))]
   if foreign:
     raise UserError(f"keys that do not belong to this layout: {', '.join(sorted(foreign)[:5])}")
-  return {key[len(prefix) :]: x.numpy() for key, x in state.items() if key.startswith(prefix)}
+  return {key[len(prefix) :]: x for key, x in state.items() if key.startswith(prefix)}
 
 
 def find_encoder(content: dict) -> tuple[str, dict[str, np.ndarray], dict]:
@@ -104,29 +121,41 @@ def find_encoder(content: dict) -> tuple[str, dict[str, np.ndarray], dict]:
   if {"student", "teacher"} & set(content):
     if "teacher" not in content:
       raise UserError("holds a student but no teacher, whose encoder is the one to use")
-    return (
-      "atst",
-      under("module.backbone.", content["teacher"], ("module.head.",)),
-      vars(content.get("args") or argparse.Namespace()),
-    )
+    arguments = content.get("args") or {}
+    tensors = under("module.backbone.", content["teacher"], ("module.head.",))
+    return "atst", tensors, dict(arguments if isinstance(arguments, dict) else vars(arguments))
   if "features.0.weight" in content:
-    return "byola", {key: x.numpy() for key, x in content.items()}, {}
+    return "byola", to_arrays(content), {}
   raise UserError(
     f"not a checkpoint of ATST (two layouts) or BYOL-A; its keys are {', '.join(map(str, list(content)[:5]))}"
   )
 
 
 def to_variables(tensors: dict[str, np.ndarray], names: dict[str, tuple[str, ...]]) -> dict:
-  """Variables with every tensor used exactly once. Raises UserError naming those missing or left over."""
+  """Variables with every tensor used exactly once. Raises UserError naming those missing, left over or not finite."""
   missing = [name for name in names if name not in tensors]
   extra = [name for name in tensors if name not in names and not is_unused(name)]
   for what, keys in (("lacks", missing), ("has keys of another model:", extra)):
     if keys:
       raise UserError(f"the encoder {what} {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)} in all)")
+  broken = [name for name in names if not np.isfinite(tensors[name]).all()]
+  if broken:
+    raise UserError(f"the encoder holds NaN or infinity in {', '.join(broken[:5])}")
   variables = {}
   for name, path in names.items():
     node = variables
     for part in path[:-1]:
       node = node.setdefault(part, {})
-    node[path[-1]] = turn(tensors[name].astype(np.float32))
+    node[path[-1]] = turn(tensors[name])
   return variables
+
+
+def check_shapes(variables: dict, expected: dict) -> None:
+  """Raises UserError naming the first tensor whose shape is not that of the encoder built from the others."""
+
+  def check(path, x, y):
+    if x.shape != y.shape:
+      name = "/".join(key.key for key in path[1:])
+      raise UserError(f"the encoder's {name} has shape {x.shape}, the other tensors ask for {y.shape}")
+
+  jax.tree_util.tree_map_with_path(check, variables, expected)

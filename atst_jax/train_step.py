@@ -218,7 +218,8 @@ def make_train_step(*, network, tx, teacher, schedules, seed, views, difference_
   def train_step(state: TrainState, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     view_key, mix_key, update_key = jax.random.split(key, 3)
-    pair, length, drawn = make_views(view_key, batch["mel"], batch["length"], ragged=ragged, **views)
+    pair, length, drawn = make_views(view_key, batch["mel"], batch["length"], ragged=ragged,
+                                     apart=bool(difference_weight), **views)  # fmt: skip
     mixed = make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing) if difference_weight else ()
     return update(state, update_key, pair, length, *mixed)
 

@@ -44,7 +44,7 @@ def draw(config: dict, clips: dict, seed: int) -> dict:
   @jax.jit
   def compute(key, mel, length):
     view_key, mix_key = jax.random.split(key)
-    pair, length, drawn = make_views(view_key, mel, length, ragged=ragged, **views)
+    pair, length, drawn = make_views(view_key, mel, length, ragged=ragged, apart=bool(difference["weight"]), **views)
     full = jnp.full(pair.shape[:2], views["crop_frames"])
     out = {**drawn, "views": pair, "length": full if length is None else length}
     if difference["weight"]:

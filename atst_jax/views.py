@@ -14,7 +14,7 @@ from atst_jax.normalization import normalize, normalize_batch
 FLOOR_DB = -100.0  # silence in the shards
 
 
-def crop(key, mel, length, *, crop_frames, frames_range):
+def crop(keys, mel, length, *, crop_frames, frames_range):
   """(T, F) with `length` valid frames -> (crop_frames, F), its valid frames, its start. Shorter clips start at 0.
 
   The crop's length is uniform over `frames_range`, at most crop_frames; its start is uniform over [0, length - that
@@ -23,26 +23,30 @@ def crop(key, mel, length, *, crop_frames, frames_range):
   shortest, longest = frames_range
   frames = longest
   if shortest < longest:
-    frames = jax.random.randint(jax.random.fold_in(key, 1), (), shortest, longest + 1)
-  start = jax.random.randint(key, (), 0, jnp.maximum(length - frames, 0) + 1)
+    frames = jax.random.randint(keys[1], (), shortest, longest + 1)
+  start = jax.random.randint(keys[0], (), 0, jnp.maximum(length - frames, 0) + 1)
   mel = jnp.pad(mel, ((0, crop_frames - shortest), (0, 0)))  # a slice that would overrun is moved back otherwise
   segment = jax.lax.dynamic_slice_in_dim(mel, start, crop_frames)
   return segment, jnp.minimum(length, frames), start
 
 
-def partner_shifts(key, num_groups, group):
-  """(B / G, 2) cyclic shifts in [1, G - 1], one for each view of every group, never the same for both views.
+def partner_shifts(key, num_groups, group, *, apart):
+  """(B / G, 2) cyclic shifts inside each group, one for each view, different for both views if G allows.
 
   The released code draws each partner from a bank of earlier clips, one bank for each view. A random shift inside the
   group is such an independent other clip, without state or communication. A partner that both views shared would be a
-  cue that ties them.
+  cue that ties them, so groups of 2 are for tests. A partner that is the clip's neighbour, or whose neighbour the clip
+  is, would already hold what the subtraction takes away: with `apart`, groups of 5 and more leave both out.
   """
+  lowest = 2 if apart and group >= 5 else 1
+  choices = group - 2 * lowest + 1  # shifts lowest … group - lowest
 
   def draw(key):
     first_key, second_key = jax.random.split(key)
-    first = jax.random.randint(first_key, (), 1, group)
-    second = jax.random.randint(second_key, (), 1, max(group - 1, 2))
-    return jnp.stack([first, jnp.where(second >= first, second + 1, second) if group > 2 else first])
+    first = jax.random.randint(first_key, (), 0, choices)
+    second = jax.random.randint(second_key, (), 0, max(choices - 1, 1))
+    second = jnp.where(second >= first, second + 1, second) if choices > 1 else first
+    return lowest + jnp.stack([first, second])
 
   return jax.vmap(lambda i: draw(jax.random.fold_in(key, i)))(jnp.arange(num_groups))
 
@@ -56,7 +60,8 @@ def take_partners(x, shifts, group):
 
 
 def make_views(key, mel, length, *, segments, crop_frames, first_frames, second_frames, padding, normalization,
-               mixup_ratio, group, freq_scale, time_scale, canvas_time, fader_gain, post_norm, ragged):  # fmt: skip
+               mixup_ratio, group, apart, freq_scale, time_scale, canvas_time, fader_gain, post_norm,
+               ragged):  # fmt: skip
   """Two augmented views of every clip (ATST 2.2.1; BYOL-A).
 
   Args:
@@ -71,6 +76,7 @@ def make_views(key, mel, length, *, segments, crop_frames, first_frames, second_
     normalization: keyword arguments of `normalize` but for the peak, which is the crop's (released code).
     mixup_ratio: the partner's weight is uniform in [0, mixup_ratio).
     group: clips that may be mixed with each other; divides the batch of a device.
+    apart: whether Mixup's partners must not be neighbours, which the subtraction mixes (`partner_shifts`).
     freq_scale, time_scale: ranges of the box's size relative to the view's.
     canvas_time: width of the zero canvas relative to the view's.
     fader_gain: both ends of the linear fader are uniform in ±fader_gain; 0 leaves it out.
@@ -84,27 +90,27 @@ def make_views(key, mel, length, *, segments, crop_frames, first_frames, second_
     raise ValueError(f"views.segments {segments!r} must be 'two' or 'single', views.padding {padding!r} 'mask' or "
                      "'silence'")  # fmt: skip
   clips, _, n_mels = mel.shape
-  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), (2, 4)))(jnp.arange(clips))  # (B, K, 4)
-  crop_keys = keys[:, :, 0] if segments == "two" else keys[:, :1, 0].repeat(2, 1)
+  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), (2, 6)))(jnp.arange(clips))  # (B, K, 6)
+  crop_keys = keys[:, :, (0, 5)] if segments == "two" else keys[:, :1, (0, 5)].repeat(2, 1)  # start, length
   ranges = [frames or (crop_frames, crop_frames) for frames in (first_frames, second_frames)]
 
-  def segment(key, mel, length, frames_range):
-    piece, frames, start = crop(key, mel, length, crop_frames=crop_frames, frames_range=frames_range)
+  def segment(keys, mel, length, frames_range):
+    piece, frames, start = crop(keys, mel, length, crop_frames=crop_frames, frames_range=frames_range)
     piece, valid = piece.astype(jnp.float32), valid_frames(frames, crop_frames)[:, None]
     peak = jnp.max(jnp.where(valid, piece, SILENT))
     if padding == "silence":
       return normalize(jnp.where(valid, piece, FLOOR_DB), peak=peak, **normalization), frames, start
     return jnp.where(valid, normalize(piece, peak=peak, **normalization), 0), frames, start
 
-  cropped = [jax.vmap(lambda key, mel, length, r=r: segment(key, mel, length, r))(crop_keys[:, k], mel, length)
+  cropped = [jax.vmap(lambda keys, mel, length, r=r: segment(keys, mel, length, r))(crop_keys[:, k], mel, length)
              for k, r in enumerate(ranges)]  # fmt: skip
   x, frames, start = (jnp.stack(both, 1) for both in zip(*cropped, strict=True))  # (B, K, T, F), (B, K), (B, K)
-  shifts = partner_shifts(jax.random.fold_in(key, clips), clips // group, group)
+  shifts = partner_shifts(jax.random.fold_in(key, clips), clips // group, group, apart=apart)
   partner = jnp.stack([take_partners(x[:, k], shifts[:, k], group) for k in (0, 1)], 1)
   partner_frames = jnp.stack([take_partners(frames[:, k], shifts[:, k], group) for k in (0, 1)], 1)
   weight = jax.vmap(jax.vmap(lambda k: mixup_ratio * jax.random.uniform(k)))(keys[:, :, 1])  # (B, K)
 
-  def augment(x, partner, frames, partner_frames, weight, mix_key, box_key):
+  def augment(x, partner, frames, partner_frames, weight, mix_key, box_key, fade_key):
     size = frames if ragged else crop_frames
     if ragged:
       partner, both = place(mix_key, partner, partner_frames, frames)
@@ -114,11 +120,12 @@ def make_views(key, mel, length, *, segments, crop_frames, first_frames, second_
     box = draw_box(box_key, size, n_mels, freq_scale=freq_scale, time_scale=time_scale, canvas_time=canvas_time)
     view = resize_crop(mixed, box, size, canvas_time=canvas_time)
     if fader_gain:
-      head, tail = jax.random.uniform(jax.random.fold_in(box_key, 1), (2,), minval=-fader_gain, maxval=fader_gain)
+      head, tail = jax.random.uniform(fade_key, (2,), minval=-fader_gain, maxval=fader_gain)
       view = fade(view, head, tail, size)
     return view, box
 
-  views, box = jax.vmap(jax.vmap(augment))(x, partner, frames, partner_frames, weight, keys[:, :, 2], keys[:, :, 3])
+  each = jax.vmap(jax.vmap(augment))
+  views, box = each(x, partner, frames, partner_frames, weight, *(keys[:, :, i] for i in (2, 3, 4)))
   length, post_std = (frames if ragged else None), jnp.ones(())
   if post_norm:
     views, post_std = normalize_batch(views, length)

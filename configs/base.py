@@ -30,6 +30,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.warmup_steps = config_dict.placeholder(int)  # if set, instead of warmup_epochs
   config.joint_views = True  # BatchNorm statistics over both views
   config.export = "teacher"  # the network whose encoder is exported; "student"
+  config.tail = "weighted"  # how an export averages the chunks of long audio (atst_jax.embed --tail)
 
   config.data = ConfigDict()
   config.data.source = "records"  # or "synthetic": noise, where there is no TensorFlow
@@ -53,7 +54,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.views.normalization.low = config_dict.placeholder(float)  # dB that becomes -1; from the data's statistics
   config.views.normalization.high = config_dict.placeholder(float)  # dB that becomes 1
   config.views.mixup_ratio = 0.4
-  config.views.group = 6  # clips mixed with each other; divides the batch of a device (256 devices: 6 clips each)
+  config.views.group = 6  # clips mixed with each other, 5 or more; divides the batch of a device (256 devices: 6 each)
   config.views.freq_scale = (0.6, 1.5)
   config.views.time_scale = (0.6, 1.5)
   config.views.canvas_time = 1.5
@@ -140,3 +141,4 @@ def release(config: ConfigDict) -> None:
   config.views.normalization.low, config.views.normalization.high = -79.6482, 50.6842
   config.optimizer.form = "transformers"
   config.teacher.lead_steps = 1
+  config.tail = "released"

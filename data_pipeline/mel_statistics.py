@@ -49,6 +49,11 @@ class MelStatistics:
     }
 
 
+def is_current(part: dict) -> bool:
+  """Whether a `to_json` holds all that `merge_statistics` needs: earlier versions wrote less."""
+  return not part["num_values"] or "log_sum" in part
+
+
 def _mean_and_std(parts: list[dict], count: int, prefix: str) -> tuple[float, float]:
   mean = fractions.Fraction(sum(part[f"{prefix}sum"] for part in parts), count << UNIT_BITS)
   mean_square = fractions.Fraction(sum(part[f"{prefix}sum_squares"] for part in parts), count << 2 * UNIT_BITS)

@@ -14,7 +14,7 @@ from atst_jax.frontend import FrontEnd, log_mel
 from atst_jax.records import Clip, write_json, write_shard
 from data_pipeline.audio import Quality, Reject, read_pieces
 from data_pipeline.files import Source
-from data_pipeline.mel_statistics import MelStatistics
+from data_pipeline.mel_statistics import MelStatistics, is_current
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
   try:
     with open(sidecar_path(task, work), encoding="utf-8") as file:
       sidecar = json.load(file)
-    if sidecar["digest"] != task.digest:
+    if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]):
       return None
     path = os.path.join(output, task.file)
     size = os.path.getsize(path) if sidecar["num_clips"] else 0

@@ -155,6 +155,14 @@ def test_wrong_overrides_name_the_remedy(key, text, message):
   ({"difference__joint_projector": "true", "difference__symmetric": "false"}, "difference.symmetric=true"),
   ({"difference__mix_k": "3", "difference__mix_domain": "normalized"}, "mix_k is used only with"),
   ({"views__normalization__kind": "standard"}, "views.normalization has no 'mean', which kind 'standard' needs"),
+  ({"views__first_frames": "8,16,32"}, "must be two whole numbers of frames"),
+  ({"views__first_frames": "8.5,32"}, "must be two whole numbers of frames"),
+  ({"encoder__kind": "cnn"}, "kind=cnn needs the keys dropout, hidden, version, width; start from a"),
+  ({"difference__renormalize": "batch"}, "only with --config.views.post_norm=true"),
+  ({"difference__match_level": "true", "difference__mix_domain": "normalized"}, "mix_domain=energy"),
+  ({"difference__stop_gradient": "true", "difference__subtrahend": "teacher"}, "subtrahend=student"),
+  ({"difference__gamma_shared": "true", "difference__symmetric": "false"}, "symmetric=true"),
+  ({"tail": "cut"}, "tail=cut: choose one of released"),
   ({"export": "both"}, "export=both: choose one of teacher, student"),
 ])  # fmt: skip
 def test_impossible_combinations_are_refused(changes, message):

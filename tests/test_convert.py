@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from evaluation import write_encoder
 from tiny import ROOT
 
 from atst_jax import export
@@ -39,7 +40,8 @@ def _backbone(width=64, depth=2, seed=0):
 def _dino(net):
   state = {f"module.backbone.{k}": x for k, x in net.state_dict().items()}
   return {"student": state, "teacher": state | {"module.head.0.weight": torch.zeros(3)}, "epoch": 7,
-          "args": argparse.Namespace(arch="ast_tiny", anchor_len=6.0)}  # fmt: skip
+          "args": argparse.Namespace(arch="ast_tiny", anchor_len=6.0, patch_height=64, patch_width=4, pos_type="cut",
+                                     use_cls=True)}  # fmt: skip
 
 
 def _lightning(net):
@@ -95,7 +97,7 @@ def test_round_trip_of_atst(tmp_path, layout):
   torch.save(_dino(net), tmp_path / "released.ckpt")
   assert _convert(tmp_path / "released.ckpt", tmp_path / "encoder", "--heads=2") == 0
   assert _convert(tmp_path / "encoder", tmp_path / "back.pth", f"--layout={layout}") == 0
-  assert _convert(tmp_path / "back.pth", tmp_path / "again", "--heads=2") == 0
+  assert _convert(tmp_path / "back.pth", tmp_path / "again") == 0  # heads and the rest are in the file
   first, again = (export.read(str(tmp_path / name)) for name in ("encoder", "again"))
   jax.tree.map(np.testing.assert_array_equal, first[1], again[1])
   assert {k: v for k, v in first[0].items() if k != "provenance"} == {
@@ -124,6 +126,31 @@ def test_round_trip_of_byola(tmp_path):
     assert name.endswith("tracked") or torch.equal(a, b), name
 
 
+def test_what_the_released_layouts_have_no_place_for_comes_back_too(tmp_path, capsys):
+  """Front-end, normalisation and chunks of this project's own; and the notes that released loaders differ."""
+  encoder = write_encoder(tmp_path / "encoder")
+  assert _convert(encoder, tmp_path / "mine.pth") == 0
+  notes = capsys.readouterr().err
+  assert "compute the front-end 'audiossl'" in notes and "normalise by" in notes
+  assert _convert(tmp_path / "mine.pth", tmp_path / "again") == 0
+  first, again = (export.read(str(path))[0] for path in (encoder, tmp_path / "again"))
+  for key in ("frontend", "normalization", "chunk_frames", "tail", "params_hash"):
+    assert first[key] == again[key]
+  assert {**first["encoder"], "drop_path": 0.1, "max_frames": 33} == again["encoder"]
+
+
+def test_weights_of_other_precision_and_kind(tmp_path):
+  """bfloat16, and parameters instead of plain tensors."""
+  net = torch_method.AudioNTT(2, 1056, 16)
+  half = {k: x.bfloat16() if x.is_floating_point() else x for k, x in net.state_dict().items()}
+  torch.save(half, tmp_path / "half.pth")
+  torch.save({**net.state_dict(), "fc.0.bias": torch.nn.Parameter(half["fc.0.bias"].float())}, tmp_path / "kind.pth")
+  for name in ("half", "kind"):
+    assert _convert(tmp_path / f"{name}.pth", tmp_path / name, "--mean=0", "--std=1") == 0
+  variables = export.read(str(tmp_path / "half"))[1]
+  np.testing.assert_array_equal(variables["params"]["fc1"]["bias"], half["fc.0.bias"].float().numpy())
+
+
 class Payload:
   def __reduce__(self):
     return os.mkdir, ("/tmp/should-never-exist",)
@@ -139,7 +166,7 @@ def _broken():
   dino, byola = _dino(_backbone()), torch_method.AudioNTT(2, 1056, 16).state_dict()
   lightning = _lightning(_backbone())
   teacher = dino["teacher"]
-  prefix = "module.backbone."
+  prefix, wide = "module.backbone.", "model.teacher.encoder.patch_embed.patch_embed.weight"
   return {
     "lacks norm.bias": {**dino, "teacher": _without(teacher, f"{prefix}norm.bias")},
     "lacks blocks.1.attn.qkv.weight": {**dino, "teacher": _without(teacher, f"{prefix}blocks.1.attn.qkv.weight")},
@@ -154,6 +181,16 @@ def _broken():
     "lacks fc.3.bias": _without(byola, "fc.3.bias"),
     "not a checkpoint of ATST": {"conv.weight": torch.zeros(2, 2)},
     "holds a Tensor, expected a dict": torch.zeros(3),
+    "holds values that are not tensors among its weights: epoch": {**byola, "epoch": 3},
+    "holds a Tensor where its weights should be": {**dino, "teacher": torch.zeros(3)},
+    "norm/scale has shape .3,., the other tensors ask for .64,.": {
+      **dino, "teacher": {**teacher, f"{prefix}norm.weight": torch.zeros(3)}},
+    "fc2/bias has shape .3,.": {**byola, "fc.3.bias": torch.zeros(3)},
+    "holds NaN or infinity in norm.bias": {
+      **dino, "teacher": {**teacher, f"{prefix}norm.bias": torch.full((64,), torch.nan)}},
+    "its arguments say patch_height=16": {**dino, "args": argparse.Namespace(patch_height=16, patch_width=16)},
+    "its patches hold 512 numbers": {
+      **lightning, "state_dict": {**lightning["state_dict"], wide: torch.zeros(64, 512)}},
     "holds the Python object .*mkdir": {**dino, "callback": Payload()},
   }  # fmt: skip
 
@@ -161,7 +198,8 @@ def _broken():
 @pytest.mark.parametrize("message", list(_broken()))
 def test_other_files_are_refused_with_their_reason(tmp_path, capsys, message):
   torch.save(_broken()[message], tmp_path / "file.ckpt", pickle_protocol=2)
-  assert _convert(tmp_path / "file.ckpt", tmp_path / "encoder", "--heads=2", "--mean=0", "--std=1") == 2
+  flags = ["--mean=0", "--std=1"] if "fc" in message or "epoch" in message else ["--heads=2"]
+  assert _convert(tmp_path / "file.ckpt", tmp_path / "encoder", *flags) == 2
   error = capsys.readouterr().err
   assert re.search(message, error), error
   assert sorted(os.listdir(tmp_path)) == ["file.ckpt"] and not os.path.exists("/tmp/should-never-exist")
@@ -184,6 +222,9 @@ def test_damaged_files_and_wrong_flags_are_refused(tmp_path, capsys):
     ("byola.pth", ("--mean=0", "--std=0"), "state --mean and --std"),
     ("wide.ckpt", (), "96 wide, not a multiple of 64: state its --heads"),
     ("wide.ckpt", ("--heads=5",), "--heads=5: must divide"),
+    ("whole.ckpt", ("--mean=0",), "--mean do not belong to a file of atst"),
+    ("byola.pth", ("--mean=nan", "--std=1"), "state --mean and --std"),
+    ("byola.pth", ("--mean=0", "--std=1", "--heads=3"), "--heads do not belong to a file of byola"),
     ("whole.ckpt", ("--chunk_seconds=11",), "chunks of 1101 frames do not fit the encoder's 1001"),
   ):
     assert _convert(tmp_path / source, tmp_path / "encoder", *flags) == 2
@@ -226,6 +267,7 @@ def test_golden_checkpoints(shared, golden, tmp_path):
 
 def test_without_pytorch_one_sentence_says_what_to_install(tmp_path):
   script = "import sys; sys.modules['torch'] = None; from atst_jax.convert import main; sys.exit(main(sys.argv[1:]))"
-  run = subprocess.run([sys.executable, "-c", script, "--from=a.pth", f"--to={tmp_path}/x"], cwd=ROOT,
-                       capture_output=True, text=True, check=False)  # fmt: skip
-  assert run.returncode == 2 and "pip install -e .[torch]" in run.stderr and "Traceback" not in run.stderr
+  for source, target in (("a.pth", "x"), (write_encoder(tmp_path / "encoder"), "x.pth")):
+    run = subprocess.run([sys.executable, "-c", script, f"--from={source}", f"--to={tmp_path}/{target}"], cwd=ROOT,
+                         capture_output=True, text=True, check=False)  # fmt: skip
+    assert run.returncode == 2 and "pip install -e .[torch]" in run.stderr and "Traceback" not in run.stderr

@@ -23,7 +23,8 @@ BYOLA = {"encoder__width": "1056", "encoder__hidden": "24", "encoder__dropout": 
 
 def _config(kind):
   if kind == "transformer":
-    config = tiny_config(encoder__drop_path="0", optimizer__base_lr="3e-2", **COMMON)
+    config = tiny_config(encoder__drop_path="0", optimizer__base_lr="3e-2", optimizer__weight_decay_start="2",
+                         optimizer__weight_decay_end="20", **COMMON)  # fmt: skip
   else:
     config = tiny_config(file="byola.py", **{**COMMON, **BYOLA})
   return recipe.resolve(config, None)

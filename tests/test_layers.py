@@ -46,7 +46,7 @@ LAYERS = {
   },
   2: {
     "export": (),
-    "checks": ("input_pipeline",),
+    "checks": ("input_pipeline", "model"),
     "convert": ("export",),
     "embed": ("model",),
     "model": ("export",),

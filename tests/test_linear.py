@@ -226,7 +226,7 @@ def test_a_convolutional_encoder_has_one_row_and_may_standardise_by_the_data(tmp
   read = lambda name: {f: np.load(tmp_path / name / "features" / f) for f in os.listdir(tmp_path / name / "features")}
   arrays = [x for name in ("own", "data_statistics") for x in read(name).values() if x.shape[1] == 1032]
   assert len(arrays) == 4 and len({x.tobytes() for x in arrays}) == 4
-  model = load_model(cnn).standardized(mean=-7.0, std=3.0)
+  model = load_model(cnn).standardized({"log_mean": -7.0, "log_std": 3.0})
   mels = [clip.mel.astype(np.float32) for clip in Dataset.load(data).clips("train")]
   assert any(np.allclose(x, model.embed(mels), atol=1e-5) for x in arrays)
   with pytest.raises(UserError, match="does not standardise its input"):

@@ -19,6 +19,7 @@ VIEWS = {
   "normalization": {"kind": "min_max", "top_db": 80.0, "low": -80.0, "high": 50.0},
   "mixup_ratio": 0.4,
   "group": 4,
+  "apart": False,
   "freq_scale": (0.6, 1.5),
   "time_scale": (0.6, 1.5),
   "canvas_time": 1.5,
@@ -94,7 +95,9 @@ def test_segments_of_ten_seconds_overlap_by_two():
   """Two crops of 601 frames in 1001: starts cover [0, 400] with both ends, so at least 201 frames are shared."""
   keys = jax.random.split(jax.random.key(1), 3000)
   crop = jax.vmap(
-    lambda k: V.crop(k, jnp.zeros((1001, 1)), jnp.int32(1001), crop_frames=601, frames_range=(601, 601))[2]
+    lambda k: V.crop(
+      jax.random.split(k), jnp.zeros((1001, 1)), jnp.int32(1001), crop_frames=601, frames_range=(601, 601)
+    )[2]
   )
   start = np.asarray(crop(keys))
   assert start.min() == 0 and start.max() == 400
@@ -110,12 +113,12 @@ def test_single_segment_shares_the_crop_and_two_do_not():
 
 
 def test_partners_differ_between_views_and_from_the_clip():
-  shifts = np.asarray(V.partner_shifts(jax.random.key(0), 3000, 4))
+  shifts = np.asarray(V.partner_shifts(jax.random.key(0), 3000, 4, apart=False))
   assert shifts.min() == 1 and shifts.max() == 3
   assert (shifts[:, 0] != shifts[:, 1]).all()
   counts = np.histogram2d(shifts[:, 0], shifts[:, 1], bins=3)[0]
   assert counts[~np.eye(3, dtype=bool)].min() > 400  # all six pairs alike
-  assert (np.asarray(V.partner_shifts(jax.random.key(0), 9, 2)) == 1).all()
+  assert (np.asarray(V.partner_shifts(jax.random.key(0), 9, 2, apart=False)) == 1).all()
 
 
 def test_partners_come_from_the_group():
@@ -279,3 +282,35 @@ def test_post_normalisation_is_of_all_views_together():
   valid = np.arange(40) < np.asarray(frames)[..., None]
   values = np.asarray(ragged, np.float64)[valid]
   assert abs(values.mean()) < 1e-4 and abs(values.std(ddof=1) - 1) < 1e-4 and not np.asarray(ragged)[~valid].any()
+
+
+def test_partners_keep_apart_from_the_subtractions_neighbour():
+  """Neither the next clip nor the one before, still different for both views; small groups have no room for that."""
+  shifts = np.asarray(V.partner_shifts(jax.random.key(0), 3000, 6, apart=True))
+  assert {tuple(s) for s in shifts} == {(a, b) for a in (2, 3, 4) for b in (2, 3, 4) if a != b}
+  shifts = np.asarray(V.partner_shifts(jax.random.key(0), 3000, 4, apart=True))
+  assert set(shifts.ravel()) == {1, 2, 3}
+
+
+def test_draws_of_a_view_are_independent():
+  """Start, weight, box and fader of a clip, of both views: no pair is correlated. Seen red with the fader's key folded
+  from the box's: its head was then a function of the box's width."""
+  n = 4096
+  mel, length = np.zeros((n, 100, 1), np.float16), np.full(n, 100, np.int32)
+  run = _make_views(True, first_frames=(10, 40), second_frames=(10, 40), fader_gain=1.0, mixup_ratio=0.4)
+  views, frames, drawn = run(jax.random.key(0), mel, length)
+  _, _, plain = _make_views(True, first_frames=(10, 40), second_frames=(10, 40))(jax.random.key(0), mel, length)
+  np.testing.assert_array_equal(drawn["box"], plain["box"])
+  faded = np.asarray(views)[..., 0]
+  unfaded = np.asarray(
+    _make_views(True, first_frames=(10, 40), second_frames=(10, 40))(jax.random.key(0), mel, length)[0]
+  )
+  head = faded[..., 0] - unfaded[..., 0, 0]
+  last = np.take_along_axis(faded - unfaded[..., 0], np.asarray(frames)[..., None] - 1, 2)[..., 0]
+  width = drawn["box"][..., 3] / frames
+  left = drawn["box"][..., 1] / np.maximum(np.floor(1.5 * np.asarray(frames)) - drawn["box"][..., 3], 1)
+  start = drawn["start"] / (100 - frames)
+  columns = np.stack([x[:, k] for x in map(np.asarray, (head, last, width, left, start, drawn["weight"], frames))
+                      for k in (0, 1)], 1)  # fmt: skip
+  correlation = np.corrcoef(columns.T) - np.eye(columns.shape[1])
+  assert np.abs(correlation).max() < 0.1, correlation.round(2)

@@ -141,7 +141,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
   config = resolve(config, model, dataset)
   if config.statistics == "data":
-    model = model.standardized(mean=dataset.statistics["log_mean"], std=dataset.statistics["log_std"])
+    model = model.standardized(dataset.statistics)
   labels = features.read_labels(dataset)
   splits = make_splits(ids=labels.ids, targets=labels.targets, folds=labels.folds, splits=labels.splits,
                        label_names=dataset.label_names, seed=config.seed, **config.splits)  # fmt: skip
