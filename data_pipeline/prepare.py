@@ -42,6 +42,7 @@ def _parser() -> Parser:
   add("--frontend", required=True, help=", ".join(FRONTENDS))
   add("--layout", default="", help=f"{', '.join(LAYOUTS)}; default: folder for a folder, manifest for a file")
   add("--root", default="", help="folder a manifest's paths start from; default: the manifest's own")
+  add("--subset", type=int, default=0, help="keep so many training files, drawn by a hash of their ids (0: all)")
   add("--name", default="", help="name of the dataset; default: that of the input")
   add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
   add("--seed", type=int, default=0, help="of the order of the files")
@@ -57,7 +58,7 @@ def _check(args: argparse.Namespace) -> None:
     raise UserError(
       f"unknown --layout={args.layout}; choose one of {', '.join(LAYOUTS)}{nearest(args.layout, LAYOUTS)}"
     )
-  for key, low, high in (("workers", 1, 4096), ("num_shards", 0, 99_999), ("shard_mb", 1e-3, 1e6),
+  for key, low, high in (("workers", 1, 4096), ("subset", 0, 10**9), ("num_shards", 0, 99_999), ("shard_mb", 1e-3, 1e6),
                          ("max_seconds", 1, 1e6), ("seed", 0, 2**63)):  # fmt: skip
     value = getattr(args, key)
     if not low <= value <= high:
@@ -68,7 +69,7 @@ def prepare(args: argparse.Namespace) -> None:
   """Runs the whole job. Raises UserError, Stopped and KeyboardInterrupt."""
   _check(args)
   frontend = get_frontend(args.frontend)
-  listing = list_sources(args.input, layout=args.layout, root=args.root)
+  listing = list_sources(args.input, layout=args.layout, root=args.root, number=args.subset)
   name = os.path.basename(os.path.abspath(args.input))
   name = args.name or printable(name if os.path.isdir(args.input) else os.path.splitext(name)[0])
   root = args.root or (args.input if os.path.isdir(args.input) else os.path.dirname(os.path.abspath(args.input)))
