@@ -10,7 +10,7 @@ import numpy as np
 
 from atst_jax.errors import UserError
 
-REASONS = ("missing", "undecodable", "empty", "too_short", "non_finite")
+REASONS = ("missing", "undecodable", "empty", "too_short", "non_finite", "silent", "duplicate")
 BLOCK_VALUES = 1 << 18  # samples x channels decoded at a time
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, a header is damaged or hostile
 SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits

@@ -1,5 +1,6 @@
 """Which file goes into which shard, and whether an output folder belongs to the same plan."""
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd
-from atst_jax.records import MANIFEST, write_json
+from atst_jax.records import MANIFEST, sha256_file, write_json
 from data_pipeline.audio import Reject, duration
 from data_pipeline.files import Source
 from data_pipeline.shards import ShardTask
@@ -65,6 +66,22 @@ def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
     row = [source.id, name, size, source.labels, source.multi_label, source.fold, source.split]
     digest.update(json.dumps(row).encode())
   return digest.hexdigest(), missing
+
+
+def find_duplicates(sources: list[Source]) -> list[dict]:
+  """Rejects of all files but the first (by id) of those with the same content; only files of one size are read."""
+  by_size = collections.defaultdict(list)
+  for source in sorted(sources, key=lambda source: source.id):
+    if os.path.isfile(source.path):
+      by_size[os.path.getsize(source.path)].append(source)
+  rejects = []
+  for same in by_size.values():
+    first = {}
+    for source in same if len(same) > 1 else ():
+      kept = first.setdefault(sha256_file(source.path), source.id)
+      if kept != source.id:
+        rejects.append({"id": source.id, "reason": "duplicate", "detail": f"of {kept}"})
+  return rejects
 
 
 def check_plan(output: str, plan: dict) -> None:

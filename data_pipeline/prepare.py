@@ -3,6 +3,7 @@
   python -m data_pipeline.prepare --input=DIR_or_MANIFEST --output=DIR --frontend=atst
   python -m data_pipeline.prepare verify DIR    checks counts, sha256 and every record
   python -m data_pipeline.prepare stats DIR     computes the statistics anew and stores them
+  python -m data_pipeline.prepare repair --input=… --output=DIR …    writes the bad shards of DIR again, and no others
 
 Which clip is in which shard, and every byte, depends on the input and the seed only. Killed at any moment, the same
 command continues after the shards that are finished. Exit codes: 0 done, 2 a mistake in a flag, a file or the input,
@@ -23,7 +24,7 @@ from atst_jax.frontend import FRONTENDS, get_frontend, mel_filters
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, write_json
 from data_pipeline.files import printable
 from data_pipeline.flags import Parser, nearest
-from data_pipeline.plan import check_plan, deal, hash_sources, open_output, shard_name
+from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, open_output, shard_name
 from data_pipeline.shards import Settings, read_sidecar
 from data_pipeline.sources import LAYOUTS, Listing, list_sources
 from data_pipeline.summary import describe, report
@@ -46,6 +47,8 @@ def _parser() -> Parser:
   add("--name", default="", help="name of the dataset; default: that of the input")
   add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
   add("--seed", type=int, default=0, help="of the order of the files")
+  add("--reject_silent", action="store_true", help="leave out files below -80 dB of full scale")
+  add("--reject_duplicates", action="store_true", help="leave out files of the same content as an earlier one (by id)")
   add("--max_seconds", type=float, default=60.0, help="longer files are cut into pieces of this length")
   add("--num_shards", type=int, default=0, help="per split; default: at least 16, each of about --shard_mb")
   add("--shard_mb", type=float, default=48.0, help="size of a shard in MiB")
@@ -76,10 +79,13 @@ def prepare(args: argparse.Namespace) -> None:
   sources_hash, missing = hash_sources(listing.sources, root)
   preparation = {"kind": listing.kind, "seed": args.seed, "max_seconds": args.max_seconds, "sources": sources_hash,
                  "num_shards": args.num_shards, "shard_mb": args.shard_mb}  # fmt: skip
+  preparation |= {key: True for key in ("reject_silent", "reject_duplicates") if getattr(args, key)}
   plan = {**preparation, "schema": SCHEMA_VERSION, "name": name, "frontend": f"{frontend.name} {frontend.hash}"}
   check_plan(args.output, plan)
   aside = [{"id": id, "reason": "missing", "detail": ""} for id in missing]
-  if len(aside) == len(listing.sources):
+  if args.reject_duplicates:
+    aside += find_duplicates(listing.sources)
+  if len(missing) == len(listing.sources):
     raise UserError(f"none of the {len(aside)} files that {args.input} lists exists, the first would be "
                     f"{listing.sources[0].path}; set --root to the folder its paths start from")  # fmt: skip
   if args.dry_run:
@@ -125,7 +131,7 @@ def _write_shards(args, frontend, listing: Listing, aside: list[dict], work: str
     if todo:
       print(f"{len(todo)} of {len(tasks)} shards to write, {args.workers} workers", file=sys.stderr)
       filters, label_names = mel_filters(frontend), tuple(listing.label_names)
-      settings = Settings(args.output, work, frontend, filters, label_names, args.max_seconds)
+      settings = Settings(args.output, work, frontend, filters, label_names, args.max_seconds, args.reject_silent)
       write_tasks(todo, settings, workers=args.workers)
     sidecars = [read_sidecar(task, args.output, work) for task in tasks]
     if None in sidecars:
@@ -154,12 +160,28 @@ def _verify(argv: list[str]) -> int:
   parser.add_argument("dataset")
   args = parser.parse(argv)
   problems, num_clips = verify(args.dataset)
-  for problem in problems:
+  for problem in problems.values():
     print(problem, file=sys.stderr)
   if problems:
-    print(f"{len(problems)} bad shards; delete them and run the command that prepared them again", file=sys.stderr)
+    print(f"{len(problems)} bad shards; `prepare repair` with the flags that prepared them writes them again",
+          file=sys.stderr)  # fmt: skip
     return 2
   print(f"{args.dataset}: {num_clips} clips, every shard and record sound")
+  return 0
+
+
+def _repair(argv: list[str]) -> int:
+  """Removes the bad shards and prepares again, which writes what is not there."""
+  args = _parser().parse(argv)
+  problems, _ = verify(args.output)
+  for path, problem in problems.items():
+    print(f"writing again: {problem}", file=sys.stderr)
+    if os.path.exists(path):
+      os.unlink(path)
+  if problems:
+    prepare(args)
+  else:
+    print(f"{args.output}: nothing to repair")
   return 0
 
 
@@ -177,8 +199,9 @@ def main(argv: list[str] | None = None) -> int:
   argv = sys.argv[1:] if argv is None else argv
   before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   try:
-    if argv[:1] in (["verify"], ["stats"]):
-      return {"verify": _verify, "stats": _stats}[argv[0]](argv[1:])
+    commands = {"verify": _verify, "stats": _stats, "repair": _repair}
+    if argv and argv[0] in commands:
+      return commands[argv[0]](argv[1:])
     prepare(_parser().parse(argv))
     return 0
   except UserError as error:

@@ -41,6 +41,7 @@ class Settings:
   filters: np.ndarray
   label_names: tuple[str, ...]
   max_seconds: float
+  reject_silent: bool = False
 
 
 @dataclasses.dataclass
@@ -80,6 +81,8 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
     for number, waveform in read_pieces(
       source.path, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples,
       max_seconds=settings.max_seconds, quality=quality):  # fmt: skip
+      if settings.reject_silent and quality.silent:  # known of the whole file before its first piece
+        raise Reject("silent", f"peak {quality.peak:.1g} of full scale")
       cut = number is not None
       mel = log_mel(waveform, frontend, settings.filters).astype(np.float16)
       tally.add_clip(mel, source)

@@ -41,19 +41,23 @@ def load(root: str) -> Dataset:
     raise UserError(f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})") from error
 
 
-def verify(root: str) -> tuple[list[str], int]:
-  """(what is wrong, number of sound clips): sha256 and number of records of every shard, content of every record."""
+def verify(root: str) -> tuple[dict[str, str], int]:
+  """({path of a bad shard: what is wrong}, number of sound clips).
+
+  Checked are sha256 and number of records of every shard, and the content of every record.
+  """
   dataset = load(root)
-  problems, ids, num_clips = [], set(), 0
+  problems, ids, num_clips = {}, set(), 0
   for split in dataset.splits:
     for shard in dataset.shards(split):
       try:
         num_clips += _verify_shard(dataset, shard, split, ids)
       except (RecordError, OSError) as error:
-        problems.append(str(error))
+        problems[shard.path] = str(error)
   listed = {os.path.basename(shard.path) for split in dataset.splits for shard in dataset.shards(split)}
   for name in sorted(set(filter(shard_name, os.listdir(root))) - listed):
-    problems.append(f"{os.path.join(root, name)}: not listed in {MANIFEST}")
+    path = os.path.join(root, name)
+    problems[path] = f"{path}: not listed in {MANIFEST}"
   return problems, num_clips
 
 

@@ -22,11 +22,17 @@ from atst_jax.logs import read_metrics
 from atst_jax.mesh import batch_sharding, make_mesh, process_rows, put_batch, replicated, state_shardings
 
 STEPS = 4
+CONFIGS = {
+  "base.py": {"encoder__width": "128"},
+  # Post-normalisation over the batch, BatchNorm and dropout in the encoder, one pass for each view.
+  "byola.py": {"encoder__width": "1040", "encoder__hidden": "8", "views__normalization__mean": "-6",
+               "optimizer__base_lr": "1e-4", "optimizer__eps": "1e-4", "warmup_steps": "0"},
+}  # fmt: skip
 
 
 @functools.cache
-def _compiled(devices, fsdp):
-  config = recipe.resolve(tiny_config(encoder__width="128"), None)
+def _compiled(devices, fsdp, file="base.py"):
+  config = recipe.resolve(tiny_config(file=file, **CONFIGS[file]), None)
   mesh = make_mesh(data=-1, fsdp=fsdp, devices=jax.devices()[:devices])
   init, step = recipe.build(config, ragged=False)
   abstract = jax.eval_shape(init, jax.random.key(0))
@@ -39,8 +45,8 @@ def _compiled(devices, fsdp):
 
 
 @functools.cache
-def _losses(devices, fsdp):
-  step, state, batches = _compiled(devices, fsdp)
+def _losses(devices, fsdp, file="base.py"):
+  step, state, batches = _compiled(devices, fsdp, file)
   state, losses = jax.tree.map(jnp.copy, state), []  # the step donates its state
   for batch in batches:
     state, metrics = step(state, batch)
@@ -48,18 +54,19 @@ def _losses(devices, fsdp):
   return np.array(losses), jax.device_get(state.batch_stats)
 
 
-@pytest.mark.parametrize("devices, fsdp", [(8, 1), (8, 4)])
-def test_losses_and_batch_statistics_do_not_depend_on_the_mesh(devices, fsdp):
+@pytest.mark.parametrize("devices, fsdp, file", [(8, 1, "base.py"), (8, 4, "base.py"), (8, 1, "byola.py")])
+def test_losses_and_batch_statistics_do_not_depend_on_the_mesh(devices, fsdp, file):
   """BatchNorm's statistics are those of the global batch. Seen red with the statistics of one device."""
-  losses, stats = _losses(devices, fsdp)
-  expected, expected_stats = _losses(1, 1)
+  losses, stats = _losses(devices, fsdp, file)
+  expected, expected_stats = _losses(1, 1, file)
   np.testing.assert_allclose(losses, expected, rtol=2e-4)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), stats, expected_stats)
 
 
-def test_views_and_mixing_do_not_communicate():
+@pytest.mark.parametrize("file", CONFIGS)
+def test_views_and_mixing_do_not_communicate(file):
   """The data-parallel step gathers and permutes nothing: its collectives are sums."""
-  text = _compiled(8, 1)[0].as_text()
+  text = _compiled(8, 1, file)[0].as_text()
   collectives = set(re.findall(r"\b(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)\b", text))
   assert collectives == {"all-reduce"}
 

@@ -196,7 +196,7 @@ def test_one_job_at_a_time(small):
     (["--inptu=x"], "unknown flag --inptu; did you mean '--input'"), ([], "required: --input, --output, --frontend"),
     (["--input=absent"], "--input=absent does not exist"), (["--input=empty"], "holds no audio"),
     (["--frontend=atts"], "unknown front-end 'atts'; choose one of atst"), (["--workers=0"], "--workers=0 is not"),
-    (["--layout=esc50"], "unknown --layout=esc50; choose one of folder, esc10, fsdd, manifest; did you mean 'esc10'?"),
+    (["--layout=esc51"], "unknown --layout=esc51; choose one of folder, manifest, audioset, crema_d, esc10, esc50, fsd50k,"),
     (["--seed=x"], "invalid int value: 'x'"), (["--max_seconds=0.5"], "--max_seconds=0.5 is not between 1"),
     (["--max_seconds=nan"], "--max_seconds=nan is not"), (["--output=list.csv"], "--output=list.csv is a file"),
     (["--output=/proc/x"], "cannot write to --output=/proc/x"), (["--input=list.csv"], "set --root"),
@@ -230,3 +230,39 @@ def test_a_split_without_statistics(tmp_path, capsys):
   assert prepare.main(["stats", "--split=test", str(output)]) == 0
   dataset = Dataset.load(str(output))
   assert dataset.statistics["split"] == "test" and dataset.frontend == get_frontend("atst")
+
+
+def test_silent_files_and_duplicates_are_left_out_if_asked(small, tmp_path):
+  """By content, keeping the lowest id; a plan of its own."""
+  audio = small[0]
+  (audio / "sub").mkdir()
+  (audio / "sub" / "copy.wav").write_bytes((audio / "7.wav").read_bytes())
+  (audio / "0 copy.wav").write_bytes((audio / "7.wav").read_bytes())
+  soundfile.write(audio / "quiet.wav", np.full(16000, 5e-5), RATE, subtype="FLOAT")
+  flags = [f"--input={audio}", f"--output={tmp_path / 'clean'}", "--frontend=atst"]
+  assert run(*flags, "--reject_silent", "--reject_duplicates") == 0
+  dataset = Dataset.load(str(tmp_path / "clean"))
+  assert [(r["id"], r["reason"], r["detail"]) for r in dataset.manifest["rejects"]] == [
+    ("7.wav", "duplicate", "of 0 copy.wav"), ("quiet.wav", "silent", "peak 5e-05 of full scale"),
+    ("sub/copy.wav", "duplicate", "of 0 copy.wav")]  # fmt: skip
+  assert dataset.num_clips("train") == 20
+  assert run(*flags) == 2  # of another plan
+
+
+def test_repair_writes_the_bad_shards_and_no_others(small, capsys):
+  audio, output = small
+  flags = ["repair", f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5"]
+  assert run(*flags) == 0 and "nothing to repair" in capsys.readouterr().out
+  before = contents(output)
+  inodes = {p.name: p.stat().st_ino for p in output.glob("*.tfrecord")}
+  flipped = output / "train-00001-of-00005.tfrecord"
+  data = bytearray(flipped.read_bytes())
+  data[len(data) // 2] ^= 1
+  flipped.write_bytes(data)  # of the same size: a rerun of prepare alone does not see it
+  (output / "train-00004-of-00005.tfrecord").unlink()
+  assert run("verify", str(output)) == 2
+  assert "prepare repair" in capsys.readouterr().err
+  assert run(*flags) == 0
+  assert contents(output) == before and run("verify", str(output)) == 0
+  kept = {name for name, inode in inodes.items() if (output / name).stat().st_ino == inode}
+  assert kept == {f"train-{i:05d}-of-00005.tfrecord" for i in (0, 2, 3)}
