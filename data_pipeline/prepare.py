@@ -16,12 +16,14 @@ no usable file, all files rejected so far are set aside and the rest is dealt on
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, get_frontend, mel_filters
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, write_json
+from data_pipeline import beam
 from data_pipeline.files import printable
 from data_pipeline.flags import Parser, nearest
 from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, open_output, shard_name
@@ -46,6 +48,8 @@ def _parser() -> Parser:
   add("--subset", type=int, default=0, help="keep so many training files, drawn by a hash of their ids (0: all)")
   add("--name", default="", help="name of the dataset; default: that of the input")
   add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+  add("--runner", default="", help=f"write the shards by Apache Beam instead: {', '.join(beam.RUNNERS)}")
+  add("--beam_options", default="", help="pipeline options, passed through, as one quoted string")
   add("--seed", type=int, default=0, help="of the order of the files")
   add("--reject_silent", action="store_true", help="leave out files below -80 dB of full scale")
   add("--reject_duplicates", action="store_true", help="leave out files of the same content as an earlier one (by id)")
@@ -61,6 +65,11 @@ def _check(args: argparse.Namespace) -> None:
     raise UserError(
       f"unknown --layout={args.layout}; choose one of {', '.join(LAYOUTS)}{nearest(args.layout, LAYOUTS)}"
     )
+  if args.runner and args.runner not in beam.RUNNERS:
+    raise UserError(f"unknown --runner={args.runner}; choose one of {', '.join(beam.RUNNERS)}"
+                    f"{nearest(args.runner, beam.RUNNERS)}")  # fmt: skip
+  if args.beam_options and not args.runner:
+    raise UserError(f"--beam_options={args.beam_options} needs --runner, one of {', '.join(beam.RUNNERS)}")
   for key, low, high in (("workers", 1, 4096), ("subset", 0, 10**9), ("num_shards", 0, 99_999), ("shard_mb", 1e-3, 1e6),
                          ("max_seconds", 1, 1e6), ("seed", 0, 2**63)):  # fmt: skip
     value = getattr(args, key)
@@ -129,10 +138,14 @@ def _write_shards(args, frontend, listing: Listing, aside: list[dict], work: str
     tasks, _ = _deal(args, frontend, listing, aside)
     todo = [task for task in tasks if read_sidecar(task, args.output, work) is None]
     if todo:
-      print(f"{len(todo)} of {len(tasks)} shards to write, {args.workers} workers", file=sys.stderr)
+      means = args.runner or f"{args.workers} workers"
+      print(f"{len(todo)} of {len(tasks)} shards to write, {means}", file=sys.stderr)
       filters, label_names = mel_filters(frontend), tuple(listing.label_names)
       settings = Settings(args.output, work, frontend, filters, label_names, args.max_seconds, args.reject_silent)
-      write_tasks(todo, settings, workers=args.workers)
+      if args.runner:
+        beam.write_tasks(todo, settings, runner=args.runner, options=shlex.split(args.beam_options))
+      else:
+        write_tasks(todo, settings, workers=args.workers)
     sidecars = [read_sidecar(task, args.output, work) for task in tasks]
     if None in sidecars:
       raise UserError(f"shards in {args.output} were removed or changed meanwhile; run the same command again")
