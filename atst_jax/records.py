@@ -178,11 +178,15 @@ class Dataset:
   def clips(self, split: str) -> Iterator[Clip]:
     """All clips of a split in shard order. Raises RecordError on damage or when a shard holds another count."""
     for shard in self.shards(split):
-      number = -1
-      for number, data in enumerate(read_records(shard.path)):
-        yield Clip.decode(data, self.frontend.n_mels, f"{shard.path}: record {number}")
-      if number + 1 != shard.num_clips:
-        raise RecordError(f"{shard.path}: {number + 1} clips, {shard.num_clips} expected; cut on a record boundary?")
+      yield from self.shard_clips(shard)
+
+  def shard_clips(self, shard: Shard) -> Iterator[Clip]:
+    """All clips of one shard; raises as `clips`."""
+    number = -1
+    for number, data in enumerate(read_records(shard.path)):
+      yield Clip.decode(data, self.frontend.n_mels, f"{shard.path}: record {number}")
+    if number + 1 != shard.num_clips:
+      raise RecordError(f"{shard.path}: {number + 1} clips, {shard.num_clips} expected; cut on a record boundary?")
 
 
 def sha256_file(path: str) -> str:
@@ -212,11 +216,14 @@ def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
 
 
 def write_json(path: str, value: dict) -> None:
-  """Writes JSON under a temporary name and renames it."""
+  write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes under a temporary name, syncs and renames."""
   temporary = f"{path}.tmp-{os.getpid()}"
   with open(temporary, "w", encoding="utf-8") as file:
-    json.dump(value, file, indent=1, ensure_ascii=False, sort_keys=True)
-    file.write("\n")
+    file.write(text)
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)

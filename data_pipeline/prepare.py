@@ -27,6 +27,7 @@ from data_pipeline import beam
 from data_pipeline.files import printable
 from data_pipeline.flags import Parser, nearest
 from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, open_output, shard_name
+from data_pipeline.report_page import write_report
 from data_pipeline.shards import Settings, read_sidecar
 from data_pipeline.sources import LAYOUTS, Listing, list_sources
 from data_pipeline.summary import describe, report
@@ -108,7 +109,8 @@ def prepare(args: argparse.Namespace) -> None:
     labelled, folded = all(s.labels for s in listing.sources), all(s.fold >= 0 for s in listing.sources)
     write_tfds_info(args.output, manifest, labelled=labelled, folded=folded)
     write_json(os.path.join(args.output, MANIFEST), manifest)
-  print("\n".join([f"{args.output}:", *report(manifest)]))
+  page = write_report(args.output)
+  print("\n".join([f"{args.output}:", *report(manifest), f"more in {page}"]))
   if "train" not in manifest["splits"]:
     print(f"no split `train`, so no statistics; `python -m data_pipeline.prepare stats --split=NAME {args.output}`")
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,8 @@ from atst_jax.records import Clip, write_json, write_shard
 from data_pipeline.audio import Quality, Reject, read_pieces
 from data_pipeline.files import Source
 from data_pipeline.mel_statistics import MelStatistics, is_current
+
+LEVEL_STEP = 5  # dB, of the histogram of levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +60,18 @@ class Tally:
   counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   sample_rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   rejects: list[dict] = dataclasses.field(default_factory=list)
+  seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # histograms of clips, by the
+  levels: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # lower edge of a bin
   statistics: MelStatistics = dataclasses.field(default_factory=MelStatistics)
 
-  def add_clip(self, mel: np.ndarray, source: Source) -> None:
+  def add_clip(self, mel: np.ndarray, source: Source, seconds: float) -> None:
     self.num_clips += 1
     self.num_frames += len(mel)
     self.min_frames = min(self.min_frames, len(mel))
     self.max_frames = max(self.max_frames, len(mel))
     self.class_counts.update(source.labels)
+    self.seconds[str(int(seconds))] += 1
+    self.levels[str(math.floor(mel.mean(dtype=np.float64) / LEVEL_STEP) * LEVEL_STEP)] += 1
     self.statistics.add(mel)
 
   def add_file(self, quality: Quality, cut: bool) -> None:
@@ -85,7 +92,7 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
         raise Reject("silent", f"peak {quality.peak:.1g} of full scale")
       cut = number is not None
       mel = log_mel(waveform, frontend, settings.filters).astype(np.float16)
-      tally.add_clip(mel, source)
+      tally.add_clip(mel, source, len(waveform) / frontend.sample_rate)
       pieces += 1
       id = f"{source.id}#{number:04d}" if cut else source.id
       yield Clip(id, mel, labels, source.multi_label, source.fold, source.split).encode()
@@ -141,6 +148,8 @@ def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int]
       "class_counts": tally.class_counts,
       "counts": tally.counts,
       "sample_rates": tally.sample_rates,
+      "seconds": tally.seconds,
+      "levels": tally.levels,
       "rejects": tally.rejects,
       "statistics": tally.statistics.to_json(),
     },
@@ -156,7 +165,7 @@ def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
   try:
     with open(sidecar_path(task, work), encoding="utf-8") as file:
       sidecar = json.load(file)
-    if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]):
+    if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]) or "levels" not in sidecar:
       return None
     path = os.path.join(output, task.file)
     size = os.path.getsize(path) if sidecar["num_clips"] else 0

@@ -36,6 +36,7 @@ def describe(*, name: str, frontend: FrontEnd, listing: Listing, sidecars: list[
     "statistics": merge_statistics((s["statistics"] for s in sidecars if s["split"] == "train"), "train"),
     "rejects": rejects,
     "counts": {**counts, "listed_files": len(listing.sources), "sample_rates": _sum(sidecars, "sample_rates"),
+               "seconds": _sum(sidecars, "seconds"), "levels": _sum(sidecars, "levels"),
                "reasons": dict(collections.Counter(r["reason"] for r in rejects)),
                "coverage": _coverage(listing, rejects)},
     "preparation": preparation,

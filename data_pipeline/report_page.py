@@ -1,0 +1,114 @@
+"""`report.html` of a prepared data set: one file, readable offline, that shows what is in it and what is not."""
+
+import base64
+import hashlib
+import html
+import io
+import itertools
+import os
+
+import numpy as np
+
+from atst_jax.records import Clip, Dataset, write_text
+
+PAGE = "report.html"
+THUMBNAILS = 24
+MOST_ROWS = 500  # of a table
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;margin:.5em 0}td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:left}
+td.n,th.n{text-align:right}svg{display:block;margin:.5em 0}figure{display:inline-block;margin:.3em;font-size:12px}
+img{display:block;width:210px;height:96px;image-rendering:pixelated}figcaption{width:210px;overflow-wrap:anywhere}"""
+
+
+def table(head: list[str], rows: list[list], numbers: int = 0) -> str:
+  """An HTML table; the last `numbers` columns are right-aligned. Values are escaped."""
+  place = lambda i: ' class="n"' if i >= len(head) - numbers else ""
+  cells = lambda row, tag: "".join(f"<{tag}{place(i)}>{html.escape(str(v))}</{tag}>" for i, v in enumerate(row))
+  more = f"<p>… and {len(rows) - MOST_ROWS} more in dataset.json</p>" if len(rows) > MOST_ROWS else ""
+  body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows[:MOST_ROWS])
+  return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>{more}"
+
+
+def bars(counts: dict[str, int], unit: str) -> str:
+  """A histogram as SVG, from {"lower edge": count} of whole numbers."""
+  if not counts:
+    return "<p>none</p>"
+  edges = sorted(int(edge) for edge in counts)
+  step = min((b - a for a, b in itertools.pairwise(edges)), default=1)
+  number = (edges[-1] - edges[0]) // step + 1
+  width, top = max(3, min(24, 800 // number)), max(counts.values())
+  parts = []
+  for edge in edges:
+    height = max(1, 120 * counts[str(edge)] / top)
+    x = (edge - edges[0]) // step * width
+    parts.append(f'<rect x="{x}" y="{130 - height:.1f}" width="{width - 1}" height="{height:.1f}" fill="#3b6ea5">'
+                 f"<title>{edge} {unit}: {counts[str(edge)]}</title></rect>")  # fmt: skip
+  labels = [(0, edges[0]), (number * width - 1, edges[-1] + step)]
+  parts += [f'<text x="{x}" y="146" font-size="12" text-anchor="{anchor}">{value} {unit}</text>'
+            for (x, value), anchor in zip(labels, ("start", "end"), strict=True)]  # fmt: skip
+  return f'<svg viewBox="0 0 {max(number * width, 220)} 150" width="{max(number * width, 220)}">{"".join(parts)}</svg>'
+
+
+def thumbnail(clip: Clip, label_names: list[str]) -> str:
+  """The first 6 s of a clip's log-mel, 80 dB below its maximum, as a figure with its id and labels."""
+  import matplotlib.image
+
+  mel = clip.mel[:601].astype(np.float32)
+  image = np.clip((mel.T[::-1] - mel.max()) / 80 + 1, 0, 1)
+  file = io.BytesIO()
+  matplotlib.image.imsave(file, image, cmap="magma", vmin=0, vmax=1, format="png")
+  data = base64.b64encode(file.getvalue()).decode()
+  caption = html.escape(f"{clip.id}: {', '.join(label_names[i] for i in clip.labels)} ({len(clip.mel)} frames)")
+  return f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+
+
+def sample(dataset: Dataset, number: int) -> list[Clip]:
+  """Clips of a few shards, always the same for the same data."""
+  shards = [shard for split in dataset.splits for shard in dataset.shards(split)]
+  shards.sort(key=lambda shard: hashlib.sha256(shard.sha256.encode()).digest())
+  each = -(-number // min(number, len(shards)))
+  clips = itertools.chain.from_iterable(itertools.islice(dataset.shard_clips(shard), each) for shard in shards)
+  return list(itertools.islice(clips, number))
+
+
+def render(dataset: Dataset) -> str:
+  """The page."""
+  manifest, counts = dataset.manifest, dataset.manifest["counts"]
+  frontend = dataset.frontend
+  seconds = frontend.hop_length / frontend.sample_rate
+  splits = [[name, part["num_clips"], part["num_files"], f"{part['num_frames'] * seconds / 3600:.2f}",
+             f"{part['min_frames'] * seconds:.2f} to {part['max_frames'] * seconds:.2f}", len(part["shards"])]
+            for name, part in manifest["splits"].items()]  # fmt: skip
+  balance = [[name, *(part["class_counts"].get(name, 0) for part in manifest["splits"].values())]
+             for name in manifest["label_names"]]  # fmt: skip
+  coverage = [[name, row["listed"], row["missing"], row["rejected"]] for name, row in counts["coverage"].items()
+              if row["missing"] or row["rejected"]]  # fmt: skip
+  statistics = [[key, f"{value:.6g}" if isinstance(value, float) else value]
+                for key, value in (manifest["statistics"] or {}).items()]  # fmt: skip
+  sections = {
+    "Splits": table(["split", "clips", "files", "hours", "seconds", "shards"], splits, numbers=5),
+    "Front-end": table(["parameter", "value"], [[k, v] for k, v in frontend.to_json().items()]),
+    "Statistics of the training split (dB; log_: nepers)": table(["", "value"], statistics, numbers=1),
+    "Durations": bars(counts.get("seconds", {}), "s"),
+    "Levels (mean of a clip's log-mel)": bars(counts.get("levels", {}), "dB"),
+    "Sample rates": table(["Hz", "files"], sorted(counts["sample_rates"].items(), key=lambda x: int(x[0])), numbers=1),
+    "Classes": table(["class", *manifest["splits"]], balance, numbers=len(manifest["splits"])) if balance else "",
+    "Coverage, where files are missing": table(["class", "listed", "missing", "rejected"], coverage, numbers=3)
+    if coverage else "",
+    "Rejects": table(["id", "reason", "detail"], [list(r.values()) for r in manifest["rejects"]])
+    if manifest["rejects"] else "<p>none</p>",
+    "Some clips": "".join(thumbnail(clip, manifest["label_names"]) for clip in sample(dataset, THUMBNAILS)),
+  }  # fmt: skip
+  title = html.escape(manifest["name"])
+  notes = ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in ("silent", "clipped", "dc", "split_files"))
+  body = "".join(f"<h2>{name}</h2>{text}" for name, text in sections.items() if text)
+  return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+          f"<h1>{title}</h1><p>{counts['listed_files']} files listed, {len(manifest['rejects'])} not used; of the "
+          f"used: {notes}.</p>{body}</html>")  # fmt: skip
+
+
+def write_report(root: str) -> str:
+  """Writes the page into a prepared folder. Returns its path."""
+  path = os.path.join(root, PAGE)
+  write_text(path, render(Dataset.load(root)))
+  return path
