@@ -26,7 +26,7 @@ from atst_jax.records import MANIFEST, SCHEMA_VERSION, write_json
 from data_pipeline import beam
 from data_pipeline.files import printable
 from data_pipeline.flags import Parser, nearest
-from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, open_output, shard_name
+from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, measure, open_output, shard_name
 from data_pipeline.report_page import write_report
 from data_pipeline.shards import Settings, read_sidecar
 from data_pipeline.sources import LAYOUTS, Listing, list_sources
@@ -35,6 +35,7 @@ from data_pipeline.tfds_info import write_tfds_info
 from data_pipeline.verify import store_statistics, verify
 from data_pipeline.workers import Stopped, write_tasks
 
+MEASURED_FILES = 32  # by --dry_run
 REJECTS = "rejects.json"  # in the work folder: files set aside before the second deal
 
 
@@ -125,6 +126,13 @@ def _print_plan(args: argparse.Namespace, frontend, listing: Listing, aside: lis
   tasks, seconds = _deal(args, frontend, listing, aside)
   print(f"{len(listing.sources)} files ({listing.kind}), {len(aside)} of them missing, "
         f"{len(listing.label_names)} classes, about {seconds / 3600:.2f} hours; nothing written")  # fmt: skip
+  frames = seconds * frontend.sample_rate / frontend.hop_length
+  print(f"about {frames * frontend.n_mels * 2 / 2**30:.2f} GiB", end="")
+  sample = [source for task in tasks for source in task.sources[:1]][:MEASURED_FILES]
+  filters = mel_filters(frontend)
+  measure(sample[:1], frontend=frontend, filters=filters)  # what is loaded once does not count
+  audio, busy = measure(sample, frontend=frontend, filters=filters)
+  print(f" and {seconds * busy / audio / 3600:.2g} core-hours, after {len(sample)} files" if audio else "")
   for split in sorted({task.split for task in tasks}):
     shards = [task for task in tasks if task.split == split]
     print(f"{split}: {sum(len(task.sources) for task in shards)} files to {len(shards)} shards, {shards[0].file} ...")

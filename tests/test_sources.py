@@ -1,6 +1,9 @@
 """Listing an input: labels, folds and ids from names and manifests, and the refusal of what will not do."""
 
 import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from atst_jax.errors import UserError
 from data_pipeline import files
 from data_pipeline.files import Source
 from data_pipeline.sources import list_sources
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def touch(root, *names):
@@ -183,3 +188,23 @@ def test_manifest_links_out_of_the_root(tmp_path):
   for name in ("folder/a.wav", "file.wav"):
     refused(tmp_path, f"path\nb.wav\n{name}\n", f"line 3: '{name}' leads out of", root=str(root))
   refused(tmp_path, "path\nb.wav\n", "is not a folder", root=str(tmp_path / "absent"))
+
+
+@pytest.mark.slow
+def test_two_million_clips_are_planned_in_a_minute_and_two_gigabytes():
+  """A simulated listing of AudioSet's size: hashed, ordered and dealt to shards."""
+  script = """
+import resource, time
+from atst_jax.frontend import get_frontend
+from data_pipeline import plan
+from data_pipeline.files import Source
+sources = [Source(f"/data/audio/{i % 1000:03d}/{i:011d}.wav", f"{i:011d}_30.000", ("Speech", "Music"), True)
+           for i in range(2_000_000)]
+started = time.time()
+_, missing = plan.hash_sources(sources, "/data")
+tasks, _ = plan.deal(sources, frontend=get_frontend("atst"), seed=0, shard_mb=48, num_shards=5000)
+print(len(missing), len(tasks), time.time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+  run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+  missing, shards, seconds, gib = map(float, run.stdout.split())
+  assert (missing, shards) == (2_000_000, 5000) and seconds < 60 and gib < 2, run.stdout
