@@ -1,4 +1,4 @@
-"""A small ATST for a few thousand short recordings on two CPU cores (a quarter of an hour).
+"""A small ATST for a few thousand short recordings on two CPU cores (about an hour).
 
   python -m atst_jax.main --config=configs/real_small.py --workdir=runs/real_small
 
@@ -14,9 +14,9 @@ def get_config(variant: str = "paper"):
   config = base.get_config(variant)
   config.batch_size = 64
   config.total_epochs = None
-  config.total_steps = 2000
+  config.total_steps = 6000
   config.warmup_epochs = None
-  config.warmup_steps = 100
+  config.warmup_steps = 300
   config.data.path = "data/real"
   config.data.clip_frames = 501  # 5 s; of longer clips a random window is read
   config.data.streams = 16
