@@ -170,8 +170,6 @@ def check_difference(config: ConfigDict) -> None:
     ("mix_stage", "pre_norm", "difference.mix_domain=normalized", difference.mix_domain == "normalized"),
     ("joint_projector", True, "difference.symmetric=true", difference.symmetric),
     ("gamma_shared", True, "difference.symmetric=true", difference.symmetric),
-    ("renormalize", "batch", "views.post_norm=true", config.views.post_norm),
-    ("match_level", True, "difference.mix_domain=energy", difference.mix_domain == "energy"),
     ("stop_gradient", True, "difference.subtrahend=student", difference.subtrahend == "student"),
   ):
     if difference[key] == value and not met:

@@ -42,6 +42,7 @@ RELEASED_PATCH = 4  # frames
 RELEASED_SIZES = {(384, 12, 6): "small", (768, 12, 12): "base"}  # width, depth, heads
 OURS = "atst_jax"  # key of the arguments under which files written here say the rest
 LAYOUTS = ("dino", "lightning")
+PARTS = {"frontend", "normalization", "chunk_frames", "tail"}
 
 
 def seconds_of(hyper: dict) -> float:
@@ -72,6 +73,10 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
       raise UserError(
         f"the encoder lacks {name}{'; ATST-Frame is another model' if 'norm_frame.weight' in tensors else ''}"
       )
+  if tensors["cls_token"].ndim != 3 or tensors["pos_embed"].ndim != 3:
+    raise UserError("the encoder's cls_token and pos_embed must have three axes")
+  if not isinstance(ours, dict) or ours.keys() - {*PARTS, "heads", "patch_frames"} or (PARTS - ours.keys() and ours):
+    raise UserError(f"its arguments' {OURS!r} are not what this project writes")
   width = tensors["cls_token"].shape[-1]
   heads = heads or ours.get("heads")
   if heads is None:
@@ -168,7 +173,7 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
     size = (encoder["width"], encoder["depth"], encoder["heads"])
     arch = RELEASED_SIZES.get(size, "x".join(map(str, size)))
     rest = {"heads": encoder["heads"], "patch_frames": encoder["patch_frames"],
-            **{key: config[key] for key in ("frontend", "normalization", "chunk_frames", "tail")}}  # fmt: skip
+            **{key: config[key] for key in PARTS}}  # fmt: skip
     if layout == "lightning":
       content = {LIGHTNING: "1.5.10", "state_dict": {f"model.teacher.encoder.{k}": x for k, x in state.items()},
                  "hyper_parameters": {"arch": arch, "train_len": seconds, OURS: rest}}  # fmt: skip

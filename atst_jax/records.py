@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -196,7 +197,7 @@ def sha256_file(path: str) -> str:
 
 def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
   """Writes a TFRecord file under a temporary name, syncs and renames it: a final name is always a whole file."""
-  temporary = f"{path}.tmp-{os.getpid()}"
+  temporary = temporary_name(path)
   count, size, digest = 0, 0, hashlib.sha256()
   try:
     with open(temporary, "wb") as file:
@@ -219,9 +220,14 @@ def write_json(path: str, value: dict) -> None:
   write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
+def temporary_name(path: str) -> str:
+  """A name beside `path` that no other process or host chooses."""
+  return f"{path}.tmp-{uuid.uuid4().hex}"
+
+
 def write_text(path: str, text: str) -> None:
   """Writes under a temporary name, syncs and renames."""
-  temporary = f"{path}.tmp-{os.getpid()}"
+  temporary = temporary_name(path)
   with open(temporary, "w", encoding="utf-8") as file:
     file.write(text)
     file.flush()

@@ -86,8 +86,8 @@ def load_torch(path: str) -> dict:
     raise UserError(
       f"--from={path}: holds {what}, or is no PyTorch file; a file that could run code is not read"
     ) from None
-  except (RuntimeError, EOFError, OSError, ValueError) as error:
-    reason = str(error).splitlines()[0][:160]
+  except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     raise UserError(f"--from={path}: truncated, or no PyTorch file ({reason})") from None
   if not isinstance(content, dict):
     raise UserError(f"--from={path}: holds a {type(content).__name__}, expected a dict of tensors")

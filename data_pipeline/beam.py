@@ -1,21 +1,33 @@
 """Shards written by Apache Beam, on this machine or a cluster; the bytes are those of the process pool.
 
-Needs pip install -e .[beam]. A unit of work is a whole shard, so that nothing is shuffled but the list of shards; every
-worker must see the input and the output folder under the same names.
+Needs pip install -e .[beam]. A unit of work is a whole shard, so that nothing is shuffled but the names of shards;
+every worker must see the input and the output folder under the same names.
 """
 
+import dataclasses
+import json
+import os
+
 from atst_jax.errors import UserError
+from atst_jax.records import write_json
+from data_pipeline.files import Source
 from data_pipeline.shards import Settings, ShardTask, write_task
 
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 
-def _write(task: ShardTask, settings: Settings) -> str:
-  import threadpoolctl
+def store_task(task: ShardTask, work: str) -> str:
+  """Writes a task into the work folder: the graph of a pipeline is too small for the names of two million files."""
+  path = os.path.join(work, f"{task.file}.task")
+  write_json(path, {"file": task.file, "split": task.split, "sources": [dataclasses.astuple(s) for s in task.sources]})
+  return path
 
-  with threadpoolctl.threadpool_limits(1):  # sums in matrix products come in one order, as in the pool
-    write_task(task, settings, lambda files, clips: None)
-  return task.file
+
+def load_task(path: str) -> ShardTask:
+  with open(path, encoding="utf-8") as file:
+    values = json.load(file)
+  sources = (Source(where, id, tuple(labels), *rest) for where, id, labels, *rest in values["sources"])
+  return ShardTask(values["file"], values["split"], tuple(sources))
 
 
 def write_tasks(tasks: list[ShardTask], settings: Settings, *, runner: str, options: list[str]) -> None:
@@ -26,17 +38,32 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, runner: str, opti
     options: pipeline options as on a command line, passed through.
 
   Raises:
-    UserError: Beam is not installed, or refuses the options.
+    UserError: Beam is not installed, refuses the options, or the pipeline failed; finished shards stay.
   """
   try:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
     raise UserError(f"--runner={runner} needs Apache Beam: pip install -e .[beam]") from error
+
+  class Write(beam.DoFn):
+    def setup(self):
+      import threadpoolctl
+
+      # For good: sums in matrix products come in one order, as in the pool. A limit that ended with a shard would end
+      # for the other threads of the worker too.
+      threadpoolctl.threadpool_limits(1)
+
+    def process(self, path):
+      write_task(load_task(path), settings, lambda files, clips: None)
+
+  paths = [store_task(task, settings.work) for task in tasks]
   try:
-    parsed = PipelineOptions(options)
-    pipeline = beam.Pipeline(runner=runner, options=parsed)
-  except (ValueError, SystemExit) as error:
-    raise UserError(f"--beam_options={' '.join(options)}: {error}") from error
-  with pipeline:
-    _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | beam.Map(_write, settings)
+    with beam.Pipeline(runner=runner, options=PipelineOptions(options)) as pipeline:
+      _ = pipeline | beam.Create(paths) | beam.Reshuffle() | beam.ParDo(Write())
+  except (Exception, SystemExit) as error:  # whatever a runner raises
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
+    raise UserError(f"--runner={runner}: the pipeline failed ({reason}); run the same command again") from error
+  finally:
+    for path in paths:
+      os.unlink(path)

@@ -4,8 +4,10 @@ Each function takes the folder that holds a data set and returns its listing. Fi
 listed whether they are there or not, so that what is missing is counted; data_pipeline/README.md says what is expected.
 """
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -59,9 +61,15 @@ def _lines(path: str) -> list[str]:
     return [line.strip() for line in file if line.strip()]
 
 
+@functools.cache
+def _folder_inside(folder: str, root: str) -> bool:
+  return inside(folder, root)
+
+
 def _source(root: str, path: str, *labels: str, **fields) -> Source:
   """A file under `root`. Raises UserError if its name or a link leads out of there."""
-  if ".." in os.path.relpath(path, root).split(os.sep) or (os.path.islink(path) and not inside(path, root)):
+  outside = ".." in os.path.relpath(path, root).split(os.sep) or not _folder_inside(os.path.dirname(path), root)
+  if outside or (os.path.islink(path) and not inside(path, root)):
     raise UserError(f"{path!r} lies outside {root}; mend the list that names it, or copy the file into the folder")
   return Source(path, printable(os.path.relpath(path, root).replace(os.sep, "/")), labels, **fields)
 
@@ -98,7 +106,8 @@ def esc50(root: str, *, only_esc10: bool = False) -> Listing:
 
 def esc10(root: str) -> Listing:
   """ESC-10, five folds: from ESC-50's own folder, or as CLASS/FOLD-FREESOUNDID-TAKE.ogg."""
-  if any(os.path.exists(os.path.join(root, *parts)) for parts in (("meta", "esc50.csv"), ("ESC-50-master", "meta"))):
+  with contextlib.suppress(UserError):
+    _find(root, "esc10", "meta/esc50.csv")
     return esc50(root, only_esc10=True)
   pattern = r"(?P<label>[^/]+)/(?P<fold>\d+)-\d+-[A-Z]+\.\w+"
   files = _parsed_files(root, "esc10", pattern, "CLASS/FOLD-ID-TAKE.ogg")
@@ -167,13 +176,12 @@ def nsynth(root: str) -> Listing:
 
 def gtzan(root: str) -> Listing:
   """GTZAN (Tzanetakis and Cook, 2002): GENRE/*.wav and the fault-filtered lists of Kereliuk et al. (2015)."""
-  sources, folders = [], {}
+  sources = []
+  audio = _find(root, "gtzan", "genres_original", "genres", "blues")
+  audio = os.path.dirname(audio) if os.path.basename(audio) == "blues" else audio
   for split in ("train", "valid", "test"):
     for name in _lines(_find(root, "gtzan", f"{split}_filtered.txt")):
-      genre = name.split("/")[0]
-      if genre not in folders:
-        folders[genre] = os.path.dirname(_find(root, "gtzan", f"genres_original/{genre}", f"genres/{genre}", genre))
-      sources.append(_source(root, os.path.join(folders[genre], name), genre, split=split))
+      sources.append(_source(root, os.path.join(audio, name), name.split("/")[0], split=split))
   return Listing(sources, "gtzan")
 
 
@@ -189,12 +197,14 @@ def crema_d(root: str) -> Listing:
 
 
 def voxforge(root: str) -> Listing:
-  """VoxForge: LANGUAGE/SESSION/wav/*.wav. Sessions are drawn into train, valid and test (70, 15 and 15 %) by hash."""
+  """VoxForge: LANGUAGE/USER-DATE-CODE/wav/*.wav. Users (sessions, where anonymous) are drawn into train, valid and test
+  (70, 15 and 15 %) by hash."""
   pattern = r"(?P<language>[^/]+)/(.*/)?(?P<session>[^/]+)/(wav|flac)/[^/]+"
   files = _parsed_files(root, "voxforge", pattern, "LANGUAGE/SESSION/wav/FILE.wav")
   shares = {"train": 0.7, "valid": 0.15, "test": 0.15}
+  user = lambda session: session if session.lower().startswith("anonymous") else session.split("-")[0]
   return Listing([_source(root, file, m["language"],
-                          split=split_of(f"voxforge {m['language']}/{m['session']}", shares))
+                          split=split_of(f"voxforge {m['language']}/{user(m['session'])}", shares))
                   for file, _, m in files], "voxforge")  # fmt: skip
 
 
@@ -231,39 +241,41 @@ def audioset(root: str) -> Listing:
   lists = [name for name in AUDIOSET_LISTS if os.path.exists(os.path.join(root, name))]
   if not lists:
     raise UserError(f"{root} holds none of {', '.join(AUDIOSET_LISTS)}, which --layout=audioset needs")
-  files: dict[str, dict[str, str]] = {}  # video -> name without extension -> path
+  files: dict[str, str] = {}  # name without extension -> the first path, in the order of names
   for file, relative in audio_files(root):
     stem = os.path.splitext(os.path.basename(relative))[0]
-    for video in {stem[:11], stem[1:12] if stem.startswith("Y") else stem[:11]}:
-      files.setdefault(video, {})[stem] = file
+    files[stem] = min(files.get(stem, file), file)
   sources = {}
   for name in lists:
-    for number, (video, start, labels) in enumerate(_audioset_segments(os.path.join(root, name)), 1):
+    for number, (video, start, end, labels) in enumerate(_audioset_segments(os.path.join(root, name)), 1):
       unknown = [mid for mid in labels if mid not in names]
-      if unknown:
-        raise UserError(f"{os.path.join(root, name)} segment {number}: unknown class {unknown[0]!r}")
-      id, here = f"{video}_{start:.3f}", files.get(video, {})
-      path = next((here[stem] for stem in _audioset_stems(video, start) if stem in here), None) if here else None
+      if unknown or not re.fullmatch(r"[A-Za-z0-9_-]{11}", video):
+        what = f"class {unknown[0]!r}" if unknown else f"video {video!r}"
+        raise UserError(f"{os.path.join(root, name)} segment {number}: unknown {what}")
+      id = f"{video}_{start:.3f}"
+      path = next((files[stem] for stem in _audioset_stems(video, start, end) if stem in files), None)
       sources[id] = Source(path or os.path.join(root, f"{id}.wav"), id, tuple(names[mid] for mid in labels), True,
                            split=AUDIOSET_LISTS[name])  # fmt: skip
   return Listing(list(sources.values()), "audioset")
 
 
-def _audioset_stems(video: str, start: float) -> list[str]:
-  """Names that downloaders give a clip."""
-  milliseconds, end = round(1000 * start), round(1000 * (start + 10))
-  stems = [f"{video}_{start:.3f}", f"{video}_{milliseconds}", f"{video}_{milliseconds}_{end}", f"{video}_{start:g}",
-           f"{video}_{start:g}_{start + 10:g}", f"{video}_{start:.3f}_{start + 10:.3f}", video]  # fmt: skip
-  return stems + [f"Y{stem}" for stem in stems]
+def _audioset_stems(video: str, start: float, end: float) -> Iterator[str]:
+  """Names that downloaders give a clip: start, or start and end, in seconds or milliseconds, `Y` in front or not."""
+  for begin in (video, f"Y{video}"):
+    yield begin
+    for form in ("{:.3f}", "{:g}", "{:.1f}", "{:.0f}000"):
+      yield f"{begin}_{form.format(start)}"
+      for join in "_-":
+        yield f"{begin}_{form.format(start)}{join}{form.format(end)}"
 
 
-def _audioset_segments(path: str) -> Iterator[tuple[str, float, list[str]]]:
-  """Yields (video, start in seconds, class ids) of a list, whose first lines are comments."""
+def _audioset_segments(path: str) -> Iterator[tuple[str, float, float, list[str]]]:
+  """Yields (video, start, end in seconds, class ids) of a list, whose first lines are comments."""
   with open(path, encoding="utf-8", newline="") as file:
     lines = (line for line in file if not line.startswith("#"))
     for row in csv.reader(lines, skipinitialspace=True):
       if row:
-        yield row[0], float(row[1]), row[3].split(",")
+        yield row[0], float(row[1]), float(row[2]), row[3].split(",")
 
 
 def _audioset_classes(root: str) -> dict[str, str]:
@@ -287,6 +299,9 @@ def subset(sources: Iterable[Source], number: int) -> list[Source]:
   AS-200K is this with 200,000 of AudioSet's training clips; the paper's own draw of 200,000 cannot be recovered.
   """
   sources = list(sources)
-  there = (s for s in sources if s.split == "train" and os.path.isfile(s.path))
+  there = [s for s in sources if s.split == "train" and os.path.isfile(s.path)]
+  if len(there) < number:
+    listed = sum(s.split == "train" for s in sources)
+    raise UserError(f"--subset={number}: of {listed} training files listed {len(there)} are on disk; ask for fewer")
   train = sorted(there, key=lambda s: hashlib.sha256(s.id.encode()).digest())
   return train[:number] + [s for s in sources if s.split != "train"]

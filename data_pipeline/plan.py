@@ -95,16 +95,20 @@ def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
 
 
 def find_duplicates(sources: list[Source]) -> list[dict]:
-  """Rejects of all files but the first (by id) of those with the same content; only files of one size are read."""
+  """Rejects of all files but the first of those with the same content; only files of one size are read.
+
+  Clips of other splits come before the training split's, so that a test set stays whole; then the id decides.
+  """
   by_size = collections.defaultdict(list)
-  for source in sorted(sources, key=lambda source: source.id):
-    if os.path.isfile(source.path):
-      by_size[os.path.getsize(source.path)].append(source)
+  for source in sorted(sources, key=lambda source: (source.split == "train", source.id)):
+    by_size[_size(source.path)].append(source)
   rejects = []
-  for same in by_size.values():
+  for size, same in by_size.items():
     first = {}
-    for source in same if len(same) > 1 else ():
-      kept = first.setdefault(sha256_file(source.path), source.id)
+    for source in same if len(same) > 1 and size > 0 else ():
+      kept = source.id
+      with contextlib.suppress(OSError):  # a file that cannot be read is a reject of its own, later
+        kept = first.setdefault(sha256_file(source.path), source.id)
       if kept != source.id:
         rejects.append({"id": source.id, "reason": "duplicate", "detail": f"of {kept}"})
   return rejects
@@ -179,7 +183,7 @@ def open_output(output: str, plan: dict) -> Iterator[str]:
       if name != os.path.basename(lock.name) and not (continued and name.endswith(".json")):
         os.unlink(os.path.join(work, name))
     for name in os.listdir(output):
-      if re.fullmatch(r".+\.(tfrecord|json)\.tmp-\d+", name):
+      if re.fullmatch(r".+\.(tfrecord|json|html|txt)\.tmp-[0-9a-f]+", name):
         os.unlink(os.path.join(output, name))
     write_json(os.path.join(work, PLAN), plan)
     yield work

@@ -22,7 +22,7 @@ import sys
 
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, get_frontend, mel_filters
-from atst_jax.records import MANIFEST, SCHEMA_VERSION, write_json
+from atst_jax.records import MANIFEST, SCHEMA_VERSION, RecordError, write_json
 from data_pipeline import beam
 from data_pipeline.files import printable
 from data_pipeline.flags import Parser, nearest
@@ -79,8 +79,12 @@ def _check(args: argparse.Namespace) -> None:
       raise UserError(f"--{key}={value} is not between {low} and {high}")
 
 
-def prepare(args: argparse.Namespace) -> None:
-  """Runs the whole job. Raises UserError, Stopped and KeyboardInterrupt."""
+def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozenset()) -> None:
+  """Runs the whole job. Raises UserError, Stopped and KeyboardInterrupt.
+
+  Args:
+    again: file names of shards that are written although they look finished.
+  """
   _check(args)
   frontend = get_frontend(args.frontend)
   listing = list_sources(args.input, layout=args.layout, root=args.root, number=args.subset)
@@ -103,15 +107,18 @@ def prepare(args: argparse.Namespace) -> None:
     _print_plan(args, frontend, listing, aside)
     return
   with open_output(args.output, plan) as work:
-    sidecars, rejects = _write_shards(args, frontend, listing, aside, work)
+    sidecars, rejects = _write_shards(args, frontend, listing, aside, work, again)
     manifest = describe(name=name, frontend=frontend, listing=listing, sidecars=sidecars, rejects=rejects,
                         preparation=preparation)  # fmt: skip
     _remove_strays(args.output, {sidecar["file"] for sidecar in sidecars})
     labelled, folded = all(s.labels for s in listing.sources), all(s.fold >= 0 for s in listing.sources)
     write_tfds_info(args.output, manifest, labelled=labelled, folded=folded)
     write_json(os.path.join(args.output, MANIFEST), manifest)
-  page = write_report(args.output)
-  print("\n".join([f"{args.output}:", *report(manifest), f"more in {page}"]))
+  print("\n".join([f"{args.output}:", *report(manifest)]))
+  try:
+    print(f"more in {write_report(args.output)}")
+  except (RecordError, OSError, ImportError) as error:
+    print(f"no report.html: {error}; `prepare verify {args.output}` looks closer", file=sys.stderr)
   if "train" not in manifest["splits"]:
     print(f"no split `train`, so no statistics; `python -m data_pipeline.prepare stats --split=NAME {args.output}`")
 
@@ -138,7 +145,9 @@ def _print_plan(args: argparse.Namespace, frontend, listing: Listing, aside: lis
     print(f"{split}: {sum(len(task.sources) for task in shards)} files to {len(shards)} shards, {shards[0].file} ...")
 
 
-def _write_shards(args, frontend, listing: Listing, aside: list[dict], work: str) -> tuple[list[dict], list[dict]]:
+def _write_shards(
+  args, frontend, listing: Listing, aside: list[dict], work: str, again: set[str]
+) -> tuple[list[dict], list[dict]]:
   """(sidecars in order, all rejects); skips what is finished, deals a second time if a shard came out empty."""
   rejects_path = os.path.join(work, REJECTS)
   if os.path.exists(rejects_path):
@@ -146,14 +155,15 @@ def _write_shards(args, frontend, listing: Listing, aside: list[dict], work: str
       aside = json.load(file)["rejects"]
   for _ in range(2):
     tasks, _ = _deal(args, frontend, listing, aside)
-    todo = [task for task in tasks if read_sidecar(task, args.output, work) is None]
+    todo = [task for task in tasks if task.file in again or read_sidecar(task, args.output, work) is None]
+    again = frozenset()
     if todo:
       means = args.runner or f"{args.workers} workers"
       print(f"{len(todo)} of {len(tasks)} shards to write, {means}", file=sys.stderr)
       filters, label_names = mel_filters(frontend), tuple(listing.label_names)
       settings = Settings(args.output, work, frontend, filters, label_names, args.max_seconds, args.reject_silent)
       if args.runner:
-        beam.write_tasks(todo, settings, runner=args.runner, options=shlex.split(args.beam_options))
+        beam.write_tasks(todo, settings, runner=args.runner, options=_split(args.beam_options))
       else:
         write_tasks(todo, settings, workers=args.workers)
     sidecars = [read_sidecar(task, args.output, work) for task in tasks]
@@ -169,6 +179,13 @@ def _write_shards(args, frontend, listing: Listing, aside: list[dict], work: str
   first = min(rejects, key=lambda reject: reject["id"])
   raise UserError(f"none of the {len(listing.sources)} files can be used; the first is {first['id']!r}: "
                   f"{first['reason']} {first['detail']}".rstrip())  # fmt: skip
+
+
+def _split(options: str) -> list[str]:
+  try:
+    return shlex.split(options)
+  except ValueError as error:
+    raise UserError(f"--beam_options={options}: {error}") from error
 
 
 def _remove_strays(output: str, files: set[str]) -> None:
@@ -194,15 +211,13 @@ def _verify(argv: list[str]) -> int:
 
 
 def _repair(argv: list[str]) -> int:
-  """Removes the bad shards and prepares again, which writes what is not there."""
+  """Prepares again with the bad shards among those to be written: each is replaced once its successor is whole."""
   args = _parser().parse(argv)
   problems, _ = verify(args.output)
-  for path, problem in problems.items():
-    print(f"writing again: {problem}", file=sys.stderr)
-    if os.path.exists(path):
-      os.unlink(path)
+  for problem in problems.values():
+    print(f"bad: {problem}", file=sys.stderr)
   if problems:
-    prepare(args)
+    prepare(args, again={os.path.basename(path) for path in problems})
   else:
     print(f"{args.output}: nothing to repair")
   return 0

@@ -1,6 +1,7 @@
 """`report.html` of a prepared data set: one file, readable offline, that shows what is in it and what is not."""
 
 import base64
+import collections
 import hashlib
 import html
 import io
@@ -10,10 +11,12 @@ import os
 import numpy as np
 
 from atst_jax.records import Clip, Dataset, write_text
+from data_pipeline.shards import LEVEL_STEP
 
 PAGE = "report.html"
 THUMBNAILS = 24
-MOST_ROWS = 500  # of a table
+MOST_ROWS = 2000  # of a table
+MOST_BARS = 200
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.5em 0}td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:left}
 td.n,th.n{text-align:right}svg{display:block;margin:.5em 0}figure{display:inline-block;margin:.3em;font-size:12px}
@@ -29,12 +32,17 @@ def table(head: list[str], rows: list[list], numbers: int = 0) -> str:
   return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>{more}"
 
 
-def bars(counts: dict[str, int], unit: str) -> str:
-  """A histogram as SVG, from {"lower edge": count} of whole numbers."""
+def bars(counts: dict[str, int], unit: str, step: int) -> str:
+  """A histogram as SVG, from {"lower edge": count} of whole numbers, `step` apart; coarser if there are very many."""
   if not counts:
     return "<p>none</p>"
-  edges = sorted(int(edge) for edge in counts)
-  step = min((b - a for a, b in itertools.pairwise(edges)), default=1)
+  edges = [int(edge) for edge in counts]
+  step *= max(1, -(-(max(edges) - min(edges)) // (step * MOST_BARS)))
+  merged = collections.Counter()
+  for edge, count in counts.items():
+    merged[int(edge) // step * step] += count
+  counts = {str(edge): merged[edge] for edge in sorted(merged)}
+  edges = sorted(merged)
   number = (edges[-1] - edges[0]) // step + 1
   width, top = max(3, min(24, 800 // number)), max(counts.values())
   parts = []
@@ -89,13 +97,13 @@ def render(dataset: Dataset) -> str:
     "Splits": table(["split", "clips", "files", "hours", "seconds", "shards"], splits, numbers=5),
     "Front-end": table(["parameter", "value"], [[k, v] for k, v in frontend.to_json().items()]),
     "Statistics of the training split (dB; log_: nepers)": table(["", "value"], statistics, numbers=1),
-    "Durations": bars(counts.get("seconds", {}), "s"),
-    "Levels (mean of a clip's log-mel)": bars(counts.get("levels", {}), "dB"),
+    "Durations": bars(counts.get("seconds", {}), "s", 1),
+    "Levels (mean of a clip's log-mel)": bars(counts.get("levels", {}), "dB", LEVEL_STEP),
     "Sample rates": table(["Hz", "files"], sorted(counts["sample_rates"].items(), key=lambda x: int(x[0])), numbers=1),
     "Classes": table(["class", *manifest["splits"]], balance, numbers=len(manifest["splits"])) if balance else "",
     "Coverage, where files are missing": table(["class", "listed", "missing", "rejected"], coverage, numbers=3)
     if coverage else "",
-    "Rejects": table(["id", "reason", "detail"], [list(r.values()) for r in manifest["rejects"]])
+    "Rejects": table(["id", "reason", "detail"], [[r["id"], r["reason"], r["detail"]] for r in manifest["rejects"]])
     if manifest["rejects"] else "<p>none</p>",
     "Some clips": "".join(thumbnail(clip, manifest["label_names"]) for clip in sample(dataset, THUMBNAILS)),
   }  # fmt: skip

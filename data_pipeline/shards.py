@@ -1,6 +1,7 @@
 """The unit of work: one shard, from its audio files to a TFRecord file and a sidecar with all that is known of it."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -115,7 +116,8 @@ def _payloads(
       doing.flush()
       yield from _clips(source, settings, tally)
       on_file(i + 1, tally.num_clips)
-  os.unlink(doing.name)
+  with contextlib.suppress(FileNotFoundError):  # a second attempt at the same shard has ended first
+    os.unlink(doing.name)
 
 
 def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int], None]) -> None:
@@ -165,7 +167,7 @@ def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
   try:
     with open(sidecar_path(task, work), encoding="utf-8") as file:
       sidecar = json.load(file)
-    if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]) or "levels" not in sidecar:
+    if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]):
       return None
     path = os.path.join(output, task.file)
     size = os.path.getsize(path) if sidecar["num_clips"] else 0

@@ -4,6 +4,7 @@ Only names are looked at, nothing is decoded. The list is sorted by id and never
 system or a manifest gives the files.
 """
 
+import csv
 import dataclasses
 import itertools
 import os
@@ -54,7 +55,13 @@ def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0
     raise UserError(f"--input={path} is a {kind}, --layout={layout} needs a {wanted}")
   if root and layout != "manifest":
     raise UserError(f"--root={root} only serves a manifest, and --input={path} is read as {layout}; leave it out")
-  listing = LAYOUTS[layout](path, root)
+  try:
+    listing = LAYOUTS[layout](path, root)
+  except (KeyError, ValueError, TypeError, IndexError, AttributeError, csv.Error) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"--layout={layout}: a list in {path} does not read as its owners write it ("
+                    f"{type(error).__name__}: {error}); see data_pipeline/README.md") from error  # fmt: skip
   if not listing.sources:
     raise UserError(f"--input={path} holds no audio ({', '.join(AUDIO_EXTENSIONS)})")
   sources = sorted(listing.sources, key=lambda source: source.id)

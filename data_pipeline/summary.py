@@ -46,7 +46,7 @@ def describe(*, name: str, frontend: FrontEnd, listing: Listing, sidecars: list[
 def _sum(sidecars: list[dict], key: str) -> dict[str, int]:
   total = collections.Counter()
   for sidecar in sidecars:
-    total.update(sidecar[key])
+    total.update(sidecar.get(key, {}))  # histograms are absent from an older version's
   return dict(total)
 
 

@@ -51,7 +51,9 @@ def verify(root: str) -> tuple[dict[str, str], int]:
   for split in dataset.splits:
     for shard in dataset.shards(split):
       try:
-        num_clips += _verify_shard(dataset, shard, split, ids)
+        found = _verify_shard(dataset, shard, split, ids)
+        ids |= found
+        num_clips += len(found)
       except (RecordError, OSError) as error:
         problems[shard.path] = str(error)
   listed = {os.path.basename(shard.path) for split in dataset.splits for shard in dataset.shards(split)}
@@ -61,23 +63,24 @@ def verify(root: str) -> tuple[dict[str, str], int]:
   return problems, num_clips
 
 
-def _verify_shard(dataset: Dataset, shard: Shard, split: str, ids: set[str]) -> int:
+def _verify_shard(dataset: Dataset, shard: Shard, split: str, before: set[str]) -> set[str]:
+  """The ids of a sound shard. `before` are those of the sound shards before it."""
   if not os.path.isfile(shard.path):
     raise RecordError(f"{shard.path}: missing, {shard.num_clips} clips expected")
-  number = 0
+  number, ids = 0, set()
   for number, data in enumerate(read_records(shard.path), start=1):
     where = f"{shard.path}: record {number - 1}"
     clip = Clip.decode(data, dataset.frontend.n_mels, where)
     if clip.split != split or not all(0 <= label < len(dataset.label_names) for label in clip.labels):
       raise RecordError(f"{where}: split {clip.split!r} and labels {clip.labels} do not fit {MANIFEST}")
-    if clip.id in ids:
+    if clip.id in ids or clip.id in before:
       raise RecordError(f"{where}: id {clip.id!r} occurs twice")
     ids.add(clip.id)
   if number != shard.num_clips:
     raise RecordError(f"{shard.path}: {number} clips, {shard.num_clips} expected; cut on a record boundary?")
   if sha256_file(shard.path) != shard.sha256:
     raise RecordError(f"{shard.path}: sha256 differs from {MANIFEST}, though every record reads")
-  return number
+  return ids
 
 
 def compute_statistics(root: str, split: str) -> dict:

@@ -158,8 +158,6 @@ def test_wrong_overrides_name_the_remedy(key, text, message):
   ({"views__first_frames": "8,16,32"}, "must be two whole numbers of frames"),
   ({"views__first_frames": "8.5,32"}, "must be two whole numbers of frames"),
   ({"encoder__kind": "cnn"}, "kind=cnn needs the keys dropout, hidden, version, width; start from a"),
-  ({"difference__renormalize": "batch"}, "only with --config.views.post_norm=true"),
-  ({"difference__match_level": "true", "difference__mix_domain": "normalized"}, "mix_domain=energy"),
   ({"difference__stop_gradient": "true", "difference__subtrahend": "teacher"}, "subtrahend=student"),
   ({"difference__gamma_shared": "true", "difference__symmetric": "false"}, "symmetric=true"),
   ({"tail": "cut"}, "tail=cut: choose one of released"),

@@ -45,8 +45,9 @@ AUDIOSET = {
     "# Segments csv created Sun Mar  5 10:54:31 2017", "# num_ytids=2", "# YTID, start_seconds, end_seconds, labels",
     '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/m/05zppz"', 'Y1234567890, 0.000, 10.000, "/m/09x0r"',
     'abcdefghijk, 7.500, 17.500, "/m/05zppz"'),
-  "eval_segments.csv": _table("# comment", '_0123456789, 5.000, 15.000, "/m/09x0r"'),
-  "audio/--PJHxphWEs_30.000.wav": "", "audio/YY1234567890.wav": "", "eval/_0123456789_5000_15000.flac": "",
+  "eval_segments.csv": _table("# comment", '_0123456789, 5.000, 13.000, "/m/09x0r"'),
+  "audio/--PJHxphWEs_30.000.wav": "", "audio/YY1234567890.wav": "", "eval/_0123456789_5000_13000.flac": "",
+  "more/--PJHxphWEs_30.000.wav": "",
 }  # fmt: skip
 
 # layout -> (files, the expected {id: (labels, fold, split, whether the file is there)})
@@ -98,7 +99,7 @@ CASES = {
                                      True)}),
   "voxforge": ({"de/anna-20080320-rgz/wav/de7-58.wav": ""}, {
     "de/anna-20080320-rgz/wav/de7-58.wav": (
-      ("de",), -1, split_of("voxforge de/anna-20080320-rgz", {"train": 0.7, "valid": 0.15, "test": 0.15}), True)}),
+      ("de",), -1, split_of("voxforge de/anna", {"train": 0.7, "valid": 0.15, "test": 0.15}), True)}),
   "surge": ({"presets/Basses/Attacky/21.ogg": ""}, {
     "presets/Basses/Attacky/21.ogg": (
       ("21",), -1, split_of("surge presets/Basses/Attacky", {"train": 0.81, "valid": 0.095, "test": 0.095}), True)}),
@@ -154,6 +155,38 @@ def test_lists_that_lead_out_of_the_folder_are_refused(tmp_path):
     list_sources(str(root), layout="esc50")
 
 
+def test_linked_folders_that_lead_out_are_refused(tmp_path):
+  root = tmp_path / "esc"
+  _write(root, {"meta/esc50.csv": ESC50["ESC-50-master/meta/esc50.csv"]})
+  (tmp_path / "elsewhere").mkdir()
+  (root / "audio").symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(UserError, match="lies outside"):
+    list_sources(str(root), layout="esc50")
+
+
+@pytest.mark.parametrize("name, old, new, layout", [
+  ("balanced_train_segments.csv", "abcdefghijk, 7.500, 17.500", "../secret/x, 7.500, 17.500", "audioset"),
+  ("balanced_train_segments.csv", 'abcdefghijk, 7.500, 17.500, "/m/05zppz"', "abcdefghijk, 7.500", "audioset"),
+  ("balanced_train_segments.csv", "7.500", "soon", "audioset"),
+  ("ESC-50-master/meta/esc50.csv", "0.wav,1,0,dog", "0.wav,one,0,dog", "esc50"),
+  ("nsynth-train/examples.json", "instrument_family_str", "family", "nsynth"),
+  ("nsynth-train/examples.json", "{", "", "nsynth"),
+])  # fmt: skip
+def test_lists_that_do_not_read_are_refused(tmp_path, name, old, new, layout):
+  files = dict(CASES[layout][0])
+  files[name] = files[name].replace(old, new)
+  with pytest.raises(UserError, match=r"does not read as its owners write it|unknown video"):
+    list_sources(_write(tmp_path, files), layout=layout)
+
+
+@pytest.mark.parametrize("stem", ["abcdefghijk", "Yabcdefghijk", "abcdefghijk_7.5", "abcdefghijk_7.500_17.500",
+                                  "abcdefghijk_7.5-17.5", "Yabcdefghijk_7.500"])  # fmt: skip
+def test_names_that_downloaders_give(tmp_path, stem):
+  listing = list_sources(_write(tmp_path, {**AUDIOSET, f"clips/{stem}.m4a.wav": "", f"clips/{stem}.wav": ""}),
+                         layout="audioset")  # fmt: skip
+  assert {s.id: os.path.basename(s.path) for s in listing.sources}["abcdefghijk_7.500"] == f"{stem}.wav"
+
+
 def test_groups_are_split_whole_and_near_their_shares():
   shares = {"train": 0.7, "valid": 0.1, "test": 0.2}
   drawn = [split_of(f"actor {i}", shares) for i in range(5000)]
@@ -172,6 +205,8 @@ def test_subset_is_nested_and_leaves_other_splits(tmp_path):
   kept = subset(sources, 1)
   assert sorted(s.split for s in kept) == ["test", "train"]
   assert all(os.path.isfile(s.path) for s in kept)
+  with pytest.raises(UserError, match="--subset=3: of 3 training files listed 2 are on disk"):
+    subset(sources, 3)
 
 
 def test_audioset_with_clips_missing_on_disk(tmp_path, capsys):

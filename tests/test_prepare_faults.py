@@ -264,7 +264,36 @@ def test_repair_writes_the_bad_shards_and_no_others(small, capsys):
   (output / "train-00004-of-00005.tfrecord").unlink()
   assert run("verify", str(output)) == 2
   assert "prepare repair" in capsys.readouterr().err
+  damaged = contents(output)
+  assert run(*flags, "--seed=3") == 2 and run(*flags, "--dry_run") == 0
+  assert contents(output) == damaged  # nothing is removed before it can be replaced
   assert run(*flags) == 0
   assert contents(output) == before and run("verify", str(output)) == 0
   kept = {name for name, inode in inodes.items() if (output / name).stat().st_ino == inode}
   assert kept == {f"train-{i:05d}-of-00005.tfrecord" for i in (0, 2, 3)}
+
+
+def test_a_shard_that_is_a_copy_of_another_does_not_condemn_it(small):
+  """Only the copy is written again."""
+  audio, output = small
+  before = contents(output)
+  good, copy = (output / f"train-0000{i}-of-00005.tfrecord" for i in (3, 1))
+  inode = good.stat().st_ino
+  copy.write_bytes(good.read_bytes())
+  assert run("repair", f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5") == 0
+  assert contents(output) == before and good.stat().st_ino == inode
+
+
+def test_of_duplicates_the_evaluation_clip_stays(tmp_path):
+  (tmp_path / "audio").mkdir()
+  sound = np.random.default_rng(0).uniform(-0.5, 0.5, 2000)
+  for name in ("a", "b", "c"):
+    soundfile.write(tmp_path / "audio" / f"{name}.wav", sound if name != "c" else -sound, RATE)
+  (tmp_path / "audio" / "empty 1.wav").touch()
+  (tmp_path / "audio" / "empty 2.wav").touch()
+  rows = "path,split\na.wav,train\nb.wav,test\nc.wav,train\nempty 1.wav,train\nempty 2.wav,train\n"
+  (tmp_path / "list.csv").write_text(rows)
+  assert run(f"--input={tmp_path / 'list.csv'}", f"--root={tmp_path / 'audio'}", f"--output={tmp_path / 'out'}",
+             "--frontend=atst", "--reject_duplicates") == 0  # fmt: skip
+  rejects = {r["id"]: r["reason"] for r in Dataset.load(str(tmp_path / "out")).manifest["rejects"]}
+  assert rejects == {"a.wav": "duplicate", "empty 1.wav": "empty", "empty 2.wav": "empty"}

@@ -58,8 +58,13 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(page):
 
 def test_the_page_says_what_is_there_and_what_is_not(page):
   text = " ".join(re.sub(r"<[^>]+>", " ", page[0]).split())
-  for words in ("rain &amp; wind/bad.wav undecodable", "19 files listed, 1 not used", "Hz files 16000 18",
-                "class train &lt;b&gt;bark 9 rain &amp; wind 9", "Coverage, where files are missing"):  # fmt: skip
+  for words in (
+    "id reason detail rain &amp; wind/bad.wav undecodable",
+    "19 files listed, 1 not used",
+    "Hz files 16000 18",
+    "class train &lt;b&gt;bark 9 rain &amp; wind 9",
+    "Coverage, where files are missing",
+  ):
     assert words in text, words
   counts = page[1].manifest["counts"]
   assert counts["seconds"] == {"1": 9, "3": 9}
@@ -68,6 +73,7 @@ def test_the_page_says_what_is_there_and_what_is_not(page):
 
 
 def test_bars_and_long_tables():
-  drawn = bars({"-50": 1, "-40": 4}, "dB")
-  assert drawn.count("<rect") == 2 and "-50 dB" in drawn and "-30 dB" in drawn and bars({}, "s") == "<p>none</p>"
-  assert "… and 100 more in dataset.json" in table(["a"], [[i] for i in range(600)])
+  drawn = bars({"-50": 1, "-40": 4}, "dB", 5)
+  assert drawn.count("<rect") == 2 and "-50 dB" in drawn and "-35 dB" in drawn and bars({}, "s", 1) == "<p>none</p>"
+  assert bars({str(i): 1 for i in range(3600)}, "s", 1).count("<rect") == 200
+  assert "… and 100 more in dataset.json" in table(["a"], [[i] for i in range(2100)])
