@@ -42,7 +42,11 @@ REJECTS = "rejects.json"  # in the work folder: files set aside before the secon
 def _parser() -> Parser:
   parser = Parser("data_pipeline.prepare", __doc__)
   add = parser.add_argument
-  add("--input", required=True, help="a folder of audio files, or a CSV/TSV manifest: path,label,fold,split,id")
+  add("--input", default="", help="a folder of audio files, or a CSV/TSV manifest: path,label,fold,split,id")
+  add("--tfds", default="", help="instead of --input: a data set of TensorFlow Datasets, for example nsynth/full; its "
+      "sounds are written to OUTPUT.audio first")  # fmt: skip
+  add("--tfds_label", default="", help="feature of its class; by default `label`, for example instrument/family")
+  add("--tfds_dir", default=None, help="TFDS's data folder, if not its own")
   add("--output", required=True, help="folder of the shards; made if need be")
   add("--frontend", required=True, help=", ".join(FRONTENDS))
   add("--layout", default="", help=f"{', '.join(LAYOUTS)}; default: folder for a folder, manifest for a file")
@@ -63,6 +67,12 @@ def _parser() -> Parser:
 
 
 def _check(args: argparse.Namespace) -> None:
+  if bool(args.input) == bool(args.tfds):
+    raise UserError("name what to prepare: either --input=DIR_or_MANIFEST or --tfds=NAME")
+  if args.tfds and (args.layout or args.root):
+    raise UserError("--layout and --root go with --input, not with --tfds")
+  if (args.tfds_label or args.tfds_dir) and not args.tfds:
+    raise UserError("--tfds_label and --tfds_dir need --tfds")
   if args.layout and args.layout not in LAYOUTS:
     raise UserError(
       f"unknown --layout={args.layout}; choose one of {', '.join(LAYOUTS)}{nearest(args.layout, LAYOUTS)}"
@@ -87,6 +97,11 @@ def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozens
   """
   _check(args)
   frontend = get_frontend(args.frontend)
+  if args.tfds:
+    from data_pipeline.tfds_source import export
+
+    args.name = args.name or args.tfds.replace("/", "_")
+    args.input = export(args.tfds, f"{args.output.rstrip('/')}.audio", label=args.tfds_label, data_dir=args.tfds_dir)
   listing = list_sources(args.input, layout=args.layout, root=args.root, number=args.subset)
   name = os.path.basename(os.path.abspath(args.input))
   name = args.name or printable(name if os.path.isdir(args.input) else os.path.splitext(name)[0])

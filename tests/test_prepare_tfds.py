@@ -52,3 +52,56 @@ def test_opens_with_tfds(tmp_path, monkeypatch):
       assert list(features["labels"].int64_list.value) == list(clip.labels)
       assert features["num_frames"].int64_list.value[0] == len(clip.mel)
       assert features["split"].bytes_list.value[0] == b"train" and features["fold"].int64_list.value[0] == clip.fold
+
+
+def test_a_data_set_of_tfds_becomes_files_and_is_prepared(tmp_path, monkeypatch, capsys):
+  """A builder of this test's own: labels, splits, sample rate and every sample arrive; a rerun writes nothing anew."""
+  monkeypatch.setattr(prepare, "write_tasks", write_in_this_process)
+  rng = np.random.default_rng(0)
+  sounds = {f"{split}{i}": rng.integers(-9000, 9000, 2000 + 10 * i) for split in ("train", "validation")
+            for i in range(6)}  # fmt: skip
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import tensorflow_datasets as tfds
+
+    class ToyAudio(tfds.core.GeneratorBasedBuilder):
+      VERSION = tfds.core.Version("1.0.0")
+
+      def _info(self):
+        features = {"audio": tfds.features.Audio(sample_rate=8000), "label": tfds.features.ClassLabel(names=["a", "b"]),
+                    "speaker": tfds.features.FeaturesDict({"name": tfds.features.Text()})}  # fmt: skip
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+      def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in ("train", "validation")}
+
+      def _generate_examples(self, split):
+        for key, samples in sounds.items():
+          if key.startswith(split):
+            yield key, {"audio": samples, "label": int(key[-1]) % 2, "speaker": {"name": f"s{key[-1]}"}}
+
+    flags = ["--tfds=toy_audio", f"--tfds_dir={tmp_path / 'tfds'}", f"--output={tmp_path / 'out'}", "--frontend=atst"]
+    assert prepare.main(flags) == 0
+    dataset = Dataset.load(str(tmp_path / "out"))
+    assert dataset.num_clips("train") == dataset.num_clips("valid") == 6 and dataset.label_names == ["a", "b"]
+    assert dataset.manifest["name"] == "toy_audio" and dataset.manifest["counts"]["sample_rates"] == {"8000": 12}
+    found = {}
+    for path in sorted((tmp_path / "out.audio").rglob("*.wav")):
+      samples, rate = soundfile.read(path, dtype="int16")
+      found[samples.tobytes()] = (path.parent.name, rate)
+    assert found == {
+      v.astype(np.int16).tobytes(): ("valid" if k[0] == "v" else "train", 8000) for k, v in sounds.items()
+    }
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.audio").rglob("*.wav")}
+    assert prepare.main(flags) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    other = [*flags[:2], f"--output={tmp_path / 'other'}", "--frontend=atst"]
+    assert prepare.main([*other, "--tfds_label=speaker/name"]) == 0
+    assert Dataset.load(str(tmp_path / "other")).label_names == [f"s{i}" for i in range(6)]
+    capsys.readouterr()
+    for change, message in ((["--tfds_label=class"], "--tfds_label=class: toy_audio has the features audio, label"),
+                            (["--tfds=no_such_set"], "--tfds=no_such_set: "),
+                            (["--input=x"], "either --input=DIR_or_MANIFEST or --tfds=NAME")):  # fmt: skip
+      assert prepare.main([*other, *change]) == 2
+      error = capsys.readouterr().err
+      assert message in error and "Traceback" not in error, error

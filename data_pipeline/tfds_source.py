@@ -1,0 +1,125 @@
+"""Any audio data set of TensorFlow Datasets, by name: written once as audio files with a manifest beside them.
+
+  python -m data_pipeline.prepare --tfds=crema_d --output=data/crema_d --frontend=atst
+
+From there on it is prepared like any other manifest: rejects, statistics, restarts. Samples are kept as they are (whole
+numbers as 16 bits, others as 32-bit floats). The files may be deleted once the set is prepared. Needs TensorFlow.
+"""
+
+import contextlib
+import csv
+import os
+
+import numpy as np
+
+from atst_jax.errors import UserError
+from atst_jax.records import temporary_name
+from data_pipeline.progress import Progress
+
+SPLITS = {"validation": "valid"}  # TFDS's name -> ours
+MANIFEST_NAME = "manifest.csv"
+
+
+def export(name: str, folder: str, *, label: str = "", data_dir: str | None = None) -> str:
+  """Writes every example of a data set as an audio file. Files that are there are kept.
+
+  Args:
+    name: of the data set and perhaps its config, for example "nsynth/full".
+    folder: where to write; a sub-folder for each split.
+    label: feature of the class, "/" between the levels ("instrument/family"); by default "label", or none.
+    data_dir: of TFDS, if not its own.
+
+  Returns:
+    The path of the manifest.
+
+  Raises:
+    UserError: TFDS does not know the name, cannot get the data, or the features do not fit.
+  """
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+    builder.download_and_prepare()
+  except Exception as error:  # TFDS has an exception of its own for every mishap
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    raise UserError(f"--tfds={name}: {reason}") from error
+  features = builder.info.features
+  audio = _audio_feature(name, features)
+  label = label or ("label" if "label" in features else "")
+  names = _names(name, features, label)
+  rate = features[audio].sample_rate
+  if not rate:
+    raise UserError(f"--tfds={name}: its feature {audio!r} does not state a sample rate; export it to files and "
+                    "prepare those")  # fmt: skip
+  path = os.path.join(folder, MANIFEST_NAME)
+  rows = []
+  for split, info in builder.info.splits.items():
+    ours = SPLITS.get(split, split)
+    os.makedirs(os.path.join(folder, ours), exist_ok=True)
+    read = tfds.ReadConfig(interleave_cycle_length=1)  # in the order of the shards
+    examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False, read_config=read))
+    with contextlib.closing(Progress(info.num_examples)) as progress:
+      for number, example in enumerate(examples):
+        relative = f"{ours}/{number:07d}.wav"
+        _write(os.path.join(folder, relative), example[audio], rate)
+        rows.append([relative, _label(example, label, names), ours, f"{split}/{number:07d}"])
+        progress.update(number + 1, number + 1)
+  temporary = temporary_name(path)
+  with open(temporary, "w", encoding="utf-8", newline="") as file:
+    csv.writer(file).writerows([["path", "label", "split", "id"], *rows])
+  os.replace(temporary, path)
+  return path
+
+
+def _audio_feature(name: str, features) -> str:
+  import tensorflow_datasets as tfds
+
+  found = [key for key, feature in features.items() if isinstance(feature, tfds.features.Audio)]
+  if len(found) != 1:
+    raise UserError(
+      f"--tfds={name}: has {len(found)} audio features among {', '.join(features)}; exactly one is needed"
+    )
+  return found[0]
+
+
+def _feature(features, key: str):
+  for part in key.split("/"):
+    features = features[part]
+  return features
+
+
+def _names(name: str, features, label: str) -> list[str] | None:
+  """Names of the classes; None where labels are texts."""
+  if not label:
+    return None
+  try:
+    feature = _feature(features, label)
+  except (KeyError, TypeError) as error:
+    raise UserError(f"--tfds_label={label}: {name} has the features {', '.join(features)}") from error
+  return getattr(feature, "names", None)
+
+
+def _label(example, label: str, names: list[str] | None) -> str:
+  if not label:
+    return ""
+  value = _feature(example, label)
+  if names is not None:
+    return names[int(value)]
+  return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _write(path: str, samples: np.ndarray, rate: int) -> None:
+  import soundfile
+
+  if os.path.exists(path):
+    return
+  samples = np.asarray(samples)
+  temporary = temporary_name(path)
+  if np.issubdtype(samples.dtype, np.integer) and np.abs(samples).max(initial=0) > 2**15:
+    samples = samples / 2.0**31  # of 32 bits
+  if np.issubdtype(samples.dtype, np.integer):
+    samples = np.minimum(samples, 2**15 - 1)
+    soundfile.write(temporary, samples.astype(np.int16), int(rate), subtype="PCM_16", format="WAV")
+  else:
+    soundfile.write(temporary, samples.astype(np.float32), int(rate), subtype="FLOAT", format="WAV")
+  os.replace(temporary, path)
