@@ -3,6 +3,7 @@
   python -m data_pipeline.prepare --input=DIR_or_MANIFEST --output=DIR --frontend=atst
   python -m data_pipeline.prepare verify DIR    checks counts, sha256 and every record
   python -m data_pipeline.prepare stats DIR     computes the statistics anew and stores them
+  python -m data_pipeline.prepare merge DIR DIR … --output=DIR       joins prepared sets
   python -m data_pipeline.prepare repair --input=… --output=DIR …    writes the bad shards of DIR again, and no others
 
 Which clip is in which shard, and every byte, depends on the input and the seed only. Killed at any moment, the same
@@ -26,6 +27,7 @@ from atst_jax.records import MANIFEST, SCHEMA_VERSION, RecordError, write_json
 from data_pipeline import beam
 from data_pipeline.files import printable
 from data_pipeline.flags import Parser, nearest
+from data_pipeline.merge import merge
 from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, measure, open_output, shard_name
 from data_pipeline.report_page import write_report
 from data_pipeline.shards import Settings, read_sidecar
@@ -238,6 +240,17 @@ def _repair(argv: list[str]) -> int:
   return 0
 
 
+def _merge(argv: list[str]) -> int:
+  parser = Parser("data_pipeline.prepare merge", "Joins prepared sets of one front-end into a new one.")
+  parser.add_argument("datasets", nargs="+")
+  parser.add_argument("--output", required=True, help="folder to make")
+  parser.add_argument("--name", default="", help="name of the result; by default its folder's")
+  args = parser.parse(argv)
+  name = args.name or printable(os.path.basename(os.path.abspath(args.output)))
+  print("\n".join([f"{args.output}:", *report(merge(args.datasets, args.output, name))]))
+  return 0
+
+
 def _stats(argv: list[str]) -> int:
   parser = Parser("data_pipeline.prepare stats", "Computes the statistics of a prepared dataset anew and stores them.")
   parser.add_argument("dataset")
@@ -252,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
   argv = sys.argv[1:] if argv is None else argv
   before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   try:
-    commands = {"verify": _verify, "stats": _stats, "repair": _repair}
+    commands = {"verify": _verify, "stats": _stats, "merge": _merge, "repair": _repair}
     if argv and argv[0] in commands:
       return commands[argv[0]](argv[1:])
     prepare(_parser().parse(argv))
