@@ -117,10 +117,10 @@ def main(argv=None) -> int:
     return 0
   print("{files} files, {hours:.2f} hours of audio".format(**result))
   print("one process: {clips_per_second:.0f} clips/s, {hours_per_core_minute:.2f} hours of audio per core-minute, "
-        "{megabytes_per_second:.1f} MB/s read; {share_of_bare_loop:.0%} of a bare loop of decoding, resampling and log-mel "
-        "({bare_clips_per_second:.0f} clips/s)".format(**result))  # fmt: skip
-  print("pool of {workers}, its start included: {pool_clips_per_second:.0f} clips/s, {pool_speedup:.2f} times one process"
-        .format(**result))  # fmt: skip
+        "{megabytes_per_second:.1f} MB/s read; {share_of_bare_loop:.0%} of a bare loop of decoding, resampling and "
+        "log-mel ({bare_clips_per_second:.0f} clips/s)".format(**result))  # fmt: skip
+  print("pool of {workers}, its start included: {pool_clips_per_second:.0f} clips/s, {pool_speedup:.2f} times one "
+        "process".format(**result))  # fmt: skip
   return 0
 
 
