@@ -6,6 +6,7 @@ clip's (or group's) index in the global batch, so they are the same on any mesh.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from atst_jax.augment import draw_box, fade, mixup, place, resize_crop
 from atst_jax.groups import SILENT, in_groups, valid_frames
@@ -91,7 +92,7 @@ def make_views(key, mel, length, *, segments, crop_frames, first_frames, second_
                      "'silence'")  # fmt: skip
   clips, _, n_mels = mel.shape
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), (2, 6)))(jnp.arange(clips))  # (B, K, 6)
-  crop_keys = keys[:, :, (0, 5)] if segments == "two" else keys[:, :1, (0, 5)].repeat(2, 1)  # start, length
+  crop_keys = keys[:, np.array((0, 1) if segments == "two" else (0, 0))][:, :, np.array((0, 5))]  # start, length
   ranges = [frames or (crop_frames, crop_frames) for frames in (first_frames, second_frames)]
 
   def segment(keys, mel, length, frames_range):

@@ -82,7 +82,8 @@ def test_twenty_steps_equal_an_independent_loop(kind):
   def draw(count, batch):
     """What the train step draws for itself."""
     view_key, mix_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), count), 3)
-    views, _, drawn = make_views(view_key, batch["mel"], batch["length"], ragged=False, **config.views.to_dict())
+    views, _, drawn = make_views(view_key, batch["mel"], batch["length"], ragged=False, apart=True,
+                                 **config.views.to_dict())  # fmt: skip
     mixtures, _, gamma = make_mixtures(mix_key, views, None, drawn["post_std"], **mixing)
     return views, mixtures, gamma
 

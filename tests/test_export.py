@@ -179,7 +179,7 @@ def test_embed_command(encoder, tmp_path, capsys):
 def test_byola_exports_the_student_with_its_running_statistics(tmp_path):
   """Sounds of any length, short ones too; frames every 40 ms."""
   small = {"encoder__width": "1040", "encoder__hidden": "8", "views__normalization__mean": "-6", "total_steps": "2",
-           "views__normalization__std": "7", "checkpoint__every_steps": "2"}  # fmt: skip
+           "views__normalization__std": "7", "checkpoint__every_steps": "2", "difference__weight": "0.2"}  # fmt: skip
   flags = tiny_flags(file="byola.py", **small)
   assert main.main([f"--workdir={tmp_path / 'run'}", *flags]) == 0
   assert export.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'encoder'}"]) == 0

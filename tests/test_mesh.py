@@ -26,6 +26,7 @@ CONFIGS = {
   "base.py": {"encoder__width": "128"},
   # Post-normalisation over the batch, BatchNorm and dropout in the encoder, one pass for each view.
   "byola.py": {"encoder__width": "1040", "encoder__hidden": "8", "views__normalization__mean": "-6",
+               "views__normalization__std": "7", "difference__weight": "0.5",
                "optimizer__base_lr": "1e-4", "optimizer__eps": "1e-4", "warmup_steps": "0"},
 }  # fmt: skip
 
