@@ -193,7 +193,7 @@ def test_one_job_at_a_time(small):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--inptu=x"], "unknown flag --inptu; did you mean '--input'"), ([], "required: --input, --output, --frontend"),
+    (["--inptu=x"], "unknown flag --inptu; did you mean '--input'"), ([], "required: --output, --frontend"),
     (["--input=absent"], "--input=absent does not exist"), (["--input=empty"], "holds no audio"),
     (["--frontend=atts"], "unknown front-end 'atts'; choose one of atst"), (["--workers=0"], "--workers=0 is not"),
     (["--layout=esc51"], "unknown --layout=esc51; choose one of folder, manifest, audioset, crema_d, esc10, esc50,"),
