@@ -14,6 +14,7 @@ from atst_jax.model import TAILS
 from atst_jax.normalization import NORMALIZATIONS
 from atst_jax.optimizer import FORMS
 from atst_jax.records import Dataset
+from atst_jax.views import frame_ranges
 
 # What may be set, beyond what the types say. Integers here must be positive.
 POSITIVE = (
@@ -113,17 +114,16 @@ def check_encoder(encoder) -> None:
                     "config of that kind (configs/base.py: transformer, configs/byola.py: cnn)")  # fmt: skip
 
 
-def view_ranges(views) -> list[tuple[int, int]]:
-  """(shortest, longest) frames of each view."""
-  full = (views.crop_frames, views.crop_frames)
-  return [tuple(frames) if frames else full for frames in (views.first_frames, views.second_frames)]
+def ranges_of(views) -> list[tuple[int, int]]:
+  """(shortest, longest) frames of each view of a config's `views` section."""
+  return frame_ranges(views["crop_frames"], views["first_frames"], views["second_frames"])
 
 
 def is_ragged(config: ConfigDict, dataset: Dataset | None) -> bool:
   """Whether any view may be shorter than `views.crop_frames`, so that lengths have to be tracked."""
   if config.views.padding == "silence":
     return False
-  shortest = min(low for low, _ in view_ranges(config.views))
+  shortest = min(low for low, _ in ranges_of(config.views))
   clips = config.data.clip_frames if dataset is None else dataset.min_frames(config.data.split)
   return min(shortest, clips) < config.views.crop_frames
 
@@ -134,7 +134,7 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
   for key in ("first_frames", "second_frames"):
     if views[key] is not None and (len(views[key]) != 2 or not all(isinstance(n, int) for n in views[key])):
       raise UserError(f"--config.views.{key}={views[key]}: must be two whole numbers of frames, the shorter first")
-  crop, ranges = views.crop_frames, view_ranges(views)
+  crop, ranges = views.crop_frames, ranges_of(views)
   shortest = frames_per_vector(encoder)
   limits = {"data.clip_frames": config.data.clip_frames}
   if "max_frames" in encoder:

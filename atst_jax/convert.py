@@ -78,7 +78,7 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
   if not isinstance(ours, dict) or ours.keys() - {*PARTS, "heads", "patch_frames"} or (PARTS - ours.keys() and ours):
     raise UserError(f"its arguments' {OURS!r} are not what this project writes")
   width = tensors["cls_token"].shape[-1]
-  heads = heads or ours.get("heads")
+  heads = ours.get("heads") if heads is None else heads
   if heads is None:
     if width % HEAD_WIDTH:
       raise UserError(f"the encoder is {width} wide, not a multiple of {HEAD_WIDTH}: state its --heads")
@@ -95,10 +95,12 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
   positions = tensors["pos_embed"].shape[1] - 1
   encoder = {"kind": "transformer", "width": width, "depth": len(blocks), "heads": heads, "drop_path": 0.1,
              "patch_frames": patch, "max_frames": positions * patch + 1}  # fmt: skip
-  chunk = frontend.num_frames(round((seconds or seconds_of(hyper)) * frontend.sample_rate))
+  if seconds is None and ours:
+    chunk = ours["chunk_frames"]
+  else:
+    chunk = frontend.num_frames(round((seconds_of(hyper) if seconds is None else seconds) * frontend.sample_rate))
   if not patch <= chunk <= encoder["max_frames"]:
     raise UserError(f"chunks of {chunk} frames do not fit the encoder's {encoder['max_frames']}; state --chunk_seconds")
-  chunk = ours.get("chunk_frames", chunk) if seconds is None else chunk
   return {"variables": to_variables(tensors, transformer_names(len(blocks))), "encoder": encoder, "frontend": frontend,
           "normalization": ours.get("normalization", ATST_NORMALIZATION), "chunk_frames": chunk,
           "tail": ours.get("tail", "released")}  # fmt: skip

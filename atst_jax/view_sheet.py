@@ -8,7 +8,7 @@ import numpy as np
 
 from atst_jax.frontend import FrontEnd
 from atst_jax.mixtures import make_mixtures, mixing_options
-from atst_jax.views import make_views
+from atst_jax.views import frame_ranges, make_views
 
 VIEW_COLORS = ("#00E5FF", "#7CFC00")  # of view 1 and 2; both stand out from the magma map
 TICKS_HZ = (125, 250, 500, 1000, 2000, 4000)
@@ -36,8 +36,8 @@ def draw(config: dict, clips: dict, seed: int) -> dict:
     (B, 2, T, F), post_std () and, if λ > 0, mixtures (B, 2 or 1, T, F), mixture_length (B, 2) and gamma (B, 2).
   """
   views, difference = config["views"], config["difference"]
-  ranges = [views[key] or (views["crop_frames"],) for key in ("first_frames", "second_frames")]
-  shortest = min(min(frames) for frames in ranges)
+  ranges = frame_ranges(views["crop_frames"], views["first_frames"], views["second_frames"])
+  shortest = min(low for low, _ in ranges)
   ragged = views["padding"] == "mask" and min(shortest, clips["length"].min()) < views["crop_frames"]
   mixing = mixing_options(views, difference, len(clips["length"]))
 

@@ -31,6 +31,11 @@ def crop(keys, mel, length, *, crop_frames, frames_range):
   return segment, jnp.minimum(length, frames), start
 
 
+def frame_ranges(crop_frames, first_frames, second_frames):
+  """[(shortest, longest) of view 1, of view 2]; a view without a range of its own always has `crop_frames`."""
+  return [tuple(frames or (crop_frames, crop_frames)) for frames in (first_frames, second_frames)]
+
+
 def partner_shifts(key, num_groups, group, *, apart):
   """(B / G, 2) cyclic shifts inside each group, one for each view, different for both views if G allows.
 
@@ -93,7 +98,7 @@ def make_views(key, mel, length, *, segments, crop_frames, first_frames, second_
   clips, _, n_mels = mel.shape
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), (2, 6)))(jnp.arange(clips))  # (B, K, 6)
   crop_keys = keys[:, np.array((0, 1) if segments == "two" else (0, 0))][:, :, np.array((0, 5))]  # start, length
-  ranges = [frames or (crop_frames, crop_frames) for frames in (first_frames, second_frames)]
+  ranges = frame_ranges(crop_frames, first_frames, second_frames)
 
   def segment(keys, mel, length, frames_range):
     piece, frames, start = crop(keys, mel, length, crop_frames=crop_frames, frames_range=frames_range)

@@ -222,6 +222,8 @@ def test_damaged_files_and_wrong_flags_are_refused(tmp_path, capsys):
     ("byola.pth", ("--mean=0", "--std=0"), "state --mean and --std"),
     ("wide.ckpt", (), "96 wide, not a multiple of 64: state its --heads"),
     ("wide.ckpt", ("--heads=5",), "--heads=5: must divide"),
+    ("whole.ckpt", ("--chunk_seconds=0",), "chunks of 1 frames do not fit"),
+    ("whole.ckpt", ("--heads=0",), "--heads=0: must divide"),
     ("whole.ckpt", ("--mean=0",), "--mean do not belong to a file of atst"),
     ("byola.pth", ("--mean=nan", "--std=1"), "state --mean and --std"),
     ("byola.pth", ("--mean=0", "--std=1", "--heads=3"), "--heads do not belong to a file of byola"),
