@@ -27,11 +27,12 @@ from atst_jax.records import MANIFEST, SCHEMA_VERSION, RecordError, write_json
 from data_pipeline import beam
 from data_pipeline.files import printable
 from data_pipeline.flags import Parser, nearest
+from data_pipeline.listing import Listing
 from data_pipeline.merge import merge
 from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, measure, open_output, shard_name
 from data_pipeline.report_page import write_report
 from data_pipeline.shards import Settings, read_sidecar
-from data_pipeline.sources import LAYOUTS, Listing, list_sources
+from data_pipeline.sources import LAYOUTS, list_sources
 from data_pipeline.summary import describe, report
 from data_pipeline.tfds_info import write_tfds_info
 from data_pipeline.verify import store_statistics, verify

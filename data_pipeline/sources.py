@@ -12,7 +12,7 @@ import os
 from atst_jax.errors import UserError
 from data_pipeline import layouts
 from data_pipeline.files import AUDIO_EXTENSIONS, Source, audio_files, printable
-from data_pipeline.layouts import Listing
+from data_pipeline.listing import Listing, subset
 from data_pipeline.manifest import read_manifest
 
 
@@ -42,7 +42,7 @@ def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0
     path: a folder, or a manifest (data_pipeline.manifest).
     layout: a key of LAYOUTS; by default "manifest" for a file and "folder" for a folder.
     root: the folder a manifest's paths start from, by default the manifest's own.
-    number: if not 0, so many of the training files are kept, drawn by a hash of their ids (`layouts.subset`).
+    number: if not 0, so many of the training files are kept, drawn by a hash of their ids (`listing.subset`).
 
   Raises:
     UserError: the input does not exist, does not fit the layout, holds no audio or the same id twice.
@@ -69,5 +69,5 @@ def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0
     if one.id == other.id:
       raise UserError(f"{one.path!r} and {other.path!r} have the same id {one.id!r}; rename one of them")
   if number:
-    sources = sorted(layouts.subset(sources, number), key=lambda source: source.id)
+    sources = sorted(subset(sources, number), key=lambda source: source.id)
   return dataclasses.replace(listing, sources=sources)

@@ -4,8 +4,8 @@ import collections
 
 from atst_jax.frontend import FrontEnd
 from atst_jax.records import SCHEMA_VERSION
+from data_pipeline.listing import Listing
 from data_pipeline.mel_statistics import merge_statistics
-from data_pipeline.sources import Listing
 
 COUNTS = ("silent", "clipped", "dc", "split_files")
 

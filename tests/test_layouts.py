@@ -10,7 +10,7 @@ import pytest
 from atst_jax.errors import UserError
 from atst_jax.records import Dataset
 from data_pipeline import prepare
-from data_pipeline.layouts import split_of, subset
+from data_pipeline.listing import split_of, subset
 from data_pipeline.sources import LAYOUTS, list_sources
 
 ROOT = pathlib.Path(__file__).parents[1]
