@@ -20,6 +20,7 @@ setuptools.setup(
     "absl-py>=2.1,<3",
     "flatbuffers>=24.3",  # serialised `jax.export` artifacts; versioned by date, and tensorflow bounds it
     "flax>=0.12.8,<0.13",
+    "fsspec>=2024.6",  # versioned by date
     "google-crc32c>=1.5,<2",
     "jax>=0.10.1,<0.13",  # Python 3.11 ends at 0.10
     "librosa>=0.11,<2",
@@ -40,6 +41,8 @@ setuptools.setup(
   extras_require={
     "beam": ["apache-beam>=2.77,<3"],
     "cuda": ["jax[cuda13]"],
+    "gcs": ["gcsfs>=2024.6"],
+    "s3": ["s3fs>=2024.6"],
     "export": ["safetensors>=0.5,<1"],
     "onnx": ["jax2onnx>=0.17,<1", "onnxruntime>=1.20,<2"],
     "tb": ["tensorboard>=2.21,<3"],

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import atst_jax
-from atst_jax import export
+from atst_jax import export, storage
 from atst_jax.cnn import BLOCKS
 from atst_jax.encoders import make_encoder
 from atst_jax.errors import UserError
@@ -185,15 +185,11 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
                                      **{OURS: rest})  # fmt: skip
       backbone = {f"module.backbone.{k}": x for k, x in state.items()}
       content = {"student": backbone, "teacher": backbone, "args": arguments}
-  temporary = f"{path}.tmp-{os.getpid()}"
   try:
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with storage.writing(path) as file:
+      torch.save(content, file)
   except (OSError, RuntimeError) as error:
     raise UserError(f"--to={path}: cannot be written ({error})") from error
-  finally:
-    if os.path.exists(temporary):
-      os.unlink(temporary)
   return config
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.model import TAILS, Model, load_model
 
@@ -102,16 +103,12 @@ def _main(flags) -> int:
     print(f"left out {sources[index].id}: {reason}", file=sys.stderr)
   if not kept:
     raise UserError(f"--input={flags.input}: none of {len(sources)} files could be read")
-  temporary = f"{flags.output}.tmp-{os.getpid()}.npz"
+  ids = np.array([sources[i].id for i in kept])
   try:
-    ids = np.array([sources[i].id for i in kept])
-    np.savez(temporary, id=ids, vector=vectors, params_hash=model.config["params_hash"])
-    os.replace(temporary, flags.output)
+    with storage.writing(flags.output) as file:
+      np.savez(file, id=ids, vector=vectors, params_hash=model.config["params_hash"])
   except OSError as error:
     raise UserError(f"--output={flags.output}: cannot be written ({error.strerror})") from error
-  finally:
-    if os.path.exists(temporary):
-      os.unlink(temporary)
   print(f"{flags.output}: {len(kept)} vectors of {vectors.shape[1]} numbers, {len(rejected)} files left out")
   return 0
 

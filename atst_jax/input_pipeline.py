@@ -13,8 +13,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.records import Dataset, Shard
+from atst_jax.tfrecord import read_records
 
 
 def _draw(n, seed, stream, epoch, tag):
@@ -111,9 +113,15 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
       (stream, epoch, shard, window, tf.size(records)), (tf.int64, tf.float32), stateful=False)  # fmt: skip
     return tf.gather(records, order), where
 
+  def records_of(path):
+    if not storage.is_remote(dataset.root):
+      return tf.data.TFRecordDataset(path, buffer_size=1 << 20)
+    spec = tf.TensorSpec((), tf.string)  # TensorFlow itself reads no store but gs://
+    return tf.data.Dataset.from_generator(lambda path: read_records(path.decode()), output_signature=spec, args=(path,))
+
   def read(path, stream, epoch, shard, skip):
     first = skip // shuffle_window
-    windows = tf.data.TFRecordDataset(path, buffer_size=1 << 20).skip(first * shuffle_window).batch(shuffle_window)
+    windows = records_of(path).skip(first * shuffle_window).batch(shuffle_window)
     windows = windows.enumerate(first).map(lambda window, records: shuffle(stream, epoch, shard, window, records))
     return windows.unbatch().skip(skip - first * shuffle_window)
 

@@ -6,6 +6,8 @@ import os
 import sys
 import time
 
+from atst_jax import storage
+
 log = logging.getLogger("atst_jax")
 
 
@@ -31,10 +33,7 @@ class MetricWriter:
 
   def _open(self, start_step):
     kept = [r for r in read_metrics(self._path) if r["step"] <= start_step]
-    temporary = self._path + ".tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.writelines(json.dumps(r) + "\n" for r in kept)
-    os.replace(temporary, self._path)
+    storage.write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
     self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
 
   def _open_board(self, workdir, start_step):

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.logs import read_metrics
 from atst_jax.metrics import standardize
@@ -26,10 +27,9 @@ PCA_DIMENSIONS = 50  # before t-SNE, as van der Maaten and Hinton (2008)
 
 
 def save(figure, path: str) -> None:
-  """Writes a PNG under a temporary name and renames it."""
-  temporary = f"{path}.tmp-{os.getpid()}"
-  figure.savefig(temporary, format="png", dpi=110)
-  os.replace(temporary, path)
+  """Writes a PNG, whole or not at all."""
+  with storage.writing(path) as file:
+    figure.savefig(file, format="png", dpi=110)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

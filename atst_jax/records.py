@@ -8,11 +8,11 @@ import dataclasses
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd
 from atst_jax.tfrecord import RecordError, decode_example, encode_example, frame_record, read_records
@@ -100,12 +100,11 @@ class Dataset:
     Raises UserError naming the file, the key or version, and the remedy.
     """
     path = os.path.join(root, MANIFEST)
-    if not os.path.isfile(path):
+    if not storage.is_file(path):
       raise UserError(f"{path} does not exist: {root!r} is not a prepared dataset; make one with "
                       f"`python -m data_pipeline.prepare --input=DIR --output={root} --frontend=atst`")  # fmt: skip
     try:
-      with open(path, encoding="utf-8") as file:
-        manifest = json.load(file)
+      manifest = json.loads(storage.read_text(path))
       version = manifest["schema"]
       if version != SCHEMA_VERSION:
         raise UserError(
@@ -121,13 +120,14 @@ class Dataset:
       if isinstance(error, UserError):
         raise
       raise UserError(f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})") from error
-    missing = [s.path for s in shards if not os.path.isfile(s.path)]
+    sizes = storage.sizes([shard.path for shard in shards], root)
+    missing = [shard.path for shard, size in zip(shards, sizes, strict=True) if size < 0]
     if missing:
       raise UserError(f"{root}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}; "
                       "run the same `prepare` command again to rebuild them")  # fmt: skip
-    for shard in shards:
-      if os.path.getsize(shard.path) != shard.num_bytes:
-        raise UserError(f"{shard.path}: {os.path.getsize(shard.path)} bytes, {shard.num_bytes} expected for its "
+    for shard, size in zip(shards, sizes, strict=True):
+      if size != shard.num_bytes:
+        raise UserError(f"{shard.path}: {size} bytes, {shard.num_bytes} expected for its "
                         f"{shard.num_clips} clips; delete it and run the same `prepare` command again")  # fmt: skip
     return dataset
 
@@ -191,45 +191,21 @@ class Dataset:
 
 
 def sha256_file(path: str) -> str:
-  with open(path, "rb") as file:
+  with storage.open_binary(path) as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
-  """Writes a TFRecord file under a temporary name, syncs and renames it: a final name is always a whole file."""
-  temporary = temporary_name(path)
+  """Writes a TFRecord file; a final name is always a whole file."""
   count, size, digest = 0, 0, hashlib.sha256()
-  try:
-    with open(temporary, "wb") as file:
-      for payload in payloads:
-        framed = frame_record(payload)
-        file.write(framed)
-        digest.update(framed)
-        count, size = count + 1, size + len(framed)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    if os.path.exists(temporary):
-      os.unlink(temporary)
-    raise
+  with storage.writing(path) as file:
+    for payload in payloads:
+      framed = frame_record(payload)
+      file.write(framed)
+      digest.update(framed)
+      count, size = count + 1, size + len(framed)
   return Shard(path, count, size, digest.hexdigest())
 
 
 def write_json(path: str, value: dict) -> None:
-  write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-
-
-def temporary_name(path: str) -> str:
-  """A name beside `path` that no other process or host chooses."""
-  return f"{path}.tmp-{uuid.uuid4().hex}"
-
-
-def write_text(path: str, text: str) -> None:
-  """Writes under a temporary name, syncs and renames."""
-  temporary = temporary_name(path)
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  storage.write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

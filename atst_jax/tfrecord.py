@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import google_crc32c
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 
 
@@ -124,7 +125,7 @@ def frame_record(payload: bytes) -> bytes:
 
 def read_records(path: str) -> Iterator[bytes]:
   """Yields the payloads of a TFRecord file. Raises RecordError naming file and record at the first damage."""
-  with open(path, "rb") as file:
+  with storage.open_binary(path) as file:
     number = 0
     while header := file.read(12):
       if number == 0 and header[:2] == b"\x1f\x8b":

@@ -1,11 +1,10 @@
 """A picture of what the augmentation does: clips, their crops, both views, and the mixture of the subtraction."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.frontend import FrontEnd
 from atst_jax.mixtures import make_mixtures, mixing_options
 from atst_jax.views import frame_ranges, make_views
@@ -94,9 +93,8 @@ def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: Fro
                   label="dB relative to the clip's maximum")  # fmt: skip
   figure.colorbar(axes[0, 2].images[0], ax=axes[:, 1:], location="bottom", shrink=0.35, aspect=40, pad=0.02,
                   label="normalised level")  # fmt: skip
-  temporary = f"{path}.tmp-{os.getpid()}"
-  figure.savefig(temporary, format="png", dpi=100)
-  os.replace(temporary, path)
+  with storage.writing(path) as file:
+    figure.savefig(file, format="png", dpi=100)
 
 
 class Sheet:

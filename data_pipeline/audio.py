@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 
 REASONS = ("missing", "undecodable", "empty", "too_short", "non_finite", "silent", "duplicate")
@@ -62,23 +63,66 @@ class Quality:
     return abs(self.total) > DC_OFFSET * self.values
 
 
-@contextlib.contextmanager
-def _open(path: str):
-  """A soundfile.SoundFile; whatever fails while it is open is a Reject."""
-  import soundfile
+class _Remote:
+  """A remote file for libsndfile, which takes an error in the middle for the end of the file: `error` keeps it."""
 
-  try:
+  def __init__(self, file):
+    self._file, self.error = file, None
+
+  def _call(self, method, *args, otherwise):
+    try:
+      return getattr(self._file, method)(*args)
+    except Exception as error:
+      self.error = self.error or error
+      return otherwise
+
+  def read(self, size=-1):
+    return self._call("read", size, otherwise=b"")
+
+  def seek(self, *args):
+    return self._call("seek", *args, otherwise=-1)
+
+  def tell(self):
+    return self._call("tell", otherwise=0)
+
+
+@contextlib.contextmanager
+def _handle(path: str):
+  """What soundfile opens: a file name, or an object that reads from a store. Raises Reject, OSError, StoreError."""
+  if not storage.is_remote(path):
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
       raise Reject("undecodable", "not a regular file")
     if status.st_size == 0:
       raise Reject("empty", "0 bytes")
-    with soundfile.SoundFile(os.fsencode(path)) as file:
+    yield os.fsencode(path)
+    return
+  with storage.open_binary(path) as file:
+    if not file.read(1):
+      raise Reject("empty", "0 bytes")
+    file.seek(0)
+    remote = _Remote(file)
+    try:
+      yield remote
+    finally:
+      if remote.error is not None:
+        raise storage.StoreError(f"{path}: {remote.error}; run the same command again") from remote.error
+
+
+@contextlib.contextmanager
+def _open(path: str):
+  """A soundfile.SoundFile; whatever fails while it is open is a Reject, but for a store that does not answer."""
+  import soundfile
+
+  try:
+    with _handle(path) as handle, soundfile.SoundFile(handle) as file:
       if file.frames <= 0:
         raise Reject("empty", "no samples")
       if not MIN_RATE <= file.samplerate <= MAX_RATE:
         raise Reject("undecodable", f"sample rate of {file.samplerate} Hz")
       yield file
+  except storage.StoreError:
+    raise
   except FileNotFoundError as error:
     raise Reject("missing") from error
   except OSError as error:

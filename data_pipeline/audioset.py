@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from data_pipeline.files import Source, audio_files
 from data_pipeline.listing import Listing, find, rows_of
@@ -18,7 +19,7 @@ def audioset(root: str) -> Listing:
   """AudioSet (Gemmeke et al., 2017): any of the three segment lists, class_labels_indices.csv (or ontology.json), and
   clips anywhere below named by YouTube id and, if at all, the start in seconds or milliseconds."""
   names = _audioset_classes(root)
-  lists = [name for name in AUDIOSET_LISTS if os.path.exists(os.path.join(root, name))]
+  lists = [name for name in AUDIOSET_LISTS if storage.is_file(os.path.join(root, name))]
   if not lists:
     raise UserError(f"{root} holds none of {', '.join(AUDIOSET_LISTS)}, which --layout=audioset needs")
   files: dict[str, str] = {}  # name without extension -> the first path, in the order of names
@@ -51,7 +52,7 @@ def _audioset_stems(video: str, start: float, end: float) -> Iterator[str]:
 
 def _audioset_segments(path: str) -> Iterator[tuple[str, float, float, list[str]]]:
   """Yields (video, start, end in seconds, class ids) of a list, whose first lines are comments."""
-  with open(path, encoding="utf-8", newline="") as file:
+  with storage.open_text(path, newline="") as file:
     lines = (line for line in file if not line.startswith("#"))
     for row in csv.reader(lines, skipinitialspace=True):
       if row:
@@ -60,7 +61,7 @@ def _audioset_segments(path: str) -> Iterator[tuple[str, float, float, list[str]
 
 def _audioset_classes(root: str) -> dict[str, str]:
   """Class id -> name."""
-  if os.path.exists(path := os.path.join(root, "class_labels_indices.csv")):
+  if storage.is_file(path := os.path.join(root, "class_labels_indices.csv")):
     return {row["mid"]: row["display_name"] for row in rows_of(path, "audioset", "mid", "display_name")}
-  with open(find(root, "audioset", "ontology.json", "class_labels_indices.csv"), encoding="utf-8") as file:
-    return {entry["id"]: entry["name"] for entry in json.load(file)}
+  ontology = storage.read_text(find(root, "audioset", "ontology.json", "class_labels_indices.csv"))
+  return {entry["id"]: entry["name"] for entry in json.loads(ontology)}

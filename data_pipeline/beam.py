@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.records import write_json
 from data_pipeline.files import Source
@@ -24,8 +25,7 @@ def store_task(task: ShardTask, work: str) -> str:
 
 
 def load_task(path: str) -> ShardTask:
-  with open(path, encoding="utf-8") as file:
-    values = json.load(file)
+  values = json.loads(storage.read_text(path))
   sources = (Source(where, id, tuple(labels), *rest) for where, id, labels, *rest in values["sources"])
   return ShardTask(values["file"], values["split"], tuple(sources))
 
@@ -66,4 +66,4 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, runner: str, opti
     raise UserError(f"--runner={runner}: the pipeline failed ({reason}); run the same command again") from error
   finally:
     for path in paths:
-      os.unlink(path)
+      storage.remove(path)

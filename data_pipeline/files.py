@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
@@ -27,7 +28,9 @@ def printable(text: str) -> str:
 
 
 def inside(path: str, root: str) -> bool:
-  """Whether `path` lies under `root` once links are followed."""
+  """Whether `path` lies under `root` once links are followed; stores have no links."""
+  if storage.is_remote(root):
+    return f"{path}/".startswith(f"{root.rstrip('/')}/") and ".." not in path.split("/")
   root = os.path.realpath(root)
   return os.path.commonpath([root, os.path.realpath(path)]) == root
 
@@ -38,6 +41,11 @@ def audio_files(root: str) -> Iterator[tuple[str, str]]:
   Links to files are followed, links to folders not: their files are listed where they lie. Raises UserError for a link
   that leaves the root and for a folder that cannot be read.
   """
+  if storage.is_remote(root):
+    for relative, _ in storage.find(root):
+      if relative.lower().endswith(AUDIO_EXTENSIONS):
+        yield os.path.join(root, relative), relative
+    return
 
   def unreadable(error):
     raise UserError(f"cannot list {error.filename}: {error.strerror}; mend its permissions or choose another --input")

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from data_pipeline.audioset import audioset
 from data_pipeline.files import Source, audio_files, printable
@@ -87,8 +88,7 @@ def nsynth(root: str) -> Listing:
   sources = []
   for split in ("train", "valid", "test"):
     path = find(root, "nsynth", f"nsynth-{split}/examples.json")
-    with open(path, encoding="utf-8") as file:
-      examples = json.load(file)
+    examples = json.loads(storage.read_text(path))
     audio = os.path.join(os.path.dirname(path), "audio")
     sources += [source(root, os.path.join(audio, f"{name}.wav"), example["instrument_family_str"], split=split)
                 for name, example in examples.items()]  # fmt: skip

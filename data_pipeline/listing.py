@@ -1,28 +1,33 @@
 """What listing a data set needs: its result, tables and names as owners write them, divisions and subsets by hash."""
 
+import collections
 import csv
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from data_pipeline.files import Source, audio_files, inside, printable
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """All files of an input, sorted by id. `fold_names[i]` names fold i, where folds have names."""
+  """All files of an input, sorted by id."""
 
   sources: list[Source]
   kind: str
-  fold_names: list[str] = dataclasses.field(default_factory=list)
+  fold_names: list[str] = dataclasses.field(default_factory=list)  # where folds have names, that of fold i
+  root: str = ""  # the folder that all paths lie in
+  not_drawn: dict[str, int] = dataclasses.field(default_factory=dict)  # files on disk that a subset left out, by class
 
   @property
   def label_names(self) -> list[str]:
-    return sorted({label for source in self.sources for label in source.labels})
+    return sorted({label for source in self.sources for label in source.labels} | self.not_drawn.keys())
 
   @property
   def multi_label(self) -> bool:
@@ -31,10 +36,10 @@ class Listing:
 
 def find(root: str, layout: str, *names: str) -> str:
   """The first of `names` that exists under `root`, or one folder below it."""
-  folders = [root, *sorted(entry.path for entry in os.scandir(root) if entry.is_dir())]
-  for folder in folders:
+  below = (path for name in storage.names(root) if storage.is_folder(path := os.path.join(root, name)))
+  for folder in itertools.chain([root], below):
     for name in names:
-      if os.path.exists(path := os.path.join(folder, name)):
+      if storage.exists(path := os.path.join(folder, name)):
         return path
   raise UserError(f"{root} holds no {' or '.join(names)}, which --layout={layout} needs; data_pipeline/README.md says "
                   "how the data set is laid out")  # fmt: skip
@@ -42,7 +47,7 @@ def find(root: str, layout: str, *names: str) -> str:
 
 def rows_of(path: str, layout: str, *columns: str) -> Iterator[dict[str, str]]:
   """Yields the rows of a CSV file that has these columns."""
-  with open(path, encoding="utf-8-sig", newline="") as file:
+  with storage.open_text(path, "utf-8-sig", newline="") as file:
     reader = csv.DictReader(file)
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:
@@ -51,8 +56,7 @@ def rows_of(path: str, layout: str, *columns: str) -> Iterator[dict[str, str]]:
 
 
 def lines_of(path: str) -> list[str]:
-  with open(path, encoding="utf-8") as file:
-    return [line.strip() for line in file if line.strip()]
+  return [line.strip() for line in storage.read_text(path).splitlines() if line.strip()]
 
 
 @functools.cache
@@ -88,15 +92,19 @@ def split_of(group: str, shares: dict[str, float]) -> str:
   return next(iter(shares))
 
 
-def subset(sources: Iterable[Source], number: int) -> list[Source]:
-  """The `number` training files on disk whose ids hash lowest, and all of the other splits.
+def subset(listing: Listing, number: int) -> Listing:
+  """The `number` training files on disk whose ids hash lowest; all of the other splits; and, to be counted, those that
+  are missing.
 
   AS-200K is this with 200,000 of AudioSet's training clips; the paper's own draw of 200,000 cannot be recovered.
   """
-  sources = list(sources)
-  there = [s for s in sources if s.split == "train" and os.path.isfile(s.path)]
+  train = [source for source in listing.sources if source.split == "train"]
+  sizes = storage.sizes([source.path for source in train], listing.root)
+  there = [source for source, size in zip(train, sizes, strict=True) if size >= 0]
   if len(there) < number:
-    listed = sum(s.split == "train" for s in sources)
-    raise UserError(f"--subset={number}: of {listed} training files listed {len(there)} are on disk; ask for fewer")
-  train = sorted(there, key=lambda s: hashlib.sha256(s.id.encode()).digest())
-  return train[:number] + [s for s in sources if s.split != "train"]
+    raise UserError(f"--subset={number}: of {len(train)} training files listed {len(there)} are there; ask for fewer")
+  there.sort(key=lambda source: hashlib.sha256(source.id.encode()).digest())
+  left_out = {source.id for source in there[number:]}
+  not_drawn = collections.Counter(label for source in there[number:] for label in source.labels)
+  kept = [source for source in listing.sources if source.id not in left_out]
+  return dataclasses.replace(listing, sources=kept, not_drawn=dict(not_drawn))

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from data_pipeline.files import Source, inside, printable
 from data_pipeline.flags import nearest
@@ -26,8 +27,8 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
   Raises:
     UserError: with the line number, for a column, path, fold, split or id that will not do.
   """
-  root = root or os.path.dirname(os.path.abspath(path))
-  if not os.path.isdir(root):
+  root = root or os.path.dirname(storage.absolute(path))
+  if not storage.is_folder(root):
     raise UserError(f"--root={root} is not a folder")
   folder_inside = functools.lru_cache(maxsize=None)(lambda folder: inside(folder, root))
   sources: list[Source] = []
@@ -54,7 +55,7 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
 def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
   """Yields (line number, a value for each of COLUMNS); quoted values may hold separators and newlines."""
   try:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with storage.open_text(path, "utf-8-sig", newline="") as file:
       delimiter = "\t" if "\t" in file.readline() else ","
       file.seek(0)
       reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -88,6 +89,8 @@ def _header(path: str, names: list[str]) -> list[str]:
 def _relative_path(text: str, where: str) -> str:
   if not text or "\0" in text:
     raise UserError(f"{where}: the path {text!r} is no file name")
+  if storage.is_remote(text):
+    raise UserError(f"{where}: the path {text!r} names a store; make it relative and set --root to the store's folder")
   if os.path.isabs(text) or text.startswith("/") or ".." in re.split(r"[/\\]", text):
     raise UserError(f"{where}: the path {text!r} is absolute or holds '..'; make it relative to --root")
   return os.path.normpath(text)

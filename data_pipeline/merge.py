@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, Clip, Dataset, Shard, write_json, write_shard
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
@@ -33,7 +34,7 @@ def check(datasets: list[Dataset], output: str) -> None:
   if len(set(names)) < len(names):
     raise UserError(f"the sets are named {', '.join(names)}; names must differ, as they go before the ids: prepare one "
                     "again with --name")  # fmt: skip
-  if os.path.isdir(output) and os.listdir(output):
+  if storage.names(output):
     raise UserError(f"--output={output} holds something; choose another folder, or empty it")
 
 
@@ -54,7 +55,7 @@ def merge(roots: list[str], output: str, name: str) -> dict:
   folded = [dataset for dataset in datasets if dataset.manifest["folds"]]
   statistics, splits = MelStatistics(), {}
   try:
-    os.makedirs(output, exist_ok=True)
+    storage.make_folder(output)
   except OSError as error:
     raise UserError(f"--output={output}: cannot be made ({error.strerror})") from error
   for split in sorted({split for dataset in datasets for split in dataset.splits}):

@@ -1,18 +1,19 @@
 """Which file goes into which shard, and whether an output folder belongs to the same plan."""
 
 import collections
+import concurrent.futures
 import contextlib
 import hashlib
 import json
 import math
 import os
 import re
-import stat
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd, log_mel
 from atst_jax.records import MANIFEST, sha256_file, write_json
@@ -22,6 +23,7 @@ from data_pipeline.shards import ShardTask
 
 WORK = ".work"  # inside the output: the plan, and a sidecar for every finished shard
 PLAN = "plan.json"
+LOCK = "lock"
 MIN_SHARDS = 16  # so that 16 processes or streams can read any set
 SIZED_FILES = 64  # headers read to estimate the size of a split
 
@@ -70,22 +72,13 @@ def deal(
   return tasks, total
 
 
-def _size(path: str) -> int:
-  """Bytes of a regular file, or -1."""
-  try:
-    status = os.stat(path)
-  except OSError:
-    return -1
-  return status.st_size if stat.S_ISREG(status.st_mode) else -1
-
-
 def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
   """(sha256 over names, labels and sizes of all files, ids of those that are missing)."""
   digest, missing = hashlib.sha256(), []
+  sizes = storage.sizes((source.path for source in sources), root)
   prefix = os.path.join(root, "")
   relative = lambda path: path.removeprefix(prefix) if path.startswith(prefix) else os.path.relpath(path, root)
-  for source in sources:
-    size = _size(source.path)
+  for source, size in zip(sources, sizes, strict=True):
     if size < 0:
       missing.append(source.id)
     name = os.fsencode(relative(source.path)).hex()
@@ -94,21 +87,28 @@ def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
   return digest.hexdigest(), missing
 
 
-def find_duplicates(sources: list[Source]) -> list[dict]:
+def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[dict]:
   """Rejects of all files but the first of those with the same content; only files of one size are read.
 
   Clips of other splits come before the training split's, so that a test set stays whole; then the id decides.
+
+  Args:
+    workers: threads that read and hash.
   """
-  by_size = collections.defaultdict(list)
-  for source in sorted(sources, key=lambda source: (source.split == "train", source.id)):
-    by_size[_size(source.path)].append(source)
-  rejects = []
-  for size, same in by_size.items():
-    first = {}
-    for source in same if len(same) > 1 and size > 0 else ():
-      kept = source.id
-      with contextlib.suppress(OSError):  # a file that cannot be read is a reject of its own, later
-        kept = first.setdefault(sha256_file(source.path), source.id)
+  sources = sorted(sources, key=lambda source: (source.split == "train", source.id))
+  sizes = storage.sizes((source.path for source in sources), root)
+  common = {size for size, count in collections.Counter(sizes).items() if count > 1 and size > 0}
+  suspects = [source for source, size in zip(sources, sizes, strict=True) if size in common]
+
+  def content(source):
+    with contextlib.suppress(OSError):  # a file that cannot be read is a reject of its own, later
+      return sha256_file(source.path)
+    return source.id
+
+  first, rejects = {}, []
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    for source, digest in zip(suspects, pool.map(content, suspects), strict=True):
+      kept = first.setdefault(digest, source.id)
       if kept != source.id:
         rejects.append({"id": source.id, "reason": "duplicate", "detail": f"of {kept}"})
   return rejects
@@ -116,9 +116,9 @@ def find_duplicates(sources: list[Source]) -> list[dict]:
 
 def check_plan(output: str, plan: dict) -> None:
   """Refuses an output folder that holds shards of another plan. Raises UserError naming what differs."""
-  if os.path.exists(output) and not os.path.isdir(output):
+  if storage.is_file(output):
     raise UserError(f"--output={output} is a file; name a folder")
-  if not os.path.isdir(output) or not any(shard_name(name) for name in os.listdir(output)):
+  if not any(shard_name(name) for name in storage.names(output)):
     return
   remedy = "choose another --output, or delete that folder"
   found = _stored(os.path.join(output, WORK, PLAN), lambda value: value)
@@ -135,8 +135,9 @@ def check_plan(output: str, plan: dict) -> None:
 
 def _stored(path: str, plan_in: Callable[[dict], dict]) -> dict | None:
   try:
-    with open(path, encoding="utf-8") as file:
-      return plan_in(json.load(file))
+    return plan_in(json.loads(storage.read_text(path)))
+  except storage.StoreError:
+    raise
   except (ValueError, KeyError, TypeError, OSError):
     return None
 
@@ -158,18 +159,12 @@ def shard_name(name: str) -> re.Match | None:
 
 
 @contextlib.contextmanager
-def open_output(output: str, plan: dict) -> Iterator[str]:
-  """Creates and locks the output folder, stores the plan, removes temporary files. Yields the work folder.
-
-  Raises UserError if the folder cannot be written or another process prepares into it.
-  """
-  work = os.path.join(output, WORK)
-  try:
-    os.makedirs(work, exist_ok=True)
-    lock = open(os.path.join(work, "lock"), "w")  # noqa: SIM115 held until the end
-  except OSError as error:
-    raise UserError(f"cannot write to --output={output}: {error.strerror}; choose another folder") from error
-  with lock:
+def _lock(path: str, output: str) -> Iterator[None]:
+  """Held for as long as one job prepares; stores have no locks, and two jobs there write the same bytes twice."""
+  if storage.is_remote(path):
+    yield
+    return
+  with open(path, "w") as lock:
     try:
       import fcntl
 
@@ -178,12 +173,28 @@ def open_output(output: str, plan: dict) -> Iterator[str]:
       raise UserError(f"another process prepares into {output}; wait for it, or choose another --output") from error
     except (ImportError, OSError):  # no such locks on this system or file system
       pass
+    yield
+
+
+@contextlib.contextmanager
+def open_output(output: str, plan: dict) -> Iterator[str]:
+  """Creates and locks the output folder, stores the plan, removes temporary files. Yields the work folder.
+
+  Raises UserError if the folder cannot be written or another process prepares into it.
+  """
+  work = os.path.join(output, WORK)
+  with contextlib.ExitStack() as stack:
+    try:
+      storage.make_folder(work)
+      stack.enter_context(_lock(os.path.join(work, LOCK), output))
+    except OSError as error:
+      raise UserError(f"cannot write to --output={output}: {error.strerror}; choose another folder") from error
     continued = _stored(os.path.join(work, PLAN), lambda value: value) == plan
-    for name in os.listdir(work):  # of another plan, everything goes
-      if name != os.path.basename(lock.name) and not (continued and name.endswith(".json")):
-        os.unlink(os.path.join(work, name))
-    for name in os.listdir(output):
+    for name in storage.names(work):  # of another plan, everything goes
+      if name != LOCK and not (continued and name.endswith(".json")):
+        storage.remove(os.path.join(work, name))
+    for name in storage.names(output):
       if re.fullmatch(r".+\.(tfrecord|json|html|txt)\.tmp-[0-9a-f]+", name):
-        os.unlink(os.path.join(output, name))
+        storage.remove(os.path.join(output, name))
     write_json(os.path.join(work, PLAN), plan)
     yield work

@@ -21,6 +21,7 @@ import shlex
 import signal
 import sys
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, get_frontend, mel_filters
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, RecordError, write_json
@@ -39,7 +40,7 @@ from data_pipeline.verify import store_statistics, verify
 from data_pipeline.workers import Stopped, write_tasks
 
 MEASURED_FILES = 32  # by --dry_run
-REJECTS = "rejects.json"  # in the work folder: files set aside before the second deal
+REJECTS = "rejects.json"  # in the work folder: files set aside before the files are dealt
 
 
 def _parser() -> Parser:
@@ -106,18 +107,15 @@ def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozens
     args.name = args.name or args.tfds.replace("/", "_")
     args.input = export(args.tfds, f"{args.output.rstrip('/')}.audio", label=args.tfds_label, data_dir=args.tfds_dir)
   listing = list_sources(args.input, layout=args.layout, root=args.root, number=args.subset)
-  name = os.path.basename(os.path.abspath(args.input))
-  name = args.name or printable(name if os.path.isdir(args.input) else os.path.splitext(name)[0])
-  root = args.root or (args.input if os.path.isdir(args.input) else os.path.dirname(os.path.abspath(args.input)))
-  sources_hash, missing = hash_sources(listing.sources, root)
+  name = os.path.basename(storage.absolute(args.input))
+  name = args.name or printable(os.path.splitext(name)[0] if storage.is_file(args.input) else name)
+  sources_hash, missing = hash_sources(listing.sources, listing.root)
   preparation = {"kind": listing.kind, "seed": args.seed, "max_seconds": args.max_seconds, "sources": sources_hash,
                  "num_shards": args.num_shards, "shard_mb": args.shard_mb}  # fmt: skip
   preparation |= {key: True for key in ("reject_silent", "reject_duplicates") if getattr(args, key)}
   plan = {**preparation, "schema": SCHEMA_VERSION, "name": name, "frontend": f"{frontend.name} {frontend.hash}"}
   check_plan(args.output, plan)
   aside = [{"id": id, "reason": "missing", "detail": ""} for id in missing]
-  if args.reject_duplicates:
-    aside += find_duplicates(listing.sources)
   if len(missing) == len(listing.sources):
     raise UserError(f"none of the {len(aside)} files that {args.input} lists exists, the first would be "
                     f"{listing.sources[0].path}; set --root to the folder its paths start from")  # fmt: skip
@@ -125,6 +123,7 @@ def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozens
     _print_plan(args, frontend, listing, aside)
     return
   with open_output(args.output, plan) as work:
+    aside = _set_aside(args, listing, aside, work)
     sidecars, rejects = _write_shards(args, frontend, listing, aside, work, again)
     manifest = describe(name=name, frontend=frontend, listing=listing, sidecars=sidecars, rejects=rejects,
                         preparation=preparation)  # fmt: skip
@@ -139,6 +138,19 @@ def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozens
     print(f"no report.html: {error}; `prepare verify {args.output}` looks closer", file=sys.stderr)
   if "train" not in manifest["splits"]:
     print(f"no split `train`, so no statistics; `python -m data_pipeline.prepare stats --split=NAME {args.output}`")
+
+
+def _set_aside(args: argparse.Namespace, listing: Listing, missing: list[dict], work: str) -> list[dict]:
+  """The files to leave out, as an earlier start of this job found them."""
+  path = os.path.join(work, REJECTS)
+  if storage.is_file(path):
+    return json.loads(storage.read_text(path))["rejects"]
+  if not args.reject_duplicates:
+    return missing
+  print("looking for files of the same content", file=sys.stderr)
+  aside = missing + find_duplicates(listing.sources, listing.root, workers=args.workers)
+  write_json(path, {"rejects": aside})
+  return aside
 
 
 def _deal(args: argparse.Namespace, frontend, listing: Listing, aside: list[dict]):
@@ -167,10 +179,6 @@ def _write_shards(
   args, frontend, listing: Listing, aside: list[dict], work: str, again: set[str]
 ) -> tuple[list[dict], list[dict]]:
   """(sidecars in order, all rejects); skips what is finished, deals a second time if a shard came out empty."""
-  rejects_path = os.path.join(work, REJECTS)
-  if os.path.exists(rejects_path):
-    with open(rejects_path, encoding="utf-8") as file:
-      aside = json.load(file)["rejects"]
   for _ in range(2):
     tasks, _ = _deal(args, frontend, listing, aside)
     todo = [task for task in tasks if task.file in again or read_sidecar(task, args.output, work) is None]
@@ -193,7 +201,7 @@ def _write_shards(
     if len(rejects) == len(listing.sources):
       break
     aside = rejects
-    write_json(rejects_path, {"rejects": aside})
+    write_json(os.path.join(work, REJECTS), {"rejects": aside})
   first = min(rejects, key=lambda reject: reject["id"])
   raise UserError(f"none of the {len(listing.sources)} files can be used; the first is {first['id']!r}: "
                   f"{first['reason']} {first['detail']}".rstrip())  # fmt: skip
@@ -208,9 +216,9 @@ def _split(options: str) -> list[str]:
 
 def _remove_strays(output: str, files: set[str]) -> None:
   """Removes shards of the first deal that the second one replaced."""
-  for name in os.listdir(output):
+  for name in storage.names(output):
     if shard_name(name) and name not in files:
-      os.unlink(os.path.join(output, name))
+      storage.remove(os.path.join(output, name))
 
 
 def _verify(argv: list[str]) -> int:

@@ -10,7 +10,8 @@ import os
 
 import numpy as np
 
-from atst_jax.records import Clip, Dataset, write_text
+from atst_jax import storage
+from atst_jax.records import Clip, Dataset
 from data_pipeline.shards import LEVEL_STEP
 
 PAGE = "report.html"
@@ -118,5 +119,5 @@ def render(dataset: Dataset) -> str:
 def write_report(root: str) -> str:
   """Writes the page into a prepared folder. Returns its path."""
   path = os.path.join(root, PAGE)
-  write_text(path, render(Dataset.load(root)))
+  storage.write_text(path, render(Dataset.load(root)))
   return path

@@ -1,7 +1,6 @@
 """The unit of work: one shard, from its audio files to a TFRecord file and a sidecar with all that is known of it."""
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd, log_mel
 from atst_jax.records import Clip, write_json, write_shard
@@ -98,6 +98,8 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
       id = f"{source.id}#{number:04d}" if cut else source.id
       yield Clip(id, mel, labels, source.multi_label, source.fold, source.split).encode()
     tally.add_file(quality, cut)
+  except storage.StoreError:
+    raise
   except Exception as error:
     if pieces:  # validated before its first piece
       raise UserError(f"{source.path} changed while it was read; run the same command again") from error
@@ -108,23 +110,18 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
 def _payloads(
   task: ShardTask, settings: Settings, tally: Tally, on_file: Callable[[int, int], None]
 ) -> Iterator[bytes]:
-  with open(os.path.join(settings.work, f"{task.file}.doing"), "w", encoding="utf-8") as doing:
-    for i, source in enumerate(task.sources):
-      doing.seek(0)  # names the file should this process die of it
-      doing.truncate()
-      doing.write(source.id)
-      doing.flush()
-      yield from _clips(source, settings, tally)
-      on_file(i + 1, tally.num_clips)
-  with contextlib.suppress(FileNotFoundError):  # a second attempt at the same shard has ended first
-    os.unlink(doing.name)
+  on_file(0, 0)
+  for i, source in enumerate(task.sources):
+    yield from _clips(source, settings, tally)
+    on_file(i + 1, tally.num_clips)
 
 
 def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int], None]) -> None:
   """Writes a shard and then its sidecar. A shard none of whose files can be used has a sidecar only.
 
   Args:
-    on_file: called with the numbers of files and of clips done so far; what it raises stops the shard.
+    on_file: called with the numbers of files and of clips done so far, first with zeros; what it raises stops the
+      shard.
 
   Raises:
     OSError: the output cannot be written. Files that cannot be read are rejects, never errors.
@@ -133,7 +130,7 @@ def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int]
   path = os.path.join(settings.output, task.file)
   shard = write_shard(path, _payloads(task, settings, tally, on_file))
   if not shard.num_clips:
-    os.unlink(path)
+    storage.remove(path)
   write_json(
     sidecar_path(task, settings.work),
     {
@@ -165,12 +162,13 @@ def sidecar_path(task: ShardTask, work: str) -> str:
 def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
   """The sidecar of a finished shard; None if the shard is not finished, of other files, or not of its size."""
   try:
-    with open(sidecar_path(task, work), encoding="utf-8") as file:
-      sidecar = json.load(file)
+    sidecar = json.loads(storage.read_text(sidecar_path(task, work)))
     if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]):
       return None
     path = os.path.join(output, task.file)
-    size = os.path.getsize(path) if sidecar["num_clips"] else 0
+    size = storage.size(path) if sidecar["num_clips"] else 0
     return sidecar if size == sidecar["num_bytes"] else None
+  except storage.StoreError:
+    raise
   except (OSError, ValueError, KeyError, TypeError):
     return None

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import os
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from data_pipeline import layouts
 from data_pipeline.files import AUDIO_EXTENSIONS, Source, audio_files, printable
@@ -47,11 +48,12 @@ def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0
   Raises:
     UserError: the input does not exist, does not fit the layout, holds no audio or the same id twice.
   """
-  if not os.path.exists(path):
+  is_folder = storage.is_folder(path)
+  if not is_folder and not storage.is_file(path):
     raise UserError(f"--input={path} does not exist")
-  layout = layout or ("folder" if os.path.isdir(path) else "manifest")
-  if (layout == "manifest") == os.path.isdir(path):
-    kind, wanted = ("folder", "file") if os.path.isdir(path) else ("file", "folder")
+  layout = layout or ("folder" if is_folder else "manifest")
+  if (layout == "manifest") == is_folder:
+    kind, wanted = ("folder", "file") if is_folder else ("file", "folder")
     raise UserError(f"--input={path} is a {kind}, --layout={layout} needs a {wanted}")
   if root and layout != "manifest":
     raise UserError(f"--root={root} only serves a manifest, and --input={path} is read as {layout}; leave it out")
@@ -68,6 +70,6 @@ def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0
   for one, other in itertools.pairwise(sources):
     if one.id == other.id:
       raise UserError(f"{one.path!r} and {other.path!r} have the same id {one.id!r}; rename one of them")
-  if number:
-    sources = sorted(subset(sources, number), key=lambda source: source.id)
-  return dataclasses.replace(listing, sources=sources)
+  root = root or (path if is_folder else os.path.dirname(storage.absolute(path)))
+  listing = dataclasses.replace(listing, sources=sources, root=root)
+  return subset(listing, number) if number else listing

@@ -64,9 +64,11 @@ def _split(sidecars: list[dict], label_names: list[str]) -> dict:
 
 
 def _coverage(listing: Listing, rejects: list[dict]) -> dict[str, dict[str, int]]:
-  """Files listed, missing and otherwise rejected per class."""
+  """Files listed, missing, otherwise rejected and, of a subset, not drawn: per class."""
   reasons = {reject["id"]: reject["reason"] for reject in rejects}
   table = {name: {"listed": 0, "missing": 0, "rejected": 0} for name in listing.label_names}
+  for name, number in listing.not_drawn.items():
+    table[name] |= {"listed": number, "not_drawn": number}
   for source in listing.sources:
     reason = reasons.get(source.id)
     for name in source.labels:

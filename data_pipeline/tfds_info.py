@@ -7,6 +7,7 @@ as a (None, F) float16 tensor stored as bytes. A feature that some clips lack (l
 import os
 import re
 
+from atst_jax import storage
 from atst_jax.records import write_json
 
 PACKAGE = "tensorflow_datasets.core.features"
@@ -82,7 +83,4 @@ def write_tfds_info(output: str, manifest: dict, *, labelled: bool, folded: bool
   write_json(os.path.join(output, "features.json"), content)
   if storable(names) and (multi_label or labelled):
     path = os.path.join(output, "labels.labels.txt" if multi_label else "label.labels.txt")
-    temporary = f"{path}.tmp-{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write("\n".join(names) + "\n")
-    os.replace(temporary, path)
+    storage.write_text(path, "\n".join(names) + "\n")

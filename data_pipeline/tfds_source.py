@@ -12,8 +12,8 @@ import os
 
 import numpy as np
 
+from atst_jax import storage
 from atst_jax.errors import UserError
-from atst_jax.records import temporary_name
 from data_pipeline.progress import Progress
 
 SPLITS = {"validation": "valid"}  # TFDS's name -> ours
@@ -55,7 +55,7 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
   rows = []
   for split, info in builder.info.splits.items():
     ours = SPLITS.get(split, split)
-    os.makedirs(os.path.join(folder, ours), exist_ok=True)
+    storage.make_folder(os.path.join(folder, ours))
     read = tfds.ReadConfig(interleave_cycle_length=1)  # in the order of the shards
     examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False, read_config=read))
     with contextlib.closing(Progress(info.num_examples)) as progress:
@@ -64,10 +64,8 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
         _write(os.path.join(folder, relative), example[audio], rate)
         rows.append([relative, _label(example, label, names), ours, f"{split}/{number:07d}"])
         progress.update(number + 1, number + 1)
-  temporary = temporary_name(path)
-  with open(temporary, "w", encoding="utf-8", newline="") as file:
+  with storage.writing(path, "w", encoding="utf-8", newline="") as file:
     csv.writer(file).writerows([["path", "label", "split", "id"], *rows])
-  os.replace(temporary, path)
   return path
 
 
@@ -111,15 +109,14 @@ def _label(example, label: str, names: list[str] | None) -> str:
 def _write(path: str, samples: np.ndarray, rate: int) -> None:
   import soundfile
 
-  if os.path.exists(path):
+  if storage.is_file(path):
     return
   samples = np.asarray(samples)
-  temporary = temporary_name(path)
   if np.issubdtype(samples.dtype, np.integer) and np.abs(samples).max(initial=0) > 2**15:
     samples = samples / 2.0**31  # of 32 bits
   if np.issubdtype(samples.dtype, np.integer):
-    samples = np.minimum(samples, 2**15 - 1)
-    soundfile.write(temporary, samples.astype(np.int16), int(rate), subtype="PCM_16", format="WAV")
+    samples, subtype = np.minimum(samples, 2**15 - 1).astype(np.int16), "PCM_16"
   else:
-    soundfile.write(temporary, samples.astype(np.float32), int(rate), subtype="FLOAT", format="WAV")
-  os.replace(temporary, path)
+    samples, subtype = samples.astype(np.float32), "FLOAT"
+  with storage.writing(path, "w+b") as file:
+    soundfile.write(file, samples, int(rate), subtype=subtype, format="WAV")

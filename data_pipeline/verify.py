@@ -3,6 +3,7 @@
 import json
 import os
 
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd
 from atst_jax.records import (
@@ -24,11 +25,10 @@ from data_pipeline.plan import shard_name
 def load(root: str) -> Dataset:
   """A dataset whose shards may be damaged or missing, unlike `Dataset.load`. Raises UserError for its dataset.json."""
   path = os.path.join(root, MANIFEST)
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     raise UserError(f"{path} does not exist: {root!r} is not a prepared dataset, or its preparation has not ended")
   try:
-    with open(path, encoding="utf-8") as file:
-      manifest = json.load(file)
+    manifest = json.loads(storage.read_text(path))
     if manifest["schema"] != SCHEMA_VERSION:
       raise UserError(f"{path}: schema version {manifest['schema']}, this code reads {SCHEMA_VERSION}")
     dataset = Dataset(root, manifest, FrontEnd.from_json(manifest["frontend"]))
@@ -57,7 +57,7 @@ def verify(root: str) -> tuple[dict[str, str], int]:
       except (RecordError, OSError) as error:
         problems[shard.path] = str(error)
   listed = {os.path.basename(shard.path) for split in dataset.splits for shard in dataset.shards(split)}
-  for name in sorted(set(filter(shard_name, os.listdir(root))) - listed):
+  for name in sorted(set(filter(shard_name, storage.names(root))) - listed):
     path = os.path.join(root, name)
     problems[path] = f"{path}: not listed in {MANIFEST}"
   return problems, num_clips
@@ -65,7 +65,7 @@ def verify(root: str) -> tuple[dict[str, str], int]:
 
 def _verify_shard(dataset: Dataset, shard: Shard, split: str, before: set[str]) -> set[str]:
   """The ids of a sound shard. `before` are those of the sound shards before it."""
-  if not os.path.isfile(shard.path):
+  if not storage.is_file(shard.path):
     raise RecordError(f"{shard.path}: missing, {shard.num_clips} clips expected")
   number, ids = 0, set()
   for number, data in enumerate(read_records(shard.path), start=1):

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import glob
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,7 @@ from data_pipeline.shards import Settings, ShardTask, write_task
 SINGLE_THREAD = dict.fromkeys(
   ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
+NOT_BEGUN = -1
 _worker: dict = {}  # what this process was started with
 
 
@@ -89,7 +89,7 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
     UserError: the output cannot be written.
   """
   context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads that it does not copy
-  done, stop = context.RawArray("q", 2 * len(tasks)), context.RawValue("b", 0)
+  done, stop = context.RawArray("q", [NOT_BEGUN, 0] * len(tasks)), context.RawValue("b", 0)
   pool = concurrent.futures.ProcessPoolExecutor(
     min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(settings, done, stop)
   )
@@ -99,13 +99,13 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
       pending = _submit(pool, tasks)
       while pending:
         finished, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
-        progress.update(sum(done[::2]), sum(done[1::2]))
+        progress.update(sum(max(files, 0) for files in done[::2]), sum(done[1::2]))
         for future in finished:
           future.result()
         if stop.value and pending:
           raise Stopped
     except BrokenProcessPool as error:
-      raise Stopped("" if stop.value else _post_mortem(settings.work)) from error
+      raise Stopped("" if stop.value else _post_mortem(tasks, done[::2])) from error
     except OSError as error:
       raise UserError(f"cannot write to {settings.output}: {error.strerror or error}; mend that and run the same "
                       "command again") from error  # fmt: skip
@@ -115,10 +115,9 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
       progress.close()
 
 
-def _post_mortem(work: str) -> str:
-  ids = []
-  for path in sorted(glob.glob(os.path.join(glob.escape(work), "*.doing"))):
-    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:  # others are still ending
-      ids.append(repr(file.read()))
+def _post_mortem(tasks: list[ShardTask], done: list[int]) -> str:
+  """What to tell of a dead worker, from the numbers of files that the shards have done."""
+  ids = [repr(task.sources[files].id) for task, files in zip(tasks, done, strict=True)
+         if 0 <= files < len(task.sources)]  # fmt: skip
   return (f"a worker process died: killed, out of memory (fewer --workers need less), or by a file it read (open were: "
           f"{', '.join(ids) or 'none'})")  # fmt: skip

@@ -15,23 +15,24 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = {
   0: {
     "errors": (),
+    "storage": ("errors",),
     "augment": (),
     "batch_norm": (),
     "config": ("errors",),
     "frontend": ("errors",),
     "groups": (),
     "initializers": (),
-    "logs": ("errors",),
+    "logs": ("errors", "storage"),
     "losses": ("errors",),
     "mesh": ("errors",),
     "metrics": ("errors",),
     "mixtures": ("groups", "normalization"),
     "normalization": ("groups",),
     "preemption": ("errors",),
-    "tfrecord": ("errors",),
+    "tfrecord": ("errors", "storage"),
     "torch_files": ("errors",),
     "views": ("augment", "groups", "normalization"),
-    "records": ("errors", "frontend", "tfrecord"),
+    "records": ("errors", "frontend", "storage", "tfrecord"),
   },
   1: {
     "checkpoint": (),
@@ -59,7 +60,7 @@ LAYERS = {
   4: {"main": (), "benchmark": (), "plan": ()},  # commands, which nothing imports
 }
 # What the other packages may import of atst_jax ("" is the package itself, its version), besides their own modules.
-OUTSIDE = {"data_pipeline": ("", "errors", "frontend", "records", "tfrecord"), "configs": ()}
+OUTSIDE = {"data_pipeline": ("", "errors", "frontend", "records", "storage", "tfrecord"), "configs": ()}
 EXCEPTIONS = {  # inside functions: the lister and the decoder, where there are audio files; the job, to time it
   ("atst_jax.embed", "data_pipeline.audio"), ("atst_jax.embed", "data_pipeline.sources"),
   *(("atst_jax.benchmark", f"data_pipeline.{name}") for name in ("audio", "plan", "shards", "sources", "workers")),

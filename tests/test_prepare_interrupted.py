@@ -117,7 +117,7 @@ def test_interrupted_and_continued(audio, reference, tmp_path, monkeypatch, capf
 
 def test_a_signal_does_not_wait_for_the_end_of_a_shard(audio, tmp_path):
   def signal_at_the_first_file():
-    while not list(tmp_path.glob(".work/*.doing")):
+    while not list(tmp_path.glob("*.tfrecord.tmp-*")):
       time.sleep(0.005)
     os.kill(os.getpid(), signal.SIGTERM)
 

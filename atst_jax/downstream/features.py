@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 import atst_jax
+from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.logs import log, progress_bar
 from atst_jax.records import Clip, Dataset
@@ -94,10 +95,8 @@ def cached(folder: str, key: dict, name: str, ids: list[str], compute: Callable[
                     f"{ids[bad[0]]!r}; the encoder diverged or the clip is damaged: export an earlier checkpoint "
                     "(--step), or check the data with `python -m data_pipeline.prepare verify`")  # fmt: skip
   os.makedirs(folder, exist_ok=True)
-  temporary = f"{path}.tmp-{os.getpid()}"
-  with open(temporary, "wb") as file:
+  with storage.writing(path) as file:
     np.save(file, x)
-  os.replace(temporary, path)
   return x
 
 

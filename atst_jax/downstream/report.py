@@ -5,7 +5,7 @@
 are shares of 1.
 """
 
-import os
+from atst_jax import storage
 
 
 def title(results: dict) -> str:
@@ -48,8 +48,5 @@ def markdown(results: dict) -> str:
 
 
 def write_markdown(path: str, results: dict) -> None:
-  """Writes the Markdown table under a temporary name and renames it."""
-  temporary = f"{path}.tmp-{os.getpid()}"
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(markdown(results))
-  os.replace(temporary, path)
+  """Writes the Markdown table, whole or not at all."""
+  storage.write_text(path, markdown(results))

@@ -1,0 +1,188 @@
+"""Files on this machine and in object stores, under one name each: a local path, `gs://…`, `s3://…`, any of fsspec's.
+
+A remote path is a string with a scheme and is put together and taken apart like a local one (`os.path.join`,
+`dirname`, `basename`). Credentials and endpoints are fsspec's own: environment, default logins or ~/.config/fsspec.
+Needs pip install -e .[gcs] or .[s3].
+"""
+
+import contextlib
+import io
+import os
+import re
+import stat
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import IO
+
+from atst_jax.errors import UserError
+
+WHOLE_BYTES = 64 << 20  # a smaller remote file is read in one request
+BLOCK_BYTES = 4 << 20  # of a larger one
+PACKAGES = {"gs": "pip install -e .[gcs]", "gcs": "pip install -e .[gcs]", "s3": "pip install -e .[s3]"}
+
+
+class StoreError(UserError):
+  """A store that cannot be reached or refuses: not a fault of one file."""
+
+
+def is_remote(path: str) -> bool:
+  return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
+@contextlib.contextmanager
+def _store(path: str):
+  """Yields (file system, path inside it). Whatever the store's library raises becomes an OSError of one file (absent,
+  forbidden, a folder) or a StoreError."""
+  import fsspec
+
+  scheme = path.split("://")[0]
+  try:
+    # Listings are never kept: other processes write into the same folders.
+    yield fsspec.core.url_to_fs(path, use_listings_cache=False)
+  except (UserError, FileNotFoundError, PermissionError, IsADirectoryError):
+    raise
+  except (ImportError, ValueError) as error:
+    remedy = PACKAGES.get(scheme, "see fsspec's list of protocols")
+    raise UserError(f"{path}: cannot use {scheme}:// ({error}); {remedy}") from error
+  except Exception as error:
+    reason = " ".join(str(error).split())[:300]
+    raise StoreError(f"{path}: {type(error).__name__}: {reason}; run the same command again") from error
+
+
+def absolute(path: str) -> str:
+  """The path from the root on, without a slash at its end."""
+  return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
+
+
+def is_file(path: str) -> bool:
+  """Whether it is a file, links followed; not a pipe or a device."""
+  return size(path) >= 0
+
+
+def is_folder(path: str) -> bool:
+  if not is_remote(path):
+    return os.path.isdir(path)
+  with _store(path) as (fs, inner):
+    return fs.isdir(inner)
+
+
+def exists(path: str) -> bool:
+  return is_folder(path) or is_file(path)
+
+
+def size(path: str) -> int:
+  """Bytes of a regular file, or -1."""
+  try:
+    if not is_remote(path):
+      status = os.stat(path)
+      return status.st_size if stat.S_ISREG(status.st_mode) else -1
+    with _store(path) as (fs, inner):
+      info = fs.info(inner)
+      return int(info["size"]) if info["type"] == "file" else -1
+  except OSError:
+    return -1
+
+
+def sizes(paths: Iterable[str], root: str) -> list[int]:
+  """`size` of many files under `root`, of a store by one listing."""
+  if not is_remote(root):
+    return [size(path) for path in paths]
+  known = {os.path.join(root, relative): number for relative, number in find(root)}
+  return [known.get(path, -1) for path in paths]
+
+
+def find(root: str) -> Iterator[tuple[str, int]]:
+  """Yields (path relative to the root, bytes) of every file in a store below `root`."""
+  with _store(root) as (fs, inner):
+    inner = inner.rstrip("/")
+    for path, info in fs.find(inner, detail=True).items():
+      if info["type"] == "file":
+        yield path[len(inner) :].lstrip("/"), int(info["size"])
+
+
+def names(folder: str) -> list[str]:
+  """Names of all there is directly in a folder, in order; none if it does not exist."""
+  try:
+    if not is_remote(folder):
+      return sorted(os.listdir(folder))
+    with _store(folder) as (fs, inner):
+      return sorted({os.path.basename(path.rstrip("/")) for path in fs.ls(inner, detail=False)} - {""})
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+
+
+def make_folder(path: str) -> None:
+  """Makes a folder and those above it; stores have none to make."""
+  if not is_remote(path):
+    os.makedirs(path, exist_ok=True)
+
+
+def remove(path: str) -> None:
+  """Removes a file; one that is gone is no error."""
+  with contextlib.suppress(FileNotFoundError):
+    if not is_remote(path):
+      os.unlink(path)
+      return
+    with _store(path) as (fs, inner):
+      fs.rm_file(inner)
+
+
+def open_binary(path: str) -> IO[bytes]:
+  """Opens a file to read: a small remote one is fetched whole, a large one by blocks. Raises OSError, StoreError."""
+  if not is_remote(path):
+    return open(path, "rb")
+  with _store(path) as (fs, inner):
+    info = fs.info(inner)
+    if info["type"] != "file":
+      raise IsADirectoryError(f"{path} is a folder")
+    if info["size"] <= WHOLE_BYTES:
+      return io.BytesIO(fs.cat_file(inner))
+    return fs.open(inner, "rb", block_size=BLOCK_BYTES)
+
+
+def open_text(path: str, encoding: str = "utf-8", newline: str | None = None) -> IO[str]:
+  return io.TextIOWrapper(open_binary(path), encoding=encoding, newline=newline)
+
+
+def read_text(path: str) -> str:
+  with open_text(path) as file:
+    return file.read()
+
+
+def temporary_name(path: str) -> str:
+  """A name beside `path` that no other process or host chooses."""
+  return f"{path}.tmp-{uuid.uuid4().hex}"
+
+
+@contextlib.contextmanager
+def writing(path: str, mode: str = "wb", **options) -> Iterator[IO]:
+  """A file to write that appears under its name when it is whole, or never.
+
+  Here it is synced and renamed; for a store it is written to a temporary file here and sent at the end, and stores show
+  objects only once they are whole. `options` are those of `open`.
+  """
+  if is_remote(path):
+    with tempfile.NamedTemporaryFile(mode, **options) as file:
+      yield file
+      file.flush()
+      with _store(path) as (fs, inner):
+        fs.put_file(file.name, inner)
+    return
+  temporary = temporary_name(path)
+  try:
+    with open(temporary, mode, **options) as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
+    raise
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes UTF-8, whole or not at all."""
+  with writing(path, "w", encoding="utf-8") as file:
+    file.write(text)
