@@ -56,6 +56,7 @@ CHOICES = {
   "data.source": ("records", "synthetic"),
 }
 RANGES = {  # both ends included
+  "data.max_damaged": (0, 0.5),
   "difference.weight": (0, 1),
   "difference.gamma_min": (1e-3, 0.999),
   "difference.gamma_max": (1e-3, 0.999),

@@ -8,12 +8,14 @@ saved.
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 
 import numpy as np
 
 from atst_jax import storage
+from atst_jax.damage import Damage, find_damage, sound_records
 from atst_jax.errors import UserError
 from atst_jax.records import Dataset, Shard
 from atst_jax.tfrecord import read_records
@@ -69,7 +71,7 @@ def check_streams(*, batch_size, streams, shards, processes):
 
 
 def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_window, batch_size, seed, start_step=0,
-                   rows=None, with_ids=False) -> Iterator[dict]:  # fmt: skip
+                   rows=None, max_damaged=0.0, with_ids=False) -> Iterator[dict]:  # fmt: skip
   """Batches from shards, from step `start_step` on, without end.
 
   Args:
@@ -81,14 +83,16 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
     batch_size: B of the global batch.
     seed: of the order.
     rows: (start, stop) of the global batch that this process supplies; whole streams. All by default.
+    max_damaged: share of the split's clips that may be damaged; they are replaced by others of their shard. At 0 the
+      first one is an error.
     with_ids: also return the clips' ids.
 
   Yields:
     {"mel": (rows, T, F) float16 dB, "length": (rows,) int32 valid frames[, "id": (rows,) bytes]}.
 
   Raises:
-    UserError: the numbers do not fit (`check_streams`).
-    tensorflow.errors.DataLossError: a damaged record, when it is reached.
+    UserError: the numbers do not fit (`check_streams`); when they are reached: a damaged record, naming file and
+      record, or a store that does not answer.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its words about missing CUDA are not about this process
   import tensorflow as tf
@@ -101,10 +105,10 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
   owned: list[list[Shard]] = [shards[i::streams] for i in range(streams)]
   n_mels, frame_bytes = dataset.frontend.n_mels, 2 * dataset.frontend.n_mels
 
-  def stream_visits(stream):
+  def stream_visits(stream, step):
     stream = int(stream)
     counts = [shard.num_clips for shard in owned[stream]]
-    for visit in visits(seed, stream, counts, start_step * block):
+    for visit in visits(seed, stream, counts, int(step) * block):
       yield owned[stream][visit.shard].path, stream, visit.epoch, visit.shard, visit.skip
 
   def shuffle(stream, epoch, shard, window, records):
@@ -113,11 +117,21 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
       (stream, epoch, shard, window, tf.size(records)), (tf.int64, tf.float32), stateful=False)  # fmt: skip
     return tf.gather(records, order), where
 
+  by_path = {shard.path: shard for shard in shards}
+  damage, failures = Damage(int(max_damaged * dataset.num_clips(split))), []
+
+  def read_here(path):
+    try:
+      yield from sound_records(dataset, by_path[path.decode()], damage) if max_damaged else read_records(path.decode())
+    except UserError as error:
+      failures.append(error)  # TensorFlow makes an error of its own of it
+      raise
+
   def records_of(path):
-    if not storage.is_remote(dataset.root):
+    if not max_damaged and not storage.is_remote(dataset.root):
       return tf.data.TFRecordDataset(path, buffer_size=1 << 20)
-    spec = tf.TensorSpec((), tf.string)  # TensorFlow itself reads no store but gs://
-    return tf.data.Dataset.from_generator(lambda path: read_records(path.decode()), output_signature=spec, args=(path,))
+    # TensorFlow itself stops at damage, and reads no store but gs://.
+    return tf.data.Dataset.from_generator(read_here, output_signature=tf.TensorSpec((), tf.string), args=(path,))
 
   def read(path, stream, epoch, shard, skip):
     first = skip // shuffle_window
@@ -126,7 +140,9 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
     return windows.unbatch().skip(skip - first * shuffle_window)
 
   signature = (tf.TensorSpec((), tf.string), *[tf.TensorSpec((), tf.int64)] * 4)
-  stream = lambda i: tf.data.Dataset.from_generator(stream_visits, output_signature=signature, args=(i,)).flat_map(read)
+  stream = lambda i: tf.data.Dataset.from_generator(
+    stream_visits, output_signature=signature, args=(i, start_step)
+  ).flat_map(read)
 
   def parse(records, where):
     spec = {"mel": tf.io.FixedLenFeature((), tf.string), "num_frames": tf.io.FixedLenFeature((), tf.int64)}
@@ -148,7 +164,25 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
     stream, cycle_length=len(mine), block_length=block, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
   )
   batches = batches.batch(stop - start, drop_remainder=True).map(parse, tf.data.AUTOTUNE, deterministic=True)
-  return batches.prefetch(2).as_numpy_iterator()
+
+  def shards_ahead(step):
+    ahead = [itertools.islice(stream_visits(i, step), 2 * len(owned[i])) for i in mine]
+    for visit in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*ahead))):
+      yield by_path[visit[0]]
+
+  def named(iterator):
+    step = start_step
+    while True:
+      try:
+        batch = next(iterator)
+      except tf.errors.OpError as error:
+        if failures:
+          raise failures[0] from error
+        raise find_damage(dataset, dict.fromkeys(shards_ahead(step))) or error from error
+      yield batch
+      step += 1
+
+  return named(batches.prefetch(2).as_numpy_iterator())
 
 
 def synthetic_batches(*, clip_frames, n_mels, batch_size, seed, start_step=0, rows=None) -> Iterator[dict]:

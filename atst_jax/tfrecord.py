@@ -125,19 +125,29 @@ def frame_record(payload: bytes) -> bytes:
 
 def read_records(path: str) -> Iterator[bytes]:
   """Yields the payloads of a TFRecord file. Raises RecordError naming file and record at the first damage."""
+  for _, payload, problem in scan_records(path):
+    if problem:
+      raise problem
+    yield payload
+
+
+def scan_records(path: str) -> Iterator[tuple[int, bytes, RecordError | None]]:
+  """Yields (number, payload, what is wrong with it) of every record; the file is lost from a damaged length on."""
   with storage.open_binary(path) as file:
     number = 0
     while header := file.read(12):
-      if number == 0 and header[:2] == b"\x1f\x8b":
-        raise RecordError(f"{path}: is gzip-compressed; shards are uncompressed TFRecords")
       where = f"{path}: record {number}"
+      if number == 0 and header[:2] == b"\x1f\x8b":
+        yield number, b"", RecordError(f"{path}: is gzip-compressed; shards are uncompressed TFRecords")
+        return
       if len(header) < 12 or struct.unpack("<I", header[8:])[0] != _masked_crc(header[:8]):
-        raise RecordError(f"{where}: damaged length (file cut short, or not a TFRecord)")
+        yield number, b"", RecordError(f"{where}: damaged length (file cut short, or not a TFRecord)")
+        return
       (length,) = struct.unpack("<Q", header[:8])
       payload, crc = file.read(length), file.read(4)
       if len(payload) < length or len(crc) < 4:
-        raise RecordError(f"{where}: file ends inside the record")
-      if struct.unpack("<I", crc)[0] != _masked_crc(payload):
-        raise RecordError(f"{where}: checksum of the data does not match")
-      yield payload
+        yield number, b"", RecordError(f"{where}: file ends inside the record")
+        return
+      sound = struct.unpack("<I", crc)[0] == _masked_crc(payload)
+      yield number, payload, None if sound else RecordError(f"{where}: checksum of the data does not match")
       number += 1

@@ -40,6 +40,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.data.clip_frames = 1001  # 10 s
   config.data.streams = 64
   config.data.shuffle_window = 256  # records
+  config.data.max_damaged = 0.0  # share of the clips that may be damaged, and are replaced by others of their shards
   config.data.fingerprint = config_dict.placeholder(str)  # filled from the data
 
   config.views = ConfigDict()

@@ -1,6 +1,7 @@
 """The order of the data: a pure function of (seed, step), whatever reads it and whenever it starts."""
 
 import itertools
+import logging
 import os
 
 import numpy as np
@@ -9,7 +10,8 @@ from tiny import write_dataset
 
 from atst_jax.errors import UserError
 from atst_jax.input_pipeline import check_streams, record_batches, shard_order, synthetic_batches, visits, window_order
-from atst_jax.records import Dataset
+from atst_jax.records import Dataset, RecordError
+from atst_jax.tfrecord import encode_example, frame_record
 
 PIPELINE = {"split": "train", "clip_frames": 64, "streams": 4, "shuffle_window": 3, "batch_size": 8, "seed": 5,
             "with_ids": True}  # fmt: skip
@@ -112,18 +114,60 @@ def test_numbers_that_do_not_fit_are_refused(numbers, message):
     check_streams(**{"batch_size": 8, "streams": 4, "shards": 9, "processes": 1, **numbers})
 
 
-def test_a_damaged_record_is_an_error(tmp_path):
-  import tensorflow as tf
-
-  root = write_dataset(tmp_path / "data", shards=4)
-  path = os.path.join(root, "train-00002-of-00004.tfrecord")
+def _flip(path, position):
   with open(path, "r+b") as file:
-    file.seek(5000)
+    file.seek(position)
     byte = file.read(1)
-    file.seek(5000)
+    file.seek(position)
     file.write(bytes([byte[0] ^ 4]))
-  with pytest.raises(tf.errors.DataLossError):
+
+
+def _foreign(path, position):
+  """As many bytes of sound records that are no clips."""
+  size = os.path.getsize(path)
+  record = frame_record(encode_example({"id": "x", "mel": b"1"}))
+  with open(path, "wb") as file:
+    file.write(record)
+    file.write(frame_record(bytes(size - len(record) - 16)))
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [(_flip, r"train-00002-of-00004.tfrecord: record 0: checksum of the data"),
+   (_foreign, r"train-00002-of-00004.tfrecord: record 0: .* feature 'num_frames' is missing")],
+)  # fmt: skip
+def test_a_damaged_record_is_named(tmp_path, damage, message):
+  root = write_dataset(tmp_path / "data", shards=4)
+  damage(os.path.join(root, "train-00002-of-00004.tfrecord"), 5000)
+  with pytest.raises(RecordError, match=message):
     _take(Dataset.load(root), 8)
+
+
+def test_a_share_of_damaged_records_may_be_left_out(tmp_path, caplog, monkeypatch):
+  """Replaced by others of their shard: the counts, and so the order of all other streams, stay."""
+  monkeypatch.setattr(logging.getLogger("atst_jax"), "propagate", True)
+  root = write_dataset(tmp_path / "data", shards=4)
+  dataset = Dataset.load(root)
+  sound = _take(dataset, 30)
+  path = os.path.join(root, "train-00002-of-00004.tfrecord")
+  _flip(path, 5000)
+  batches = _take(dataset, 30, max_damaged=0.1)
+  shown = {id for batch in batches for id in batch["id"].tolist()}
+  lost = {id for batch in sound for id in batch["id"].tolist()} - shown
+  assert len(lost) == 1 and lost.pop().startswith(b"2-")
+  stream = lambda all, i: [batch["id"][2 * i : 2 * i + 2].tolist() for batch in all]
+  for i in (0, 1, 3):
+    assert stream(batches, i) == stream(sound, i)
+  assert {id[:2] for pair in stream(batches, 2) for id in pair} == {b"2-"}
+  (warning,) = caplog.messages  # once, however often the shard is read
+  assert f"{path}: record 0: checksum" in warning and "1 clips of this run so far" in warning
+  resumed = _take(dataset, 4, start_step=26, max_damaged=0.1)
+  assert [b["id"].tolist() for b in resumed] == [b["id"].tolist() for b in batches[26:]]
+  with pytest.raises(UserError, match=r"record 0: .* 1 damaged clips, data.max_damaged allows 0;"):
+    _take(dataset, 8, max_damaged=1e-6)
+  _flip(path, 2)  # the length of the first record: nothing of the shard is left
+  with pytest.raises(UserError, match="no sound record"):
+    _take(dataset, 8, max_damaged=0.5)
 
 
 def test_synthetic_batches_are_a_function_of_step_and_row():

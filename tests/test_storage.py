@@ -205,7 +205,7 @@ def test_a_broken_connection_is_not_the_end_of_a_file(audio, inline, tmp_path, m
   send(tmp_path, STORE)
   with monkeypatch.context() as patch:
     patch.setattr(storage, "open_binary", lambda name: Failing(path.read_bytes()))
-    with pytest.raises(storage.StoreError, match="a.wav: reset by peer; run the same command again"):
+    with pytest.raises(storage.StoreError, match=r"a\.wav: reset by peer; run the same command again"):
       load_audio(f"{STORE}/a.wav", RATE)
   flags = [f"--input={STORE}", f"--output={tmp_path / 'out'}", "--frontend=atst"]
   with monkeypatch.context() as patch:
