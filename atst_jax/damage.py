@@ -35,7 +35,10 @@ class Damage:
 
 def sound_records(dataset: Dataset, shard: Shard, damage: Damage) -> Iterator[bytes]:
   """As many payloads as the shard has clips: the sound ones, and in place of the others its first ones again at its
-  end, so that the order of the data stays arithmetic on counts. Raises UserError if none is sound or too many are not."""
+  end, so that the order of the data stays arithmetic on counts.
+
+  Raises UserError if no record is sound, or too many are not.
+  """
   problems = []
 
   def sound():

@@ -13,7 +13,7 @@ import numpy as np
 from atst_jax.errors import UserError
 
 POWER_FLOOR = 1e-10  # torchaudio AmplitudeToDB, librosa power_to_db: -100 dB
-BLOCK_FRAMES = 2048  # frames transformed at a time: bounds the memory of long files
+BLOCK_FRAMES = 128  # frames transformed at a time: what they need stays in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Quality:
 
   def update(self, block: np.ndarray) -> None:
     """Adds a (N, C) block. Raises Reject for NaN, infinite or absurdly large samples."""
-    peak = float(np.abs(block).max(initial=0.0))
+    peak = float(max(block.max(initial=0.0), -block.min(initial=0.0)))
     if not peak < MAX_PEAK:  # NaN and infinity propagate to the peak
       raise Reject("non_finite", f"a sample is {peak}")
     self.peak = max(self.peak, peak)
@@ -137,7 +137,7 @@ def _blocks(file, quality: Quality) -> Iterator[np.ndarray]:
   size = max(1, BLOCK_VALUES // file.channels)
   while len(block := file.read(size, dtype="float32", always_2d=True)):
     quality.update(block)
-    yield block.mean(axis=1)
+    yield block[:, 0] if file.channels == 1 else block.mean(axis=1)
 
 
 def _resampled(file, sample_rate: int, quality: Quality) -> Iterator[np.ndarray]:

@@ -63,7 +63,7 @@ def _parser() -> Parser:
   add("--seed", type=int, default=0, help="of the order of the files")
   add("--reject_silent", action="store_true", help="leave out files below -80 dB of full scale")
   add("--reject_duplicates", action="store_true", help="leave out files of the same content as an earlier one (by id)")
-  add("--max_seconds", type=float, default=60.0, help="longer files are cut into pieces of this length")
+  add("--max_seconds", type=float, default=60.0, help="longer files are cut into pieces of this length (1800 at most)")
   add("--num_shards", type=int, default=0, help="per split; default: at least 16, each of about --shard_mb")
   add("--shard_mb", type=float, default=48.0, help="size of a shard in MiB")
   add("--dry_run", action="store_true", help="tell what would be done")
@@ -87,7 +87,7 @@ def _check(args: argparse.Namespace) -> None:
   if args.beam_options and not args.runner:
     raise UserError(f"--beam_options={args.beam_options} needs --runner, one of {', '.join(beam.RUNNERS)}")
   for key, low, high in (("workers", 1, 4096), ("subset", 0, 10**9), ("num_shards", 0, 99_999), ("shard_mb", 1e-3, 1e6),
-                         ("max_seconds", 1, 1e6), ("seed", 0, 2**63)):  # fmt: skip
+                         ("max_seconds", 1, 1800), ("seed", 0, 2**63)):  # fmt: skip
     value = getattr(args, key)
     if not low <= value <= high:
       raise UserError(f"--{key}={value} is not between {low} and {high}")
