@@ -18,7 +18,12 @@ class RecordError(UserError):
   """A shard that is damaged, foreign or of another schema; the message names the file and the record."""
 
 
+_SMALL = [bytes((value,)) for value in range(128)]
+
+
 def _varint(value: int) -> bytes:
+  if 0 <= value < 128:
+    return _SMALL[value]
   value &= (1 << 64) - 1  # negative int64 as protobuf writes it
   out = bytearray()
   while value > 0x7F:

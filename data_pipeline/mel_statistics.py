@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+WAITING_CLIPS, WAITING_VALUES = 32, 1 << 15
 UNIT_BITS = 24  # the smallest float16 is 2^-24
 _VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
 _NEPERS_PER_DB = math.log(10) / 10
@@ -21,20 +22,28 @@ class MelStatistics:
   """Counts how often every float16 occurs."""
 
   def __init__(self):
-    self.histogram = np.zeros(1 << 16, np.int64)
+    self._histogram = np.zeros(1 << 16, np.int64)
+    self._waiting: list[np.ndarray] = []  # short clips, to be counted together
 
   def add(self, mel: np.ndarray) -> None:
     """Adds a (T, F) float16 log-mel spectrogram of finite values."""
-    bits = np.ascontiguousarray(mel, np.float16).view(np.uint16)
-    self.histogram += np.bincount(bits.ravel(), minlength=1 << 16)
+    self._waiting.append(np.ascontiguousarray(mel, np.float16).view(np.uint16).ravel())
+    if len(self._waiting) == WAITING_CLIPS or mel.size > WAITING_VALUES:
+      self._count()
+
+  def _count(self) -> None:
+    if self._waiting:
+      self._histogram += np.bincount(np.concatenate(self._waiting), minlength=1 << 16)
+      self._waiting.clear()
 
   def to_json(self) -> dict:
     """`sum` in units of 2^-24 dB and `sum_squares` in units of 2^-48 dB^2, as whole numbers of any length; those with
     `log_` alike, of nepers."""
-    seen = np.flatnonzero(self.histogram)
+    self._count()
+    seen = np.flatnonzero(self._histogram)
     if not len(seen):
       return {"num_values": 0}
-    counts = [int(count) for count in self.histogram[seen]]
+    counts = [int(count) for count in self._histogram[seen]]
     units = [int(value * (1 << UNIT_BITS)) for value in _VALUES[seen]]
     logs = np.logaddexp(_NEPERS_PER_DB * _VALUES[seen], math.log(_LOG_EPS))
     log_units = [round(float(value) * (1 << UNIT_BITS)) for value in logs]
