@@ -1,6 +1,6 @@
 """Speed, each part against what it cannot do without.
 
-  python -m atst_jax.benchmark prepare --input=recordings [--frontend=atst --files=400 --passes=3 --repeats=3 --json]
+  python -m atst_jax.benchmark prepare --input=recordings [--frontend=atst --files=400 --seconds=5 --repeats=5 --json]
 
 `prepare` compares the job that writes shards with a bare loop of decoding, resampling and log-mel over the same files:
 one process with one, and the pool of processes, after its start, with as many loops side by side.
@@ -21,18 +21,18 @@ def main(argv=None) -> int:
   parser.add_argument("--input", required=True, help="a folder of recordings")
   parser.add_argument("--frontend", default="atst")
   parser.add_argument("--files", type=int, default=400, help="at most so many, drawn by a hash of their names")
-  parser.add_argument("--passes", type=int, default=3, help="times that they are prepared in one measurement")
-  parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the median counts")
+  parser.add_argument("--seconds", type=float, default=5.0, help="of the bare loop in one measurement, at least")
+  parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts")
   parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of the pool")
   parser.add_argument("--json", action="store_true", help="print JSON")
   flags = parser.parse_args(argv)
   from data_pipeline.speed import measure_prepare
 
   try:
-    for key in ("files", "passes", "repeats", "workers"):
+    for key in ("files", "repeats", "workers"):
       if getattr(flags, key) < 1:
         raise UserError(f"--{key}={getattr(flags, key)}: must be at least 1")
-    result = measure_prepare(flags.input, frontend=flags.frontend, files=flags.files, passes=flags.passes,
+    result = measure_prepare(flags.input, frontend=flags.frontend, files=flags.files, seconds=flags.seconds,
                              repeats=flags.repeats, workers=flags.workers)  # fmt: skip
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -2,10 +2,10 @@
 
 import concurrent.futures
 import contextlib
+import math
 import multiprocessing
 import os
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -76,55 +76,60 @@ def usable_files(folder: str, number: int, frontend: FrontEnd) -> list[Source]:
   return sources
 
 
-def measure_prepare(folder: str, *, frontend: str, files: int, passes: int, repeats: int, workers: int) -> dict:
-  """Numbers of the job that writes shards: medians over the repeats.
+def measure_prepare(folder: str, *, frontend: str, files: int, seconds: float, repeats: int, workers: int) -> dict:
+  """Numbers of the job that writes shards: medians over the repeats, of ratios those of the single repeats.
 
   Args:
     files: of the folder, at most; all are read once beforehand, so that they are in memory.
-    passes: times that they are prepared in one measurement.
+    seconds: that the bare loop shall take at least; the files are gone through so many times.
     workers: processes of the pool.
 
   Raises UserError for a folder without usable audio.
   """
   front = get_frontend(frontend)
   filters = mel_filters(front)
-  sources = usable_files(folder, files, front) * passes
-  paths = [source.path for source in sources]
+  sources = usable_files(folder, files, front)
   share = lambda values, count: [values[i::count] for i in range(min(count, len(values)))]
   tasks = lambda parts: [ShardTask(f"train-{i:05d}-of-{len(parts):05d}.tfrecord", "train", tuple(part))
                          for i, part in enumerate(parts)]  # fmt: skip
   labels = tuple(sorted({label for source in sources for label in source.labels}))
-  times: dict[str, list[float]] = {key: [] for key in ("bare", "one", "bares", "pool", "start")}
+  times: dict[str, list[float]] = {key: [] for key in ("bare", "one", "bares", "start", "pool")}
   context = multiprocessing.get_context("spawn")
   executor = lambda count: concurrent.futures.ProcessPoolExecutor(count, mp_context=context)
   with tempfile.TemporaryDirectory() as output, environment(ENVIRONMENT), executor(1) as one, executor(workers) as all:
     settings = Settings(output, output, front, filters, labels, float("inf"))
-    (whole,), parts = tasks([sources]), tasks(share(sources, SHARDS_PER_WORKER * workers))
+    loop = lambda paths: one.submit(_seconds, bare_loop, paths, front, filters).result()
+    loops = lambda paths: list(all.map(bare_loop, share(paths, workers), [front] * workers, [filters] * workers))
+    paths = [source.path for source in sources]
     audio = one.submit(bare_loop, paths, front, filters).result()
-    list(all.map(bare_loop, share(paths, workers), [front] * workers, [filters] * workers))
+    passes = math.ceil(seconds / loop(paths))
+    loops(paths)  # every process has started and loaded its libraries
+    sources, paths = sources * passes, paths * passes
+    (whole,), parts = tasks([sources]), tasks(share(sources, SHARDS_PER_WORKER * workers))
+    few = tasks(share(sources[:workers], workers))
     for _ in range(repeats):
-      times["bare"].append(one.submit(_seconds, bare_loop, paths, front, filters).result())
+      times["bare"].append(loop(paths))
       times["one"].append(one.submit(_seconds, _write, whole, settings).result())
-      loops = lambda: list(all.map(bare_loop, share(paths, workers), [front] * workers, [filters] * workers))
-      times["bares"].append(_seconds(loops))
-      times["start"].append(_seconds(lambda: write_tasks(tasks(share(sources[:workers], workers)), settings,
-                                                         workers=workers)))  # fmt: skip
+      times["bares"].append(_seconds(loops, paths))
+      times["start"].append(_seconds(lambda: write_tasks(few, settings, workers=workers)))
       times["pool"].append(_seconds(lambda: write_tasks(parts, settings, workers=workers)))
     peak = one.submit(_peak_megabytes).result()
-  bare, one, bares, pool, start = (statistics.median(times[key]) for key in times)
+  bare, one, bares, start, pool = (np.array(values) for values in times.values())
+  pool = pool - np.median(start)
+  median = lambda values: float(np.median(values))
   return {
     "files": len(sources) // passes,
     "passes": passes,
-    "hours": audio / 3600 / passes,
-    "bare_clips_per_second": len(sources) / bare,
-    "clips_per_second": len(sources) / one,
-    "share_of_bare_loop": bare / one,
-    "hours_per_core_minute": audio / 3600 / (one / 60),
-    "megabytes_per_second": sum(map(os.path.getsize, paths)) / 1e6 / one,
+    "hours": audio / 3600,
+    "bare_clips_per_second": median(len(sources) / bare),
+    "clips_per_second": median(len(sources) / one),
+    "share_of_bare_loop": median(bare / one),
+    "hours_per_core_minute": median(audio * passes / 60 / one),
+    "megabytes_per_second": median(sum(map(os.path.getsize, paths)) / 1e6 / one),
     "workers": workers,
-    "start_seconds": start,
-    "pool_clips_per_second": len(sources) / (pool - start),
-    "pool_speedup": one / (pool - start),
-    "share_of_bare_loops": bares / (pool - start),
+    "start_seconds": median(start),
+    "pool_clips_per_second": median(len(sources) / pool),
+    "pool_speedup": median(one / pool),
+    "share_of_bare_loops": median(bares / pool),
     "worker_megabytes": peak,
   }

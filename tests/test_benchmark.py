@@ -16,7 +16,7 @@ def test_prepare(tmp_path, capsys):
   for i in range(6):
     soundfile.write(tmp_path / f"{i}.wav", rng.uniform(-0.5, 0.5, (22050, 2)), 22050)
   (tmp_path / "bad.wav").write_text("text")
-  assert main(["prepare", f"--input={tmp_path}", "--passes=2", "--repeats=1", "--workers=2", "--json"]) == 0
+  assert main(["prepare", f"--input={tmp_path}", "--seconds=0.05", "--repeats=1", "--workers=2", "--json"]) == 0
   result = json.loads(capsys.readouterr().out)
   assert result["files"] == 6 and abs(result["hours"] - 6 / 3600) < 1e-6
   share = result["clips_per_second"] / result["bare_clips_per_second"]

@@ -201,12 +201,13 @@ def test_subset_is_nested_and_leaves_other_splits(tmp_path):
     (tmp_path / f"{i % 10}_speaker_{i}.wav").touch()
   ids = lambda n: {s.id for s in list_sources(str(tmp_path), layout="fsdd", number=n).sources}
   assert len(ids(10)) == 10 and ids(10) < ids(25) < ids(0) and len(ids(0)) == 40
-  sources = list_sources(_write(tmp_path / "audioset", AUDIOSET), layout="audioset").sources
-  kept = subset(sources, 1)
-  assert sorted(s.split for s in kept) == ["test", "train"]
-  assert all(os.path.isfile(s.path) for s in kept)
-  with pytest.raises(UserError, match="--subset=3: of 3 training files listed 2 are on disk"):
-    subset(sources, 3)
+  listing = list_sources(_write(tmp_path / "audioset", AUDIOSET), layout="audioset")
+  kept = subset(listing, 1)
+  there = [s for s in kept.sources if os.path.isfile(s.path)]
+  assert sorted(s.split for s in there) == ["test", "train"]
+  assert {s.id for s in listing.sources} - {s.id for s in kept.sources} != set()
+  with pytest.raises(UserError, match="--subset=3: of 3 training files listed 2 are there"):
+    subset(listing, 3)
 
 
 def test_audioset_with_clips_missing_on_disk(tmp_path, capsys):
@@ -225,3 +226,12 @@ def test_audioset_with_clips_missing_on_disk(tmp_path, capsys):
   assert coverage["Male speech, man"] == {"listed": 2, "missing": 1, "rejected": 0}
   assert coverage["Speech"] == {"listed": 3, "missing": 0, "rejected": 0}
   assert "Male speech, man 1 of 2" in capsys.readouterr().out
+  assert prepare.main([flag.replace("/out", "/part") for flag in flags] + ["--subset=1"]) == 0
+  part = Dataset.load(str(tmp_path / "part"))
+  assert (
+    part.num_clips("train") == part.num_clips("test") == 1
+    and part.manifest["label_names"] == dataset.manifest["label_names"]
+  )
+  for name, row in part.manifest["counts"]["coverage"].items():
+    assert row["listed"] == coverage[name]["listed"] and row["missing"] == coverage[name]["missing"], name
+  assert sum(row.get("not_drawn", 0) for row in part.manifest["counts"]["coverage"].values()) > 0

@@ -140,7 +140,7 @@ def test_command_writes_all_pictures_of_a_run(tmp_path, capsys):
   data = write_dataset(tmp_path / "data", labels=3)
   run = tmp_path / "run"
   run.mkdir()
-  write_json(run / "config.json", resolved(data__source="records", data__path=data))
+  write_json(str(run / "config.json"), resolved(data__source="records", data__path=data))
   (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(5)), encoding="utf-8")
   assert plots.main([f"--workdir={run}", f"--encoder={encoder}", f"--data={data}"]) == 0
   assert capsys.readouterr().out.split() == [str(run / f"{n}.png") for n in ("training_curve", "views", "embeddings")]

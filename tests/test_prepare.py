@@ -256,4 +256,4 @@ def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):
   )
   command = [sys.executable, "-c", code, str(audio / "class 0/long.flac"), str(tmp_path)]
   done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, check=False)
-  assert (done.stdout, done.stderr) == ("1 1\n", "set()\n")
+  assert (done.stdout, done.stderr) == ("0 0\n1 1\n", "set()\n")  # before and after the file

@@ -251,6 +251,18 @@ def test_silent_files_and_duplicates_are_left_out_if_asked(small, tmp_path):
   assert run(*flags) == 2  # of another plan
 
 
+def test_duplicates_are_looked_for_once(small, tmp_path, monkeypatch):
+  """A rerun of the same job takes what the first start found, and reads no file for it."""
+  audio = small[0]
+  (audio / "copy.wav").write_bytes((audio / "7.wav").read_bytes())
+  flags = [f"--input={audio}", f"--output={tmp_path / 'clean'}", "--frontend=atst", "--reject_duplicates"]
+  assert run(*flags) == 0
+  before = contents(tmp_path / "clean")
+  monkeypatch.setattr(prepare, "find_duplicates", None)
+  next((tmp_path / "clean").glob("*.tfrecord")).unlink()
+  assert run(*flags) == 0 and contents(tmp_path / "clean") == before
+
+
 def test_repair_writes_the_bad_shards_and_no_others(small, capsys):
   audio, output = small
   flags = ["repair", f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5"]
