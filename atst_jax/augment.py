@@ -35,21 +35,37 @@ def cubic_weights(t):
   return jnp.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], -1)
 
 
-def interpolation_matrix(n_in, n_out, *, start, size, out_size, offset):
-  """(n_out, n_in) matrix that resizes `size` samples of a zero canvas to `out_size`, bicubic with aligned corners.
+def interpolation_taps(n_out, *, start, size, out_size, offset):
+  """(index, weight), both (n_out, 4): how to resize `size` samples of a zero canvas to `out_size`, bicubic with aligned
+  corners.
 
   The input lies at `offset` on the canvas and the crop at `start`; taps are clamped to the crop's border as in PyTorch.
-  Rows from `out_size` on are zero. start, size, out_size and offset may be traced. Positions are rounded to float32 as
-  PyTorch does (about 2e-5 of the values); where sizes are equal the crop is copied exactly.
+  An index outside of the input means 0, and so does every row from `out_size` on. start, size, out_size and offset may
+  be traced. Positions are rounded to float32 as PyTorch does (about 2e-5 of the values); where sizes are equal the crop
+  is copied exactly.
   """
   scale = jnp.asarray(size - 1, jnp.float32) / jnp.maximum(out_size - 1, 1)
   position = scale * jnp.arange(n_out, dtype=jnp.float32)
   floor = jnp.floor(position)
-  weights = cubic_weights(position - floor)
   first = floor.astype(jnp.int32)
-  taps = jnp.clip(first[:, None] + jnp.arange(-1, 3)[None], 0, size - 1) + start - offset
-  matrix = sum(weights[:, k, None] * (taps[:, k, None] == jnp.arange(n_in)[None]) for k in range(4))
-  return jnp.where(jnp.arange(n_out)[:, None] < out_size, matrix, 0)
+  index = jnp.clip(first[:, None] + jnp.arange(-1, 3)[None], 0, size - 1) + start - offset
+  return index, jnp.where(jnp.arange(n_out)[:, None] < out_size, cubic_weights(position - floor), 0)
+
+
+def resize_by_matrix(x, index, weight):
+  """Interpolates the first axis: (n_in, …), taps (n_out, 4) -> (n_out, …), as a product, which matrix units like."""
+  matrix = sum(weight[:, k, None] * (index[:, k, None] == jnp.arange(x.shape[0])[None]) for k in range(4))
+  return jnp.matmul(matrix, x, precision="highest")
+
+
+def resize_by_gather(x, index, weight):
+  """The same, reading four rows for each."""
+  weight = jnp.where((index >= 0) & (index < x.shape[0]), weight, 0)
+  rows = x.at[index].get(mode="clip")  # (n_out, 4, …)
+  return sum(weight[:, k, None] * rows[:, k] for k in range(4))
+
+
+RESIZES = ("auto", "gather", "matrix")
 
 
 def draw_box(key, length, n_mels, *, freq_scale, time_scale, canvas_time):
@@ -67,14 +83,20 @@ def draw_box(key, length, n_mels, *, freq_scale, time_scale, canvas_time):
   )
 
 
-def resize_crop(x, box, length, *, canvas_time):
-  """(T, F), a box of `draw_box` -> (T, F): the crop, bicubically resized to the clip's own length and all mel bins."""
+def resize_crop(x, box, length, *, canvas_time, resize="auto"):
+  """(T, F), a box of `draw_box` -> (T, F): the crop, bicubically resized to the clip's own length and all mel bins.
+
+  `resize`: "gather", "matrix" or "auto", which gathers where the program is compiled for a CPU. They agree to rounding.
+  """
   frames, n_mels = x.shape
   top, left, height, width = box
   canvas = jnp.floor(canvas_time * length).astype(jnp.int32)
-  time = interpolation_matrix(frames, frames, start=left, size=width, out_size=length, offset=(canvas - length) // 2)
-  mel = interpolation_matrix(n_mels, n_mels, start=top, size=height, out_size=n_mels, offset=0)
-  return jnp.matmul(time, jnp.matmul(x, mel.T, precision="highest"), precision="highest")
+  time = interpolation_taps(frames, start=left, size=width, out_size=length, offset=(canvas - length) // 2)
+  mel = interpolation_taps(n_mels, start=top, size=height, out_size=n_mels, offset=0)
+  x = resize_by_matrix(x.T, *mel).T
+  if resize == "auto":
+    return jax.lax.platform_dependent(x, *time, cpu=resize_by_gather, default=resize_by_matrix)
+  return {"gather": resize_by_gather, "matrix": resize_by_matrix}[resize](x, *time)
 
 
 def fade(x, head, tail, length):

@@ -1,9 +1,15 @@
-"""Speed, each part against what it cannot do without.
+"""Speed, in a steady state: medians, without the warm-up, the device's queue empty at both ends of a measurement.
 
-  python -m atst_jax.benchmark prepare --input=recordings [--frontend=atst --files=400 --seconds=5 --repeats=5 --json]
+  python -m atst_jax.benchmark step --config=configs/atst_small.py --config.batch_size=16
+  python -m atst_jax.benchmark input --config=configs/base.py --clips=4096
+  python -m atst_jax.benchmark end_to_end --config=configs/demo.py
+  python -m atst_jax.benchmark prepare --input=recordings
 
-`prepare` compares the job that writes shards with a bare loop of decoding, resampling and log-mel over the same files:
-one process with one, and the pool of processes, after its start, with as many loops side by side.
+`step` is the whole train step, views included, on a batch that lies on the device; its FLOPs are model FLOPs: student
+forward and backward, teacher forward, nothing that is computed twice. `input` is what the trainer receives from
+shards, `end_to_end` both together. `prepare` compares the job that writes shards with a bare loop of decoding,
+resampling and log-mel over the same files: one process with one, and the pool of processes, after its start, with as
+many loops side by side.
 """
 
 import argparse
@@ -11,42 +17,103 @@ import json
 import os
 import sys
 
+from atst_jax import config as configs
 from atst_jax.errors import UserError
 
 
-def main(argv=None) -> int:
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser("python -m atst_jax.benchmark", description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-  parser.add_argument("part", choices=("prepare",))
-  parser.add_argument("--input", required=True, help="a folder of recordings")
-  parser.add_argument("--frontend", default="atst")
-  parser.add_argument("--files", type=int, default=400, help="at most so many, drawn by a hash of their names")
-  parser.add_argument("--seconds", type=float, default=5.0, help="of the bare loop in one measurement, at least")
-  parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts")
-  parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of the pool")
-  parser.add_argument("--json", action="store_true", help="print JSON")
-  flags = parser.parse_args(argv)
+  parts = parser.add_subparsers(dest="part", required=True)
+  for name in ("step", "input", "end_to_end"):
+    part = parts.add_parser(name, allow_abbrev=False)
+    part.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
+    if name != "step":
+      part.add_argument("--clips", type=int, default=0, help="measure with so many clips of noise, not the data set")
+    if name != "input":
+      part.add_argument("--peak_tflops", type=float, help="of one device, where it is not in the table of chips")
+  part = parts.add_parser("prepare", allow_abbrev=False)
+  part.add_argument("--input", required=True, help="a folder of recordings")
+  part.add_argument("--frontend", default="atst")
+  part.add_argument("--files", type=int, default=400, help="at most so many, drawn by a hash of their names")
+  part.add_argument("--seconds", type=float, default=5.0, help="of the bare loop in one measurement, at least")
+  part.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of the pool")
+  for part in parts.choices.values():
+    part.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts")
+    part.add_argument("--json", action="store_true", help="print JSON")
+  return parser
+
+
+def _prepare(flags) -> dict:
   from data_pipeline.speed import measure_prepare
 
+  return measure_prepare(flags.input, frontend=flags.frontend, files=flags.files, seconds=flags.seconds,
+                         repeats=flags.repeats, workers=flags.workers)  # fmt: skip
+
+
+def _measure(flags, config) -> dict:
+  from atst_jax import speed
+
+  if flags.part == "input":
+    return speed.measure_input(config, repeats=flags.repeats, clips=flags.clips)
+  peak = None if flags.peak_tflops is None else 1e12 * flags.peak_tflops
+  if flags.part == "step":
+    return speed.measure_step(config, repeats=flags.repeats, peak=peak)
+  return speed.measure_end_to_end(config, repeats=flags.repeats, clips=flags.clips, peak=peak)
+
+
+def _show_step(result) -> list[str]:
+  mfu = f"MFU {result['mfu']:.1%}" if result["mfu"] else "MFU unknown: give --peak_tflops"
+  lines = [
+    "{devices} x {device}, batch {batch_size}, {dtype}: {clips_per_second:.2f} clips/s, {ms_per_step:.1f} ms/step "
+    "(best {ms_per_step_best:.1f})".format(**result),
+    "{gflop_per_clip:.2f} model GFLOP per clip, {tflop_per_second:.3f} TFLOP/s, ".format(**result) + mfu,
+    f"memory of a device: {result['peak_memory_bytes'] / 2**30:.2f} GiB, {result['peak_memory_is']}",
+  ]
+  if "compile_seconds" in result:
+    lines.append("compiled in {compile_seconds:.1f} s".format(**result))
+  if "data_wait" in result:
+    lines.append("waited for data ({data}): {data_wait:.2%} of the time".format(**result))
+  return lines
+
+
+def _show_input(result) -> list[str]:
+  return ["{clips_per_second:.0f} clips/s of {clip_shape}, {megabytes_per_second:.0f} MB/s, batches of {batch_size} "
+          "from {clips} clips ({data}), {cpus} CPUs".format(**result)]  # fmt: skip
+
+
+def _show_prepare(result) -> list[str]:
+  return [
+    "{files} files, {hours:.2f} hours of audio, {passes} times".format(**result),
+    "one process: {clips_per_second:.0f} clips/s, {hours_per_core_minute:.2f} hours of audio per core-minute, "
+    "{megabytes_per_second:.1f} MB/s read; {share_of_bare_loop:.0%} of a bare loop of decoding, resampling and "
+    "log-mel ({bare_clips_per_second:.0f} clips/s)".format(**result),
+    "pool of {workers}, after a start of {start_seconds:.1f} s: {pool_clips_per_second:.0f} clips/s, "
+    "{pool_speedup:.2f} times one process; {share_of_bare_loops:.0%} of {workers} bare loops side by side; a "
+    "worker holds at most {worker_megabytes:.0f} MB".format(**result),
+  ]
+
+
+SHOW = {"step": _show_step, "end_to_end": _show_step, "input": _show_input, "prepare": _show_prepare}
+
+
+def main(argv=None) -> int:
+  parser = _parser()
+  flags, rest = parser.parse_known_args(argv)
   try:
-    for key in ("files", "repeats", "workers"):
-      if getattr(flags, key) < 1:
-        raise UserError(f"--{key}={getattr(flags, key)}: must be at least 1")
-    result = measure_prepare(flags.input, frontend=flags.frontend, files=flags.files, seconds=flags.seconds,
-                             repeats=flags.repeats, workers=flags.workers)  # fmt: skip
+    for key in ("files", "repeats", "workers", "seconds", "peak_tflops"):
+      if getattr(flags, key, None) is not None and not getattr(flags, key) > 0:
+        raise UserError(f"--{key}={getattr(flags, key)}: must be above 0")
+    if flags.part == "prepare":
+      if rest:
+        raise UserError(f"{rest[0]}: unknown flag")
+      result = _prepare(flags)
+    else:
+      result = _measure(flags, configs.load_with_overrides(flags.config, rest))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  if flags.json:
-    print(json.dumps(result))
-    return 0
-  print("{files} files, {hours:.2f} hours of audio, {passes} times".format(**result))
-  print("one process: {clips_per_second:.0f} clips/s, {hours_per_core_minute:.2f} hours of audio per core-minute, "
-        "{megabytes_per_second:.1f} MB/s read; {share_of_bare_loop:.0%} of a bare loop of decoding, resampling and "
-        "log-mel ({bare_clips_per_second:.0f} clips/s)".format(**result))  # fmt: skip
-  print("pool of {workers}, after a start of {start_seconds:.1f} s: {pool_clips_per_second:.0f} clips/s, "
-        "{pool_speedup:.2f} times one process; {share_of_bare_loops:.0%} of {workers} bare loops side by side; a "
-        "worker holds at most {worker_megabytes:.0f} MB".format(**result))  # fmt: skip
+  print(json.dumps(result) if flags.json else "\n".join(SHOW[flags.part](result)))
   return 0
 
 

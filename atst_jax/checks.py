@@ -4,9 +4,10 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from atst_jax.augment import RESIZES
 from atst_jax.cnn import BLOCKS, CHANNELS
 from atst_jax.config import flatten
-from atst_jax.encoders import ENCODERS, frames_per_vector
+from atst_jax.encoders import ENCODERS, FREE_FIELDS, frames_per_vector
 from atst_jax.errors import UserError
 from atst_jax.frontend import get_frontend
 from atst_jax.input_pipeline import check_streams
@@ -31,6 +32,7 @@ POSITIVE = (
   "encoder.hidden",
   "heads.hidden",
   "heads.out",
+  "compute.accumulation",
   "checkpoint.every_steps",
   "checkpoint.keep",
   "checkpoint.keep_every",
@@ -47,6 +49,8 @@ CHOICES = {
   "difference.neighbour": ("group", "batch"),
   "difference.subtrahend": ("student", "teacher"),
   "difference.level": ("clip", "frame"),
+  "compute.attention": ("xla", "cudnn"),
+  "compute.resize": RESIZES,
   "encoder.kind": tuple(ENCODERS),
   "encoder.version": tuple(BLOCKS),
   "optimizer.form": tuple(FORMS),
@@ -109,7 +113,7 @@ def check_values(config: ConfigDict) -> None:
 
 def check_encoder(encoder) -> None:
   """Raises UserError if the section's keys are not those of its kind."""
-  wanted = {field.name for field in dataclasses.fields(ENCODERS[encoder.kind])} - {"dtype", "parent", "name"}
+  wanted = {field.name for field in dataclasses.fields(ENCODERS[encoder.kind])} - {*FREE_FIELDS, "parent", "name"}
   if set(encoder) - {"kind"} != wanted:
     raise UserError(f"--config.encoder.kind={encoder.kind} needs the keys {', '.join(sorted(wanted))}; start from a "
                     "config of that kind (configs/base.py: transformer, configs/byola.py: cnn)")  # fmt: skip
@@ -179,6 +183,18 @@ def check_difference(config: ConfigDict) -> None:
     raise UserError("--config.difference.mix_k is used only with --config.difference.mix_domain=energy")
 
 
+def check_compute(config: ConfigDict, devices: int) -> None:
+  """Raises UserError for what the encoder or the number of clips on a device does not allow."""
+  compute, clips = config.compute, config.batch_size // devices
+  if clips % compute.accumulation:
+    raise UserError(f"--config.compute.accumulation={compute.accumulation} does not divide the {clips} clips of a "
+                    f"device (batch_size {config.batch_size} on {devices} devices)")  # fmt: skip
+  if config.encoder.kind != "transformer" and (compute.remat or compute.attention != "xla"):
+    raise UserError("--config.compute.remat and --config.compute.attention need --config.encoder.kind=transformer")
+  if compute.attention == "cudnn" and config.dtype != "bfloat16":
+    raise UserError("--config.compute.attention=cudnn needs --config.dtype=bfloat16")
+
+
 def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: int) -> None:
   """Raises UserError for a resolved config that cannot work, before anything is compiled."""
   check_values(config)
@@ -194,6 +210,7 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
   check_encoder(encoder)
   check_views(config, dataset)
   check_difference(config)
+  check_compute(config, devices)
   if encoder.kind == "transformer" and encoder.width % encoder.heads:
     raise UserError(f"encoder.width {encoder.width} is not divisible by encoder.heads {encoder.heads}")
   if encoder.kind == "cnn":

@@ -27,6 +27,12 @@ PEAK = {  # dense bfloat16 operations per second, of one chip, from its maker
 }
 
 
+def peak_flops(device_kind: str) -> float | None:
+  """Of a device as JAX names it ("NVIDIA H100 80GB HBM3", "TPU v5 lite"), or None if it is not in the table."""
+  name = {"TPU v5 lite": "TPU v5e", "TPU v6 lite": "TPU v6e", "TPU v5": "TPU v5p"}.get(device_kind, device_kind)
+  return next((peak for chip, peak in PEAK.items() if chip in name), None)
+
+
 def transformer_forward(*, frames, n_mels, width, depth, patch_frames) -> float:
   """FLOPs of ATST's encoder on one clip."""
   patches = frames // patch_frames

@@ -83,8 +83,8 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
     batch_size: B of the global batch.
     seed: of the order.
     rows: (start, stop) of the global batch that this process supplies; whole streams. All by default.
-    max_damaged: share of the split's clips that may be damaged; they are replaced by others of their shard. At 0 the
-      first one is an error.
+    max_damaged: share of the clips that may be damaged, of those this process reads; they are replaced by others of
+      their shard. At 0 the first one is an error.
     with_ids: also return the clips' ids.
 
   Yields:
@@ -103,6 +103,7 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
   start, stop = rows or (0, batch_size)
   check_streams(batch_size=batch_size, streams=streams, shards=len(shards), processes=batch_size // (stop - start))
   owned: list[list[Shard]] = [shards[i::streams] for i in range(streams)]
+  mine = range(start // block, stop // block)
   n_mels, frame_bytes = dataset.frontend.n_mels, 2 * dataset.frontend.n_mels
 
   def stream_visits(stream, step):
@@ -118,7 +119,7 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
     return tf.gather(records, order), where
 
   by_path = {shard.path: shard for shard in shards}
-  damage, failures = Damage(int(max_damaged * dataset.num_clips(split))), []
+  damage, failures = Damage(int(max_damaged * sum(shard.num_clips for i in mine for shard in owned[i]))), []
 
   def read_here(path):
     try:
@@ -159,7 +160,6 @@ def record_batches(dataset: Dataset, *, split, clip_frames, streams, shuffle_win
     batch = {"mel": mel, "length": length}
     return {**batch, "id": features["id"]} if with_ids else batch
 
-  mine = range(start // block, stop // block)
   batches = tf.data.Dataset.range(mine.start, mine.stop).interleave(
     stream, cycle_length=len(mine), block_length=block, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
   )

@@ -2,9 +2,12 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atst_jax import train_step as method
@@ -13,6 +16,7 @@ from atst_jax.errors import UserError
 from atst_jax.frontend import get_frontend
 from atst_jax.input_pipeline import record_batches, synthetic_batches
 from atst_jax.logs import log
+from atst_jax.mesh import batch_sharding, replicated, state_shardings
 from atst_jax.mixtures import mixing_options
 from atst_jax.optimizer import cosine_schedule, make_optimizer
 from atst_jax.records import Dataset
@@ -85,6 +89,9 @@ def build(config: ConfigDict, *, ragged: bool):
     joint_views=config.joint_views,
     difference_weight=difference.weight,
     dtype=DTYPES[config.dtype],
+    accumulation=config.compute.accumulation,
+    attention=config.compute.attention,
+    remat=config.compute.remat,
     subtraction=method.Subtraction(**{name: difference[name] for name in method.Subtraction._fields}),
   )
   tx, schedules = make_optimizer(total_steps=config.total_steps, warmup_steps=config.warmup_steps,
@@ -99,12 +106,36 @@ def build(config: ConfigDict, *, ragged: bool):
     schedules={**schedules, "ema_decay": decay},
     seed=config.seed,
     ragged=ragged,
-    views=config.views.to_dict(),
+    views={**config.views.to_dict(), "resize": config.compute.resize},
     difference_weight=difference.weight,
     mixing=mixing,
     **parts,
   )
   return init, step
+
+
+class Program(NamedTuple):
+  """A resolved config's functions for a mesh, jitted; `state` and `batch` are abstract, with their shardings."""
+
+  init: Callable  # (key) -> state
+  step: Callable  # (state, batch) -> (state, metrics); the state is donated
+  state: method.TrainState
+  batch: dict
+
+
+def compile_for(config: ConfigDict, mesh: Mesh, *, ragged: bool) -> Program:
+  """What training runs; compiled when it is first called, or by `lower(…).compile()`, where the mesh's devices may be
+  a described topology."""
+  init, train_step = build(config, ragged=ragged)
+  abstract = jax.eval_shape(init, jax.random.key(0))
+  shardings, rows = state_shardings(mesh, abstract), batch_sharding(mesh)
+  state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+  shape = (config.batch_size, config.data.clip_frames, get_frontend(config.data.frontend).n_mels)
+  batch = {"mel": jax.ShapeDtypeStruct(shape, jnp.float16, sharding=rows),
+           "length": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)}  # fmt: skip
+  step = jax.jit(train_step, in_shardings=(shardings, rows), out_shardings=(shardings, replicated(mesh)),
+                 donate_argnums=0)  # fmt: skip
+  return Program(jax.jit(init, out_shardings=shardings), step, state, batch)
 
 
 def batches(config: ConfigDict, dataset: Dataset | None, *, start_step: int, rows):

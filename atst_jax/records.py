@@ -116,6 +116,9 @@ class Dataset:
         raise UserError(f"{path}: {error}; prepare the dataset again") from error
       dataset = cls(root, manifest, frontend)
       shards = [shard for split in manifest["splits"] for shard in dataset.shards(split)]
+      for shard in shards:
+        if os.path.dirname(os.path.relpath(shard.path, root)):
+          raise UserError(f"{path}: the shard {shard.path} lies outside its folder; prepare the dataset again")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       if isinstance(error, UserError):
         raise

@@ -23,7 +23,7 @@ PACKAGES = {"gs": "pip install -e .[gcs]", "gcs": "pip install -e .[gcs]", "s3":
 
 
 class StoreError(UserError):
-  """A store that cannot be reached or refuses: not a fault of one file."""
+  """A store or a disk that cannot be reached or refuses: not a fault of one file."""
 
 
 def is_remote(path: str) -> bool:
@@ -33,18 +33,19 @@ def is_remote(path: str) -> bool:
 @contextlib.contextmanager
 def _store(path: str):
   """Yields (file system, path inside it). Whatever the store's library raises becomes an OSError of one file (absent,
-  forbidden, a folder) or a StoreError."""
+  a folder) or a StoreError: a refusal too, since it is mostly a login that has expired."""
   import fsspec
 
   scheme = path.split("://")[0]
   try:
-    # Listings are never kept: other processes write into the same folders.
-    yield fsspec.core.url_to_fs(path, use_listings_cache=False)
-  except (UserError, FileNotFoundError, PermissionError, IsADirectoryError):
+    # Listings are never kept: other processes write into the same folders. Not url_to_fs: "::" is a part of a name.
+    fs = fsspec.filesystem(scheme, use_listings_cache=False)
+    yield fs, fs._strip_protocol(path)
+  except (UserError, FileNotFoundError, IsADirectoryError):
     raise
   except (ImportError, ValueError) as error:
     remedy = PACKAGES.get(scheme, "see fsspec's list of protocols")
-    raise UserError(f"{path}: cannot use {scheme}:// ({error}); {remedy}") from error
+    raise StoreError(f"{path}: cannot use {scheme}:// ({error}); {remedy}") from error
   except Exception as error:
     reason = " ".join(str(error).split())[:300]
     raise StoreError(f"{path}: {type(error).__name__}: {reason}; run the same command again") from error
@@ -98,7 +99,7 @@ def find(root: str) -> Iterator[tuple[str, int]]:
     inner = inner.rstrip("/")
     for path, info in fs.find(inner, detail=True).items():
       if info["type"] == "file":
-        yield path[len(inner) :].lstrip("/"), int(info["size"])
+        yield path[len(inner) + 1 :], int(info["size"])
 
 
 def names(folder: str) -> list[str]:
@@ -128,6 +129,35 @@ def remove(path: str) -> None:
       fs.rm_file(inner)
 
 
+class _Blocks(io.RawIOBase):
+  """A remote file that is read by blocks; what its store raises becomes a StoreError there too."""
+
+  def __init__(self, path, file):
+    self._path, self._file = path, file
+
+  def readable(self):
+    return True
+
+  def seekable(self):
+    return True
+
+  def readinto(self, buffer):
+    with _store(self._path):
+      data = self._file.read(len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+  def seek(self, offset, whence=io.SEEK_SET):
+    return self._file.seek(offset, whence)
+
+  def tell(self):
+    return self._file.tell()
+
+  def close(self):
+    self._file.close()
+    super().close()
+
+
 def open_binary(path: str) -> IO[bytes]:
   """Opens a file to read: a small remote one is fetched whole, a large one by blocks. Raises OSError, StoreError."""
   if not is_remote(path):
@@ -138,7 +168,7 @@ def open_binary(path: str) -> IO[bytes]:
       raise IsADirectoryError(f"{path} is a folder")
     if info["size"] <= WHOLE_BYTES:
       return io.BytesIO(fs.cat_file(inner))
-    return fs.open(inner, "rb", block_size=BLOCK_BYTES)
+    return io.BufferedReader(_Blocks(path, fs.open(inner, "rb", block_size=BLOCK_BYTES)), 1 << 20)
 
 
 def open_text(path: str, encoding: str = "utf-8", newline: str | None = None) -> IO[str]:
@@ -159,8 +189,8 @@ def temporary_name(path: str) -> str:
 def writing(path: str, mode: str = "wb", **options) -> Iterator[IO]:
   """A file to write that appears under its name when it is whole, or never.
 
-  Here it is synced and renamed; for a store it is written to a temporary file here and sent at the end, and stores show
-  objects only once they are whole. `options` are those of `open`.
+  Here it is synced and renamed; for a store it is written to a temporary file here and sent at the end, and object
+  stores show objects only once they are whole. `options` are those of `open`.
   """
   if is_remote(path):
     with tempfile.NamedTemporaryFile(mode, **options) as file:

@@ -18,6 +18,7 @@ class RecordError(UserError):
   """A shard that is damaged, foreign or of another schema; the message names the file and the record."""
 
 
+MAX_RECORD = 1 << 31  # bytes; protobuf's own limit
 _SMALL = [bytes((value,)) for value in range(128)]
 
 
@@ -149,7 +150,7 @@ def scan_records(path: str) -> Iterator[tuple[int, bytes, RecordError | None]]:
         yield number, b"", RecordError(f"{where}: damaged length (file cut short, or not a TFRecord)")
         return
       (length,) = struct.unpack("<Q", header[:8])
-      payload, crc = file.read(length), file.read(4)
+      payload, crc = file.read(min(length, MAX_RECORD)), file.read(4)
       if len(payload) < length or len(crc) < 4:
         yield number, b"", RecordError(f"{where}: file ends inside the record")
         return

@@ -17,14 +17,14 @@ from atst_jax.checkpoint import Checkpoints
 from atst_jax.checks import check, is_ragged
 from atst_jax.errors import UserError
 from atst_jax.logs import MetricWriter, log, progress_bar
-from atst_jax.mesh import batch_sharding, make_mesh, process_rows, put_batch, replicated, state_shardings
+from atst_jax.mesh import make_mesh, process_rows, put_batch
 from atst_jax.preemption import EXIT_RESUME, StopRequest
 from atst_jax.records import Dataset
 from atst_jax.workdir import agree, claim
 
 CHECKPOINTS = "checkpoints"
 # Keys that may change between a run and its continuation: they do not enter what is computed.
-FREE_KEYS = ("log.", "checkpoint.", "mesh.", "platform", "data.path", "data.max_damaged")
+FREE_KEYS = ("log.", "checkpoint.", "compute.", "mesh.", "platform", "data.path", "data.max_damaged")
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial parameters; steps count from 0
 
 
@@ -42,27 +42,22 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   mesh = make_mesh(**config.mesh)
   rows = process_rows(mesh, config.batch_size)
   with StopRequest(distributed=jax.process_count() > 1) as stop, own(config, workdir, allow_changed_config):
-    init, train_step = recipe.build(config, ragged=is_ragged(config, dataset))
-    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-    abstract = jax.eval_shape(init, key)
-    shardings = state_shardings(mesh, abstract)
+    program = recipe.compile_for(config, mesh, ragged=is_ragged(config, dataset))
     checkpoints = Checkpoints(os.path.join(workdir, CHECKPOINTS), keep=config.checkpoint.keep,
                               keep_every=config.checkpoint.keep_every)  # fmt: skip
     start = checkpoints.latest_step()
     if start is None:
-      start, state = 0, jax.jit(init, out_shardings=shardings)(key)
+      key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+      start, state = 0, program.init(key)
     else:
-      placed = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-      state = checkpoints.restore(start, placed)
+      state = checkpoints.restore(start, program.state)
     log.info("%s: %d parameters on %d %s device(s), mesh %s, batch %d, steps %d to %d", workdir,
-             sum(x.size for x in jax.tree.leaves(abstract.params)), jax.device_count(), jax.default_backend(),
+             sum(x.size for x in jax.tree.leaves(program.state.params)), jax.device_count(), jax.default_backend(),
              dict(mesh.shape), config.batch_size, start, config.total_steps)  # fmt: skip
-    compiled = jax.jit(train_step, in_shardings=(shardings, batch_sharding(mesh)),
-                       out_shardings=(shardings, replicated(mesh)), donate_argnums=0)  # fmt: skip
     source = recipe.batches(config, dataset, start_step=start, rows=rows)
     writer = MetricWriter(workdir, start_step=start, enabled=jax.process_index() == 0)
     try:
-      return loop(config, compiled, state, source, mesh, checkpoints, writer, stop, start)
+      return loop(config, program.step, state, source, mesh, checkpoints, writer, stop, start)
     finally:
       checkpoints.close()
       writer.close()

@@ -65,6 +65,10 @@ class Network(nn.Module):
 
   `joint_views`: encode and normalise all views in one pass, so that BatchNorm's statistics span both (ATST's released
   code); otherwise one pass for each view (BYOL-A).
+  `accumulation`: parts of a batch that are encoded one after the other, and each again in the backward pass, where
+  their gradients add up. Memory is that of a part; heads and losses see the whole batch, so the update is that of the
+  whole batch but for the draws of stochastic depth and dropout, and for BatchNorm inside a convolutional encoder,
+  which sees a part.
   """
 
   encoder: nn.Module
@@ -73,6 +77,7 @@ class Network(nn.Module):
   predictor_difference: nn.Module | None
   joint_views: bool
   subtraction: Subtraction
+  accumulation: int = 1
 
   def _each(self, f, *arrays):
     """Applies f to (B·K, ...) at once, or to (B, ...) for each view; f returns an array or a tree of them."""
@@ -86,11 +91,23 @@ class Network(nn.Module):
   def encode(self, views, length, *, track=True):
     """(B, K, T, F) and valid frames (B, K) or None -> y (B, K, D), or (B, K, N, D) if frames are subtracted."""
 
-    def encode(mel, frames):
-      y, before = self.encoder(mel, frames, train=True, track=track)
+    def encode(encoder, mel, frames):
+      y, before = encoder(mel, frames, train=True, track=track)
       return y if self.subtraction.level == "clip" else before["frames"]
 
-    return self._each(encode, views, length)
+    return self._each(functools.partial(self._accumulate, encode), views, length)
+
+  def _accumulate(self, encode, mel, frames):
+    """encode(self.encoder, mel, frames) in parts: rows i, i + parts, …, so that every device has its share of each."""
+    parts = self.accumulation
+    if parts == 1 or self.is_initializing():
+      return encode(self.encoder, mel, frames)
+    split = lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    scan = nn.scan(nn.remat(lambda encoder, carry, part: (carry, encode(encoder, *part)), prevent_cse=False),
+                   variable_broadcast="params", variable_carry="batch_stats",
+                   split_rngs={"params": False, **dict.fromkeys(RANDOM, True)})  # fmt: skip
+    _, y = scan(self.encoder, None, jax.tree.map(split, (mel, frames)))
+    return y.swapaxes(0, 1).reshape(-1, *y.shape[2:])
 
   def pool(self, y):
     """What `encode` returns -> (B, K, D)."""
@@ -136,11 +153,13 @@ class Network(nn.Module):
     return self.predict(both[..., 0, :]), self.predict_difference(both[..., 1, :])
 
 
-def make_network(*, encoder, heads, joint_views, difference_weight, dtype, subtraction):
+def make_network(*, encoder, heads, joint_views, difference_weight, dtype, subtraction, accumulation=1, attention="xla",
+                 remat=False):  # fmt: skip
   """Builds the network from the config's `encoder` and `heads`; no difference predictor where λ is 0."""
   head = functools.partial(MLPHead, dtype=dtype, **heads)
-  return Network(make_encoder(encoder, dtype=dtype), head(), head(), head() if difference_weight else None,
-                 joint_views, subtraction)  # fmt: skip
+  encoder = make_encoder(encoder, dtype=dtype, attention=attention, remat=remat)
+  return Network(encoder, head(), head(), head() if difference_weight else None, joint_views, subtraction,
+                 accumulation)  # fmt: skip
 
 
 def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):

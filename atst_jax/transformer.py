@@ -33,9 +33,10 @@ class Block(nn.Module):
   heads: int
   drop_path: float
   dtype: jnp.dtype
+  attention: str
 
   @nn.compact
-  def __call__(self, x, num_tokens, *, train):
+  def __call__(self, x, num_tokens, train):
     """(B, N, D), (B,) valid tokens or None -> (B, N, D)."""
     B, N, D = x.shape
     dense = lambda features, name, use_bias=True: nn.Dense(
@@ -43,7 +44,8 @@ class Block(nn.Module):
     )
     norm = lambda name: nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name=name)
     qkv = dense(3 * D, "qkv", use_bias=False)(norm("norm1")(x)).reshape(B, N, 3, self.heads, D // self.heads)
-    y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], key_value_seq_lengths=num_tokens)
+    y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], key_value_seq_lengths=num_tokens,
+                                     implementation=self.attention)  # fmt: skip
     y = dense(D, "proj")(y.reshape(B, N, D))
     x = x + DropPath(self.drop_path)(y, train=train)
     y = nn.gelu(dense(4 * D, "fc1")(norm("norm2")(x)), approximate=False)
@@ -64,6 +66,8 @@ class Transformer(nn.Module):
   patch_frames: int
   max_frames: int
   dtype: jnp.dtype = jnp.float32
+  attention: str = "xla"  # implementation of jax.nn.dot_product_attention
+  remat: bool = False  # the backward pass keeps the inputs of the blocks only, and computes the rest again
 
   @nn.compact
   def __call__(self, mel, length=None, *, train=False, track=True):
@@ -92,10 +96,11 @@ class Transformer(nn.Module):
     x = x + pos_embed[:, : N + 1].astype(self.dtype)
     num_tokens = None if length is None else length // self.patch_frames + 1
     norm = nn.LayerNorm(1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")
+    make_block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
     blocks = []
     for i in range(self.depth):
       rate = self.drop_path * i / max(self.depth - 1, 1)  # 0 for the first block, drop_path for the last
-      x = Block(self.heads, rate, self.dtype, name=f"block_{i:02d}")(x, num_tokens, train=train)
+      x = make_block(self.heads, rate, self.dtype, self.attention, name=f"block_{i:02d}")(x, num_tokens, train)
       blocks.append(x)
     y = norm(x[:, 0])
     return y, {"blocks": jnp.stack([norm(x) for x in blocks])}

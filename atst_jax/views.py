@@ -67,7 +67,7 @@ def take_partners(x, shifts, group):
 
 def make_views(key, mel, length, *, segments, crop_frames, first_frames, second_frames, padding, normalization,
                mixup_ratio, group, apart, freq_scale, time_scale, canvas_time, fader_gain, post_norm,
-               ragged):  # fmt: skip
+               ragged, resize="auto"):  # fmt: skip
   """Two augmented views of every clip (ATST 2.2.1; BYOL-A).
 
   Args:
@@ -88,6 +88,7 @@ def make_views(key, mel, length, *, segments, crop_frames, first_frames, second_
     fader_gain: both ends of the linear fader are uniform in ±fader_gain; 0 leaves it out.
     post_norm: whether all views are normalised together in the end (`normalize_batch`).
     ragged: whether any view may be shorter than crop_frames; if not, lengths are not tracked.
+    resize: how the random resize crop is computed (`augment.resize_crop`).
 
   Returns:
     views (B, 2, crop_frames, F) float32, their valid frames (B, 2) (None unless ragged), and what was drawn.
@@ -124,7 +125,7 @@ def make_views(key, mel, length, *, segments, crop_frames, first_frames, second_
     else:
       mixed = mixup(x, partner, weight)
     box = draw_box(box_key, size, n_mels, freq_scale=freq_scale, time_scale=time_scale, canvas_time=canvas_time)
-    view = resize_crop(mixed, box, size, canvas_time=canvas_time)
+    view = resize_crop(mixed, box, size, canvas_time=canvas_time, resize=resize)
     if fader_gain:
       head, tail = jax.random.uniform(fade_key, (2,), minval=-fader_gain, maxval=fader_gain)
       view = fade(view, head, tail, size)

@@ -114,6 +114,13 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.teacher.decay_end = 1.0
   config.teacher.lead_steps = 0  # the decay after step t is that of step t + lead_steps
 
+  # How it is computed, not what: these may change between a run and its continuation.
+  config.compute = ConfigDict()
+  config.compute.accumulation = 1  # parts of a batch that are encoded one after the other (gradient accumulation)
+  config.compute.remat = False  # blocks of a transformer are computed again in the backward pass, to save memory
+  config.compute.attention = "xla"  # or "cudnn" (GPU, bfloat16)
+  config.compute.resize = "auto"  # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
+
   config.mesh = ConfigDict()
   config.mesh.data = -1
   config.mesh.fsdp = 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits
 FULL_SCALE = 127 / 128  # the highest value of 8 bits
 CLIPPED_SHARE = 0.01
 DC_OFFSET = 0.02
+SYSTEM_ERROR = 2  # of libsndfile: the operating system said no
+OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT,
+                  errno.ENODEV, errno.EHOSTDOWN}  # fmt: skip
 MAX_PEAK = 1e9  # full scale is 1.0; far beyond, the power overflows float32
 
 
@@ -109,6 +113,12 @@ def _handle(path: str):
         raise storage.StoreError(f"{path}: {remote.error}; run the same command again") from remote.error
 
 
+def _raise_unless_of_the_file(path: str, error: OSError) -> None:
+  """Raises StoreError for what the machine lacks or a disk that is gone; the next start may read the file."""
+  if error.errno in OF_THE_MACHINE:
+    raise storage.StoreError(f"{path}: {error.strerror}; run the same command again") from error
+
+
 @contextlib.contextmanager
 def _open(path: str):
   """A soundfile.SoundFile; whatever fails while it is open is a Reject, but for a store that does not answer."""
@@ -126,8 +136,14 @@ def _open(path: str):
   except FileNotFoundError as error:
     raise Reject("missing") from error
   except OSError as error:
+    _raise_unless_of_the_file(path, error)
     raise Reject("undecodable", os.strerror(error.errno) if error.errno else type(error).__name__) from error
   except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two for headerless formats
+    if getattr(error, "code", 0) == SYSTEM_ERROR and not storage.is_remote(path):
+      try:
+        open(path, "rb").close()
+      except OSError as system:
+        _raise_unless_of_the_file(path, system)
     raise Reject("undecodable", getattr(error, "error_string", "") or "format not recognised") from error
 
 

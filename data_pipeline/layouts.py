@@ -33,7 +33,7 @@ def esc10(root: str) -> Listing:
     return esc50(root, only_esc10=True)
   pattern = r"(?P<label>[^/]+)/(?P<fold>\d+)-\d+-[A-Z]+\.\w+"
   files = parsed_files(root, "esc10", pattern, "CLASS/FOLD-ID-TAKE.ogg")
-  return Listing([Source(file, id, (m["label"],), fold=int(m["fold"])) for file, id, m in files], "esc10")
+  return Listing([Source(file, id, (printable(m["label"]),), fold=int(m["fold"])) for file, id, m in files], "esc10")
 
 
 def fsdd(root: str) -> Listing:

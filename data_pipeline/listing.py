@@ -69,6 +69,7 @@ def source(root: str, path: str, *labels: str, **fields) -> Source:
   outside = ".." in os.path.relpath(path, root).split(os.sep) or not _folder_inside(os.path.dirname(path), root)
   if outside or (os.path.islink(path) and not inside(path, root)):
     raise UserError(f"{path!r} lies outside {root}; mend the list that names it, or copy the file into the folder")
+  labels = tuple(printable(label) for label in labels)
   return Source(path, printable(os.path.relpath(path, root).replace(os.sep, "/")), labels, **fields)
 
 

@@ -50,6 +50,15 @@ def merge(roots: list[str], output: str, name: str) -> dict:
   """Writes the joined set; `dataset.json` comes last. Returns it. Raises UserError."""
   datasets = [Dataset.load(root) for root in roots]
   check(datasets, output)
+  try:
+    return _merge(datasets, output, name)
+  except BaseException:  # so that the same command can be run again
+    for file in storage.names(output):
+      storage.remove(os.path.join(output, file))
+    raise
+
+
+def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
   label_names = sorted({label for dataset in datasets for label in dataset.label_names})
   multi_label = any(dataset.manifest["multi_label"] for dataset in datasets)
   folded = [dataset for dataset in datasets if dataset.manifest["folds"]]

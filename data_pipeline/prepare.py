@@ -15,6 +15,7 @@ no usable file, all files rejected so far are set aside and the rest is dealt on
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -75,6 +76,8 @@ def _check(args: argparse.Namespace) -> None:
     raise UserError("name what to prepare: either --input=DIR_or_MANIFEST or --tfds=NAME")
   if args.tfds and (args.layout or args.root):
     raise UserError("--layout and --root go with --input, not with --tfds")
+  if args.tfds and args.dry_run:
+    raise UserError("--dry_run goes with --input: what --tfds brings is known once it is downloaded")
   if (args.tfds_label or args.tfds_dir) and not args.tfds:
     raise UserError("--tfds_label and --tfds_dir need --tfds")
   if args.layout and args.layout not in LAYOUTS:
@@ -113,6 +116,8 @@ def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozens
   preparation = {"kind": listing.kind, "seed": args.seed, "max_seconds": args.max_seconds, "sources": sources_hash,
                  "num_shards": args.num_shards, "shard_mb": args.shard_mb}  # fmt: skip
   preparation |= {key: True for key in ("reject_silent", "reject_duplicates") if getattr(args, key)}
+  if listing.not_drawn:  # their classes are not in the hash of the sources, and number the labels with the others
+    preparation["classes"] = hashlib.sha256("\0".join(listing.label_names).encode()).hexdigest()[:16]
   plan = {**preparation, "schema": SCHEMA_VERSION, "name": name, "frontend": f"{frontend.name} {frontend.hash}"}
   check_plan(args.output, plan)
   aside = [{"id": id, "reason": "missing", "detail": ""} for id in missing]

@@ -46,6 +46,7 @@ class Settings:
   label_names: tuple[str, ...]
   max_seconds: float
   reject_silent: bool = False
+  crashers: frozenset[str] = frozenset()  # ids of files at which a decoder crashed; they are not opened again
 
 
 @dataclasses.dataclass
@@ -86,6 +87,8 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
   labels = tuple(settings.label_names.index(name) for name in source.labels)
   frontend, quality, pieces, cut = settings.frontend, Quality(), 0, False
   try:
+    if source.id in settings.crashers:
+      raise Reject("undecodable", "the decoder crashes")
     for number, waveform in read_pieces(
       source.path, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples,
       max_seconds=settings.max_seconds, quality=quality):  # fmt: skip
@@ -103,6 +106,9 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
   except Exception as error:
     if pieces:  # validated before its first piece
       raise UserError(f"{source.path} changed while it was read; run the same command again") from error
+    if isinstance(error, Reject) and error.reason == "missing":  # what was missing before is not in any shard
+      raise UserError(f"{source.path} was there when the job began and is gone; bring it back and run the same command "
+                      "again") from error  # fmt: skip
     reject = error if isinstance(error, Reject) else Reject("undecodable", f"{type(error).__name__}: {error}")
     tally.rejects.append({"id": source.id, "reason": reject.reason, "detail": reject.detail})
 

@@ -8,6 +8,7 @@ numbers as 16 bits, others as 32-bit floats). The files may be deleted once the 
 
 import contextlib
 import csv
+import json
 import os
 
 import numpy as np
@@ -17,7 +18,8 @@ from atst_jax.errors import UserError
 from data_pipeline.progress import Progress
 
 SPLITS = {"validation": "valid"}  # TFDS's name -> ours
-MANIFEST_NAME = "manifest.csv"
+MANIFEST_NAME, SOURCE_NAME = "manifest.csv", "source.json"
+SCALE_CLIPS = 100  # of each split, that tell whether whole numbers are of 16 or 32 bits
 
 
 def export(name: str, folder: str, *, label: str = "", data_dir: str | None = None) -> str:
@@ -52,6 +54,8 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
     raise UserError(f"--tfds={name}: its feature {audio!r} does not state a sample rate; export it to files and "
                     "prepare those")  # fmt: skip
   path = os.path.join(folder, MANIFEST_NAME)
+  _claim(folder, {"tfds": builder.info.full_name, "label": label})
+  wide = _is_wide(builder, audio)
   rows = []
   for split, info in builder.info.splits.items():
     ours = SPLITS.get(split, split)
@@ -61,7 +65,7 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
     with contextlib.closing(Progress(info.num_examples)) as progress:
       for number, example in enumerate(examples):
         relative = f"{ours}/{number:07d}.wav"
-        _write(os.path.join(folder, relative), example[audio], rate)
+        _write(os.path.join(folder, relative), example[audio], rate, wide)
         rows.append([relative, _label(example, label, names), ours, f"{split}/{number:07d}"])
         progress.update(number + 1, number + 1)
   with storage.writing(path, "w", encoding="utf-8", newline="") as file:
@@ -78,6 +82,16 @@ def _audio_feature(name: str, features) -> str:
       f"--tfds={name}: has {len(found)} audio features among {', '.join(features)}; exactly one is needed"
     )
   return found[0]
+
+
+def _is_wide(builder, audio: str) -> bool:
+  """Whether whole numbers are of 32 bits, by the largest of some clips."""
+  import tensorflow_datasets as tfds
+
+  if not np.issubdtype(builder.info.features[audio].np_dtype, np.integer):
+    return False
+  heads = (tfds.as_numpy(builder.as_dataset(split=split).take(SCALE_CLIPS)) for split in builder.info.splits)
+  return any(np.abs(example[audio]).max(initial=0) > 2**15 for head in heads for example in head)
 
 
 def _feature(features, key: str):
@@ -106,14 +120,30 @@ def _label(example, label: str, names: list[str] | None) -> str:
   return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _write(path: str, samples: np.ndarray, rate: int) -> None:
+def _claim(folder: str, source: dict) -> None:
+  """Notes what a folder's files are of; raises UserError if they are of something else."""
+  path = os.path.join(folder, SOURCE_NAME)
+  try:
+    found = json.loads(storage.read_text(path))
+  except FileNotFoundError:
+    found = None
+    if storage.names(folder):
+      found = "something else"
+  if found not in (None, source):
+    raise UserError(f"{folder} holds the files of {found}, not of {source}; delete that folder")
+  storage.make_folder(folder)
+  storage.write_text(path, json.dumps(source))
+
+
+def _write(path: str, samples: np.ndarray, rate: int, wide: bool) -> None:
+  """`wide`: whole numbers are of 32 bits, not 16; one decision for the whole set."""
   import soundfile
 
   if storage.is_file(path):
     return
   samples = np.asarray(samples)
-  if np.issubdtype(samples.dtype, np.integer) and np.abs(samples).max(initial=0) > 2**15:
-    samples = samples / 2.0**31  # of 32 bits
+  if np.issubdtype(samples.dtype, np.integer) and wide:
+    samples = samples / 2.0**31
   if np.issubdtype(samples.dtype, np.integer):
     samples, subtype = np.minimum(samples, 2**15 - 1).astype(np.int16), "PCM_16"
   else:

@@ -54,6 +54,8 @@ def verify(root: str) -> tuple[dict[str, str], int]:
         found = _verify_shard(dataset, shard, split, ids)
         ids |= found
         num_clips += len(found)
+      except storage.StoreError:
+        raise
       except (RecordError, OSError) as error:
         problems[shard.path] = str(error)
   listed = {os.path.basename(shard.path) for split in dataset.splits for shard in dataset.shards(split)}

@@ -2,15 +2,21 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
+import json
 import multiprocessing
 import os
 import signal
 import threading
 from concurrent.futures.process import BrokenProcessPool
 
+from atst_jax import storage
 from atst_jax.errors import UserError
+from atst_jax.records import write_json
+from data_pipeline.audio import read_pieces
+from data_pipeline.files import Source
 from data_pipeline.progress import Progress
-from data_pipeline.shards import Settings, ShardTask, write_task
+from data_pipeline.shards import Settings, ShardTask, read_sidecar, write_task
 
 # One thread per process: the pool fills the cores, and sums in matrix products come in one order. And memory of a clip
 # is kept for the next one: glibc would give it back, at the cost of a tenth of the time in page faults.
@@ -18,6 +24,7 @@ ENVIRONMENT = dict.fromkeys(
   ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 ) | dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(64 << 20))
 NOT_BEGUN = -1
+CRASHERS = "crashers.json"  # in the work folder
 _worker: dict = {}  # what this process was started with
 
 
@@ -84,12 +91,27 @@ def _submit(pool: concurrent.futures.ProcessPoolExecutor, tasks: list[ShardTask]
 
 
 def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> None:
-  """Writes all shards.
+  """Writes all shards. A file at which the decoder crashes, and its process with it, becomes a reject.
 
   Raises:
     Stopped: by a signal (no message), or because a worker died; finished shards stay.
     UserError: the output cannot be written.
   """
+  while tasks:
+    settings = dataclasses.replace(settings, crashers=frozenset(_crashers(settings.work)))
+    crashed = _write_tasks(tasks, settings, workers=workers)
+    if crashed:
+      write_json(os.path.join(settings.work, CRASHERS), sorted({*settings.crashers, *crashed}))
+    tasks = [task for task in tasks if crashed and read_sidecar(task, settings.output, settings.work) is None]
+
+
+def _crashers(work: str) -> list[str]:
+  path = os.path.join(work, CRASHERS)
+  return json.loads(storage.read_text(path)) if storage.is_file(path) else []
+
+
+def _write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> list[str]:
+  """Writes shards. Returns the ids of files that crash a process, if one died; then some shards are not written."""
   context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads that it does not copy
   done, stop = context.RawArray("q", [NOT_BEGUN, 0] * len(tasks)), context.RawValue("b", 0)
   pool = concurrent.futures.ProcessPoolExecutor(
@@ -107,7 +129,11 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
         if stop.value and pending:
           raise Stopped
     except BrokenProcessPool as error:
-      raise Stopped("" if stop.value else _post_mortem(tasks, done[::2])) from error
+      open_files = [] if stop.value else [task.sources[files] for task, files in zip(tasks, done[::2], strict=True)
+                                          if 0 <= files < len(task.sources)]  # fmt: skip
+      if crashed := [source.id for source in open_files if _crashes(context, source.path, settings)]:
+        return crashed
+      raise Stopped("" if stop.value else _post_mortem(open_files)) from error
     except OSError as error:
       raise UserError(f"cannot write to {settings.output}: {error.strerror or error}; mend that and run the same "
                       "command again") from error  # fmt: skip
@@ -115,11 +141,24 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
       stop.value = 1
       pool.shutdown(cancel_futures=True)
       progress.close()
+  return []
 
 
-def _post_mortem(tasks: list[ShardTask], done: list[int]) -> str:
-  """What to tell of a dead worker, from the numbers of files that the shards have done."""
-  ids = [repr(task.sources[files].id) for task, files in zip(tasks, done, strict=True)
-         if 0 <= files < len(task.sources)]  # fmt: skip
-  return (f"a worker process died: killed, out of memory (fewer --workers need less), or by a file it read (open were: "
-          f"{', '.join(ids) or 'none'})")  # fmt: skip
+def _decode(path: str, settings: Settings) -> None:
+  with contextlib.suppress(Exception):  # only a crash is of interest
+    for _ in read_pieces(path, sample_rate=settings.frontend.sample_rate, max_seconds=settings.max_seconds):
+      pass
+
+
+def _crashes(context, path: str, settings: Settings) -> bool:
+  """Whether a process that decodes nothing but this file dies of it; not by SIGKILL, as where memory is short."""
+  process = context.Process(target=_decode, args=(path, settings))
+  process.start()
+  process.join()
+  return process.exitcode not in (0, 1, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+
+
+def _post_mortem(open_files: list[Source]) -> str:
+  """What to tell of a dead worker."""
+  return (f"a worker process died: killed, or out of memory (fewer --workers need less; open were: "
+          f"{', '.join(repr(source.id) for source in open_files) or 'none'})")  # fmt: skip

@@ -57,7 +57,12 @@ LAYERS = {
     "plots": ("model", "view_sheet"),
     "train_step": (),
   },
-  3: {"recipe": (), "train": ("recipe",), "downstream": ("downstream",)},  # downstream: every module of the sub-package
+  3: {
+    "recipe": (),
+    "speed": ("recipe",),
+    "train": ("recipe",),
+    "downstream": ("downstream",),
+  },  # downstream: every module of the sub-package
   4: {"main": (), "benchmark": (), "plan": ()},  # commands, which nothing imports
 }
 # What the other packages may import of atst_jax ("" is the package itself, its version), besides their own modules.

@@ -210,6 +210,28 @@ def test_subset_is_nested_and_leaves_other_splits(tmp_path):
     subset(listing, 3)
 
 
+def test_a_new_class_in_the_input_of_a_subset_is_another_plan(tmp_path, capsys):
+  """Labels are numbered over the classes of all files, so a class that the subset does not hold would shift them."""
+  import soundfile
+
+  def add(label, number):
+    (tmp_path / "in" / label).mkdir(parents=True, exist_ok=True)
+    soundfile.write(tmp_path / "in" / label / f"{number}.wav", np.full(16000, 0.1), 16000)
+
+  for i in range(12):
+    add("bc"[i % 2], i)
+  flags = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--frontend=atst", "--subset=6", "--workers=1"]
+  assert prepare.main(flags) == 0
+  kept = {source.id for source in list_sources(str(tmp_path / "in"), number=6).sources}
+  for i in range(100):
+    add("a", i)
+    if {source.id for source in list_sources(str(tmp_path / "in"), number=6).sources} == kept:
+      break
+    (tmp_path / "in" / "a" / f"{i}.wav").unlink()
+  capsys.readouterr()
+  assert prepare.main(flags) == 2 and "was prepared with classes" in capsys.readouterr().err
+
+
 def test_audioset_with_clips_missing_on_disk(tmp_path, capsys):
   """Prepared from what is there; the coverage of every class stands in dataset.json."""
   import soundfile

@@ -57,6 +57,18 @@ def test_merge_keeps_every_clip_under_its_labels(sets, tmp_path, capsys):
   assert merged.manifest["splits"]["train"]["class_counts"] == {"cat": 3, "dog": 5, "emu": 2}
 
 
+def test_an_interrupted_merge_leaves_nothing(sets, tmp_path, monkeypatch):
+  """So that the same command can be run again."""
+  from data_pipeline import merge as module
+
+  output = tmp_path / "both"
+  with monkeypatch.context() as patch:
+    patch.setattr(module, "write_tfds_info", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert prepare.main(["merge", *map(str, sets), f"--output={output}"]) == 75
+  assert list(output.iterdir()) == []
+  assert prepare.main(["merge", *map(str, sets), f"--output={output}"]) == 0
+
+
 def test_what_cannot_be_one_is_refused(sets, tmp_path, capsys):
   a, b = map(str, sets)
   other = tmp_path / "other"

@@ -19,7 +19,7 @@ from tiny import ROOT, tiny_config, tiny_flags, write_dataset
 from atst_jax import recipe
 from atst_jax.errors import UserError
 from atst_jax.logs import read_metrics
-from atst_jax.mesh import batch_sharding, make_mesh, process_rows, put_batch, replicated, state_shardings
+from atst_jax.mesh import make_mesh, process_rows, put_batch
 
 STEPS = 4
 CONFIGS = {
@@ -35,14 +35,10 @@ CONFIGS = {
 def _compiled(devices, fsdp, file="base.py"):
   config = recipe.resolve(tiny_config(file=file, **CONFIGS[file]), None)
   mesh = make_mesh(data=-1, fsdp=fsdp, devices=jax.devices()[:devices])
-  init, step = recipe.build(config, ragged=False)
-  abstract = jax.eval_shape(init, jax.random.key(0))
-  shardings = state_shardings(mesh, abstract)
-  state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+  program = recipe.compile_for(config, mesh, ragged=False)
+  state = program.init(jax.random.key(0))
   batches = [put_batch(mesh, b) for b in itertools.islice(recipe.batches(config, None, start_step=0, rows=None), STEPS)]
-  jitted = jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)),
-                   donate_argnums=0)  # fmt: skip
-  return jitted.lower(state, batches[0]).compile(), state, batches
+  return program.step.lower(state, batches[0]).compile(), state, batches
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """What preparation survives: bad files, damaged and foreign folders, mistyped commands; and what `verify` finds."""
 
+import errno
 import json
 import os
 import pathlib
@@ -10,8 +11,10 @@ import soundfile
 
 from atst_jax.frontend import get_frontend
 from atst_jax.records import Dataset
+from atst_jax.storage import StoreError
 from atst_jax.tfrecord import frame_record, read_records
-from data_pipeline import prepare, shards
+from data_pipeline import audio as decoder
+from data_pipeline import prepare, shards, workers
 from data_pipeline.shards import write_task
 
 RATE = 16000
@@ -139,6 +142,60 @@ def test_every_kind_of_bad_file_is_a_reject_and_nothing_more(small, tmp_path, ca
   assert (
     "6 of 30 files rejected: 1 empty, 1 missing, 2 non_finite, 1 too_short, 1 undecodable" in capsys.readouterr().out
   )
+
+
+def test_a_file_that_crashes_the_decoder_is_a_reject(small, tmp_path, monkeypatch, capsys):
+  """Its process dies of it; the job goes on without it, and the other clips are where they are without the crash."""
+  (tmp_path / "site").mkdir()
+  (tmp_path / "site" / "sitecustomize.py").write_text(
+    "import os, soundfile\n"
+    "read = soundfile.SoundFile.read\n"
+    "crash = lambda self: os.abort() if 'crash.wav' in str(self.name) else None\n"
+    "soundfile.SoundFile.read = lambda self, *args, **kwargs: crash(self) or read(self, *args, **kwargs)\n"
+  )
+  (small[0] / "crash.wav").write_bytes((small[0] / "7.wav").read_bytes())
+  flags = [f"--input={small[0]}", "--frontend=atst", "--num_shards=5", "--workers=2"]
+  monkeypatch.setattr(prepare, "write_tasks", workers.write_tasks)
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+  assert prepare.main([*flags, f"--output={tmp_path / 'all'}"]) == 0
+  dataset = Dataset.load(str(tmp_path / "all"))
+  assert dataset.manifest["rejects"] == [{"id": "crash.wav", "reason": "undecodable", "detail": "the decoder crashes"}]
+  monkeypatch.delenv("PYTHONPATH")
+  assert prepare.main([*flags, f"--output={tmp_path / 'sound'}"]) == 0
+  ids = lambda root: [[clip.id for clip in Dataset.load(str(root)).shard_clips(shard)] for shard in
+                      Dataset.load(str(root)).shards("train")]  # fmt: skip
+  without = [[id for id in shard if id != "crash.wav"] for shard in ids(tmp_path / "sound")]
+  assert ids(tmp_path / "all") == without
+
+
+def test_a_file_that_vanishes_meanwhile_stops_the_job(small, tmp_path, monkeypatch, capsys):
+  """A disk that is gone for a moment must not cost clips for ever."""
+  output, held = tmp_path / "all", (small[0] / "7.wav").read_bytes()
+  flags = [f"--input={small[0]}", f"--output={output}", "--frontend=atst"]
+  inline = prepare.write_tasks
+
+  def unplugged(tasks, settings, *, workers):
+    (small[0] / "7.wav").unlink()
+    inline(tasks, settings, workers=workers)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, "write_tasks", unplugged)
+    assert prepare.main(flags) == 2
+  assert "7.wav was there when the job began and is gone" in capsys.readouterr().err
+  (small[0] / "7.wav").write_bytes(held)
+  assert prepare.main(flags) == 0 and Dataset.load(str(output)).manifest["rejects"] == []
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE])
+def test_what_the_machine_lacks_is_no_fault_of_a_file(small, monkeypatch, number):
+  def fail(path):
+    raise OSError(number, os.strerror(number), path)
+
+  monkeypatch.setattr(decoder, "_handle", fail)
+  with pytest.raises(StoreError, match=rf"7\.wav: {os.strerror(number)}; run the same command again"):
+    decoder.duration(str(small[0] / "7.wav"))
+  with pytest.raises(StoreError):
+    list(decoder.read_pieces(str(small[0] / "7.wav"), sample_rate=RATE))
 
 
 def test_any_error_of_a_decoder_is_a_reject(small, tmp_path, monkeypatch):

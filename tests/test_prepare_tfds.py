@@ -3,10 +3,12 @@
 import warnings
 
 import numpy as np
+import pytest
 import soundfile
 
+from atst_jax.errors import UserError
 from atst_jax.records import Dataset
-from data_pipeline import prepare
+from data_pipeline import prepare, tfds_source
 from data_pipeline.shards import write_task
 
 
@@ -52,6 +54,13 @@ def test_opens_with_tfds(tmp_path, monkeypatch):
       assert list(features["labels"].int64_list.value) == list(clip.labels)
       assert features["num_frames"].int64_list.value[0] == len(clip.mel)
       assert features["split"].bytes_list.value[0] == b"train" and features["fold"].int64_list.value[0] == clip.fold
+
+
+def test_files_of_another_data_set_are_not_taken_for_ours(tmp_path):
+  tfds_source._claim(str(tmp_path), {"tfds": "one/1.0.0", "label": ""})
+  tfds_source._claim(str(tmp_path), {"tfds": "one/1.0.0", "label": ""})
+  with pytest.raises(UserError, match=r"holds the files of .*one.*, not of .*two"):
+    tfds_source._claim(str(tmp_path), {"tfds": "two/1.0.0", "label": ""})
 
 
 def test_a_data_set_of_tfds_becomes_files_and_is_prepared(tmp_path, monkeypatch, capsys):

@@ -217,6 +217,36 @@ def test_a_broken_connection_is_not_the_end_of_a_file(audio, inline, tmp_path, m
   assert prepare.main(flags) == 0
 
 
+def test_a_refusal_is_not_a_reject(store, monkeypatch):
+  """A login that expires in the middle of a job must not cost clips."""
+  storage.write_text(f"{STORE}/a.wav", "text")
+
+  def refuse(*args, **kwargs):
+    raise PermissionError("expired token")
+
+  monkeypatch.setattr(type(store), "info", refuse)
+  with pytest.raises(storage.StoreError, match="expired token; run the same command again"):
+    duration(f"{STORE}/a.wav")
+
+
+def test_names_with_colons_and_large_files(store, monkeypatch):
+  """fsspec reads "::" as a chain of addresses; a file above WHOLE_BYTES is read by blocks."""
+  for name in ("a.bin", "a.bin::b.bin"):
+    with storage.writing(f"{STORE}/{name}") as file:
+      file.write(name.encode() * 1000)
+  monkeypatch.setattr(storage, "WHOLE_BYTES", 10)
+  with storage.open_binary(f"{STORE}/a.bin::b.bin") as file:
+    assert file.read(12) == b"a.bin::b.bin" and file.seek(12 * 999) and file.read() == b"a.bin::b.bin"
+
+  def reset(self, size=-1):
+    raise ConnectionResetError("reset by peer")
+
+  with storage.open_binary(f"{STORE}/a.bin") as file:
+    monkeypatch.setattr(file.raw._file, "read", lambda size: reset(None), raising=False)
+    with pytest.raises(storage.StoreError, match="reset by peer"):
+      file.read()
+
+
 def test_nothing_is_sent_of_a_file_that_is_not_finished(store):
   with pytest.raises(KeyError), storage.writing(f"{STORE}/a") as file:
     file.write(b"half")
