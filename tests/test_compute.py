@@ -18,6 +18,12 @@ CNN = {"file": "byola.py", "encoder__width": "1040", "encoder__hidden": "8", "di
        "views__normalization__mean": "-6", "views__normalization__std": "7"}  # fmt: skip
 
 
+def _lowered(**changes):
+  config = recipe.resolve(tiny_config(**changes), None)
+  program = recipe.compile_for(config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False)
+  return program.step.lower(program.state, program.batch)
+
+
 @functools.cache
 def _run(devices=1, **changes):
   """(compiled step, state and metrics after one update) with no randomness inside the encoder."""
@@ -70,10 +76,11 @@ def test_accumulation_divides_memory_and_communicates_nothing_more():
   assert set(re.findall(collectives, parts.as_text())) == {"all-reduce"}
 
 
-def test_remat_computes_again_and_keeps_less():
-  options = {"encoder__width": "64", "encoder__depth": "6", "views__crop_frames": "64"}
-  kept, again = (_run(**options, compute__remat=value)[0] for value in ("false", "true"))
-  assert again.memory_analysis().temp_size_in_bytes < 0.7 * kept.memory_analysis().temp_size_in_bytes
+def test_remat_computes_the_blocks_again():
+  """A third forward pass in the program, which a CPU's compiler may take out again (`tests/test_plan.py`: memory)."""
+  options = {"encoder__width": "64", "encoder__depth": "4", "views__crop_frames": "64"}
+  kept, again = (_lowered(**options, compute__remat=value).cost_analysis()["flops"] for value in ("false", "true"))
+  assert 1.15 < again / kept < 1.35
 
 
 def test_what_the_program_resizes_with_follows_from_its_platform():
