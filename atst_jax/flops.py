@@ -34,11 +34,12 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def transformer_forward(*, frames, n_mels, width, depth, patch_frames) -> float:
-  """FLOPs of ATST's encoder on one clip."""
+  """FLOPs of ATST's encoder on one clip for its CLS token, of which alone the last block asks everything."""
   patches = frames // patch_frames
   tokens = patches + 1
-  block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width  # projections and perceptron; scores and their product
-  return 2 * patches * patch_frames * n_mels * width + depth * block
+  # Keys and values of all tokens; queries, projection and perceptron of some; scores and their product.
+  block = lambda queries: 4 * tokens * width**2 + 20 * queries * width**2 + 4 * queries * tokens * width
+  return 2 * patches * patch_frames * n_mels * width + (depth - 1) * block(tokens) + block(1)
 
 
 def cnn_forward(*, frames, n_mels, version, width, hidden) -> float:

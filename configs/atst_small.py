@@ -6,7 +6,7 @@
 
 The sweeps print their commands: the view ablation (Table 1) and the segment length (Figure 2).
 
-55 GFLOP per clip, 3.3 EFLOP in all: 2.3 H100-hours or 12 TPU-v5e-hours at 40 % of their peak (python -m
+51 GFLOP per clip, 3.1 EFLOP in all: 2.2 H100-hours or 11 TPU-v5e-hours at 40 % of their peak (python -m
 atst_jax.flops --config=configs/atst_small.py --clips=200000). One GPU does.
 
 Aims at (paper, Table 1, linear: AS-20K mAP, SPCV2, VOX1, NSYNTH, US8K):

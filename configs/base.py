@@ -6,7 +6,7 @@ Expects data/audioset, prepared with --frontend=atst (`:released`: audiossl), ab
 are ATST's (paper 3.1; where it is silent, the released code's), the subtraction's are the difference-aware paper's
 (5.1), mixed in the energy domain. The combination is new: no published score exists for it.
 
-372 GFLOP per clip, 142 EFLOP in all: 100 H100-hours or 501 TPU-v5e-hours at 40 % of their peak (python -m
+346 GFLOP per clip, 132 EFLOP in all: 93 H100-hours or 467 TPU-v5e-hours at 40 % of their peak (python -m
 atst_jax.flops --config=configs/base.py --clips=1912134). Eight GPUs or a slice of a pod.
 """
 

@@ -69,7 +69,8 @@ def test_accumulation_with_batch_norm_in_the_encoder():
 
 
 def test_accumulation_divides_memory_and_communicates_nothing_more():
-  options = {"encoder__width": "128", "encoder__heads": "4", "views__crop_frames": "64", "batch_size": "64"}
+  options = {"encoder__width": "128", "encoder__heads": "4", "views__crop_frames": "64", "batch_size": "64",
+             "encoder__depth": "6"}  # fmt: skip
   whole, parts = (_run(8, **options, compute__accumulation=n)[0] for n in ("1", "4"))
   assert parts.memory_analysis().temp_size_in_bytes < 0.6 * whole.memory_analysis().temp_size_in_bytes
   collectives = r"\b(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)\b"
