@@ -18,6 +18,7 @@ import os
 import sys
 
 from atst_jax import config as configs
+from atst_jax.environment import start_anew
 from atst_jax.errors import UserError
 
 
@@ -118,4 +119,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+  start_anew("atst_jax.benchmark")
   sys.exit(main())

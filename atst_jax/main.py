@@ -14,6 +14,7 @@ import sys
 
 from atst_jax import config as configs
 from atst_jax import logs
+from atst_jax.environment import start_anew
 from atst_jax.errors import UserError
 from atst_jax.preemption import EXIT_RESUME
 
@@ -90,4 +91,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+  start_anew("atst_jax.main")
   sys.exit(main())
