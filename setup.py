@@ -8,6 +8,9 @@ import setuptools
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "atst_jax/__init__.py").read_text(encoding="utf-8"), re.M)[1]
 
+# Only to read sources from TensorFlow Datasets, and to open prepared sets with it: training needs neither.
+TFDS = ["tensorflow-datasets>=4.9.10,<5", "tensorflow>=2.21,<2.23"]
+
 setuptools.setup(
   name="atst_jax",
   version=VERSION,
@@ -34,8 +37,6 @@ setuptools.setup(
     "soundfile>=0.13,<1",
     "soxr>=0.5,<2",
     "tensorboardX>=2.6,<3",
-    "tensorflow-datasets>=4.9.10,<5",
-    "tensorflow>=2.21,<2.23",
     "tqdm>=4.66,<5",
   ],
   extras_require={
@@ -46,7 +47,8 @@ setuptools.setup(
     "export": ["safetensors>=0.5,<1"],
     "onnx": ["jax2onnx>=0.17,<1", "onnxruntime>=1.20,<2"],
     "tb": ["tensorboard>=2.21,<3"],
-    "test": ["pytest>=8.3,<10", "ruff>=0.17.6,<0.18"],
+    "test": ["pytest>=8.3,<10", "ruff>=0.17.6,<0.18", *TFDS],
+    "tfds": TFDS,
     "torch": ["torch>=2.6,<3"],
     "tpu": ["jax[tpu]"],
   },

@@ -65,7 +65,7 @@ def resize_by_gather(x, index, weight):
   return sum(weight[:, k, None] * rows[:, k] for k in range(4))
 
 
-RESIZES = ("auto", "gather", "matrix")
+RESIZES = {"gather": resize_by_gather, "matrix": resize_by_matrix}  # or "auto": what the platform likes
 
 
 def draw_box(key, length, n_mels, *, freq_scale, time_scale, canvas_time):
@@ -96,7 +96,7 @@ def resize_crop(x, box, length, *, canvas_time, resize="auto"):
   x = resize_by_matrix(x.T, *mel).T
   if resize == "auto":
     return jax.lax.platform_dependent(x, *time, cpu=resize_by_gather, default=resize_by_matrix)
-  return {"gather": resize_by_gather, "matrix": resize_by_matrix}[resize](x, *time)
+  return RESIZES[resize](x, *time)
 
 
 def fade(x, head, tail, length):

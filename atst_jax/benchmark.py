@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
       part.add_argument("--clips", type=int, default=0, help="measure with so many clips of noise, not the data set")
     if name != "input":
       part.add_argument("--peak_tflops", type=float, help="of one device, where it is not in the table of chips")
+  parts.choices["input"].add_argument(
+    "--tensorflow", action="store_true", help="compare with tf.data on the same files"
+  )
   part = parts.add_parser("prepare", allow_abbrev=False)
   part.add_argument("--input", required=True, help="a folder of recordings")
   part.add_argument("--frontend", default="atst")
@@ -56,7 +59,7 @@ def _measure(flags, config) -> dict:
   from atst_jax import speed
 
   if flags.part == "input":
-    return speed.measure_input(config, repeats=flags.repeats, clips=flags.clips)
+    return speed.measure_input(config, repeats=flags.repeats, clips=flags.clips, tensorflow=flags.tensorflow)
   peak = None if flags.peak_tflops is None else 1e12 * flags.peak_tflops
   if flags.part == "step":
     return speed.measure_step(config, repeats=flags.repeats, peak=peak)
@@ -79,8 +82,11 @@ def _show_step(result) -> list[str]:
 
 
 def _show_input(result) -> list[str]:
-  return ["{clips_per_second:.0f} clips/s of {clip_shape}, {megabytes_per_second:.0f} MB/s, batches of {batch_size} "
-          "from {clips} clips ({data}), {cpus} CPUs".format(**result)]  # fmt: skip
+  lines = ["{clips_per_second:.0f} clips/s of {clip_shape}, {megabytes_per_second:.0f} MB/s, batches of {batch_size} "
+           "from {clips} clips ({data}), {cpus} CPUs".format(**result)]  # fmt: skip
+  if "tensorflow_clips_per_second" in result:
+    lines.append("tf.data: {tensorflow_clips_per_second:.0f} clips/s".format(**result))
+  return lines
 
 
 def _show_prepare(result) -> list[str]:
@@ -119,5 +125,6 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-  start_anew("atst_jax.benchmark")
+  if sys.argv[1:2] != ["prepare"]:  # its job is not started anew either
+    start_anew("atst_jax.benchmark")
   sys.exit(main())

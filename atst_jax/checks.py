@@ -50,7 +50,7 @@ CHOICES = {
   "difference.subtrahend": ("student", "teacher"),
   "difference.level": ("clip", "frame"),
   "compute.attention": ("xla", "cudnn"),
-  "compute.resize": RESIZES,
+  "compute.resize": ("auto", *RESIZES),
   "encoder.kind": tuple(ENCODERS),
   "encoder.version": tuple(BLOCKS),
   "optimizer.form": tuple(FORMS),
@@ -60,6 +60,7 @@ CHOICES = {
   "data.source": ("records", "synthetic"),
 }
 RANGES = {  # both ends included
+  "data.threads": (0, 1024),
   "data.max_damaged": (0, 0.5),
   "difference.weight": (0, 1),
   "difference.gamma_min": (1e-3, 0.999),

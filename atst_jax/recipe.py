@@ -146,4 +146,4 @@ def batches(config: ConfigDict, dataset: Dataset | None, *, start_step: int, row
     return synthetic_batches(n_mels=get_frontend(config.data.frontend).n_mels, **common)
   return record_batches(dataset, split=config.data.split, streams=config.data.streams,
                         shuffle_window=config.data.shuffle_window, max_damaged=config.data.max_damaged,
-                        **common)  # fmt: skip
+                        threads=config.data.threads, **common)  # fmt: skip

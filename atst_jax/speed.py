@@ -1,11 +1,12 @@
 """How fast a config's train step and its input are, measured in a steady state."""
 
+import contextlib
 import itertools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -17,20 +18,25 @@ from atst_jax.errors import UserError
 from atst_jax.flops import clip_flops, peak_flops
 from atst_jax.frontend import get_frontend
 from atst_jax.mesh import make_mesh, process_rows, put_batch
-from atst_jax.records import SCHEMA_VERSION, Clip, Dataset, write_json, write_shard
+from atst_jax.records import MANIFEST, SCHEMA_VERSION, Clip, Dataset, write_json, write_shard
 
 WINDOW_SECONDS = 1.0  # steps are timed in windows of at least this length, the device's queue empty at both ends
 WARM_UP = 3  # steps
-STEPS = {"total_steps": 10_000, "warmup_steps": 1000}  # of a schedule that would follow from the data
+STEPS = {"total_steps": 10_000, "warmup_steps": 1000}  # their number does not enter the speed
+
+
+def resolved(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
+  """The config as training would have it, with a schedule where none follows from the data."""
+  config = config.copy_and_resolve_references()
+  for name, steps in STEPS.items():
+    if config[name] is None:
+      config[name] = steps
+  return recipe.resolve(config, dataset)
 
 
 def _prepare(config: ConfigDict, dataset: Dataset | None):
   """(resolved config, mesh, program)."""
-  config = config.copy_and_resolve_references()
-  for name, steps in STEPS.items():
-    if config[name] is None and dataset is None:
-      config[name] = steps
-  config = recipe.resolve(config, dataset)
+  config = resolved(config, dataset)
   check(config, dataset, jax.device_count(), jax.process_count())
   mesh = make_mesh(**config.mesh)
   return config, mesh, recipe.compile_for(config, mesh, ragged=is_ragged(config, dataset))
@@ -110,7 +116,7 @@ def write_noise(root: str, config: ConfigDict, clips: int) -> str:
     written.append({"file": name, "num_clips": shard.num_clips, "num_bytes": shard.num_bytes, "sha256": shard.sha256})
   split = {"num_clips": sum(shard["num_clips"] for shard in written), "min_frames": config.data.clip_frames,
            "max_frames": config.data.clip_frames, "shards": written}  # fmt: skip
-  write_json(os.path.join(root, "dataset.json"), {
+  write_json(os.path.join(root, MANIFEST), {
     "schema": SCHEMA_VERSION, "name": "noise", "frontend": frontend.to_json(), "splits": {config.data.split: split},
     "label_names": [], "multi_label": False, "fold_names": [], "folds": [],
     "statistics": {**recipe.SYNTHETIC, "mean": -30.0, "std": 15.0, "split": config.data.split}})  # fmt: skip
@@ -128,22 +134,55 @@ def open_or_write(config: ConfigDict, folder: str, clips: int) -> Dataset:
   return Dataset.load(config.data.path)
 
 
-def measure_input(config: ConfigDict, *, repeats: int, clips: int) -> dict:
-  """Batches from shards alone, as the trainer receives them, after a first pass over the files."""
-  with tempfile.TemporaryDirectory() as folder:
+def tensorflow_batches(config: ConfigDict, dataset: Dataset) -> Iterator:
+  """The same shards by tf.data: interleaved, batched, parsed, decoded; unshuffled. For comparison."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  import tensorflow as tf
+
+  frames, n_mels, frame_bytes = config.data.clip_frames, dataset.frontend.n_mels, 2 * dataset.frontend.n_mels
+
+  def parse(records):
+    mel = tf.io.parse_example(records, {"mel": tf.io.FixedLenFeature((), tf.string)})["mel"]
+    bits = tf.io.decode_raw(mel, tf.uint16, fixed_length=frames * frame_bytes)
+    return {"mel": tf.reshape(tf.bitcast(bits, tf.float16), (-1, frames, n_mels))}
+
+  paths = [shard.path for shard in dataset.shards(config.data.split)]
+  parallel = os.cpu_count() or 1
+  records = (
+    tf.data.Dataset.from_tensor_slices(paths)
+    .repeat()
+    .interleave(tf.data.TFRecordDataset, cycle_length=config.data.streams, num_parallel_calls=parallel)
+  )
+  batches = records.batch(config.batch_size, drop_remainder=True).map(parse, parallel)
+  return batches.prefetch(2).as_numpy_iterator()
+
+
+def measure_input(config: ConfigDict, *, repeats: int, clips: int, tensorflow: bool) -> dict:
+  """Batches from shards alone, as the trainer receives them, after a first pass over the files; in turns with
+  tf.data's if asked."""
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     dataset = open_or_write(config, folder, clips)
-    for name, steps in STEPS.items():
-      config[name] = steps
-    config = recipe.resolve(config, dataset)
+    config = resolved(config, dataset)
     check(config, dataset, 1, 1)
-    iterator = recipe.batches(config, dataset, start_step=0, rows=None)
+    ours = stack.enter_context(contextlib.closing(recipe.batches(config, dataset, start_step=0, rows=None)))
+    sources = {"clips_per_second": ours}
+    if tensorflow:
+      sources["tensorflow_clips_per_second"] = tensorflow_batches(config, dataset)
     epoch = -(-dataset.num_clips(config.data.split) // config.batch_size)
-    for _ in itertools.islice(iterator, epoch):
-      pass
-    seconds = _windows(lambda steps: [next(iterator) for _ in range(steps)], repeats)
-    clip_bytes = next(iterator)["mel"][0].nbytes
-  per_second = config.batch_size / statistics.median(seconds)
-  return {"clips_per_second": per_second, "megabytes_per_second": per_second * clip_bytes / 1e6,
+    rates: dict[str, list[float]] = {name: [] for name in sources}
+    for source in sources.values():
+      for _ in itertools.islice(source, epoch):
+        pass
+    for _ in range(repeats):
+      for name, source in sources.items():
+        started, batches = time.perf_counter(), 0
+        while (seconds := time.perf_counter() - started) < WINDOW_SECONDS:
+          next(source)
+          batches += 1
+        rates[name].append(batches * config.batch_size / seconds)
+    clip_bytes = next(ours)["mel"][0].nbytes
+  medians = {name: statistics.median(values) for name, values in rates.items()}
+  return {**medians, "megabytes_per_second": medians["clips_per_second"] * clip_bytes / 1e6,
           "batch_size": config.batch_size, "clip_shape": [config.data.clip_frames, dataset.frontend.n_mels],
           "clips": dataset.num_clips(config.data.split), "data": config.data.path if not clips else "noise",
           "cpus": os.cpu_count()}  # fmt: skip
@@ -172,6 +211,7 @@ def measure_end_to_end(config: ConfigDict, *, repeats: int, clips: int, peak: fl
       jax.block_until_ready((state, metrics))
 
     seconds = _windows(run, repeats)
+    source.close()
     result = _summary(config, seconds, step, peak)
   measured = len(waited) - WARM_UP - 1
   total = sum(seconds) * measured / repeats

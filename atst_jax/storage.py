@@ -158,10 +158,10 @@ class _Blocks(io.RawIOBase):
     super().close()
 
 
-def open_binary(path: str) -> IO[bytes]:
+def open_binary(path: str, buffering: int = -1) -> IO[bytes]:
   """Opens a file to read: a small remote one is fetched whole, a large one by blocks. Raises OSError, StoreError."""
   if not is_remote(path):
-    return open(path, "rb")
+    return open(path, "rb", buffering)
   with _store(path) as (fs, inner):
     info = fs.info(inner)
     if info["type"] != "file":

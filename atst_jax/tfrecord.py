@@ -4,8 +4,10 @@ Neither TensorFlow nor protobuf is needed: the framing and the field types used 
 written depend on nothing but their content.
 """
 
+import itertools
 import struct
 from collections.abc import Iterator
+from typing import IO
 
 import google_crc32c
 import numpy as np
@@ -19,6 +21,7 @@ class RecordError(UserError):
 
 
 MAX_RECORD = 1 << 31  # bytes; protobuf's own limit
+CHECKSUM = "{path}: record {number}: checksum of the data does not match"
 _SMALL = [bytes((value,)) for value in range(128)]
 
 
@@ -98,6 +101,37 @@ def _ints(payload: int | memoryview) -> list[int]:
   return [v - (1 << 64) if v >> 63 else v for v in values]
 
 
+def find_feature(data: bytes, key: bytes) -> tuple[int, int]:
+  """(offset, bytes) of a feature of bytes in a serialised tf.train.Example, of which the beginning up to it suffices.
+
+  Raises KeyError if it is not there, ValueError or IndexError on bytes that are malformed or end before it.
+  """
+
+  def enter(position, field):
+    """The span (start, size) of the length-delimited field at a position."""
+    if data[position] != field << 3 | 2:
+      raise ValueError(f"field {data[position] >> 3} where {field} was expected")
+    size = shift = 0
+    while True:
+      position += 1
+      size |= (data[position] & 0x7F) << shift
+      if data[position] < 0x80:
+        return position + 1, size
+      shift += 7
+
+  position, size = enter(0, 1)
+  end = position + size
+  while position < end:
+    entry, size = enter(position, 1)
+    position = entry + size
+    name, size = enter(entry, 1)
+    if data[name : name + size] == key:
+      feature, _ = enter(name + size, 2)
+      content, _ = enter(feature, 1)
+      return enter(content, 1)
+  raise KeyError(key.decode())
+
+
 def decode_example(data: bytes) -> dict[str, bytes | list[int]]:
   """Parses a tf.train.Example of bytes and int64 features. Raises ValueError or IndexError on malformed bytes."""
   features: dict[str, bytes | list[int]] = {}
@@ -118,9 +152,13 @@ def decode_example(data: bytes) -> dict[str, bytes | list[int]]:
   return features
 
 
-def _masked_crc(data: bytes) -> int:
-  crc = google_crc32c.value(data)
+def masked(crc: int) -> int:
+  """A CRC32-C as TFRecord files hold it."""
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _masked_crc(data: bytes) -> int:
+  return masked(google_crc32c.value(data))
 
 
 def frame_record(payload: bytes) -> bytes:
@@ -137,23 +175,32 @@ def read_records(path: str) -> Iterator[bytes]:
     yield payload
 
 
+def read_length(file: IO[bytes], path: str, number: int) -> int | None:
+  """Bytes of the payload that follows in a TFRecord file, or None at the end. Raises RecordError."""
+  header = file.read(12)
+  if not header:
+    return None
+  if number == 0 and header[:2] == b"\x1f\x8b":
+    raise RecordError(f"{path}: is gzip-compressed; shards are uncompressed TFRecords")
+  if len(header) < 12 or struct.unpack("<I", header[8:])[0] != _masked_crc(header[:8]):
+    raise RecordError(f"{path}: record {number}: damaged length (file cut short, or not a TFRecord)")
+  return struct.unpack("<Q", header[:8])[0]
+
+
 def scan_records(path: str) -> Iterator[tuple[int, bytes, RecordError | None]]:
   """Yields (number, payload, what is wrong with it) of every record; the file is lost from a damaged length on."""
   with storage.open_binary(path) as file:
-    number = 0
-    while header := file.read(12):
-      where = f"{path}: record {number}"
-      if number == 0 and header[:2] == b"\x1f\x8b":
-        yield number, b"", RecordError(f"{path}: is gzip-compressed; shards are uncompressed TFRecords")
+    for number in itertools.count():
+      try:
+        length = read_length(file, path, number)
+      except RecordError as error:
+        yield number, b"", error
         return
-      if len(header) < 12 or struct.unpack("<I", header[8:])[0] != _masked_crc(header[:8]):
-        yield number, b"", RecordError(f"{where}: damaged length (file cut short, or not a TFRecord)")
+      if length is None:
         return
-      (length,) = struct.unpack("<Q", header[:8])
       payload, crc = file.read(min(length, MAX_RECORD)), file.read(4)
       if len(payload) < length or len(crc) < 4:
-        yield number, b"", RecordError(f"{where}: file ends inside the record")
+        yield number, b"", RecordError(f"{path}: record {number}: file ends inside the record")
         return
       sound = struct.unpack("<I", crc)[0] == _masked_crc(payload)
-      yield number, payload, None if sound else RecordError(f"{where}: checksum of the data does not match")
-      number += 1
+      yield number, payload, None if sound else RecordError(CHECKSUM.format(path=path, number=number))

@@ -24,7 +24,7 @@ from atst_jax.workdir import agree, claim
 
 CHECKPOINTS = "checkpoints"
 # Keys that may change between a run and its continuation: they do not enter what is computed.
-FREE_KEYS = ("log.", "checkpoint.", "compute.", "mesh.", "platform", "data.path", "data.max_damaged")
+FREE_KEYS = ("log.", "checkpoint.", "compute.", "mesh.", "platform", "data.path", "data.max_damaged", "data.threads")
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial parameters; steps count from 0
 
 

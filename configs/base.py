@@ -33,13 +33,14 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.tail = "weighted"  # how an export averages the chunks of long audio (atst_jax.embed --tail)
 
   config.data = ConfigDict()
-  config.data.source = "records"  # or "synthetic": noise, where there is no TensorFlow
+  config.data.source = "records"  # or "synthetic": noise, where there is no data
   config.data.path = "data/audioset"
   config.data.split = "train"
   config.data.frontend = "atst"
   config.data.clip_frames = 1001  # 10 s
   config.data.streams = 64
   config.data.shuffle_window = 256  # records
+  config.data.threads = 0  # that read shards; 0: 1 from a disk, 16 from a store
   config.data.max_damaged = 0.0  # share of the clips that may be damaged, and are replaced by others of their shards
   config.data.fingerprint = config_dict.placeholder(str)  # filled from the data
 

@@ -3,7 +3,8 @@
   python -m data_pipeline.prepare --tfds=crema_d --output=data/crema_d --frontend=atst
 
 From there on it is prepared like any other manifest: rejects, statistics, restarts. Samples are kept as they are (whole
-numbers as 16 bits, others as 32-bit floats). The files may be deleted once the set is prepared. Needs TensorFlow.
+numbers as 16 bits, others as 32-bit floats). The files may be deleted once the set is prepared. Needs
+pip install -e .[tfds].
 """
 
 import contextlib
@@ -37,7 +38,10 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
   Raises:
     UserError: TFDS does not know the name, cannot get the data, or the features do not fit.
   """
-  import tensorflow_datasets as tfds
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise UserError(f"--tfds={name}: {error}; pip install -e .[tfds]") from error
 
   try:
     builder = tfds.builder(name, data_dir=data_dir)
