@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, Clip, Dataset, Shard, write_json, write_shard
+from data_pipeline.files import printable
+from data_pipeline.flags import Parser
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
 from data_pipeline.report_page import write_report
+from data_pipeline.summary import report
 from data_pipeline.tfds_info import write_tfds_info
 
 COUNTERS = ("sample_rates", "seconds", "levels", "reasons")
@@ -137,3 +140,14 @@ def _counts(parts: list[dict]) -> dict:
     **{key: _sum([part.get(key, {}) for part in parts]) for key in COUNTERS},
     "coverage": coverage,
   }
+
+
+def main(argv: list[str]) -> int:
+  parser = Parser("data_pipeline.prepare merge", "Joins prepared sets of one front-end into a new one.")
+  parser.add_argument("datasets", nargs="+")
+  parser.add_argument("--output", required=True, help="folder to make")
+  parser.add_argument("--name", default="", help="name of the result; by default its folder's")
+  args = parser.parse(argv)
+  name = args.name or printable(os.path.basename(os.path.abspath(args.output)))
+  print("\n".join([f"{args.output}:", *report(merge(args.datasets, args.output, name))]))
+  return 0

@@ -26,18 +26,16 @@ from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, get_frontend, mel_filters
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, RecordError, write_json
-from data_pipeline import beam
+from data_pipeline import beam, merge, verify
 from data_pipeline.files import printable
 from data_pipeline.flags import Parser, nearest
 from data_pipeline.listing import Listing
-from data_pipeline.merge import merge
 from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, measure, open_output, shard_name
 from data_pipeline.report_page import write_report
 from data_pipeline.shards import Settings, read_sidecar
 from data_pipeline.sources import LAYOUTS, list_sources
 from data_pipeline.summary import describe, report
 from data_pipeline.tfds_info import write_tfds_info
-from data_pipeline.verify import store_statistics, verify
 from data_pipeline.workers import Stopped, write_tasks
 
 MEASURED_FILES = 32  # by --dry_run
@@ -226,25 +224,10 @@ def _remove_strays(output: str, files: set[str]) -> None:
       storage.remove(os.path.join(output, name))
 
 
-def _verify(argv: list[str]) -> int:
-  parser = Parser("data_pipeline.prepare verify", "Checks counts, sha256 and every record of a prepared dataset.")
-  parser.add_argument("dataset")
-  args = parser.parse(argv)
-  problems, num_clips = verify(args.dataset)
-  for problem in problems.values():
-    print(problem, file=sys.stderr)
-  if problems:
-    print(f"{len(problems)} bad shards; `prepare repair` with the flags that prepared them writes them again",
-          file=sys.stderr)  # fmt: skip
-    return 2
-  print(f"{args.dataset}: {num_clips} clips, every shard and record sound")
-  return 0
-
-
 def _repair(argv: list[str]) -> int:
   """Prepares again with the bad shards among those to be written: each is replaced once its successor is whole."""
   args = _parser().parse(argv)
-  problems, _ = verify(args.output)
+  problems, _ = verify.verify(args.output)
   for problem in problems.values():
     print(f"bad: {problem}", file=sys.stderr)
   if problems:
@@ -254,32 +237,12 @@ def _repair(argv: list[str]) -> int:
   return 0
 
 
-def _merge(argv: list[str]) -> int:
-  parser = Parser("data_pipeline.prepare merge", "Joins prepared sets of one front-end into a new one.")
-  parser.add_argument("datasets", nargs="+")
-  parser.add_argument("--output", required=True, help="folder to make")
-  parser.add_argument("--name", default="", help="name of the result; by default its folder's")
-  args = parser.parse(argv)
-  name = args.name or printable(os.path.basename(os.path.abspath(args.output)))
-  print("\n".join([f"{args.output}:", *report(merge(args.datasets, args.output, name))]))
-  return 0
-
-
-def _stats(argv: list[str]) -> int:
-  parser = Parser("data_pipeline.prepare stats", "Computes the statistics of a prepared dataset anew and stores them.")
-  parser.add_argument("dataset")
-  parser.add_argument("--split", default="train", help="the clips to compute them over")
-  args = parser.parse(argv)
-  print(json.dumps(store_statistics(args.dataset, args.split)))
-  return 0
-
-
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code; see the module's docstring."""
   argv = sys.argv[1:] if argv is None else argv
   before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   try:
-    commands = {"verify": _verify, "stats": _stats, "merge": _merge, "repair": _repair}
+    commands = {"verify": verify.main, "stats": verify.main_of_statistics, "merge": merge.main, "repair": _repair}
     if argv and argv[0] in commands:
       return commands[argv[0]](argv[1:])
     prepare(_parser().parse(argv))

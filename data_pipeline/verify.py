@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 from atst_jax import storage
 from atst_jax.errors import UserError
@@ -17,7 +18,7 @@ from atst_jax.records import (
   sha256_file,
   write_json,
 )  # fmt: skip
-from data_pipeline.flags import nearest
+from data_pipeline.flags import Parser, nearest
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
 from data_pipeline.plan import shard_name
 
@@ -102,3 +103,27 @@ def store_statistics(root: str, split: str) -> dict:
   statistics = compute_statistics(root, split)
   write_json(os.path.join(root, MANIFEST), {**load(root).manifest, "statistics": statistics})
   return statistics
+
+
+def main(argv: list[str]) -> int:
+  parser = Parser("data_pipeline.prepare verify", "Checks counts, sha256 and every record of a prepared dataset.")
+  parser.add_argument("dataset")
+  args = parser.parse(argv)
+  problems, num_clips = verify(args.dataset)
+  for problem in problems.values():
+    print(problem, file=sys.stderr)
+  if problems:
+    print(f"{len(problems)} bad shards; `prepare repair` with the flags that prepared them writes them again",
+          file=sys.stderr)  # fmt: skip
+    return 2
+  print(f"{args.dataset}: {num_clips} clips, every shard and record sound")
+  return 0
+
+
+def main_of_statistics(argv: list[str]) -> int:
+  parser = Parser("data_pipeline.prepare stats", "Computes the statistics of a prepared dataset anew and stores them.")
+  parser.add_argument("dataset")
+  parser.add_argument("--split", default="train", help="the clips to compute them over")
+  args = parser.parse(argv)
+  print(json.dumps(store_statistics(args.dataset, args.split)))
+  return 0

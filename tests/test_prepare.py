@@ -12,13 +12,13 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from preparing import contents, write_inline
 
 from atst_jax.frontend import get_frontend, log_mel
 from atst_jax.records import Dataset
 from data_pipeline import prepare
 from data_pipeline.audio import load_audio
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
-from data_pipeline.shards import write_task
 
 RATE = 16000
 KEYS = {"schema", "name", "frontend", "label_names", "multi_label", "fold_names", "folds", "splits", "statistics",
@@ -31,24 +31,13 @@ def noise(path, seconds=0.3, seed=0, rate=RATE):
   soundfile.write(path, samples, rate)
 
 
-def contents(folder) -> dict[str, bytes]:
-  """Relative path -> bytes of every file below a folder."""
-  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(pathlib.Path(folder).rglob("*")) if p.is_file()}
-
-
 def run(*arguments) -> int:
   return prepare.main([*map(str, arguments), "--frontend=atst"])
 
 
 @pytest.fixture
 def inline(monkeypatch):
-  """Writes the shards in this process: for tests that are not about the workers."""
-
-  def write_tasks(tasks, settings, *, workers):
-    for task in tasks:
-      write_task(task, settings, lambda files, clips: None)
-
-  monkeypatch.setattr(prepare, "write_tasks", write_tasks)
+  write_inline(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,11 @@ import time
 import numpy as np
 import pytest
 import soundfile
+from preparing import contents
 
 from data_pipeline import prepare, workers
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def contents(folder) -> dict[str, bytes]:
-  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(pathlib.Path(folder).rglob("*")) if p.is_file()}
 
 
 def command(audio, output, *more) -> list[str]:

@@ -8,6 +8,7 @@ import fsspec
 import numpy as np
 import pytest
 import soundfile
+from preparing import write_inline
 
 from atst_jax import storage
 from atst_jax.errors import UserError
@@ -15,7 +16,6 @@ from atst_jax.input_pipeline import record_batches
 from atst_jax.records import Dataset
 from data_pipeline import prepare
 from data_pipeline.audio import Reject, duration, load_audio
-from data_pipeline.shards import write_task
 from data_pipeline.sources import list_sources
 
 STORE = "memory://bucket"
@@ -62,13 +62,7 @@ def audio(tmp_path_factory):
 
 @pytest.fixture
 def inline(monkeypatch):
-  """Writes the shards in this process, whose memory the store is."""
-
-  def write_tasks(tasks, settings, *, workers):
-    for task in tasks:
-      write_task(task, settings, lambda files, clips: None)
-
-  monkeypatch.setattr(prepare, "write_tasks", write_tasks)
+  write_inline(monkeypatch)
 
 
 def test_prepared_in_a_store_as_here(audio, tmp_path, inline, capsys):

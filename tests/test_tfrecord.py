@@ -1,53 +1,23 @@
 """The codec, the framing and the prepared datasets on disk: what is written comes back, and no damage passes."""
 
 import dataclasses
-import json
 import os
 import re
 import struct
 
 import numpy as np
 import pytest
+from tiny_clips import FRONTEND, make_clip, same_clip, write_tiny_dataset
 
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS
-from atst_jax.records import MANIFEST, SCHEMA_VERSION, Clip, Dataset, sha256_file, write_json, write_shard
+from atst_jax.records import Clip, Dataset
 from atst_jax.tfrecord import RecordError, decode_example, encode_example, frame_record, read_records
 
-FRONTEND = dataclasses.replace(FRONTENDS["atst"], name="tiny", n_mels=4)
 INT64 = np.iinfo(np.int64)
-
-
-def make_clip(number: int, frames: int = 3) -> Clip:
-  mel = np.random.default_rng(number).normal(-40.0, 20.0, (frames, FRONTEND.n_mels)).astype(np.float16)
-  return Clip(id=f"clip-{number}", mel=mel, labels=(number % 2,))
-
-
-def same_clip(a: Clip, b: Clip) -> bool:
-  fields = [f.name for f in dataclasses.fields(Clip) if f.name != "mel"]
-  same_mel = a.mel.dtype == b.mel.dtype and a.mel.shape == b.mel.shape and a.mel.tobytes() == b.mel.tobytes()
-  return same_mel and all(getattr(a, f) == getattr(b, f) for f in fields)
 
 
 @pytest.fixture
 def dataset(tmp_path) -> str:
-  """A prepared dataset of two shards with 3 and 2 clips."""
-  shards = []
-  for index, numbers in enumerate([(0, 1, 2), (3, 4)]):
-    shard = write_shard(str(tmp_path / f"train-{index}.tfrecord"), (make_clip(n).encode() for n in numbers))
-    shards.append({**dataclasses.asdict(shard), "file": os.path.basename(shard.path)})
-  splits = {"train": {"shards": [{k: v for k, v in shard.items() if k != "path"} for shard in shards]}}
-  manifest = {"schema": SCHEMA_VERSION, "frontend": FRONTEND.to_json(), "splits": splits, "label_names": ["a", "b"]}
-  write_json(str(tmp_path / MANIFEST), manifest)
-  return str(tmp_path)
-
-
-def edit_manifest(root: str, edit) -> None:
-  path = os.path.join(root, MANIFEST)
-  with open(path, encoding="utf-8") as file:
-    manifest = json.load(file)
-  edit(manifest)
-  write_json(path, manifest)
+  return write_tiny_dataset(str(tmp_path))
 
 
 # Codec
@@ -235,110 +205,3 @@ def test_gzip_is_refused(dataset):
     file.write(whole)
   with pytest.raises(RecordError, match=rf"^{re.escape(path)}: .*gzip"):
     list(read_records(path))
-
-
-# Datasets
-
-
-def test_dataset_round_trip(dataset):
-  loaded = Dataset.load(dataset)
-  assert (loaded.frontend, loaded.splits, loaded.label_names) == (FRONTEND, ["train"], ["a", "b"])
-  assert loaded.num_clips("train") == 5
-  clips = list(loaded.clips("train"))
-  assert len(clips) == 5
-  assert all(same_clip(clip, make_clip(number)) for number, clip in enumerate(clips))
-
-
-def test_write_shard_describes_the_file(tmp_path):
-  path = str(tmp_path / "a.tfrecord")
-  shard = write_shard(path, [b"one", b"", b"three"])
-  assert (shard.path, shard.num_clips, shard.num_bytes) == (path, 3, os.path.getsize(path))
-  assert shard.sha256 == sha256_file(path)
-  assert list(read_records(path)) == [b"one", b"", b"three"]
-  assert os.listdir(tmp_path) == ["a.tfrecord"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_write_shard_leaves_nothing_behind(tmp_path, error):
-  def payloads():
-    yield b"one"
-    raise error
-
-  with pytest.raises(error):
-    write_shard(str(tmp_path / "a.tfrecord"), payloads())
-  assert os.listdir(tmp_path) == []
-
-
-def test_write_shard_keeps_the_old_file_when_it_fails(tmp_path):
-  path = str(tmp_path / "a.tfrecord")
-  write_shard(path, [b"old"])
-  with pytest.raises(ZeroDivisionError):
-    write_shard(path, (bytes([1 // n]) for n in (1, 0)))
-  assert list(read_records(path)) == [b"old"]
-  assert os.listdir(tmp_path) == ["a.tfrecord"]
-
-
-def test_folder_without_manifest(tmp_path):
-  with pytest.raises(UserError, match=rf"{MANIFEST} does not exist.*python -m data_pipeline\.prepare"):
-    Dataset.load(str(tmp_path))
-
-
-def test_manifest_that_is_not_json(dataset):
-  with open(os.path.join(dataset, MANIFEST), "w", encoding="utf-8") as file:
-    file.write('{"schema": 1')
-  with pytest.raises(UserError, match=rf"{MANIFEST}: not a dataset\.json"):
-    Dataset.load(dataset)
-
-
-@pytest.mark.parametrize("key", ["schema", "frontend", "splits"])
-def test_manifest_without_a_key(dataset, key):
-  edit_manifest(dataset, lambda manifest: manifest.pop(key))
-  with pytest.raises(UserError, match=rf"{MANIFEST}: not a dataset\.json.*{key}"):
-    Dataset.load(dataset)
-
-
-def test_other_schema_version(dataset):
-  edit_manifest(dataset, lambda manifest: manifest.update(schema=SCHEMA_VERSION + 1))
-  message = rf"{MANIFEST}: schema version {SCHEMA_VERSION + 1}, this code reads {SCHEMA_VERSION}; prepare .* again"
-  with pytest.raises(UserError, match=message):
-    Dataset.load(dataset)
-
-
-@pytest.mark.parametrize(("key", "value"), [("f_max", 8000.0), ("hash", "0" * 16)])
-def test_edited_frontend(dataset, key, value):
-  edit_manifest(dataset, lambda manifest: manifest["frontend"].update({key: value}))
-  with pytest.raises(UserError, match=rf"{MANIFEST}: front-end 'tiny': stored hash .*; prepare .* again"):
-    Dataset.load(dataset)
-
-
-def test_frontend_with_another_key(dataset):
-  edit_manifest(dataset, lambda manifest: manifest["frontend"].update(preemphasis=0.97))
-  with pytest.raises(UserError, match=rf"{MANIFEST}: front-end .*'preemphasis'.*; prepare .* again"):
-    Dataset.load(dataset)
-
-
-def test_missing_shard(dataset):
-  os.unlink(os.path.join(dataset, "train-1.tfrecord"))
-  message = r"1 of 2 shards are missing, the first is .*train-1\.tfrecord; run the same `prepare` command again"
-  with pytest.raises(UserError, match=message):
-    Dataset.load(dataset)
-
-
-@pytest.mark.parametrize("change", [-1, 1])
-def test_shard_of_another_size(dataset, change):
-  path = os.path.join(dataset, "train-0.tfrecord")
-  size = os.path.getsize(path)
-  os.truncate(path, size + change)
-  message = rf"train-0\.tfrecord: {size + change} bytes, {size} expected for its 3 clips; delete it and run"
-  with pytest.raises(UserError, match=message):
-    Dataset.load(dataset)
-
-
-def test_unknown_split(dataset):
-  with pytest.raises(UserError, match="no split 'test'; there are train"):
-    Dataset.load(dataset).shards("test")
-
-
-def test_missing_statistics(dataset):
-  with pytest.raises(UserError, match=r"no statistics; run `python -m data_pipeline\.prepare stats"):
-    _ = Dataset.load(dataset).statistics

@@ -1,0 +1,25 @@
+"""Helpers of the tests that prepare data."""
+
+import pathlib
+
+from data_pipeline import prepare
+from data_pipeline.shards import write_task
+
+
+def contents(folder) -> dict[str, bytes]:
+  """Relative path -> bytes of every file below a folder."""
+  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(pathlib.Path(folder).rglob("*")) if p.is_file()}
+
+
+def run(*arguments) -> int:
+  return prepare.main([*map(str, arguments)])
+
+
+def write_inline(monkeypatch) -> None:
+  """Writes the shards in this process: for tests that are not about the workers."""
+
+  def write_tasks(tasks, settings, *, workers):
+    for task in tasks:
+      write_task(task, settings, lambda files, clips: None)
+
+  monkeypatch.setattr(prepare, "write_tasks", write_tasks)
