@@ -12,25 +12,10 @@ import math
 import sys
 
 from atst_jax import config as configs
+from atst_jax.chips import CHIPS
 from atst_jax.cnn import BLOCKS, CHANNELS
 from atst_jax.errors import UserError
 from atst_jax.frontend import get_frontend
-
-PEAK = {  # dense bfloat16 operations per second, of one chip, from its maker
-  "A100": 312e12,
-  "H100": 989e12,
-  "H200": 989e12,
-  "TPU v4": 275e12,
-  "TPU v5e": 197e12,
-  "TPU v5p": 459e12,
-  "TPU v6e": 918e12,
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-  """Of a device as JAX names it ("NVIDIA H100 80GB HBM3", "TPU v5 lite"), or None if it is not in the table."""
-  name = {"TPU v5 lite": "TPU v5e", "TPU v6 lite": "TPU v6e", "TPU v5": "TPU v5p"}.get(device_kind, device_kind)
-  return next((peak for chip, peak in PEAK.items() if chip in name), None)
 
 
 def transformer_forward(*, frames, n_mels, width, depth, patch_frames) -> float:
@@ -73,6 +58,15 @@ def clip_flops(config) -> float:
   return (2 + mixed) * student + 2 * (encoder + projector)
 
 
+def find_steps(config, clips: int | None) -> int:
+  """Updates of a config on a data set of so many clips. Raises UserError where they are needed and not given."""
+  if config.total_steps is not None:
+    return config.total_steps
+  if not clips:
+    raise UserError("the steps follow from total_epochs and the data; give --clips=N or --config.total_steps=N")
+  return round(config.total_epochs * clips / config.batch_size)
+
+
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser("python -m atst_jax.flops", description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -84,21 +78,17 @@ def main(argv=None) -> int:
     config = configs.load_with_overrides(flags.config, rest)
     if not 0 < flags.mfu <= 1:
       raise UserError(f"--mfu={flags.mfu}: must lie between 0 and 1")
-    steps = config.total_steps
-    if steps is None:
-      if not flags.clips:
-        raise UserError("the steps follow from total_epochs and the data; give --clips=N or --config.total_steps=N")
-      steps = round(config.total_epochs * flags.clips / config.batch_size)
+    steps = find_steps(config, flags.clips)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   clip = clip_flops(config)
   total = clip * config.batch_size * steps
   print(f"{clip / 1e9:.2f} GFLOP per clip, {steps} steps of {config.batch_size}: {total / 1e18:.3g} EFLOP in all")
-  for chip, peak in PEAK.items():
-    hours = total / (flags.mfu * peak) / 3600
+  for name, chip in CHIPS.items():
+    hours = total / (flags.mfu * chip.flops) / 3600
     digits = max(0, 2 - math.floor(math.log10(hours))) if hours < 100 else 0
-    print(f"{chip:8} {hours:8.{digits}f} chip-hours at {flags.mfu:.0%} of {peak / 1e12:.0f} TFLOP/s")
+    print(f"{name:8} {hours:8.{digits}f} chip-hours at {flags.mfu:.0%} of {chip.flops / 1e12:.0f} TFLOP/s")
   return 0
 
 

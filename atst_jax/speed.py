@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from atst_jax import recipe
 from atst_jax.checks import check, is_ragged
+from atst_jax.chips import CHIPS, find_chip
 from atst_jax.errors import UserError
-from atst_jax.flops import clip_flops, peak_flops
+from atst_jax.flops import clip_flops
 from atst_jax.frontend import get_frontend
 from atst_jax.mesh import make_mesh, process_rows, put_batch
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, Clip, Dataset, write_json, write_shard
@@ -67,7 +68,8 @@ def _memory(compiled) -> dict:
 def _summary(config, seconds: list[float], compiled, peak: float | None) -> dict:
   middle = statistics.median(seconds)
   clips, flops = config.batch_size / middle, clip_flops(config)
-  peak = peak or peak_flops(jax.devices()[0].device_kind)
+  if peak is None and (chip := find_chip(jax.devices()[0].device_kind)):
+    peak = CHIPS[chip].flops
   return {
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),

@@ -1,0 +1,59 @@
+"""What a compiled program sends between devices, read from its text."""
+
+import math
+import re
+from typing import NamedTuple
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+_OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\((.*)$", re.M)
+_SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]<=")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+
+
+class Collective(NamedTuple):
+  """One operation: its kind, the bytes of the whole array on a device, and among how many devices it is."""
+
+  kind: str
+  size: int
+  devices: int
+
+  @property
+  def sent(self) -> float:
+    """Bytes that a device sends at least (rings: Patarasuk and Yuan, 2009)."""
+    passes = 2 if self.kind == "all-reduce" else 1
+    return passes * self.size * (1 if self.kind == "collective-permute" else (self.devices - 1) / self.devices)
+
+
+def find_collectives(text: str, devices: int) -> list[Collective]:
+  """Those of a compiled program's text; what stands inside a loop counts once.
+
+  Args:
+    text: `compiled.as_text()`.
+    devices: of the program; the group of an operation that names none.
+  """
+  found = []
+  for result, kind, start, rest in _OPERATION.findall(text):
+    sizes = [_bytes(*shape) for shape in _SHAPE.findall(result)]
+    # The results of a pair of operations start with their operands.
+    size = max(sizes) if start and kind != "all-reduce" else sum(sizes)
+    group = _group(rest, devices)
+    found.append(Collective(kind, size * group if kind == "reduce-scatter" else size, group))
+  return found
+
+
+def _bytes(name: str, bits: str, shape: str) -> int:
+  width = 1 if name == "pred" else max(1, int(bits) // 8)
+  return width * math.prod(int(n) for n in shape.split(",") if n)
+
+
+def _group(rest: str, devices: int) -> int:
+  if match := _LISTED.search(rest):
+    return match[1].count(",") + 1
+  if match := _COUNTED.search(rest):
+    return int(match[1])
+  if match := _NAMED.search(rest):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+  return devices
