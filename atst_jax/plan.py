@@ -36,6 +36,11 @@ from atst_jax.mesh import make_mesh
 HOST_NETWORK = 25e9  # bytes per second between slices, of one host: 200 Gbit/s, assumed
 MACHINE_NETWORK = 50e9  # bytes per second between machines with GPUs, of one GPU: 400 Gbit/s, assumed
 MACHINE = 8  # GPUs
+FULL = 0.9  # of a chip's memory: what the search for the largest batch aims at
+QUIET = {  # libtpu looks for a TPU, and says so, when it only has to compile
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
+}  # fmt: skip
 GIB = 2**30
 REMEDIES = (  # tried in this order, where they are not set
   {"compute.remat": "true"},
@@ -52,7 +57,7 @@ class DoesNotFit(Exception):
   def __init__(self, message: str):
     super().__init__(message)
     unit = {"K": 2**10, "M": 2**20, "G": 2**30}
-    match = re.search(r"([\d.]+)([KMG]) (?:of|exceeds) ([\d.]+)([KMG])", message)
+    match = re.search(r"([\d.]+)([KMG])\)? (?:of|exceeds(?: available HBM)?) \(?([\d.]+)([KMG])", message)
     number, kind, other, other_kind = match.groups() if match else (0, "G", 0, "G")
     self.needed, self.limit = float(number) * unit[kind], float(other) * unit[other_kind]
 
@@ -61,9 +66,8 @@ def describe(topology: str, slices: int) -> list:
   """The devices of a TPU topology like "v5e:16x16". Raises UserError."""
   from jax.experimental import topologies
 
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  for name, value in QUIET.items():
+    os.environ.setdefault(name, value)
   options: dict = {"num_slices": slices} if slices > 1 else {}
   if topology.startswith("v4:"):
     options["chip_config_name"] = "megacore"  # one device a chip
@@ -72,7 +76,7 @@ def describe(topology: str, slices: int) -> list:
   try:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
   except Exception as error:  # the plugin's own, of many kinds
-    if "libtpu" in str(error) and "not" in str(error):
+    if "support not installed" in str(error):
       raise UserError(f"--topology={topology}: libtpu is not installed; pip install -e .[tpu]") from error
     raise UserError(f"--topology={topology}: {str(error).splitlines()[0][:200]}; for example v5e:16x16, v4:2x2x4, "
                     "v5p:4x4x4, v6e:8x8, h200:8") from error  # fmt: skip
@@ -183,21 +187,19 @@ def time_of(plan: dict, steps: int | None, mfu: float) -> dict:
 
 
 def largest_batch(config: ConfigDict, devices: list, memory: int, state: int, tries: int) -> int:
-  """The largest global batch that compiled in so many tries; memory grows with the clips of a device, about in
-  proportion."""
-  unit = len(devices) * math.lcm(config.views.group, config.compute.accumulation)
-  unit = math.lcm(unit, config.data.streams)
+  """The largest global batch that compiled in so many tries. Memory grows about in proportion to a device's clips; the
+  search ends once a batch fills most of it."""
+  unit = math.lcm(len(devices) * math.lcm(config.views.group, config.compute.accumulation), config.data.streams)
   limit = CHIPS[find_chip(devices[0].device_kind)].memory
-  fits, refused = config.batch_size, None
-  slope = (memory - state) / fits
+  fits, refused = config.batch_size, math.inf
   for _ in range(tries):
-    guess = (limit - state) / slope if refused is None else (fits + refused) / 2
-    batch = max(int(guess) // unit * unit, fits + unit)
-    if refused is not None and batch >= refused:
+    guess = (FULL * limit - state) / ((memory - state) / fits) if refused == math.inf else (fits + refused) / 2
+    batch = int(guess) // unit * unit
+    if memory >= FULL * limit or not fits < batch < refused:
       break
     try:
       _, compiled = compile_step(_changed(config, {"batch_size": str(batch)}), devices)
-      slope, fits = (memory_of(compiled) - state) / batch, batch
+      memory, fits = memory_of(compiled), batch
     except DoesNotFit:
       refused = batch
   return fits
@@ -268,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--slices", type=int, default=1, help="so many such slices")
   add("--clips", type=int, default=0, help="clips of the data set, where the steps follow from epochs")
   add("--mfu", type=float, default=0.4, help="assumed utilisation (default 0.4)")
-  add("--tries", type=int, default=4, help="compilations spent on the largest batch (default 4)")
+  add("--tries", type=int, default=2, help="compilations spent on the largest batch (default 2)")
   add("--json", action="store_true", help="print JSON")
   return parser
 

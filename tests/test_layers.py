@@ -14,6 +14,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # no higher one. Place a new module here, as low as its imports allow.
 LAYERS = {
   0: {
+    "chips": (),
+    "collectives": (),
     "environment": (),
     "errors": (),
     "storage": ("errors",),
