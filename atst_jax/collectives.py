@@ -4,7 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+ACROSS = "send"  # between slices of TPUs, by their hosts
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", ACROSS)
 _OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\((.*)$", re.M)
 _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
@@ -13,7 +14,8 @@ _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 
 
 class Collective(NamedTuple):
-  """One operation: its kind, the bytes of the whole array on a device, and among how many devices it is."""
+  """One operation: its kind, the bytes of the whole array on a device, and among how many devices it is (0: it leaves
+  the slice)."""
 
   kind: str
   size: int
@@ -21,7 +23,9 @@ class Collective(NamedTuple):
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends at least (rings: Patarasuk and Yuan, 2009)."""
+    """Bytes that a device sends to its neighbours at least (rings: Patarasuk and Yuan, 2009)."""
+    if self.kind == ACROSS:
+      return 0
     passes = 2 if self.kind == "all-reduce" else 1
     return passes * self.size * (1 if self.kind == "collective-permute" else (self.devices - 1) / self.devices)
 
@@ -37,8 +41,8 @@ def find_collectives(text: str, devices: int) -> list[Collective]:
   for result, kind, start, rest in _OPERATION.findall(text):
     sizes = [_bytes(*shape) for shape in _SHAPE.findall(result)]
     # The results of a pair of operations start with their operands.
-    size = max(sizes) if start and kind != "all-reduce" else sum(sizes)
-    group = _group(rest, devices)
+    size = max(sizes) if kind == ACROSS or (start and kind != "all-reduce") else sum(sizes)
+    group = 0 if kind == ACROSS else _group(rest, devices)
     found.append(Collective(kind, size * group if kind == "reduce-scatter" else size, group))
   return found
 

@@ -14,6 +14,7 @@ Exit codes: 0 it fits, 1 it does not (what would help is compiled and said), 2 a
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -21,13 +22,14 @@ import re
 import sys
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
 from atst_jax import recipe
 from atst_jax.checks import check, is_ragged
 from atst_jax.chips import CHIPS, find_chip
-from atst_jax.collectives import find_collectives
+from atst_jax.collectives import ACROSS, find_collectives
 from atst_jax.errors import UserError
 from atst_jax.flops import clip_flops, find_steps
 from atst_jax.input_pipeline import check_streams
@@ -101,12 +103,26 @@ def _program(config: ConfigDict, devices: list):
   return config, recipe.compile_for(config, mesh, ragged=is_ragged(config, None))
 
 
+@contextlib.contextmanager
+def _uncached():
+  """Without JAX's cache of compiled programs: a program for a described slice cannot be read from it."""
+  enabled = jax.config.jax_enable_compilation_cache
+  try:
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()
+
+
 def compile_step(config: ConfigDict, devices: list):
   """(resolved config, compiled train step). Raises DoesNotFit, UserError."""
   config, program = _program(config, devices)
   print(f"compiling batch {config.batch_size} for {len(devices)} x {devices[0].device_kind} ...", file=sys.stderr)
   try:
-    return config, program.step.lower(program.state, program.batch).compile()
+    with _uncached():
+      return config, program.step.lower(program.state, program.batch).compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -131,9 +147,9 @@ def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
   sent = sum(collective.sent for collective in collectives)
   network = sent / chip.links
   hosts = len({device.process_index for device in devices})
-  if slices > 1:  # what is added up inside the slices crosses between them once more, by all their hosts
-    across = sum(c.size for c in collectives if c.devices > count // slices)
-    network += 2 * across * (slices - 1) / slices / (hosts / slices * HOST_NETWORK)
+  across = sum(c.size for c in collectives if c.kind == ACROSS)
+  if across:  # a sum over the slices
+    network += 2 * across * (slices - 1) / slices / (HOST_NETWORK * hosts / count)
   kinds = {c.kind: sum(other.kind == c.kind for other in collectives) for c in collectives}
   return {
     "chip": name, "chips": count, "hosts": hosts, "slices": slices, "mesh": dict(make_mesh(
@@ -141,7 +157,7 @@ def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
     "memory_bytes": memory_of(compiled), "memory_limit_bytes": chip.memory,
     "state_bytes": compiled.memory_analysis().alias_size_in_bytes,
     "program_flops": cost["flops"], "model_flops": clip_flops(config) * config.batch_size / count,
-    "collectives": kinds, "sent_bytes": sent,
+    "collectives": kinds, "sent_bytes": sent, "across_bytes": across,
     "compute_seconds": cost["flops"] / chip.flops, "memory_seconds": cost["bytes accessed"] / chip.bandwidth,
     "network_seconds": network,
   }  # fmt: skip
@@ -168,7 +184,7 @@ def on_gpus(config: ConfigDict, topology: str) -> dict:
     "mesh": {"data": count // fsdp, "fsdp": fsdp}, "batch_size": config.batch_size, "dtype": config.dtype,
     "memory_bytes": None, "memory_limit_bytes": chip.memory, "state_bytes": size(state) // fsdp,
     "program_flops": None, "model_flops": flops, "collectives": {"all-reduce": None} if count > 1 else {},
-    "sent_bytes": sent, "compute_seconds": flops / chip.flops, "memory_seconds": None,
+    "sent_bytes": sent, "across_bytes": 0, "compute_seconds": flops / chip.flops, "memory_seconds": None,
     "network_seconds": sent / (chip.links if count <= MACHINE else MACHINE_NETWORK),
   }  # fmt: skip
 
@@ -238,7 +254,8 @@ def show(plan: dict) -> list[str]:
   program = f"{plan['program_flops'] / 1e12:.3f} TFLOP in the program, " if plan["program_flops"] else ""
   lines.append(f"step of chip {program}{plan['model_flops'] / 1e12:.3f} TFLOP of the model")
   kinds = ", ".join(f"{n or ''} {kind}".strip() for kind, n in plan["collectives"].items()) or "none"
-  lines.append(f"collectives  {kinds}; a chip sends {plan['sent_bytes'] / 2**20:.1f} MiB")
+  across = f", {plan['across_bytes'] / 2**20:.1f} MiB to other slices" if plan["across_bytes"] else ""
+  lines.append(f"collectives  {kinds}; a chip sends {plan['sent_bytes'] / 2**20:.1f} MiB{across}")
   parts = ", ".join(filter(None, map(ms, ("compute", "memory", "network"))))
   lines.append(f"bound        {parts} ms: at most {plan['bound_clips_per_second']:.0f} clips/s, MFU at most "
                f"{plan['bound_mfu']:.0%}")  # fmt: skip

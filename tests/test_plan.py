@@ -1,5 +1,6 @@
 """The plan for a pod: compiled by the TPU compiler itself where libtpu is installed, and its arithmetic."""
 
+import functools
 import importlib.util
 import json
 
@@ -7,9 +8,11 @@ import jax
 import pytest
 from tiny import tiny_config, tiny_flags
 
+from atst_jax import config as configs
 from atst_jax import plan, recipe
 from atst_jax.collectives import Collective, find_collectives
 
+WIDE = {"encoder__width": "128", "heads__hidden": "256", "difference__weight": "0", "batch_size": "16"}
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed: .[tpu]")
 
 
@@ -19,45 +22,63 @@ def _plan(capsys, *flags, **changes):
   return json.loads(captured.out) if code == 0 else (code, captured.out + captured.err)
 
 
+@functools.cache
+def _slice(topology, slices=1, **changes):
+  """The plan of a tiny step; compiled once for all tests."""
+  config = tiny_config(**{**WIDE, **changes})
+  devices = plan.describe(topology, slices)
+  return plan.time_of(plan.on_tpu(config, devices, slices), 3600, 0.4)
+
+
 @needs_libtpu
-def test_a_slice(capsys):
+def test_a_slice():
   """The compiler's own numbers: the state is as large as the arrays, the only collectives are sums."""
-  result = _plan(capsys, "--topology=v5e:2x2", "--tries=1", batch_size="16", total_steps="3600")
-  config = recipe.resolve(tiny_config(batch_size="16"), None)
+  result = _slice("v5e:2x2")
+  config = recipe.resolve(tiny_config(**WIDE), None)
   state = jax.eval_shape(recipe.build(config, ragged=False)[0], jax.random.key(0))
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   assert result["chips"] == 4 and result["chip"] == "TPU v5e" and result["mesh"] == {"data": 4, "fsdp": 1}
-  assert size <= result["state_bytes"] < 2 * size + 2**20  # the TPU pads small arrays
-  assert list(result["collectives"]) == ["all-reduce"] and result["sent_bytes"] > 0
+  assert size <= result["state_bytes"] < 1.5 * size  # the TPU pads small arrays
+  assert list(result["collectives"]) == ["all-reduce"]
+  params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+  assert params * 3 / 4 < result["sent_bytes"] < 2 * params * 3 / 4  # kernels' gradients are summed in bfloat16
   assert result["dtype"] == "bfloat16" and result["memory_bytes"] > result["state_bytes"]
-  assert result["largest_batch"] >= result["batch_size"] and not result["largest_batch"] % 4
   bound = max(result[f"{part}_seconds"] for part in ("compute", "memory", "network"))
   assert result["bound_hours"] == pytest.approx(bound) and result["bound_chip_hours"] == pytest.approx(4 * bound)
 
 
 @needs_libtpu
-def test_fsdp_divides_the_state_and_slices_add_a_network(capsys):
-  changes = {"encoder__width": "128", "heads__hidden": "256", "batch_size": "16"}
-  whole = _plan(capsys, "--topology=v5e:2x2", "--tries=0", **changes)
-  parts = _plan(capsys, "--topology=v5e:2x2", "--tries=0", mesh__data="1", mesh__fsdp="4", **changes)
-  assert parts["state_bytes"] < 0.5 * whole["state_bytes"] and "all-gather" in parts["collectives"]
-  slices = _plan(capsys, "--topology=v5e:2x2", "--slices=2", "--tries=0", **changes)
-  assert slices["chips"] == 8 and slices["network_seconds"] > whole["network_seconds"]
+def test_fsdp_divides_the_state():
+  parts = _slice("v5e:2x2", mesh__data="1", mesh__fsdp="4")
+  assert parts["state_bytes"] < 0.5 * _slice("v5e:2x2")["state_bytes"] and "all-gather" in parts["collectives"]
 
 
 @needs_libtpu
-def test_remat_saves_memory_and_what_does_not_fit_is_refused(capsys):
-  """By the compiler for a chip of 16 GiB."""
-  changes = {"encoder__width": "64", "encoder__depth": "4", "difference__weight": "0", "data__clip_frames": "256",
-             "views__crop_frames": "256", "encoder__max_frames": "256", "mesh__data": "1"}  # fmt: skip
-  small = {"topology": "v5e:1x1", **changes}
-  memory = {}
+def test_slices_add_a_network():
+  two = _slice("v5e:2x2", slices=2)
+  one = _slice("v5e:2x2")
+  assert two["chips"] == 8 and two["across_bytes"] > 0 == one["across_bytes"]
+  assert two["network_seconds"] > 1.2 * one["network_seconds"]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_remat_saves_memory():
+  """At a size at which the encoder's activations are what counts. Takes minutes."""
+  temporary = {}
   for remat in ("false", "true"):
-    flags = {k: v for k, v in small.items() if k != "topology"}
-    memory[remat] = _plan(capsys, "--topology=v5e:1x1", "--tries=0", **flags, batch_size="512", compute__remat=remat)
-  temporary = {remat: result["memory_bytes"] - result["state_bytes"] for remat, result in memory.items()}
-  assert temporary["true"] < 0.8 * temporary["false"]
-  config = tiny_config(**changes, batch_size="65536", dtype="bfloat16")
+    flags = ["--config.batch_size=96", f"--config.compute.remat={remat}", "--config.total_steps=1"]
+    config = configs.load_with_overrides("configs/atst_small.py", [*flags, "--config.warmup_steps=1"])
+    result = plan.on_tpu(config, plan.describe("v5e:1x1", 1), 1)
+    temporary[remat] = result["memory_bytes"] - result["state_bytes"]
+  assert temporary["true"] < 0.6 * temporary["false"]
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_refused_by_the_compiler():
+  config = configs.load_with_overrides("configs/atst_small.py", [
+    "--config.encoder.depth=2", "--config.batch_size=6144", "--config.total_steps=100", "--config.warmup_steps=1"
+  ])  # fmt: skip
   with pytest.raises(plan.DoesNotFit) as error:
     plan.compile_step(config, plan.describe("v5e:1x1", 1))
   assert error.value.needed > error.value.limit > 15 * 2**30
@@ -149,9 +170,12 @@ def test_collectives_are_read_from_the_text():
   %c = (f32[64]{0}, f32[256]{0}) all-gather-start(%x), replica_groups=[2,4]<=[8], dimensions={0}
   %d = f32[256]{0} all-gather-done(%c)
   %e = pred[8]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %g = (f32[4]{0}, u32[], token[]) send(%x, %after), channel_id=4, is_host_transfer=true
+  %h = token[] send-done(%g), channel_id=4
   %f = f32[8]{0} fusion(%all-reduce), calls=%g"""
   assert find_collectives(text, 16) == [
     Collective("all-reduce", 4 * 768 + 2 * 6, 8), Collective("reduce-scatter", 4 * 256, 4),
-    Collective("all-gather", 4 * 256, 4), Collective("collective-permute", 8, 16)]  # fmt: skip
+    Collective("all-gather", 4 * 256, 4), Collective("collective-permute", 8, 16),
+    Collective("send", 16, 0)]  # fmt: skip
   assert Collective("all-reduce", 800, 8).sent == 1400 and Collective("all-gather", 800, 8).sent == 700
   assert Collective("collective-permute", 8, 16).sent == 8
