@@ -6,7 +6,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from atst_jax import storage
 from atst_jax.errors import UserError
+
+
+def checkpoint_folder(workdir: str, folder: str | None) -> str:
+  """Where a run's checkpoints lie: in its workdir, or in the folder its config names (`checkpoint.folder`)."""
+  return folder or os.path.join(workdir, "checkpoints")
 
 
 class Checkpoints:
@@ -14,7 +20,7 @@ class Checkpoints:
 
   def __init__(self, folder, *, keep, keep_every):
     self._manager = ocp.CheckpointManager(
-      os.path.abspath(folder),
+      storage.absolute(folder),
       options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True),
     )
 
@@ -48,17 +54,17 @@ class Checkpoints:
 def save_tree(path, tree) -> None:
   """Saves a tree of arrays as a folder of its own, for export."""
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(os.path.abspath(path), tree)
+    checkpointer.save(storage.absolute(path), tree)
 
 
 def restore_tree(path):
   """A saved tree as numpy arrays, on any devices. Raises UserError if it is not one."""
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      metadata = checkpointer.metadata(os.path.abspath(path))
+      metadata = checkpointer.metadata(storage.absolute(path))
       metadata = getattr(metadata, "item_metadata", metadata)
       metadata = getattr(metadata, "tree", metadata)
-      return checkpointer.restore(os.path.abspath(path), jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
+      return checkpointer.restore(storage.absolute(path), jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
   except (ValueError, KeyError, TypeError, FileNotFoundError, AttributeError) as error:
     raise UserError(f"{path}: cannot be read as exported parameters ({error})") from error
 
@@ -68,7 +74,7 @@ def restore_encoder(folder, step=None, *, network="teacher"):
 
   Reads only that part of the state. Raises UserError if there is no checkpoint.
   """
-  folder = os.path.abspath(folder)
+  folder = storage.absolute(folder)
   with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
     steps = manager.all_steps()
   if not steps or (step is not None and step not in steps):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import atst_jax
-from atst_jax.checkpoint import restore_encoder, restore_tree, save_tree
+from atst_jax.checkpoint import checkpoint_folder, restore_encoder, restore_tree, save_tree
 from atst_jax.encoders import make_encoder
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd, get_frontend, mel_filters
@@ -123,7 +123,9 @@ def export_run(workdir: str, output: str, step: int | None = None) -> dict:
   if missing := [key for key in ("export", "tail") if key not in config]:
     raise UserError(f"--workdir={workdir} was written by an older version (its config lacks {', '.join(missing)}); "
                     "train it again, or export it with that version")  # fmt: skip
-  variables, step = restore_encoder(os.path.join(workdir, "checkpoints"), step, network=config["export"])
+  variables, step = restore_encoder(
+    checkpoint_folder(workdir, config["checkpoint"].get("folder")), step, network=config["export"]
+  )
   provenance = {"step": step, "network": config["export"], "atst_jax": atst_jax.__version__, "config": config}
   cnn = config["encoder"]["kind"] == "cnn"
   write(output, variables, encoder=config["encoder"], frontend=get_frontend(config["data"]["frontend"]),

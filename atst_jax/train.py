@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import math
-import os
 import time
 
 import jax
@@ -12,8 +11,8 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
-from atst_jax import recipe
-from atst_jax.checkpoint import Checkpoints
+from atst_jax import recipe, storage
+from atst_jax.checkpoint import Checkpoints, checkpoint_folder
 from atst_jax.checks import check, is_ragged
 from atst_jax.errors import UserError
 from atst_jax.logs import MetricWriter, log, progress_bar
@@ -22,7 +21,6 @@ from atst_jax.preemption import EXIT_RESUME, StopRequest
 from atst_jax.records import Dataset
 from atst_jax.workdir import agree, claim
 
-CHECKPOINTS = "checkpoints"
 # Keys that may change between a run and its continuation: they do not enter what is computed.
 FREE_KEYS = ("log.", "checkpoint.", "compute.", "mesh.", "platform", "data.path", "data.max_damaged", "data.threads")
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial parameters; steps count from 0
@@ -43,7 +41,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   rows = process_rows(mesh, config.batch_size)
   with StopRequest(distributed=jax.process_count() > 1) as stop, own(config, workdir, allow_changed_config):
     program = recipe.compile_for(config, mesh, ragged=is_ragged(config, dataset))
-    checkpoints = Checkpoints(os.path.join(workdir, CHECKPOINTS), keep=config.checkpoint.keep,
+    checkpoints = Checkpoints(checkpoint_folder(workdir, config.checkpoint.folder), keep=config.checkpoint.keep,
                               keep_every=config.checkpoint.keep_every)  # fmt: skip
     start = checkpoints.latest_step()
     if start is None:
@@ -70,8 +68,8 @@ def own(config, workdir, allow_changed_config):
   if jax.process_index() == 0:
     try:
       lock = claim(workdir)
-      checkpoints = os.path.join(workdir, CHECKPOINTS)
-      started = os.path.isdir(checkpoints) and any(name.isdigit() for name in os.listdir(checkpoints))
+      checkpoints = storage.names(checkpoint_folder(workdir, config.checkpoint.folder))
+      started = any(name.isdigit() for name in checkpoints)
       agree(workdir, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config, started=started)
     except UserError as mistake:
       error = mistake

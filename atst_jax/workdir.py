@@ -5,6 +5,7 @@ import json
 import os
 import socket
 
+from atst_jax import storage
 from atst_jax.config import changes
 from atst_jax.errors import UserError
 from atst_jax.records import write_json
@@ -14,6 +15,9 @@ CONFIG = "config.json"
 
 def claim(workdir: str):
   """Makes the folder and locks it until the returned file is closed. Raises UserError naming the holder."""
+  if storage.is_remote(workdir):
+    raise UserError(f"--workdir={workdir}: a store cannot be locked or appended to; choose a folder of this host, and "
+                    f"--config.checkpoint.folder={workdir} for the checkpoints")  # fmt: skip
   try:
     os.makedirs(workdir, exist_ok=True)
     lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115 (held as long as the job runs)

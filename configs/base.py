@@ -127,6 +127,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.mesh.fsdp = 1
 
   config.checkpoint = ConfigDict()
+  config.checkpoint.folder = config_dict.placeholder(str)  # if not in the workdir: one that all hosts reach, gs://…
   config.checkpoint.every_steps = 2000
   config.checkpoint.keep = 3
   config.checkpoint.keep_every = 50_000

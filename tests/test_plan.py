@@ -67,7 +67,7 @@ def test_remat_saves_memory():
   """At a size at which the encoder's activations are what counts. Takes minutes."""
   temporary = {}
   for remat in ("false", "true"):
-    flags = ["--config.batch_size=96", f"--config.compute.remat={remat}", "--config.total_steps=1"]
+    flags = ["--config.batch_size=192", f"--config.compute.remat={remat}", "--config.total_steps=1"]
     config = configs.load_with_overrides("configs/atst_small.py", [*flags, "--config.warmup_steps=1"])
     result = plan.on_tpu(config, plan.describe("v5e:1x1", 1), 1)
     temporary[remat] = result["memory_bytes"] - result["state_bytes"]
