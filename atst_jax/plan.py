@@ -5,10 +5,10 @@
   python -m atst_jax.plan --config=configs/base.py --topology=h200:8 --clips=1912134
 
 For a TPU the real train step is compiled for the described slice (pip install -e .[tpu]): whether it fits, its memory,
-operations and collectives are the compiler's. A step cannot take less than the longest of three times, its bound: all
-operations at the chip's peak, all bytes that the compiler counts to and from memory, all bytes between chips; how near
-a run comes to it is not known before it runs. For GPUs nothing is compiled: the state's and the gradients' bytes are
-counted, memory of activations is not known, and the time is that of model FLOPs.
+operations and collectives are the compiler's. Three times of a step are printed: all its operations at the chip's peak,
+all bytes between chips, and the operands of all operations as if none stayed on the chip. No step is faster than the
+first two, its bound; the longest of all three, its roofline, is what to expect of a small batch. For GPUs nothing is
+compiled: the state's and the gradients' bytes are counted, memory of activations is not known.
 
 Exit codes: 0 it fits, 1 it does not (what would help is compiled and said), 2 a mistake in what was asked.
 """
@@ -190,16 +190,17 @@ def on_gpus(config: ConfigDict, topology: str) -> dict:
 
 
 def time_of(plan: dict, steps: int | None, mfu: float) -> dict:
-  """The bound of a step, and the recipe's hours at it and at an assumed utilisation of model FLOPs."""
-  bound = max(plan[f"{part}_seconds"] or 0 for part in ("compute", "memory", "network"))
-  compute = plan["model_flops"] / CHIPS[plan["chip"]].flops
-  result = {"bound_seconds": bound, "bound_mfu": compute / bound}
-  for name, seconds in (("bound", bound), ("assumed", max(compute / mfu, plan["network_seconds"]))):
-    result[f"{name}_clips_per_second"] = plan["batch_size"] / seconds
+  """Seconds of a step at its bound, its roofline and an assumed utilisation, clips per second, hours of the recipe."""
+  compute, network = plan["compute_seconds"], plan["network_seconds"]
+  useful = plan["model_flops"] / CHIPS[plan["chip"]].flops
+  seconds = {"bound": max(compute, network), "roofline": max(compute, network, plan["memory_seconds"] or 0),
+             "assumed": max(useful / mfu, network)}  # fmt: skip
+  times = {}
+  for name, step in seconds.items():
+    times[name] = {"seconds": step, "clips_per_second": plan["batch_size"] / step, "mfu": useful / step}
     if steps:
-      result[f"{name}_hours"] = steps * seconds / 3600
-      result[f"{name}_chip_hours"] = steps * seconds / 3600 * plan["chips"]
-  return {**plan, "steps": steps, "mfu": mfu, **result}
+      times[name] |= {"hours": steps * step / 3600, "chip_hours": steps * step / 3600 * plan["chips"]}
+  return {**plan, "steps": steps, "assumed_mfu": mfu, "times": times}
 
 
 def largest_batch(config: ConfigDict, devices: list, memory: int, state: int, tries: int) -> int:
@@ -256,13 +257,16 @@ def show(plan: dict) -> list[str]:
   kinds = ", ".join(f"{n or ''} {kind}".strip() for kind, n in plan["collectives"].items()) or "none"
   across = f", {plan['across_bytes'] / 2**20:.1f} MiB to other slices" if plan["across_bytes"] else ""
   lines.append(f"collectives  {kinds}; a chip sends {plan['sent_bytes'] / 2**20:.1f} MiB{across}")
-  parts = ", ".join(filter(None, map(ms, ("compute", "memory", "network"))))
-  lines.append(f"bound        {parts} ms: at most {plan['bound_clips_per_second']:.0f} clips/s, MFU at most "
-               f"{plan['bound_mfu']:.0%}")  # fmt: skip
-  for name, title in (("bound", "at the bound"), ("assumed", f"at {plan['mfu']:.0%} MFU")):
-    if plan["steps"]:
-      lines.append(f"{title:12} {plan['steps']} steps: {plan[name + '_clips_per_second']:.0f} clips/s, "
-                   f"{plan[name + '_hours']:.3g} hours, {plan[name + '_chip_hours']:.3g} chip-hours")  # fmt: skip
+  lines.append(f"ms of a step {', '.join(filter(None, map(ms, ('compute', 'network', 'memory'))))}")
+  titles = {"bound": "at the bound", "roofline": "the roofline", "assumed": f"at {plan['assumed_mfu']:.0%} MFU"}
+  for name, title in titles.items():
+    time = plan["times"][name]
+    if name == "roofline" and plan["memory_seconds"] is None:
+      continue
+    hours = (
+      f", {plan['steps']} steps in {time['hours']:.3g} h, {time['chip_hours']:.3g} chip-hours" if plan["steps"] else ""
+    )
+    lines.append(f"{title:12} {time['clips_per_second']:.0f} clips/s, MFU {time['mfu']:.0%}{hours}")
   if not plan["steps"]:
     lines.append("recipe       its steps follow from the data: give --clips=N for its hours")
   return lines

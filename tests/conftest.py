@@ -20,8 +20,11 @@ SHARED = pathlib.Path(__file__).parents[2] / "shared"
 def pytest_configure(config):
   jax.config.update("jax_numpy_rank_promotion", "raise")
   if cache := getattr(config, "cache", None):
-    jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # In the environment too, for the subprocesses of tests.
+    for name, value in {"compilation_cache_dir": str(cache.mkdir("jax")),
+                        "persistent_cache_min_compile_time_secs": 0.5}.items():  # fmt: skip
+      jax.config.update(f"jax_{name}", value)
+      os.environ[f"JAX_{name.upper()}"] = str(value)
 
 
 @pytest.fixture(scope="session")

@@ -43,8 +43,10 @@ def test_a_slice():
   params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
   assert params * 3 / 4 < result["sent_bytes"] < 2 * params * 3 / 4  # kernels' gradients are summed in bfloat16
   assert result["dtype"] == "bfloat16" and result["memory_bytes"] > result["state_bytes"]
-  bound = max(result[f"{part}_seconds"] for part in ("compute", "memory", "network"))
-  assert result["bound_hours"] == pytest.approx(bound) and result["bound_chip_hours"] == pytest.approx(4 * bound)
+  bound = result["times"]["bound"]
+  assert bound["seconds"] == max(result["compute_seconds"], result["network_seconds"])
+  assert bound["hours"] == bound["seconds"] and bound["chip_hours"] == 4 * bound["seconds"]  # 3600 steps
+  assert result["times"]["roofline"]["seconds"] == max(bound["seconds"], result["memory_seconds"])
 
 
 @needs_libtpu
@@ -138,9 +140,9 @@ def test_gpus_are_counted(capsys):
   config = recipe.resolve(tiny_config(), None)
   params = jax.eval_shape(recipe.build(config, ragged=False)[0], jax.random.key(0)).params
   assert result["sent_bytes"] == 2 * 4 * sum(x.size for x in jax.tree.leaves(params)) * 7 / 8
-  assert result["memory_bytes"] is None and result["assumed_hours"] == pytest.approx(
-    2 * max(result["compute_seconds"] / 0.4, result["network_seconds"])
-  )
+  assumed = result["times"]["assumed"]
+  assert result["memory_bytes"] is None and assumed["hours"] == 2 * assumed["seconds"]
+  assert assumed["seconds"] == pytest.approx(max(result["compute_seconds"] / 0.4, result["network_seconds"]))
 
 
 @pytest.mark.parametrize(("flags", "message"), [
