@@ -3,16 +3,16 @@
   eval "$(python -m atst_jax.environment gpu)"      also: cpu, tpu
 
 What has to be set before a process starts is set by `main` and `benchmark` themselves, who start anew with it; the rest
-is for launchers. Values that are set already stay.
+is for launchers. Values that are set already stay; flags among them come last, and so win.
 """
 
 import os
-import shlex
 import sys
 
 # Memory in pages of 2 MiB where the system offers them (Linux, "madvise"): a step on a CPU spent a quarter of its time
 # in faults of pages of 4 KiB, and buffers for transfers are such memory too.
 START = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # lists, of which the last of equal ones counts
 PLATFORMS = {
   "cpu": {},
   "gpu": {
@@ -47,8 +47,7 @@ def main(argv=None) -> int:
     print(f"error: name one of {', '.join(PLATFORMS)}", file=sys.stderr)
     return 2
   for key, value in {**START, **PLATFORMS[argv[0]]}.items():
-    print(f'export {key}="${{{key}:-{value}}}"' if key not in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-          else f"export {key}={shlex.quote(value)}\" ${{{key}:-}}\"")  # fmt: skip
+    print(f'export {key}="{value} ${{{key}:-}}"' if key in FLAGS else f'export {key}="${{{key}:-{value}}}"')
   return 0
 
 

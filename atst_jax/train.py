@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import math
+import os
 import time
 
 import jax
@@ -40,6 +41,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   mesh = make_mesh(**config.mesh)
   rows = process_rows(mesh, config.batch_size)
   with StopRequest(distributed=jax.process_count() > 1) as stop, own(config, workdir, allow_changed_config):
+    keep_programs(workdir)
     program = recipe.compile_for(config, mesh, ragged=is_ragged(config, dataset))
     checkpoints = Checkpoints(checkpoint_folder(workdir, config.checkpoint.folder), keep=config.checkpoint.keep,
                               keep_every=config.checkpoint.keep_every)  # fmt: skip
@@ -59,6 +61,13 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     finally:
       checkpoints.close()
       writer.close()
+
+
+def keep_programs(workdir):
+  """Keeps compiled programs in the workdir, so that a continued run need not compile again; JAX_COMPILATION_CACHE_DIR
+  names another folder. Not for CPUs, whose programs fit one kind of them."""
+  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
 
 
 @contextlib.contextmanager

@@ -1,17 +1,27 @@
-"""The benchmark of the preparation: it measures what it says, on the same files."""
+"""The benchmarks measure what they say: seconds are nobody's promise here, that the numbers fit together is."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
+import jax
 import numpy as np
+import pytest
 import soundfile
+from tiny import tiny_config, tiny_flags
 
+from atst_jax import environment, speed
 from atst_jax.benchmark import main
+from atst_jax.flops import clip_flops
 from atst_jax.frontend import FRONTENDS
 from data_pipeline.speed import bare_loop
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 
 def test_prepare(tmp_path, capsys):
-  """Seconds are nobody's promise here: that the numbers fit together is."""
   rng = np.random.default_rng(0)
   for i in range(6):
     soundfile.write(tmp_path / f"{i}.wav", rng.uniform(-0.5, 0.5, (22050, 2)), 22050)
@@ -28,3 +38,83 @@ def test_prepare(tmp_path, capsys):
   assert main(["prepare", f"--input={tmp_path}", "--files=0"]) == 2
   assert main(["prepare", f"--input={tmp_path / 'absent'}"]) == 2
   assert "does not exist" in capsys.readouterr().err
+
+
+def _measure(capsys, part, *flags, **changes):
+  code = main([part, *tiny_flags(**changes), *flags, "--repeats=2", "--json"])
+  captured = capsys.readouterr()
+  assert code == 0, captured.err
+  return json.loads(captured.out)
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch):
+  monkeypatch.setattr(speed, "WINDOW_SECONDS", 0.1)
+
+
+def test_step(capsys):
+  """Rates, FLOPs and utilisation follow from one median."""
+  result = _measure(capsys, "step", "--peak_tflops=0.5")
+  flops = clip_flops(tiny_config().to_dict())
+  assert result["clips_per_second"] == pytest.approx(16e3 / result["ms_per_step"])
+  assert result["gflop_per_clip"] == pytest.approx(flops / 1e9)
+  assert result["mfu"] == pytest.approx(result["clips_per_second"] * flops / (0.5e12 * jax.device_count()))
+  assert result["ms_per_step_best"] <= result["ms_per_step"] and result["devices"] == jax.device_count()
+  assert result["peak_memory_bytes"] > 0 and result["compile_seconds"] > 0 and result["dtype"] == "float32"
+
+
+def test_a_window_is_whole_steps_that_have_ended(monkeypatch):
+  """Seen red with the warm-up counted and with a window of one step."""
+  clock, runs = [0.0], []
+
+  def run(steps):
+    runs.append(steps)
+    clock[0] += 0.02 * steps + (5.0 if len(runs) == 1 else 0)  # the first one compiles
+
+  monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
+  seconds = speed._windows(run, 3)
+  assert seconds == pytest.approx([0.02] * 3) and runs == [speed.WARM_UP, 1, 5, 5, 5]
+
+
+def test_input_and_end_to_end(capsys):
+  """From noise written for the purpose; the clips have the config's length."""
+  result = _measure(capsys, "input", "--clips=64")
+  assert (result["clips"], result["clip_shape"], result["data"]) == (64, [64, 64], "noise")
+  assert result["megabytes_per_second"] == pytest.approx(result["clips_per_second"] * 64 * 64 * 2 / 1e6)
+  result = _measure(capsys, "end_to_end", "--clips=64")
+  assert 0 <= result["data_wait"] < 1 and result["clips_per_second"] > 0 and result["data"] == "noise"
+
+
+def test_a_data_set_that_is_not_there(capsys):
+  assert main(["input", *tiny_flags(data__path="nowhere")]) == 2
+  assert "nowhere does not exist; set --config.data.path=DIR, or --clips=2048" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("platform", environment.PLATFORMS)
+def test_environment_as_a_shell_reads_it(platform, capfd, tmp_path):
+  """What is set already stays; of flags, the user's come last and win."""
+  command = f'eval "$({sys.executable} -m atst_jax.environment {platform})" && env'
+  given = {"PATH": os.environ["PATH"], "XLA_FLAGS": "--mine=1", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
+  shown = subprocess.run(["bash", "-c", command], env=given, cwd=ROOT, capture_output=True, text=True, check=True)
+  found = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+  assert found["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1" and found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
+  assert found["XLA_FLAGS"].split()[-1] == "--mine=1"
+  assert ("latency_hiding" in found["XLA_FLAGS"]) == (platform == "gpu")
+  assert ("LIBTPU_INIT_ARGS" in found) == (platform == "tpu")
+  assert environment.main(["abacus"]) == 2
+
+
+def test_a_program_starts_anew_once(tmp_path):
+  """With its arguments and the interpreter's options; not where the variable is set."""
+  (tmp_path / "shown.py").write_text(
+    "import os, sys\n"
+    "from atst_jax.environment import start_anew\n"
+    "print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], sys.warnoptions, flush=True)\n"
+    "start_anew('shown')\n"
+  )
+  env = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+  env.pop("GLIBC_TUNABLES", None)
+  command = [sys.executable, "-W", "error", "-m", "shown", "a b"]
+  show = lambda env: subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+  assert show(env) == ["None ['a b'] ['error']", "glibc.malloc.hugetlb=1 ['a b'] ['error']"]
+  assert show({**env, "GLIBC_TUNABLES": "x=1"}) == ["x=1 ['a b'] ['error']"]

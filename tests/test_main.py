@@ -8,7 +8,7 @@ import jax
 import pytest
 from tiny import ROOT, tiny_flags, write_dataset
 
-from atst_jax import main
+from atst_jax import main, train
 
 BASE = str(ROOT / "configs" / "base.py")
 
@@ -103,3 +103,18 @@ def test_sweeps_print_their_commands(capsys, tmp_path):
   assert parsed.views.segments == "single" and parsed.views.crop_frames == 101 and parsed.seed == 3
   assert main.main([*flags, "--sweep=lambda"]) == 2
   assert "has views, length" in capsys.readouterr().err
+
+
+def test_programs_are_kept_for_accelerators(monkeypatch):
+  """In the workdir, unless a folder is named; compiled for a CPU they are not kept."""
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update("jax_compilation_cache_dir", None)
+    train.keep_programs("runs/x")
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    train.keep_programs("runs/x")
+    train.keep_programs("runs/y")
+    assert jax.config.jax_compilation_cache_dir == os.path.join("runs/x", "compiled")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
