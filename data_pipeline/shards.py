@@ -71,7 +71,8 @@ class Tally:
     self.num_frames += len(mel)
     self.min_frames = min(self.min_frames, len(mel))
     self.max_frames = max(self.max_frames, len(mel))
-    self.class_counts.update(source.labels)
+    for label in source.labels:
+      self.class_counts[label] += 1
     self.seconds[str(int(seconds))] += 1
     self.levels[str(math.floor(mel.mean(dtype=np.float64) / LEVEL_STEP) * LEVEL_STEP)] += 1
     self.statistics.add(mel)
@@ -79,7 +80,13 @@ class Tally:
   def add_file(self, quality: Quality, cut: bool) -> None:
     self.num_files += 1
     self.sample_rates[str(quality.sample_rate)] += 1
-    self.counts.update(silent=quality.silent, clipped=quality.clipped, dc=quality.dc, split_files=cut)
+    for name, value in (
+      ("silent", quality.silent),
+      ("clipped", quality.clipped),
+      ("dc", quality.dc),
+      ("split_files", cut),
+    ):
+      self.counts[name] += value
 
 
 def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
