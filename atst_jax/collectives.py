@@ -40,8 +40,12 @@ def find_collectives(text: str, devices: int) -> list[Collective]:
   found = []
   for result, kind, start, rest in _OPERATION.findall(text):
     sizes = [_bytes(*shape) for shape in _SHAPE.findall(result)]
-    # The results of a pair of operations start with their operands.
-    size = max(sizes) if kind == ACROSS or (start and kind != "all-reduce") else sum(sizes)
+    if kind == ACROSS or (start and kind == "collective-permute"):
+      size = max(sizes)  # beside tokens and flags
+    elif start and kind != "all-reduce":
+      size = sum(sizes[len(sizes) // 2 :])  # after its operands
+    else:
+      size = sum(sizes)
     group = 0 if kind == ACROSS else _group(rest, devices)
     found.append(Collective(kind, size * group if kind == "reduce-scatter" else size, group))
   return found

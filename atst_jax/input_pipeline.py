@@ -20,7 +20,7 @@ import numpy as np
 from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.records import Dataset
-from atst_jax.shard_reader import Damage, Index, ShardReader
+from atst_jax.shard_reader import Damage, ShardReader
 
 AHEAD = 2  # batches made while the device works
 STORE_THREADS = 16  # that wait for a store; on a local disk one is the fastest: more of them wait for each other
@@ -148,9 +148,9 @@ def _stream(shards, n_mels, damage, *, seed, stream, window, position):
   """Yields (open shard, record, where a window begins) from `position` clips on."""
   indices = {}
   for visit in visits(seed, stream, [shard.num_clips for shard in shards], position):
-    if visit.shard not in indices:
-      indices[visit.shard] = Index(shards[visit.shard], n_mels)
-    with contextlib.closing(ShardReader(indices[visit.shard], damage)) as reader:
+    opened = ShardReader(shards[visit.shard], n_mels, damage, indices.get(visit.shard))
+    with contextlib.closing(opened) as reader:
+      indices[visit.shard] = reader.index
       count = shards[visit.shard].num_clips
       skip = visit.skip % window
       for first in range(visit.skip - skip, count, window):

@@ -10,10 +10,8 @@ from atst_jax.errors import UserError
 MIN_SHARD_SIZE = 2**14  # elements; smaller arrays are replicated: gathering them costs more than keeping them
 
 
-def make_mesh(*, data, fsdp, devices=None) -> Mesh:
-  """A (data, fsdp) mesh; -1 for one of them takes what is left. Raises UserError with the numbers if that fails."""
-  devices = jax.devices() if devices is None else devices
-  count = len(devices)
+def mesh_shape(*, data, fsdp, count) -> tuple[int, int]:
+  """(data, fsdp) of so many devices; -1 for one of them takes what is left. Raises UserError with the numbers."""
   if data == -1 and fsdp > 0 and count % fsdp == 0:
     data = count // fsdp
   if fsdp == -1 and data > 0 and count % data == 0:
@@ -21,6 +19,13 @@ def make_mesh(*, data, fsdp, devices=None) -> Mesh:
   if data < 1 or fsdp < 1 or data * fsdp != count:
     raise UserError(f"mesh.data={data} x mesh.fsdp={fsdp} does not use the {count} devices there are; "
                     "set one of them to -1 and the other to a divisor")  # fmt: skip
+  return data, fsdp
+
+
+def make_mesh(*, data, fsdp, devices=None) -> Mesh:
+  """A mesh of all devices, or those given, as `mesh_shape` cuts it."""
+  devices = jax.devices() if devices is None else devices
+  data, fsdp = mesh_shape(data=data, fsdp=fsdp, count=len(devices))
   # By process, not by jax.make_mesh's order of the torus: a process supplies one block of rows (`process_rows`).
   grid = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(data, fsdp)
   return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)

@@ -7,8 +7,9 @@
 For a TPU the real train step is compiled for the described slice (pip install -e .[tpu]): whether it fits, its memory,
 operations and collectives are the compiler's. Three times of a step are printed: all its operations at the chip's peak,
 all bytes between chips, and the operands of all operations as if none stayed on the chip. No step is faster than the
-first two, its bound; the longest of all three, its roofline, is what to expect of a small batch. For GPUs nothing is
-compiled: the state's and the gradients' bytes are counted, memory of activations is not known.
+first two, its bound; the longest of all three, its roofline, is what to expect of a small batch. With gradient
+accumulation there is no roofline: the compiler counts what stands in a loop once. For GPUs nothing is compiled: the
+state's and the gradients' bytes are counted, memory of activations is not known.
 
 Exit codes: 0 it fits, 1 it does not (what would help is compiled and said), 2 a mistake in what was asked.
 """
@@ -33,7 +34,7 @@ from atst_jax.collectives import ACROSS, find_collectives
 from atst_jax.errors import UserError
 from atst_jax.flops import clip_flops, find_steps
 from atst_jax.input_pipeline import check_streams
-from atst_jax.mesh import make_mesh
+from atst_jax.mesh import make_mesh, mesh_shape
 
 HOST_NETWORK = 25e9  # bytes per second between slices, of one host: 200 Gbit/s, assumed
 MACHINE_NETWORK = 50e9  # bytes per second between machines with GPUs, of one GPU: 400 Gbit/s, assumed
@@ -151,20 +152,27 @@ def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
   if across:  # a sum over the slices
     network += 2 * across * (slices - 1) / slices / (HOST_NETWORK * hosts / count)
   kinds = {c.kind: sum(other.kind == c.kind for other in collectives) for c in collectives}
+  model, looped = clip_flops(config) * config.batch_size / count, config.compute.accumulation > 1
+  program = None if looped else cost["flops"]  # the compiler counts a loop's body once
   return {
     "chip": name, "chips": count, "hosts": hosts, "slices": slices, "mesh": dict(make_mesh(
       **config.mesh, devices=devices).shape), "batch_size": config.batch_size, "dtype": config.dtype,
     "memory_bytes": memory_of(compiled), "memory_limit_bytes": chip.memory,
     "state_bytes": compiled.memory_analysis().alias_size_in_bytes,
-    "program_flops": cost["flops"], "model_flops": clip_flops(config) * config.batch_size / count,
+    "program_flops": program, "model_flops": model,
     "collectives": kinds, "sent_bytes": sent, "across_bytes": across,
-    "compute_seconds": cost["flops"] / chip.flops, "memory_seconds": cost["bytes accessed"] / chip.bandwidth,
+    "compute_seconds": max(program or 0, model) / chip.flops,
+    "memory_seconds": None if looped else cost["bytes accessed"] / chip.bandwidth,
     "network_seconds": network,
   }  # fmt: skip
 
 
-def on_gpus(config: ConfigDict, topology: str) -> dict:
-  """The same as far as it is known without a compiler for GPUs."""
+def on_gpus(config: ConfigDict, topology: str, slices: int) -> dict:
+  """The same as far as it is known without a compiler for GPUs. Raises UserError."""
+  if slices > 1:
+    raise UserError(
+      f"--slices={slices}: slices are of TPUs; write the number of all GPUs, for example h200:{8 * slices}"
+    )
   kind, _, number = topology.partition(":")
   if not number.isdigit() or not int(number):
     raise UserError(f"--topology={topology}: write {kind}:NUMBER, for example {kind}:8")
@@ -172,20 +180,24 @@ def on_gpus(config: ConfigDict, topology: str) -> dict:
   config = config.copy_and_resolve_references()
   config.dtype = "bfloat16" if config.dtype == "auto" else config.dtype
   config = recipe.resolve(config, None)
-  check(config, None, count, max(1, count // MACHINE))
-  chip, fsdp = CHIPS[name], config.mesh.fsdp if config.mesh.fsdp > 0 else count // config.mesh.data
+  machines = -(-count // MACHINE)
+  check(config, None, count, machines)
+  check_streams(batch_size=config.batch_size, streams=config.data.streams, shards=config.data.streams,
+                processes=machines)  # fmt: skip
+  chip, (data, fsdp) = CHIPS[name], mesh_shape(**config.mesh, count=count)
   init, _ = recipe.build(config, ragged=is_ragged(config, None))
   state = jax.eval_shape(init, jax.random.key(0))
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   sent = 2 * size(state.params) * (count - 1) / count
+  across = 2 * size(state.params) / MACHINE * (machines - 1) / machines  # after a sum inside each machine
   flops = clip_flops(config) * config.batch_size / count
   return {
-    "chip": name, "chips": count, "hosts": -(-count // MACHINE), "slices": 1,
-    "mesh": {"data": count // fsdp, "fsdp": fsdp}, "batch_size": config.batch_size, "dtype": config.dtype,
+    "chip": name, "chips": count, "hosts": machines, "slices": 1,
+    "mesh": {"data": data, "fsdp": fsdp}, "batch_size": config.batch_size, "dtype": config.dtype,
     "memory_bytes": None, "memory_limit_bytes": chip.memory, "state_bytes": size(state) // fsdp,
     "program_flops": None, "model_flops": flops, "collectives": {"all-reduce": None} if count > 1 else {},
-    "sent_bytes": sent, "across_bytes": 0, "compute_seconds": flops / chip.flops, "memory_seconds": None,
-    "network_seconds": sent / (chip.links if count <= MACHINE else MACHINE_NETWORK),
+    "sent_bytes": sent, "across_bytes": across, "compute_seconds": flops / chip.flops, "memory_seconds": None,
+    "network_seconds": max(sent / chip.links, across / MACHINE_NETWORK),
   }  # fmt: skip
 
 
@@ -255,7 +267,11 @@ def show(plan: dict) -> list[str]:
   program = f"{plan['program_flops'] / 1e12:.3f} TFLOP in the program, " if plan["program_flops"] else ""
   lines.append(f"step of chip {program}{plan['model_flops'] / 1e12:.3f} TFLOP of the model")
   kinds = ", ".join(f"{n or ''} {kind}".strip() for kind, n in plan["collectives"].items()) or "none"
-  across = f", {plan['across_bytes'] / 2**20:.1f} MiB to other slices" if plan["across_bytes"] else ""
+  across = (
+    f", {plan['across_bytes'] / 2**20:.1f} MiB to other {'machines' if plan['memory_bytes'] is None else 'slices'}"
+    if plan["across_bytes"]
+    else ""
+  )
   lines.append(f"collectives  {kinds}; a chip sends {plan['sent_bytes'] / 2**20:.1f} MiB{across}")
   lines.append(f"ms of a step {', '.join(filter(None, map(ms, ('compute', 'network', 'memory'))))}")
   titles = {"bound": "at the bound", "roofline": "the roofline", "assumed": f"at {plan['assumed_mfu']:.0%} MFU"}
@@ -306,7 +322,7 @@ def main(argv=None) -> int:
     steps = find_steps(config, flags.clips) if flags.clips or config.total_steps else None
     config.total_steps, config.warmup_steps = steps or 10_000, config.warmup_steps or 1
     if flags.topology.split(":")[0].upper() in CHIPS:
-      plan = on_gpus(config, flags.topology)
+      plan = on_gpus(config, flags.topology, flags.slices)
     else:
       devices = describe(flags.topology, flags.slices)
       try:

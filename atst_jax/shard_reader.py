@@ -5,7 +5,7 @@ import io
 import os
 import struct
 import threading
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -31,15 +31,14 @@ class Span(NamedTuple):
 class Index:
   """The spans of a shard's clips, found by reading the heads of its records; of what is broken, the reason."""
 
-  def __init__(self, shard: Shard, n_mels: int):
+  def __init__(self, shard: Shard, n_mels: int, file: IO[bytes]):
     self.shard, self.n_mels = shard, n_mels
     self.spans: list[Span | RecordError] = []
-    with storage.open_binary(shard.path) as file:
-      try:
-        while len(self.spans) < shard.num_clips:
-          self.spans.append(self._next(file))
-      except RecordError as error:  # the file is lost from here on
-        self.spans += [error] * (shard.num_clips - len(self.spans))
+    try:
+      while len(self.spans) < shard.num_clips:
+        self.spans.append(self._next(file))
+    except RecordError as error:  # the file is lost from here on
+      self.spans += [error] * (shard.num_clips - len(self.spans))
 
   def _next(self, file) -> Span | RecordError:
     number = len(self.spans)
@@ -84,14 +83,24 @@ class ShardReader:
   """An open shard. Reads one clip at a time; not for several threads at once.
 
   Args:
-    index: of the shard.
+    shard: to read.
+    n_mels: bands of its spectrograms.
     damage: counts what is broken, and says when it is too much.
+    index: of an earlier reader of the shard; made where there is none.
+
+  Raises:
+    StoreError: the file cannot be opened.
   """
 
-  def __init__(self, index: Index, damage: "Damage"):
-    self.index, self.damage = index, damage
+  def __init__(self, shard: Shard, n_mels: int, damage: "Damage", index: Index | None = None):
+    self.shard, self.damage = shard, damage
     with self._named():
-      self._file = storage.open_binary(index.shard.path, buffering=0)
+      self._file = storage.open_binary(shard.path, buffering=0)
+      try:
+        self.index = index or Index(shard, n_mels, self._file)
+      except BaseException:
+        self._file.close()
+        raise
     self._scratch = np.empty(1 << 16, np.uint8)
 
   def close(self) -> None:
@@ -102,39 +111,52 @@ class ShardReader:
     try:
       yield
     except OSError as error:
-      raise storage.StoreError(f"{self.index.shard.path}: cannot be read ({error.strerror or error}); run the same "
+      raise storage.StoreError(f"{self.shard.path}: cannot be read ({error.strerror or error}); run the same "
                                "command again when it can") from error  # fmt: skip
 
   def read(self, number: int, where: np.float32, out: np.ndarray) -> tuple[int, int]:
     """Reads a clip into `out`, (T, F) float16: padded with zeros, or the window that begins at the share `where` of
     what is too long. Returns (its valid frames, the number of the record taken).
 
-    A broken record is replaced by the next sound one of the shard if some damage is allowed.
+    A broken record is replaced by a sound one of the shard, always by the same, if some damage is allowed.
 
     Raises UserError: no record is sound, or too many are not.
     """
-    count = len(self.index.spans)
-    for record in (*range(number, count), *range(number)):
+    record, others = number, None
+    while True:
       try:
         return self._read(record, where, out), record
       except RecordError as error:
-        self.damage.add(self.index.shard.path, record, error)
-    raise UserError(f"{self.index.shard.path}: no sound record; run `python -m data_pipeline.prepare repair`")
+        self.damage.add(self.shard.path, record, error)
+      if others is None:  # an order of its own for each number: a lost part is replaced by all of the rest
+        draws = np.random.Philox(key=[number, 0]).random_raw(len(self.index.spans))
+        others = iter(np.argsort(draws, kind="stable").tolist())
+      if (record := next(others, None)) is None:
+        break
+    raise UserError(f"{self.shard.path}: no sound record; run `python -m data_pipeline.prepare repair`")
 
   def clip(self, number: int) -> Clip:
     """A whole clip, with its labels."""
     span = self.index.spans[number]
     payload = np.empty(span.size, np.uint8)
     self._fill(span.offset, payload)
-    return Clip.decode(payload.tobytes(), self.index.n_mels, f"{self.index.shard.path}: record {number}")
+    return Clip.decode(payload.tobytes(), self.index.n_mels, f"{self.shard.path}: record {number}")
 
   def _fill(self, offset: int, *parts: np.ndarray) -> int:
-    """Reads what follows `offset` into the parts, by one system call if the file is here. Returns the bytes read."""
+    """Reads what follows `offset` into the parts, by one system call if the file is here. Returns the bytes read, less
+    than asked for only where the file ends."""
     with self._named():
       if isinstance(self._file, io.FileIO) and hasattr(os, "preadv"):
-        return os.preadv(self._file.fileno(), parts, offset)
+        got = os.preadv(self._file.fileno(), parts, offset)
+        if got == sum(part.nbytes for part in parts):
+          return got
       self._file.seek(offset)
-      return sum(self._file.readinto(part) for part in parts)
+      total = 0
+      for part in parts:
+        view = memoryview(part)
+        while view and (got := self._file.readinto(view)):
+          total, view = total + got, view[got:]
+      return total
 
   def _read(self, number, where, out) -> int:
     span = self.index.spans[number]
@@ -150,12 +172,12 @@ class ShardReader:
     head, tail = self._scratch[:begin], self._scratch[begin : begin + after + 4]
     window = out[:length].view(np.uint8).reshape(-1)
     if self._fill(span.offset, head, window, tail) < span.size + 4:
-      raise RecordError(f"{self.index.shard.path}: record {number}: file ends inside the record")
+      raise RecordError(f"{self.shard.path}: record {number}: file ends inside the record")
     crc = google_crc32c.value(head)
     for part in (window, tail[:-4]):
       crc = google_crc32c.extend(crc, part)
     if tail[-4:].view("<u4")[0] != masked(crc):
-      raise RecordError(CHECKSUM.format(path=self.index.shard.path, number=number))
+      raise RecordError(CHECKSUM.format(path=self.shard.path, number=number))
     out[length:] = 0
     return length
 
