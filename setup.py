@@ -44,6 +44,7 @@ setuptools.setup(
     "cuda": ["jax[cuda13]"],
     "gcs": ["gcsfs>=2024.6"],
     "s3": ["s3fs>=2024.6"],
+    "dataflow": ["apache-beam[gcp]>=2.77,<3"],
     "export": ["safetensors>=0.5,<1"],
     "onnx": ["jax2onnx>=0.17,<1", "onnxruntime>=1.20,<2"],
     "tb": ["tensorboard>=2.21,<3"],

@@ -119,7 +119,7 @@ def main(argv=None) -> int:
       result = _measure(flags, configs.load_with_overrides(flags.config, rest))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
   print(json.dumps(result) if flags.json else "\n".join(SHOW[flags.part](result)))
   return 0
 

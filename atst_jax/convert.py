@@ -224,7 +224,7 @@ def main(argv=None) -> int:
                          std=flags.std)  # fmt: skip
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
   print(f"{flags.to}: {encoder}, read back and run")
   return 0
 

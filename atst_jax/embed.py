@@ -82,7 +82,7 @@ def main(argv=None) -> int:
     return _main(flags)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
 
 
 def _main(flags) -> int:

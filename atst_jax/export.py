@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import atst_jax
+from atst_jax import storage
 from atst_jax.checkpoint import checkpoint_folder, restore_encoder, restore_tree, save_tree
 from atst_jax.encoders import make_encoder
 from atst_jax.errors import UserError
@@ -113,6 +114,8 @@ def read(folder: str):
 def export_run(workdir: str, output: str, step: int | None = None) -> dict:
   """Exports the encoder of a pre-training run (its newest checkpoint by default). Returns the provenance.
 
+  `workdir` may also be the run's `checkpoint.folder`, which may lie in a store.
+
   The config's `export` says whose: ATST exports the teacher's, BYOL-A the student's with its running statistics.
   """
   config = read_config(workdir)
@@ -123,9 +126,9 @@ def export_run(workdir: str, output: str, step: int | None = None) -> dict:
   if missing := [key for key in ("export", "tail") if key not in config]:
     raise UserError(f"--workdir={workdir} was written by an older version (its config lacks {', '.join(missing)}); "
                     "train it again, or export it with that version")  # fmt: skip
-  variables, step = restore_encoder(
-    checkpoint_folder(workdir, config["checkpoint"].get("folder")), step, network=config["export"]
-  )
+  is_folder = any(name.isdigit() for name in storage.names(workdir))  # of checkpoints, with their config beside them
+  folder = workdir if is_folder else checkpoint_folder(workdir, config["checkpoint"].get("folder"))
+  variables, step = restore_encoder(folder, step, network=config["export"])
   provenance = {"step": step, "network": config["export"], "atst_jax": atst_jax.__version__, "config": config}
   cnn = config["encoder"]["kind"] == "cnn"
   write(output, variables, encoder=config["encoder"], frontend=get_frontend(config["data"]["frontend"]),
@@ -137,7 +140,9 @@ def export_run(workdir: str, output: str, step: int | None = None) -> dict:
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser("python -m atst_jax.export", description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-  parser.add_argument("--workdir", required=True, help="folder of a pre-training run")
+  parser.add_argument(
+    "--workdir", required=True, help="folder of a pre-training run, or its checkpoint.folder (gs://…)"
+  )
   parser.add_argument("--output", required=True, help="folder to make")
   parser.add_argument("--step", type=int, help="checkpoint to export; the newest by default")
   flags = parser.parse_args(argv)
@@ -145,7 +150,7 @@ def main(argv=None) -> int:
     provenance = export_run(flags.workdir, flags.output, flags.step)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
   print(
     f"{flags.output}: the {provenance['network']}'s encoder after {provenance['step']} steps, read back and compared"
   )

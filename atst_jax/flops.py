@@ -81,7 +81,7 @@ def main(argv=None) -> int:
     steps = find_steps(config, flags.clips)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
   clip = clip_flops(config)
   total = clip * config.batch_size * steps
   print(f"{clip / 1e9:.2f} GFLOP per clip, {steps} steps of {config.batch_size}: {total / 1e18:.3g} EFLOP in all")

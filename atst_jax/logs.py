@@ -11,9 +11,15 @@ from atst_jax import storage
 log = logging.getLogger("atst_jax")
 
 
+class _StandardError(logging.StreamHandler):
+  """Writes to what is standard error at that moment."""
+
+  stream = property(lambda self: sys.stderr, lambda self, _: None)
+
+
 def set_up(level=logging.INFO):
   """Readable lines on standard error; other libraries only from warnings on."""
-  handler = logging.StreamHandler()
+  handler = _StandardError()
   handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
   log.handlers[:] = [handler]
   log.setLevel(level)

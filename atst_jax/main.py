@@ -2,8 +2,8 @@
 
   python -m atst_jax.main --config=configs/base.py --workdir=runs/base [--config.batch_size=512 …]
 
-Exit codes: 0 done, 1 the training diverged or the program failed, 2 a mistake in what was asked (one message), 75
-stopped early: run the same command again.
+Exit codes: 0 done, 1 the program failed, 2 a mistake in what was asked (one message), 3 the training diverged, 74 a
+store or a disk did not answer, 75 stopped early: run the same command again.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from atst_jax import config as configs
 from atst_jax import logs
 from atst_jax.environment import start_anew
 from atst_jax.errors import UserError
-from atst_jax.preemption import EXIT_RESUME
+from atst_jax.preemption import EXIT_DIVERGED, EXIT_RESUME
 
 JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear"}
 
@@ -52,6 +52,8 @@ def sweep_commands(flags, argv) -> list[str]:
     name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in overrides.items())
     words = ["python", "-m", "atst_jax.main", f"--config={flags.config}", f"--workdir={flags.workdir}/{name}", *kept,
              *[f"--config.{key}={value}" for key, value in overrides.items()]]  # fmt: skip
+    folder = "--config.checkpoint.folder="
+    words = [f"{word}/{name}" if word.startswith(folder) else word for word in words]
     commands.append(shlex.join(words))
   return commands
 
@@ -81,10 +83,10 @@ def main(argv=None) -> int:
     return job.run(config, flags.workdir, allow_changed_config=flags.allow_changed_config)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
   except FloatingPointError as error:
     print(f"diverged: {error}", file=sys.stderr)
-    return 1
+    return EXIT_DIVERGED
   except KeyboardInterrupt:
     print("interrupted; the same command continues", file=sys.stderr)
     return EXIT_RESUME

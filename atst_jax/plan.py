@@ -334,7 +334,7 @@ def main(argv=None) -> int:
         plan["largest_batch"] = largest_batch(config, devices, plan["memory_bytes"], plan["state_bytes"], flags.tries)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
   plan = time_of(plan, steps, flags.mfu)
   print(json.dumps(plan) if flags.json else "\n".join(show(plan)))
   return 0

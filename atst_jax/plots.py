@@ -201,7 +201,7 @@ def main(argv=None) -> int:
       written.append("embeddings")
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
   print("\n".join(place(name) for name in written))
   return 0
 

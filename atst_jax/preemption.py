@@ -3,6 +3,7 @@
 import os
 import signal
 
+EXIT_DIVERGED = 3  # the loss or the gradient is not finite; the same command would meet it again
 EXIT_RESUME = 75  # the job stopped early; the same command continues it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

@@ -23,7 +23,9 @@ PACKAGES = {"gs": "pip install -e .[gcs]", "gcs": "pip install -e .[gcs]", "s3":
 
 
 class StoreError(UserError):
-  """A store or a disk that cannot be reached or refuses: not a fault of one file."""
+  """A store or a disk that cannot be reached or refuses: not a fault of one file, and it may pass."""
+
+  exit_code = 74
 
 
 def is_remote(path: str) -> bool:
@@ -53,6 +55,7 @@ def _store(path: str):
 
 def absolute(path: str) -> str:
   """The path from the root on, without a slash at its end."""
+  path = os.fspath(path)
   return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
 
 

@@ -20,10 +20,20 @@ from atst_jax.logs import MetricWriter, log, progress_bar
 from atst_jax.mesh import make_mesh, process_rows, put_batch
 from atst_jax.preemption import EXIT_RESUME, StopRequest
 from atst_jax.records import Dataset
-from atst_jax.workdir import agree, claim
+from atst_jax.workdir import CONFIG, agree, claim, read_config
 
 # Keys that may change between a run and its continuation: they do not enter what is computed.
-FREE_KEYS = ("log.", "checkpoint.", "compute.", "mesh.", "platform", "data.path", "data.max_damaged", "data.threads")
+FREE_KEYS = (
+  "log.",
+  "checkpoint.every_steps",
+  "checkpoint.keep",
+  "compute.",
+  "mesh.",
+  "platform",
+  "data.path",
+  "data.max_damaged",
+  "data.threads",
+)
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial parameters; steps count from 0
 
 
@@ -70,6 +80,14 @@ def keep_programs(workdir):
     jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
 
 
+def has_checkpoints(config, workdir) -> bool:
+  """Whether the run has begun: in its own folder of checkpoints, or in that of the config which the workdir holds."""
+  folders = {checkpoint_folder(workdir, config.checkpoint.folder)}
+  if os.path.exists(os.path.join(workdir, CONFIG)):
+    folders.add(checkpoint_folder(workdir, (read_config(workdir).get("checkpoint") or {}).get("folder")))
+  return any(name.isdigit() for folder in folders for name in storage.names(folder))
+
+
 @contextlib.contextmanager
 def own(config, workdir, allow_changed_config):
   """Holds the workdir's lock and agrees on the config, in process 0; the others learn whether it went well."""
@@ -77,9 +95,9 @@ def own(config, workdir, allow_changed_config):
   if jax.process_index() == 0:
     try:
       lock = claim(workdir)
-      checkpoints = storage.names(checkpoint_folder(workdir, config.checkpoint.folder))
-      started = any(name.isdigit() for name in checkpoints)
-      agree(workdir, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config, started=started)
+      for folder in filter(None, (config.checkpoint.folder, workdir)):  # the config lies beside the checkpoints too
+        agree(folder, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config,
+              started=has_checkpoints(config, workdir))  # fmt: skip
     except UserError as mistake:
       error = mistake
   if jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None)) and error is None:

@@ -26,9 +26,10 @@ def claim(workdir: str):
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError:
-    lock.seek(0)
-    raise UserError(f"--workdir={workdir} is in use by {lock.read().strip() or 'another process'}; "
-                    "wait for it, stop it, or choose another folder") from None  # fmt: skip
+    with lock:
+      lock.seek(0)
+      raise UserError(f"--workdir={workdir} is in use by {lock.read().strip() or 'another process'}; "
+                      "wait for it, stop it, or choose another folder") from None  # fmt: skip
   lock.truncate(0)
   lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
   lock.flush()
@@ -39,8 +40,7 @@ def read_config(workdir: str) -> dict:
   """The config of the run in a folder. Raises UserError if there is none."""
   path = os.path.join(workdir, CONFIG)
   try:
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)
+    return json.loads(storage.read_text(path))
   except FileNotFoundError:
     raise UserError(f"{path} does not exist: {workdir!r} is not the workdir of a run") from None
   except json.JSONDecodeError as error:
@@ -53,12 +53,16 @@ def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes:
   Raises UserError listing the keys that differ, but for those that start with one of `ignore` (they do not change
   what is computed), unless `allow_changes`.
   """
-  if started and os.path.exists(os.path.join(workdir, CONFIG)):
+  if started and storage.is_file(os.path.join(workdir, CONFIG)):
     differences = changes(read_config(workdir), config, ignore)
     if differences and not allow_changes:
       raise UserError(
-        f"--workdir={workdir} belongs to a run with another config:\n  "
+        f"{workdir} belongs to a run with another config:\n  "
         + "\n  ".join(differences)
         + "\nchoose a new workdir, or pass --allow_changed_config to go on with the new values"
       )
-  write_json(os.path.join(workdir, CONFIG), config)
+  try:
+    storage.make_folder(workdir)
+    write_json(os.path.join(workdir, CONFIG), config)
+  except OSError as error:
+    raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another folder") from error

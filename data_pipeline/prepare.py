@@ -8,7 +8,7 @@
 
 Which clip is in which shard, and every byte, depends on the input and the seed only. Killed at any moment, the same
 command continues after the shards that are finished. Exit codes: 0 done, 2 a mistake in a flag, a file or the input,
-75 stopped early: run the same command again.
+74 a disk or a store did not answer, 75 stopped early: run the same command again.
 
 Files are ordered by sha256("SEED:ID") and dealt to the shards of their split in turn. Should a shard turn out to have
 no usable file, all files rejected so far are set aside and the rest is dealt once more, so that no shard is empty.
@@ -249,10 +249,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
   except OSError as error:
     print(f"error: {error.filename or 'file'}: {error.strerror or error}; run the same command again", file=sys.stderr)
-    return 2
+    return storage.StoreError.exit_code
   except (Stopped, KeyboardInterrupt) as error:
     print(f"stopped: {str(error) or 'by a signal'}; run the same command again to continue", file=sys.stderr)
     return 75

@@ -2,6 +2,7 @@
 # Preparation on Google Dataflow, from a bucket to a bucket:
 #   launch/dataflow.sh --project=P --region=R --image=REGISTRY/atst_jax:beam --temp=gs://bucket/tmp [--workers=100] \
 #     [--dry_run] -- --input=gs://bucket/audioset --layout=audioset --output=gs://bucket/prepared --frontend=atst
+# Needs pip install -e .[dataflow] here, with the Python (3.12) and the version of Beam that the image has.
 set -euo pipefail
 project='' region='' image='' temp='' workers=100 dry=''
 while [ $# -gt 0 ]; do

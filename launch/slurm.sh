@@ -5,6 +5,7 @@
 # Two minutes before its time is over the job gets SIGUSR1, saves and exits with 75: it is queued again and goes on.
 #SBATCH --job-name=atst_jax
 #SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
 #SBATCH --requeue
 #SBATCH --signal=USR1@120
 #SBATCH --open-mode=append
@@ -29,7 +30,9 @@ fi
 distributed=()
 [ "${SLURM_NTASKS:-${SLURM_NNODES:-1}}" -gt 1 ] && distributed=(--distributed)
 # A process that has saved must not end those that are still saving.
-command=(srun --kill-on-bad-exit=0 "$root/launch/run.sh" atst_jax.main "$@" "${distributed[@]}")
+cpus=()
+[ -n "${SLURM_CPUS_ON_NODE:-}" ] && cpus=(--cpus-per-task="$SLURM_CPUS_ON_NODE")
+command=(srun --kill-on-bad-exit=0 "${cpus[@]}" "$root/launch/run.sh" atst_jax.main "$@" "${distributed[@]}")
 if [ -n "$dry" ]; then
   printf '%q ' "${command[@]}" && echo
   exit 0

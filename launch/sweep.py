@@ -25,6 +25,14 @@ def commands(flags: list[str]) -> list[list[str]]:
   return [shlex.split(line)[3:] for line in listed.stdout.splitlines()]
 
 
+def wait(process: subprocess.Popen) -> int:
+  """The exit code. Ctrl-C reaches the run too, which saves and ends; then the sweep ends with it."""
+  try:
+    return process.wait()
+  except KeyboardInterrupt:
+    raise SystemExit(process.wait()) from None
+
+
 def main() -> int:
   parser = argparse.ArgumentParser("python launch/sweep.py", description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -38,7 +46,7 @@ def main() -> int:
     print(shlex.join(command), flush=True)
     if flags.dry_run:
       continue
-    while (code := subprocess.call(command)) == EXIT_RESUME:
+    while (code := wait(subprocess.Popen(command))) == EXIT_RESUME:
       pass
     failed += code != 0
   return int(failed > 0)

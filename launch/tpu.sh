@@ -4,8 +4,8 @@
 #     -- --config=configs/base.py --workdir=runs/base --config.data.path=gs://bucket/audioset \
 #        --config.checkpoint.folder=gs://bucket/runs/base
 # An exit code of 75 (stopped and saved) starts the same command again; a slice that was taken back is asked for anew,
-# and one that cannot be reached is tried five times. 0 (done), 1 and 2 (mistakes that would come again) end it. The slice
-# is deleted at the end unless --keep is given. What is committed here is copied there.
+# and one that cannot be reached, or fails otherwise, is tried five times. 0 (done), 2 (a mistake in what was asked) and 3
+# (diverged) end it. The slice is deleted at the end unless --keep is given. What is committed here is copied there.
 set -euo pipefail
 name='' zone='' type='' spot='' slices=1 dry='' keep='' project='' version=''
 while [ $# -gt 0 ]; do
@@ -61,7 +61,15 @@ create() {
 }
 
 state() {
-  gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null || echo ABSENT
+  local said
+  if said=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>&1); then
+    echo "$said" | tail -n 1
+  elif [[ $said == *NOT_FOUND* ]]; then
+    echo ABSENT
+  else
+    echo "$said" >&2
+    echo UNKNOWN
+  fi
 }
 
 delete() {
@@ -93,12 +101,12 @@ nodes() {
 set_up() {
   local archive node
   archive=$(mktemp --suffix=.tgz)
-  git -C "$root" archive --format=tgz --output="$archive" HEAD
+  git -C "$root" archive --format=tgz --output="$archive" HEAD || return
   for node in $(nodes); do
-    run gcloud compute tpus tpu-vm scp "$archive" "$node:atst_jax.tgz" "${where[@]}" --worker=all
+    run gcloud compute tpus tpu-vm scp "$archive" "$node:atst_jax.tgz" "${where[@]}" --worker=all || return
   done
   rm -f "$archive"
-  on_all 'mkdir -p atst_jax && tar -xzf atst_jax.tgz -C atst_jax && cd atst_jax && python3 -m venv .venv && .venv/bin/pip install -q -e .[tpu,gcs]'
+  on_all 'mkdir -p atst_jax && tar -xzf atst_jax.tgz -C atst_jax && cd atst_jax && curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv && ~/.local/bin/uv pip install -q --python .venv/bin/python -e .[tpu,gcs]'
 }
 
 train() {
@@ -114,6 +122,11 @@ if [ -n "$dry" ]; then
   [ -n "$keep" ] || delete
   exit 0
 fi
+attempt() { # 255 if the hosts could not be set up
+  set_up || return 255
+  train "$@"
+}
+
 failures=0
 while :; do
   case $(state) in
@@ -121,10 +134,10 @@ while :; do
     SUSPENDED | FAILED) delete ;;
     ACTIVE)
       code=0
-      { set_up && train "$@"; } || code=$?
+      attempt "$@" || code=$?
       case $code in
         75) failures=0 ;;
-        0 | 1 | 2) break ;;
+        0 | 2 | 3) break ;;
         *)
           failures=$((failures + 1))
           [ "$failures" -lt 5 ] || break

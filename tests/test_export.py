@@ -57,6 +57,22 @@ def test_export_is_the_teacher_of_the_newest_checkpoint(workdir, encoder, model)
   assert restore_encoder(workdir / "checkpoints", 1)[1] == 1
 
 
+def test_checkpoints_elsewhere(tmp_path, capsys):
+  """`checkpoint.folder`: the config lies there too, so that no other run enters it, a run without it is not begun anew,
+  and the folder alone is enough to export."""
+  folder = f"--config.checkpoint.folder={tmp_path}/store"
+  flags = tiny_flags(total_steps="1", warmup_steps="1", difference__weight="0")
+  assert main.main([*flags, folder, f"--workdir={tmp_path}/a"]) == 0
+  assert sorted(os.listdir(tmp_path / "store")) == ["1", "config.json"] and not (tmp_path / "a/checkpoints").exists()
+  assert main.main([*flags, folder, f"--workdir={tmp_path}/b", "--config.seed=1"]) == 2
+  assert f"{tmp_path}/store belongs to a run with another config:\n  seed: 0 -> 1" in capsys.readouterr().err
+  assert main.main([*flags, f"--workdir={tmp_path}/a"]) == 2
+  assert "checkpoint.folder" in capsys.readouterr().err
+  assert main.main([*flags, folder, f"--workdir={tmp_path}/c"]) == 0 and "steps 1 to 1" in capsys.readouterr().err
+  assert export.main([f"--workdir={tmp_path}/store", f"--output={tmp_path}/encoder"]) == 0
+  assert load_model(str(tmp_path / "encoder")).config["provenance"]["step"] == 1
+
+
 def test_embedding_is_that_of_the_training_model(workdir, model):
   """One chunk, by hand: front-end, clamp, scale, encoder, [CLS, mean of patches]. Seen red without the clamp."""
   variables, _ = restore_encoder(workdir / "checkpoints")

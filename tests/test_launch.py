@@ -72,7 +72,7 @@ def test_tpu_commands():
   create, copy, set_up, train, delete = lines
   assert create[3:6] == ["queued-resources", "create", "atst"] and {"--spot", "--node-id=atst"} <= set(create)
   assert "--runtime-version=v2-alpha-tpuv5-lite" in create and "--worker=all" in copy and "delete" in delete
-  assert set_up[-1].endswith("pip install -q -e .[tpu,gcs]")
+  assert set_up[-1].endswith("-e .[tpu,gcs]")
   words = shlex.split(train[-1].removeprefix("--command="))
   assert words[-2:] == MAIN and "launch/run.sh" in words and "--distributed" in words
   two = _run("tpu.sh", *TPU, "--slices=2", "--keep", "--dry_run", "--", *MAIN).stdout
@@ -89,7 +89,7 @@ done = log.read_text().split() if log.exists() else []
 word = next((w for w in ("describe", "create", "delete", "scp", "ssh") if w in sys.argv), "?")
 if word == "describe":
   state = "ABSENT" if "create" not in done or done[-1] == "delete" else "ACTIVE"
-  print("SUSPENDED" if done and done[-1] == "lost" else state) if state != "ABSENT" else sys.exit(1)
+  print("SUSPENDED" if done and done[-1] == "lost" else state) if state != "ABSENT" else sys.exit("NOT_FOUND: it")
 elif word == "ssh" and "launch/run.sh" in sys.argv[-1]:
   code = [75, 255, 0][sum(w in ("75", "lost", "0") for w in done)]
   log.write_text(" ".join([*done, "lost" if code == 255 else str(code)]))

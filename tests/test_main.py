@@ -99,6 +99,9 @@ def test_sweeps_print_their_commands(capsys, tmp_path):
   assert f"--workdir={tmp_path}/runs/segments=two_crop_frames=601" in lines[3]
   assert "--config.views.segments=two --config.views.crop_frames=601" in lines[3]
   assert len({line.split("--workdir=")[1].split()[0] for line in lines}) == 4 and not os.listdir(tmp_path)
+  assert main.main([*flags, "--sweep=views", "--config.checkpoint.folder=gs://b/runs"]) == 0
+  folders = [line.split("checkpoint.folder=")[1].split()[0] for line in capsys.readouterr().out.splitlines()]
+  assert len(set(folders)) == 4 and folders[3] == "gs://b/runs/segments=two_crop_frames=601"
   parsed = main.parse(shlex.split(lines[0])[3:])[1]
   assert parsed.views.segments == "single" and parsed.views.crop_frames == 101 and parsed.seed == 3
   assert main.main([*flags, "--sweep=lambda"]) == 2

@@ -151,7 +151,8 @@ def test_gpus_are_counted(capsys):
 ])  # fmt: skip
 def test_mistakes_are_one_line(capsys, flags, message):
   code, text = _plan(capsys, *flags)
-  assert code == 2 and message in text and text.count("\n") == 1
+  last = text.splitlines()[-1]
+  assert code == 2 and last.startswith("error: ") and message in last and "Traceback" not in text
 
 
 @needs_libtpu

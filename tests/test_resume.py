@@ -114,8 +114,8 @@ def test_a_workdir_has_one_owner(tmp_path, flags, env):
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, flags, env):
-  """A rate that explodes: exit 1 with a message, and no checkpoint of the broken state."""
-  output = _finish(_start(tmp_path, [*flags, "--config.optimizer.base_lr=1000", "--config.total_steps=40000"], env), 1)
+  """A rate that explodes: exit 3 with a message, and no checkpoint of the broken state."""
+  output = _finish(_start(tmp_path, [*flags, "--config.optimizer.base_lr=1000", "--config.total_steps=40000"], env), 3)
   step = int(re.search(r"diverged: step (\d+): .*nan", output)[1])
   saved = [int(d) for d in os.listdir(tmp_path / "checkpoints") if d.isdigit()]
   assert all(s < step for s in saved) and "Traceback" not in output
