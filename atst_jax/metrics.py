@@ -81,11 +81,12 @@ def effective_rank(x: np.ndarray) -> float:
   return float(np.exp(-np.sum(share * np.log(share))))
 
 
-def standardize(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-  """Columns to mean 0 and standard deviation 1 by the first array; columns constant there become 0. float64."""
-  mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-  factor = np.divide(1, std, out=np.zeros_like(std), where=std > 1e-9 * (1 + np.abs(mean)))
-  return [(x - mean) * factor for x in (train, *others)]
+def scale_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(mean, factor) of every column, float64: (x - mean) · factor has standard deviation 1, or is 0 if constant."""
+  mean = x.mean(0, dtype=np.float64)
+  # Column by column in blocks, since numpy would make a float64 copy of all of x.
+  std = np.concatenate([x[:, i : i + 256].std(0, dtype=np.float64) for i in range(0, x.shape[1], 256)])
+  return mean, np.divide(1, std, out=np.zeros_like(std), where=std > 1e-9 * (1 + np.abs(mean)))
 
 
 def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
@@ -98,13 +99,19 @@ def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
     train_y: (M, C) 0 or 1.
     k: neighbours; at most M.
   """
-  unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-  train_x, test_x = (unit(x) for x in standardize(train_x, test_x))
   if not 1 <= k <= len(train_x):
     raise ValueError(f"k = {k} neighbours of {len(train_x)} training clips")
-  out = np.empty((len(test_x), train_y.shape[1]))
+  mean, factor = scale_of(train_x)
+
+  def unit(x):  # in float32 and in place: features of a large set fill memory once more, not four times
+    x = x.astype(np.float32) - mean.astype(np.float32)
+    x *= factor.astype(np.float32)
+    x /= np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return x
+
+  train_x, out = unit(train_x), np.empty((len(test_x), train_y.shape[1]))
   for start in range(0, len(test_x), 1024):
-    cosine = test_x[start : start + 1024] @ train_x.T
+    cosine = unit(test_x[start : start + 1024]) @ train_x.T
     nearest = np.argsort(-cosine, axis=-1, kind="stable")[:, :k]
     votes = train_y[nearest].astype(np.float64)  # (n, k, C)
     weight = 1 + np.take_along_axis(cosine, nearest, -1) / (2 * (k + 1))

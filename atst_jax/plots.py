@@ -15,7 +15,7 @@ import numpy as np
 from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.logs import read_metrics
-from atst_jax.metrics import standardize
+from atst_jax.metrics import scale_of
 from atst_jax.model import load_model
 from atst_jax.records import Dataset
 from atst_jax.view_sheet import view_sheet
@@ -122,7 +122,9 @@ def embedding_map(features: np.ndarray, labels: np.ndarray, label_names: list[st
   if len(features) < 4:
     raise UserError(f"{len(features)} clips make no map; at least 4 are needed")
   chosen = np.sort(np.random.default_rng(0).permutation(len(features))[:MAX_POINTS])
-  (x,) = standardize(features[chosen])
+  x = features[chosen]
+  mean, factor = scale_of(x)
+  x = (x - mean) * factor
   with threadpool_limits(1):  # t-SNE's threads wait busily for each other: on shared cores 25 times slower than one
     x = PCA(min(PCA_DIMENSIONS, *x.shape), random_state=0).fit_transform(x)
     points = TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)

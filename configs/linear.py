@@ -1,7 +1,9 @@
-"""Linear evaluation of an exported encoder on a labelled set (ATST 3.2).
+"""Linear evaluation of an exported encoder on a labelled set: ATST's protocol (3.2), or BYOL-A's and the
+difference-aware paper's (`:evar`).
 
   python -m atst_jax.main --config=configs/linear.py --workdir=runs/linear \
     --config.encoder=encoders/base --config.data.path=data/esc10
+  python -m atst_jax.main --config=configs/linear.py:evar --workdir=runs/evar …
 
 Prints a table and writes results.json and results.md: the encoder, the same architecture with random parameters, and
 plain statistics of the log-mel spectrogram, each with all blocks and with the last block alone.
@@ -9,21 +11,26 @@ plain statistics of the log-mel spectrogram, each with all blocks and with the l
 
 from ml_collections import ConfigDict, config_dict
 
-VARIANTS = ("paper",)
+VARIANTS = ("paper", "evar")
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
-  """ATST's protocol with a grid of rates that also serves sets of a few hundred clips."""
-  del variant
+  """ATST's protocol with a grid of rates that also serves sets of a few hundred clips; EVAR's with a grid around the
+  rates that BYOL-A took for its tasks."""
   config = ConfigDict()
   config.job = "linear"
+  config.protocol = "atst"  # or "evar"
   config.seed = 0  # of random initialisations, probes and drawn divisions
   config.seeds = 3  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
   config.encoder = "encoders/base"
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
   config.blocks = ("all", "last")
-  config.max_seconds = 12.0  # longer clips are cropped centrally
-  config.statistics = "encoder"  # "data": BYOL-A's way, standardise by the evaluated training split instead
+  config.crop = config_dict.placeholder(str)  # filled: "unit" for a convolutional encoder under EVAR, else "center"
+  config.max_seconds = 12.0  # of "center": longer clips are cropped centrally
+  config.unit_seconds = config_dict.placeholder(
+    float
+  )  # of "unit", filled from the task: all clips are cut or filled to it
+  config.statistics = config_dict.placeholder(str)  # filled: "encoder", but "data" where the crop is filled as "unit"
   config.knn = 10  # neighbours
 
   config.data = ConfigDict()
@@ -33,10 +40,25 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.splits = ConfigDict()
   config.splits.way = "auto"  # or "fold", "split", "random"
   config.splits.num_folds = 5  # of "random"
+  config.splits.hold_out = (
+    "fold"  # what chooses the rate where folds are tested: the next "fold", or a "tenth" of the rest
+  )
+  config.select_on_test = False  # chooses rates and epochs on the test clips, as some published scores did
 
   config.probe = ConfigDict()
   config.probe.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)  # x batch_size / 256
   config.probe.epochs = 100
   config.probe.batch_size = 1024
   config.probe.refit = True  # the chosen rate once more on training and validation clips together
+  config.probe.patience = 20  # of EVAR: epochs without a better one
+  config.probe.monitor = (
+    "accuracy"  # of EVAR: what the validation clips are watched for, or "loss"; labels: always loss
+  )
+  if variant == "evar":
+    config.protocol = "evar"
+    config.splits.hold_out = "tenth"
+    config.probe.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    config.probe.epochs = 200
+    config.probe.batch_size = 200
+    config.probe.refit = False
   return config

@@ -28,19 +28,19 @@ def write_encoder(folder, *, kind="transformer", frontend="atst"):
   return str(folder)
 
 
-def write_clips(root, clips, *, frontend="atst", names=("low", "mid", "high")):
+def write_clips(root, clips, *, frontend="atst", names=("low", "mid", "high"), name="tones"):
   """A prepared dataset of the given clips, a shard for each split. Returns root."""
   os.makedirs(root)
   splits = {}
   for split in sorted({clip.split for clip in clips}):
     part = [clip for clip in clips if clip.split == split]
-    name = f"{split}-00000-of-00001.tfrecord"
-    shard = write_shard(os.path.join(root, name), (clip.encode() for clip in part))
-    entry = {"file": name, "num_clips": len(part), "num_bytes": shard.num_bytes, "sha256": shard.sha256}
+    file = f"{split}-00000-of-00001.tfrecord"
+    shard = write_shard(os.path.join(root, file), (clip.encode() for clip in part))
+    entry = {"file": file, "num_clips": len(part), "num_bytes": shard.num_bytes, "sha256": shard.sha256}
     lengths = [len(clip.mel) for clip in part]
     splits[split] = {"num_clips": len(part), "min_frames": min(lengths), "max_frames": max(lengths), "shards": [entry]}
   write_json(os.path.join(root, "dataset.json"), {
-    "schema": SCHEMA_VERSION, "name": "tones", "frontend": FRONTENDS[frontend].to_json(), "splits": splits,
+    "schema": SCHEMA_VERSION, "name": name, "frontend": FRONTENDS[frontend].to_json(), "splits": splits,
     "label_names": list(names), "multi_label": any(clip.multi_label for clip in clips), "fold_names": [], "folds": [],
     "statistics": {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0, "log_mean": -7.0, "log_std": 3.0,
                    "split": "train"}})  # fmt: skip

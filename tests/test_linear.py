@@ -31,8 +31,8 @@ OVERRIDES = {"seeds": "2", "knn": "3", "probe.epochs": "40", "probe.batch_size":
              "probe.learning_rates": "0.01,0.1,1.0"}  # fmt: skip
 
 
-def evaluate(encoder, data, workdir, **overrides):
-  config = configs.load(str(ROOT / "configs" / "linear.py"))
+def evaluate(encoder, data, workdir, variant="paper", **overrides):
+  config = configs.load(f"{ROOT / 'configs' / 'linear.py'}:{variant}")
   values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
   for key, value in {"encoder": encoder, "data.path": data, **values}.items():
     configs.override(config, key, value)
@@ -147,6 +147,57 @@ def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):
   assert results["metric"] == "mAP" and len(results["data"]["divisions"]) == 1
   assert results["rows"][-1]["mean"] > 0.9 > results["chance"] and results["rows"][0]["std"] is None
   assert "one division" in table(results) and "linear mAP" in table(results) and "one seed" in table(results)
+
+
+def test_evar_protocol(tmp_path):
+  """Clips cut or filled to the unit, standardised by the evaluated set, early stopping, confidence intervals."""
+  cnn = write_encoder(tmp_path / "cnn", kind="cnn")
+  data = write_clips(tmp_path / "data", make_clips(36, loud=8.0))
+  overrides = {"seeds": "3", "probe__epochs": "30", "probe__learning_rates": "0.001,0.01"}
+  results = evaluate(cnn, data, tmp_path / "run", variant="evar", unit_seconds="0.4", **overrides)
+  config = results["config"]
+  assert (config["crop"], config["statistics"], config["probe"]["refit"]) == ("unit", "data", False)
+  row = results["rows"][-1]
+  assert row["mean"] > 0.9 and row["ci95"] == pytest.approx(4.302653 * row["std"] / 3**0.5, rel=1e-5)
+  assert results["data"]["divisions"] == [{"train": 22, "valid": 2, "test": 12}] * 3
+  assert "± 95 % confidence interval over 3 seeds; protocol evar" in table(results)
+  mels = [features.cut_or_fill(clip.mel.astype(np.float32), 41, silence=-100.0, rng=None) for clip in make_clips(
+    36, loud=8.0)]  # fmt: skip
+  expected = load_model(cnn).standardized(Dataset.load(data).statistics).embed(mels)
+  found = [np.load(tmp_path / "run" / "features" / name) for name in os.listdir(tmp_path / "run" / "features")]
+  assert any(x.shape == expected.shape and np.allclose(x, expected, atol=1e-4) for x in found)
+  refused("'tones' is not in the table of tasks", cnn, data, tmp_path / "other", variant="evar")
+
+
+def test_crops_of_the_unit(tmp_path):
+  """Clips that are tested begin at their start, others anywhere; a seed gives the same again; silence is -100 dB."""
+  clips = [Clip(f"{i}", np.arange(80 * 64, dtype=np.float16).reshape(80, 64) / 64, (i % 3,), False, -1,
+                ("train", "valid", "test")[i % 3]) for i in range(9)]  # fmt: skip
+  dataset = Dataset.load(write_clips(tmp_path / "data", [*clips, Clip("s", clips[0].mel[:5], (0,), False, -1, "test")]))
+  read = lambda seed: list(features.mels(dataset, 10, "", unit=40, seed=seed))
+  found = {clip.id: mel for clip, mel in zip(features.clips(dataset), read(0), strict=True)}
+  assert all(mel.shape == (40, 64) for mel in found.values())
+  starts = {id: round(float(mel[0, 0])) for id, mel in found.items()}
+  assert all(starts[str(i)] == 0 for i in (2, 5, 8)) and len({starts[str(i)] for i in (0, 1, 3, 4, 6, 7)}) > 3
+  np.testing.assert_array_equal(found["s"][:5], clips[0].mel[:5])
+  assert np.allclose(found["s"][5:], -100)
+  assert all(map(np.array_equal, read(0), read(0))) and not all(map(np.array_equal, read(0), read(1)))
+
+
+def test_selection_on_test_clips_says_so(encoder, done, tmp_path):
+  """The rate that the test clips prefer, the probe of all other clips; the table shouts."""
+  results = evaluate(encoder, done[2], tmp_path / "run", select_on_test="True", blocks="'last',")
+  assert results["data"]["divisions"] == [{"train": 24, "valid": 12, "test": 12}] * 3
+  assert all(run["score"] == max(run["valid_scores"]) for row in results["rows"] for run in row["runs"])
+  assert "CHOSEN ON THE TEST CLIPS" in table(results) and "CHOSEN" not in table(done[0])
+
+
+def test_published_scores_stand_beside_ours(encoder, tmp_path):
+  """By the name that a layout gives a prepared set."""
+  data = write_clips(tmp_path / "data", make_clips(), name="urbansound8k")
+  results = evaluate(encoder, data, tmp_path / "run", seeds="1", probe__epochs="2")
+  assert [row["name"] for row in results["published"]] == ["BYOL-A", "ATST Small", "ATST Base"]
+  assert table(results).splitlines()[-1].split()[-3:] == ["Table", "2)", "84.1"]
 
 
 def refused(pattern, encoder, data, workdir, **overrides):

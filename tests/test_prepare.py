@@ -5,9 +5,11 @@ import hashlib
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -246,3 +248,21 @@ def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):
   command = [sys.executable, "-c", code, str(audio / "class 0/long.flac"), str(tmp_path)]
   done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, check=False)
   assert (done.stdout, done.stderr) == ("0 0\n1 1\n", "set()\n")  # before and after the file
+
+
+@pytest.mark.slow
+def test_ten_hours(tmp_path):
+  """One file of ten hours in a new process: a clip a minute, in less than 1 GB whatever a worker holds."""
+  rng = np.random.default_rng(0)
+  minute = rng.uniform(-0.3, 0.3, (60 * 44100, 2)).astype(np.float32)
+  (tmp_path / "in").mkdir()
+  with soundfile.SoundFile(tmp_path / "in" / "day.flac", "w", 44100, 2) as file:
+    for _ in range(600):
+      file.write(minute)
+  started = time.perf_counter()
+  command = [sys.executable, "-m", "data_pipeline.prepare", f"--input={tmp_path}/in", f"--output={tmp_path}/out"]
+  subprocess.run([*command, "--frontend=atst"], check=True, cwd=pathlib.Path(__file__).parents[1])
+  megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+  print(f"ten hours in {time.perf_counter() - started:.0f} s, {megabytes:.0f} MB in the largest process")
+  dataset = Dataset.load(str(tmp_path / "out"))
+  assert dataset.num_clips("train") == 600 and megabytes < 1000

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax.downstream import probe
+from atst_jax.downstream import probe, selection
 from atst_jax.downstream.splits import Split
 from atst_jax.errors import UserError
 from atst_jax.metrics import accuracy
@@ -26,8 +26,14 @@ def fit(x, targets, index, *, rates=((0.1,),), seeds=(0,), epochs=4, batch_size=
                    multi_label=multi_label)  # fmt: skip
 
 
+def choose(x, targets, split, score, *, rates, seeds, refit, **options):
+  """`selection.evaluate` with ATST's probe."""
+  train = lambda index, valid, rates: probe.fit(x, targets, index, rates=rates, seeds=seeds, **options)
+  return selection.evaluate(train, x, targets, split, score, rates=rates, seeds=seeds, refit=refit)
+
+
 def slow_fit(x, targets, index, *, rate, seed, epochs, batch_size, multi_label):
-  """The protocol in float64 loops; weights and order from the documented keys. Returns weights, bias, mean, var."""
+  """The protocol in float64 loops; weights and order from the documented keys. Returns weights, bias, mean, std."""
   x, targets = x.astype(np.float64), targets.astype(np.float64)
   key = jax.random.key(seed)
   w = 0.01 * np.asarray(jax.random.normal(jax.random.fold_in(key, 2**32 - 1), (D, C)), np.float64)
@@ -50,7 +56,7 @@ def slow_fit(x, targets, index, *, rate, seed, epochs, batch_size, multi_label):
         error = (error - targets[rows]) / len(rows)
       vw, vb = 0.9 * vw + batch.T @ error, 0.9 * vb + error.sum(0)
       w, b = w - step_size * vw, b - step_size * vb
-  return w, b, mean, var
+  return w, b, mean, np.sqrt(var + 1e-5)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -62,12 +68,12 @@ def test_equals_a_slow_numpy_twin(data, batch_size, multi_label):
   settings = {"epochs": 6, "batch_size": batch_size, "multi_label": multi_label}
   found = fit(x, targets, index, rates=[[rate]], seeds=[3], **settings)
   expected = slow_fit(x, targets, index, rate=rate, seed=3, **settings)
-  for name, a, b in zip(found._fields, (found.weights[0, 0], found.bias[0, 0], found.mean[0], found.var[0]), expected,
+  for name, a, b in zip(found._fields, (found.weights[0, 0], found.bias[0, 0], found.mean[0], found.std[0]), expected,
                         strict=True):  # fmt: skip
     scale = max(1, np.abs(b).max())
     np.testing.assert_allclose(np.asarray(a) / scale, b / scale, atol=1e-5, rtol=0, err_msg=name)
   assert np.abs(expected[0]).max() > 0.05  # it learned something
-  logits = (x[:9] - expected[2]) / np.sqrt(expected[3] + 1e-5) @ expected[0] + expected[1]
+  logits = (x[:9] - expected[2]) / expected[3] @ expected[0] + expected[1]
   np.testing.assert_allclose(probe.scores(found, x, np.arange(9), seed=0, rate=0), logits, atol=1e-4)
 
 
@@ -108,7 +114,7 @@ def test_solves_a_separable_problem():
   targets = np.eye(4)[y]
   split = Split(np.arange(200), np.arange(200, 300), np.arange(300, 400))
   score = lambda logits, targets: accuracy(logits, targets.argmax(-1))
-  (result,) = probe.evaluate(x, targets, split, score, rates=(1e-3, 0.1, 1.0), seeds=[0], epochs=30, batch_size=64,
+  (result,) = choose(x, targets, split, score, rates=(1e-3, 0.1, 1.0), seeds=[0], epochs=30, batch_size=64,
                              refit=True, multi_label=False)  # fmt: skip
   assert score(result.test_logits, targets[split.test]) >= 0.98
 
@@ -123,7 +129,7 @@ def spy(data, valid_scores, *, refit=False):
     seen.append(part)
     return next(numbers)
 
-  (result,) = probe.evaluate(x, targets, split, score, rates=(0.01, 0.1, 1.0), seeds=[4], epochs=3, batch_size=16,
+  (result,) = choose(x, targets, split, score, rates=(0.01, 0.1, 1.0), seeds=[4], epochs=3, batch_size=16,
                              refit=refit, multi_label=False)  # fmt: skip
   for part in seen:
     np.testing.assert_array_equal(part, targets[30:45])  # validation clips only
@@ -151,7 +157,7 @@ def test_rates_that_diverge_are_never_chosen_and_all_of_them_is_an_error(data):
   split = Split(np.arange(30), np.arange(30, 45), np.arange(45, 60))
   score = lambda logits, targets: accuracy(logits, targets.argmax(-1))
   options = {"seeds": [0], "epochs": 3, "batch_size": 1024, "refit": True, "multi_label": False}
-  (result,) = probe.evaluate(x, targets, split, score, rates=(0.1, 1e38), **options)
+  (result,) = choose(x, targets, split, score, rates=(0.1, 1e38), **options)
   assert result.rate == 0.1 and result.valid_scores[1] == -np.inf
   with pytest.raises(UserError, match="diverges at every learning rate"):
-    probe.evaluate(x, targets, split, score, rates=(1e38,), **options)
+    choose(x, targets, split, score, rates=(1e38,), **options)

@@ -11,6 +11,7 @@ import numpy as np
 import atst_jax
 from atst_jax import storage
 from atst_jax.errors import UserError
+from atst_jax.frontend import log_mel
 from atst_jax.logs import log, progress_bar
 from atst_jax.records import Clip, Dataset
 
@@ -108,10 +109,34 @@ def _load(path: str, rows: int) -> np.ndarray | None:
   return x if x.ndim == 2 and len(x) == rows else None
 
 
-def mels(dataset: Dataset, total: int, name: str) -> Iterator[np.ndarray]:
-  """The (T, F) float32 dB arrays of all clips, with a progress bar."""
+def cut_or_fill(mel: np.ndarray, frames: int, *, silence: float, rng: np.random.Generator | None) -> np.ndarray:
+  """(T, F) -> (frames, F): silence at the end of shorter clips; of longer ones the start, or a crop drawn from `rng`.
+
+  The waveform is filled and cropped in EVAR; here its spectrogram, which differs in the frames at the seams.
+  """
+  if len(mel) < frames:
+    return np.pad(mel, ((0, frames - len(mel)), (0, 0)), constant_values=silence)
+  start = rng.integers(len(mel) - frames + 1) if rng else 0
+  return mel[start : start + frames]
+
+
+def mels(dataset: Dataset, total: int, name: str, *, unit: int | None = None, seed: int = 0) -> Iterator[np.ndarray]:
+  """The (T, F) float32 dB arrays of all clips, with a progress bar.
+
+  Args:
+    unit: frames that every clip is cut or filled to, if given: longer clips of the training and validation splits are
+      cropped at random, those of a test split or with a fold (tested in turn) from their start (EVAR).
+    seed: of these crops; a clip's is drawn from it and the clip's id.
+  """
+  silence = float(log_mel(np.zeros(dataset.frontend.min_samples, np.float32), dataset.frontend).max())
   with progress_bar(total, 0, "clip") as bar:
     bar.set_description(name)
     for clip in clips(dataset):
-      yield clip.mel.astype(np.float32)
+      mel = clip.mel.astype(np.float32)
+      if unit:
+        drawn = clip.split != "test" and clip.fold < 0
+        digest = hashlib.sha256(f"{seed}:{clip.id}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "little")) if drawn else None
+        mel = cut_or_fill(mel, unit, silence=silence, rng=rng)
+      yield mel
       bar.update()

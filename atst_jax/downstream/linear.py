@@ -2,6 +2,9 @@
 
 A score means little alone: on small sets an encoder with random parameters, or the mean and standard deviation of the
 log-mel spectrogram, come far. So every evaluation measures all three with the same probe, divisions and seeds.
+
+Two protocols: "atst" (ATST 3.2 and the released scripts; `probe`) and "evar" (BYOL-A's and the difference-aware
+paper's; `evar_probe`). What a task asks for and what was published comes from `tasks`.
 """
 
 import itertools
@@ -11,14 +14,16 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from ml_collections import ConfigDict
 
 import atst_jax
 from atst_jax import config as configs
 from atst_jax import export
-from atst_jax.downstream import features, probe
+from atst_jax.downstream import evar_probe, features, probe, selection
 from atst_jax.downstream.report import table, write_markdown
-from atst_jax.downstream.splits import make_splits
+from atst_jax.downstream.splits import Split, make_splits
+from atst_jax.downstream.tasks import TASKS, published
 from atst_jax.errors import UserError
 from atst_jax.logs import log
 from atst_jax.metrics import accuracy, effective_rank, knn_scores, mean_average_precision
@@ -29,6 +34,9 @@ from atst_jax.workdir import agree, claim
 # Where things lie does not enter what is computed: params_hash and data.fingerprint say what they are.
 FREE_KEYS = ("encoder", "data.path")
 BLOCKS = ("all", "last")
+RANKED = 4096  # clips at most, evenly taken, for the effective rank
+PROTOCOLS = ("atst", "evar")
+CROPS = ("center", "unit")
 
 
 def resolve(config: ConfigDict, model: Model, dataset: Dataset) -> ConfigDict:
@@ -44,15 +52,29 @@ def resolve(config: ConfigDict, model: Model, dataset: Dataset) -> ConfigDict:
     if section[name] not in (None, value):
       raise UserError(f"--config.{key}={section[name]}, but what --config.{source} names has {value}; leave it out")
     section[name] = value
-  if config.statistics not in ("encoder", "data"):
-    raise UserError(f"--config.statistics={config.statistics}: choose one of encoder, data")
+  cnn, task = model.config["encoder"]["kind"] == "cnn", TASKS.get(dataset.manifest["name"])
+  config.crop = config.crop or ("unit" if cnn and config.protocol == "evar" else "center")
+  config.statistics = config.statistics or ("data" if cnn and config.protocol == "evar" else "encoder")
+  config.unit_seconds = config.unit_seconds or (task.unit_seconds if task else None)
+  for key, value, choices in (
+    ("protocol", config.protocol, PROTOCOLS), ("crop", config.crop, CROPS),
+    ("statistics", config.statistics, ("encoder", "data")), ("probe.monitor", config.probe.monitor,
+                                                             evar_probe.MONITORS)):  # fmt: skip
+    if value not in choices:
+      raise UserError(f"--config.{key}={value}: choose one of {', '.join(choices)}")
+  if config.crop == "unit" and not (config.unit_seconds and config.unit_seconds > 0):
+    raise UserError(f"--config.unit_seconds={config.unit_seconds}: {dataset.manifest['name']!r} is not in the table of "
+                    "tasks; say to how many seconds clips are cut or filled, or set --config.crop=center")  # fmt: skip
+  if config.select_on_test:
+    config.probe.refit = False
   rates = config.probe.learning_rates
   if not rates or rates[0] <= 0 or any(b <= a for a, b in itertools.pairwise(rates)):
     raise UserError(f"--config.probe.learning_rates={rates}: must be positive and ascending")
   if not config.blocks or not set(config.blocks) <= set(BLOCKS):
     raise UserError(f"--config.blocks={config.blocks}: choose from {', '.join(BLOCKS)}")
   for key, value in (("seeds", config.seeds), ("knn", config.knn), ("probe.epochs", config.probe.epochs),
-                     ("probe.batch_size", config.probe.batch_size), ("max_seconds", config.max_seconds)):  # fmt: skip
+                     ("probe.batch_size", config.probe.batch_size), ("probe.patience", config.probe.patience),
+                     ("max_seconds", config.max_seconds)):  # fmt: skip
     if not 0 < value < float("inf"):
       raise UserError(f"--config.{key}={value}: must be positive and finite")
   return config
@@ -62,12 +84,17 @@ def rows(config: ConfigDict, model: Model, dataset: Dataset, ids: list[str], fol
   """Yields (name, features of each seed): one (N, D) array where the seed makes no difference, else one for each."""
   frontend = model.frontend
   max_frames = frontend.num_frames(round(config.max_seconds * frontend.sample_rate))
-  common = {"data": config.data.fingerprint, "frontend": frontend.hash, "max_frames": max_frames}
+  common = {"data": config.data.fingerprint, "frontend": frontend.hash, "max_frames": max_frames, "crop": config.crop}
+  unit = None
+  if config.crop == "unit":
+    unit = frontend.num_frames(round(config.unit_seconds * frontend.sample_rate))
+    common |= {"unit": unit, "seed": config.seed}
+  read = lambda name: features.mels(dataset, len(ids), name, unit=unit, seed=config.seed)
 
   def embed(encoder, name):
     settings = {k: v for k, v in encoder.config.items() if k not in ("provenance", "params_hash")}
     key = {**common, **settings, "params": export.params_hash(encoder.variables), "blocks": encoder.depth}
-    compute = lambda: encoder.embed(features.mels(dataset, len(ids), name), max_frames=max_frames)
+    compute = lambda: encoder.embed(read(name), max_frames=None if unit else max_frames)
     return features.cached(folder, key, name, ids, compute)
 
   def each(name, arrays):
@@ -82,8 +109,22 @@ def rows(config: ConfigDict, model: Model, dataset: Dataset, ids: list[str], fol
   yield from each("pre-trained", [embed(model, "pre-trained")])
   seeds = range(config.seed, config.seed + config.seeds)
   yield from each("random", [embed(model.reinitialized(seed), f"random {seed}") for seed in seeds])
-  compute = lambda: features.mel_statistics(features.mels(dataset, len(ids), "mel"), max_frames=max_frames)
+  compute = lambda: features.mel_statistics(read("mel"), max_frames=unit or max_frames)
   yield "mel mean and std", [features.cached(folder, {**common, "params": "mel"}, "mel", ids, compute)]
+
+
+def make_fit(config: ConfigDict, x, labels, split: Split, seeds: list[int]):
+  """The protocol's probe of features (N, D) on one division, as `selection.evaluate` asks for it."""
+  c = config.probe
+  options = {"seeds": seeds, "epochs": c.epochs, "batch_size": c.batch_size, "multi_label": labels.multi_label}
+  if config.protocol == "atst":
+    return lambda index, valid, rates: probe.fit(x, labels.targets, index, rates=rates, **options)
+  # EVAR scales by all clips that are not tested, unless the set has a validation split of its own.
+  own = config.select_on_test or (labels.splits == "valid").any()
+  known = split.train if own else np.sort(np.concatenate([split.train, split.valid]))
+  return lambda index, valid, rates: evar_probe.fit(
+    x, labels.targets, index, valid, known=known, rates=rates, patience=c.patience,
+    monitor="loss" if labels.multi_label else c.monitor, **options)  # fmt: skip
 
 
 def run_row(name: str, arrays: list[np.ndarray], labels, splits, config: ConfigDict) -> dict:
@@ -98,12 +139,11 @@ def run_row(name: str, arrays: list[np.ndarray], labels, splits, config: ConfigD
   for array, group in zip(arrays, [seeds] if shared else [[seed] for seed in seeds], strict=True):
     x = jnp.asarray(array)
     for fold, split in enumerate(splits):
-      known, targets = np.sort(np.concatenate([split.train, split.valid])), labels.targets
+      known, targets = np.union1d(split.train, [] if config.select_on_test else split.valid).astype(int), labels.targets
       votes = knn_scores(array[known], targets[known], array[split.test], k=min(config.knn, len(known)))
       knn = score(votes, targets[split.test])
-      results = probe.evaluate(x, targets, split, score, rates=tuple(config.probe.learning_rates), seeds=group,
-                               epochs=config.probe.epochs, batch_size=config.probe.batch_size,
-                               refit=config.probe.refit, multi_label=labels.multi_label)  # fmt: skip
+      results = selection.evaluate(make_fit(config, x, labels, split, group), x, targets, split, score, seeds=group,
+                                   rates=tuple(config.probe.learning_rates), refit=config.probe.refit)  # fmt: skip
       for seed, result in zip(group, results, strict=True):
         runs.append({"seed": seed, "fold": fold, "score": score(result.test_logits, targets[split.test]), "knn": knn,
                      "learning_rate": result.rate, "at_edge": result.at_edge,
@@ -119,11 +159,19 @@ def run_row(name: str, arrays: list[np.ndarray], labels, splits, config: ConfigD
     "dimensions": arrays[0].shape[1],
     "mean": float(np.mean(per_seed)),
     "std": float(np.std(per_seed, ddof=1)) if len(seeds) > 1 else None,
+    "ci95": confidence(per_seed),
     "per_seed": per_seed,
     "knn": float(np.mean([run["knn"] for run in runs])),
-    "effective_rank": float(np.mean([effective_rank(array) for array in arrays])),
+    "effective_rank": float(np.mean([effective_rank(array[:: -(-len(array) // RANKED)]) for array in arrays])),
     "runs": runs,
   }
+
+
+def confidence(scores: list[float]) -> float | None:
+  """Half the width of the 95 % confidence interval of the mean of n scores, by Student's t with n - 1 degrees."""
+  if len(scores) < 2:
+    return None
+  return float(scipy.stats.t.ppf(0.975, len(scores) - 1) * np.std(scores, ddof=1) / np.sqrt(len(scores)))
 
 
 def chance(targets: np.ndarray, splits, multi_label: bool) -> float:
@@ -145,22 +193,31 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   labels = features.read_labels(dataset)
   splits = make_splits(ids=labels.ids, targets=labels.targets, folds=labels.folds, splits=labels.splits,
                        label_names=dataset.label_names, seed=config.seed, **config.splits)  # fmt: skip
+  if config.select_on_test:
+    log.warning("--config.select_on_test: rates and epochs are chosen on the TEST clips, as for some published "
+                "scores; these are too good")  # fmt: skip
+    splits = [Split(np.sort(np.concatenate([s.train, s.valid])), s.test, s.test) for s in splits]
+  name, classes = dataset.manifest["name"], len(dataset.label_names)
+  if name in TASKS and classes != TASKS[name].classes:
+    log.warning("%s has %d of the %d classes of %s: published scores do not compare", dataset.root, classes,
+                TASKS[name].classes, TASKS[name].title)  # fmt: skip
   lock = claim(workdir)
   try:
     agree(workdir, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config)
     done = []
-    for name, arrays in rows(config, model, dataset, labels.ids, os.path.join(workdir, "features")):
-      done.append(run_row(name, arrays, labels, splits, config))
-      log.info("%s: %.4f", name, done[-1]["mean"])
+    for title, arrays in rows(config, model, dataset, labels.ids, os.path.join(workdir, "features")):
+      done.append(run_row(title, arrays, labels, splits, config))
+      log.info("%s: %.4f", title, done[-1]["mean"])
     results = {
-      "data": {"name": dataset.manifest["name"], "path": dataset.root, "fingerprint": config.data.fingerprint,
-               "clips": len(labels.ids), "classes": len(dataset.label_names), "multi_label": labels.multi_label,
+      "data": {"name": name, "path": dataset.root, "fingerprint": config.data.fingerprint,
+               "clips": len(labels.ids), "classes": classes, "multi_label": labels.multi_label,
                "divisions": [{key: len(part) for key, part in split._asdict().items()} for split in splits]},
       "encoder": {"path": config.encoder, "params_hash": config.params_hash, "frontend": model.frontend.to_json(),
                   "provenance": model.config["provenance"]},
       "config": configs.to_json(config),
       "versions": {"atst_jax": atst_jax.__version__, "jax": jax.__version__},
       "metric": "mAP" if labels.multi_label else "accuracy",
+      "published": [row._asdict() for row in published(config.protocol, name)],
       "chance": chance(labels.targets, splits, labels.multi_label),
       "rows": done,
     }  # fmt: skip

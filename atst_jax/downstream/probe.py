@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax.errors import UserError
-
 MOMENTUM = 0.9  # of SGD
 KEEP = 0.9  # of the running statistics (PyTorch's momentum 0.1)
 EPSILON = 1e-5
@@ -21,12 +19,13 @@ INIT_STREAM = 2**32 - 1  # folded into a seed for the weights; epochs count from
 
 
 class Probe(NamedTuple):
-  """S seeds, R rates, D features, C classes. The statistics do not depend on the rate."""
+  """S seeds, R rates, D features, C classes: logits are (x - mean) / std @ weights + bias. The statistics do not depend
+  on the rate."""
 
   weights: jax.Array  # (S, R, D, C)
   bias: jax.Array  # (S, R, C)
-  mean: jax.Array  # (S, D), running
-  var: jax.Array  # (S, D), running, unbiased
+  mean: jax.Array  # (S, D)
+  std: jax.Array  # (S, D), above 0
 
 
 def _loss(params, x, targets, valid, multi_label):
@@ -84,7 +83,7 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
     params = jnp.broadcast_to(weights, (R, D, C)), jnp.zeros((R, C))
     state = params, jax.tree.map(jnp.zeros_like, params), jnp.zeros(D), jnp.ones(D)
     (params, _, mean, var), _ = jax.lax.scan(epoch, state, jnp.arange(epochs))
-    return Probe(*params, mean, var)
+    return Probe(*params, mean, jnp.sqrt(var + EPSILON))
 
   return jax.lax.map(lambda run: fit_seed(*run), (seeds, rates))
 
@@ -112,65 +111,12 @@ def fit(features, targets, index, *, rates, seeds, epochs, batch_size, multi_lab
 
 
 @jax.jit
-def _scores(features, index, weights, bias, mean, var):
-  x = (features[index] - mean[None]) / jnp.sqrt(var + EPSILON)[None]
+def _scores(features, index, weights, bias, mean, std):
+  x = (features[index] - mean[None]) / std[None]
   return jnp.dot(x, weights, precision="highest") + bias[None]
 
 
 def scores(probe: Probe, features, index, *, seed: int, rate: int) -> np.ndarray:
   """(N, D), (M,) rows -> (M, C) logits of the probe of one seed and rate (positions, not values)."""
   return np.asarray(_scores(features, jnp.asarray(index), probe.weights[seed, rate], probe.bias[seed, rate],
-                            probe.mean[seed], probe.var[seed]))  # fmt: skip
-
-
-class Result(NamedTuple):
-  """Of one seed: what validation said of every rate, and the test clips' logits at the best one."""
-
-  rate: float
-  at_edge: bool  # the best rate is the smallest or the largest of the grid, and better than all between them
-  valid_scores: tuple[float, ...]  # one for each rate; -inf where the probe diverged
-  test_logits: np.ndarray  # (M, C)
-
-
-def evaluate(features, targets, split, score, *, rates, seeds, epochs, batch_size, refit, multi_label) -> list[Result]:
-  """Chooses the rate on the validation clips alone, by seed, and applies the probe to the test clips.
-
-  Args:
-    features: (N, D) float32, on the device.
-    targets: (N, C).
-    split: `splits.Split`.
-    score: function of (logits, targets), higher is better. Of rates that score the same, the smallest is taken.
-    rates: of ascending size.
-    seeds: one result for each.
-    refit: train once more with that rate on training and validation clips together, and test that probe; otherwise the
-      probe that was validated is tested.
-
-  Raises:
-    UserError: the probe diverged at every rate.
-  """
-  options = {"seeds": seeds, "epochs": epochs, "batch_size": batch_size, "multi_label": multi_label}
-  grid = np.broadcast_to(np.asarray(rates, np.float32), (len(seeds), len(rates)))
-  probe = fit(features, targets, split.train, rates=grid, **options)
-
-  def validate(seed, rate):
-    logits = scores(probe, features, split.valid, seed=seed, rate=rate)
-    return score(logits, targets[split.valid]) if np.isfinite(logits).all() else -np.inf
-
-  valid = np.array([[validate(s, r) for r in range(len(rates))] for s in range(len(seeds))])
-  if (valid.max(-1) == -np.inf).any():
-    raise UserError(f"the probe diverges at every learning rate of {tuple(rates)}; add smaller ones to "
-                    "--config.probe.learning_rates")  # fmt: skip
-  best = valid.argmax(-1)
-  if refit:
-    both = np.sort(np.concatenate([split.train, split.valid]))
-    probe = fit(features, targets, both, rates=grid[np.arange(len(seeds)), best][:, None], **options)
-  return [
-    Result(rates[b], _at_edge(valid[s], b), tuple(valid[s].tolist()),
-           scores(probe, features, split.test, seed=s, rate=0 if refit else b))
-    for s, b in enumerate(best.tolist())
-  ]  # fmt: skip
-
-
-def _at_edge(valid: np.ndarray, best: int) -> bool:
-  """Whether the best rate is the first or the last, and better than all between them: the grid may be too short."""
-  return len(valid) > 2 and best in (0, len(valid) - 1) and bool((valid[best] > valid[1:-1]).all())
+                            probe.mean[seed], probe.std[seed]))  # fmt: skip

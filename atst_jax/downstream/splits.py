@@ -9,6 +9,7 @@ import numpy as np
 from atst_jax.errors import UserError
 
 WAYS = ("auto", "fold", "split", "random")
+HOLD_OUTS = ("fold", "tenth")
 HELD_OUT = 10  # without a validation split, one training clip in ten
 
 
@@ -25,7 +26,7 @@ def source_of(id: str) -> str:
   return re.sub(r"#\d{4,}$", "", id)
 
 
-def make_splits(*, ids, targets, folds, splits, label_names, way, num_folds, seed) -> list[Split]:
+def make_splits(*, ids, targets, folds, splits, label_names, way, num_folds, hold_out, seed) -> list[Split]:
   """Divides a labelled set, once for each fold.
 
   Args:
@@ -39,11 +40,14 @@ def make_splits(*, ids, targets, folds, splits, label_names, way, num_folds, see
       `seed`. "random": `num_folds` folds, stratified by class and drawn from `seed`, then as "fold". "auto": "split" if
       there is a test split, "fold" if every clip has one, else "random".
     num_folds: of "random".
+    hold_out: with folds, what chooses: the next "fold", or a "tenth" of the other clips' files (as EVAR; stratified).
     seed: of what is drawn.
 
   Raises:
     UserError: the columns do not allow it, or a division leaks or misses a class (`check`).
   """
+  if hold_out not in HOLD_OUTS:
+    raise UserError(f"--config.splits.hold_out={hold_out}: choose one of {', '.join(HOLD_OUTS)}")
   ids, folds, splits = list(ids), np.asarray(folds), np.asarray(splits)
   sources = _sources(ids)
   way = _way(way, folds, splits)
@@ -52,7 +56,7 @@ def make_splits(*, ids, targets, folds, splits, label_names, way, num_folds, see
   else:
     if way == "random":
       folds = _deal(sources, targets, num_folds, np.random.default_rng(seed))
-    parts = _by_fold(folds, sources, targets, seed)
+    parts = _by_fold(folds, sources, targets, hold_out, seed)
   for number, part in enumerate(parts):
     check(part, ids=ids, targets=targets, label_names=label_names, name=f"division {number + 1} of {len(parts)}")
   return parts
@@ -121,7 +125,7 @@ def _by_split(splits, groups, targets, seed) -> Split:
   return Split(train, valid, test)
 
 
-def _by_fold(folds, groups, targets, seed) -> list[Split]:
+def _by_fold(folds, groups, targets, hold_out, seed) -> list[Split]:
   names = np.unique(folds)
   if len(names) < 2:
     raise UserError(f"all {len(folds)} clips are in fold {names[0]}; at least 2 folds are needed: set "
@@ -129,7 +133,7 @@ def _by_fold(folds, groups, targets, seed) -> list[Split]:
   parts = []
   for i, name in enumerate(names):
     test = np.flatnonzero(folds == name)
-    if len(names) == 2:
+    if len(names) == 2 or hold_out == "tenth":
       parts.append(Split(*_hold_out(np.flatnonzero(folds != name), groups, targets, seed), test))
     else:
       chooses = folds == names[(i + 1) % len(names)]
