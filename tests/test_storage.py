@@ -206,7 +206,7 @@ def test_a_broken_connection_is_not_the_end_of_a_file(audio, inline, tmp_path, m
     opened = storage.open_binary
     patch.setattr(storage, "open_binary",
                   lambda name: Failing(path.read_bytes()) if name.endswith("a.wav") else opened(name))  # fmt: skip
-    assert prepare.main(flags) == 2
+    assert prepare.main(flags) == 74
   assert "reset by peer; run the same command again" in capsys.readouterr().err
   assert prepare.main(flags) == 0
 
