@@ -43,6 +43,7 @@ class Quality:
   values: int = 0
   full_scale_values: int = 0
   total: float = 0.0
+  notes: list = dataclasses.field(default_factory=list)  # JSON, of what makes the sound rather than reads it
 
   def update(self, block: np.ndarray) -> None:
     """Adds a (N, C) block. Raises Reject for NaN, infinite or absurdly large samples."""

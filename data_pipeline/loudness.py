@@ -11,7 +11,7 @@ MIN_SECONDS = 0.5  # shorter sounds are repeated up to it (as scaper does): a bl
 
 
 @functools.lru_cache(maxsize=8)
-def _meter(rate: int):
+def loudness_meter(rate: int):
   try:
     import pyloudnorm
   except ImportError as error:
@@ -35,7 +35,7 @@ def loudness(waveform: np.ndarray, rate: int) -> float:
   shortest = math.ceil(MIN_SECONDS * rate)
   if len(waveform) < shortest:
     waveform = np.tile(waveform, -(-shortest // len(waveform)))
-  return float(_meter(rate).integrated_loudness(waveform.astype(np.float64)))
+  return float(loudness_meter(rate).integrated_loudness(waveform.astype(np.float64)))
 
 
 def gain_to(waveform: np.ndarray, rate: int, lufs: float) -> float:

@@ -35,9 +35,15 @@ class ShardTask:
     return hashlib.sha256("\0".join((self.file, *(source.id for source in self.sources))).encode()).hexdigest()
 
 
+def read_file(source: Source, **options) -> Iterator[tuple[int | None, np.ndarray]]:
+  """The pieces of a source that is an audio file (`audio.read_pieces`)."""
+  return read_pieces(source.path, **options)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What all shards have in common. `filters` are the front-end's mel filters: workers need no librosa."""
+  """What all shards have in common. `filters` are the front-end's mel filters: workers need no librosa. `read` gives
+  the pieces of a source, with the arguments and errors of `audio.read_pieces`."""
 
   output: str
   work: str
@@ -47,6 +53,7 @@ class Settings:
   max_seconds: float
   reject_silent: bool = False
   crashers: frozenset[str] = frozenset()  # ids of files at which a decoder crashed; they are not opened again
+  read: Callable[..., Iterator[tuple[int | None, np.ndarray]]] = read_file
 
 
 @dataclasses.dataclass
@@ -65,6 +72,7 @@ class Tally:
   seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # histograms of clips, by the
   levels: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # lower edge of a bin
   statistics: MelStatistics = dataclasses.field(default_factory=MelStatistics)
+  notes: dict[str, list] = dataclasses.field(default_factory=dict)  # of the reader, by id
 
   def add_clip(self, mel: np.ndarray, source: Source, seconds: float) -> None:
     self.num_clips += 1
@@ -77,8 +85,10 @@ class Tally:
     self.levels[str(math.floor(mel.mean(dtype=np.float64) / LEVEL_STEP) * LEVEL_STEP)] += 1
     self.statistics.add(mel)
 
-  def add_file(self, quality: Quality, cut: bool) -> None:
+  def add_file(self, source: Source, quality: Quality, cut: bool) -> None:
     self.num_files += 1
+    if quality.notes:
+      self.notes[source.id] = quality.notes
     self.sample_rates[str(quality.sample_rate)] += 1
     for name, value in (
       ("silent", quality.silent),
@@ -96,8 +106,8 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
   try:
     if source.id in settings.crashers:
       raise Reject("undecodable", "the decoder crashes")
-    for number, waveform in read_pieces(
-      source.path, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples,
+    for number, waveform in settings.read(
+      source, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples,
       max_seconds=settings.max_seconds, quality=quality):  # fmt: skip
       if settings.reject_silent and quality.silent:  # known of the whole file before its first piece
         raise Reject("silent", f"peak {quality.peak:.1g} of full scale")
@@ -107,7 +117,7 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
       pieces += 1
       id = f"{source.id}#{number:04d}" if cut else source.id
       yield Clip(id, mel, labels, source.multi_label, source.fold, source.split).encode()
-    tally.add_file(quality, cut)
+    tally.add_file(source, quality, cut)
   except storage.StoreError:
     raise
   except Exception as error:
@@ -164,6 +174,7 @@ def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int]
       "levels": tally.levels,
       "rejects": tally.rejects,
       "statistics": tally.statistics.to_json(),
+      **({"notes": tally.notes} if tally.notes else {}),
     },
   )
 

@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.records import write_json
-from data_pipeline.audio import read_pieces
 from data_pipeline.files import Source
 from data_pipeline.progress import Progress
 from data_pipeline.shards import Settings, ShardTask, read_sidecar, write_task
@@ -131,7 +130,7 @@ def _write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) ->
     except BrokenProcessPool as error:
       open_files = [] if stop.value else [task.sources[files] for task, files in zip(tasks, done[::2], strict=True)
                                           if 0 <= files < len(task.sources)]  # fmt: skip
-      if crashed := [source.id for source in open_files if _crashes(context, source.path, settings)]:
+      if crashed := [source.id for source in open_files if _crashes(context, source, settings)]:
         return crashed
       raise Stopped("" if stop.value else _post_mortem(open_files)) from error
     except OSError as error:
@@ -144,15 +143,15 @@ def _write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) ->
   return []
 
 
-def _decode(path: str, settings: Settings) -> None:
+def _decode(source: Source, settings: Settings) -> None:
   with contextlib.suppress(Exception):  # only a crash is of interest
-    for _ in read_pieces(path, sample_rate=settings.frontend.sample_rate, max_seconds=settings.max_seconds):
+    for _ in settings.read(source, sample_rate=settings.frontend.sample_rate, max_seconds=settings.max_seconds):
       pass
 
 
-def _crashes(context, path: str, settings: Settings) -> bool:
+def _crashes(context, source: Source, settings: Settings) -> bool:
   """Whether a process that decodes nothing but this file dies of it; not by SIGKILL, as where memory is short."""
-  process = context.Process(target=_decode, args=(path, settings))
+  process = context.Process(target=_decode, args=(source, settings))
   process.start()
   process.join()
   return process.exitcode not in (0, 1, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
