@@ -15,35 +15,20 @@ Exit codes: 0 it fits, 1 it does not (what would help is compiled and said), 2 a
 """
 
 import argparse
-import contextlib
 import json
 import math
-import os
-import re
 import sys
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
-from atst_jax import recipe
-from atst_jax.checks import check, is_ragged
+from atst_jax import pod
 from atst_jax.chips import CHIPS, find_chip
-from atst_jax.collectives import ACROSS, find_collectives
 from atst_jax.errors import UserError
-from atst_jax.flops import clip_flops, find_steps
-from atst_jax.input_pipeline import check_streams
-from atst_jax.mesh import make_mesh, mesh_shape
+from atst_jax.flops import find_steps
 
-HOST_NETWORK = 25e9  # bytes per second between slices, of one host: 200 Gbit/s, assumed
-MACHINE_NETWORK = 50e9  # bytes per second between machines with GPUs, of one GPU: 400 Gbit/s, assumed
-MACHINE = 8  # GPUs
 FULL = 0.9  # of a chip's memory: what the search for the largest batch aims at
-QUIET = {  # libtpu looks for a TPU, and says so, when it only has to compile
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
-}  # fmt: skip
 GIB = 2**30
 REMEDIES = (  # tried in this order, where they are not set
   {"compute.remat": "true"},
@@ -54,151 +39,11 @@ REMEDIES = (  # tried in this order, where they are not set
 )
 
 
-class DoesNotFit(Exception):
-  """The compiler's refusal: `needed` bytes of `limit` (0 where it does not say)."""
-
-  def __init__(self, message: str):
-    super().__init__(message)
-    unit = {"K": 2**10, "M": 2**20, "G": 2**30}
-    match = re.search(r"([\d.]+)([KMG])\)? (?:of|exceeds(?: available HBM)?) \(?([\d.]+)([KMG])", message)
-    number, kind, other, other_kind = match.groups() if match else (0, "G", 0, "G")
-    self.needed, self.limit = float(number) * unit[kind], float(other) * unit[other_kind]
-
-
-def describe(topology: str, slices: int) -> list:
-  """The devices of a TPU topology like "v5e:16x16". Raises UserError."""
-  from jax.experimental import topologies
-
-  for name, value in QUIET.items():
-    os.environ.setdefault(name, value)
-  options: dict = {"num_slices": slices} if slices > 1 else {}
-  if topology.startswith("v4:"):
-    options["chip_config_name"] = "megacore"  # one device a chip
-  if topology.endswith(":1x1"):
-    options["chips_per_host_bounds"] = (1, 1, 1)
-  try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
-  except Exception as error:  # the plugin's own, of many kinds
-    if "support not installed" in str(error):
-      raise UserError(f"--topology={topology}: libtpu is not installed; pip install -e .[tpu]") from error
-    raise UserError(f"--topology={topology}: {str(error).splitlines()[0][:200]}; for example v5e:16x16, v4:2x2x4, "
-                    "v5p:4x4x4, v6e:8x8, h200:8") from error  # fmt: skip
-
-
 def _changed(config: ConfigDict, changes: dict[str, str]) -> ConfigDict:
   config = config.copy_and_resolve_references()
   for key, value in changes.items():
     configs.override(config, key, value)
   return config
-
-
-def _program(config: ConfigDict, devices: list):
-  """(resolved config, program) on a mesh of described devices; checked as training would."""
-  config = config.copy_and_resolve_references()
-  config.dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-  config = recipe.resolve(config, None)
-  hosts = len({device.process_index for device in devices})
-  check(config, None, len(devices), hosts)
-  check_streams(batch_size=config.batch_size, streams=config.data.streams, shards=config.data.streams, processes=hosts)
-  mesh = make_mesh(**config.mesh, devices=devices)
-  return config, recipe.compile_for(config, mesh, ragged=is_ragged(config, None))
-
-
-@contextlib.contextmanager
-def _uncached():
-  """Without JAX's cache of compiled programs: a program for a described slice cannot be read from it."""
-  enabled = jax.config.jax_enable_compilation_cache
-  try:
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-  finally:
-    jax.config.update("jax_enable_compilation_cache", enabled)
-    compilation_cache.reset_cache()
-
-
-def compile_step(config: ConfigDict, devices: list):
-  """(resolved config, compiled train step). Raises DoesNotFit, UserError."""
-  config, program = _program(config, devices)
-  print(f"compiling batch {config.batch_size} for {len(devices)} x {devices[0].device_kind} ...", file=sys.stderr)
-  try:
-    with _uncached():
-      return config, program.step.lower(program.state, program.batch).compile()
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    raise DoesNotFit(str(error)) from error
-
-
-def memory_of(compiled) -> int:
-  """Bytes of one device while the step runs."""
-  m = compiled.memory_analysis()
-  return (m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-          + m.generated_code_size_in_bytes)  # fmt: skip
-
-
-def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
-  """The numbers of a step that fits. Raises DoesNotFit, UserError."""
-  config, compiled = compile_step(config, devices)
-  name = find_chip(devices[0].device_kind)
-  if name is None:
-    raise UserError(f"{devices[0].device_kind!r} is not in the table of chips (atst_jax/chips.py)")
-  chip, cost, count = CHIPS[name], compiled.cost_analysis(), len(devices)
-  collectives = find_collectives(compiled.as_text(), count)
-  sent = sum(collective.sent for collective in collectives)
-  network = sent / chip.links
-  hosts = len({device.process_index for device in devices})
-  across = sum(c.size for c in collectives if c.kind == ACROSS)
-  if across:  # a sum over the slices
-    network += 2 * across * (slices - 1) / slices / (HOST_NETWORK * hosts / count)
-  kinds = {c.kind: sum(other.kind == c.kind for other in collectives) for c in collectives}
-  model, looped = clip_flops(config) * config.batch_size / count, config.compute.accumulation > 1
-  program = None if looped else cost["flops"]  # the compiler counts a loop's body once
-  return {
-    "chip": name, "chips": count, "hosts": hosts, "slices": slices, "mesh": dict(make_mesh(
-      **config.mesh, devices=devices).shape), "batch_size": config.batch_size, "dtype": config.dtype,
-    "memory_bytes": memory_of(compiled), "memory_limit_bytes": chip.memory,
-    "state_bytes": compiled.memory_analysis().alias_size_in_bytes,
-    "program_flops": program, "model_flops": model,
-    "collectives": kinds, "sent_bytes": sent, "across_bytes": across,
-    "compute_seconds": max(program or 0, model) / chip.flops,
-    "memory_seconds": None if looped else cost["bytes accessed"] / chip.bandwidth,
-    "network_seconds": network,
-  }  # fmt: skip
-
-
-def on_gpus(config: ConfigDict, topology: str, slices: int) -> dict:
-  """The same as far as it is known without a compiler for GPUs. Raises UserError."""
-  if slices > 1:
-    raise UserError(
-      f"--slices={slices}: slices are of TPUs; write the number of all GPUs, for example h200:{8 * slices}"
-    )
-  kind, _, number = topology.partition(":")
-  if not number.isdigit() or not int(number):
-    raise UserError(f"--topology={topology}: write {kind}:NUMBER, for example {kind}:8")
-  name, count = kind.upper(), int(number)
-  config = config.copy_and_resolve_references()
-  config.dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-  config = recipe.resolve(config, None)
-  machines = -(-count // MACHINE)
-  check(config, None, count, machines)
-  check_streams(batch_size=config.batch_size, streams=config.data.streams, shards=config.data.streams,
-                processes=machines)  # fmt: skip
-  chip, (data, fsdp) = CHIPS[name], mesh_shape(**config.mesh, count=count)
-  init, _ = recipe.build(config, ragged=is_ragged(config, None))
-  state = jax.eval_shape(init, jax.random.key(0))
-  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  sent = 2 * size(state.params) * (count - 1) / count
-  across = 2 * size(state.params) / MACHINE * (machines - 1) / machines  # after a sum inside each machine
-  flops = clip_flops(config) * config.batch_size / count
-  return {
-    "chip": name, "chips": count, "hosts": machines, "slices": 1,
-    "mesh": {"data": data, "fsdp": fsdp}, "batch_size": config.batch_size, "dtype": config.dtype,
-    "memory_bytes": None, "memory_limit_bytes": chip.memory, "state_bytes": size(state) // fsdp,
-    "program_flops": None, "model_flops": flops, "collectives": {"all-reduce": None} if count > 1 else {},
-    "sent_bytes": sent, "across_bytes": across, "compute_seconds": flops / chip.flops, "memory_seconds": None,
-    "network_seconds": max(sent / chip.links, across / MACHINE_NETWORK),
-  }  # fmt: skip
 
 
 def time_of(plan: dict, steps: int | None, mfu: float) -> dict:
@@ -227,9 +72,9 @@ def largest_batch(config: ConfigDict, devices: list, memory: int, state: int, tr
     if memory >= FULL * limit or not fits < batch < refused:
       break
     try:
-      _, compiled = compile_step(_changed(config, {"batch_size": str(batch)}), devices)
-      memory, fits = memory_of(compiled), batch
-    except DoesNotFit:
+      _, compiled = pod.compile_step(_changed(config, {"batch_size": str(batch)}), devices)
+      memory, fits = pod.memory_of(compiled), batch
+    except pod.DoesNotFit:
       refused = batch
   return fits
 
@@ -240,9 +85,9 @@ def remedy(config: ConfigDict, devices: list) -> tuple[dict, int] | None:
   for changes in REMEDIES:
     changes = {key: value for key, value in changes.items() if str(flat[key]).lower() != value}
     try:
-      _, compiled = compile_step(_changed(config, changes), devices)
-      return changes, memory_of(compiled)
-    except (DoesNotFit, UserError):
+      _, compiled = pod.compile_step(_changed(config, changes), devices)
+      return changes, pod.memory_of(compiled)
+    except (pod.DoesNotFit, UserError):
       continue
   return None
 
@@ -288,7 +133,7 @@ def show(plan: dict) -> list[str]:
   return lines
 
 
-def _explain(config: ConfigDict, devices: list, error: DoesNotFit) -> str:
+def _explain(config: ConfigDict, devices: list, error: pod.DoesNotFit) -> str:
   needed = f": {error.needed / GIB:.2f} of {error.limit / GIB:.2f} GiB a chip" if error.needed else ""
   found = remedy(config, devices)
   if found is None:
@@ -322,12 +167,12 @@ def main(argv=None) -> int:
     steps = find_steps(config, flags.clips) if flags.clips or config.total_steps else None
     config.total_steps, config.warmup_steps = steps or 10_000, config.warmup_steps or 1
     if flags.topology.split(":")[0].upper() in CHIPS:
-      plan = on_gpus(config, flags.topology, flags.slices)
+      plan = pod.on_gpus(config, flags.topology, flags.slices)
     else:
-      devices = describe(flags.topology, flags.slices)
+      devices = pod.describe(flags.topology, flags.slices)
       try:
-        plan = on_tpu(config, devices, flags.slices)
-      except DoesNotFit as error:
+        plan = pod.on_tpu(config, devices, flags.slices)
+      except pod.DoesNotFit as error:
         print(_explain(config, devices, error))
         return 1
       if flags.tries:

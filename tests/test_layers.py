@@ -62,6 +62,7 @@ LAYERS = {
   },
   3: {
     "recipe": (),
+    "pod": ("recipe",),
     "speed": ("recipe",),
     "train": ("recipe",),
     "downstream": ("downstream",),

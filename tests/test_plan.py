@@ -9,7 +9,8 @@ import pytest
 from tiny import tiny_config, tiny_flags
 
 from atst_jax import config as configs
-from atst_jax import plan, recipe
+from atst_jax import plan, pod, recipe
+from atst_jax.chips import find_chip
 from atst_jax.collectives import Collective, find_collectives
 
 WIDE = {"encoder__width": "128", "heads__hidden": "256", "difference__weight": "0", "batch_size": "16"}
@@ -26,8 +27,8 @@ def _plan(capsys, *flags, **changes):
 def _slice(topology, slices=1, **changes):
   """The plan of a tiny step; compiled once for all tests."""
   config = tiny_config(**{**WIDE, **changes})
-  devices = plan.describe(topology, slices)
-  return plan.time_of(plan.on_tpu(config, devices, slices), 3600, 0.4)
+  devices = pod.describe(topology, slices)
+  return plan.time_of(pod.on_tpu(config, devices, slices), 3600, 0.4)
 
 
 @needs_libtpu
@@ -71,7 +72,7 @@ def test_remat_saves_memory():
   for remat in ("false", "true"):
     flags = ["--config.batch_size=192", f"--config.compute.remat={remat}", "--config.total_steps=1"]
     config = configs.load_with_overrides("configs/atst_small.py", [*flags, "--config.warmup_steps=1"])
-    result = plan.on_tpu(config, plan.describe("v5e:1x1", 1), 1)
+    result = pod.on_tpu(config, pod.describe("v5e:1x1", 1), 1)
     temporary[remat] = result["memory_bytes"] - result["state_bytes"]
   assert temporary["true"] < 0.6 * temporary["false"]
 
@@ -81,8 +82,8 @@ def test_what_does_not_fit_is_refused_by_the_compiler():
   config = configs.load_with_overrides("configs/atst_small.py", [
     "--config.encoder.depth=2", "--config.batch_size=6144", "--config.total_steps=100", "--config.warmup_steps=1"
   ])  # fmt: skip
-  with pytest.raises(plan.DoesNotFit) as error:
-    plan.compile_step(config, plan.describe("v5e:1x1", 1))
+  with pytest.raises(pod.DoesNotFit) as error:
+    pod.compile_step(config, pod.describe("v5e:1x1", 1))
   assert error.value.needed > error.value.limit > 15 * 2**30
 
 
@@ -91,9 +92,9 @@ def test_what_does_not_fit_is_refused_by_the_compiler():
   ("v4:2x2x4", 16, 4), ("v5e:1x1", 1, 1), ("v5e:16x16", 256, 64), ("v5p:2x2x2", 8, 2), ("v6e:2x4", 8, 2),
 ])  # fmt: skip
 def test_topologies(topology, chips, hosts):
-  devices = plan.describe(topology, 1)
+  devices = pod.describe(topology, 1)
   assert (len(devices), len({device.process_index for device in devices})) == (chips, hosts)
-  assert plan.find_chip(devices[0].device_kind)
+  assert find_chip(devices[0].device_kind)
 
 
 def test_the_remedy_is_the_first_that_compiles(capsys, monkeypatch):
@@ -102,12 +103,12 @@ def test_the_remedy_is_the_first_that_compiles(capsys, monkeypatch):
   def compile_step(config, devices):
     tried.append((config.compute.remat, config.compute.accumulation))
     if config.compute.accumulation < 4:
-      raise plan.DoesNotFit("RESOURCE_EXHAUSTED: the total memory required (43.24G) exceeds available HBM (15.75G)")
+      raise pod.DoesNotFit("RESOURCE_EXHAUSTED: the total memory required (43.24G) exceeds available HBM (15.75G)")
     return config, None
 
-  monkeypatch.setattr(plan, "compile_step", compile_step)
-  monkeypatch.setattr(plan, "describe", lambda topology, slices: jax.devices()[:1])
-  monkeypatch.setattr(plan, "memory_of", lambda compiled: 2**30)
+  monkeypatch.setattr(pod, "compile_step", compile_step)
+  monkeypatch.setattr(pod, "describe", lambda topology, slices: jax.devices()[:1])
+  monkeypatch.setattr(pod, "memory_of", lambda compiled: 2**30)
   assert plan.main([*tiny_flags(), "--topology=v5e:1x1"]) == 1
   text = capsys.readouterr().out
   assert "does not fit: 43.24 of 15.75 GiB a chip; it does with --config.compute.accumulation=4 (1.00 GiB)" in text
@@ -121,11 +122,11 @@ def test_the_largest_batch_is_searched(monkeypatch):
   def compile_step(config, devices):
     compiled.append(config.batch_size)
     if config.batch_size > 1600:
-      raise plan.DoesNotFit("")
+      raise pod.DoesNotFit("")
     return config, config.batch_size
 
-  monkeypatch.setattr(plan, "compile_step", compile_step)
-  monkeypatch.setattr(plan, "memory_of", lambda batch: (100 + 10 * batch) << 20)
+  monkeypatch.setattr(pod, "compile_step", compile_step)
+  monkeypatch.setattr(pod, "memory_of", lambda batch: (100 + 10 * batch) << 20)
   monkeypatch.setattr(plan, "find_chip", lambda kind: "TPU v5e")
   config = tiny_config(batch_size="16", views__group="2", data__streams="4")
   assert plan.largest_batch(config, jax.devices()[:1], 260 << 20, 100 << 20, 3) == 1464 and compiled == [1464]
