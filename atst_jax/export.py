@@ -111,6 +111,19 @@ def read(folder: str):
   return config, variables, filters
 
 
+def settings(config: dict) -> dict:
+  """What an encoder of a pre-training run needs beside its parameters: the keyword arguments of `write` that follow
+  from the run's resolved config."""
+  cnn = config["encoder"]["kind"] == "cnn"
+  return {
+    "encoder": config["encoder"],
+    "frontend": get_frontend(config["data"]["frontend"]),
+    "normalization": config["views"]["normalization"],
+    "tail": config["tail"],
+    "chunk_frames": CNN_CHUNK if cnn else config["views"]["crop_frames"],
+  }
+
+
 def export_run(workdir: str, output: str, step: int | None = None) -> dict:
   """Exports the encoder of a pre-training run (its newest checkpoint by default). Returns the provenance.
 
@@ -130,10 +143,7 @@ def export_run(workdir: str, output: str, step: int | None = None) -> dict:
   folder = workdir if is_folder else checkpoint_folder(workdir, config["checkpoint"].get("folder"))
   variables, step = restore_encoder(folder, step, network=config["export"])
   provenance = {"step": step, "network": config["export"], "atst_jax": atst_jax.__version__, "config": config}
-  cnn = config["encoder"]["kind"] == "cnn"
-  write(output, variables, encoder=config["encoder"], frontend=get_frontend(config["data"]["frontend"]),
-        normalization=config["views"]["normalization"], tail=config["tail"],
-        chunk_frames=CNN_CHUNK if cnn else config["views"]["crop_frames"], provenance=provenance)  # fmt: skip
+  write(output, variables, provenance=provenance, **settings(config))
   return provenance
 
 

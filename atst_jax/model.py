@@ -44,14 +44,27 @@ class Model:
     self.hop: int = frames_per_vector(config["encoder"])
     self._encoder = make_encoder(config["encoder"])
     self._encode = jax.jit(self._encoded)
-    self._pool = jax.jit(self._pooled, static_argnames="num_blocks")
+    self._pool = jax.jit(self.pooled, static_argnames="num_blocks")
 
   def _encoded(self, variables, mel, peak, length):
     x = normalize(mel.astype(jnp.float32), peak=peak[:, None, None], **self.config["normalization"])
     x = jnp.where((jnp.arange(mel.shape[1])[None] < length[:, None])[..., None], x, 0)
     return self._encoder.apply(variables, x, length)
 
-  def _pooled(self, variables, mel, peak, length, mean_over, num_blocks):
+  def pooled(self, variables, mel, peak, length, mean_over, *, num_blocks: int):
+    """The vectors of chunks, as a function of arrays to be jitted.
+
+    Args:
+      variables: of the encoder.
+      mel: (B, T, F) dB.
+      peak: (B,) dB, the maximum of the clip that a chunk is from.
+      length: (B,) valid frames.
+      mean_over: (B,) frames that the sum over a chunk's patches is divided by.
+      num_blocks: as in `embed`.
+
+    Returns:
+      (B, D') float32.
+    """
     y, before = self._encoded(variables, mel, peak, length)
     if "blocks" not in before:
       return y
@@ -92,7 +105,7 @@ class Model:
       )
     return log_mel(audio, self.frontend, self._filters)
 
-  def _chunks(self, mel, tail):
+  def chunks(self, mel, tail):
     """Yields (chunk, frames that its mean is divided by, weight) of a clip, by the rule that `embed` describes."""
     drop_to = self.chunk_frames // 2 if tail in ("released", "drop") else self.hop - 1
     for start in range(0, len(mel), self.chunk_frames):
@@ -163,7 +176,7 @@ class Model:
       weights.append(0)
       start = max(len(mel) - (max_frames or len(mel)), 0) // 2
       mel = np.asarray(mel[start : start + (max_frames or len(mel))], np.float32)
-      for chunk, mean_over, weight in self._chunks(mel, tail):
+      for chunk, mean_over, weight in self.chunks(mel, tail):
         size = next(size for size in sizes if len(chunk) <= size)
         waiting.setdefault(size, []).append((index, float(mel.max()), chunk, mean_over, weight))
         if len(waiting[size]) == batch_rows(size):

@@ -45,6 +45,7 @@ LAYERS = {
     "flops": ("cnn", "encoders"),
     "heads": (),
     "optimizer": (),
+    "ridge": (),
     "transformer": (),
     "workdir": (),
   },
