@@ -7,6 +7,7 @@ import sys
 import time
 
 from atst_jax import storage
+from atst_jax.errors import plain
 
 log = logging.getLogger("atst_jax")
 
@@ -17,10 +18,17 @@ class _StandardError(logging.StreamHandler):
   stream = property(lambda self: sys.stderr, lambda self, _: None)
 
 
+class _Plain(logging.Formatter):
+  """Names that a message holds cannot write lines of their own."""
+
+  def format(self, record):
+    return plain(super().format(record))
+
+
 def set_up(level=logging.INFO):
   """Readable lines on standard error; other libraries only from warnings on."""
   handler = _StandardError()
-  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  handler.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
   log.handlers[:] = [handler]
   log.setLevel(level)
   log.propagate = False
