@@ -26,8 +26,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=python3
 [ -x .venv/bin/python ] && python=.venv/bin/python
 # One thread a process: decoding holds Python's lock.
-options="--project=$project --region=$region --temp_location=$temp --sdk_container_image=$image --experiments=use_runner_v2"
-options+=" --max_num_workers=$workers --number_of_worker_harness_threads=1"
+options=$(printf '%q ' "--project=$project" "--region=$region" "--temp_location=$temp" "--sdk_container_image=$image" \
+  --experiments=use_runner_v2 "--max_num_workers=$workers" --number_of_worker_harness_threads=1)
 command=("$python" -m data_pipeline.prepare "$@" --runner=DataflowRunner --beam_options="$options")
 if [ -n "$dry" ]; then
   printf '%q ' "${command[@]}" && echo

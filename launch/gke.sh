@@ -26,6 +26,15 @@ if [ -z "$NAME" ] || [ -z "$IMAGE" ] || [ -z "$ACCELERATOR" ] || [ -z "$TOPOLOGY
   echo 'error: --name, --image, --accelerator and --topology are needed, and after -- the flags of atst_jax.main' >&2
   exit 2
 fi
+# Before they enter arithmetic, which a shell would evaluate whatever it holds, and the manifest.
+if ! [[ $TOPOLOGY =~ ^[1-9][0-9]*(x[1-9][0-9]*)*$ && $CHIPS =~ ^[1-9][0-9]*$ && $SLICES =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: --topology=$TOPOLOGY --chips=$CHIPS --slices=$SLICES: numbers are needed, for example 4x4, 4 and 1" >&2
+  exit 2
+fi
+if ! [[ $NAME =~ ^[a-z0-9-]+$ && $IMAGE =~ ^[A-Za-z0-9._:/@-]+$ && $ACCELERATOR =~ ^[a-z0-9-]+$ ]]; then
+  echo "error: --name=$NAME --image=$IMAGE --accelerator=$ACCELERATOR: not names that Kubernetes knows" >&2
+  exit 2
+fi
 chips=$((${TOPOLOGY//x/*}))
 if [ $((chips % CHIPS)) -ne 0 ]; then
   echo "error: --topology=$TOPOLOGY has $chips chips, which hosts of --chips=$CHIPS cannot share" >&2

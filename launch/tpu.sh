@@ -28,6 +28,10 @@ if [ -z "$name" ] || [ -z "$zone" ] || [ -z "$type" ] || [ $# -eq 0 ]; then
   echo 'error: --name, --zone and --type are needed, and after -- the flags of atst_jax.main' >&2
   exit 2
 fi
+if ! [[ $slices =~ ^[1-9][0-9]*$ && $name =~ ^[a-z0-9-]+$ ]]; then # both enter lists of words
+  echo "error: --name=$name --slices=$slices: letters, digits and '-', and a number" >&2
+  exit 2
+fi
 if [ -z "$version" ]; then
   case $type in
     v4-*) version=tpu-ubuntu2204-base ;;
