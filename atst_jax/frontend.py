@@ -13,6 +13,7 @@ import numpy as np
 from atst_jax.errors import UserError
 
 POWER_FLOOR = 1e-10  # torchaudio AmplitudeToDB, librosa power_to_db: -100 dB
+WINDOWS = ("hamming", "hann", "blackman", "boxcar")  # scipy's, periodic
 BLOCK_FRAMES = 128  # frames transformed at a time: what they need stays in a core's cache
 
 
@@ -54,6 +55,8 @@ class FrontEnd:
   def from_json(cls, values: dict) -> "FrontEnd":
     """Raises UserError if the stored hash is not that of the stored parameters."""
     fields = {f.name for f in dataclasses.fields(cls)}
+    if not isinstance(values, dict):
+      raise UserError(f"front-end is a {type(values).__name__}, expected its parameters")
     if set(values) != fields | {"hash"}:
       raise UserError(f"front-end holds the keys {sorted(values)}, expected {sorted(fields | {'hash'})}")
     frontend = cls(**{k: v for k, v in values.items() if k != "hash"})
@@ -61,7 +64,22 @@ class FrontEnd:
       raise UserError(
         f"front-end {frontend.name!r}: stored hash {values['hash']} but its parameters give {frontend.hash}"
       )
+    if not frontend.is_possible:
+      raise UserError(f"front-end {frontend.name!r}: its parameters are no log-mel spectrogram's: {values}")
     return frontend
+
+  @property
+  def is_possible(self) -> bool:
+    """Whether types and ranges are those of a spectrogram that can be computed: it may have been read from a file."""
+    whole = {"sample_rate": 1_000_000, "n_fft": 1 << 16, "win_length": self.n_fft, "hop_length": self.n_fft,
+             "n_mels": 1 << 12}  # fmt: skip
+    return (
+      isinstance(self.name, str)
+      and all(type(getattr(self, key)) is int and 1 <= getattr(self, key) <= most for key, most in whole.items())
+      and all(type(value) in (int, float) for value in (self.f_min, self.f_max))
+      and 0 <= self.f_min < self.f_max <= self.sample_rate / 2
+      and self.window in WINDOWS and self.mel_scale in ("htk", "slaney") and self.mel_norm in ("none", "slaney")
+    )  # fmt: skip
 
 
 # The paper's, the released code's (audiossl), released BYOL-A v2's, and the difference-aware paper's, whose n_fft and

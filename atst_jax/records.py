@@ -15,9 +15,9 @@ import numpy as np
 from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd
+from atst_jax.schema import SCHEMA_VERSION, STATISTICS, check_manifest
 from atst_jax.tfrecord import RecordError, decode_example, encode_example, frame_record, read_records
 
-SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
 FEATURES = {"mel": bytes, "num_frames": list, "id": bytes, "label": list, "labels": list, "fold": list, "split": bytes}
 
@@ -60,7 +60,7 @@ class Clip:
         if key in features and not isinstance(features[key], kind):
           raise TypeError(f"feature {key!r} holds {type(features[key]).__name__}, expected {kind.__name__}")
       (frames,) = features["num_frames"]
-      if len(features["mel"]) != 2 * frames * n_mels:
+      if not frames or len(features["mel"]) != 2 * frames * n_mels:
         raise ValueError(f"mel of {len(features['mel'])} bytes is not {frames} frames of {n_mels} float16")
       (fold,) = features.get("fold", [-1])
       return cls(
@@ -94,17 +94,18 @@ class Dataset:
   frontend: FrontEnd
 
   @classmethod
-  def load(cls, root: str) -> "Dataset":
-    """Reads `root/dataset.json` and checks that every shard is there with its size.
+  def described(cls, root: str) -> "Dataset":
+    """Reads `root/dataset.json`, whose shards may be damaged or missing. Raises UserError, as `load`.
 
-    Raises UserError naming the file, the key or version, and the remedy.
+    What it says may come from anywhere: names stay in the folder, and no number asks for memory that no file backs.
     """
     path = os.path.join(root, MANIFEST)
     if not storage.is_file(path):
-      raise UserError(f"{path} does not exist: {root!r} is not a prepared dataset; make one with "
-                      f"`python -m data_pipeline.prepare --input=DIR --output={root} --frontend=atst`")  # fmt: skip
+      raise UserError(f"{path} does not exist: {root!r} is not a prepared dataset, or its preparation has not ended; "
+                      f"`python -m data_pipeline.prepare --input=DIR --output={root} --frontend=atst` "
+                      "makes one")  # fmt: skip
     try:
-      manifest = json.loads(storage.read_text(path))
+      manifest = storage.read_json(path)
       version = manifest["schema"]
       if version != SCHEMA_VERSION:
         raise UserError(
@@ -114,15 +115,21 @@ class Dataset:
         frontend = FrontEnd.from_json(manifest["frontend"])
       except UserError as error:
         raise UserError(f"{path}: {error}; prepare the dataset again") from error
-      dataset = cls(root, manifest, frontend)
-      shards = [shard for split in manifest["splits"] for shard in dataset.shards(split)]
-      for shard in shards:
-        if os.path.dirname(os.path.relpath(shard.path, root)):
-          raise UserError(f"{path}: the shard {shard.path} lies outside its folder; prepare the dataset again")
+      check_manifest(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       if isinstance(error, UserError):
         raise
       raise UserError(f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})") from error
+    return cls(root, manifest, frontend)
+
+  @classmethod
+  def load(cls, root: str) -> "Dataset":
+    """Reads `root/dataset.json` and checks that every shard is there with its size.
+
+    Raises UserError naming the file, the key or version, and the remedy.
+    """
+    dataset = cls.described(root)
+    shards = [shard for split in dataset.splits for shard in dataset.shards(split)]
     sizes = storage.sizes([shard.path for shard in shards], root)
     missing = [shard.path for shard, size in zip(shards, sizes, strict=True) if size < 0]
     if missing:
@@ -174,7 +181,7 @@ class Dataset:
       raise UserError(
         f"{self.root}: {MANIFEST} holds no statistics; run `python -m data_pipeline.prepare stats {self.root}`"
       )
-    if missing := {"min", "max", "mean", "std", "log_mean", "log_std"} - set(statistics):
+    if missing := set(STATISTICS) - set(statistics):
       raise UserError(f"{self.root}: {MANIFEST} lacks the statistics {', '.join(sorted(missing))} (an older version "
                       f"wrote it); run `python -m data_pipeline.prepare stats {self.root}`")  # fmt: skip
     return statistics
@@ -188,7 +195,10 @@ class Dataset:
     """All clips of one shard; raises as `clips`."""
     number = -1
     for number, data in enumerate(read_records(shard.path)):
-      yield Clip.decode(data, self.frontend.n_mels, f"{shard.path}: record {number}")
+      clip = Clip.decode(data, self.frontend.n_mels, f"{shard.path}: record {number}")
+      if not all(0 <= label < len(self.label_names) for label in clip.labels):
+        raise RecordError(f"{shard.path}: record {number}: labels {clip.labels} of {len(self.label_names)} classes")
+      yield clip
     if number + 1 != shard.num_clips:
       raise RecordError(f"{shard.path}: {number + 1} clips, {shard.num_clips} expected; cut on a record boundary?")
 

@@ -14,7 +14,7 @@ from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.logs import log
 from atst_jax.records import Clip, Shard
-from atst_jax.tfrecord import CHECKSUM, MAX_RECORD, RecordError, find_feature, masked, read_length
+from atst_jax.tfrecord import CHECKSUM, RecordError, file_size, find_feature, masked, read_length
 
 HEAD_BYTES = 512  # of a record: what comes before the spectrogram lies in them, or else the record is read whole
 
@@ -34,6 +34,7 @@ class Index:
   def __init__(self, shard: Shard, n_mels: int, file: IO[bytes]):
     self.shard, self.n_mels = shard, n_mels
     self.spans: list[Span | RecordError] = []
+    self._end = file_size(file)
     try:
       while len(self.spans) < shard.num_clips:
         self.spans.append(self._next(file))
@@ -48,14 +49,16 @@ class Index:
         f"{self.shard.path}: {number} clips, {self.shard.num_clips} expected; cut on a record boundary?"
       )
     offset = file.tell()
+    if offset + size + 4 > self._end:  # before memory is asked for
+      raise RecordError(f"{self.shard.path}: record {number}: file ends inside the record")
     head = file.read(min(size, HEAD_BYTES))
     try:
       try:
         mel, mel_size = find_feature(head, b"mel")
       except IndexError:
-        head += file.read(min(size, MAX_RECORD) - len(head))
+        head += file.read(size - len(head))
         mel, mel_size = find_feature(head, b"mel")
-      if mel + mel_size > size or mel_size % (2 * self.n_mels):
+      if not mel_size or mel + mel_size > size or mel_size % (2 * self.n_mels):
         raise ValueError
       span = Span(offset, size, mel, mel_size)
     except (ValueError, IndexError, KeyError):
@@ -67,8 +70,8 @@ class Index:
     """Why a record is no clip."""
     number = len(self.spans)
     file.seek(offset)
-    payload, crc = file.read(min(size, MAX_RECORD)), file.read(4)
-    if len(payload) < size or len(crc) < 4:
+    payload, crc = file.read(size), file.read(4)
+    if len(payload) < size or len(crc) < 4:  # cut short meanwhile
       raise RecordError(f"{self.shard.path}: record {number}: file ends inside the record")
     if struct.unpack("<I", crc)[0] != masked(google_crc32c.value(payload)):
       return RecordError(CHECKSUM.format(path=self.shard.path, number=number))

@@ -7,6 +7,7 @@ Needs pip install -e .[gcs] or .[s3].
 
 import contextlib
 import io
+import json
 import os
 import re
 import stat
@@ -181,6 +182,14 @@ def open_text(path: str, encoding: str = "utf-8", newline: str | None = None) ->
 def read_text(path: str) -> str:
   with open_text(path) as file:
     return file.read()
+
+
+def read_json(path: str):
+  """The value that a JSON file holds. Raises OSError, and ValueError for whatever is no JSON."""
+  try:
+    return json.loads(read_text(path))
+  except RecursionError as error:
+    raise ValueError("nested too deeply") from error
 
 
 def temporary_name(path: str) -> str:

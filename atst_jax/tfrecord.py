@@ -5,6 +5,7 @@ written depend on nothing but their content.
 """
 
 import itertools
+import os
 import struct
 from collections.abc import Iterator
 from typing import IO
@@ -20,7 +21,6 @@ class RecordError(UserError):
   """A shard that is damaged, foreign or of another schema; the message names the file and the record."""
 
 
-MAX_RECORD = 1 << 31  # bytes; protobuf's own limit
 CHECKSUM = "{path}: record {number}: checksum of the data does not match"
 _SMALL = [bytes((value,)) for value in range(128)]
 
@@ -55,29 +55,29 @@ def encode_example(features: dict[str, bytes | str | int | list[int]]) -> bytes:
   return _field(1, b"".join(entries))
 
 
+def _read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
+  """(value below 2^64, where the next thing begins). Raises ValueError beyond 10 bytes, IndexError at the end."""
+  value = 0
+  for shift in range(0, 70, 7):
+    byte = data[position]
+    position += 1
+    value |= (byte & 0x7F) << shift
+    if byte < 0x80:
+      return value & ((1 << 64) - 1), position  # protobuf drops what does not fit, too
+  raise ValueError("varint of more than 64 bits")
+
+
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
   """Yields (field number, varint or length-delimited payload) of a protobuf message."""
 
-  def varint(position):
-    value = shift = 0
-    while True:
-      byte = data[position]
-      position += 1
-      value |= (byte & 0x7F) << shift
-      if byte < 0x80:
-        return value, position
-      shift += 7
-      if shift > 63:
-        raise ValueError("varint of more than 64 bits")
-
   position = 0
   while position < len(data):
-    tag, position = varint(position)
+    tag, position = _read_varint(data, position)
     if tag & 7 == 0:
-      value, position = varint(position)
+      value, position = _read_varint(data, position)
       yield tag >> 3, value
     elif tag & 7 == 2:
-      length, position = varint(position)
+      length, position = _read_varint(data, position)
       if position + length > len(data):
         raise ValueError("field runs past the end of the message")
       yield tag >> 3, data[position : position + length]
@@ -91,13 +91,10 @@ def _ints(payload: int | memoryview) -> list[int]:
   if isinstance(payload, int):
     values = [payload]
   else:
-    values, value, shift = [], 0, 0
-    for byte in payload:
-      value |= (byte & 0x7F) << shift
-      shift += 7
-      if byte < 0x80:
-        values.append(value)
-        value = shift = 0
+    values, position = [], 0
+    while position < len(payload):
+      value, position = _read_varint(payload, position)
+      values.append(value)
   return [v - (1 << 64) if v >> 63 else v for v in values]
 
 
@@ -111,13 +108,8 @@ def find_feature(data: bytes, key: bytes) -> tuple[int, int]:
     """The span (start, size) of the length-delimited field at a position."""
     if data[position] != field << 3 | 2:
       raise ValueError(f"field {data[position] >> 3} where {field} was expected")
-    size = shift = 0
-    while True:
-      position += 1
-      size |= (data[position] & 0x7F) << shift
-      if data[position] < 0x80:
-        return position + 1, size
-      shift += 7
+    size, start = _read_varint(data, position + 1)
+    return start, size
 
   position, size = enter(0, 1)
   end = position + size
@@ -175,6 +167,13 @@ def read_records(path: str) -> Iterator[bytes]:
     yield payload
 
 
+def file_size(file: IO[bytes]) -> int:
+  """Bytes of an open file, which is read on from its start."""
+  size = file.seek(0, os.SEEK_END)
+  file.seek(0)
+  return size
+
+
 def read_length(file: IO[bytes], path: str, number: int) -> int | None:
   """Bytes of the payload that follows in a TFRecord file, or None at the end. Raises RecordError."""
   header = file.read(12)
@@ -190,6 +189,7 @@ def read_length(file: IO[bytes], path: str, number: int) -> int | None:
 def scan_records(path: str) -> Iterator[tuple[int, bytes, RecordError | None]]:
   """Yields (number, payload, what is wrong with it) of every record; the file is lost from a damaged length on."""
   with storage.open_binary(path) as file:
+    end = file_size(file)
     for number in itertools.count():
       try:
         length = read_length(file, path, number)
@@ -198,8 +198,11 @@ def scan_records(path: str) -> Iterator[tuple[int, bytes, RecordError | None]]:
         return
       if length is None:
         return
-      payload, crc = file.read(min(length, MAX_RECORD)), file.read(4)
-      if len(payload) < length or len(crc) < 4:
+      if length + 4 > end - file.tell():  # before memory is asked for
+        yield number, b"", RecordError(f"{path}: record {number}: file ends inside the record")
+        return
+      payload, crc = file.read(length), file.read(4)
+      if len(payload) < length or len(crc) < 4:  # cut short meanwhile
         yield number, b"", RecordError(f"{path}: record {number}: file ends inside the record")
         return
       sound = struct.unpack("<I", crc)[0] == _masked_crc(payload)

@@ -1,7 +1,6 @@
 """The folder of a run: one owner at a time, one config for its whole life."""
 
 import fcntl
-import json
 import os
 import socket
 
@@ -40,11 +39,16 @@ def read_config(workdir: str) -> dict:
   """The config of the run in a folder. Raises UserError if there is none."""
   path = os.path.join(workdir, CONFIG)
   try:
-    return json.loads(storage.read_text(path))
-  except FileNotFoundError:
+    config = storage.read_json(path)
+  except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"{path} does not exist: {workdir!r} is not the workdir of a run") from None
-  except json.JSONDecodeError as error:
+  except ValueError as error:
+    if isinstance(error, UserError):  # a store that does not answer
+      raise
     raise UserError(f"{path} is damaged ({error}); restore it, or start in a new workdir") from None
+  if not isinstance(config, dict):
+    raise UserError(f"{path} is damaged (a {type(config).__name__}); restore it, or start in a new workdir")
+  return config
 
 
 def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes: bool, started: bool = True) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from atst_jax import storage
 from atst_jax.errors import UserError
+from atst_jax.schema import SPLIT
 from data_pipeline.files import Source, inside, printable
 from data_pipeline.flags import nearest
 
@@ -106,9 +107,9 @@ def _fold(text: str, where: str) -> int:
 
 def _split(text: str, where: str) -> str:
   split = text.strip() or "train"
-  # The name becomes part of file names; `all` means every split to TFDS.
-  if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", split) or split == "all":
-    raise UserError(f"{where}: split {text!r} must be a word of letters, digits and '_', and not `all`")
+  # `all` means every split to TFDS.
+  if not re.fullmatch(SPLIT, split) or split == "all":
+    raise UserError(f"{where}: split {text!r} must be a word of at most 64 letters, digits and '_', and not `all`")
   return split
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from atst_jax import storage
 from atst_jax.errors import UserError
-from atst_jax.records import MANIFEST, SCHEMA_VERSION, Clip, Dataset, Shard, write_json, write_shard
+from atst_jax.records import MANIFEST, Clip, Dataset, Shard, write_json, write_shard
+from atst_jax.schema import SCHEMA_VERSION, TOTALS
 from data_pipeline.files import printable
 from data_pipeline.flags import Parser
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
@@ -21,6 +22,7 @@ from data_pipeline.report_page import write_report
 from data_pipeline.summary import report
 from data_pipeline.tfds_info import write_tfds_info
 
+KEYS = ("name", "multi_label", "folds", "fold_names", "rejects", "counts")
 COUNTERS = ("sample_rates", "seconds", "levels", "reasons")
 
 
@@ -33,6 +35,12 @@ def check(datasets: list[Dataset], output: str) -> None:
     if dataset.frontend.hash != first.frontend.hash:
       raise UserError(f"{first.root} has the front-end {first.frontend.name!r}, {dataset.root} "
                       f"{dataset.frontend.name!r}; prepare both with one")  # fmt: skip
+  for dataset in datasets:
+    lacking = [key for key in KEYS if key not in dataset.manifest]
+    lacking += [f"{key} of {name}" for name, part in dataset.manifest["splits"].items()
+                for key in (*TOTALS, "class_counts") if key not in part]  # fmt: skip
+    if lacking:
+      raise UserError(f"{dataset.root}: {MANIFEST} lacks {', '.join(lacking)}; prepare the set again")
   names = [dataset.manifest["name"] for dataset in datasets]
   if len(set(names)) < len(names):
     raise UserError(f"the sets are named {', '.join(names)}; names must differ, as they go before the ids: prepare one "
@@ -133,7 +141,7 @@ def _counts(parts: list[dict]) -> dict:
   numbers = {key for part in parts for key, value in part.items() if isinstance(value, int)}
   coverage = {}
   for part in parts:
-    for label, row in part["coverage"].items():
+    for label, row in part.get("coverage", {}).items():
       coverage[label] = _sum([coverage.get(label, {"listed": 0, "missing": 0, "rejected": 0}), row])
   return {
     **{key: sum(part.get(key, 0) for part in parts) for key in sorted(numbers)},

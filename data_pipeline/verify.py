@@ -4,12 +4,12 @@ import json
 import os
 import sys
 
+import numpy as np
+
 from atst_jax import storage
 from atst_jax.errors import UserError
-from atst_jax.frontend import FrontEnd
 from atst_jax.records import (
   MANIFEST,
-  SCHEMA_VERSION,
   Clip,
   Dataset,
   RecordError,
@@ -23,31 +23,12 @@ from data_pipeline.mel_statistics import MelStatistics, merge_statistics
 from data_pipeline.plan import shard_name
 
 
-def load(root: str) -> Dataset:
-  """A dataset whose shards may be damaged or missing, unlike `Dataset.load`. Raises UserError for its dataset.json."""
-  path = os.path.join(root, MANIFEST)
-  if not storage.is_file(path):
-    raise UserError(f"{path} does not exist: {root!r} is not a prepared dataset, or its preparation has not ended")
-  try:
-    manifest = json.loads(storage.read_text(path))
-    if manifest["schema"] != SCHEMA_VERSION:
-      raise UserError(f"{path}: schema version {manifest['schema']}, this code reads {SCHEMA_VERSION}")
-    dataset = Dataset(root, manifest, FrontEnd.from_json(manifest["frontend"]))
-    for split in dataset.splits:
-      dataset.num_clips(split)
-    return dataset
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    if isinstance(error, UserError):
-      raise
-    raise UserError(f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})") from error
-
-
 def verify(root: str) -> tuple[dict[str, str], int]:
   """({path of a bad shard: what is wrong}, number of sound clips).
 
   Checked are sha256 and number of records of every shard, and the content of every record.
   """
-  dataset = load(root)
+  dataset = Dataset.described(root)
   problems, ids, num_clips = {}, set(), 0
   for split in dataset.splits:
     for shard in dataset.shards(split):
@@ -76,6 +57,8 @@ def _verify_shard(dataset: Dataset, shard: Shard, split: str, before: set[str]) 
     clip = Clip.decode(data, dataset.frontend.n_mels, where)
     if clip.split != split or not all(0 <= label < len(dataset.label_names) for label in clip.labels):
       raise RecordError(f"{where}: split {clip.split!r} and labels {clip.labels} do not fit {MANIFEST}")
+    if not np.isfinite(clip.mel).all():
+      raise RecordError(f"{where}: the spectrogram holds NaN or infinity")
     if clip.id in ids or clip.id in before:
       raise RecordError(f"{where}: id {clip.id!r} occurs twice")
     ids.add(clip.id)
@@ -101,7 +84,7 @@ def compute_statistics(root: str, split: str) -> dict:
 def store_statistics(root: str, split: str) -> dict:
   """Computes the statistics of a split and stores them in `dataset.json`."""
   statistics = compute_statistics(root, split)
-  write_json(os.path.join(root, MANIFEST), {**load(root).manifest, "statistics": statistics})
+  write_json(os.path.join(root, MANIFEST), {**Dataset.described(root).manifest, "statistics": statistics})
   return statistics
 
 

@@ -35,7 +35,8 @@ LAYERS = {
     "tfrecord": ("errors", "storage"),
     "torch_files": ("errors",),
     "views": ("augment", "groups", "normalization"),
-    "records": ("errors", "frontend", "storage", "tfrecord"),
+    "schema": (),
+    "records": ("errors", "frontend", "schema", "storage", "tfrecord"),
   },
   1: {
     "checkpoint": (),
@@ -71,7 +72,7 @@ LAYERS = {
   4: {"main": (), "benchmark": (), "plan": ()},  # commands, which nothing imports
 }
 # What the other packages may import of atst_jax ("" is the package itself, its version), besides their own modules.
-OUTSIDE = {"data_pipeline": ("", "errors", "frontend", "records", "storage", "tfrecord"), "configs": ()}
+OUTSIDE = {"data_pipeline": ("", "errors", "frontend", "records", "schema", "storage", "tfrecord"), "configs": ()}
 EXCEPTIONS = {  # inside functions: the lister and the decoder, where there are audio files; the job, to time it
   ("atst_jax.embed", "data_pipeline.audio"), ("atst_jax.embed", "data_pipeline.sources"),
   ("atst_jax.benchmark", "data_pipeline.speed"),

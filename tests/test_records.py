@@ -1,5 +1,6 @@
 """Prepared datasets on disk: what is written comes back, and what does not belong together is refused."""
 
+import dataclasses
 import json
 import os
 
@@ -8,7 +9,8 @@ from tiny_clips import FRONTEND, make_clip, same_clip, write_tiny_dataset
 
 from atst_jax.errors import UserError
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, Dataset, sha256_file, write_json, write_shard
-from atst_jax.tfrecord import read_records
+from atst_jax.tfrecord import RecordError, read_records
+from data_pipeline import verify
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_manifest_without_a_key(dataset, key):
     Dataset.load(dataset)
 
 
-def test_other_schema_version(dataset):
+def test_fault_15_other_schema_version(dataset):
   edit_manifest(dataset, lambda manifest: manifest.update(schema=SCHEMA_VERSION + 1))
   message = rf"{MANIFEST}: schema version {SCHEMA_VERSION + 1}, this code reads {SCHEMA_VERSION}; prepare .* again"
   with pytest.raises(UserError, match=message):
@@ -101,7 +103,7 @@ def test_frontend_with_another_key(dataset):
     Dataset.load(dataset)
 
 
-def test_missing_shard(dataset):
+def test_fault_12_missing_shard(dataset):
   os.unlink(os.path.join(dataset, "train-1.tfrecord"))
   message = r"1 of 2 shards are missing, the first is .*train-1\.tfrecord; run the same `prepare` command again"
   with pytest.raises(UserError, match=message):
@@ -118,12 +120,62 @@ def test_shard_of_another_size(dataset, change):
     Dataset.load(dataset)
 
 
-def test_a_shard_outside_of_the_folder(dataset):
-  def edit(manifest):
-    manifest["splits"]["train"]["shards"][0]["file"] = "../train-0.tfrecord"
+@pytest.mark.parametrize(
+  "name", ["../train-0.tfrecord", "/train-0.tfrecord", "..", ".", "", "a\\..\\b.tfrecord", "a/b.tfrecord",
+           "a\0.tfrecord", "train-0.txt", 3, None, ["train-0.tfrecord"]])  # fmt: skip
+def test_fault_43_a_shard_outside_of_the_folder(dataset, name):
+  edit_manifest(dataset, lambda manifest: manifest["splits"]["train"]["shards"][0].update(file=name))
+  for load in (Dataset.load, verify.verify):
+    with pytest.raises(UserError, match=r"not a dataset\.json of this schema"):
+      load(dataset)
 
-  edit_manifest(dataset, edit)
-  with pytest.raises(UserError, match="lies outside its folder"):
+
+def test_fault_43_a_split_whose_files_would_lie_outside_of_the_folder(dataset, tmp_path):
+  """`merge` names its shards after the splits."""
+  edit_manifest(dataset, lambda manifest: manifest["splits"].update({"../evil": manifest["splits"]["train"]}))
+  with pytest.raises(UserError, match=r"split '\.\./evil' is not a word"):
+    Dataset.load(dataset)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+  ("num_clips", 0), ("num_clips", 2**40), ("num_clips", True), ("num_clips", -3), ("num_clips", 1.5),
+  ("num_bytes", float("nan")), ("num_bytes", "9"), ("sha256", "x"),
+])  # fmt: skip
+def test_fault_12_numbers_that_no_shard_can_have(dataset, key, value):
+  """An empty shard among them; and nothing is allocated by what the file claims."""
+  edit_manifest(dataset, lambda manifest: manifest["splits"]["train"]["shards"][0].update({key: value}))
+  with pytest.raises(UserError, match=r"train-0\.tfrecord' has "):
+    Dataset.load(dataset)
+
+
+def test_fault_12_an_empty_shard(dataset):
+  os.truncate(os.path.join(dataset, "train-1.tfrecord"), 0)
+  with pytest.raises(UserError, match=r"train-1\.tfrecord: 0 bytes, \d+ expected for its 2 clips; delete it and run"):
+    Dataset.load(dataset)
+
+
+def test_labels_that_no_class_has(dataset):
+  """A negative one would name a class from the end."""
+  edit_manifest(dataset, lambda manifest: manifest.update(label_names=["a"]))
+  with pytest.raises(RecordError, match=r"train-0\.tfrecord: record 1: labels \(1,\) of 1 classes"):
+    list(Dataset.load(dataset).clips("train"))
+
+
+def test_a_manifest_nested_without_end(dataset):
+  with open(os.path.join(dataset, MANIFEST), "w", encoding="utf-8") as file:
+    file.write("[" * 100_000)
+  with pytest.raises(UserError, match="nested too deeply"):
+    Dataset.load(dataset)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+  ("n_fft", 2**40), ("win_length", 2048), ("hop_length", 0), ("n_mels", -4), ("window", "(print(1))"), ("f_max", 9e9),
+  ("sample_rate", "16000"), ("mel_scale", "bark"),
+])  # fmt: skip
+def test_a_front_end_that_cannot_be(dataset, key, value):
+  wrong = dataclasses.replace(FRONTEND, **{key: value})
+  edit_manifest(dataset, lambda manifest: manifest.update(frontend=wrong.to_json()))
+  with pytest.raises(UserError, match="its parameters are no log-mel spectrogram's"):
     Dataset.load(dataset)
 
 
@@ -132,6 +184,6 @@ def test_unknown_split(dataset):
     Dataset.load(dataset).shards("test")
 
 
-def test_missing_statistics(dataset):
+def test_fault_24_missing_statistics(dataset):
   with pytest.raises(UserError, match=r"no statistics; run `python -m data_pipeline\.prepare stats"):
     _ = Dataset.load(dataset).statistics
