@@ -69,6 +69,31 @@ def restore_tree(path):
     raise UserError(f"{path}: cannot be read as exported parameters ({error})") from error
 
 
+def restore_like(path, expected):
+  """A saved tree as numpy arrays, if its names, shapes and types are those of `expected`: known before memory is asked
+  for, as the folder may come from anywhere. Raises UserError naming what differs."""
+  path = storage.absolute(path)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      metadata = checkpointer.metadata(path)
+      metadata = getattr(metadata, "item_metadata", metadata)
+      metadata = getattr(metadata, "tree", metadata)
+      wanted, found = (
+        {jax.tree_util.keystr(key): f"{tuple(x.shape)} {np.dtype(x.dtype)}" for key, x in
+         jax.tree_util.tree_leaves_with_path(tree)} for tree in (expected, metadata))  # fmt: skip
+      wrong = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
+      if wrong:
+        raise UserError(f"{path}: {len(wrong)} arrays are not those of the encoder in config.json, the first is "
+                        f"{wrong[0]}: {found.get(wrong[0], 'absent')}, not {wanted.get(wrong[0], 'absent')}"
+                        )  # fmt: skip
+      return checkpointer.restore(path, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
+  except UserError:
+    raise
+  except Exception as error:  # Orbax, TensorStore and their formats have too many of their own
+    reason = " ".join(str(error).split())[:300]
+    raise UserError(f"{path}: cannot be read as exported parameters ({type(error).__name__}: {reason})") from error
+
+
 def restore_encoder(folder, step=None, *, network="teacher"):
   """The encoder of a checkpoint's teacher or student (the newest by default) as numpy arrays, and the step.
 

@@ -21,9 +21,10 @@ import numpy as np
 import atst_jax
 from atst_jax import export, storage
 from atst_jax.cnn import BLOCKS
-from atst_jax.encoders import make_encoder
+from atst_jax.encoders import check_encoder, make_encoder
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, FrontEnd
+from atst_jax.normalization import check_normalization
 from atst_jax.torch_files import (
   LIGHTNING,
   check_shapes,
@@ -41,8 +42,9 @@ HEAD_WIDTH = 64  # of ATST small and base
 RELEASED_PATCH = 4  # frames
 RELEASED_SIZES = {(384, 12, 6): "small", (768, 12, 12): "base"}  # width, depth, heads
 OURS = "atst_jax"  # key of the arguments under which files written here say the rest
+LONGEST = 3600.0  # seconds of a segment
 LAYOUTS = ("dino", "lightning")
-PARTS = {"frontend", "normalization", "chunk_frames", "tail"}
+PARTS = {"frontend": dict, "normalization": dict, "chunk_frames": int, "tail": str}
 
 
 def seconds_of(hyper: dict) -> float:
@@ -50,7 +52,7 @@ def seconds_of(hyper: dict) -> float:
   for key in ("train_len", "anchor_len"):
     value = hyper.get(key)
     value = value[-1] if isinstance(value, (list, tuple)) and value else value
-    if isinstance(value, (int, float)) and value > 0:
+    if isinstance(value, (int, float)) and 0 < value < LONGEST:
       return float(value)
   return 6.0
 
@@ -59,15 +61,15 @@ def check_family(hyper: dict) -> None:
   """Raises UserError where a checkpoint's own arguments say that it is another model than ATST-Clip."""
   expected = {"patch_height": 64, "patch_h": 64, "pos_type": "cut", "use_cls": True}
   for key, value in expected.items():
-    if hyper.get(key, value) != value:
+    if key in hyper and not (type(hyper[key]) is type(value) and hyper[key] == value):
       raise UserError(f"its arguments say {key}={hyper[key]!r}; an ATST-Clip encoder has {value!r}")
 
 
 def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | None) -> dict:
   """Keyword arguments of `export.write` for ATST's tensors."""
   check_family(hyper)
-  ours = hyper.get(OURS) or {}  # what the released layouts have no place for, where this project wrote the file
-  blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name)}
+  ours = hyper.get(OURS, {})  # what the released layouts have no place for, where this project wrote the file
+  blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.[0-9]{1,3}\.", name)}
   for name in ("cls_token", "pos_embed", "patch_embed.patch_embed.weight"):
     if name not in tensors:
       raise UserError(
@@ -75,7 +77,15 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
       )
   if tensors["cls_token"].ndim != 3 or tensors["pos_embed"].ndim != 3:
     raise UserError("the encoder's cls_token and pos_embed must have three axes")
-  if not isinstance(ours, dict) or ours.keys() - {*PARTS, "heads", "patch_frames"} or (PARTS - ours.keys() and ours):
+  if tensors["patch_embed.patch_embed.weight"].ndim != 2:
+    raise UserError("the encoder's patch_embed.patch_embed.weight must be a matrix")
+  if (
+    not isinstance(ours, dict)
+    or ours.keys() - {*PARTS, "heads", "patch_frames"}
+    or (PARTS.keys() - ours.keys() and ours)
+  ):
+    raise UserError(f"its arguments' {OURS!r} are not what this project writes")
+  if ours and not all(type(ours[key]) is kind for key, kind in PARTS.items()):
     raise UserError(f"its arguments' {OURS!r} are not what this project writes")
   width = tensors["cls_token"].shape[-1]
   heads = ours.get("heads") if heads is None else heads
@@ -83,12 +93,12 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
     if width % HEAD_WIDTH:
       raise UserError(f"the encoder is {width} wide, not a multiple of {HEAD_WIDTH}: state its --heads")
     heads = width // HEAD_WIDTH
-  if heads < 1 or width % heads:
+  if type(heads) is not int or heads < 1 or width % heads:
     raise UserError(f"--heads={heads}: must divide the encoder's width {width}")
   frontend = FrontEnd.from_json(ours["frontend"]) if ours else FRONTENDS["audiossl"]
   inputs = tensors["patch_embed.patch_embed.weight"].shape[-1]
   patch = ours.get("patch_frames", hyper.get("patch_width", hyper.get("patch_w", RELEASED_PATCH)))
-  if inputs != frontend.n_mels * patch:
+  if type(patch) is not int or inputs != frontend.n_mels * patch:
     raise UserError(
       f"its patches hold {inputs} numbers, not {frontend.n_mels} mel bins x {patch} frames: another model"
     )
@@ -135,7 +145,9 @@ def from_torch(path: str, folder: str, *, heads=None, seconds=None, mean=None, s
     if given := [flag for flag, value in unused.items() if value is not None]:
       raise UserError(f"{' and '.join(given)} do not belong to a file of {family}")
     parts = read_atst(tensors, hyper, heads, seconds) if family == "atst" else read_byola(tensors, mean, std)
-  except UserError as error:
+    check_encoder(parts["encoder"], parts["frontend"].n_mels)
+    check_normalization(**parts["normalization"])
+  except (ValueError, KeyError, TypeError) as error:  # of the two checks; a UserError is a ValueError
     raise UserError(f"--from={path}: {error}") from error
   noise = jax.ShapeDtypeStruct((1, parts["chunk_frames"], parts["frontend"].n_mels), np.float32)
   expected = jax.eval_shape(make_encoder(parts["encoder"]).init, jax.random.key(0), noise)

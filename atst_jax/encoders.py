@@ -4,10 +4,13 @@ Each maps normalised log-mel (B, T, F) and valid frames (B,) or None to y (B, D)
 dict of what lies before it: "blocks" of a transformer, "frames" of a convolutional network.
 """
 
-from atst_jax.cnn import BLOCKS, AudioNTT
+import dataclasses
+
+from atst_jax.cnn import BLOCKS, CHANNELS, AudioNTT
 from atst_jax.transformer import Transformer
 
 FREE_FIELDS = ("dtype", "attention", "remat")  # how an encoder is computed; no part of a config's `encoder` section
+MOST = {"depth": 1 << 10}  # of an encoder from a file; of other whole numbers 2^20
 ENCODERS = {"transformer": Transformer, "cnn": AudioNTT}
 
 
@@ -16,6 +19,26 @@ def make_encoder(encoder: dict, **fields):
   encoder = dict(encoder)
   module = ENCODERS[encoder.pop("kind")]
   return module(**encoder, **{key: fields[key] for key in fields if key in module.__dataclass_fields__})
+
+
+def check_encoder(encoder: dict, n_mels: int) -> None:
+  """Raises ValueError, KeyError or TypeError for what `make_encoder` cannot build: it may come from a file."""
+  module = ENCODERS[encoder["kind"]]
+  fields = {f.name: f.type for f in dataclasses.fields(module) if f.name not in (*FREE_FIELDS, "parent", "name")}
+  if set(encoder) != {"kind", *fields}:
+    raise ValueError(f"encoder {encoder['kind']} needs {', '.join(fields)}; it has {', '.join(map(str, encoder))}")
+  for name, kind in fields.items():
+    value = encoder[name]
+    if kind is int and not (type(value) is int and 1 <= value <= MOST.get(name, 1 << 20)):
+      raise ValueError(f"encoder.{name} is {value!r}")
+    if kind is float and not (type(value) in (int, float) and 0 <= value < 1):  # rates of what is dropped
+      raise ValueError(f"encoder.{name} is {value!r}")
+  if encoder["kind"] == "transformer" and encoder["width"] % encoder["heads"]:
+    raise ValueError(f"encoder.width {encoder['width']} is not divisible by its {encoder['heads']} heads")
+  if encoder["kind"] == "cnn":
+    features = CHANNELS * (n_mels >> BLOCKS[encoder["version"]])
+    if not features or (encoder["version"] == "AudioNTT2022" and encoder["width"] <= features):
+      raise ValueError(f"encoder.width {encoder['width']} holds no {features} features")
 
 
 def frames_per_vector(encoder: dict) -> int:

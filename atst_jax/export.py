@@ -7,7 +7,6 @@ The folder needs no config file and none of the training code's classes; `atst_j
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -17,16 +16,19 @@ import numpy as np
 
 import atst_jax
 from atst_jax import storage
-from atst_jax.checkpoint import checkpoint_folder, restore_encoder, restore_tree, save_tree
-from atst_jax.encoders import make_encoder
+from atst_jax.checkpoint import checkpoint_folder, restore_encoder, restore_like, save_tree
+from atst_jax.encoders import check_encoder, frames_per_vector, make_encoder
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd, get_frontend, mel_filters
+from atst_jax.normalization import check_normalization
 from atst_jax.records import write_json
 from atst_jax.workdir import read_config
 
 FORMAT = 2
 CONFIG = "config.json"
 CNN_CHUNK = 6000  # frames, a minute: nothing in a convolutional encoder is bound to the training crop
+MAX_CHUNK = 1 << 20  # frames, three hours
+MOST_COMPRESSED = 64  # weights hardly compress; only constant arrays do
 TOLERANCE = 1e-5  # between the exported and the restored encoder on the same input
 
 
@@ -57,7 +59,7 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
   """
   if os.path.exists(output):
     raise UserError(f"{output} exists; choose another folder or remove it")
-  temporary = f"{output.rstrip('/')}.tmp-{os.getpid()}"
+  temporary = storage.temporary_name(output.rstrip("/"))
   config = {
     "format": FORMAT,
     "encoder": encoder,
@@ -87,23 +89,28 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
 
 
 def read(folder: str):
-  """(config, variables as numpy arrays, mel filters) of an export. Raises UserError naming what is wrong with it."""
+  """(config, variables as numpy arrays, mel filters) of an export. Raises UserError naming what is wrong with it.
+
+  The folder may come from anywhere: everything is checked before it is used, and no more memory is asked for than an
+  encoder of the size that config.json states needs.
+  """
   path = os.path.join(folder, CONFIG)
   try:
-    with open(path, encoding="utf-8") as file:
-      config = json.load(file)
+    config = storage.read_json(path)
     if config["format"] != FORMAT:
       raise UserError(f"{path}: format {config['format']}, this code reads {FORMAT}; export the encoder again")
-    FrontEnd.from_json(config["frontend"])
-    filters = np.load(os.path.join(folder, "mel_filters.npy"), allow_pickle=False)
+    frontend = FrontEnd.from_json(config["frontend"])
+    expected = _checked(config, frontend)
+    filters = _read_filters(os.path.join(folder, "mel_filters.npy"), frontend)
+    _check_size(os.path.join(folder, "params"), expected)
   except FileNotFoundError as error:
     raise UserError(f"{error.filename} does not exist: {folder!r} is not an exported encoder; make one with "
                     f"`python -m atst_jax.export --workdir=… --output={folder}`") from None  # fmt: skip
-  except (OSError, EOFError, KeyError, ValueError) as error:
+  except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
     if isinstance(error, UserError):
       raise
     raise UserError(f"{folder}: damaged export ({type(error).__name__}: {error}); export it again") from error
-  variables = restore_tree(os.path.join(folder, "params"))
+  variables = restore_like(os.path.join(folder, "params"), expected)
   if params_hash(variables) != config["params_hash"]:
     raise UserError(
       f"{folder}/params: contents do not match params_hash in {CONFIG}; the export is damaged, make it again"
@@ -122,6 +129,41 @@ def settings(config: dict) -> dict:
     "tail": config["tail"],
     "chunk_frames": CNN_CHUNK if cnn else config["views"]["crop_frames"],
   }
+
+
+def _checked(config: dict, frontend: FrontEnd):
+  """The shapes of the variables that a config.json describes. Raises ValueError, KeyError, TypeError or AttributeError
+  for what no export says."""
+  check_encoder(config["encoder"], frontend.n_mels)
+  check_normalization(**config["normalization"])
+  chunk, longest = config["chunk_frames"], config["encoder"].get("max_frames", MAX_CHUNK)
+  if type(chunk) is not int or not frames_per_vector(config["encoder"]) <= chunk <= longest:
+    raise ValueError(f"chunk_frames {chunk!r} do not fit the encoder")
+  for key, kind in (("tail", str), ("params_hash", str), ("provenance", dict)):
+    if not isinstance(config[key], kind):
+      raise TypeError(f"{key} is a {type(config[key]).__name__}")
+  clip = jax.ShapeDtypeStruct((1, chunk, frontend.n_mels), np.float32)
+  return jax.eval_shape(make_encoder(config["encoder"]).init, jax.random.key(0), clip)
+
+
+def _read_filters(path: str, frontend: FrontEnd) -> np.ndarray:
+  """The mel filters of a file that holds no more than its size says: mapped, because `np.load` believes the header."""
+  filters = np.load(path, mmap_mode="r", allow_pickle=False)
+  shape = (frontend.n_fft // 2 + 1, frontend.n_mels)
+  if not isinstance(filters, np.ndarray) or filters.shape != shape or filters.dtype != np.float32:
+    raise ValueError(f"mel_filters.npy is no float32 array of shape {shape}")
+  filters = np.array(filters)
+  if not np.isfinite(filters).all():
+    raise ValueError("mel_filters.npy holds NaN or infinity")
+  return filters
+
+
+def _check_size(folder: str, expected) -> None:
+  """Raises ValueError if the variables would take very much more memory than the folder has bytes."""
+  stored = sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names)
+  wanted = sum(4 * x.size for x in jax.tree.leaves(expected))
+  if wanted > MOST_COMPRESSED * (stored + 1024):
+    raise ValueError(f"an encoder of {wanted} bytes in {stored} bytes")
 
 
 def export_run(workdir: str, output: str, step: int | None = None) -> dict:

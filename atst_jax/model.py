@@ -13,6 +13,7 @@ from atst_jax.frontend import FrontEnd, log_mel
 from atst_jax.normalization import normalize
 from atst_jax.transformer import pool_blocks
 
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz, as in preparation
 BATCH = 32  # chunks encoded at a time, at most,
 BATCH_FRAMES = 20_000  # and their frames
 TAILS = ("released", "drop", "keep", "weighted")
@@ -91,8 +92,15 @@ class Model:
     return Model({**self.config, "normalization": constants}, self.variables, self._filters)
 
   def log_mel(self, audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """(N,) samples at `sample_rate` Hz -> (T, F) dB. Raises UserError for audio that is too short or not finite."""
-    audio = np.asarray(audio, np.float32)
+    """(N,) samples at `sample_rate` Hz -> (T, F) dB. Raises UserError for audio that is too short or not finite, and
+    for a rate that is none: it is never guessed."""
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float, np.integer, np.floating)) or not (
+      MIN_RATE <= sample_rate <= MAX_RATE):  # fmt: skip
+      raise UserError(f"sample_rate={sample_rate!r}: state the rate of the audio in Hz")
+    audio = np.asarray(audio)
+    if audio.dtype.kind != "f":
+      raise UserError(f"audio of {audio.dtype}: expected floats of full scale 1.0")
+    audio = audio.astype(np.float32, copy=False)
     if audio.ndim != 1 or not np.isfinite(audio).all():
       raise UserError(f"audio of shape {audio.shape}: expected one axis of finite samples (mix channels to mono first)")
     if sample_rate != self.sample_rate:

@@ -30,6 +30,16 @@ def normalize(mel, *, kind, peak, **constants):
   return NORMALIZATIONS[kind](mel, peak=peak, **constants)
 
 
+def check_normalization(*, kind, **constants) -> None:
+  """Raises ValueError, KeyError or TypeError for constants that `normalize` cannot use: they may come from a file."""
+  wanted = {"min_max": {"top_db", "low", "high"}, "standard": {"mean", "std"}}[kind]
+  if set(constants) != wanted or not all(type(v) in (int, float) and abs(v) < 1e6 for v in constants.values()):
+    raise ValueError(f"normalization {kind} needs {', '.join(sorted(wanted))}, numbers; it has {constants}")
+  span = constants["std"] if kind == "standard" else min(constants["high"] - constants["low"], constants["top_db"])
+  if span <= 0:
+    raise ValueError(f"normalization {kind} of {constants} divides by nothing")
+
+
 def nepers_per_unit(*, kind, **constants):
   """Nepers of power per unit of `normalize`'s output: the energy-domain mixture's k (15.005 for released ATST)."""
   if kind == "standard":

@@ -2,9 +2,11 @@
 
 import _codecs
 import argparse
+import os
 import pickle
 import re
 import warnings
+import zipfile
 
 import jax
 import numpy as np
@@ -74,6 +76,7 @@ def load_torch(path: str) -> dict:
   scalar = np._core.multiarray.scalar
   allowed = [argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, _codecs.encode, scalar,
              (scalar, "numpy.core.multiarray.scalar")]  # fmt: skip
+  check_archive(path)
   try:
     with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of files that are refused below
@@ -86,7 +89,7 @@ def load_torch(path: str) -> dict:
     raise UserError(
       f"--from={path}: holds {what}, or is no PyTorch file; a file that could run code is not read"
     ) from None
-  except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+  except Exception as error:  # damage shows in PyTorch's reader as any of them
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     raise UserError(f"--from={path}: truncated, or no PyTorch file ({reason})") from None
   if not isinstance(content, dict):
@@ -94,13 +97,34 @@ def load_torch(path: str) -> dict:
   return content
 
 
+def check_archive(path: str) -> None:
+  """Raises UserError for a zip file that would unpack to more than it holds: PyTorch stores its records as they are."""
+  if not zipfile.is_zipfile(path):
+    return
+  try:
+    with zipfile.ZipFile(path) as archive:
+      packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+      size = sum(info.file_size for info in archive.infolist())
+  except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+    raise UserError(f"--from={path}: truncated, or no PyTorch file ({error})") from None
+  if packed or size > os.path.getsize(path):
+    raise UserError(f"--from={path}: is no PyTorch file, whose records are stored uncompressed and lie side by side")
+
+
+def _is_plain(x) -> bool:
+  """Whether a value is a dense tensor of numbers that are all in its file: by strides one could be repeated."""
+  if not hasattr(x, "untyped_storage") or str(x.layout) != "torch.strided" or x.device.type != "cpu" or x.is_quantized:
+    return False
+  return not x.is_complex() and x.numel() * x.element_size() <= x.untyped_storage().nbytes()
+
+
 def to_arrays(state) -> dict[str, np.ndarray]:
   """Float32 arrays of a state dict of any precision (counters stay whole). Raises UserError for other content."""
   if not isinstance(state, dict):
     raise UserError(f"holds a {type(state).__name__} where its weights should be")
-  other = [key for key, x in state.items() if not hasattr(x, "detach")]
+  other = [key for key, x in state.items() if not isinstance(key, str) or not _is_plain(x)]
   if other:
-    raise UserError(f"holds values that are not tensors among its weights: {', '.join(map(str, other[:5]))}")
+    raise UserError(f"holds values that are not tensors among its weights: {', '.join(map(str, other[:5]))[:300]}")
   return {key: (x.detach().float() if x.is_floating_point() else x.detach()).numpy() for key, x in state.items()}
 
 
@@ -113,17 +137,24 @@ def under(prefix: str, state: dict, others: tuple[str, ...]) -> dict[str, np.nda
   return {key[len(prefix) :]: x for key, x in state.items() if key.startswith(prefix)}
 
 
+def _arguments(value) -> dict:
+  """The arguments of a training as a dict. Raises UserError for what is none."""
+  value = {} if value is None else vars(value) if isinstance(value, argparse.Namespace) else value
+  if not isinstance(value, dict):
+    raise UserError(f"holds a {type(value).__name__} where the arguments of its training should be")
+  return dict(value)
+
+
 def find_encoder(content: dict) -> tuple[str, dict[str, np.ndarray], dict]:
   """(family, the encoder's tensors by their PyTorch names, hyper-parameters) of a file's content."""
   if LIGHTNING in content and "state_dict" in content:
     tensors = under("model.teacher.encoder.", content["state_dict"], ("model.teacher.", "model.student."))
-    return "atst", tensors, dict(content.get("hyper_parameters") or {})
+    return "atst", tensors, _arguments(content.get("hyper_parameters"))
   if {"student", "teacher"} & set(content):
     if "teacher" not in content:
       raise UserError("holds a student but no teacher, whose encoder is the one to use")
-    arguments = content.get("args") or {}
     tensors = under("module.backbone.", content["teacher"], ("module.head.",))
-    return "atst", tensors, dict(arguments if isinstance(arguments, dict) else vars(arguments))
+    return "atst", tensors, _arguments(content.get("args"))
   if "features.0.weight" in content:
     return "byola", to_arrays(content), {}
   raise UserError(
