@@ -17,6 +17,7 @@ from atst_jax.optimizer import FORMS
 from atst_jax.records import Dataset
 from atst_jax.views import frame_ranges
 
+LARGEST = 2**31 - 1  # of any whole number: the device counts in 32 bits
 # What may be set, beyond what the types say. Integers here must be positive.
 POSITIVE = (
   "batch_size",
@@ -60,6 +61,7 @@ CHOICES = {
   "data.source": ("records", "synthetic"),
 }
 RANGES = {  # both ends included
+  "seed": (0, LARGEST),
   "data.threads": (0, 1024),
   "data.max_damaged": (0, 0.5),
   "difference.weight": (0, 1),
@@ -91,6 +93,9 @@ def check_values(config: ConfigDict) -> None:
   """Raises UserError for a value out of its range, naming the key and the range. Keys of another kind are absent."""
   values = flatten(config)
   present = lambda table: ((key, table[key]) for key in table if values.get(key) is not None)
+  for key, value in values.items():
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+      raise UserError(f"--config.{key}={value}: must lie between -{LARGEST} and {LARGEST}")
   for key, low in present(dict.fromkeys(POSITIVE, 1)):
     if values[key] < low:
       raise UserError(f"--config.{key}={values[key]}: must be at least {low}")

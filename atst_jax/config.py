@@ -59,11 +59,13 @@ def _parse(key, text, kind, old):
       if any(isinstance(v, str) for v in old or ()):
         return tuple(part.strip(" '\"") for part in text.strip("()[] ").split(",") if part.strip())
       value = ast.literal_eval(text if text.strip()[:1] in ("(", "[") else f"({text},)")
-      if any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
+      if not isinstance(value, (tuple, list)) or any(
+        isinstance(v, bool) or not isinstance(v, int | float) for v in value
+      ):
         raise ValueError
       return tuple(float(v) if any(isinstance(o, float) for o in old or ()) else v for v in value)
     return text
-  except (KeyError, ValueError, SyntaxError, TypeError):
+  except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the last two: of brackets
     example = {bool: "true", int: "10", float: "0.5", tuple: "0.6,1.5", list: "0.6,1.5"}[kind]
     raise UserError(f"--config.{key}={text}: expected {kind.__name__}, for example {example}") from None
 

@@ -41,7 +41,7 @@ def reason(path, **kwargs):
     ("a.ogg", 44100, "VORBIS", 0.03), ("a.opus", 48000, "OPUS", 0.03), ("a.mp3", 44100, None, 0.03),
   ],
 )  # fmt: skip
-def test_every_format_gives_the_same_sound(tmp_path, name, rate, subtype, error):
+def test_fault_16_every_format_gives_the_same_sound(tmp_path, name, rate, subtype, error):
   path = tmp_path / name
   kind = "OGG" if name.endswith("opus") else None
   soundfile.write(path, tone(1.5, rate), rate, subtype=subtype, format=kind)
@@ -53,20 +53,20 @@ def test_every_format_gives_the_same_sound(tmp_path, name, rate, subtype, error)
   np.testing.assert_allclose(waveform[middle], tone(1.5, RATE)[middle], atol=error)
 
 
-def test_a_wrong_name_does_not_matter(tmp_path):
+def test_fault_16_a_wrong_name_does_not_matter(tmp_path):
   for suffix in ("flac", "ogg", "aiff"):
     write(tmp_path / f"a.{suffix}", tone(1, RATE))
     os.rename(tmp_path / f"a.{suffix}", tmp_path / f"{suffix}.wav")
     assert len(load_audio(str(tmp_path / f"{suffix}.wav"), RATE)) == RATE
 
 
-def test_channels_are_averaged(tmp_path):
+def test_fault_16_channels_are_averaged(tmp_path):
   left, right = tone(1, RATE), np.full(RATE, 0.25)
   path = write(tmp_path / "a.wav", np.stack([left, right, np.zeros(RATE)], 1), subtype="FLOAT")
   np.testing.assert_allclose(load_audio(path, RATE), (left + right) / 3, atol=1e-6)
 
 
-def test_rejects_have_their_reason(tmp_path):
+def test_fault_16_rejects_have_their_reason(tmp_path):
   assert reason(tmp_path / "absent.wav") == "missing"
   (tmp_path / "zero.wav").touch()
   assert reason(tmp_path / "zero.wav") == "empty"
@@ -86,7 +86,7 @@ def test_rejects_have_their_reason(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_non_finite_samples_are_rejected(tmp_path, value):
+def test_fault_18_non_finite_samples_are_rejected(tmp_path, value):
   samples = tone(1, RATE)
   samples[12345] = value
   path = write(tmp_path / "a.wav", samples, subtype="FLOAT")
@@ -118,7 +118,7 @@ def test_truncated_files_are_rejected_or_as_long_as_they_decode(tmp_path):
   ("seconds", "lengths"), [(6.0, [6.0]), (6.1, [6.0]), (7.5, [6.0, 1.5]), (12.0, [6.0, 6.0]), (13.0, [6.0, 6.0, 1.0])]
 )
 @pytest.mark.parametrize("rate", [16000, 44100])
-def test_long_files_are_cut(tmp_path, seconds, lengths, rate):
+def test_fault_19_long_files_are_cut(tmp_path, seconds, lengths, rate):
   path = write(tmp_path / "a.wav", tone(seconds, rate), rate, "FLOAT")
   whole = load_audio(path, RATE)
   pieces = list(read_pieces(path, sample_rate=RATE, max_seconds=6.0))
@@ -150,7 +150,7 @@ def test_content_does_not_depend_on_the_block_size(tmp_path, monkeypatch, suffix
       np.testing.assert_array_equal(one, two)
 
 
-def test_silence_clipping_and_dc_are_noticed(tmp_path):
+def test_fault_18_silence_clipping_and_dc_are_noticed(tmp_path):
   def quality(samples, subtype="PCM_16"):
     result = Quality()
     list(read_pieces(write(tmp_path / "a.wav", samples, subtype=subtype), sample_rate=RATE, quality=result))
@@ -163,7 +163,7 @@ def test_silence_clipping_and_dc_are_noticed(tmp_path):
   assert quality(tone(1, RATE) + 0.1) == (False, False, True)
 
 
-def test_memory_is_bounded_by_a_piece(tmp_path):
+def test_fault_19_memory_is_bounded_by_a_piece(tmp_path):
   path = write(tmp_path / "a.wav", np.zeros(RATE * 300, np.float32))  # 19 MB as float32
   tracemalloc.start()
   try:

@@ -120,7 +120,7 @@ def test_overrides(key, text, value):
   ("batch_size", "12.5", "expected int, for example 10"), ("optimizer.base_lr", "fast", "expected float"),
   ("joint_views", "maybe", "expected bool, for example true"), ("views.freq_scale", "wide", "expected tuple"),
 ])  # fmt: skip
-def test_wrong_overrides_name_the_remedy(key, text, message):
+def test_fault_11_wrong_overrides_name_the_remedy(key, text, message):
   with pytest.raises(UserError, match=message):
     configs.override(configs.load(str(ROOT / "configs" / "base.py")), key, text)
 
@@ -163,7 +163,7 @@ def test_wrong_overrides_name_the_remedy(key, text, message):
   ({"tail": "cut"}, "tail=cut: choose one of released"),
   ({"export": "both"}, "export=both: choose one of teacher, student"),
 ])  # fmt: skip
-def test_impossible_combinations_are_refused(changes, message):
+def test_fault_11_impossible_combinations_are_refused(changes, message):
   with pytest.raises(UserError, match=message):
     check(recipe.resolve(tiny_config(**changes), None), None, devices=8, processes=1)
 

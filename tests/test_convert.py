@@ -196,7 +196,7 @@ def _broken():
 
 
 @pytest.mark.parametrize("message", list(_broken()))
-def test_other_files_are_refused_with_their_reason(tmp_path, capsys, message):
+def test_fault_42_other_files_are_refused_with_their_reason(tmp_path, capsys, message):
   torch.save(_broken()[message], tmp_path / "file.ckpt", pickle_protocol=2)
   flags = ["--mean=0", "--std=1"] if "fc" in message or "epoch" in message else ["--heads=2"]
   assert _convert(tmp_path / "file.ckpt", tmp_path / "encoder", *flags) == 2

@@ -73,7 +73,7 @@ def test_checkpoints_elsewhere(tmp_path, capsys):
   assert load_model(str(tmp_path / "encoder")).config["provenance"]["step"] == 1
 
 
-def test_embedding_is_that_of_the_training_model(workdir, model):
+def test_fault_40_embedding_is_that_of_the_training_model(workdir, model):
   """One chunk, by hand: front-end, clamp, scale, encoder, [CLS, mean of patches]. Seen red without the clamp."""
   variables, _ = restore_encoder(workdir / "checkpoints")
   audio = _audio(0.3) * np.linspace(0, 1, 4800) ** 6

@@ -64,7 +64,7 @@ def test_any_number_of_processes_gives_the_same_global_batch(dataset, reference)
 
 
 @pytest.mark.parametrize("start", [1, 6, 13, 29])
-def test_resuming_gives_the_same_batches(dataset, reference, start):
+def test_fault_29_resuming_gives_the_same_batches(dataset, reference, start):
   for batch, expected in zip(_take(dataset, 30 - start, start_step=start)[:2], reference[start:], strict=False):
     for key in ("id", "mel", "length"):
       np.testing.assert_array_equal(batch[key], expected[key])
@@ -83,7 +83,7 @@ def test_order_changes_with_the_seed(dataset, reference):
           np.concatenate([b["id"] for b in reference[:3]])).any()  # fmt: skip
 
 
-def test_clips_are_padded_or_windowed_and_never_altered(dataset, reference):
+def test_fault_19_clips_are_padded_or_windowed_and_never_altered(dataset, reference):
   clips = {clip.id.encode(): clip.mel for clip in dataset.clips("train")}
   longer = set()
   for batch in reference:
@@ -138,7 +138,7 @@ def _foreign(path, position):
   [(_flip, r"train-00002-of-00004.tfrecord: record 0: checksum of the data"),
    (_foreign, r"train-00002-of-00004.tfrecord: record 0: .* feature 'num_frames' is missing")],
 )  # fmt: skip
-def test_a_damaged_record_is_named(tmp_path, damage, message):
+def test_fault_14_a_damaged_record_is_named(tmp_path, damage, message):
   root = write_dataset(tmp_path / "data", shards=4)
   damage(os.path.join(root, "train-00002-of-00004.tfrecord"), 5000)
   with pytest.raises(RecordError, match=message):
@@ -177,7 +177,7 @@ def test_records_of_other_writers_are_read(tmp_path):
   np.testing.assert_array_equal(out, np.pad(mel, ((0, 10), (0, 0))))
 
 
-def test_a_share_of_damaged_records_may_be_left_out(tmp_path, monkeypatch):
+def test_fault_14_a_share_of_damaged_records_may_be_left_out(tmp_path, monkeypatch):
   """Replaced by others of their shard: the counts, and so the order of all other streams, stay."""
   warnings = []
   monkeypatch.setattr(logging.getLogger("atst_jax"), "warning", lambda text, *args: warnings.append(text % args))

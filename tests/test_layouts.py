@@ -142,7 +142,7 @@ def test_what_a_layout_lacks_is_named(tmp_path, layout):
     list_sources(str(tmp_path), layout=layout)
 
 
-def test_lists_that_lead_out_of_the_folder_are_refused(tmp_path):
+def test_fault_43_lists_that_lead_out_of_the_folder_are_refused(tmp_path):
   root = tmp_path / "esc"
   table = ESC50["ESC-50-master/meta/esc50.csv"].replace("2-7-B-14.wav", "../../../secret.wav")
   _write(root, {"meta/esc50.csv": table})
@@ -155,7 +155,7 @@ def test_lists_that_lead_out_of_the_folder_are_refused(tmp_path):
     list_sources(str(root), layout="esc50")
 
 
-def test_linked_folders_that_lead_out_are_refused(tmp_path):
+def test_fault_43_linked_folders_that_lead_out_are_refused(tmp_path):
   root = tmp_path / "esc"
   _write(root, {"meta/esc50.csv": ESC50["ESC-50-master/meta/esc50.csv"]})
   (tmp_path / "elsewhere").mkdir()
@@ -232,7 +232,7 @@ def test_a_new_class_in_the_input_of_a_subset_is_another_plan(tmp_path, capsys):
   assert prepare.main(flags) == 2 and "was prepared with classes" in capsys.readouterr().err
 
 
-def test_audioset_with_clips_missing_on_disk(tmp_path, capsys):
+def test_fault_23_audioset_with_clips_missing_on_disk(tmp_path, capsys):
   """Prepared from what is there; the coverage of every class stands in dataset.json."""
   import soundfile
 

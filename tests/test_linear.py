@@ -206,12 +206,12 @@ def refused(pattern, encoder, data, workdir, **overrides):
   assert not os.path.exists(os.path.join(workdir, "results.json"))
 
 
-def test_other_front_end_is_refused_with_the_remedy(encoder, tmp_path):
+def test_fault_24_40_other_front_end_is_refused_with_the_remedy(encoder, tmp_path):
   data = write_clips(tmp_path / "data", make_clips(), frontend="audiossl")
   refused("'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst", encoder, data, tmp_path / "run")
 
 
-def test_leaking_folds_are_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
+def test_fault_39_leaking_folds_are_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
   clips = make_clips()
   clips[3] = Clip("0.wav#0000", clips[3].mel, clips[3].labels, fold=clips[3].fold)
   clips[7] = Clip("0.wav#0001", clips[7].mel, clips[7].labels, fold=clips[7].fold)
@@ -219,7 +219,7 @@ def test_leaking_folds_are_refused_before_anything_is_computed(encoder, tmp_path
   refused("leaks: 1 source file .* '0.wav'", encoder, write_clips(tmp_path / "data", clips), tmp_path / "run")
 
 
-def test_embeddings_that_are_nan_name_the_clip(encoder, tmp_path):
+def test_fault_38_embeddings_that_are_nan_name_the_clip(encoder, tmp_path):
   clips = make_clips()
   clips[5].mel[3, 7] = np.nan
   data = write_clips(tmp_path / "data", clips)

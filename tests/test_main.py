@@ -40,7 +40,7 @@ def _fails(flags, message, capsys, workdir):
   (tiny_flags(mesh__fsdp="3"), "mesh.data=-1 x mesh.fsdp=3 does not use the 8 devices"),
   (tiny_flags(platform="tpu"), "platform 'tpu' is asked for, but JAX found 'cpu'"),
 ])  # fmt: skip
-def test_mistakes_in_flags(flags, message, capsys, tmp_path, no_compilation):
+def test_fault_11_mistakes_in_flags(flags, message, capsys, tmp_path, no_compilation):
   _fails(flags, message, capsys, tmp_path / "work")
 
 
@@ -68,7 +68,7 @@ def _edit(root, change):
     (lambda m, root: os.truncate(root / "train-00003-of-00004.tfrecord", 4000), {}, "4000 bytes,"),
   ],
 )
-def test_mistakes_in_data(change, overrides, message, capsys, tmp_path, no_compilation):
+def test_fault_12_24_30_mistakes_in_data(change, overrides, message, capsys, tmp_path, no_compilation):
   root = tmp_path / "data"
   write_dataset(root)
   flags = tiny_flags(data__source="records", data__path=str(root), **overrides)

@@ -12,7 +12,7 @@ def rng():
 
 
 @pytest.mark.parametrize("levels", [3, 20, 10**9])
-def test_mean_average_precision_is_that_of_scikit_learn_with_and_without_ties(rng, levels):
+def test_fault_38_mean_average_precision_is_that_of_scikit_learn_with_and_without_ties(rng, levels):
   from sklearn.metrics import average_precision_score
 
   scores = rng.integers(levels, size=(200, 7)) / levels
@@ -29,14 +29,14 @@ def test_average_precision_of_a_worked_example():
   assert metrics.average_precision(np.array([4.0, 3, 2, 1]), np.array([1, 0, 1, 0])) == pytest.approx(5 / 6, abs=1e-15)
 
 
-def test_mean_average_precision_without_any_label_raises():
+def test_fault_38_mean_average_precision_without_any_label_raises():
   with pytest.raises(ValueError, match="none of the 2 labels occurs in the 3 clips"):
     metrics.mean_average_precision(np.zeros((3, 2)), np.zeros((3, 2)))
 
 
 @pytest.mark.parametrize("score", [metrics.accuracy, metrics.mean_average_precision])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_scores_that_are_not_finite_raise(score, value):
+def test_fault_38_scores_that_are_not_finite_raise(score, value):
   scores = np.zeros((4, 2))
   scores[1, 0] = value
   with pytest.raises(ValueError, match="scores: 1 of 8 values are NaN or infinite"):

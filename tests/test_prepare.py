@@ -64,7 +64,7 @@ def prepared(audio, tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_bytes_do_not_depend_on_the_workers(audio, prepared, tmp_path, workers):
+def test_fault_22_bytes_do_not_depend_on_the_workers(audio, prepared, tmp_path, workers):
   assert run(f"--input={audio}", f"--output={tmp_path}", f"--workers={workers}", "--max_seconds=3") == 0
   assert contents(tmp_path) == prepared[1]
 
@@ -172,7 +172,7 @@ def test_no_shard_is_empty_and_there_are_sixteen(tmp_path, inline, counts):
   assert prepare.main(["verify", str(output)]) == 0  # nothing of the first deal is left
 
 
-def test_manifest_with_missing_files(tmp_path, inline, capsys):
+def test_fault_23_manifest_with_missing_files(tmp_path, inline, capsys):
   rows = ["path,label,split,fold"]
   for i in range(24):
     rows.append(f"{i}.wav,{'ab'[i % 2]};c{i},{'test' if i % 3 == 0 else 'train'},{i % 5}")

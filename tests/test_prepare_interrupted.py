@@ -94,7 +94,7 @@ def signal_all(number):
     (lambda workers: os.kill(workers[0], signal.SIGKILL), "stopped: a worker process died"),
   ],
 )  # fmt: skip
-def test_interrupted_and_continued(audio, reference, tmp_path, monkeypatch, capfd, action, message):
+def test_fault_21_interrupted_and_continued(audio, reference, tmp_path, monkeypatch, capfd, action, message):
   monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
   arguments, handlers = command(audio, tmp_path)[3:], list(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
   interruption = Interruption(tmp_path, 2, action)
@@ -131,7 +131,7 @@ def test_the_signal_handler_does_not_raise():
     assert stop.value == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one kills
 
 
-def test_killed_and_continued(audio, reference, tmp_path):
+def test_fault_21_killed_and_continued(audio, reference, tmp_path):
   """SIGKILL of the job with all its workers, then of the job alone: the workers leave by themselves."""
   for kill, count in ((os.killpg, 2), (os.kill, 6)):
     with subprocess.Popen(

@@ -32,7 +32,7 @@ def small(tmp_path):
   return tmp_path / "audio", tmp_path / "out"
 
 
-def test_every_kind_of_bad_file_is_a_reject_and_nothing_more(small, tmp_path, capsys):
+def test_fault_16_18_every_kind_of_bad_file_is_a_reject_and_nothing_more(small, tmp_path, capsys):
   audio = small[0]
   samples = np.random.default_rng(0).uniform(-0.5, 0.5, (RATE, 2))
   (audio / "zero.wav").touch()
@@ -60,7 +60,7 @@ def test_every_kind_of_bad_file_is_a_reject_and_nothing_more(small, tmp_path, ca
   )
 
 
-def test_a_file_that_crashes_the_decoder_is_a_reject(small, tmp_path, monkeypatch, capsys):
+def test_fault_21_a_file_that_crashes_the_decoder_is_a_reject(small, tmp_path, monkeypatch, capsys):
   """Its process dies of it; the job goes on without it, and the other clips are where they are without the crash."""
   (tmp_path / "site").mkdir()
   (tmp_path / "site" / "sitecustomize.py").write_text(

@@ -98,7 +98,7 @@ def test_clips_outside_the_index_do_not_matter(data):
   jax.tree.map(np.testing.assert_array_equal, fit(x, targets, index), fit(spoilt, targets, index))
 
 
-def test_padding_does_not_count_its_clip_twice(data):
+def test_fault_30_padding_does_not_count_its_clip_twice(data):
   """Empty places point at row 0; without the mask it would enter every last batch."""
   x, targets, _ = data
   index = np.arange(1, 38)

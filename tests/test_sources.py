@@ -60,7 +60,7 @@ def test_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
   assert list_sources(str(tmp_path)) == expected
 
 
-def test_ids_survive_strange_names(tmp_path):
+def test_fault_20_ids_survive_strange_names(tmp_path):
   names = ["ünï/ ç 語.wav", "a b/c\nd.wav", "e'\"f,g;h.wav"]
   touch(tmp_path, *names)
   open(os.path.join(os.fsencode(tmp_path), b"\xff.wav"), "wb").close()
@@ -72,7 +72,7 @@ def test_ids_survive_strange_names(tmp_path):
     list_sources(str(tmp_path))
 
 
-def test_links(tmp_path):
+def test_fault_43_links(tmp_path):
   root, outside = tmp_path / "root", tmp_path / "outside"
   touch(root, "a/x.wav")
   touch(outside, "y.wav")
@@ -173,11 +173,11 @@ def test_row_order_does_not_matter(tmp_path):
     (b"path\n\xff\xfe.wav\n", r"is not UTF-8"),
   ],
 )  # fmt: skip
-def test_manifest_faults_name_the_line(tmp_path, text, match):
+def test_fault_20_43_manifest_faults_name_the_line(tmp_path, text, match):
   refused(tmp_path, text, match)
 
 
-def test_manifest_links_out_of_the_root(tmp_path):
+def test_fault_43_manifest_links_out_of_the_root(tmp_path):
   root = tmp_path / "root"
   touch(tmp_path, "secret/a.wav", "root/b.wav")
   (root / "in.wav").symlink_to("b.wav")

@@ -118,13 +118,13 @@ def test_what_the_columns_do_not_allow_is_refused():
   refusal("all 48 clips are in fold 7; at least 2", folds=np.full(48, 7))
 
 
-def test_pieces_of_one_file_in_two_folds_leak():
+def test_fault_39_pieces_of_one_file_in_two_folds_leak():
   ids = [f"{i}.wav" for i in range(46)] + ["long.wav#0000", "long.wav#0001"]
   refusal(r"leaks: 1 source file in more than one part, the first is 'long.wav' in .* \(16 train, 16 valid, 16 test ",
           ids=ids, folds=np.arange(48) % 3)  # fmt: skip
 
 
-def test_an_id_in_two_parts_leaks():
+def test_fault_39_an_id_in_two_parts_leaks():
   ids = [f"{i % 47}.wav" for i in range(48)]
   refusal("leaks: 1 id in more than one part, the first is '0.wav' in test and train", ids=ids,
           splits=np.where(np.arange(48) < 36, "train", "test"))  # fmt: skip
@@ -136,7 +136,7 @@ def test_a_tested_class_without_training_clips_is_named():
   refusal("1 of 4 tested classes have no training clip: rain", splits=names)
 
 
-def test_one_tested_class_is_refused():
+def test_fault_38_one_tested_class_is_refused():
   names = np.array(["train"] * 40 + ["test"] * 8)
   targets = np.eye(4, dtype=int)[np.r_[np.arange(40) % 4, np.zeros(8, int)]]
   refusal("the test clips hold 1 class of 4; a probe needs 2", splits=names, targets=targets)

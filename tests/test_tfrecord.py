@@ -119,7 +119,7 @@ def test_clip_round_trip():
     ({"mel": b"12345678", "num_frames": 1, "id": "a", "split": 3}, ""),
   ],
 )
-def test_foreign_record_is_refused(features, complaint):
+def test_fault_15_foreign_record_is_refused(features, complaint):
   with pytest.raises(RecordError, match=f"^here: .*{complaint}"):
     Clip.decode(encode_example(features), FRONTEND.n_mels, "here")
 
@@ -151,7 +151,7 @@ def test_garbage_is_a_record_error():
 # Damaged shards
 
 
-def test_every_flipped_byte_is_found(dataset):
+def test_fault_14_every_flipped_byte_is_found(dataset):
   path = os.path.join(dataset, "train-0.tfrecord")
   with open(path, "rb") as file:
     whole = file.read()
@@ -168,7 +168,7 @@ def test_every_flipped_byte_is_found(dataset):
       list(read_records(path))
 
 
-def test_every_truncation_is_found(dataset):
+def test_fault_13_14_every_truncation_is_found(dataset):
   loaded = Dataset.load(dataset)
   path = os.path.join(dataset, "train-0.tfrecord")
   with open(path, "rb") as file:
@@ -195,7 +195,7 @@ def test_record_too_many_is_found(dataset):
     list(loaded.clips("train"))
 
 
-def test_gzip_is_refused(dataset):
+def test_fault_15_gzip_is_refused(dataset):
   import gzip
 
   path = os.path.join(dataset, "train-0.tfrecord")
