@@ -13,14 +13,16 @@ class BatchNorm(nn.Module):
 
   momentum: float = 0.9
   epsilon: float = 1e-5
+  affine: bool = True  # a learned scale and bias after it
 
   @nn.compact
   def __call__(self, x, *, train, track=True):
     """(..., C) -> (..., C) float32; the running statistics are updated if training and `track`."""
     channels = x.shape[-1]
     x = x.astype(jnp.float32)
-    scale = self.param("scale", nn.initializers.ones, (channels,))
-    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    if self.affine:
+      scale = self.param("scale", nn.initializers.ones, (channels,))
+      bias = self.param("bias", nn.initializers.zeros, (channels,))
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
     running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
     if train:
@@ -34,6 +36,8 @@ class BatchNorm(nn.Module):
         running_var.value = keep * running_var.value + (1 - keep) * var * count / max(count - 1, 1)
     else:
       mean, var = running_mean.value, running_var.value
-    factor = scale / jnp.sqrt(var + self.epsilon)
     shape = (1,) * (x.ndim - 1) + (-1,)
+    if not self.affine:
+      return (x - mean.reshape(shape)) / jnp.sqrt(var + self.epsilon).reshape(shape)
+    factor = scale / jnp.sqrt(var + self.epsilon)
     return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)

@@ -34,7 +34,7 @@ class AudioNTT(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, mel, length=None, *, train=False, track=True):
+  def __call__(self, mel, length=None, *, train=False, track=True, tokens=False):
     """Encodes standardised log-mel.
 
     Args:
@@ -43,10 +43,12 @@ class AudioNTT(nn.Module):
         that of the clip alone. When training, BatchNorm's statistics would see the padding: pass None.
       train: whether BatchNorm uses the batch's statistics and dropout is on.
       track: whether BatchNorm's running statistics are updated, if training.
+      tokens: plays no part: frames are always returned.
 
     Returns:
       y (B, D) float32 and {"frames": (B, T // 2^blocks, D)} float32, which `pool_frames` pools to y.
     """
+    del tokens
     blocks = BLOCKS[self.version]
     x = mel[..., None].astype(self.dtype)  # (B, T, F, 1)
     for i in range(blocks):

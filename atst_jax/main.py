@@ -18,7 +18,8 @@ from atst_jax.environment import start_anew
 from atst_jax.errors import UserError
 from atst_jax.preemption import EXIT_DIVERGED, EXIT_RESUME
 
-JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear"}
+JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear",
+        "finetune": "atst_jax.downstream.finetune"}  # fmt: skip
 
 
 def parse(argv):

@@ -57,6 +57,66 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> tuple[flo
   return float(np.mean([average_precision(scores[:, c], targets[:, c]) for c in present])), len(present)
 
 
+def roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
+  """Probability that a positive clip scores higher than a negative one; equal scores count half.
+
+  Args:
+    scores: (N,).
+    targets: (N,) 0 or 1, at least one of each.
+  """
+  _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+  rank = (np.cumsum(count) - (count - 1) / 2)[place]  # of equal scores the mean of theirs, from 1
+  positives = int(targets.sum())
+  if not 0 < positives < len(targets):
+    raise ValueError(f"{positives} of {len(targets)} clips are positive; at least one of each kind is needed")
+  above = rank[targets.astype(bool)].sum() - positives * (positives + 1) / 2
+  return float(above / (positives * (len(targets) - positives)))
+
+
+def d_prime(scores: np.ndarray, targets: np.ndarray) -> float:
+  """√2·Φ⁻¹(mean AUC of the labels that some clips have and some have not): AudioSet's second measure (Gemmeke 2017).
+
+  Infinite where the order is perfect.
+
+  Args:
+    scores: (N, C).
+    targets: (N, C) 0 or 1.
+
+  Raises:
+    ValueError: a score is NaN or infinite, or every label is of all clips or of none.
+  """
+  import scipy.stats
+
+  _finite(scores=scores)
+  split = np.flatnonzero(targets.any(0) & ~targets.all(0))
+  if not len(split):
+    raise ValueError(f"none of the {targets.shape[1]} labels divides the {len(targets)} clips")
+  mean = np.mean([roc_auc(scores[:, c], targets[:, c]) for c in split])
+  return float(2**0.5 * scipy.stats.norm.ppf(mean))
+
+
+def recall_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -> list[float]:
+  """R@K: the share of queries whose wanted candidate is among the K most similar, for each K.
+
+  Of candidates as similar as the wanted one, the expectation over their order counts: equal similarities give K / M,
+  not 1.
+
+  Args:
+    similarity: (N, M) of queries and candidates, higher is nearer.
+    wanted: (N,) index of each query's candidate.
+    ks: each at least 1.
+
+  Raises:
+    ValueError: a similarity is NaN or infinite, or a K is below 1.
+  """
+  _finite(similarity=similarity)
+  if min(ks) < 1:
+    raise ValueError(f"R@K for K = {min(ks)}: K must be at least 1")
+  own = np.take_along_axis(similarity, np.asarray(wanted)[:, None], -1)
+  nearer, tied = (similarity > own).sum(-1), (similarity == own).sum(-1)  # tied: with itself
+  return [float(np.clip((k - nearer) / tied, 0, 1).mean()) for k in ks]
+
+
 def effective_rank(x: np.ndarray) -> float:
   """exp(H(p)), p_i = σ_i² / Σ σ_j², with σ the singular values of x after subtracting the mean of every column.
 
@@ -104,7 +164,7 @@ def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
   mean, factor = scale_of(train_x)
 
   def unit(x):  # in float32 and in place: features of a large set fill memory once more, not four times
-    x = x.astype(np.float32) - mean.astype(np.float32)
+    x = np.subtract(x, mean.astype(np.float32), dtype=np.float32)
     x *= factor.astype(np.float32)
     x /= np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     return x

@@ -191,9 +191,10 @@ class Model:
           flush(size)
     for size in list(waiting):
       flush(size)
-    if not sums:
-      return np.zeros((0, self.width(num_blocks)), np.float32)
-    return np.stack([s / w for s, w in zip(sums, weights, strict=True)]).astype(np.float32)
+    out = np.empty((len(sums), self.width(num_blocks)), np.float32)
+    for i, weight in enumerate(weights):
+      out[i], sums[i] = sums[i] / weight, None  # let go: the features of a large set fill memory once, not twice
+    return out
 
   def _check_length(self, mel) -> None:
     if len(mel) < self.hop:

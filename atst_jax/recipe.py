@@ -27,6 +27,22 @@ SYNTHETIC = {"min": -100.0, "max": 40.0, "log_mean": -6.0, "log_std": 7.0}
 CONSTANTS = {"min_max": {"low": "min", "high": "max"}, "standard": {"mean": "log_mean", "std": "log_std"}}
 
 
+def check_platform(platform: str) -> None:
+  """Raises UserError if JAX found another platform than the one asked for."""
+  if platform not in ("auto", jax.default_backend()):
+    raise UserError(f"platform {platform!r} is asked for, but JAX found {jax.default_backend()!r}; install JAX for it "
+                    "(pip install -e .[cuda] or .[tpu]) or set --config.platform=auto")  # fmt: skip
+
+
+def resolve_dtype(dtype: str) -> str:
+  """The name of the type to compute in, with "auto" settled. Raises UserError for an unknown one."""
+  if dtype not in DTYPES:
+    raise UserError(f"--config.dtype={dtype}: choose one of {', '.join(DTYPES)}")
+  if dtype == "auto":
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return dtype
+
+
 def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   """Fills the placeholders of a pre-training config from the data: steps, normalisation, fingerprint.
 
@@ -49,10 +65,7 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
         f"--config.data.fingerprint={config.data.fingerprint}, but {dataset.root} has {fingerprint}; leave it out"
       )
     config.data.fingerprint = fingerprint
-  if config.dtype not in DTYPES:
-    raise UserError(f"--config.dtype={config.dtype}: choose one of {', '.join(DTYPES)}")
-  if config.dtype == "auto":
-    config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  config.dtype = resolve_dtype(config.dtype)
   statistics = dataset.statistics if dataset else SYNTHETIC
   normalization = config.views.normalization
   for key, name in CONSTANTS.get(normalization.kind, {}).items():

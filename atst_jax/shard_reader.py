@@ -138,6 +138,12 @@ class ShardReader:
         break
     raise UserError(f"{self.shard.path}: no sound record; run `python -m data_pipeline.prepare repair`")
 
+  def centre(self, number: int, frames: int) -> np.float32:
+    """The share `where` with which `read` takes the central window of so many frames."""
+    span = self.index.spans[number]
+    extra = 0 if isinstance(span, RecordError) else max(span.mel_size // (2 * self.index.n_mels) - frames, 0)
+    return np.float32((extra // 2 + 0.5) / (extra + 1))
+
   def clip(self, number: int) -> Clip:
     """A whole clip, with its labels."""
     span = self.index.spans[number]

@@ -1,26 +1,22 @@
 """Pre-training: the loop around the train step."""
 
-import contextlib
 import datetime
 import math
 import os
 import time
 
 import jax
-import numpy as np
-from jax.experimental.multihost_utils import broadcast_one_to_all
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
 from atst_jax import recipe, storage
 from atst_jax.checkpoint import Checkpoints, checkpoint_folder
 from atst_jax.checks import check, is_ragged
-from atst_jax.errors import UserError
 from atst_jax.logs import MetricWriter, log, progress_bar
 from atst_jax.mesh import make_mesh, process_rows, put_batch
 from atst_jax.preemption import EXIT_RESUME, StopRequest
 from atst_jax.records import Dataset
-from atst_jax.workdir import CONFIG, agree, claim, read_config
+from atst_jax.workdir import CONFIG, keep_programs, own, read_config
 
 # Keys that may change between a run and its continuation: they do not enter what is computed.
 FREE_KEYS = (
@@ -42,15 +38,16 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
 
   Raises UserError for a mistake that can be mended, FloatingPointError when the loss is no longer a number.
   """
-  if config.platform not in ("auto", jax.default_backend()):
-    raise UserError(f"platform {config.platform!r} is asked for, but JAX found {jax.default_backend()!r}; install JAX "
-                    f"for it (pip install -e .[cuda] or .[tpu]) or set --config.platform=auto")  # fmt: skip
+  recipe.check_platform(config.platform)
   dataset = Dataset.load(config.data.path) if config.data.source == "records" else None
   config = recipe.resolve(config, dataset)
   check(config, dataset, jax.device_count(), jax.process_count())
   mesh = make_mesh(**config.mesh)
   rows = process_rows(mesh, config.batch_size)
-  with StopRequest(distributed=jax.process_count() > 1) as stop, own(config, workdir, allow_changed_config):
+  with StopRequest(distributed=jax.process_count() > 1) as stop, own(
+    workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config,
+    started=lambda: has_checkpoints(config, workdir),
+  ):  # fmt: skip
     keep_programs(workdir)
     program = recipe.compile_for(config, mesh, ragged=is_ragged(config, dataset))
     checkpoints = Checkpoints(checkpoint_folder(workdir, config.checkpoint.folder), keep=config.checkpoint.keep,
@@ -73,42 +70,12 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       writer.close()
 
 
-def keep_programs(workdir):
-  """Keeps compiled programs in the workdir, so that a continued run need not compile again; JAX_COMPILATION_CACHE_DIR
-  names another folder. Not for CPUs, whose programs fit one kind of them."""
-  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
-    jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
-
-
 def has_checkpoints(config, workdir) -> bool:
   """Whether the run has begun: in its own folder of checkpoints, or in that of the config which the workdir holds."""
   folders = {checkpoint_folder(workdir, config.checkpoint.folder)}
   if os.path.exists(os.path.join(workdir, CONFIG)):
     folders.add(checkpoint_folder(workdir, (read_config(workdir).get("checkpoint") or {}).get("folder")))
   return any(name.isdigit() for folder in folders for name in storage.names(folder))
-
-
-@contextlib.contextmanager
-def own(config, workdir, allow_changed_config):
-  """Holds the workdir's lock and agrees on the config, in process 0; the others learn whether it went well."""
-  error = lock = None
-  if jax.process_index() == 0:
-    try:
-      lock = claim(workdir)
-      for folder in filter(None, (config.checkpoint.folder, workdir)):  # the config lies beside the checkpoints too
-        agree(folder, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config,
-              started=has_checkpoints(config, workdir))  # fmt: skip
-    except UserError as mistake:
-      error = mistake
-  if jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None)) and error is None:
-    error = UserError("process 0 cannot use the workdir; its message says why")
-  try:
-    if error:
-      raise error
-    yield
-  finally:
-    if lock:
-      lock.close()
 
 
 def loop(config, train_step, state, source, mesh, checkpoints, writer, stop, step) -> int:

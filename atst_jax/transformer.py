@@ -115,7 +115,7 @@ class Transformer(nn.Module):
   remat: bool = False  # the backward pass keeps the inputs of the blocks only, and computes the rest again
 
   @nn.compact
-  def __call__(self, mel, length=None, *, train=False, track=True):
+  def __call__(self, mel, length=None, *, train=False, track=True, tokens=False):
     """Encodes normalised log-mel.
 
     Args:
@@ -124,10 +124,11 @@ class Transformer(nn.Module):
         valid patch.
       train: whether branches are dropped, and y alone is wanted: the last block then computes CLS only.
       track: plays no part: there are no running statistics here.
+      tokens: whether more than y is wanted when training, too.
 
     Returns:
-      y (B, D) float32, the final-normed CLS; and, if not training, {"blocks": (depth, B, 1 + N, D)}, every block's
-      final-normed tokens.
+      y (B, D) float32, the final-normed CLS; and, if not training or with `tokens`, {"blocks": (depth, B, 1 + N, D)},
+      every block's final-normed tokens.
     """
     del track
     if mel.shape[1] > self.max_frames:
@@ -143,15 +144,15 @@ class Transformer(nn.Module):
     num_tokens = None if length is None else length // self.patch_frames + 1
     norm = nn.LayerNorm(1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")
     make_block = nn.remat(Block, static_argnums=(3, 4)) if self.remat else Block
-    blocks = []
+    only_cls, blocks = train and not tokens, []
     for i in range(self.depth):
       rate = self.drop_path * i / max(self.depth - 1, 1)  # 0 for the first block, drop_path for the last
       x = make_block(self.heads, rate, self.dtype, self.attention, name=f"block_{i:02d}")(
-        x, num_tokens, 1 if train and i == self.depth - 1 else N + 1, train
+        x, num_tokens, 1 if only_cls and i == self.depth - 1 else N + 1, train
       )  # fmt: skip
       blocks.append(x)
     y = norm(x[:, 0])
-    if train:
+    if only_cls:
       return y, {}
     return y, {"blocks": jnp.stack([norm(x) for x in blocks])}
 

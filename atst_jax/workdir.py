@@ -1,8 +1,14 @@
 """The folder of a run: one owner at a time, one config for its whole life."""
 
+import contextlib
 import fcntl
 import os
 import socket
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
 
 from atst_jax import storage
 from atst_jax.config import changes
@@ -70,3 +76,39 @@ def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes:
     write_json(os.path.join(workdir, CONFIG), config)
   except OSError as error:
     raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextlib.contextmanager
+def own(workdir: str, folder: str | None, config: dict, *, ignore: tuple[str, ...], allow_changes: bool,
+        started: Callable[[], bool]) -> Iterator[None]:  # fmt: skip
+  """Holds the workdir's lock and agrees on the config, in process 0; the others learn whether it went well.
+
+  Args:
+    folder: of the checkpoints, if not in the workdir: the config lies beside them too.
+    ignore, allow_changes: of `agree`.
+    started: whether the run has begun; asked under the lock.
+  """
+  error = lock = None
+  if jax.process_index() == 0:
+    try:
+      lock = claim(workdir)
+      for place in filter(None, (folder, workdir)):
+        agree(place, config, ignore=ignore, allow_changes=allow_changes, started=started())
+    except UserError as mistake:
+      error = mistake
+  if jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None)) and error is None:
+    error = UserError("process 0 cannot use the workdir; its message says why")
+  try:
+    if error:
+      raise error
+    yield
+  finally:
+    if lock:
+      lock.close()
+
+
+def keep_programs(workdir: str) -> None:
+  """Keeps compiled programs in the workdir, so that a continued run need not compile again; JAX_COMPILATION_CACHE_DIR
+  names another folder. Not for CPUs, whose programs fit one kind of them."""
+  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))

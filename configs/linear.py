@@ -47,6 +47,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
   config.probe = ConfigDict()
   config.probe.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)  # x batch_size / 256
+  config.probe.task_rates = True  # also those that the protocol's authors name for the task
   config.probe.epochs = 100
   config.probe.batch_size = 1024
   config.probe.refit = True  # the chosen rate once more on training and validation clips together

@@ -67,7 +67,7 @@ LAYERS = {
     "pod": ("recipe",),
     "speed": ("recipe",),
     "train": ("recipe",),
-    "downstream": ("downstream",),
+    "downstream": ("downstream", "recipe"),
   },  # downstream: every module of the sub-package
   4: {"main": (), "benchmark": (), "plan": ()},  # commands, which nothing imports
 }

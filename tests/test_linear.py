@@ -9,9 +9,9 @@ import pytest
 
 from atst_jax import config as configs
 from atst_jax import main
-from atst_jax.downstream import features, linear
-from atst_jax.downstream.report import table
+from atst_jax.downstream import evaluation, features, linear
 from atst_jax.downstream.splits import Split
+from atst_jax.downstream.table import table
 from atst_jax.errors import UserError
 from atst_jax.model import Model, load_model
 from atst_jax.records import Clip, Dataset
@@ -261,9 +261,9 @@ def test_a_workdir_of_another_evaluation_is_refused(done, encoder, tmp_path):
 def test_chance_is_the_commonest_training_class_or_the_mean_prevalence():
   split = Split(np.arange(5), np.arange(5, 6), np.arange(6, 10))
   targets = np.eye(3, dtype=int)[[1, 1, 1, 0, 2, 2, 0, 1, 0, 0]]
-  assert linear.chance(targets, [split], False) == 0.25
+  assert evaluation.chance(targets, [split], False) == 0.25
   targets[6:, 2] = [1, 1, 1, 0]
-  assert linear.chance(targets, [split], True) == pytest.approx((0.75 + 0.25 + 0.75) / 3)
+  assert evaluation.chance(targets, [split], True) == pytest.approx((0.75 + 0.25 + 0.75) / 3)
 
 
 def test_a_convolutional_encoder_has_one_row_and_may_standardise_by_the_data(tmp_path, encoder):

@@ -8,7 +8,7 @@ import jax
 import pytest
 from tiny import ROOT, tiny_flags, write_dataset
 
-from atst_jax import main, train
+from atst_jax import main, workdir
 
 BASE = str(ROOT / "configs" / "base.py")
 
@@ -113,11 +113,11 @@ def test_programs_are_kept_for_accelerators(monkeypatch):
   before = jax.config.jax_compilation_cache_dir
   try:
     jax.config.update("jax_compilation_cache_dir", None)
-    train.keep_programs("runs/x")
+    workdir.keep_programs("runs/x")
     assert jax.config.jax_compilation_cache_dir is None
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    train.keep_programs("runs/x")
-    train.keep_programs("runs/y")
+    workdir.keep_programs("runs/x")
+    workdir.keep_programs("runs/y")
     assert jax.config.jax_compilation_cache_dir == os.path.join("runs/x", "compiled")
   finally:
     jax.config.update("jax_compilation_cache_dir", before)

@@ -116,3 +116,44 @@ def test_knn_refuses_more_neighbours_than_clips_and_nan():
     metrics.knn_accuracy(x, y, x, y, k=4)
   with pytest.raises(ValueError, match="test_x: 9 of 9"):
     metrics.knn_accuracy(x, y, x * np.nan, y, k=1)
+
+
+@pytest.mark.parametrize("levels", [3, 10**9])
+def test_d_prime_is_that_of_scikit_learns_mean_auc(rng, levels):
+  import scipy.stats
+  from sklearn.metrics import roc_auc_score
+
+  scores = rng.integers(levels, size=(200, 6)) / levels
+  targets = (rng.random((200, 6)) < [0.5, 0.3, 0.02, 0, 1, 0.2]).astype(np.uint8)
+  scores += targets / 3
+  aucs = [roc_auc_score(targets[:, c], scores[:, c]) for c in (0, 1, 2, 5)]
+  np.testing.assert_allclose([metrics.roc_auc(scores[:, c], targets[:, c]) for c in (0, 1, 2, 5)], aucs, atol=1e-12)
+  assert metrics.d_prime(scores, targets) == pytest.approx(np.sqrt(2) * scipy.stats.norm.ppf(np.mean(aucs)), rel=1e-9)
+
+
+def test_d_prime_of_a_worked_example():
+  # Two normal distributions of deviation 1 whose means are 1.5 apart have d' = 1.5.
+  rng = np.random.default_rng(3)
+  targets = np.repeat([0, 1], 100_000)
+  scores = rng.normal(size=200_000) + 1.5 * targets
+  assert metrics.d_prime(scores[:, None], targets[:, None]) == pytest.approx(1.5, abs=0.02)
+  assert metrics.d_prime(targets[:, None] * 1.0, targets[:, None]) == np.inf
+  with pytest.raises(ValueError, match="none of the 1 labels divides the 3 clips"):
+    metrics.d_prime(np.zeros((3, 1)), np.ones((3, 1)))
+
+
+def test_recall_at_k_is_scikit_learns_top_k_accuracy(rng):
+  from sklearn.metrics import top_k_accuracy_score
+
+  similarity, wanted = rng.normal(size=(60, 25)), rng.integers(25, size=60)
+  expected = [top_k_accuracy_score(wanted, similarity, k=k, labels=np.arange(25)) for k in (1, 5, 10)]
+  np.testing.assert_allclose(metrics.recall_at(similarity, wanted, (1, 5, 10)), expected, atol=1e-12)
+
+
+def test_recall_of_equal_similarities_is_chance():
+  assert metrics.recall_at(np.ones((4, 20)), np.arange(4), (1, 5, 10, 20, 30)) == [0.05, 0.25, 0.5, 1, 1]
+  assert metrics.recall_at(np.array([[3.0, 2, 2]]), np.array([2]), (1, 2, 3)) == [0, 0.5, 1]
+  with pytest.raises(ValueError, match="K must be at least 1"):
+    metrics.recall_at(np.ones((2, 2)), np.arange(2), (0, 1))
+  with pytest.raises(ValueError, match="similarity: 1 of 4"):
+    metrics.recall_at(np.array([[np.nan, 1], [1, 1]]), np.arange(2), (1,))

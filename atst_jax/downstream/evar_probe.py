@@ -40,14 +40,17 @@ def _adam(params, state, grads, step, rate):
 
 
 @functools.partial(jax.jit, static_argnames=("epochs", "batch_size", "patience", "monitor", "multi_label"))
-def _fit(features, targets, index, valid, rates, seeds, *, epochs, batch_size, patience, monitor, multi_label):
-  """(N, D), (N, C), (M,) and (V,) rows, (S, R), (S,) -> weights (S, R, D, C), bias, epochs (S, R)."""
+def _fit(features, mean, std, targets, index, valid, rates, seeds, *, epochs, batch_size, patience, monitor,
+         multi_label):  # fmt: skip
+  """(N, D), (D,), (D,), (N, C), (M,) and (V,) rows, (S, R), (S,) -> weights (S, R, D, C), bias, epochs (S, R)."""
   (M,), D, C, R = index.shape, features.shape[1], targets.shape[1], rates.shape[1]
   batch = min(batch_size, M)
   steps = -(-M // batch)
 
+  scaled = lambda rows: (features[rows] - mean[None]) / std[None]  # of a batch: all at once would fill memory twice
+
   def quality(params):
-    losses, logits = _losses(params, features[valid], targets[valid], multi_label)
+    losses, logits = _losses(params, scaled(valid), targets[valid], multi_label)
     if monitor == "loss":
       return -losses.mean()
     return (logits.argmax(-1) == targets[valid].argmax(-1)).mean()
@@ -63,7 +66,7 @@ def _fit(features, targets, index, valid, rates, seeds, *, epochs, batch_size, p
       params, moments, count = carry
       rows, present = batch
       every_rate = jax.vmap(update, (0, 0, None, None, None, None, 0))
-      params, moments = every_rate(params, moments, features[rows], targets[rows], present, count, rates)
+      params, moments = every_rate(params, moments, scaled(rows), targets[rows], present, count, rates)
       return (params, moments, count + 1), None
 
     def epoch(state):
@@ -115,10 +118,9 @@ def fit(features, targets, index, valid, *, known, rates, seeds, epochs, batch_s
   mean, factor = scale_of(np.asarray(features)[np.asarray(known)])
   std = jnp.asarray(1 / np.where(factor == 0, 1, factor), jnp.float32)
   mean = jnp.asarray(mean, jnp.float32)
-  scaled = (jnp.asarray(features) - mean[None]) / std[None]
-  weights, bias, _ = _fit(
-    scaled, jnp.asarray(targets, jnp.float32), jnp.asarray(index), jnp.asarray(valid), jnp.asarray(rates, jnp.float32),
-    jnp.asarray(seeds, jnp.uint32), epochs=epochs, batch_size=batch_size, patience=patience, monitor=monitor,
-    multi_label=multi_label)  # fmt: skip
+  floats = lambda x: jnp.asarray(x, jnp.float32)
+  weights, bias, _ = _fit(jnp.asarray(features), mean, std, floats(targets), jnp.asarray(index), jnp.asarray(valid),
+                          floats(rates), jnp.asarray(seeds, jnp.uint32), epochs=epochs, batch_size=batch_size,
+                          patience=patience, monitor=monitor, multi_label=multi_label)  # fmt: skip
   every = lambda row: jnp.broadcast_to(row, (len(seeds), *row.shape))
   return Probe(weights, bias, every(mean), every(std))

@@ -70,11 +70,15 @@ def mel_statistics(mels: Iterable[np.ndarray], *, max_frames: int) -> np.ndarray
 def last_blocks(x: np.ndarray, *, depth: int, num_blocks: int) -> np.ndarray:
   """(N, 2·depth·D) of all blocks -> (N, 2·num_blocks·D) of the last ones, [CLS…, mean…] as `Model.embed` gives."""
   N = len(x)
+  if num_blocks == depth:
+    return x
   return np.ascontiguousarray(x.reshape(N, 2, depth, -1)[:, :, depth - num_blocks :].reshape(N, -1))
 
 
 def cached(folder: str, key: dict, name: str, ids: list[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
   """`compute()`, or what it returned before under the same key; a file of the folder holds it.
+
+  The result is that file's, read when it is used: features of a large set, once for each seed, need no memory.
 
   Args:
     key: JSON; everything that decides the result.
@@ -90,7 +94,7 @@ def cached(folder: str, key: dict, name: str, ids: list[str], compute: Callable[
     log.info("%s: features of %d clips read from %s", name, len(ids), path)
     return x
   x = compute()
-  bad = np.flatnonzero(~np.isfinite(x).all(-1))
+  bad = np.flatnonzero([not np.isfinite(row).all() for row in x])
   if len(bad):
     raise UserError(f"{name}: the embeddings of {len(bad)} of {len(x)} clips are NaN or infinite, the first is of "
                     f"{ids[bad[0]]!r}; the encoder diverged or the clip is damaged: export an earlier checkpoint "
@@ -98,12 +102,16 @@ def cached(folder: str, key: dict, name: str, ids: list[str], compute: Callable[
   os.makedirs(folder, exist_ok=True)
   with storage.writing(path) as file:
     np.save(file, x)
+  del x
+  x = _load(path, len(ids))
+  if x is None:
+    raise UserError(f"{path}: what was written cannot be read back; check the disk and run the same command again")
   return x
 
 
 def _load(path: str, rows: int) -> np.ndarray | None:
   try:
-    x = np.load(path, allow_pickle=False)
+    x = np.load(path, mmap_mode="r", allow_pickle=False)
   except (FileNotFoundError, ValueError, EOFError):
     return None
   return x if x.ndim == 2 and len(x) == rows else None

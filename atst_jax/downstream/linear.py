@@ -14,19 +14,19 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from ml_collections import ConfigDict
 
-import atst_jax
 from atst_jax import config as configs
 from atst_jax import export
 from atst_jax.downstream import evar_probe, features, probe, selection
-from atst_jax.downstream.report import table, write_markdown
-from atst_jax.downstream.splits import Split, make_splits
-from atst_jax.downstream.tasks import TASKS, published
+from atst_jax.downstream.evaluation import divide, results_of, score_of
+from atst_jax.downstream.splits import Split
+from atst_jax.downstream.statistics import summary
+from atst_jax.downstream.table import table, write_markdown
+from atst_jax.downstream.tasks import TASKS, known_rates
 from atst_jax.errors import UserError
 from atst_jax.logs import log
-from atst_jax.metrics import accuracy, effective_rank, knn_scores, mean_average_precision
+from atst_jax.metrics import effective_rank, knn_scores
 from atst_jax.model import Model, load_model
 from atst_jax.records import Dataset, write_json
 from atst_jax.workdir import agree, claim
@@ -70,6 +70,9 @@ def resolve(config: ConfigDict, model: Model, dataset: Dataset) -> ConfigDict:
   rates = config.probe.learning_rates
   if not rates or rates[0] <= 0 or any(b <= a for a, b in itertools.pairwise(rates)):
     raise UserError(f"--config.probe.learning_rates={rates}: must be positive and ascending")
+  if config.probe.task_rates:
+    known = known_rates(config.protocol, dataset.manifest["name"])
+    config.probe.learning_rates = tuple(sorted({*map(float, rates), *known}))
   if not config.blocks or not set(config.blocks) <= set(BLOCKS):
     raise UserError(f"--config.blocks={config.blocks}: choose from {', '.join(BLOCKS)}")
   for key, value in (("seeds", config.seeds), ("knn", config.knn), ("probe.epochs", config.probe.epochs),
@@ -129,10 +132,7 @@ def make_fit(config: ConfigDict, x, labels, split: Split, seeds: list[int]):
 
 def run_row(name: str, arrays: list[np.ndarray], labels, splits, config: ConfigDict) -> dict:
   """Probes one kind of features on every fold with every seed; see `report` for what is returned."""
-  if labels.multi_label:
-    score = lambda logits, targets: mean_average_precision(logits, targets)[0]
-  else:
-    score = lambda logits, targets: accuracy(logits, targets.argmax(-1))
+  score = score_of(labels)
   seeds = [config.seed + i for i in range(config.seeds)]
   shared = len(arrays) == 1
   runs = []
@@ -153,33 +153,15 @@ def run_row(name: str, arrays: list[np.ndarray], labels, splits, config: ConfigD
     number = sum(run["at_edge"] for run in runs)
     log.warning("%s: the best learning rate is at the end of the grid in %d of %d runs (%s); extend "
                 "--config.probe.learning_rates", name, number, len(runs), edges)  # fmt: skip
-  per_seed = [float(np.mean([run["score"] for run in runs if run["seed"] == seed])) for seed in seeds]
   return {
     "name": name,
+    "features": name.partition(",")[0],
     "dimensions": arrays[0].shape[1],
-    "mean": float(np.mean(per_seed)),
-    "std": float(np.std(per_seed, ddof=1)) if len(seeds) > 1 else None,
-    "ci95": confidence(per_seed),
-    "per_seed": per_seed,
+    **summary([np.mean([run["score"] for run in runs if run["seed"] == seed]) for seed in seeds]),
     "knn": float(np.mean([run["knn"] for run in runs])),
     "effective_rank": float(np.mean([effective_rank(array[:: -(-len(array) // RANKED)]) for array in arrays])),
     "runs": runs,
   }
-
-
-def confidence(scores: list[float]) -> float | None:
-  """Half the width of the 95 % confidence interval of the mean of n scores, by Student's t with n - 1 degrees."""
-  if len(scores) < 2:
-    return None
-  return float(scipy.stats.t.ppf(0.975, len(scores) - 1) * np.std(scores, ddof=1) / np.sqrt(len(scores)))
-
-
-def chance(targets: np.ndarray, splits, multi_label: bool) -> float:
-  """What needs no features: the share of the training clips' commonest class, or the labels' mean prevalence."""
-  if multi_label:
-    prevalence = [targets[s.test].mean(0) for s in splits]
-    return float(np.mean([p[p > 0].mean() for p in prevalence]))
-  return float(np.mean([targets[s.test, targets[s.train].sum(0).argmax()].mean() for s in splits]))
 
 
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
@@ -191,16 +173,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   if config.statistics == "data":
     model = model.standardized(dataset.statistics)
   labels = features.read_labels(dataset)
-  splits = make_splits(ids=labels.ids, targets=labels.targets, folds=labels.folds, splits=labels.splits,
-                       label_names=dataset.label_names, seed=config.seed, **config.splits)  # fmt: skip
-  if config.select_on_test:
-    log.warning("--config.select_on_test: rates and epochs are chosen on the TEST clips, as for some published "
-                "scores; these are too good")  # fmt: skip
-    splits = [Split(np.sort(np.concatenate([s.train, s.valid])), s.test, s.test) for s in splits]
-  name, classes = dataset.manifest["name"], len(dataset.label_names)
-  if name in TASKS and classes != TASKS[name].classes:
-    log.warning("%s has %d of the %d classes of %s: published scores do not compare", dataset.root, classes,
-                TASKS[name].classes, TASKS[name].title)  # fmt: skip
+  splits = divide(config, dataset, labels)
   lock = claim(workdir)
   try:
     agree(workdir, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config)
@@ -208,19 +181,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     for title, arrays in rows(config, model, dataset, labels.ids, os.path.join(workdir, "features")):
       done.append(run_row(title, arrays, labels, splits, config))
       log.info("%s: %.4f", title, done[-1]["mean"])
-    results = {
-      "data": {"name": name, "path": dataset.root, "fingerprint": config.data.fingerprint,
-               "clips": len(labels.ids), "classes": classes, "multi_label": labels.multi_label,
-               "divisions": [{key: len(part) for key, part in split._asdict().items()} for split in splits]},
-      "encoder": {"path": config.encoder, "params_hash": config.params_hash, "frontend": model.frontend.to_json(),
-                  "provenance": model.config["provenance"]},
-      "config": configs.to_json(config),
-      "versions": {"atst_jax": atst_jax.__version__, "jax": jax.__version__},
-      "metric": "mAP" if labels.multi_label else "accuracy",
-      "published": [row._asdict() for row in published(config.protocol, name)],
-      "chance": chance(labels.targets, splits, labels.multi_label),
-      "rows": done,
-    }  # fmt: skip
+    results = results_of(config, model.config, dataset, labels, splits, done)
     write_json(os.path.join(workdir, "results.json"), results)
     write_markdown(os.path.join(workdir, "results.md"), results)
     print(table(results))

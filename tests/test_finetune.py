@@ -1,0 +1,249 @@
+"""Fine-tuning from an export and a prepared set to its table: every kind of task, resuming, and what is refused."""
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from atst_jax import config as configs
+from atst_jax import main, mesh
+from atst_jax.downstream import finetune
+from atst_jax.downstream.table import table
+from atst_jax.errors import UserError
+from atst_jax.logs import read_metrics
+from atst_jax.records import Clip
+from tests.evaluation import make_clips, write_clips, write_encoder
+from tests.tiny import ROOT
+
+OVERRIDES = {"batch_size": "16", "mixup.group": "2", "epochs": "6", "warmup_epochs": "1", "optimizer.base_lr": "4",
+             "log.every_steps": "1"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+  return write_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
+
+
+def split_clips(n=60, **options):
+  """Clips with splits of their own: every fifth is tested, every fifth validates."""
+  names = ("test", "valid", "train", "train", "train")
+  return [Clip(c.id, c.mel, c.labels, False, -1, names[i % 5]) for i, c in enumerate(make_clips(n, folds=0, **options))]
+
+
+def run(encoder, data, workdir, variant="as20k", **overrides):
+  """The exit code, and results.json if it is there."""
+  config = configs.load(f"{ROOT / 'configs' / 'finetune.py'}:{variant}")
+  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
+  for key, value in {"encoder": encoder, "data.path": data, **values}.items():
+    configs.override(config, key, value)
+  code = finetune.run(config, str(workdir), allow_changed_config=False)
+  path = pathlib.Path(workdir, "results.json")
+  return code, json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def done(encoder, tmp_path_factory):
+  """(results, workdir, data) of one run with three folds."""
+  folder = tmp_path_factory.mktemp("finetune")
+  data = write_clips(folder / "data", make_clips(60))
+  code, results = run(encoder, data, folder / "run")
+  assert code == 0
+  return results, folder / "run", data
+
+
+def test_folds_give_rows_scores_and_provenance(done, encoder):
+  results, workdir, _ = done
+  assert [row["name"] for row in results["rows"]] == ["pre-trained, best", "pre-trained, last"]
+  best, last = results["rows"]
+  for row in results["rows"]:
+    assert [(r["seed"], r["fold"]) for r in row["runs"]] == [(0, 0), (0, 1), (0, 2)]
+    assert row["mean"] == pytest.approx(np.mean([r["score"] for r in row["runs"]])) and row["std"] is None
+  assert best["mean"] > 0.8 > results["chance"]  # the class is the spectrum: an untrained head is at chance
+  assert all(b["valid"] >= v["valid"] for b, v in zip(best["runs"], last["runs"], strict=True))
+  assert last["epoch"] == 6 and all(1 <= r["epoch"] <= 6 for r in best["runs"])
+  assert (results["job"], results["protocol"], results["metric"]) == ("finetune", "finetune", "accuracy")
+  assert results["encoder"]["path"] == encoder and results["encoder"]["provenance"] == {"step": 123}
+  assert results["config"]["padding"] == "mask" and results["config"]["drop_path"] == 0.1
+  assert results["config"]["tail"] == "weighted"
+  text = table(results)
+  assert "finetune accuracy" in text and "protocol finetune" in text and "CHOSEN" not in text and "3 folds" in text
+  assert "| pre-trained, best |" in (workdir / "results.md").read_text()
+  records = read_metrics(workdir / "seed0-division1" / "metrics.jsonl")
+  assert [r["step"] for r in records if "valid" in r] == [2, 4, 6, 8, 10, 12]
+  assert [r["step"] for r in records if "loss" in r] == list(range(1, 13))
+
+
+def test_a_finished_run_is_only_tested_again(done, encoder, monkeypatch):
+  results, workdir, data = done
+  monkeypatch.setattr(finetune.Runner, "validate", lambda self, state, split: 0.25)
+  code, again = run(encoder, data, workdir)
+  assert code == 0
+  for new, old in zip(again["rows"][0]["runs"], results["rows"][0]["runs"], strict=True):
+    assert new == old
+  assert [r["score"] for r in again["rows"][1]["runs"]] == [r["score"] for r in results["rows"][1]["runs"]]
+
+
+def test_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(done, encoder, tmp_path, monkeypatch):
+  """Stopped inside an epoch of the second division, and after an epoch; then to the end."""
+  results, workdir, data = done
+
+  class Stop:
+    """Asks to stop when it was asked for the n-th time."""
+
+    def __init__(self, asked):
+      self.left = asked
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+    @property
+    def requested(self):
+      self.left -= 1
+      return self.left == 0
+
+  with monkeypatch.context() as patch:
+    for number in (17, 3):  # 12 steps of the first division and 5 of the second; then 3 more
+      patch.setattr(finetune, "StopRequest", lambda distributed, number=number: Stop(number))
+      assert run(encoder, data, tmp_path / "run")[0] == 75
+  code, again = run(encoder, data, tmp_path / "run")
+  assert code == 0 and again["rows"] == results["rows"]
+  losses = lambda folder: [(r["step"], r["loss"]) for r in read_metrics(folder / "seed0-division1" / "metrics.jsonl")
+                           if "loss" in r]  # fmt: skip
+  assert losses(tmp_path / "run") == losses(workdir)
+
+
+def test_several_labels_give_map_and_d_prime(encoder, tmp_path):
+  clips = []
+  for i, clip in enumerate(make_clips(60)):
+    second = (i % 3 + i // 3 % 3) % 3
+    clip.mel[:, 21 * second : 21 * second + 21] += 40 * (second != i % 3)
+    labels = tuple(sorted({i % 3, second}))
+    clips.append(Clip(clip.id, clip.mel, labels, True, -1, "test" if i % 4 == 0 else "train"))
+  data = write_clips(tmp_path / "data", clips, name="audioset")
+  _, results = run(encoder, data, tmp_path / "run", epochs="8")
+  best = results["rows"][0]
+  assert results["metric"] == "mAP" and best["mean"] > results["chance"] + 0.1 and best["d_prime"] > 0.5
+  assert [row["name"] for row in results["published"]][-2:] == ["ATST Small", "ATST Base"]
+  text = table(results)
+  assert "finetune mAP" in text and "d′" in text and "one division" in text and "37.4" in text
+
+
+def test_splits_without_mixup_use_cross_entropy(encoder, tmp_path):
+  """The VoxCeleb1 recipe: a first loss of about ln 3, where the binary one is about ln 2."""
+  data = write_clips(tmp_path / "data", split_clips())
+  _, results = run(encoder, data, tmp_path / "run", variant="vox1", epochs="4", optimizer__base_lr="0.5")
+  first = read_metrics(tmp_path / "run" / "seed0-division0" / "metrics.jsonl")[0]["loss"]
+  assert first == pytest.approx(np.log(3), abs=0.1)
+  assert results["rows"][0]["mean"] > 0.6 and results["data"]["divisions"] == [{"train": 36, "valid": 12, "test": 12}]
+
+
+def test_selection_on_test_clips_says_so(encoder, tmp_path):
+  data = write_clips(tmp_path / "data", split_clips())
+  _, results = run(encoder, data, tmp_path / "run", select_on_test="True", epochs="3")
+  best = results["rows"][0]["runs"][0]
+  assert results["selected_on_test"] and best["score"] == best["valid"]
+  assert results["data"]["divisions"] == [{"train": 48, "valid": 12, "test": 12}]
+  assert "CHOSEN ON THE TEST CLIPS" in table(results)
+
+
+def test_a_convolutional_encoder_is_trained_on_clips_filled_with_silence(tmp_path):
+  cnn = write_encoder(tmp_path / "cnn", kind="cnn")
+  data = write_clips(tmp_path / "data", split_clips())
+  _, results = run(cnn, data, tmp_path / "run", epochs="2", optimizer__base_lr="0.1")
+  assert results["config"]["padding"] == "silence" and results["config"]["drop_path"] is None
+  assert results["rows"][0]["mean"] > 0.5
+  for key, value in {"drop_path": "0.1", "padding": "mask", "optimizer__layer_decay": "0.75"}.items():
+    with pytest.raises(UserError, match=f"{key.replace('__', '.')}={value} is for transformers"):
+      run(cnn, data, tmp_path / "no", **{key: value})
+
+
+def test_fresh_parameters_are_a_baseline_of_their_own(encoder, tmp_path):
+  data = write_clips(tmp_path / "data", split_clips())
+  _, results = run(encoder, data, tmp_path / "run", initial="random", epochs="2")
+  assert [(row["name"], row["features"]) for row in results["rows"]] == [("random, best", "random"),
+                                                                         ("random, last", "random")]  # fmt: skip
+
+
+def refused(pattern, encoder, data, workdir, **overrides):
+  with pytest.raises(UserError, match=pattern):
+    run(encoder, data, workdir, **overrides)
+  assert not os.path.exists(os.path.join(workdir, "results.json"))
+
+
+def test_data_that_cannot_be_used_is_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
+  monkeypatch.setattr(finetune.finetune_recipe, "compile_for", None)
+  other = write_clips(tmp_path / "front-end", make_clips(), frontend="audiossl")
+  refused("'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst", encoder, other, tmp_path / "run")
+  clips = make_clips()
+  clips[3] = Clip("0.wav#0000", clips[3].mel, clips[3].labels, fold=clips[3].fold)
+  clips[7] = Clip("0.wav#0001", clips[7].mel, clips[7].labels, fold=clips[7].fold)
+  refused("leaks: 1 source file .* '0.wav'", encoder, write_clips(tmp_path / "leak", clips), tmp_path / "run")
+  clips = make_clips()
+  clips[4] = Clip("bare.wav", clips[4].mel, fold=0)
+  refused("1 of 36 clips have no label", encoder, write_clips(tmp_path / "bare", clips), tmp_path / "run")
+  one = [Clip(c.id, c.mel, (0,), False, -1, c.split) for c in split_clips()]
+  refused("hold 1 class of 3", encoder, write_clips(tmp_path / "one", one), tmp_path / "run")
+  new = [Clip(c.id, c.mel, (2,) if c.split == "test" and i % 2 else (i // 5 % 2,), False, -1, c.split)
+         for i, c in enumerate(split_clips())]  # fmt: skip
+  refused("1 of 2 tested classes have no training clip: high", encoder, write_clips(tmp_path / "new", new),
+          tmp_path / "run")  # fmt: skip
+  few = write_clips(tmp_path / "few", split_clips(20))
+  refused("12 clips to train on are less than one batch of 16; lower", encoder, few, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("overrides", "pattern"), [
+  ({"batch_size": "12"}, "batch_size 12 is not divisible by 8 devices"),
+  ({"mixup__group": "3"}, "mixup.group 3 must be at least 2 and divide the 2 clips of a device"),
+  ({"epochs": "0"}, "epochs=0: must lie between 1"), ({"warmup_epochs": "7"}, "warmup_epochs=7.0: must lie between 0"),
+  ({"tail": "cut"}, "tail=cut: choose one of released"), ({"initial": "best"}, "choose one of pre-trained, random"),
+  ({"crop__freq_scale": "1.5,0.6"}, "crop.freq_scale=.* the smaller first"), ({"seeds": "0"}, "seeds=0: must be at"),
+  ({"optimizer__layer_decay": "2"}, "layer_decay=2.0: must lie"), ({"params_hash": "abc"}, "params_hash=abc, but what"),
+  ({"compute__attention": "cudnn"}, "needs --config.dtype=bfloat16"), ({"platform": "tpu"}, "JAX found 'cpu'"),
+])  # fmt: skip
+def test_values_that_cannot_work_are_refused(done, encoder, tmp_path, overrides, pattern):
+  refused(pattern, encoder, done[2], tmp_path / "run", **overrides)
+
+
+def test_clips_that_are_not_numbers_are_named_or_stop_the_training(encoder, tmp_path):
+  clips = split_clips()
+  clips[5].mel[3, 7] = np.nan  # a test clip
+  data = write_clips(tmp_path / "test", clips)
+  refused("the logits of 1 of 12 clips are NaN or infinite, the first is of '5.wav'", encoder, data, tmp_path / "run",
+          epochs="1")  # fmt: skip
+  clips = split_clips()
+  for clip in clips[2:5]:
+    clip.mel[3, 7] = np.nan
+  data = write_clips(tmp_path / "train", clips)
+  with pytest.raises(FloatingPointError, match=r"step 1: {'loss': nan.* finds damaged clips"):
+    run(encoder, data, tmp_path / "nan", epochs="1", mixup__probability="0", crop__enabled="False")
+
+
+def test_the_command_ends_with_2_and_one_message(done, tmp_path, capsys):
+  flags = [f"--config={ROOT / 'configs' / 'finetune.py'}", f"--workdir={tmp_path / 'run'}", "--config.encoder=nowhere",
+           f"--config.data.path={done[2]}"]  # fmt: skip
+  assert main.main(flags) == 2
+  assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_workdir_of_another_run_is_refused(done, encoder):
+  _, workdir, data = done
+  with pytest.raises(UserError, match=r"belongs to a run with another config:\n  epochs: 6 -> 7"):
+    run(encoder, data, workdir, epochs="7")
+
+
+def test_one_device_computes_what_eight_compute(done, encoder, tmp_path, monkeypatch):
+  """Batch normalisation takes the statistics of the global batch."""
+  _, workdir, data = done
+  one = jax.devices()[:1]
+  monkeypatch.setattr(finetune, "make_mesh", lambda **_: mesh.make_mesh(data=1, fsdp=1, devices=one))
+  run(encoder, data, tmp_path / "run", epochs="6")
+  read = lambda folder: {r["step"]: r["loss"] for r in read_metrics(folder / "seed0-division0" / "metrics.jsonl")
+                         if "loss" in r}  # fmt: skip
+  there, here = read(workdir), read(tmp_path / "run")
+  np.testing.assert_allclose([here[i] for i in range(1, 5)], [there[i] for i in range(1, 5)], rtol=2e-4)
