@@ -33,6 +33,7 @@ setuptools.setup(
     "numpy>=2.0,<3",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<1",  # 1.0 replaces the interface
+    "safetensors>=0.5,<1",
     "scikit-learn>=1.5,<2",
     "scipy>=1.13,<2",
     "soundfile>=0.13,<1",
@@ -46,9 +47,9 @@ setuptools.setup(
     "gcs": ["gcsfs>=2024.6"],
     "s3": ["s3fs>=2024.6"],
     "dataflow": ["apache-beam[gcp]>=2.77,<3"],
-    "export": ["safetensors>=0.5,<1"],
     "mixtures": MIXTURES,
-    "onnx": ["jax2onnx>=0.17,<1", "onnxruntime>=1.20,<2"],
+    "onnx": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"],
+    "parquet": ["pyarrow>=17"],  # versioned by major releases, and apache-beam bounds it
     "tb": ["tensorboard>=2.21,<3"],
     "test": [
       "pyloudnorm>=0.1.1,<1",

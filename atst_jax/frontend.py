@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -138,8 +139,6 @@ def log_mel(waveform: np.ndarray, frontend: FrontEnd, filters: np.ndarray | None
   Raises:
     ValueError: the waveform is not one-dimensional or too short.
   """
-  import scipy.fft
-
   if waveform.ndim != 1 or len(waveform) < frontend.min_samples:
     raise ValueError(f"waveform of shape {waveform.shape}: need one axis of at least {frontend.min_samples} samples")
   filters = mel_filters(frontend) if filters is None else filters
@@ -147,7 +146,47 @@ def log_mel(waveform: np.ndarray, frontend: FrontEnd, filters: np.ndarray | None
   frames = np.lib.stride_tricks.sliding_window_view(padded, frontend.n_fft)[:: frontend.hop_length]
   out = np.empty((len(frames), frontend.n_mels), np.float32)
   for start in range(0, len(frames), BLOCK_FRAMES):
-    spectrum = scipy.fft.rfft(frames[start : start + BLOCK_FRAMES] * _window(frontend), axis=-1)
-    power = (spectrum.real**2 + spectrum.imag**2) @ filters
-    out[start : start + BLOCK_FRAMES] = 10.0 * np.log10(np.maximum(power, POWER_FLOOR))
+    out[start : start + BLOCK_FRAMES] = _transform(frames[start : start + BLOCK_FRAMES], frontend, filters)
   return out
+
+
+def _transform(frames, frontend, filters):
+  """(t, n_fft) samples -> (t, F) float32 dB."""
+  import scipy.fft
+
+  spectrum = scipy.fft.rfft(frames * _window(frontend), axis=-1)
+  return 10.0 * np.log10(np.maximum((spectrum.real**2 + spectrum.imag**2) @ filters, POWER_FLOOR))
+
+
+def log_mel_blocks(pieces: Iterable[np.ndarray], frontend: FrontEnd, filters: np.ndarray) -> Iterator[np.ndarray]:
+  """Log-mel spectrogram of a waveform that comes in pieces, in memory that does not grow with its length.
+
+  Args:
+    pieces: (n,) float32 samples each, of any lengths; together at least `frontend.min_samples`.
+    frontend, filters: as of `log_mel`.
+
+  Yields:
+    (t, F) float32 dB, t <= BLOCK_FRAMES. Their concatenation is `log_mel` of the concatenation, to the bit.
+
+  Raises:
+    ValueError: the pieces are too short together.
+  """
+  half, hop = frontend.n_fft // 2, frontend.hop_length
+  # Frames are transformed in the same groups as by `log_mel`, because a product's rounding depends on its rows. Half a
+  # window stays behind each group: the end of the sound is reflected.
+  group = frontend.n_fft + (BLOCK_FRAMES - 1) * hop
+  held, begun = np.zeros(0, np.float32), False
+  for piece in pieces:
+    held = np.concatenate([held, piece])
+    if not begun and len(held) > half:
+      held, begun = np.concatenate([held[half:0:-1], held]), True
+    while begun and len(held) > group + half:
+      frames = np.lib.stride_tricks.sliding_window_view(held[:group], frontend.n_fft)[::hop]
+      yield _transform(frames, frontend, filters)
+      held = held[BLOCK_FRAMES * hop :]
+  if not begun:
+    raise ValueError(f"waveform of {len(held)} samples: need at least {frontend.min_samples}")
+  held = np.concatenate([held, held[-2 : -half - 2 : -1]])
+  frames = np.lib.stride_tricks.sliding_window_view(held, frontend.n_fft)[::hop]
+  for start in range(0, len(frames), BLOCK_FRAMES):
+    yield _transform(frames[start : start + BLOCK_FRAMES], frontend, filters)

@@ -1,19 +1,19 @@
 """An exported encoder as something that embeds log-mel clips of any length."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax import export
+from atst_jax import exported
 from atst_jax.encoders import frames_per_vector, make_encoder
 from atst_jax.errors import UserError
-from atst_jax.frontend import FrontEnd, log_mel
+from atst_jax.frontend import FrontEnd
 from atst_jax.normalization import normalize
 from atst_jax.transformer import pool_blocks
+from atst_jax.waveforms import Mel, central, cut, mel_of, peak_of, pieces
 
-MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz, as in preparation
 BATCH = 32  # chunks encoded at a time, at most,
 BATCH_FRAMES = 20_000  # and their frames
 TAILS = ("released", "drop", "keep", "weighted")
@@ -71,6 +71,24 @@ class Model:
       return y
     return pool_blocks(before["blocks"], length, patch_frames=self.hop, num_blocks=num_blocks, mean_over=mean_over)
 
+  def outputs(self, variables, mel, length, peak) -> dict:
+    """One chunk's vectors as a function of arrays, to be traced: what exported programs compute.
+
+    Args:
+      variables: `self.variables`.
+      mel: (B, T, F) dB, padded; T at most `chunk_frames` of a transformer.
+      length: (B,) valid frames.
+      peak: (B,) dB, maximum of the whole clip.
+
+    Returns:
+      {"scene": (B, 2D) [CLS, mean] of the last block, or (B, D) of a convolutional encoder; "frames": (B, N, D)}.
+    """
+    y, before = self._encoded(variables, mel, peak, length)
+    if "blocks" not in before:
+      return {"scene": y, "frames": before["frames"]}
+    scene = pool_blocks(before["blocks"], length, patch_frames=self.hop, num_blocks=1)
+    return {"scene": scene, "frames": before["blocks"][-1, :, 1:]}
+
   def reinitialized(self, seed: int) -> "Model":
     """The same architecture, front-end and normalisation with fresh random parameters: the baseline of every probe."""
     noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels))
@@ -91,35 +109,28 @@ class Model:
     constants = {"kind": "standard", "mean": statistics["log_mean"], "std": statistics["log_std"]}
     return Model({**self.config, "normalization": constants}, self.variables, self._filters)
 
-  def log_mel(self, audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """(N,) samples at `sample_rate` Hz -> (T, F) dB. Raises UserError for audio that is too short or not finite, and
-    for a rate that is none: it is never guessed."""
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float, np.integer, np.floating)) or not (
-      MIN_RATE <= sample_rate <= MAX_RATE):  # fmt: skip
-      raise UserError(f"sample_rate={sample_rate!r}: state the rate of the audio in Hz")
-    audio = np.asarray(audio)
-    if audio.dtype.kind != "f":
-      raise UserError(f"audio of {audio.dtype}: expected floats of full scale 1.0")
-    audio = audio.astype(np.float32, copy=False)
-    if audio.ndim != 1 or not np.isfinite(audio).all():
-      raise UserError(f"audio of shape {audio.shape}: expected one axis of finite samples (mix channels to mono first)")
-    if sample_rate != self.sample_rate:
-      import soxr
+  def mel(self, audio: np.ndarray, sample_rate: float) -> Mel:
+    """(N,) samples at `sample_rate` Hz -> log-mel dB: (T, F), or what stands for it where it is long.
 
-      audio = soxr.resample(audio, sample_rate, self.sample_rate)
-    if len(audio) < self.frontend.min_samples:
-      raise UserError(
-        f"audio of {len(audio)} samples at {self.sample_rate} Hz; at least {self.frontend.min_samples} are needed"
-      )
-    return log_mel(audio, self.frontend, self._filters)
+    Raises UserError for audio that is too short, not finite, not floats or not mono.
+    """
+    return self.mel_of(lambda: pieces(audio, sample_rate, self.sample_rate))
+
+  def mel_of(self, waveform: Callable[[], Iterator[np.ndarray]]) -> Mel:
+    """The same of a sound that is read in pieces at the model's rate, from its start at every call."""
+    return mel_of(waveform, self.frontend, self._filters)
+
+  def log_mel(self, audio: np.ndarray, sample_rate: float) -> np.ndarray:
+    """`mel` as an array (T, F), however long."""
+    mel = self.mel(audio, sample_rate)
+    return central(mel, len(mel))
 
   def chunks(self, mel, tail):
     """Yields (chunk, frames that its mean is divided by, weight) of a clip, by the rule that `embed` describes."""
     drop_to = self.chunk_frames // 2 if tail in ("released", "drop") else self.hop - 1
-    for start in range(0, len(mel), self.chunk_frames):
-      chunk = mel[start : start + self.chunk_frames]
-      if start == 0 or len(chunk) > drop_to:
-        mean_over = len(mel) - start if tail == "released" else len(chunk)
+    for i, chunk in enumerate(cut(mel, self.chunk_frames)):
+      if i == 0 or len(chunk) > drop_to:
+        mean_over = len(mel) - i * self.chunk_frames if tail == "released" else len(chunk)
         yield chunk, mean_over, len(chunk) if tail == "weighted" else 1
 
   def _padded_sizes(self) -> list[int]:
@@ -129,12 +140,13 @@ class Model:
       sizes.insert(0, -(-sizes[0] // 2))
     return sizes
 
-  def embed(self, mels: Iterable[np.ndarray], *, num_blocks: int | None = None, max_frames: int | None = None,
+  def embed(self, mels: Iterable[Mel], *, num_blocks: int | None = None, max_frames: int | None = None,
             tail: str | None = None) -> np.ndarray:  # fmt: skip
     """Embeds log-mel clips of any lengths.
 
     Args:
-      mels: (T, F) dB arrays of this model's front-end. The clamp refers to the whole clip's maximum (released code).
+      mels: (T, F) dB arrays of this model's front-end, or what `mel` returns. The clamp refers to the whole clip's
+        maximum (released code).
       num_blocks: how many of a transformer's last blocks to concatenate, [CLS…, mean…]; all of them by default.
       max_frames: longer clips are cropped centrally (ATST's protocol: 12 s); no limit by default.
       tail: how the chunks of a longer clip are averaged; the export's own rule by default. "weighted": by length.
@@ -177,16 +189,15 @@ class Model:
         weights[clip] += weight
 
     for index, mel in enumerate(mels):
-      if mel.ndim != 2 or mel.shape[1] != self.frontend.n_mels:
-        raise UserError(f"clip {index} has shape {mel.shape}; expected (frames, {self.frontend.n_mels})")
-      self._check_length(mel)
+      self.check(mel, index)
       sums.append(0.0)
       weights.append(0)
-      start = max(len(mel) - (max_frames or len(mel)), 0) // 2
-      mel = np.asarray(mel[start : start + (max_frames or len(mel))], np.float32)
+      mel = mel if max_frames is None else central(mel, max_frames)
+      peak = peak_of(mel)
       for chunk, mean_over, weight in self.chunks(mel, tail):
         size = next(size for size in sizes if len(chunk) <= size)
-        waiting.setdefault(size, []).append((index, float(mel.max()), chunk, mean_over, weight))
+        # A copy, so that a chunk that waits does not hold its whole clip.
+        waiting.setdefault(size, []).append((index, peak, np.array(chunk, np.float32), mean_over, weight))
         if len(waiting[size]) == batch_rows(size):
           flush(size)
     for size in list(waiting):
@@ -196,7 +207,10 @@ class Model:
       out[i], sums[i] = sums[i] / weight, None  # let go: the features of a large set fill memory once, not twice
     return out
 
-  def _check_length(self, mel) -> None:
+  def check(self, mel, index=0) -> None:
+    """Raises UserError for a spectrogram that cannot be embedded."""
+    if isinstance(mel, np.ndarray) and (mel.ndim != 2 or mel.shape[1] != self.frontend.n_mels):
+      raise UserError(f"clip {index} has shape {mel.shape}; expected (frames, {self.frontend.n_mels})")
     if len(mel) < self.hop:
       raise UserError(f"a clip of {len(mel)} frames; this encoder needs at least {self.hop}")
 
@@ -205,17 +219,18 @@ class Model:
     encoder = self.config["encoder"]
     return encoder["width"] * (2 * num_blocks if encoder["kind"] == "transformer" else 1)
 
-  def embed_frames(self, mel: np.ndarray) -> np.ndarray:
+  def embed_frames(self, mel: Mel) -> np.ndarray:
     """(T, F) dB -> (T // hop, D): the last block's patch tokens, or a convolutional encoder's frames."""
-    self._check_length(mel)
-    longest = self.chunk_frames // self.hop * self.hop
-    peak = np.full(1, mel.max(), np.float32)
+    self.check(mel)
+    peak = np.full(1, peak_of(mel), np.float32)
     out = []
-    for start in range(0, len(mel) // self.hop * self.hop, longest):
-      frames = min(longest, len(mel) - start)
+    for part in cut(mel, self.chunk_frames // self.hop * self.hop):
+      frames = len(part)
+      if frames < self.hop:
+        break
       size = next(size for size in self._padded_sizes() if frames <= size)
-      chunk = np.zeros((1, size, mel.shape[1]), np.float32)
-      chunk[0, :frames] = mel[start : start + frames]
+      chunk = np.zeros((1, size, part.shape[1]), np.float32)
+      chunk[0, :frames] = part
       _, before = self._encode(self.variables, chunk, peak, np.full(1, frames, np.int32))
       vectors = before["blocks"][-1, 0, 1:] if "blocks" in before else before["frames"][0]
       out.append(np.asarray(vectors)[: frames // self.hop])
@@ -224,4 +239,4 @@ class Model:
 
 def load_model(folder: str) -> Model:
   """Opens an exported encoder. Raises UserError if the folder is not one or is damaged."""
-  return Model(*export.read(folder))
+  return Model(*exported.read(folder))

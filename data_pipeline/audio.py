@@ -225,13 +225,19 @@ def read_pieces(
     yield number, np.concatenate(held)
 
 
-def load_audio(path: str, sample_rate: int) -> np.ndarray:
-  """(N,) float32 mono waveform of a whole file at `sample_rate` Hz.
+def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
+  """Yields a whole file as (n,) float32 mono blocks at `sample_rate` Hz; memory does not grow with its length.
 
-  Raises UserError naming the file and the reason if it cannot be decoded, is empty or holds NaN.
+  Raises UserError naming the file and the reason if it cannot be decoded, is empty or holds NaN, after the blocks
+  before the damage.
   """
   try:
-    ((_, waveform),) = read_pieces(path, sample_rate=sample_rate, max_seconds=float("inf"))
+    with _open(path) as file:
+      yield from _resampled(file, sample_rate, Quality())
   except Reject as error:
     raise UserError(f"cannot use the audio file {path}: {error}") from error
-  return waveform
+
+
+def load_audio(path: str, sample_rate: int) -> np.ndarray:
+  """(N,) float32 mono waveform of a whole file at `sample_rate` Hz. Raises UserError as `read_blocks`."""
+  return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, sample_rate)])

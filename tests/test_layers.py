@@ -37,12 +37,15 @@ LAYERS = {
     "views": ("augment", "groups", "normalization"),
     "schema": (),
     "records": ("errors", "frontend", "schema", "storage", "tfrecord"),
+    "vectors": ("errors", "storage"),
+    "waveforms": ("errors", "frontend"),
   },
   1: {
     "checkpoint": (),
     "cnn": (),
     "ema": (),
     "encoders": ("cnn", "transformer"),
+    "exported": ("checkpoint", "encoders"),
     "flops": ("cnn", "encoders"),
     "heads": (),
     "optimizer": (),
@@ -54,8 +57,9 @@ LAYERS = {
     "export": (),
     "checks": ("input_pipeline", "model"),
     "convert": ("export",),
-    "embed": ("model",),
-    "model": ("export",),
+    "embed": ("embed_files", "model"),
+    "embed_files": ("model",),
+    "model": (),
     "shard_reader": (),
     "input_pipeline": ("shard_reader",),
     "view_sheet": (),
@@ -74,14 +78,14 @@ LAYERS = {
 # What the other packages may import of atst_jax ("" is the package itself, its version), besides their own modules.
 OUTSIDE = {"data_pipeline": ("", "errors", "frontend", "records", "schema", "storage", "tfrecord"), "configs": ()}
 EXCEPTIONS = {  # inside functions: the lister and the decoder, where there are audio files; the job, to time it
-  ("atst_jax.embed", "data_pipeline.audio"), ("atst_jax.embed", "data_pipeline.sources"),
-  ("atst_jax.benchmark", "data_pipeline.speed"),
+  ("atst_jax.embed_files", "data_pipeline.audio"), ("atst_jax.embed_files", "data_pipeline.progress"),
+  ("atst_jax.embed_files", "data_pipeline.sources"), ("atst_jax.benchmark", "data_pipeline.speed"),
 }  # fmt: skip
 
 # Inside functions only: the model trains, exports and embeds on hosts that have none of these.
 LAZY = {
-  "apache_beam", "librosa", "matplotlib", "safetensors", "sklearn", "soundfile", "soxr", "tensorboardX", "tensorflow",
-  "tensorflow_datasets", "torch", "transformers",
+  "apache_beam", "librosa", "matplotlib", "pyarrow", "safetensors", "sklearn", "soundfile", "soxr", "tensorboardX",
+  "tensorflow", "tensorflow_datasets", "torch", "transformers",
 }  # fmt: skip
 EAGER = {("data_pipeline.audio", "soundfile"), ("data_pipeline.audio", "soxr")}
 CONFIG_FREE = (

@@ -1,0 +1,239 @@
+"""Audio to vectors: sounds of any length, rate and number; folders of files that survive a kill; a quick start."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import soundfile
+from evaluation import write_encoder
+from tiny import ROOT
+
+from atst_jax import export, exported, vectors, waveforms
+from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings, load_model, main
+from atst_jax.errors import UserError
+from atst_jax.frontend import FRONTENDS, log_mel, log_mel_blocks, mel_filters
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+  return write_encoder(tmp_path_factory.mktemp("embed") / "encoder")
+
+
+@pytest.fixture(scope="module")
+def model(encoder):
+  return load_model(encoder)
+
+
+def _audio(seconds, seed=0):
+  return np.random.default_rng(seed).normal(0, 0.1, round(16000 * seconds)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["atst", "difference"])
+def test_mel_of_pieces_is_that_of_the_whole(name):
+  """To the bit, whatever the pieces: a group of frames, one sample more or less, shorter than a window."""
+  frontend = FRONTENDS[name]
+  filters, group = mel_filters(frontend), 160 * 128
+  for number in (frontend.min_samples, 700, group + frontend.n_fft, 2 * group, 2 * group + 1, 70_001):
+    audio, whole = _audio(number / 16000), log_mel(_audio(number / 16000), frontend)
+    for size in (4001, 1 << 18) if number > 1000 else (97,):
+      pieces = (audio[i : i + size] for i in range(0, number, size))
+      np.testing.assert_array_equal(np.concatenate(list(log_mel_blocks(pieces, frontend, filters))), whole)
+  with pytest.raises(ValueError, match="need at least"):
+    list(log_mel_blocks([_audio(0.01)], frontend, filters))
+
+
+@pytest.mark.parametrize("kind", ["transformer", "cnn"])
+def test_a_long_sound_is_embedded_like_a_short_one(kind, encoder, tmp_path, monkeypatch):
+  """Beyond HELD_FRAMES the mel is computed again, in blocks: the same vectors, to the bit."""
+  model = load_model(encoder if kind == "transformer" else write_encoder(tmp_path / "cnn", kind="cnn"))
+  audio, tails = _audio(3.07) * np.linspace(1, 0, 49120, dtype=np.float32) ** 8, ("weighted", "released")
+  results = []
+  for held in (10_000, 100):
+    monkeypatch.setattr(waveforms, "HELD_FRAMES", held)
+    mel = model.mel(audio, 16000)
+    assert isinstance(mel, np.ndarray) == (held == 10_000) and len(mel) == 308
+    results.append([*(model.embed([mel], tail=tail) for tail in tails), model.embed([mel], max_frames=55),
+                    model.embed_frames(mel), model.log_mel(audio, 16000)])  # fmt: skip
+  for held, computed in zip(*results, strict=True):
+    np.testing.assert_array_equal(held, computed)
+
+
+def test_memory_does_not_grow_with_the_length(model, monkeypatch):
+  """A minute more costs nothing (its mel would take 1.5 MB); the waveform itself is the caller's."""
+  monkeypatch.setattr(waveforms, "HELD_FRAMES", 1000)
+  peaks = []
+  for minutes in (0.5, 1, 2):  # the first one compiles
+    audio = np.zeros(round(16000 * 60 * minutes), np.float32)
+    tracemalloc.start()
+    get_scene_embeddings([audio], model, 16000)
+    peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+    tracemalloc.stop()
+  assert abs(peaks[2] - peaks[1]) < 0.5, peaks
+
+
+def test_resampling_in_pieces_is_resampling(model, monkeypatch):
+  import soxr
+
+  audio = np.random.default_rng(0).normal(0, 0.1, 44100).astype(np.float32)
+  monkeypatch.setattr(waveforms, "PIECE_SAMPLES", 5000)
+  resampled = np.concatenate(list(waveforms.pieces(audio, 44100, 16000)))
+  np.testing.assert_allclose(resampled, soxr.resample(audio, 44100, 16000), atol=1e-6)
+
+
+@pytest.mark.parametrize("audio, rate, message", [
+  ([np.zeros(9000, np.int16)], 16000, "int16: expected floats"), ([np.zeros(9000)], 16, "sample_rate=16: state"),
+  (np.zeros(9000), 16000, r"pass \[audio\]"), ([np.zeros(9000)], None, "sample_rate=None"),
+  ([np.zeros(100)], 16000, "100 samples at 16000 Hz; at least 513"),
+])  # fmt: skip
+def test_mistakes_are_refused(model, audio, rate, message):
+  with pytest.raises(UserError, match=message):
+    get_scene_embeddings(audio, model, rate)
+  with pytest.raises(TypeError, match="sample_rate"):
+    get_scene_embeddings([np.zeros(9000)], model)
+
+
+def test_a_batch_may_be_ragged(model):
+  sounds = [_audio(0.5), _audio(1.0, 1), _audio(0.3, 2)]
+  vectors, times = get_timestamp_embeddings(sounds, model, 16000)
+  assert vectors.shape == (3, 25, 8) and times.shape == (3, 25)
+  for sound, rows, centres in zip(sounds, vectors, times, strict=True):
+    (alone,), (own,) = get_timestamp_embeddings([sound], model, 16000)
+    np.testing.assert_array_equal(rows[: len(alone)], alone)
+    np.testing.assert_array_equal(centres[: len(own)], own)
+    assert np.isnan(centres[len(own) :]).all() and not rows[len(alone) :].any()
+  together = get_scene_embeddings(sounds, model, 16000)
+  assert together.shape == (3, 16) and get_scene_embeddings([], model, 16000).shape == (0, 16)
+
+
+def test_exports_of_every_format_load(encoder, model, tmp_path):
+  """Orbax alone is format 2; format 1 had one kind of normalisation and did not name it; newer ones are refused."""
+  config, variables, _ = exported.read(encoder)
+  folder = tmp_path / "old"
+  export.write(str(folder), variables, encoder=config["encoder"], frontend=model.frontend, tail=config["tail"],
+               chunk_frames=config["chunk_frames"], normalization=config["normalization"], provenance={},
+               artifacts=["params"])  # fmt: skip
+  assert sorted(os.listdir(folder)) == ["config.json", "mel_filters.npy", "params"]
+  expected, stored = get_scene_embeddings([_audio(1)], model, 16000), json.loads((folder / "config.json").read_text())
+  nameless = {key: x for key, x in stored["normalization"].items() if key != "kind"}
+  for old in ({"format": 3}, {"format": 2}, {"format": 1, "normalization": nameless}):
+    (folder / "config.json").write_text(json.dumps({**stored, **old}))
+    np.testing.assert_array_equal(get_scene_embeddings([_audio(1)], load_model(str(folder)), 16000), expected)
+  (folder / "config.json").write_text(json.dumps({**stored, "format": 4}))
+  with pytest.raises(UserError, match="format 4, this code reads 1 to 3; install a newer"):
+    load_model(str(folder))
+
+
+def test_it_starts_quickly_and_without_tensorflow(encoder):
+  """From the process's start to a loaded model, with a bound that a busy machine keeps; quiet, it takes 1.3 s."""
+  script = (
+    "import sys; from atst_jax.embed import load_model; load_model(sys.argv[1])\n"
+    "heavy = {'tensorflow', 'torch', 'orbax', 'librosa', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    "sys.exit(f'loaded {heavy}' if heavy else 0)"
+  )
+  begun = time.monotonic()
+  done = subprocess.run([sys.executable, "-c", script, encoder], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert time.monotonic() - begun < 30
+
+
+def _recordings(folder):
+  """Six usable files of several kinds, one of them long, and one broken. Returns the folder."""
+  folder.mkdir()
+  soundfile.write(folder / "a b.wav", np.stack([_audio(0.5)] * 2, 1), 44100)
+  soundfile.write(folder / "ü.flac", _audio(0.2), 16000)
+  soundfile.write(folder / "long.wav", _audio(2.5, 1), 8000)
+  for i in range(3):
+    soundfile.write(folder / f"{i}.wav", _audio(0.3, i), 16000)
+  (folder / "broken.wav").write_text("no audio")
+  soundfile.write(folder / "short.wav", np.zeros(100), 16000)
+  return folder
+
+
+def test_embed_command(encoder, tmp_path, capsys):
+  """A folder, two of whose files are of no use, to an .npz; without TensorFlow or librosa."""
+  folder = _recordings(tmp_path / "in")
+  flags = [f"--encoder={encoder}", f"--input={folder}", f"--output={tmp_path}/v.npz", "--blocks=2"]
+  script = ("import sys; from atst_jax.embed import main; code = main(sys.argv[1:]); "
+            "assert not {'tensorflow', 'librosa'} & set(sys.modules); sys.exit(code)")  # fmt: skip
+  done = subprocess.run([sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "left out broken.wav" in done.stderr and "6 vectors of 32 numbers, 2 files left out" in done.stdout
+  with np.load(tmp_path / "v.npz") as out:
+    assert list(out["id"]) == ["0.wav", "1.wav", "2.wav", "a b.wav", "long.wav", "ü.flac"]
+    assert out["vector"].shape == (6, 32) and list(out["rejected"][:, 0]) == ["broken.wav", "short.wav"]
+    expected = get_scene_embeddings([_audio(0.3, 1)], load_model(encoder), 16000, num_blocks=2)[0]
+    np.testing.assert_allclose(out["vector"][1], expected, atol=1e-3)  # files of 16 bits
+  assert not (tmp_path / "v.npz.part").exists()
+  assert main(flags) == 0 and "nothing to do" in capsys.readouterr().out
+  for change, message in (
+    (["--blocks=1"], "of another job"), ([f"--input={tmp_path}/none"], "does not exist"), (["--blocks=3"], "2 blocks"),
+    ([f"--output={tmp_path}/v.csv"], "must be a .npz"), (["--workers=0"], "at least one"),
+  ):  # fmt: skip
+    assert main([*flags, *change]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_an_interrupted_job_goes_on(encoder, tmp_path, monkeypatch, capsys):
+  """Stopped after the second piece: run again, it computes the rest only, and the file is the same to the byte."""
+  monkeypatch.setattr(vectors, "PIECE_FILES", 2)
+  flags = [f"--encoder={encoder}", f"--input={_recordings(tmp_path / 'in')}", "--workers=2"]
+  assert main([*flags, f"--output={tmp_path}/whole.npz"]) == 0
+  save, saved = vectors.save_piece, []
+
+  def stopped(path, piece):
+    save(path, piece)
+    saved.append(path)
+    if len(saved) == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(vectors, "save_piece", stopped)
+  assert main([*flags, f"--output={tmp_path}/v.npz"]) == 75
+  assert "run the same command again" in capsys.readouterr().err and not (tmp_path / "v.npz").exists()
+  (tmp_path / "in" / "2.wav").touch()  # changed since: its piece, the second, is computed again
+  with open(saved[0], "r+b") as file:  # and one that a disk damaged
+    file.truncate(100)
+  assert main([*flags, f"--output={tmp_path}/v.npz"]) == 0
+  assert "files were embedded before" not in capsys.readouterr().err and len(saved) == 2 + 4
+  assert main([*flags, f"--output={tmp_path}/again.npz"]) == 0
+  assert (tmp_path / "v.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+  with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "v.npz") as out:
+    np.testing.assert_array_equal(out["vector"], whole["vector"])
+  os.unlink(tmp_path / "again.npz")
+  saved[:] = ["", ""]
+  monkeypatch.setattr(vectors, "write_npz", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+  assert main([*flags, f"--output={tmp_path}/again.npz"]) == 75
+  monkeypatch.undo()
+  monkeypatch.setattr(vectors, "PIECE_FILES", 2)
+  monkeypatch.setattr(vectors, "save_piece", lambda *_: pytest.fail("computed again"))
+  assert main([*flags, f"--output={tmp_path}/again.npz"]) == 0
+  assert "8 of 8 files were embedded before" in capsys.readouterr().err
+  assert (tmp_path / "v.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+
+
+def test_pieces_are_cut_by_number_and_bytes(monkeypatch):
+  monkeypatch.setattr(vectors, "PIECE_FILES", 3)
+  monkeypatch.setattr(vectors, "PIECE_BYTES", 10)
+  sizes = [1, 1, 1, 1, 20, 5, 5, 1, -1]
+  parts = [sizes[part] for part in vectors.groups(sizes)]
+  assert parts == [[1, 1, 1], [1], [20], [5, 5], [1, -1]]
+
+
+def test_parquet(encoder, tmp_path, monkeypatch):
+  parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install -e .[parquet]")
+  monkeypatch.setattr(vectors, "PIECE_FILES", 3)
+  flags = [f"--encoder={encoder}", f"--input={_recordings(tmp_path / 'in')}"]
+  for name in ("v.npz", "v.parquet", "v.parquet"):
+    assert main([*flags, f"--output={tmp_path}/{name}"]) == 0
+  table = parquet.read_table(tmp_path / "v.parquet")
+  with np.load(tmp_path / "v.npz") as out:
+    assert table["id"].to_pylist() == list(out["id"])
+    np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), out["vector"])
+  about = json.loads(table.schema.metadata[b"atst_jax"])
+  assert about["rejected"][0][0] == "broken.wav" and about["dimensions"] == 16
