@@ -1,6 +1,6 @@
 """Speed, in a steady state: medians, without the warm-up, the device's queue empty at both ends of a measurement.
 
-  python -m atst_jax.benchmark step --config=configs/atst_small.py --config.batch_size=16
+  python -m atst_jax.benchmark step --config=configs/atst_small.py --config.batch_size=16 --config.views.group=8 --torch
   python -m atst_jax.benchmark input --config=configs/base.py --clips=4096
   python -m atst_jax.benchmark end_to_end --config=configs/demo.py
   python -m atst_jax.benchmark prepare --input=recordings
@@ -36,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
   parts.choices["input"].add_argument(
     "--tensorflow", action="store_true", help="compare with tf.data on the same files"
   )
+  parts.choices["step"].add_argument("--torch", action="store_true", help="compare with the same work in PyTorch: "
+                                     "ours, PyTorch's, ours again (extra `torch`)")  # fmt: skip
+  parts.choices["step"].add_argument("--torch_compile", action="store_true", help="the same, by torch.compile")
   part = parts.add_parser("prepare", allow_abbrev=False)
   part.add_argument("--input", required=True, help="a folder of recordings")
   part.add_argument("--frontend", default="atst")
@@ -76,6 +79,9 @@ def _show_step(result) -> list[str]:
   ]
   if "compile_seconds" in result:
     lines.append("compiled in {compile_seconds:.1f} s".format(**result))
+  if "torch" in result:
+    lines.append("once more {again_clips_per_second:.2f} clips/s; PyTorch, {torch}, between the two, without views: "
+                 "{torch_clips_per_second:.2f}, so {times_torch:.2f} times as many here".format(**result))  # fmt: skip
   if "data_wait" in result:
     lines.append("waited for data ({data}): {data_wait:.2%} of the time".format(**result))
   return lines
@@ -116,7 +122,14 @@ def main(argv=None) -> int:
         raise UserError(f"{rest[0]}: unknown flag")
       result = _prepare(flags)
     else:
-      result = _measure(flags, configs.load_with_overrides(flags.config, rest))
+      config = configs.load_with_overrides(flags.config, rest)
+      if flags.part == "step" and (flags.torch or flags.torch_compile):
+        from atst_jax import peer
+
+        argv = sys.argv[1:] if argv is None else argv
+        result = peer.beside(config, argv, repeats=flags.repeats, compiled=flags.torch_compile)
+      else:
+        result = _measure(flags, config)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code

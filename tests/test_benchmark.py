@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from tiny import tiny_config, tiny_flags
 
-from atst_jax import environment, speed
+from atst_jax import environment, peer, recipe, speed
 from atst_jax.benchmark import main
 from atst_jax.flops import clip_flops
 from atst_jax.frontend import FRONTENDS
@@ -88,6 +88,36 @@ def test_input_and_end_to_end(capsys):
 def test_a_data_set_that_is_not_there(capsys):
   assert main(["input", *tiny_flags(data__path="nowhere")]) == 2
   assert "nowhere does not exist; set --config.data.path=DIR, or --clips=2048" in capsys.readouterr().err
+
+
+def test_torch_has_the_same_sizes():
+  """Its parameters are as many as ours; the teacher follows the student; a step moves both."""
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed: .[torch]")
+  config = tiny_config(difference__weight="0")
+  sizes = {k: v for k, v in config.encoder.items() if k != "kind"} | {"n_mels": 64, "hidden": 32, "out": 8}
+  student, teacher = peer._network(torch, **sizes)
+  count = lambda module: sum(p.numel() for p in module.parameters())
+  init, _ = recipe.build(recipe.resolve(config, None), ragged=False)
+  state = jax.eval_shape(init, jax.random.key(0))
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  assert (count(student), count(teacher)) == (size(state.params), size(state.teacher.params))
+  seconds = peer.measure(batch=4, frames=32, bfloat16=False, compiled=False, device="cpu", repeats=2, **sizes)
+  assert len(seconds) == 2 and min(seconds) > 0
+
+
+def test_beside_torch(capsys, monkeypatch):
+  """Ours, PyTorch's, ours: the ratio is to the mean of ours."""
+  answers = iter(({"devices": 1, "device": "cpu", "dtype": "float32", "clips_per_second": 8.0}, [2.0, 4.0, 3.0],
+                  {"clips_per_second": 16.0}))  # fmt: skip
+  asked = []
+  monkeypatch.setattr(peer, "_child", lambda *command, what: asked.append(command) or next(answers))
+  result = peer.beside(tiny_config(difference__weight="0"), ["step", "--torch"], repeats=3, compiled=False)
+  assert [command[0] for command in asked] == ["atst_jax.benchmark", "atst_jax.peer", "atst_jax.benchmark"]
+  assert asked[0] == ("atst_jax.benchmark", "step", "--json")
+  assert result["torch_clips_per_second"] == pytest.approx(16 / 3)
+  assert result["times_torch"] == pytest.approx(12 / (16 / 3))
+  assert main(["step", "--torch", *tiny_flags()]) == 2
+  assert "without the subtraction; take configs/atst_small.py" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("platform", environment.PLATFORMS)

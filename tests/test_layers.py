@@ -31,6 +31,7 @@ LAYERS = {
     "metrics": ("errors",),
     "mixtures": ("groups", "normalization"),
     "normalization": ("groups",),
+    "peer": ("errors", "frontend"),
     "preemption": ("errors",),
     "tfrecord": ("errors", "storage"),
     "torch_files": ("errors",),
