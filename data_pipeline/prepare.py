@@ -21,6 +21,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 
 from atst_jax import storage
 from atst_jax.errors import UserError
@@ -32,7 +33,7 @@ from data_pipeline.flags import Parser, nearest
 from data_pipeline.listing import Listing
 from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, measure, open_output, shard_name
 from data_pipeline.report_page import write_report
-from data_pipeline.shards import Settings, read_sidecar
+from data_pipeline.shards import Settings, read_file, read_sidecar
 from data_pipeline.sources import LAYOUTS, list_sources
 from data_pipeline.summary import describe, report
 from data_pipeline.tfds_info import write_tfds_info
@@ -101,7 +102,7 @@ def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozens
     again: file names of shards that are written although they look finished.
   """
   _check(args)
-  frontend = get_frontend(args.frontend)
+  get_frontend(args.frontend)
   if args.tfds:
     from data_pipeline.tfds_source import export
 
@@ -110,10 +111,27 @@ def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozens
   listing = list_sources(args.input, layout=args.layout, root=args.root, number=args.subset)
   name = os.path.basename(storage.absolute(args.input))
   name = args.name or printable(os.path.splitext(name)[0] if storage.is_file(args.input) else name)
+  prepare_listing(args, listing, name, again=again)
+
+
+def prepare_listing(args: argparse.Namespace, listing: Listing, name: str, *, read: Callable = read_file,
+                    made_of: dict | None = None, again: frozenset[str] | set[str] = frozenset()) -> None:  # fmt: skip
+  """Writes the shards of a listing, its `dataset.json` and its report. Raises as `prepare`.
+
+  Args:
+    args: this command's flags, but what says where the listing comes from.
+    listing: the files, or whatever else `read` makes sounds of.
+    name: of the set.
+    read: waveforms of a source (`shards.read_file`).
+    made_of: JSON that says what `read` adds to the files; it becomes part of the plan.
+    again: as in `prepare`.
+  """
+  frontend = get_frontend(args.frontend)
   sources_hash, missing = hash_sources(listing.sources, listing.root)
   preparation = {"kind": listing.kind, "seed": args.seed, "max_seconds": args.max_seconds, "sources": sources_hash,
                  "num_shards": args.num_shards, "shard_mb": args.shard_mb}  # fmt: skip
   preparation |= {key: True for key in ("reject_silent", "reject_duplicates") if getattr(args, key)}
+  preparation |= made_of or {}
   if listing.not_drawn:  # their classes are not in the hash of the sources, and number the labels with the others
     preparation["classes"] = hashlib.sha256("\0".join(listing.label_names).encode()).hexdigest()[:16]
   plan = {**preparation, "schema": SCHEMA_VERSION, "name": name, "frontend": f"{frontend.name} {frontend.hash}"}
@@ -127,7 +145,7 @@ def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozens
     return
   with open_output(args.output, plan) as work:
     aside = _set_aside(args, listing, aside, work)
-    sidecars, rejects = _write_shards(args, frontend, listing, aside, work, again)
+    sidecars, rejects = _write_shards(args, frontend, listing, aside, work, again, read)
     manifest = describe(name=name, frontend=frontend, listing=listing, sidecars=sidecars, rejects=rejects,
                         preparation=preparation)  # fmt: skip
     _remove_strays(args.output, {sidecar["file"] for sidecar in sidecars})
@@ -179,7 +197,7 @@ def _print_plan(args: argparse.Namespace, frontend, listing: Listing, aside: lis
 
 
 def _write_shards(
-  args, frontend, listing: Listing, aside: list[dict], work: str, again: set[str]
+  args, frontend, listing: Listing, aside: list[dict], work: str, again: set[str], read: Callable
 ) -> tuple[list[dict], list[dict]]:
   """(sidecars in order, all rejects); skips what is finished, deals a second time if a shard came out empty."""
   for _ in range(2):
@@ -190,7 +208,8 @@ def _write_shards(
       means = args.runner or f"{args.workers} workers"
       print(f"{len(todo)} of {len(tasks)} shards to write, {means}", file=sys.stderr)
       filters, label_names = mel_filters(frontend), tuple(listing.label_names)
-      settings = Settings(args.output, work, frontend, filters, label_names, args.max_seconds, args.reject_silent)
+      settings = Settings(args.output, work, frontend, filters, label_names, args.max_seconds, args.reject_silent,
+                          read=read)  # fmt: skip
       if args.runner:
         beam.write_tasks(todo, settings, runner=args.runner, options=_split(args.beam_options))
       else:
