@@ -2,8 +2,12 @@
 
   python -m atst_jax.export --workdir=runs/base --output=encoders/base
   python -m atst_jax.export --workdir=runs/base --output=encoders/base_5000 --step=5000 --artifacts=safetensors,params
+  python -m atst_jax.export --encoder=encoders/base --output=share/base --artifacts=safetensors,card,jax,onnx \
+    --license=cc-by-4.0 --results=runs/linear/results.json
 
-The folder needs no config file and none of the training code's classes; `atst_jax.embed.load_model` opens it.
+The folder needs no config file and none of the training code's classes; `atst_jax.embed.load_model` opens it. Beside
+the weights (`safetensors`, or Orbax: `params`) it may hold a model card (`card`: README.md), a program for CPU, CUDA
+and TPU (`jax`: encoder.jax, see atst_jax.program) and an ONNX graph (`onnx`: encoder.onnx, needs .[onnx]).
 """
 
 import argparse
@@ -16,24 +20,27 @@ import jax
 import numpy as np
 
 import atst_jax
-from atst_jax import storage
+from atst_jax import model_card, onnx_graph, program, storage
 from atst_jax.checkpoint import checkpoint_folder, restore_encoder, save_tree
 from atst_jax.encoders import make_encoder
 from atst_jax.errors import UserError
 from atst_jax.exported import CONFIG, FILTERS, FORMAT, ORBAX, SAFETENSORS, params_hash, read, write_weights
 from atst_jax.frontend import FrontEnd, get_frontend, mel_filters
+from atst_jax.model import Model
 from atst_jax.records import write_json
 from atst_jax.workdir import read_config
 
 CNN_CHUNK = 6000  # frames, a minute: nothing in a convolutional encoder is bound to the training crop
 WEIGHTS = ("safetensors", "params")  # Orbax, the latter
-ARTIFACTS = WEIGHTS
-DEFAULT = ("safetensors",)
+ARTIFACTS = (*WEIGHTS, "card", "jax", "onnx")
+DEFAULT = ("safetensors", "card")
 TOLERANCE = 1e-5  # between the exported and the restored encoder on the same input
+FOREIGN_TOLERANCE = 1e-3  # of another runtime's products, relative to the greatest number
 
 
 def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normalization: dict, chunk_frames: int,
-          tail: str, provenance: dict, artifacts: Collection[str] = DEFAULT) -> None:  # fmt: skip
+          tail: str, provenance: dict, artifacts: Collection[str] = DEFAULT, license: str = "unknown",
+          results: Collection[str] = ()) -> None:  # fmt: skip
   """Writes an export, reads it back, compares the embeddings of both, and only then gives it its final name.
 
   Args:
@@ -45,6 +52,8 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
     tail: how their embeddings are averaged (`embed.Model.embed`).
     provenance: where it comes from; any JSON.
     artifacts: some of ARTIFACTS, weights of one kind among them.
+    license: for the model card.
+    results: results.json files of this encoder's linear evaluations, for the model card.
 
   Raises:
     UserError: the output exists or cannot be written; an unknown artifact, or no weights.
@@ -74,17 +83,48 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
       save_tree(os.path.join(temporary, ORBAX), variables)
     np.save(os.path.join(temporary, FILTERS), mel_filters(frontend))
     write_json(os.path.join(temporary, CONFIG), config)
-    read_config_, read_variables, _ = read(temporary)
+    model = Model(*read(temporary))
     noise = np.random.Generator(np.random.Philox(0)).normal(size=(2, chunk_frames, frontend.n_mels)).astype(np.float32)
-    forward = jax.jit(lambda variables: make_encoder(read_config_["encoder"]).apply(variables, noise)[0])
-    difference = float(np.abs(forward(variables) - forward(read_variables)).max())
+    forward = jax.jit(lambda variables: make_encoder(model.config["encoder"]).apply(variables, noise)[0])
+    difference = float(np.abs(forward(variables) - forward(model.variables)).max())
     if not difference <= TOLERANCE:
       raise RuntimeError(f"{temporary}: embeddings of the export differ by {difference} from the checkpoint's")
+    for artifact in ("jax", "onnx"):
+      if artifact in artifacts:
+        add_program(temporary, artifact, model)
+    if "card" in artifacts:
+      measured = [model_card.read_results(path, config["params_hash"]) for path in results]
+      text = model_card.card(os.path.basename(os.path.abspath(output)), model.config, variables, license=license,
+                             results=measured, artifacts=artifacts)  # fmt: skip
+      storage.write_text(os.path.join(temporary, model_card.NAME), text)
     os.rename(temporary, output)
   except OSError as error:
     raise UserError(f"--output={output}: cannot be written ({error.strerror})") from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def add_program(folder: str, kind: str, model: Model) -> None:
+  """Writes `encoder.jax` or `encoder.onnx` and runs it beside the model, on noise of two lengths.
+
+  Raises:
+    UserError: onnx or onnxruntime is not installed.
+    RuntimeError: their vectors differ.
+  """
+  path = os.path.join(folder, f"encoder.{kind}")
+  with storage.writing(path) as file:
+    file.write(program.serialize(model) if kind == "jax" else onnx_graph.build(model.config, model.variables))
+  encode = program.load_program(path) if kind == "jax" else onnx_graph.load(path)
+  rng = np.random.Generator(np.random.Philox(1))
+  for frames in sorted({min(model.chunk_frames, 3 * model.hop + 1), min(model.chunk_frames, 203)}):
+    mel = rng.normal(-40, 20, (2, frames, model.frontend.n_mels)).astype(np.float32)
+    length, peak = np.array([frames, model.hop], np.int32), np.array([mel[0].max(), 10], np.float32)
+    expected, found = model.outputs(model.variables, mel, length, peak), encode(mel, length, peak)
+    for name, x in expected.items():
+      valid = [np.asarray(y)[0] for y in (x, found[name])] if name == "frames" else [np.asarray(x), found[name]]
+      difference = float(np.abs(valid[0] - valid[1]).max())
+      if not difference <= FOREIGN_TOLERANCE * float(np.abs(valid[0]).max()):
+        raise RuntimeError(f"{path}: {name} differs by {difference} from the model's")
 
 
 def settings(config: dict) -> dict:
@@ -125,25 +165,43 @@ def export_run(workdir: str, output: str, step: int | None = None, **options) ->
   return provenance
 
 
+def export_again(encoder: str, output: str, **options) -> dict:
+  """Exports an exported encoder, with other artifacts (`options` of `write`). Returns its provenance."""
+  config, variables, _ = read(encoder)
+  kept = {key: config[key] for key in ("encoder", "normalization", "chunk_frames", "tail", "provenance")}
+  write(output, variables, frontend=FrontEnd.from_json(config["frontend"]), **kept, **options)
+  return config["provenance"]
+
+
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser("python -m atst_jax.export", description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-  parser.add_argument(
-    "--workdir", required=True, help="folder of a pre-training run, or its checkpoint.folder (gs://…)"
-  )
-  parser.add_argument("--output", required=True, help="folder to make")
-  parser.add_argument("--step", type=int, help="checkpoint to export; the newest by default")
-  parser.add_argument("--artifacts", default=",".join(DEFAULT), type=lambda text: text.split(","),
-                      help=f"what to write, of {','.join(ARTIFACTS)} (default {','.join(DEFAULT)})")  # fmt: skip
+  add = parser.add_argument
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--workdir", help="folder of a pre-training run, or its checkpoint.folder (gs://…)")
+  source.add_argument("--encoder", help="an exported encoder, to write other artifacts of it")
+  add("--output", required=True, help="folder to make")
+  add("--step", type=int, help="checkpoint to export; the newest by default")
+  add("--artifacts", default=",".join(DEFAULT), help=f"of {','.join(ARTIFACTS)} (default {','.join(DEFAULT)})")
+  add("--license", default="unknown", help="of the weights, for the model card: an identifier such as cc-by-4.0")
+  add("--results", action="append", default=[], help="results.json of a linear evaluation; may be repeated")
   flags = parser.parse_args(argv)
+  options = {"artifacts": flags.artifacts.split(","), "license": flags.license, "results": flags.results}
   try:
-    provenance = export_run(flags.workdir, flags.output, flags.step, artifacts=flags.artifacts)
+    if "card" not in options["artifacts"] and (flags.results or flags.license != "unknown"):
+      raise UserError("--license and --results are for the model card: add card to --artifacts")
+    if flags.encoder is not None:
+      if flags.step is not None:
+        raise UserError("--step belongs to --workdir")
+      export_again(flags.encoder, flags.output, **options)
+      done = f"the encoder of {flags.encoder}"
+    else:
+      provenance = export_run(flags.workdir, flags.output, flags.step, **options)
+      done = f"the {provenance['network']}'s encoder after {provenance['step']} steps"
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code
-  print(
-    f"{flags.output}: the {provenance['network']}'s encoder after {provenance['step']} steps, read back and compared"
-  )
+  print(f"{flags.output}: {done}, read back and compared")
   return 0
 
 

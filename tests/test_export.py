@@ -50,7 +50,7 @@ def test_export_is_the_teacher_of_the_newest_checkpoint(workdir, encoder, model)
   jax.tree.map(np.testing.assert_array_equal, model.variables["params"], teacher)
   assert not np.array_equal(teacher["cls_token"], student["cls_token"])
   assert model.config["provenance"]["step"] == 2 and model.frontend == FRONTENDS["atst"]
-  assert sorted(os.listdir(encoder)) == ["config.json", "mel_filters.npy", "model.safetensors"]
+  assert sorted(os.listdir(encoder)) == ["README.md", "config.json", "mel_filters.npy", "model.safetensors"]
   assert restore_encoder(workdir / "checkpoints", 1)[1] == 1
 
 

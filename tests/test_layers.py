@@ -55,12 +55,15 @@ LAYERS = {
     "workdir": (),
   },
   2: {
-    "export": (),
+    "export": ("model", "model_card", "onnx_graph", "program"),
     "checks": ("input_pipeline", "model"),
     "convert": ("export",),
     "embed": ("embed_files", "model"),
     "embed_files": ("model",),
     "model": (),
+    "model_card": (),
+    "onnx_graph": (),
+    "program": ("model",),
     "shard_reader": (),
     "input_pipeline": ("shard_reader",),
     "view_sheet": (),
@@ -85,8 +88,8 @@ EXCEPTIONS = {  # inside functions: the lister and the decoder, where there are 
 
 # Inside functions only: the model trains, exports and embeds on hosts that have none of these.
 LAZY = {
-  "apache_beam", "librosa", "matplotlib", "pyarrow", "safetensors", "sklearn", "soundfile", "soxr", "tensorboardX",
-  "tensorflow", "tensorflow_datasets", "torch", "transformers",
+  "apache_beam", "librosa", "matplotlib", "onnx", "onnxruntime", "pyarrow", "safetensors", "sklearn", "soundfile",
+  "soxr", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch", "transformers",
 }  # fmt: skip
 EAGER = {("data_pipeline.audio", "soundfile"), ("data_pipeline.audio", "soxr")}
 CONFIG_FREE = (
