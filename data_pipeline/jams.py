@@ -20,6 +20,7 @@ from data_pipeline.scenes import Part, Scene
 
 SPLITS = {"dev": "train", "eval": "test"}
 NAME = re.compile(r"(?P<pair>.+)_(?P<which>s[12])\.jams")
+APWD = re.compile(r"apwd_(?P<scene>.+)_sc_")  # how the published ones are called: its scenes are `rain` and `traffic`
 
 
 def find_recordings(foreground: str, background: str) -> dict[str, tuple[str, bool]]:
@@ -63,7 +64,17 @@ def read_pairs(folder: str, recordings: dict[str, tuple[str, bool]], *, seed: in
   for id in sorted(files):
     query, target = (_scene(files[id][which], f"{id}_{which}", recordings) for which in ("s1", "s2"))
     if found := changes(query, target):
-      pairs.append(Pair(id, query, target, tuple(found), sentence(found, rng_of(seed, "text", id))))
+      named = APWD.match(id)
+      pairs.append(
+        Pair(
+          id,
+          named["scene"] if named else query.name,
+          query,
+          target,
+          tuple(found),
+          sentence(found, rng_of(seed, "text", id)),
+        )
+      )
     else:
       same.append(id)
   return pairs, same

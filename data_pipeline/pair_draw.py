@@ -25,6 +25,7 @@ class Pair(NamedTuple):
   """A query clip, what is asked of it, and the clip that answers."""
 
   id: str
+  scene: str
   query: Scene
   target: Scene
   changes: tuple[Change, ...]
@@ -111,7 +112,7 @@ def _draw(id, name, split, events: dict[str, list[Source]], backgrounds: list[So
   first, second = (high, low) if kind in ("remove", "quieter") else (low, high)
   query, target = scene("s1", first), scene("s2", second)
   found = changes(query, target)
-  return Pair(id, query, target, tuple(found), sentence(found, rng))
+  return Pair(id, name, query, target, tuple(found), sentence(found, rng))
 
 
 def _uniform(rng: np.random.Generator, interval: tuple[float, float]) -> float:

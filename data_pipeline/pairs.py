@@ -76,7 +76,7 @@ def _parser() -> Parser:
   add("--level_change", type=_interval, default=ranges.level_change, help="LOW,HIGH in dB of louder and quieter")
   add("--shared_events", type=int, default=ranges.shared_events, help="that both clips have besides, at most")
   add("--same_takes", action="store_true", help="these are the same recordings at the same time in both")
-  add("--name", default="pairs", help="name of the data set")
+  add("--name", default="", help="name of the data set; default: pairs, with --jams apwd")
   add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
   add("--seed", type=int, default=0)
   add("--num_shards", type=int, default=0, help="per split; default: at least 16, each of about --shard_mb")
@@ -168,6 +168,7 @@ def make(args: argparse.Namespace) -> None:
   """Runs the whole job. Raises UserError, Stopped and KeyboardInterrupt."""
   _check(args)
   frontend = get_frontend(args.frontend)
+  args.name = args.name or ("apwd" if args.jams else "pairs")
   pairs = _pairs(args, frontend)
   if not pairs:
     raise UserError("no pair to write: the numbers of pairs are 0")
@@ -207,7 +208,7 @@ def make(args: argparse.Namespace) -> None:
 
 def _pair_row(pair: Pair) -> tuple:
   kinds, events = zip(*pair.changes, strict=True)
-  return (pair.id, pair.query.id, pair.target.id, pair.text, "+".join(kinds), ";".join(events), pair.query.name,
+  return (pair.id, pair.query.id, pair.target.id, pair.text, "+".join(kinds), ";".join(events), pair.scene,
           pair.query.split)  # fmt: skip
 
 

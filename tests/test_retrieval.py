@@ -1,0 +1,311 @@
+"""Retrieval with auxiliary information: the adapters learn what needs both sound and text; the job end to end."""
+
+import csv
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atst_jax import main
+from atst_jax.downstream import adapters, pair_set, text
+from atst_jax.downstream.features import read_labels
+from atst_jax.downstream.retrieval_table import cells
+from atst_jax.errors import UserError
+from atst_jax.metrics import recall_at
+from atst_jax.records import Clip, Dataset
+from tests.evaluation import write_clips, write_encoder
+from tests.tiny import ROOT
+
+BACKGROUNDS, EVENTS, TESTED = 12, 6, 72  # TESTED: one pair for each background and event
+SIZES = {"hidden": 32, "width": 32, "temperature": 0.07}
+TRAIN = {"epochs": 30, "batch_size": 64, "learning_rate": 3e-3, "label_weight": 1.0}
+
+
+@pytest.fixture(scope="module")
+def task():
+  """A sound is its background plus its event; the text names the answer's event, the query's tells nothing of it."""
+  rng = np.random.default_rng(0)
+  behind, events, words = (rng.normal(size=(n, 24)) for n in (BACKGROUNDS, EVENTS, EVENTS))
+  grid = np.stack(np.meshgrid(np.arange(BACKGROUNDS), np.arange(EVENTS), indexing="ij"), -1).reshape(-1, 2)
+  place = np.concatenate([np.repeat(grid, 8, 0), grid, grid])  # training, validation, test
+  P = len(place)
+  noise = lambda: 0.3 * rng.normal(size=(P, 24))
+  query = behind[place[:, 0]] + events[rng.integers(EVENTS, size=P)] + noise()
+  answer = behind[place[:, 0]] + events[place[:, 1]] + noise()
+  labels = np.concatenate([np.zeros((P, EVENTS)), np.eye(EVENTS)[place[:, 1]]])
+  data = adapters.Data(*map(jnp.asarray, (
+    np.concatenate([query, answer]).astype(np.float32), words.astype(np.float32), labels.astype(np.float32),
+    np.arange(P), P + np.arange(P), place[:, 1])))  # fmt: skip
+  return data, *np.split(np.arange(P), [P - 2 * TESTED, P - TESTED])
+
+
+@pytest.mark.parametrize(("system", "lowest", "highest"), [
+  ("audio + text", 0.85, 1.0),
+  ("audio", 0.05, 0.3),  # the background is known, one event in six
+  ("text", 0.03, 0.2),  # the event is known, one background in twelve
+])  # fmt: skip
+def test_only_sound_and_text_together_find_the_answer(task, system, lowest, highest):
+  data, train, valid, test = task
+  fitted = adapters.fit(data, train, valid, system=system, seeds=[0, 1], **TRAIN, **SIZES)
+  for seed in range(2):
+    cosines = adapters.similarity(fitted, data, test, test, seed=seed, system=system)
+    (found,) = recall_at(cosines, np.arange(TESTED), (1,))
+    assert lowest <= found <= highest, (system, found)
+  assert (fitted.curve.min(-1) == fitted.valid_loss).all()
+  assert (fitted.curve.argmin(-1) + 1 == fitted.epoch).all()
+
+
+def test_loss_is_that_of_a_slow_twin(task):
+  data, train, _, _ = task
+  rows, present = jnp.asarray(np.r_[train[:5], 0, 0]), jnp.asarray([1.0] * 5 + [0, 0])
+  params = adapters.init(jax.random.key(3), audio=24, text=24, classes=EVENTS, **SIZES)
+  params["log_scale"] = jnp.log(20.0)
+  got = adapters.loss(params, data, rows, present, system="audio + text", label_weight=0.7)
+  unit = lambda x: x / np.linalg.norm(x)
+  q = [np.asarray(adapters.queries(params, data, rows[i : i + 1], "audio + text"), np.float64)[0] for i in range(5)]
+  t = [np.asarray(adapters.answers(params, data, rows[i : i + 1]), np.float64)[0] for i in range(5)]
+  logits = np.array([[20.0 * unit(a) @ unit(b) for b in t] for a in q])
+  expected = np.mean([0.5 * (np.log(np.exp(logits[i]).sum()) + np.log(np.exp(logits[:, i]).sum())) - logits[i, i]
+                      for i in range(5)])  # fmt: skip
+  y = np.asarray(data.labels[data.target[rows[:5]]])
+  for latent in (q, t):
+    z = np.array(latent) @ np.asarray(params["classifier"]["weights"], np.float64)
+    p = 1 / (1 + np.exp(-z))
+    expected += 0.5 * 0.7 * -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
+  assert float(got) == pytest.approx(expected, rel=1e-4)
+
+
+def test_pairs_with_one_answer_are_not_negatives_of_each_other(task):
+  data, train, _, _ = task
+  rows, present = jnp.asarray(train[:4]), jnp.ones(4)
+  params = adapters.init(jax.random.key(3), audio=24, text=24, classes=EVENTS, **SIZES)
+  options = {"system": "audio", "label_weight": 0.0}
+  same = data._replace(target=jnp.full_like(data.target, data.target[train[0]]))
+  assert float(adapters.loss(params, same, rows, present, **options)) == pytest.approx(0, abs=1e-5)
+  assert float(adapters.loss(params, data, rows, present, **options)) > 0.1
+
+
+def test_training_that_diverges_is_said(task):
+  data, train, valid, _ = task
+  with pytest.raises(FloatingPointError, match=r"after epoch 1 \(text\); lower --config.train.learning_rate"):
+    adapters.fit(data._replace(texts=data.texts * jnp.nan), train, valid, system="text", seeds=[0], **TRAIN, **SIZES)
+
+
+# Text.
+
+WORDS = ["add", "remove", "louder", "quieter", "low", "high", "the", "a"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+  """A tiny DistilBERT with random parameters, as `save_pretrained` writes it."""
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[text]")
+  transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install -e .[text]")
+  root = tmp_path_factory.mktemp("bert")
+  vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+  (root / "words.txt").write_text("\n".join(vocabulary))
+  torch.manual_seed(0)
+  config = transformers.DistilBertConfig(vocab_size=len(vocabulary), dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+  transformers.DistilBertModel(config).save_pretrained(root)
+  transformers.DistilBertTokenizerFast(str(root / "words.txt")).save_pretrained(root)
+  return str(root)
+
+
+def test_text_vectors_are_those_of_each_sentence_alone(bert, tmp_path):
+  import torch
+
+  encoder, texts = text.load_text_encoder(bert), ["add low", "remove the high", "louder"]
+  for pooling in text.POOLINGS:
+    got = text.embed_texts(texts, encoder, pooling=pooling, folder=str(tmp_path))
+    assert got.shape == (3, 16) and got.dtype == np.float32
+    for row, sentence in zip(got, texts, strict=True):
+      ids = [2, *(5 + WORDS.index(word) for word in sentence.split()), 3]  # CLS … SEP
+      with torch.no_grad():
+        states = encoder.network(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
+      np.testing.assert_allclose(row, states[0] if pooling == "first" else states.mean(0), atol=1e-5)
+
+
+def test_text_vectors_are_computed_once(bert, tmp_path, monkeypatch):
+  encoder = text.load_text_encoder(bert)
+  first = text.embed_texts(["add low"], encoder, pooling="first", folder=str(tmp_path))
+  with monkeypatch.context() as patch:
+    patch.setattr(text, "_embed", lambda *args: pytest.fail("computed again"))
+    again = text.embed_texts(["add low"], text.load_text_encoder(bert), pooling="first", folder=str(tmp_path))
+  assert np.array_equal(first, again)
+  text.embed_texts(["add high"], encoder, pooling="first", folder=str(tmp_path))
+  text.embed_texts(["add low"], encoder, pooling="mean", folder=str(tmp_path))
+  encoder.network.embeddings.word_embeddings.weight.data[7] += 1
+  assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_text_models_that_will_not_do(bert, tmp_path, monkeypatch):
+  with pytest.raises(UserError, match=r"is not a folder; name one that holds config\.json"):
+    text.load_text_encoder(str(tmp_path / "none"))
+  with pytest.raises(UserError, match="cannot be opened"):
+    text.load_text_encoder(str(tmp_path))
+  encoder = text.load_text_encoder(bert)
+  with pytest.raises(UserError, match="pooling=max: choose one of first, mean"):
+    text.embed_texts(["add"], encoder, pooling="max", folder=str(tmp_path))
+  encoder.network.embeddings.word_embeddings.weight.data[5] = float("nan")
+  with pytest.raises(UserError, match="NaN or infinity for 1 of 2 sentences, the first is 'add low'"):
+    text.embed_texts(["louder", "add low"], encoder, pooling="first", folder=str(tmp_path))
+  monkeypatch.setitem(sys.modules, "transformers", None)
+  with pytest.raises(UserError, match=r"pip install -e .\[text\]"):
+    text.load_text_encoder(bert)
+
+
+# The job.
+
+
+def write_pairs(root, *, sizes=(("train", 20), ("test", 6)), frontend="atst", seed=0):
+  """A prepared set of pairs in two scenes; the answer's event is a band of the spectrum."""
+  rng, clips, table = np.random.default_rng(seed), [], []
+  for scene, split, i in ((scene, split, i) for scene in ("rain", "wind") for split, n in sizes for i in range(n)):
+    event = int(rng.integers(2))
+    for suffix, loud in (("s1", False), ("s2", True)):
+      mel = rng.normal(-60, 5, (40, 64)) + (20 if scene == "wind" else 0)
+      mel[:, 32 * event : 32 * event + 32] += 30 * loud
+      clips.append(Clip(f"{scene}_{split}_{i}_{suffix}", mel.astype(np.float16), (event,) if loud else (),
+                        multi_label=True, split=split))  # fmt: skip
+    name = f"{scene}_{split}_{i}"
+    table.append((name, f"{name}_s1", f"{name}_s2", f"add {('low', 'high')[event]}", "add", "low", scene, split))
+  write_clips(root, clips, names=("low", "high"), name="pairs", frontend=frontend)
+  write_table(root / "pairs.csv", ("id", "id1", "id2", "text", "kind", "event", "scene", "split"), table)
+  write_table(root / "mixtures.csv", ("clip", "split", "role", "source"), [
+    (clip.id, clip.split, "background", f"{clip.split}.wav") for clip in clips])  # fmt: skip
+  return root
+
+
+def write_table(path, columns, rows):
+  with open(path, "w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+  return write_encoder(tmp_path_factory.mktemp("encoder") / "encoder")
+
+
+@pytest.fixture
+def data(tmp_path):
+  return write_pairs(tmp_path / "data")
+
+
+def flags(encoder, data, bert, workdir, **values):
+  values = {"encoder": encoder, "data.path": data, "text.model": bert, "adapter.hidden": 8, "adapter.width": 8,
+            "train.epochs": 3, "train.batch_size": 8, "seeds": 2, "recall_at": "1,5",
+            **{key.replace("__", "."): value for key, value in values.items()}}  # fmt: skip
+  return [f"--config={ROOT / 'configs' / 'retrieval.py'}", f"--workdir={workdir}",
+          *(f"--config.{key}={value}" for key, value in values.items())]  # fmt: skip
+
+
+def test_job(encoder, data, bert, tmp_path, capsys):
+  assert main.main(flags(encoder, data, bert, tmp_path / "run")) == 0
+  results = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert results["job"] == results["protocol"] == "retrieval" and results["metric"] == "recall"
+  assert results["data"]["pairs"] == {s: {"train": 18, "valid": 2, "test": 6} for s in ("rain", "wind")}
+  assert results["chance"] == pytest.approx(1 / 6) and results["published"] == []
+  rows = {(r["features"], r["system"], r["scene"], r["name"]): r for r in results["rows"]}
+  assert len(rows) == len(results["rows"])
+  systems = [("none", "chance"), *(("pre-trained", s) for s in ("audio + text", "audio", "text")),
+             ("random", "audio + text"), ("mel", "audio + text")]  # fmt: skip
+  assert rows.keys() == {(*s, scene, f"R@{k}") for s in systems for scene in ("rain", "wind") for k in (1, 5)}
+  for (_, system, _, name), row in rows.items():
+    if system == "chance":
+      assert row["mean"] == pytest.approx(int(name[2:]) / 6)
+      continue
+    assert len(row["per_seed"]) == 2 and row["mean"] == pytest.approx(np.mean(row["per_seed"]))
+    assert [run["seed"] for run in row["runs"]] == [0, 1] and 0 <= row["mean"] <= 1
+  printed = capsys.readouterr().out
+  assert "rain R@1" in printed and (tmp_path / "run" / "results.md").read_text().count("\n|") == len(cells(results)) + 1
+  # A second time features come from their files, and the numbers are the same; another config needs another folder.
+  before, files = results["rows"], set((tmp_path / "run" / "features").iterdir())
+  assert main.main(flags(encoder, data, bert, tmp_path / "run")) == 0
+  assert json.loads((tmp_path / "run" / "results.json").read_text())["rows"] == before
+  assert set((tmp_path / "run" / "features").iterdir()) == files and len(files) == 5
+  assert main.main(flags(encoder, data, bert, tmp_path / "run", train__epochs=4)) == 2
+  assert "train.epochs: 3 -> 4" in capsys.readouterr().err
+
+
+def test_joint_training_and_the_gallery_of_all_scenes(encoder, data, bert, tmp_path):
+  values = {"scenes": "joint", "gallery": "all", "features": "mel", "systems": "audio + text", "seeds": 1}
+  assert (
+    main.main(flags(encoder, data, bert, tmp_path / "run", train__epochs=40, train__learning_rate=3e-3, **values)) == 0
+  )
+  results = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert {row["gallery"] for row in results["rows"]} == {12} and results["chance"] == pytest.approx(1 / 12)
+  found = {row["scene"]: row["mean"] for row in results["rows"] if row["features"] == "mel" and row["name"] == "R@5"}
+  assert min(found.values()) > 2 * 5 / 12  # the scene and the event are found, which of three alike is left to chance
+
+
+@pytest.mark.parametrize(("values", "message"), [
+  ({"recall_at": "1,7"}, "has a gallery of 6 answers; make more test pairs, or leave out K above 6"),
+  ({"text__model": "/nowhere/bert"}, "--config.text.model=/nowhere/bert is not a folder"),
+  ({"text__pooling": "max"}, "--config.text.pooling=max: choose from first, mean"),
+  ({"systems": "audio,video"}, "--config.systems=audio,video: choose from audio + text, audio, text"),
+  ({"gallery": "none"}, "--config.gallery=none"),
+  ({"train__batch_size": 1}, "a pair needs another as its negative"),
+  ({"adapter__temperature": 0}, "--config.adapter.temperature=0.0: must be positive"),
+  ({"text__hash": "0123"}, "--config.text.hash=0123, but what --config.text.model names has"),
+])  # fmt: skip
+def test_mistakes_of_the_config(encoder, data, bert, tmp_path, capsys, values, message):
+  assert main.main(flags(encoder, data, bert, tmp_path / "run", **values)) == 2
+  assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_another_front_end_is_refused(encoder, bert, tmp_path, capsys):
+  data = write_pairs(tmp_path / "data", frontend="difference")
+  assert main.main(flags(encoder, data, bert, tmp_path / "run")) == 2
+  assert "make the pairs with --frontend=atst" in capsys.readouterr().err
+
+
+def change(path, function):
+  with open(path, newline="") as file:
+    head, *rows = list(csv.reader(file))
+  write_table(path, head, function(rows))
+
+
+def moved(rows):
+  return [[*row[:-1], "test"] if row[0] == "rain_train_0" else row for row in rows]
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+  (lambda d: (d / "pairs.csv").unlink(), "holds no pairs; make them with `python -m data_pipeline.pairs`"),
+  (lambda d: (d / "pairs.csv").write_text("id,id1,id2,scene,split\n"), "no column text"),
+  (lambda d: change(d / "pairs.csv", lambda rows: []), "is empty or cut short"),
+  (lambda d: change(d / "pairs.csv", moved), "'rain_train_0' is in the split 'test', its clip 'rain_train_0_s1' in"),
+  (lambda d: change(d / "pairs.csv", lambda rows: [[*rows[0][:2], "gone", *rows[0][3:]]]), "the clip 'gone'"),
+  (lambda d: change(d / "pairs.csv", lambda rows: [[*rows[0][:2], rows[0][1], *rows[0][3:]]]), "one clip with itself"),
+  (lambda d: change(d / "pairs.csv", lambda rows: [[*rows[0][:3], "", *rows[0][4:]], *rows[1:]]), "has no text"),
+  (lambda d: change(d / "pairs.csv", lambda rows: [row for row in rows if row[-1] == "train"]), "0 test pairs"),
+  (lambda d: change(d / "mixtures.csv", lambda rows: [[*row[:3], "train.wav"] for row in rows]),
+   "leaks: 1 recordings are mixed into test clips and into others, the first is 'train.wav'"),
+])  # fmt: skip
+def test_pairs_that_will_not_do(data, spoil, message):
+  spoil(data)
+  dataset = Dataset.load(str(data))
+  with pytest.raises(UserError) as error:
+    pair_set.read_pairs(dataset, read_labels(dataset), seed=0)
+  assert message in str(error.value)
+
+
+def test_pairs_that_share_a_clip_are_held_out_together(data):
+  def share(rows):
+    for one, other in zip(rows[:20:2], rows[1:20:2], strict=True):  # two and two ask with the same clip
+      other[1] = one[1]
+    return rows
+
+  change(data / "pairs.csv", share)
+  dataset = Dataset.load(str(data))
+  labels = read_labels(dataset)
+  pairs = pair_set.read_pairs(dataset, labels, seed=0)
+  assert {split: len(pairs.rows(split, "rain")) for split in ("train", "valid", "test")} == {
+    "train": 18, "valid": 2, "test": 6}  # fmt: skip
+  assert not set(pairs.query[pairs.splits == "valid"]) & set(pairs.query[pairs.splits == "train"])
+  draws = {tuple(pair_set.read_pairs(dataset, labels, seed=seed).splits) for seed in range(8)}
+  assert len(draws) > 1
