@@ -19,9 +19,9 @@ from atst_jax import export
 from atst_jax.downstream import adapters, features, text
 from atst_jax.downstream.adapters import SYSTEMS
 from atst_jax.downstream.pair_set import PairSet, read_pairs
+from atst_jax.downstream.published import published
 from atst_jax.downstream.retrieval_table import markdown, table
 from atst_jax.downstream.statistics import summary
-from atst_jax.downstream.published import published
 from atst_jax.errors import UserError
 from atst_jax.logs import log, progress_bar
 from atst_jax.metrics import recall_at, scale_of
