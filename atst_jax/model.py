@@ -34,6 +34,7 @@ class Model:
     chunk_frames: frames of a chunk.
     depth: blocks of a transformer; 1 for a convolutional encoder.
     hop: frames for each vector over time.
+    encoder: the linen module, and `variables` its arrays.
   """
 
   def __init__(self, config: dict, variables, filters: np.ndarray):
@@ -43,14 +44,17 @@ class Model:
     self.chunk_frames: int = config["chunk_frames"]
     self.depth: int = config["encoder"].get("depth", 1)
     self.hop: int = frames_per_vector(config["encoder"])
-    self._encoder = make_encoder(config["encoder"])
+    self.encoder = make_encoder(config["encoder"])
     self._encode = jax.jit(self._encoded)
     self._pool = jax.jit(self.pooled, static_argnames="num_blocks")
 
-  def _encoded(self, variables, mel, peak, length):
+  def normalized(self, mel, peak, length):
+    """What the encoder sees of chunks: (B, T, F) dB, (B,) maximum of their clip, (B,) valid frames -> (B, T, F)."""
     x = normalize(mel.astype(jnp.float32), peak=peak[:, None, None], **self.config["normalization"])
-    x = jnp.where((jnp.arange(mel.shape[1])[None] < length[:, None])[..., None], x, 0)
-    return self._encoder.apply(variables, x, length)
+    return jnp.where((jnp.arange(mel.shape[1])[None] < length[:, None])[..., None], x, 0)
+
+  def _encoded(self, variables, mel, peak, length):
+    return self.encoder.apply(variables, self.normalized(mel, peak, length), length)
 
   def pooled(self, variables, mel, peak, length, mean_over, *, num_blocks: int):
     """The vectors of chunks, as a function of arrays to be jitted.
@@ -92,7 +96,7 @@ class Model:
   def reinitialized(self, seed: int) -> "Model":
     """The same architecture, front-end and normalisation with fresh random parameters: the baseline of every probe."""
     noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels))
-    return Model(self.config, self._encoder.init(jax.random.key(seed), noise), self._filters)
+    return Model(self.config, self.encoder.init(jax.random.key(seed), noise), self._filters)
 
   def standardized(self, statistics: dict) -> "Model":
     """The same encoder with other constants of normalisation: BYOL-A standardises by those of the data it is used on.

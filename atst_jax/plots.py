@@ -12,24 +12,14 @@ import sys
 
 import numpy as np
 
-from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.logs import read_metrics
-from atst_jax.metrics import scale_of
+from atst_jax.maps import embedding_map, labelled
 from atst_jax.model import load_model
+from atst_jax.pictures import COLORS, save
 from atst_jax.records import Dataset
-from atst_jax.view_sheet import view_sheet
+from atst_jax.view_sheet import sample, view_sheet
 from atst_jax.workdir import read_config
-
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, for every kind of sight
-MAX_POINTS = 2000  # of the map: t-SNE's time grows faster than its number of points
-PCA_DIMENSIONS = 50  # before t-SNE, as van der Maaten and Hinton (2008)
-
-
-def save(figure, path: str) -> None:
-  """Writes a PNG, whole or not at all."""
-  with storage.writing(path) as file:
-    figure.savefig(file, format="png", dpi=110)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -56,10 +46,13 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
 
   if not records:
     raise UserError("no metrics to plot yet; the first record is written after log.every_steps steps")
+  online = [r for r in records if "online_seconds" in r]  # records of their own
+  records = [r for r in records if "online_seconds" not in r]
   steps = np.array([r["step"] for r in records])
   column = lambda key: np.array([np.nan if r.get(key) is None else r[key] for r in records], float)
-  figure = Figure(figsize=(11, 7), layout="constrained")
-  axes = figure.subplots(2, 2)
+  figure = Figure(figsize=(11, 10.5 if online else 7), layout="constrained")
+  axes = figure.subplots(3 if online else 2, 2)
+  figure.get_layout_engine().set(h_pad=0.1)
 
   def draw(axis, key, color, label):
     values = column(key)
@@ -67,7 +60,7 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
     axis.plot(steps, _smooth(values), color=color, linewidth=1.6, label=label)
 
   names = {"loss": "total", "loss_byol": "BYOL", "loss_difference": "difference"}
-  terms = [key for key in names if key in records[-1]]
+  terms = [key for key in names if any(key in r for r in records)]
   shown = terms if len(terms) != 2 else terms[1:]  # with one term the total is that term
   for color, key in zip(COLORS, shown, strict=False):
     draw(axes[0, 0], key, color, names[key])
@@ -81,6 +74,8 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
   _schedules(axes[1, 0], steps, column)
   draw(axes[1, 1], "clips_per_second", COLORS[2], "clips/s")
   axes[1, 1].set(title="Speed", ylabel="clips per second", ylim=(0, None))
+  if online:
+    _online(axes[2], online)
   for axis in axes.flat:
     axis.set_xlabel("step")
     axis.grid(alpha=0.25)
@@ -88,6 +83,20 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
   for axis in axes[0]:
     axis.legend(frameon=False)
   save(figure, path)
+
+
+def _online(axes, records) -> None:
+  """Scores of the online evaluation to the left, the effective rank to the right."""
+  steps = [r["step"] for r in records]
+  values = lambda key: [np.nan if r.get(key) is None else r[key] for r in records]
+  metric = next(key for key in records[-1] if key.startswith("online_ridge_")).rpartition("_")[2]
+  shown = {"ridge": ("ridge probe", ".-"), "knn": ("nearest neighbours", ".-"), "mel": ("ridge probe of the mel", "--")}
+  for color, (key, (label, line)) in zip(COLORS, shown.items(), strict=False):
+    axes[0].plot(steps, values(f"online_{key}_{metric}"), line, color=color, label=label)
+  axes[0].set(title="Online evaluation", ylabel={"map": "mAP"}.get(metric, metric), ylim=(0, 1))
+  axes[0].legend(frameon=False)
+  axes[1].plot(steps, values("online_effective_rank"), ".-", color=COLORS[3])
+  axes[1].set(title="Effective rank of the embeddings", ylabel="dimensions", ylim=(0, None))
 
 
 def _schedules(axis, steps, column) -> None:
@@ -103,77 +112,18 @@ def _schedules(axis, steps, column) -> None:
   right.set_ylabel("1 - EMA decay of the teacher", color=COLORS[1])
 
 
-def embedding_map(features: np.ndarray, labels: np.ndarray, label_names: list[str], path: str, *, title="") -> None:
-  """t-SNE of standardised features after PCA, coloured by class; at most MAX_POINTS clips, drawn with a fixed seed.
-
-  Args:
-    features: (N, D), at least 4 clips.
-    labels: (N,) class indices.
-    label_names: of the classes.
-    path: PNG to write.
-    title: a line above the picture.
-  """
-  import matplotlib
-  from matplotlib.figure import Figure
-  from sklearn.decomposition import PCA
-  from sklearn.manifold import TSNE
-  from threadpoolctl import threadpool_limits
-
-  if len(features) < 4:
-    raise UserError(f"{len(features)} clips make no map; at least 4 are needed")
-  chosen = np.sort(np.random.default_rng(0).permutation(len(features))[:MAX_POINTS])
-  x = features[chosen]
-  mean, factor = scale_of(x)
-  x = (x - mean) * factor
-  with threadpool_limits(1):  # t-SNE's threads wait busily for each other: on shared cores 25 times slower than one
-    x = PCA(min(PCA_DIMENSIONS, *x.shape), random_state=0).fit_transform(x)
-    points = TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)
-  y = labels[chosen]
-  classes = np.unique(y)
-  palette = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "turbo"]
-  spread = np.arange(len(classes)) if len(classes) <= 20 else np.linspace(0, 1, len(classes))
-  columns = -(-len(classes) // 30)
-  figure = Figure(figsize=(8.5 + 1.6 * columns, 7.5), layout="constrained")
-  axis = figure.subplots()
-  for number, (c, place) in enumerate(zip(classes, spread, strict=True)):
-    marker = "os^Dv"[number // 10 % 5]
-    axis.scatter(*points[y == c].T, s=16, color=palette(place), marker=marker, linewidths=0, alpha=0.8,
-                 label=label_names[c])  # fmt: skip
-  axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", title=title)
-  axis.spines[["top", "right"]].set_visible(False)
-  figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", ncols=columns, frameon=False, fontsize=9)
-  save(figure, path)
-
-
 def _plot_views(config: dict, path: str) -> None:
   """The views of some clips of the run's own data."""
   dataset = Dataset.load(config["data"]["path"])
-  frames, wanted = config["data"]["clip_frames"], max(4, config["views"]["group"])
-  wanted = -(-wanted // config["views"]["group"]) * config["views"]["group"]
-  mel = np.zeros((wanted, frames, dataset.frontend.n_mels), np.float16)
-  length = np.zeros(wanted, np.int32)
-  every = max(1, dataset.num_clips(config["data"]["split"]) // wanted)
-  for number, clip in enumerate(dataset.clips(config["data"]["split"])):
-    if number % every == 0 and number // every < wanted:
-      length[number // every] = min(len(clip.mel), frames)
-      mel[number // every, : len(clip.mel)] = clip.mel[:frames]
-  view_sheet(config, {"mel": mel, "length": length}, path, seed=config["seed"], frontend=dataset.frontend)
+  (clips,) = sample(config, dataset, 1)
+  view_sheet(config, clips, path, seed=config["seed"], frontend=dataset.frontend)
 
 
 def _plot_embeddings(encoder: str, data: str, path: str) -> None:
-  """The map of a labelled data set, from the encoder's last block; clips without label are left out."""
-  model, dataset = load_model(encoder), Dataset.load(data)
-  if dataset.frontend.hash != model.frontend.hash:
-    raise UserError(f"{data} was prepared with the front-end {dataset.frontend.name!r}, the encoder {encoder} expects "
-                    f"{model.frontend.name!r}; prepare the data with --frontend={model.frontend.name}")  # fmt: skip
-  clips = [clip for split in dataset.splits for clip in dataset.clips(split) if clip.labels]
-  if not clips:
-    raise UserError(f"{data}: no clip has a label; a map needs a labelled data set")
-  every = np.random.default_rng(0).permutation(len(clips))[:MAX_POINTS]
-  features = model.embed((clips[i].mel.astype(np.float32) for i in every), num_blocks=1)
-  labels = np.array([clips[i].labels[0] for i in every])
-  title = f"{dataset.manifest['name']}: {len(every)} clips, last block of {encoder}"
-  embedding_map(features, labels, dataset.label_names, path, title=title)
+  dataset = Dataset.load(data)
+  clips, labels, points = labelled(load_model(encoder), dataset, name=encoder)
+  title = f"{dataset.manifest['name']}: {len(clips)} clips, last block of {encoder}"
+  embedding_map(points, labels, dataset.label_names, path, title=title)
 
 
 def main(argv=None) -> int:

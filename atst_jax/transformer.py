@@ -33,6 +33,24 @@ def gelu(x):
   return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
 
+def attention_weights(q, k, num_tokens):
+  """softmax(q·kᵀ / √(D / H)) over the first `num_tokens` (B,) of each clip, or all if None, in float32.
+
+  Args:
+    q: (B, M, H, D / H).
+    k: (B, N, H, D / H).
+
+  Returns:
+    (B, H, M, N).
+  """
+  q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
+  scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+  if num_tokens is not None:
+    valid = jnp.arange(k.shape[2])[None] < num_tokens[:, None]
+    scores = jnp.where(valid[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  return jax.nn.softmax(scores)
+
+
 def attend(q, k, v, num_tokens, implementation):
   """Attention over the first `num_tokens` (B,) of each clip, or all if None; softmax in float32.
 
@@ -48,12 +66,7 @@ def attend(q, k, v, num_tokens, implementation):
   """
   if implementation != "xla":
     return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=num_tokens, implementation=implementation)
-  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-  scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-  if num_tokens is not None:
-    valid = jnp.arange(k.shape[2])[None] < num_tokens[:, None]
-    scores = jnp.where(valid[:, None, None], scores, jnp.finfo(jnp.float32).min)
-  return jnp.matmul(jax.nn.softmax(scores).astype(v.dtype), v).swapaxes(1, 2)
+  return jnp.matmul(attention_weights(q, k, num_tokens).astype(v.dtype), v.swapaxes(1, 2)).swapaxes(1, 2)
 
 
 class Projections(nn.Module):
@@ -91,7 +104,10 @@ class Block(nn.Module):
     norm = lambda name: nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name=name)
     q, kv = Projections(self.dtype, name="qkv")(norm("norm1")(x), queries)
     kv = kv.reshape(B, N, 2, *heads)
-    y = attend(q.reshape(B, queries, *heads), kv[:, :, 0], kv[:, :, 1], num_tokens, self.attention)
+    q = q.reshape(B, queries, *heads)
+    if self.is_mutable_collection("intermediates"):  # only where they are asked for: training computes nothing of it
+      self.sow("intermediates", "attention", attention_weights(q[:, :1], kv[:, :, 0], num_tokens))
+    y = attend(q, kv[:, :, 0], kv[:, :, 1], num_tokens, self.attention)
     x = x[:, :queries] + DropPath(self.drop_path)(dense(D, "proj")(y).reshape(B, queries, D), train=train)
     y = gelu(dense(4 * D, "fc1")(norm("norm2")(x)))
     return x + DropPath(self.drop_path)(dense(D, "fc2")(y).reshape(B, queries, D), train=train)
@@ -128,7 +144,9 @@ class Transformer(nn.Module):
 
     Returns:
       y (B, D) float32, the final-normed CLS; and, if not training or with `tokens`, {"blocks": (depth, B, 1 + N, D)},
-      every block's final-normed tokens.
+      every block's final-normed tokens. With
+      `mutable=["intermediates"]` each block leaves its `attention`, (B, H, 1, 1 + N), the weights that CLS gives to the
+      tokens.
     """
     del track
     if mel.shape[1] > self.max_frames:

@@ -1,12 +1,17 @@
 """A picture of what the augmentation does: clips, their crops, both views, and the mixture of the subtraction."""
 
+import itertools
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from atst_jax import storage
-from atst_jax.frontend import FrontEnd
+from atst_jax.frontend import FrontEnd, get_frontend
+from atst_jax.input_pipeline import record_batches, synthetic_batches
 from atst_jax.mixtures import make_mixtures, mixing_options
+from atst_jax.records import Dataset
 from atst_jax.views import frame_ranges, make_views
 
 VIEW_COLORS = ("#00E5FF", "#7CFC00")  # of view 1 and 2; both stand out from the magma map
@@ -25,6 +30,22 @@ def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
   ticks = [hz for hz in TICKS_HZ if centres[0] <= hz <= centres[-1]]
   names = [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz}" for hz in ticks]
   return np.interp(ticks, centres, np.arange(len(centres))), names
+
+
+def sample(config: dict, dataset: Dataset | None, number: int) -> Iterator[dict]:
+  """`number` small batches for sheets, of different clips, as training reads them: shuffled, long clips cut.
+
+  Args:
+    config: resolved config of a pre-training run, as JSON.
+    dataset: that it names; None for the synthetic source.
+  """
+  data, group = config["data"], config["views"]["group"]
+  common = {"clip_frames": data["clip_frames"], "batch_size": group * -(-CLIPS // group), "seed": config["seed"]}
+  if dataset is None:
+    batches = synthetic_batches(n_mels=get_frontend(data["frontend"]).n_mels, **common)
+  else:
+    batches = record_batches(dataset, split=data["split"], streams=1, shuffle_window=data["shuffle_window"], **common)
+  yield from itertools.islice(batches, number)
 
 
 def draw(config: dict, clips: dict, seed: int) -> dict:

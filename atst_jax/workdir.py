@@ -1,8 +1,12 @@
-"""The folder of a run: one owner at a time, one config for its whole life."""
+"""The folder of a run: one owner at a time, one config for its whole life, a line for every start."""
 
 import contextlib
+import datetime
 import fcntl
+import importlib.metadata
+import json
 import os
+import platform
 import socket
 from collections.abc import Callable, Iterator
 
@@ -10,12 +14,15 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 
+import atst_jax
 from atst_jax import storage
 from atst_jax.config import changes
 from atst_jax.errors import UserError
 from atst_jax.records import write_json
 
 CONFIG = "config.json"
+STARTS = "starts.jsonl"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # that decide what is computed
 
 
 def claim(workdir: str):
@@ -112,3 +119,28 @@ def keep_programs(workdir: str) -> None:
   names another folder. Not for CPUs, whose programs fit one kind of them."""
   if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
+
+
+def record_start(workdir: str, step: int) -> None:
+  """Appends when, where and with what a run starts or goes on after `step`; raises OSError if it cannot."""
+  start = {
+    "time": datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
+    "step": step,
+    "host": socket.gethostname(),
+    "processes": jax.process_count(),
+    "devices": jax.device_count(),
+    "device": jax.devices()[0].device_kind,
+    "python": platform.python_version(),
+    "versions": {"atst_jax": atst_jax.__version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+  }
+  with open(os.path.join(workdir, STARTS), "a", encoding="utf-8") as file:
+    file.write(json.dumps(start) + "\n")
+
+
+def read_starts(workdir: str) -> list[dict]:
+  """What `record_start` wrote; nothing for runs of versions that did not."""
+  path = os.path.join(workdir, STARTS)
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding="utf-8") as file:
+    return [json.loads(line) for line in file if line.endswith("\n")]

@@ -1,7 +1,7 @@
 """`report.html` of a prepared data set: one file, readable offline, that shows what is in it and what is not."""
 
-import base64
 import collections
+import functools
 import hashlib
 import html
 import io
@@ -10,27 +10,15 @@ import os
 
 import numpy as np
 
-from atst_jax import storage
+from atst_jax import html_page, storage
+from atst_jax.html_page import data_uri, page
 from atst_jax.records import Clip, Dataset
 from data_pipeline.shards import LEVEL_STEP
 
 PAGE = "report.html"
 THUMBNAILS = 24
-MOST_ROWS = 2000  # of a table
 MOST_BARS = 200
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:.5em 0}td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:left}
-td.n,th.n{text-align:right}svg{display:block;margin:.5em 0}figure{display:inline-block;margin:.3em;font-size:12px}
-img{display:block;width:210px;height:96px;image-rendering:pixelated}figcaption{width:210px;overflow-wrap:anywhere}"""
-
-
-def table(head: list[str], rows: list[list], numbers: int = 0) -> str:
-  """An HTML table; the last `numbers` columns are right-aligned. Values are escaped."""
-  place = lambda i: ' class="n"' if i >= len(head) - numbers else ""
-  cells = lambda row, tag: "".join(f"<{tag}{place(i)}>{html.escape(str(v))}</{tag}>" for i, v in enumerate(row))
-  more = f"<p>… and {len(rows) - MOST_ROWS} more in dataset.json</p>" if len(rows) > MOST_ROWS else ""
-  body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows[:MOST_ROWS])
-  return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>{more}"
+IMAGE_STYLE = "width:210px;height:96px;display:block;image-rendering:pixelated"
 
 
 def bars(counts: dict[str, int], unit: str, step: int) -> str:
@@ -58,17 +46,23 @@ def bars(counts: dict[str, int], unit: str, step: int) -> str:
   return f'<svg viewBox="0 0 {max(number * width, 220)} 150" width="{max(number * width, 220)}">{"".join(parts)}</svg>'
 
 
-def thumbnail(clip: Clip, label_names: list[str]) -> str:
-  """The first 6 s of a clip's log-mel, 80 dB below its maximum, as a figure with its id and labels."""
-  import matplotlib.image
+def image(clip: Clip) -> str:
+  """The first 6 s of a clip's log-mel, 80 dB below its maximum, as an element of a page."""
+  import matplotlib
+  import PIL.Image
 
   mel = clip.mel[:601].astype(np.float32)
-  image = np.clip((mel.T[::-1] - mel.max()) / 80 + 1, 0, 1)
+  picture = PIL.Image.fromarray((255 * np.clip((mel.T[::-1] - mel.max()) / 80 + 1, 0, 1)).astype(np.uint8))
+  picture.putpalette((255 * matplotlib.colormaps["magma"](np.arange(256))[:, :3]).round().astype(np.uint8).tobytes())
   file = io.BytesIO()
-  matplotlib.image.imsave(file, image, cmap="magma", vmin=0, vmax=1, format="png")
-  data = base64.b64encode(file.getvalue()).decode()
+  picture.save(file, format="png")
+  return f'<img alt="" style="{IMAGE_STYLE}" src="{data_uri(file.getvalue(), "image/png")}">'
+
+
+def thumbnail(clip: Clip, label_names: list[str]) -> str:
+  """A clip's image with its id and labels."""
   caption = html.escape(f"{clip.id}: {', '.join(label_names[i] for i in clip.labels)} ({len(clip.mel)} frames)")
-  return f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+  return f'<figure>{image(clip)}<figcaption style="width:210px">{caption}</figcaption></figure>'
 
 
 def sample(dataset: Dataset, number: int) -> list[Clip]:
@@ -80,9 +74,10 @@ def sample(dataset: Dataset, number: int) -> list[Clip]:
   return list(itertools.islice(clips, number))
 
 
-def render(dataset: Dataset) -> str:
-  """The page."""
+def contents(dataset: Dataset) -> str:
+  """What the page says, as HTML without a title."""
   manifest, counts = dataset.manifest, dataset.manifest["counts"]
+  table = functools.partial(html_page.table, rest=" in dataset.json")
   frontend = dataset.frontend
   seconds = frontend.hop_length / frontend.sample_rate
   splits = [[name, part["num_clips"], part["num_files"], f"{part['num_frames'] * seconds / 3600:.2f}",
@@ -108,16 +103,15 @@ def render(dataset: Dataset) -> str:
     if manifest["rejects"] else "<p>none</p>",
     "Some clips": "".join(thumbnail(clip, manifest["label_names"]) for clip in sample(dataset, THUMBNAILS)),
   }  # fmt: skip
-  title = html.escape(manifest["name"])
   notes = ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in ("silent", "clipped", "dc", "split_files"))
-  body = "".join(f"<h2>{name}</h2>{text}" for name, text in sections.items() if text)
-  return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-          f"<h1>{title}</h1><p>{counts['listed_files']} files listed, {len(manifest['rejects'])} not used; of the "
-          f"used: {notes}.</p>{body}</html>")  # fmt: skip
+  body = "".join(f"<h3>{name}</h3>{text}" for name, text in sections.items() if text)
+  return (f"<p>{counts['listed_files']} files listed, {len(manifest['rejects'])} not used; of the used: {notes}.</p>"
+          f"{body}")  # fmt: skip
 
 
 def write_report(root: str) -> str:
   """Writes the page into a prepared folder. Returns its path."""
   path = os.path.join(root, PAGE)
-  storage.write_text(path, render(Dataset.load(root)))
+  dataset = Dataset.load(root)
+  storage.write_text(path, page(dataset.manifest["name"], contents(dataset)))
   return path

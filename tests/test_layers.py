@@ -18,6 +18,7 @@ LAYERS = {
     "collectives": (),
     "environment": (),
     "errors": (),
+    "html_page": (),
     "storage": ("errors",),
     "augment": (),
     "batch_norm": (),
@@ -32,9 +33,11 @@ LAYERS = {
     "mixtures": ("groups", "normalization"),
     "normalization": ("groups",),
     "peer": ("errors", "frontend"),
+    "pictures": ("storage",),
     "preemption": ("errors",),
     "tfrecord": ("errors", "storage"),
     "torch_files": ("errors",),
+    "trackers": ("config", "errors", "storage"),
     "views": ("augment", "groups", "normalization"),
     "schema": (),
     "records": ("errors", "frontend", "schema", "storage", "tfrecord"),
@@ -66,24 +69,32 @@ LAYERS = {
     "program": ("model",),
     "shard_reader": (),
     "input_pipeline": ("shard_reader",),
-    "view_sheet": (),
-    "plots": ("model", "view_sheet"),
+    "view_sheet": ("input_pipeline",),
+    "attention": ("model", "view_sheet"),
+    "maps": ("model",),
+    "map_page": ("maps",),
+    "plots": ("maps", "model", "view_sheet"),
     "train_step": (),
   },
   3: {
+    "online": ("downstream",),  # its labels and divisions
     "recipe": (),
     "pod": ("recipe",),
     "speed": ("recipe",),
-    "train": ("recipe",),
+    "train": ("online", "recipe"),
     "downstream": ("downstream", "recipe"),
   },  # downstream: every module of the sub-package
-  4: {"main": (), "benchmark": (), "plan": ()},  # commands, which nothing imports
+  4: {"main": (), "benchmark": (), "plan": (), "preview": (), "report": ()},  # commands, which nothing imports
 }
 # What the other packages may import of atst_jax ("" is the package itself, its version), besides their own modules.
-OUTSIDE = {"data_pipeline": ("", "errors", "frontend", "records", "schema", "storage", "tfrecord"), "configs": ()}
-EXCEPTIONS = {  # inside functions: the lister and the decoder, where there are audio files; the job, to time it
+OUTSIDE = {
+  "data_pipeline": ("", "errors", "frontend", "html_page", "records", "schema", "storage", "tfrecord"), "configs": (),
+}  # fmt: skip
+EXCEPTIONS = {  # inside functions: the lister and the decoder, for audio files; the job, to time it; its page
   ("atst_jax.embed_files", "data_pipeline.audio"), ("atst_jax.embed_files", "data_pipeline.progress"),
   ("atst_jax.embed_files", "data_pipeline.sources"), ("atst_jax.benchmark", "data_pipeline.speed"),
+  ("atst_jax.attention", "data_pipeline.audio"), ("atst_jax.report", "data_pipeline.audio"),
+  ("atst_jax.report", "data_pipeline.sources"), ("atst_jax.report", "data_pipeline.report_page"),
 }  # fmt: skip
 
 # Inside functions only: the model trains, exports and embeds on hosts that have none of these.

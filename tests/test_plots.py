@@ -1,5 +1,6 @@
 """Pictures: drawn from real records and views, and written whole."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 
 from atst_jax import config as configs
-from atst_jax import plots, view_sheet
+from atst_jax import maps, plots, view_sheet
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS
+from atst_jax.model import load_model
 from atst_jax.normalization import nepers_per_unit
-from atst_jax.records import write_json
+from atst_jax.records import Dataset, write_json
 from atst_jax.views import make_views
-from tests.evaluation import write_encoder
+from tests.evaluation import make_clips, write_clips, write_encoder
 from tests.tiny import tiny_config, write_dataset
 
 
@@ -109,30 +111,46 @@ def test_frequency_axis_is_in_hertz():
 def test_embedding_map_is_written(tmp_path, classes):
   rng = np.random.default_rng(0)
   labels = np.arange(60) % classes
-  x = rng.normal(size=(60, 12)) + 5 * rng.normal(size=(classes, 12))[labels]
-  plots.embedding_map(x, labels, [f"class {i}" for i in range(classes)], str(tmp_path / "map.png"), title="a title")
+  points = maps.project(rng.normal(size=(60, 12)) + 5 * rng.normal(size=(classes, 12))[labels])
+  maps.embedding_map(points, labels, [f"class {i}" for i in range(classes)], str(tmp_path / "map.png"), title="a title")
   pixels(tmp_path / "map.png")
-
-
-def test_embedding_map_draws_at_most_max_points(tmp_path, monkeypatch):
-  import sklearn.manifold
-
-  sizes = []
-
-  class Fake:
-    def __init__(self, *args, **kwargs):
-      pass
-
-    def fit_transform(self, x):
-      sizes.append(x.shape)
-      return x[:, :2]
-
-  monkeypatch.setattr(sklearn.manifold, "TSNE", Fake)
-  x = np.random.default_rng(0).normal(size=(3000, 60))
-  plots.embedding_map(x, np.arange(3000) % 2, ["a", "b"], str(tmp_path / "m.png"))
-  assert sizes == [(2000, 50)]
   with pytest.raises(UserError, match="3 clips make no map"):
-    plots.embedding_map(np.ones((3, 2)), np.zeros(3, int), ["a"], str(tmp_path / "m.png"))
+    maps.project(np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("classes", [2, 35, 200])
+def test_classes_are_told_apart(classes):
+  """By colour and marker together, as long as there are enough of them; labels need not start at 0."""
+  styles = maps.class_styles(np.arange(classes) + 7)
+  assert list(styles) == list(range(7, 7 + classes)) and len(set(styles.values())) == classes
+  assert styles[7][0] == ("#0072B2" if classes <= 35 else "#30123b")
+
+
+def test_a_map_draws_at_most_max_points(tmp_path, monkeypatch):
+  """Labelled clips alone, drawn evenly, with the mels that belong to them."""
+  monkeypatch.setattr(maps, "MAX_POINTS", 5)
+  monkeypatch.setattr(maps, "project", lambda features: features[:, :2])
+  data = [dataclasses.replace(clip, labels=() if i % 2 else clip.labels) for i, clip in enumerate(make_clips(20))]
+  dataset = Dataset.load(write_clips(tmp_path / "data", data))
+  model = load_model(write_encoder(tmp_path / "encoder"))
+  clips, labels, points = maps.labelled(model, dataset, name="encoder")
+  assert len(clips) == len(labels) == len(points) == 5
+  every = {clip.id: clip for clip in data if clip.labels}
+  for clip, label, point in zip(clips, labels, points, strict=True):
+    assert (clip.mel == every[clip.id].mel).all() and label == every[clip.id].labels[0]
+    np.testing.assert_allclose(point, model.embed([clip.mel], num_blocks=1)[0, :2], atol=1e-5)
+  with pytest.raises(UserError, match="expects 'byola'"):
+    maps.labelled(load_model(write_encoder(tmp_path / "other", frontend="byola")), dataset, name="encoder")
+
+
+def test_online_scores_are_drawn_beside_the_others(tmp_path):
+  """Their records hold nothing else, and leave no gaps in the other curves."""
+  online = [{"step": s, "online_ridge_map": 0.4, "online_knn_map": None, "online_mel_map": 0.3,
+             "online_effective_rank": 9.0, "online_seconds": 1.0} for s in (0, 600, 1190)]  # fmt: skip
+  found = sorted(records(120) + online, key=lambda r: r["step"])
+  plots.training_curve(found, str(tmp_path / "with.png"), outputs=8)
+  plots.training_curve(records(120), str(tmp_path / "without.png"), outputs=8)
+  assert pixels(tmp_path / "with.png").shape[0] > 1.3 * pixels(tmp_path / "without.png").shape[0]
 
 
 def test_command_writes_all_pictures_of_a_run(tmp_path, capsys):

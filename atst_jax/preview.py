@@ -1,0 +1,88 @@
+"""Sheets of views before any training: what a config makes of its data.
+
+  python -m atst_jax.preview --config=configs/base.py --output=preview [--sheets=3] [--config.KEY=VALUE …]
+
+Checks the config as training would, then draws clips of the data with their crops, boxes, views and mixtures
+(`view_sheet`). Nothing is trained and no workdir is needed. `--devices` checks for so many devices, where the training
+will not run here.
+"""
+
+import argparse
+import os
+import sys
+
+import jax
+
+from atst_jax import config as configs
+from atst_jax import recipe, storage
+from atst_jax.checks import check, ranges_of
+from atst_jax.errors import UserError
+from atst_jax.frontend import get_frontend
+from atst_jax.mesh import mesh_shape
+from atst_jax.records import Dataset
+from atst_jax.view_sheet import sample, view_sheet
+
+
+def describe(config, dataset: Dataset | None) -> str:
+  """Lines about the resolved config in units: clips, lengths, passes over the data."""
+  frontend = get_frontend(config.data.frontend)
+  seconds = lambda frames: f"{frames * frontend.hop_length / frontend.sample_rate:.2f}"
+  views = [f"{seconds(low)}" + (f" to {seconds(high)}" if low < high else "") for low, high in ranges_of(config.views)]
+  lines = [
+    f"{config.total_steps} steps of {config.batch_size} clips, warm-up {config.warmup_steps}",
+    f"views of {views[0]} s and {views[1]} s, from {config.views.segments} "
+    f"segment{'s' * (config.views.segments == 'two')} of at most {seconds(config.data.clip_frames)} s",
+  ]
+  if dataset is not None:
+    split = dataset.manifest["splits"][config.data.split]
+    clips = dataset.num_clips(config.data.split)
+    lines.append(
+      f"{dataset.root}, {config.data.split}: {clips} clips of {seconds(split['min_frames'])} to "
+      f"{seconds(split['max_frames'])} s, each {config.total_steps * config.batch_size / clips:.1f} times"
+    )
+  return "\n".join(lines)
+
+
+def draw(config, dataset: Dataset | None, output: str, sheets: int) -> list[str]:
+  """Writes `views_1.png`, … of different clips into a folder. Returns their paths."""
+  content, frontend, paths = configs.to_json(config), get_frontend(config.data.frontend), []
+  storage.make_folder(output)
+  for number, clips in enumerate(sample(content, dataset, sheets), 1):
+    paths.append(os.path.join(output, f"views_{number}.png"))
+    view_sheet(content, clips, paths[-1], config.seed + number - 1, frontend=frontend)
+  return paths
+
+
+def main(argv=None) -> int:
+  parser = argparse.ArgumentParser("python -m atst_jax.preview", description=__doc__, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
+  parser.add_argument("--output", required=True, help="folder for the pictures")
+  parser.add_argument("--sheets", type=int, default=1, help="pictures, of different clips (default 1)")
+  parser.add_argument("--devices", type=int, help="that the training will have; those of this machine by default")
+  flags, rest = parser.parse_known_args(argv)
+  try:
+    config = configs.load_with_overrides(flags.config, rest)
+    if config.job != "pretrain":
+      raise UserError(f"--config={flags.config} is of a {config.job!r} job; only pre-training makes views")
+    devices = jax.device_count() if flags.devices is None else flags.devices
+    for name, value in (("sheets", flags.sheets), ("devices", devices)):
+      if value < 1:
+        raise UserError(f"--{name}={value}: must be at least 1")
+    dataset = Dataset.load(config.data.path) if config.data.source == "records" else None
+    config = recipe.resolve(config, dataset)
+    check(config, dataset, devices, jax.process_count())
+    mesh_shape(**config.mesh, count=devices)
+    paths = draw(config, dataset, flags.output, flags.sheets)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+  except OSError as error:
+    print(f"error: --output={flags.output}: cannot be written ({error.strerror})", file=sys.stderr)
+    return 2
+  print(describe(config, dataset), *paths, sep="\n")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
