@@ -52,6 +52,7 @@ setuptools.setup(
     "parquet": ["pyarrow>=17"],  # versioned by major releases, and apache-beam bounds it
     "tb": ["tensorboard>=2.21,<3"],
     "test": [
+      "hypothesis>=6.100,<7",
       "pyloudnorm>=0.1.1,<1",
       "pytest>=8.3,<10",
       "pyyaml>=6,<7",

@@ -18,8 +18,13 @@ def _is_counts(value) -> bool:
   return isinstance(value, dict) and all(is_number(count, int) for count in value.values())
 
 
+def _is_text(value) -> bool:
+  """Whether it can be written again: JSON can escape halves of characters, which UTF-8 cannot hold."""
+  return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 def _are_names(value) -> bool:
-  return isinstance(value, list) and all(isinstance(name, str) for name in value)
+  return isinstance(value, list) and all(map(_is_text, value))
 
 
 def _check_split(name: str, split: dict) -> None:
@@ -65,7 +70,9 @@ def check_manifest(manifest: dict) -> None:
   for key in STATISTICS:
     if key in statistics and not is_number(statistics[key], int, float):
       raise ValueError(f"the statistics say {key} {statistics[key]!r}")
-  for key, kind in (("name", str), ("multi_label", bool), ("folds", list), ("rejects", list)):
+  if not _is_text(manifest.get("name", "")):
+    raise TypeError("name is not a text")
+  for key, kind in (("multi_label", bool), ("folds", list), ("rejects", list)):
     if key in manifest and not isinstance(manifest[key], kind):
       raise TypeError(f"{key} is a {type(manifest[key]).__name__}, not a {kind.__name__}")
   for reject in manifest.get("rejects", []):

@@ -161,6 +161,20 @@ def test_labels_that_no_class_has(dataset):
     list(Dataset.load(dataset).clips("train"))
 
 
+@pytest.mark.parametrize("change", [
+  {"name": "\ud800"}, {"label_names": ["a", "\udfff"]}, {"rejects": [{"id": "\ud800", "reason": "", "detail": ""}]},
+])  # fmt: skip
+def test_halves_of_characters(dataset, change):
+  """JSON can escape them, but what is made of the set could not be written."""
+  path = os.path.join(dataset, MANIFEST)
+  with open(path, encoding="utf-8") as file:
+    manifest = json.load(file)
+  with open(path, "w", encoding="ascii") as file:
+    json.dump({**manifest, **change}, file)
+  with pytest.raises(UserError, match=r"not a dataset\.json of this schema"):
+    Dataset.load(dataset)
+
+
 def test_a_manifest_nested_without_end(dataset):
   with open(os.path.join(dataset, MANIFEST), "w", encoding="utf-8") as file:
     file.write("[" * 100_000)
