@@ -50,6 +50,7 @@ setuptools.setup(
     "mixtures": MIXTURES,
     "onnx": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"],
     "parquet": ["pyarrow>=17"],  # versioned by major releases, and apache-beam bounds it
+    "suites": ["hearvalidator", "torch>=2.6,<3", "xares>=0.1.3,<0.2"],  # xares asks for torchaudio and transformers
     "tb": ["tensorboard>=2.21,<3"],
     "test": [
       "hypothesis>=6.100,<7",

@@ -1,0 +1,32 @@
+"""X-ARES' encoder (xares 0.1): the file that its runner is given; the export is named by the environment.
+
+  ATST_JAX_ENCODER=encoders/base python -m xares.run --max-jobs 1 atst_jax/downstream/xares.py tasks/*.py
+
+The runner imports the path as a module's name, so it need not exist in the working folder. Needs .[torch] and xares.
+"""
+
+from atst_jax.downstream.tensors import like, open_encoder, samples
+from atst_jax.embed import get_timestamp_embeddings
+
+
+def ATSTJAXEncoder():
+  """A torch.nn.Module from (B, N) or (N,) waveforms at `sampling_rate` to (B, T, output_dim) vectors, one for every
+  `hop_size_in_ms`: the last block's patches, or a convolutional encoder's frames.
+
+  X-ARES keeps vectors and scores under the name of the encoder's class: the export's hash is in it, so that another
+  export never meets them.
+  """
+  import torch
+
+  encoder = open_encoder()
+
+  def forward(self, audio):
+    vectors, _ = get_timestamp_embeddings(samples(audio, encoder), encoder, encoder.sample_rate)
+    return like(vectors, audio)
+
+  name = f"ATSTJAX{encoder.config['params_hash']}Encoder"
+  module = type(name, (torch.nn.Module,), {"forward": forward})()
+  module.sampling_rate = encoder.sample_rate
+  module.output_dim = encoder.config["encoder"]["width"]
+  module.hop_size_in_ms = 1000 * encoder.hop * encoder.frontend.hop_length / encoder.sample_rate
+  return module
