@@ -19,7 +19,8 @@ from atst_jax.errors import UserError
 from atst_jax.preemption import EXIT_DIVERGED, EXIT_RESUME
 
 JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear",
-        "finetune": "atst_jax.downstream.finetune", "retrieval": "atst_jax.downstream.retrieval"}  # fmt: skip
+        "finetune": "atst_jax.downstream.finetune", "retrieval": "atst_jax.downstream.retrieval",
+        "difference": "atst_jax.downstream.difference"}  # fmt: skip
 
 
 def parse(argv):

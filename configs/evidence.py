@@ -35,7 +35,9 @@ def get_config(variant: str = "transformer") -> ConfigDict:
   config.views.group = 8
   if variant == "cnn":
     config.total_steps, config.warmup_steps = 160, 0
-    config.batch_size = 32
+    config.batch_size = 40
+    config.data.streams = 8
+    config.views.group = 5
     config.data.path = "runs/evidence/difference"
     config.views.crop_frames = 48
     config.encoder.width, config.encoder.hidden = 1280, 256  # 1,024 of them are the convolutions'

@@ -1,0 +1,42 @@
+"""BgKnown: sounds in backgrounds of which other parts are known (the difference-aware paper, 5.2 and Table 1).
+
+  python -m data_pipeline.bgknown --foreground=ESC-50 --foreground_layout=esc50 \
+    --background=FSD50K --background_layout=fsd50k --output=data/bgknown_esc50 --frontend=difference
+  python -m atst_jax.main --config=configs/bgknown.py --workdir=runs/bgknown \
+    --config.encoder=encoders/difference --config.data.path=data/bgknown_esc50
+
+Prints a table and writes results.json and results.md: the accuracy of a linear probe on the mixture's vector, and on
+its difference to that of the known background, which was mixed in (a), overlaps it by half (b), or comes after it (c);
+beside it the same for random encoders and for statistics of the log-mel spectrogram.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+VARIANTS = ("paper",)
+
+
+def get_config(variant: str = "paper") -> ConfigDict:
+  """The paper's probe: Adam at 1e-3, 200 epochs, stopped by the loss of a tenth of the training clips, three seeds."""
+  config = ConfigDict()
+  config.job = "difference"
+  config.protocol = "difference"
+  config.seed = 0  # of random initialisations, probes and the tenth that is held out
+  config.seeds = 3  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
+  config.encoder = "encoders/difference"
+  config.params_hash = config_dict.placeholder(str)  # filled from the encoder
+  config.vectors = ("y", "last")  # of a transformer: what its projector sees, its "last" block, "all" blocks
+  config.weight = 1.0  # of the background that is subtracted; pre-training subtracts 0.4 to 0.6
+  config.statistics = config_dict.placeholder(str)  # filled: "data" (of the mixtures) for a convolutional encoder, else
+  # "encoder": whose constants of normalisation are used
+
+  config.data = ConfigDict()
+  config.data.path = "data/bgknown_esc50"
+  config.data.fingerprint = config_dict.placeholder(str)  # filled from the data
+
+  config.probe = ConfigDict()
+  config.probe.learning_rates = (1e-3,)  # of several, the validation clips choose
+  config.probe.epochs = 200
+  config.probe.batch_size = 200
+  config.probe.patience = 20  # epochs without a better one
+  config.probe.monitor = "loss"  # or "accuracy": what the validation clips are watched for; labels: always loss
+  return config
