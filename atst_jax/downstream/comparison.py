@@ -125,7 +125,10 @@ def describe(results: dict, *, views: bool) -> str:
 def _column(results: dict, row: dict) -> str:
   if results["protocol"] == "difference":
     return row["name"]
-  return f"{row['scene']} {row['name']}" if results["protocol"] == "retrieval" else results["data"]["name"]
+  name = results["data"]["name"]
+  if results["protocol"] == "retrieval":  # a scene of other pairs than the published ones is another column
+    return " ".join([*([] if name.startswith("apwd") else [name]), row["scene"], row["name"]])
+  return name
 
 
 def _label(results: dict, row: dict, views: bool) -> tuple[str, str]:

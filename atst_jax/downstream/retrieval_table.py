@@ -21,7 +21,7 @@ def cells(results: dict) -> list[list[str]]:
   lines = [["features", "query", *(f"{scene} {name}" for scene, name in columns)]]
   for name, system in systems:
     values = [_percent(found[name, system, *column]) for column in columns]
-    lines.append(["" if system == "chance" else name, system, *values])
+    lines.append([name, system, *values])
   for row in results["published"]:
     values = [row["scores"].get(f"{scene} {name}") for scene, name in columns]
     if any(value is not None for value in values):
