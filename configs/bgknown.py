@@ -25,6 +25,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.encoder = "encoders/difference"
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
   config.vectors = ("y", "last")  # of a transformer: what its projector sees, its "last" block, "all" blocks
+  config.baselines = ("random", "mel")  # measured beside it: the encoder with random parameters, statistics of the mel
   config.weight = 1.0  # of the background that is subtracted; pre-training subtracts 0.4 to 0.6
   config.statistics = config_dict.placeholder(str)  # filled: "data" (of the mixtures) for a convolutional encoder, else
   # "encoder": whose constants of normalisation are used

@@ -94,6 +94,13 @@ def test_rerun_reads_the_features(done, encoder, monkeypatch):
     assert json.load(file) == results
 
 
+def test_without_baselines_the_rest_is_the_same(done, encoder, tmp_path):
+  results, _, data = done
+  assert main.main(flags(encoder, data, tmp_path, baselines="()")) == 0
+  with open(tmp_path / "results.json", encoding="utf-8") as file:
+    assert json.load(file)["rows"] == results["rows"][:8]
+
+
 def with_vectors(monkeypatch, arrays):
   monkeypatch.setattr(difference, "vectors", lambda *args: [("pre-trained", "y", {c: [x] for c, x in arrays.items()})])
 
@@ -188,7 +195,8 @@ def test_a_foreground_on_both_sides_is_refused(encoder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("key", "value", "pattern"), [
-  ("vectors", "'first',", "choose from y, last, all"), ("weight", "nan", "must be finite"),
+  ("vectors", "'first',", "choose from y, last, all"),
+  ("baselines", "'chance',", "choose from random, mel"), ("weight", "nan", "must be finite"),
   ("probe__monitor", "error", "choose one of accuracy, loss"), ("seeds", "0", "must be positive"),
   ("protocol", "evar", "choose one of difference"), ("probe__learning_rates", "0.1,0.1", "positive and ascending"),
 ])  # fmt: skip

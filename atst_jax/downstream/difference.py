@@ -30,6 +30,7 @@ from atst_jax.workdir import agree, claim
 FREE_KEYS = ("encoder", "data.path")  # params_hash and data.fingerprint say what they are
 CONDITIONS = {"mix": "Mix", "a": "(a) 100%", "b": "(b) 50%", "c": "(c) 0%"}  # folder of the set -> the paper's name
 VECTORS = ("y", "last", "all")
+BASELINES = ("random", "mel")
 COUNTS = ("epochs", "batch_size", "patience")  # of the probe
 BENCHMARK = "bgknown_esc50"  # what the published scores are of
 
@@ -83,6 +84,8 @@ def resolve(config: ConfigDict, model: Model, sets: dict[str, Dataset]) -> Confi
       raise UserError(f"--config.{key}={value}: choose one of {', '.join(choices)}")
   if not config.vectors or not set(config.vectors) <= set(VECTORS):
     raise UserError(f"--config.vectors={config.vectors}: choose from {', '.join(VECTORS)}")
+  if not set(config.baselines) <= set(BASELINES):
+    raise UserError(f"--config.baselines={config.baselines}: choose from {', '.join(BASELINES)}, or () for none")
   rates = config.probe.learning_rates
   if not rates or rates[0] <= 0 or any(b <= a for a, b in itertools.pairwise(rates)):
     raise UserError(f"--config.probe.learning_rates={rates}: must be positive and ascending")
@@ -120,8 +123,11 @@ def vectors(config: ConfigDict, model: Model, sets: dict[str, Dataset], ids: lis
       yield title, vector, taken
 
   yield from each("pre-trained", [embed(model, "pre-trained")])
-  seeds = range(config.seed, config.seed + config.seeds)
-  yield from each("random", [embed(model.reinitialized(seed), f"random {seed}") for seed in seeds])
+  if "random" in config.baselines:
+    seeds = range(config.seed, config.seed + config.seeds)
+    yield from each("random", [embed(model.reinitialized(seed), f"random {seed}") for seed in seeds])
+  if "mel" not in config.baselines:
+    return
   mel = lambda condition, dataset: features.cached(
     folder, {**common, "params": "mel", "condition": condition}, "mel", ids,
     lambda: features.mel_statistics(features.mels(dataset, len(ids), "mel"), max_frames=longest))  # fmt: skip
