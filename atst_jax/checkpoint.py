@@ -1,13 +1,20 @@
-"""Checkpoints of the train state, labelled by finished updates. The only user of Orbax."""
+"""Checkpoints of the train state, labelled by the step. The only user of Orbax."""
 
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from atst_jax import storage
+from atst_jax import manifest, storage
 from atst_jax.errors import UserError
+from atst_jax.fingerprint import fetch, fingerprint
+from atst_jax.logs import log
+from atst_jax.mesh import from_process_zero
+from atst_jax.shelf import Shelf, entries, listed, newest_good
+
+ITEM = "default"
 
 
 def checkpoint_folder(workdir: str, folder: str | None) -> str:
@@ -16,39 +23,117 @@ def checkpoint_folder(workdir: str, folder: str | None) -> str:
 
 
 class Checkpoints:
-  """Asynchronous checkpoints in a folder: the newest `keep`, and every one at a multiple of `keep_every` steps."""
+  """Asynchronous checkpoints that prove themselves, each in a folder named by its step.
 
-  def __init__(self, folder, *, keep, keep_every):
-    self._manager = ocp.CheckpointManager(
-      storage.absolute(folder),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True),
-    )
+  A checkpoint counts once its manifest is there (`shelf`), which is written when the asynchronous save has ended. It is
+  used only if every file agrees with the manifest, and every array that was read with its mark (`fingerprint`). Older
+  ones are removed after a newer one has been proved: at every instant one good checkpoint is there.
 
-  def latest_step(self) -> int | None:
-    return self._manager.latest_step()
+  Kept are the newest one, the newest `keep` sound ones, and every one at a multiple of `keep_every` steps. Sound are
+  those the training may fall back to (`save`).
+  """
 
-  def save(self, step: int, state) -> None:
-    """Starts a save; returns once the arrays are copied. A step that is already there is left alone."""
-    if step != self.latest_step():
-      self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+  def __init__(self, folder: str, *, keep: int, keep_every: int):
+    self.folder = storage.absolute(folder)
+    self._shelf = Shelf(self.folder)
+    self._keep, self._keep_every = keep, keep_every
+    self._checkpointer = ocp.StandardCheckpointer()
+    self._prover = ThreadPoolExecutor(1, "checkpoint")
+    self._proving: Future | None = None  # of the save in progress
+    self._last: int | None = None  # saved or restored
+    self._unread = False  # whether that was saved, and not yet read
+    from_process_zero(self._shelf.clean)
 
-  def restore(self, step: int, abstract_state):
-    """Restores onto the shapes and shardings of `abstract_state`. Raises UserError naming what does not fit."""
+  def save(self, step: int, state, *, sound: bool) -> bool:
+    """Starts a save; returns once the arrays are copied. A step that was saved or restored last is left alone.
+
+    Args:
+      sound: whether training may fall back to it (`restore(sound_only=True)`).
+
+    Returns:
+      False if the state is not finite: it is not saved.
+
+    Raises:
+      StoreError: the save before it failed, or there is too little room.
+    """
+    self.wait()
+    if step == self._last:
+      return True
+    marks, finite = fingerprint(state)
+    broken = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
+    if broken:
+      log.warning("step %d is not saved: %d arrays are not finite, the first is %s", step, len(broken), broken[0])
+      return False
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    from_process_zero(lambda: self._shelf.begin(step, size))
+    self._checkpointer.save(os.path.join(self._shelf.path(step), ITEM), state)
+    self._last, self._unread = step, True
+    self._proving = self._prover.submit(self._prove, step, marks, sound)
+    return True
+
+  def poll(self) -> None:
+    """Raises StoreError if the save in progress has failed."""
+    if self._proving and self._proving.done():
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits until the save in progress is proved. Raises StoreError if it failed."""
+    if self._proving is None:
+      return
+    proving, self._proving = self._proving, None
     try:
-      return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-      raise UserError(
-        f"checkpoint {step} in {self._manager.directory} cannot be restored into this model: {error}"
-      ) from error
+      proving.result()
+    except Exception as error:
+      reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+      raise storage.StoreError(f"the checkpoint of step {self._last} in {self.folder} could not be saved ({reason}); "
+                               "those before it are whole. Make room or mend the disk, and run the same command again"
+                               ) from error  # fmt: skip
 
-  def reached_preemption(self, step: int) -> bool:
-    """Whether all processes have agreed to stop after this step (needs jax.distributed)."""
-    return self._manager.reached_preemption(step)
+  def restore(self, abstract_state, *, sound_only: bool = False):
+    """The newest good checkpoint on the shapes and shardings of `abstract_state`, or None if there are none at all.
+
+    Those that are damaged are named in a warning, and moved aside if they are newer than the good one.
+
+    Raises UserError if there are checkpoints but no good one, or if it does not fit the model, naming what does not.
+    """
+    faults: dict[str, str] = {}
+    while True:
+      step = from_process_zero(lambda: self._shelf.choose(faults, sound_only=sound_only))
+      if step < 0:
+        return None
+      try:
+        state = self._checkpointer.restore(os.path.join(self._shelf.path(step), ITEM), abstract_state)
+      except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {step} in {self.folder} cannot be restored into this model: {error}") from error
+      saved, found = manifest.read(self._shelf.path(step))["state"], fetch(fingerprint(state)[0])
+      wrong = [name for name in found if found[name] != saved.get(name)]
+      if not wrong:
+        self._last, self._unread = step, False
+        return state
+      faults[str(step)] = f"{len(wrong)} arrays are not what was saved, the first is {wrong[0]}"
+
+  def reread(self, abstract_state) -> None:
+    """Waits for the last save, reads it back and compares. Raises StoreError if it is not what was saved."""
+    self.wait()
+    last = self._last
+    if self._unread and (self.restore(abstract_state), self._last)[1] != last:
+      raise storage.StoreError(f"the checkpoint of step {last} in {self.folder} does not read back as it was saved; "
+                               "run the same command again")  # fmt: skip
 
   def close(self) -> None:
     """Waits for the save in progress."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._prover.shutdown()
+      self._checkpointer.close()
+
+  def _prove(self, step, marks, sound):
+    """In a thread: waits for the save, proves it, and removes what it makes superfluous."""
+    self._checkpointer.wait_until_finished()
+    if jax.process_index() == 0:
+      self._shelf.finish(step, {"sound": sound, "state": fetch(marks)})
+      self._shelf.drop_old(step, keep=self._keep, keep_every=self._keep_every)
 
 
 def save_tree(path, tree) -> None:
@@ -95,17 +180,22 @@ def restore_like(path, expected):
 
 
 def restore_encoder(folder, step=None, *, network="teacher"):
-  """The encoder of a checkpoint's teacher or student (the newest by default) as numpy arrays, and the step.
+  """The encoder of a checkpoint's teacher or student (the newest good one by default) as numpy arrays, and the step.
 
-  Reads only that part of the state. Raises UserError if there is no checkpoint.
+  Reads only that part of the state. Raises UserError if there is no good checkpoint, naming what is wrong.
   """
   folder = storage.absolute(folder)
-  with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-    steps = manager.all_steps()
-  if not steps or (step is not None and step not in steps):
-    raise UserError(f"{folder}: no checkpoint{'' if step is None else f' of step {step}'}; there are {sorted(steps)}")
-  step = max(steps) if step is None else step
-  path = os.path.join(folder, str(step), "default")
+  found, faults = entries(folder), {}
+  if step is not None:
+    found = [entry for entry in found if entry.step == step]
+  good = newest_good(folder, found, faults)
+  told = listed(faults, "; ")
+  if good is None:
+    raise UserError(f"{folder}: no {'good ' if told else ''}checkpoint{'' if step is None else f' of step {step}'}"
+                    f"{f' ({told})' if told else ''}; there are {sorted(e.step for e in entries(folder))}")  # fmt: skip
+  if told:
+    log.warning("%s: checkpoint %d is read, since %s", folder, good.step, told)
+  step, path = good.step, os.path.join(folder, good.name, ITEM)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     metadata = checkpointer.metadata(path)
     metadata = getattr(metadata, "item_metadata", metadata)

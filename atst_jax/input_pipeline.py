@@ -160,12 +160,15 @@ def _stream(shards, n_mels, damage, *, seed, stream, window, position):
         skip = 0
 
 
-def synthetic_batches(*, clip_frames, n_mels, batch_size, seed, start_step=0, rows=None) -> Iterator[dict]:
-  """Batches of noise in dB, a function of (seed, step, row): feeds the trainer where there is no data."""
+def synthetic_batches(*, clip_frames, n_mels, batch_size, seed, start_step=0, rows=None,
+                      with_ids=False) -> Iterator[dict]:  # fmt: skip
+  """Batches of noise in dB, a function of (seed, step, row), which are its id: for where there is no data."""
   start, stop = rows or (0, batch_size)
   step = start_step
   while True:
     mel = [np.random.Generator(np.random.Philox(key=[seed, row], counter=[0, 0, 0, step]))
            .normal(-30, 15, (clip_frames, n_mels)).astype(np.float16) for row in range(start, stop)]  # fmt: skip
-    yield {"mel": np.stack(mel), "length": np.full(stop - start, clip_frames, np.int32)}
+    ids = np.array([f"{seed}/{step}/{row}".encode() for row in range(start, stop)], object)
+    yield {"mel": np.stack(mel), "length": np.full(stop - start, clip_frames, np.int32),
+           **({"id": ids} if with_ids else {})}  # fmt: skip
     step += 1

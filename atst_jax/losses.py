@@ -30,3 +30,15 @@ def output_std(x):
   """
   rows = l2_normalize(x).reshape(-1, x.shape[-1])
   return jnp.mean(jnp.sqrt(jnp.var(rows, axis=0, ddof=1) + 1e-6))
+
+
+def output_rank(x):
+  """Participation ratio (Σλ)² / Σλ² of the covariance of L2-normalised outputs: (..., P) -> () in [1, P].
+
+  exp of the eigenvalues' Rényi entropy of order 2, so at most the effective rank (`metrics.effective_rank`), and it
+  needs no eigenvalues. Outputs that do not vary at all have 0, or by rounding 1.
+  """
+  rows = l2_normalize(x).reshape(-1, x.shape[-1])
+  rows = rows - jnp.mean(rows, axis=0, keepdims=True)
+  covariance = jnp.matmul(rows.T, rows, precision="highest") / rows.shape[0]
+  return jnp.square(jnp.trace(covariance)) / jnp.maximum(jnp.sum(jnp.square(covariance)), 1e-30)

@@ -1,7 +1,10 @@
 """The device mesh and where arrays lie on it: the batch over every device, the state over `fsdp` by shape."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -71,3 +74,25 @@ def put_batch(mesh, local):
   """Local numpy rows of every process -> global arrays on the mesh."""
   sharding = batch_sharding(mesh)
   return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
+
+
+def from_process_zero(decide: Callable[[], int]) -> int:
+  """What `decide` returns in process 0, in all of them, which wait for it.
+
+  Raises what it raises there, and a UserError of the same exit code in the others.
+  """
+  error, value = None, 0
+  if jax.process_index() == 0:
+    try:
+      value = decide()
+    except Exception as mistake:
+      error = mistake
+  if jax.process_count() > 1:
+    failed = getattr(error, "exit_code", 1) if error else 0
+    failed, value = (int(x) for x in broadcast_one_to_all(np.array([failed, value], np.int32)))
+    if failed and error is None:
+      error = UserError("process 0 cannot go on; its message says why")
+      error.exit_code = failed
+  if error:
+    raise error
+  return value

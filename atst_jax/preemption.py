@@ -12,7 +12,7 @@ class StopRequest:
   """Context manager: while it is open, the first signal sets `requested`; handlers are restored afterwards.
 
   With several processes (`distributed`) they have to agree on the step: JAX's preemption service, which handles SIGTERM
-  itself, does that (`Checkpoints.reached_preemption`), so SIGTERM is left to it and the other signals become one.
+  itself, does that (`reached_preemption_sync_point`), so SIGTERM is left to it and the other signals become one.
   """
 
   def __init__(self, *, distributed: bool):

@@ -1,5 +1,6 @@
 """A pre-training config made concrete: filled in from the data, checked, and built into functions."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from atst_jax import train_step as method
 from atst_jax.ema import ema
 from atst_jax.errors import UserError
 from atst_jax.frontend import get_frontend
+from atst_jax.guard import guarded, init_guard
 from atst_jax.input_pipeline import record_batches, synthetic_batches
 from atst_jax.logs import log
 from atst_jax.mesh import batch_sharding, replicated, state_shardings
@@ -114,7 +116,9 @@ def build(config: ConfigDict, *, ragged: bool):
   parts = {"network": network, "tx": tx, "teacher": ema(decay)}
   mixing = mixing_options(config.views, difference, config.batch_size)
   frames = {"frames": config.views.crop_frames, "n_mels": get_frontend(config.data.frontend).n_mels}
-  init = functools.partial(method.init_state, group=config.views.group, **frames, **parts)
+  guard = config.guard
+  fresh = functools.partial(method.init_state, group=config.views.group, **frames, **parts)
+  init = lambda key: fresh(key)._replace(guard=init_guard(guard.window))
   step = method.make_train_step(
     schedules={**schedules, "ema_decay": decay},
     seed=config.seed,
@@ -124,6 +128,8 @@ def build(config: ConfigDict, *, ragged: bool):
     mixing=mixing,
     **parts,
   )
+  step = guarded(step, warmup_steps=config.warmup_steps, outputs=config.heads.out, spike=guard.spike,
+                 collapse_std=guard.collapse_std, collapse_rank=guard.collapse_rank)  # fmt: skip
   return init, step
 
 
@@ -151,10 +157,43 @@ def compile_for(config: ConfigDict, mesh: Mesh, *, ragged: bool) -> Program:
   return Program(jax.jit(init, out_shardings=shardings), step, state, batch)
 
 
-def batches(config: ConfigDict, dataset: Dataset | None, *, start_step: int, rows):
-  """The iterator of this process's rows, from `start_step` on."""
+def compile_step(program: Program):
+  """The compiled step. Unlike a jitted function it can not be compiled again: other shapes or types are a TypeError.
+
+  Raises TypeError if a part of the state (teacher, optimizer, BatchNorm statistics) or a metric is not float32, where
+  it would stop moving or lose what it adds up.
+  """
+  lowered = program.step.lower(program.state, program.batch)
+  wrong = [f"{jax.tree_util.keystr(path)} is {x.dtype}" for path, x in
+           jax.tree_util.tree_leaves_with_path(lowered.out_info)
+           if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.float32]  # fmt: skip
+  if wrong:
+    raise TypeError(f"{len(wrong)} results of the step are not float32, the first: {wrong[0]}")
+  return lowered.compile()
+
+
+@contextlib.contextmanager
+def naming_memory(config: ConfigDict):
+  """Turns a device's lack of memory, when compiling or running, into a UserError that names what helps."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(
+      f"the devices have too little memory ({reason}). What helps, now batch_size={config.batch_size}, "
+      f"compute.accumulation={config.compute.accumulation}, compute.remat={config.compute.remat}, "
+      f"mesh.fsdp={config.mesh.fsdp}: a higher --config.compute.accumulation, --config.compute.remat=true "
+      "(transformers), --config.mesh.fsdp over several devices, --config.dtype=bfloat16, a lower --config.batch_size, "
+      "more devices; `python -m atst_jax.plan` tells what fits"
+    ) from error
+
+
+def batches(config: ConfigDict, dataset: Dataset | None, *, start_step: int, rows, with_ids: bool = False):
+  """The iterator of this process's rows, from `start_step` on, with the clips' ids if asked for."""
   common = {"clip_frames": config.data.clip_frames, "batch_size": config.batch_size, "seed": config.seed,
-            "start_step": start_step, "rows": rows}  # fmt: skip
+            "start_step": start_step, "rows": rows, "with_ids": with_ids}  # fmt: skip
   if dataset is None:
     return synthetic_batches(n_mels=get_frontend(config.data.frontend).n_mels, **common)
   return record_batches(dataset, split=config.data.split, streams=config.data.streams,

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import uuid
@@ -98,7 +99,13 @@ def sizes(paths: Iterable[str], root: str) -> list[int]:
 
 
 def find(root: str) -> Iterator[tuple[str, int]]:
-  """Yields (path relative to the root, bytes) of every file in a store below `root`."""
+  """Yields (path relative to the root, bytes) of every file below `root`; of a store by one listing."""
+  if not is_remote(root):
+    for folder, _, files in os.walk(root):
+      for name in files:
+        path = os.path.join(folder, name)
+        yield os.path.relpath(path, root), size(path)
+    return
   with _store(root) as (fs, inner):
     inner = inner.rstrip("/")
     for path, info in fs.find(inner, detail=True).items():
@@ -131,6 +138,30 @@ def remove(path: str) -> None:
       return
     with _store(path) as (fs, inner):
       fs.rm_file(inner)
+
+
+def remove_folder(path: str) -> None:
+  """Removes a folder and all that is in it; one that is gone is no error."""
+  with contextlib.suppress(FileNotFoundError):
+    if not is_remote(path):
+      shutil.rmtree(path)
+      return
+    with _store(path) as (fs, inner):
+      fs.rm(inner, recursive=True)
+
+
+def move_folder(path: str, target: str) -> None:
+  """Renames a folder, whose new name must be free; in a store every file is copied."""
+  if not is_remote(path):
+    os.rename(path, target)
+    return
+  with _store(path) as (fs, inner):
+    fs.mv(inner, fs._strip_protocol(target), recursive=True)
+
+
+def free_bytes(path: str) -> float:
+  """What can still be written to the disk of an existing folder; of a store, infinity."""
+  return float("inf") if is_remote(path) else shutil.disk_usage(path).free
 
 
 class _Blocks(io.RawIOBase):

@@ -1,11 +1,11 @@
 """Pre-training: the loop around the train step."""
 
 import datetime
-import math
 import os
 import time
 
 import jax
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
@@ -16,6 +16,8 @@ from atst_jax.logs import MetricWriter, log, progress_bar
 from atst_jax.mesh import make_mesh, process_rows, put_batch
 from atst_jax.preemption import EXIT_RESUME, StopRequest
 from atst_jax.records import Dataset
+from atst_jax.recovery import Recovery, fresh_state
+from atst_jax.watchdog import Watchdog
 from atst_jax.workdir import CONFIG, keep_programs, own, read_config
 
 # Keys that may change between a run and its continuation: they do not enter what is computed.
@@ -29,14 +31,17 @@ FREE_KEYS = (
   "data.path",
   "data.max_damaged",
   "data.threads",
+  "guard.rollbacks",
+  "guard.collapse",
+  "guard.step_seconds",
+  "guard.start_seconds",
 )
-INIT_STREAM = 2**32 - 1  # folded into the seed for the initial parameters; steps count from 0
 
 
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   """Trains until `total_steps` or until asked to stop. Returns 0 (done) or 75 (run the same command again).
 
-  Raises UserError for a mistake that can be mended, FloatingPointError when the loss is no longer a number.
+  Raises UserError for a mistake that can be mended, FloatingPointError when the run has diverged or collapsed.
   """
   recipe.check_platform(config.platform)
   dataset = Dataset.load(config.data.path) if config.data.source == "records" else None
@@ -44,27 +49,35 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   check(config, dataset, jax.device_count(), jax.process_count())
   mesh = make_mesh(**config.mesh)
   rows = process_rows(mesh, config.batch_size)
-  with StopRequest(distributed=jax.process_count() > 1) as stop, own(
-    workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config,
-    started=lambda: has_checkpoints(config, workdir),
+  with (
+    StopRequest(distributed=jax.process_count() > 1) as stop,
+    own(workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS,
+        allow_changes=allow_changed_config, started=lambda: has_checkpoints(config, workdir)),
+    Watchdog(workdir, index=jax.process_index(), step_seconds=config.guard.step_seconds,
+             start_seconds=config.guard.start_seconds) as watchdog,
+    recipe.naming_memory(config),
   ):  # fmt: skip
     keep_programs(workdir)
     program = recipe.compile_for(config, mesh, ragged=is_ragged(config, dataset))
     checkpoints = Checkpoints(checkpoint_folder(workdir, config.checkpoint.folder), keep=config.checkpoint.keep,
                               keep_every=config.checkpoint.keep_every)  # fmt: skip
-    start = checkpoints.latest_step()
-    if start is None:
-      key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-      start, state = 0, program.init(key)
-    else:
-      state = checkpoints.restore(start, program.state)
+    state = checkpoints.restore(program.state)
+    if state is None:
+      state = fresh_state(config, program)
+    start = int(state.step)
     log.info("%s: %d parameters on %d %s device(s), mesh %s, batch %d, steps %d to %d", workdir,
              sum(x.size for x in jax.tree.leaves(program.state.params)), jax.device_count(), jax.default_backend(),
              dict(mesh.shape), config.batch_size, start, config.total_steps)  # fmt: skip
-    source = recipe.batches(config, dataset, start_step=start, rows=rows)
+    compiled = recipe.compile_step(program)
+    read_from = lambda step: recipe.batches(config, dataset, start_step=step, rows=rows)
+    recovery = Recovery(config, dataset, workdir, rows, program, checkpoints)
     writer = MetricWriter(workdir, start_step=start, enabled=jax.process_index() == 0)
     try:
-      return loop(config, program.step, state, source, mesh, checkpoints, writer, stop, start)
+      code = loop(config, compiled, state, read_from, mesh, checkpoints, recovery, writer, stop, watchdog, start)
+      del state
+      watchdog.phase("end")
+      checkpoints.reread(program.state)
+      return code
     finally:
       checkpoints.close()
       writer.close()
@@ -78,28 +91,42 @@ def has_checkpoints(config, workdir) -> bool:
   return any(name.isdigit() for folder in folders for name in storage.names(folder))
 
 
-def loop(config, train_step, state, source, mesh, checkpoints, writer, stop, step) -> int:
+def loop(config, train_step, state, read_from, mesh, checkpoints, recovery, writer, stop, watchdog, step) -> int:
   """Steps, logs and saves. The metrics of a step are fetched after the next one is dispatched."""
   distributed = jax.process_count() > 1
-  report = Report(config, writer, step)
-  previous = None
+  report, source = Report(config, writer, step), read_from(step)
+  unseen = []  # (step, metrics) of steps that are dispatched and not yet looked at
   while step < config.total_steps:
     started = time.perf_counter()
     local = next(source)
     report.waited += time.perf_counter() - started
     state, metrics = train_step(state, put_batch(mesh, local))
-    if previous:
-      report(*previous)
     step += 1
-    previous = (step, metrics)
-    stopping = checkpoints.reached_preemption(step) if distributed else stop.requested
-    if stopping or step % config.checkpoint.every_steps == 0 or step == config.total_steps:
-      refuse_nan(step, metrics)  # a state that is not finite must never replace a good checkpoint
-      checkpoints.save(step, state)
+    unseen.append((step, metrics))
+    checkpoints.poll()
+    stopping = reached_preemption_sync_point(step) if distributed else stop.requested
+    regular = step % config.checkpoint.every_steps == 0
+    saving = stopping or regular or step == config.total_steps
+    bad = None
+    while len(unseen) > (0 if saving else 1) and not bad:
+      finished = unseen.pop(0)
+      report(*finished)
+      watchdog.beat(finished[0])
+      if recovery.needed(*finished):
+        bad = finished
+    if saving and not bad and not checkpoints.save(step, state, sound=regular and int(metrics["bad"]) == 0):
+      bad = step, metrics
+    if bad:
+      del state  # before another takes its memory
+      watchdog.phase("going back")
+      step, unseen = bad[0], []
+      state = recovery.go_back(*bad)
+      source.close()
+      source = read_from(step)
+      checkpoints.save(step, state, sound=False)
     if stopping:
       break
-  if previous:
-    report(*previous)
+  source.close()
   report.bar.close()
   if step < config.total_steps:
     log.info("stopped after step %d of %d; the same command continues it (exit code %d)", step, config.total_steps,
@@ -107,14 +134,6 @@ def loop(config, train_step, state, source, mesh, checkpoints, writer, stop, ste
     return EXIT_RESUME
   log.info("done: %d steps", step)
   return 0
-
-
-def refuse_nan(step, metrics):
-  """Raises FloatingPointError if the step's loss or gradient is not finite."""
-  values = {k: float(metrics[k]) for k in ("loss", "grad_norm")}
-  if not all(map(math.isfinite, values.values())):
-    raise FloatingPointError(f"step {step}: {values}; nothing is saved from here on. The same command goes on from the "
-                             "last checkpoint; a lower optimizer.base_lr or longer warm-up may help")  # fmt: skip
 
 
 class Report:
@@ -139,7 +158,6 @@ class Report:
     values["eta_seconds"] = (self.config.total_steps - step) * seconds / steps
     self.last_step, self.last_time, self.waited = step, now, 0.0
     self.writer.write(step, values)
-    refuse_nan(step, values)
     terms = " ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in values.items() if k.startswith("loss"))
     log.info(
       "step %d/%d %s | lr %.3g wd %.3g ema %.5f grad %.3g | std %.4f/%.4f | %.1f clips/s wait %.1f%% eta %s",

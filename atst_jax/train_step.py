@@ -22,7 +22,7 @@ from atst_jax.ema import Ema, EmaState
 from atst_jax.encoders import make_encoder
 from atst_jax.groups import shift_in_group
 from atst_jax.heads import MLPHead
-from atst_jax.losses import cross_loss, output_std
+from atst_jax.losses import cross_loss, output_rank, output_std
 from atst_jax.mixtures import make_mixtures
 from atst_jax.views import make_views
 
@@ -30,13 +30,18 @@ RANDOM = ("drop_path", "dropout")  # streams of the network's own randomness
 
 
 class TrainState(NamedTuple):
-  """All that evolves, arrays only, float32. `step` counts finished updates."""
+  """All that evolves, arrays only, float32.
+
+  `step` counts finished steps: it is the position in the data and in the random draws. Finished updates, which all
+  schedules follow, are the teacher's and the optimizer's count; where steps are skipped (`guard`) they are fewer.
+  """
 
   step: jax.Array
   params: Any
   batch_stats: Any
   opt_state: Any
   teacher: EmaState
+  guard: Any = ()
 
 
 class Subtraction(NamedTuple):
@@ -186,7 +191,7 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
 
   Args:
     tx: optax transformation of the student.
-    schedules: functions of the step that are reported among the metrics.
+    schedules: functions of the finished updates that are reported among the metrics.
     difference_weight: λ; at 0 nothing of the subtraction is computed.
     group: clips among which views were mixed.
   """
@@ -214,10 +219,11 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
     params = optax.apply_updates(state.params, updates)
     teacher_state = state.teacher._replace(batch_stats=new_teacher["batch_stats"])
     teacher_state = teacher.update({k: params[k] for k in ("encoder", "projector")}, teacher_state)
-    metrics = {"loss": loss, **losses, "grad_norm": optax.tree.norm(grads), "std_student": output_std(p),
-               "std_teacher": output_std(z)}  # fmt: skip
-    metrics |= {name: schedule(state.step) for name, schedule in schedules.items()}
-    return TrainState(state.step + 1, params, batch_stats, opt_state, teacher_state), metrics
+    metrics = {"loss": loss, **losses, "grad_norm": optax.tree.norm(grads)}
+    metrics |= {"std_student": output_std(p), "std_teacher": output_std(z)}
+    metrics |= {"rank_student": output_rank(p), "rank_teacher": output_rank(z)}
+    metrics |= {name: schedule(state.teacher.count) for name, schedule in schedules.items()}
+    return TrainState(state.step + 1, params, batch_stats, opt_state, teacher_state, state.guard), metrics
 
   return update
 

@@ -132,6 +132,18 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.checkpoint.keep = 3
   config.checkpoint.keep_every = 50_000
 
+  config.guard = ConfigDict()  # against runs that go wrong (atst_jax/guard.py, atst_jax/watchdog.py)
+  config.guard.window = 128  # losses by which a spike is told
+  config.guard.spike = 12.0  # deviations above their median; 0: never
+  config.guard.patience = 16  # steps in a row, not finite or a spike, until the run goes back to a checkpoint
+  config.guard.rollbacks = 3  # that often at most, then it ends
+  config.guard.collapse = "warn"  # or "stop": outputs that are nearly one point, or on one line
+  config.guard.collapse_std = 0.1  # below it, times sqrt(heads.out)
+  config.guard.collapse_rank = 1.5  # or below this
+  config.guard.collapse_steps = 200  # in a row
+  config.guard.step_seconds = 900.0  # without a step, and the run ends with all stacks; 0: never
+  config.guard.start_seconds = 7200.0  # the same for start, compilation and restore
+
   config.log = ConfigDict()
   config.log.every_steps = 50
   if variant == "released":

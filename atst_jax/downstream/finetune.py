@@ -12,6 +12,7 @@ import time
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
@@ -121,12 +122,10 @@ class Runner:
     config, name = self.config, f"seed{seed}-division{fold}"
     steps = steps_per_epoch(len(split.train), config.batch_size)
     checkpoints = Checkpoints(os.path.join(self.folder, name), keep=config.checkpoint.keep, keep_every=2**31)
-    start = checkpoints.latest_step()
-    if start is None:
-      start, key = 0, jax.random.fold_in(jax.random.key(seed), INIT_STREAM)
-      state = self.program.init(key, encoder)
-    else:
-      state = checkpoints.restore(start, self.program.state)
+    state = checkpoints.restore(self.program.state)
+    if state is None:
+      state = self.program.init(jax.random.fold_in(jax.random.key(seed), INIT_STREAM), encoder)
+    start = int(state.step)
     os.makedirs(os.path.join(self.workdir, name), exist_ok=True)
     writer = MetricWriter(os.path.join(self.workdir, name), start_step=start, enabled=jax.process_index() == 0)
     try:
@@ -171,10 +170,12 @@ class Runner:
         log.info("%s: epoch %d/%d: validation %.4f", name, epoch, round(config.epochs), score)
         if np.float32(score) > float(state.best.score):
           state = self.program.keep_best(state, np.float32(score), np.int32(epoch))
-      stopping = checkpoints.reached_preemption(step) if distributed else self.stop.requested
+      checkpoints.poll()
+      stopping = reached_preemption_sync_point(step) if distributed else self.stop.requested
       if stopping or step == total or (not rest and epoch % config.checkpoint.every_epochs == 0):
         refuse_nan(step, metrics)  # a state that is not finite must never replace a good checkpoint
-        checkpoints.save(step, state)
+        if not checkpoints.save(step, state, sound=True):
+          raise FloatingPointError(f"step {step}: the state is not finite; a lower optimizer.base_lr may help")
       if stopping and step < total:
         report(*previous)
         log.info("%s: stopped after step %d of %d; the same command continues it (exit code %d)", name, step, total,

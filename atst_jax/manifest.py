@@ -1,0 +1,72 @@
+"""The proof of a folder: bytes and SHA-256 of every file in it, beside a few facts, in a file of its own.
+
+Hashing is what a check costs: 0.57 GB/s on one core here, which has no instructions for SHA, several files at once. The
+state of ATST Base with both losses is 1.5 GB: 1.3 s on two such cores, before a restore that reads the same bytes.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from atst_jax import storage
+
+NAME = "manifest.json"
+THREADS = 8  # hashlib lets go of the interpreter
+
+
+class Damaged(Exception):
+  """What is wrong with a folder, in words."""
+
+
+def _sha256(path: str) -> str:
+  with storage.open_binary(path) as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(folder: str, names: list[str]) -> list[str]:
+  with ThreadPoolExecutor(THREADS) as pool:
+    return list(pool.map(lambda name: _sha256(os.path.join(folder, name)), names))
+
+
+def write(folder: str, facts: dict, *, ignore: tuple[str, ...] = ()) -> None:
+  """Reads every file of the folder but `ignore` and writes the manifest, with the facts, whole or not at all."""
+  sizes = {name: size for name, size in storage.find(folder) if name not in (NAME, *ignore)}
+  files = {name: [size, digest] for (name, size), digest in
+           zip(sizes.items(), _digests(folder, list(sizes)), strict=True)}  # fmt: skip
+  storage.write_text(os.path.join(folder, NAME), json.dumps({**facts, "files": dict(sorted(files.items()))}, indent=1))
+
+
+def read(folder: str) -> dict:
+  """The manifest. Raises Damaged if there is none, or it is none."""
+  try:
+    found = json.loads(storage.read_text(os.path.join(folder, NAME)))
+    for size, digest in found["files"].values():
+      if not (isinstance(size, int) and isinstance(digest, str)):
+        raise TypeError("files")
+  except FileNotFoundError:
+    raise Damaged(f"no {NAME}: its save never ended, or an older version wrote it") from None
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    if isinstance(error, storage.StoreError):
+      raise
+    raise Damaged(f"{NAME} cannot be read ({type(error).__name__}: {error})") from error
+  return found
+
+
+def check(folder: str) -> dict:
+  """The manifest of a folder whose files are all as it says. Raises Damaged, naming the first file that is not."""
+  found = read(folder)
+  sizes = dict(storage.find(folder))
+  for name, (size, _) in found["files"].items():
+    if name not in sizes:  # names of a manifest are only ever compared, never opened
+      raise Damaged(f"{name} is missing")
+    if sizes[name] != size:
+      raise Damaged(f"{name} has {sizes[name]} bytes instead of {size}")
+  try:
+    digests = _digests(folder, list(found["files"]))
+  except OSError as error:
+    raise Damaged(f"{error.filename} cannot be read ({error.strerror})") from error
+  for (name, (_, expected)), digest in zip(found["files"].items(), digests, strict=True):
+    if digest != expected:
+      raise Damaged(f"the contents of {name} are not what was written")
+  return found

@@ -1,0 +1,186 @@
+"""Steps that go wrong: skipped inside the jitted step, undone by going back to a checkpoint, or the end with a dump."""
+
+import functools
+import os
+import re
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config, tiny_flags
+
+from atst_jax import main, recipe
+from atst_jax.checkpoint import restore_tree
+from atst_jax.guard import deviations, init_guard, judge
+from atst_jax.logs import log, read_metrics
+from atst_jax.losses import output_rank
+
+RULE = {"outputs": 16, "spike": 12.0, "collapse_std": 0.1, "collapse_rank": 1.5}
+HEALTHY = {"std_student": 0.2, "std_teacher": 0.2, "rank_student": 5.0, "rank_teacher": 5.0}
+
+
+@functools.cache
+def _program():
+  config = recipe.resolve(tiny_config(guard__window="8", difference__weight="0", warmup_steps="6"), None)
+  init, step = recipe.build(config, ragged=False)
+  return config, jax.jit(init)(jax.random.key(0)), jax.jit(step)
+
+
+def _batches(config, number):
+  source = recipe.batches(config, None, start_step=0, rows=None)
+  return [next(source) for _ in range(number)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_fault_25_a_step_that_is_not_finite_is_skipped(value):
+  """Student, optimizer, teacher, statistics and the schedules' counts stay bit for bit; `step` goes on."""
+  config, state, step = _program()
+  batches = _batches(config, 4)
+  batches[2] = {**batches[2], "mel": batches[2]["mel"].copy()}
+  batches[2]["mel"][3] = value
+  history, rates = [state], []
+  for batch in batches:
+    state, metrics = step(history[-1], batch)
+    history.append(state)
+    rates.append(float(metrics["learning_rate"]))
+  before, after = history[2], history[3]
+  bare = lambda state: state._replace(step=0, guard=0)
+  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, bare(a), bare(b))
+  same(before, after)
+  counts = lambda name: [int(getattr(s.guard, name)) for s in history]
+  assert [int(s.step) for s in history] == [0, 1, 2, 3, 4]
+  assert [int(s.teacher.count) for s in history] == [0, 1, 2, 2, 3]
+  assert counts("skipped") == [0, 0, 0, 1, 1] and int(metrics["skipped"]) == 1
+  assert counts("bad") == [0, 0, 0, 1, 0] and counts("seen") == [0, 1, 2, 2, 3]
+  assert rates[2] == rates[3] > rates[1] > rates[0]  # the schedule waits, and what is reported is what is used
+  with pytest.raises(AssertionError):
+    same(after, history[4])
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(history[4]))
+  assert not all(np.isfinite(float(step(before, batches[2])[1][name])) for name in ("loss", "grad_norm"))
+
+
+@jax.jit
+def _judge(guard, loss, finite=True, warm=True, **metrics):
+  return judge(guard, {**HEALTHY, **metrics, "loss": loss}, jnp.asarray(finite), warm=warm, **RULE)
+
+
+def _judged(losses, *, window=8, **options):
+  """The counts of bad steps after each loss, and the deviations."""
+  guard, bad, distances = init_guard(window), [], []
+  for loss in losses:
+    guard, distance = _judge(guard, jnp.float32(loss), np.isfinite(loss), **options)
+    bad.append(int(guard.bad))
+    distances.append(float(distance))
+  return bad, np.array(distances), guard
+
+
+def test_fault_26_the_rule_of_a_spike():
+  """The median and the median distance of the last window of finite losses, against numpy."""
+  rng = np.random.default_rng(0)
+  calm = 1 + 0.05 * rng.normal(size=40)
+  bad, distances, _ = _judged(calm)
+  assert not any(bad) and not distances[:8].any()
+  window = np.float32(calm[12:20])
+  deviation = 1.4826 * np.median(np.abs(window - np.median(window)))
+  np.testing.assert_allclose(distances[20], (calm[20] - np.median(window)) / deviation, rtol=1e-4)
+  bad, *_ = _judged([*calm, 3, 3, 3, 1, 3])
+  assert bad[40:] == [1, 2, 3, 0, 1]
+  assert _judged([*calm, 3, np.nan, 3])[0][40:] == [1, 2, 3]  # both kinds are bad steps in a row
+  assert not any(_judged([*calm, 3, 3], warm=False)[0])  # not during the warm-up
+  assert _judged([*calm[:6], 3])[0][-1] == 0  # not before the window is full
+  assert not any(_judged([1.0] * 20 + [1.2] * 5)[0])  # a ripple on an even stretch is none: at least 2 % of the median
+  assert _judged([1.0] * 20 + [1.3] * 20)[0][20:] == [1, 2, 3, 4] + [0] * 16  # a new level is one after half a window
+  guard = _judged([*calm, np.nan, np.inf])[2]
+  assert np.isfinite(guard.losses).all() and int(guard.seen) == 40 and int(guard.skipped) == 2
+  assert float(deviations(jnp.float32(2), jnp.ones(8))) == pytest.approx(1 / 0.02)
+
+
+def _poisoned(monkeypatch, steps, at=None):
+  """Batches whose mels are NaN at these steps (counted from 1); `at` = {step: function} is called there."""
+  original = recipe.batches
+
+  def batches(config, dataset, *, start_step, **options):
+    for number, batch in enumerate(original(config, dataset, start_step=start_step, **options), start_step + 1):
+      if number in steps:
+        batch["mel"][:] = np.nan
+      if at and number in at and not options.get("with_ids"):
+        at.pop(number)()
+      yield batch
+
+  monkeypatch.setattr(recipe, "batches", batches)
+
+
+def _run(workdir, **overrides):
+  small = {"total_steps": "20", "warmup_steps": "2", "checkpoint__every_steps": "4", "checkpoint__keep": "1",
+           "guard__patience": "3", "guard__rollbacks": "1", "guard__window": "8",
+           "difference__weight": "0"}  # fmt: skip
+  flags = tiny_flags(**small | overrides)
+  return main.main([*flags, f"--workdir={workdir}"])
+
+
+def _state(workdir, step):
+  return restore_tree(workdir / "checkpoints" / str(step) / "default")
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  found = []
+  monkeypatch.setattr(log, "warning", lambda message, *args: found.append(message % args))
+  return found
+
+
+def test_fault_26_the_run_goes_back_and_skips_the_window(tmp_path, monkeypatch, warnings):
+  """Steps 10 to 12 are bad: back to the checkpoint of 8, and on with batch 13; 9 to 12 are lost. A run that is stopped
+  at 11, in the middle of the bad steps, ends bit for bit as one that is not, although it has a newer checkpoint."""
+  _poisoned(monkeypatch, {10, 11, 12})
+  assert _run(tmp_path / "whole") == 0
+  state = _state(tmp_path / "whole", 20)
+  assert int(state["guard"]["skipped"]) == 4 and int(state["teacher"]["count"]) == 16
+  assert int(state["guard"]["rollbacks"]) == 1 and int(state["step"]) == 20
+  told = next(w for w in warnings if "Going back" in w)
+  assert re.search(r"steps 10 to 12 were bad \(loss nan.*clips: 0/9/0, 0/9/1, .*16 in all .*state of step 8, and on "
+                   r"with the data after step 12 \(1 of 1 times\)", told)  # fmt: skip
+  assert [w.split(" was")[0] for w in warnings if "was skipped" in w] == ["step 10", "step 11", "step 12"]
+  steps = [r["step"] for r in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
+  assert steps == list(range(1, 21))
+  with np.load(tmp_path / "whole" / "bad_batch_10_process_0.npz", allow_pickle=False) as dump:
+    assert dump["step"] == 10 and np.isnan(dump["mel"]).all() and dump["id"][0] == "0/9/0"
+    assert dump["metric_bad"] == 3
+
+  monkeypatch.undo()
+  _poisoned(monkeypatch, {10, 11, 12}, {11: lambda: os.kill(os.getpid(), signal.SIGUSR1)})
+  assert _run(tmp_path / "stopped") == 75
+  assert sorted(os.listdir(tmp_path / "stopped" / "checkpoints"), key=int) == ["8", "11"]
+  assert _run(tmp_path / "stopped") == 0
+  jax.tree.map(np.testing.assert_array_equal, _state(tmp_path / "stopped", 20), state)
+
+
+def test_fault_26_a_run_that_stays_bad_ends_with_a_dump(tmp_path, monkeypatch, warnings, capsys):
+  """From the initial state, since there is no checkpoint yet; then exit code 3, with whole checkpoints."""
+  _poisoned(monkeypatch, {2, 3, 4, *range(11, 21)})
+  assert _run(tmp_path) == 3
+  assert any("Going back to the state of step 0, and on with the data after step 4" in w for w in warnings)
+  error = capsys.readouterr().err
+  told = r"diverged: steps 11 to 13 were bad .*0/10/0, .*bad_batch_11_process_0.npz.*went back 1 times before"
+  assert re.search(told, error)
+  assert (tmp_path / "bad_batch_11_process_0.npz").exists() and "Traceback" not in error
+  state = _state(tmp_path, 8)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state)) and int(state["guard"]["skipped"]) == 4
+
+
+def test_output_rank():
+  """Equal along every axis of k dimensions: k; on a line: 1; the same everywhere: 0; below the entropy's rank."""
+  from atst_jax.metrics import effective_rank
+
+  rng = np.random.default_rng(0)
+  sphere = rng.normal(size=(20000, 12)).astype(np.float32)
+  assert float(output_rank(sphere)) == pytest.approx(12, rel=0.01)
+  plane = sphere * np.array([1, 1] + [0] * 10, np.float32)
+  assert float(output_rank(plane)) == pytest.approx(2, rel=0.01)
+  assert float(output_rank(np.sign(sphere[:, :1]) * np.ones((1, 12), np.float32))) == pytest.approx(1, rel=1e-3)
+  assert float(output_rank(np.eye(1, 12, dtype=np.float32).repeat(9, 0))) == 0
+  decaying = sphere * 0.7 ** np.arange(12, dtype=np.float32)
+  unit = decaying / np.linalg.norm(decaying, axis=1, keepdims=True)
+  assert 1 < float(output_rank(decaying)) < effective_rank(unit) < 12
