@@ -8,6 +8,8 @@
 it has not been pre-trained on: it sees folds 1 to 3 of ESC-10 (240 clips) and as many digits, without labels, and is
 tested on folds 4 and 5. Clips of a Freesound recording share a fold. BgKnown mixes the classes EVENTS into BACKGROUNDS.
 
+Further flags, --config.KEY=VALUE, go to every pre-training: `--config.total_steps=4000` trains longer.
+
 Commands run one after the other, a seed at a time; what is done is skipped, and what was stopped goes on.
 """
 
@@ -31,6 +33,8 @@ TRAINED_FOLDS = "123"
 DIGIT_TAKES = range(5, 9)  # of 50 of every digit and speaker: 240 clips
 FRONTENDS = {"transformer": "atst", "cnn": "difference", "ablation": "atst"}
 SWEEPS = {"transformer": "lambda", "cnn": "lambda", "ablation": "views"}
+# The best of 200 epochs: with as few clips, 20 epochs without a better loss are common before it begins to fall.
+PROBE = ("--config.probe.patience=200", "--config.probe.monitor=loss")
 COLUMNS = ("Mix", "(a) 100%", "(b) 50%", "(c) 0%")
 LINEAR = "ESC-10"
 
@@ -72,7 +76,7 @@ def run_steps(output: pathlib.Path, variant: str, command: list[str], first: boo
   def evaluation(name, config, data, *flags):
     yield workdir / name / "results.json", [
       "atst_jax.main", f"--config=configs/{config}", f"--workdir={workdir / name}", f"--config.encoder={encoder}",
-      f"--config.data.path={output / f'{data}_{frontend}'}", *flags]  # fmt: skip
+      f"--config.data.path={output / f'{data}_{frontend}'}", *PROBE, *flags]  # fmt: skip
 
   yield encoder, ["atst_jax.main", *command, f"--config.data.path={output / frontend}"]
   yield encoder / "config.json", ["atst_jax.export", f"--workdir={workdir}", f"--output={encoder}"]
@@ -81,10 +85,10 @@ def run_steps(output: pathlib.Path, variant: str, command: list[str], first: boo
   yield from evaluation("esc10", "linear.py:evar", "esc10")
 
 
-def pretrainings(output: pathlib.Path, variant: str) -> list[list[str]]:
-  """The flags of every pre-training of a variant."""
+def pretrainings(output: pathlib.Path, variant: str, overrides: list[str]) -> list[list[str]]:
+  """The flags of every pre-training of a variant. Ends the program if one of `overrides` is not a config's."""
   return commands([f"--config=configs/evidence.py:{variant}", f"--workdir={output / variant}",
-                   f"--sweep={SWEEPS[variant]}"])  # fmt: skip
+                   f"--sweep={SWEEPS[variant]}", *overrides])  # fmt: skip
 
 
 def run(step: list[str], dry_run: bool) -> None:
@@ -172,7 +176,7 @@ def main() -> int:
   parser.add_argument("--only", default=",".join(FRONTENDS), help="variants, separated by commas")
   parser.add_argument("--dry_run", action="store_true", help="print the commands that are left, and end")
   parser.add_argument("--tables", action="store_true", help="print the tables of what is done, and end")
-  flags = parser.parse_args()
+  flags, overrides = parser.parse_known_args()
   variants = [name for name in flags.only.split(",") if name]
   if unknown := set(variants) - set(FRONTENDS):
     parser.error(f"--only={flags.only}: no variant {', '.join(unknown)}; there are {', '.join(FRONTENDS)}")
@@ -181,7 +185,7 @@ def main() -> int:
     write_manifests(flags.recordings, output)
     frontends = dict.fromkeys(FRONTENDS[name] for name in variants)
     steps = itertools.chain.from_iterable(data_steps(flags.recordings, output, name) for name in frontends)
-    found = {name: pretrainings(output, name) for name in variants}
+    found = {name: pretrainings(output, name, overrides) for name in variants}
     runs = [(name, command) for seed in flags.seeds.split(",") for name in variants for command in found[name]
             if f"--config.seed={seed}" in command]  # fmt: skip
     seen = set()

@@ -47,13 +47,15 @@ def test_what_is_tested_was_not_pretrained_on(evidence, recordings, tmp_path):
 
 def test_dry_run_names_every_step_and_skips_what_is_done(evidence, recordings, tmp_path, capfd, monkeypatch):
   output = tmp_path / "out"
-  flags = [f"--recordings={recordings}", f"--output={output}", "--only=ablation", "--seeds=1", "--dry_run"]
+  flags = [f"--recordings={recordings}", f"--output={output}", "--only=ablation", "--seeds=1", "--dry_run",
+           "--config.total_steps=77"]  # fmt: skip
   monkeypatch.setattr(sys, "argv", ["evidence.py", *flags])
   monkeypatch.chdir(ROOT)
   assert evidence.main() == 0
   lines = capfd.readouterr().out.splitlines()
   assert len(lines) == 3 + 4 * 3
-  assert sum("configs/evidence.py:ablation" in line and "--config.seed=1" in line for line in lines) == 4
+  assert sum("configs/evidence.py:ablation" in line and "--config.seed=1" in line
+             and "--config.total_steps=77" in line for line in lines) == 4  # fmt: skip
   encoder = output / "ablation" / "segments=two_crop_frames=48_seed=1" / "encoder"
   encoder.mkdir(parents=True)
   (encoder / "config.json").touch()
