@@ -7,13 +7,13 @@ The weights are those of the forward pass: softmax(q_CLS kᵀ / √d) over the c
 block. Clips longer than a chunk are shown chunk by chunk, as they are embedded: each has a CLS of its own.
 """
 
-import argparse
 import sys
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from atst_jax.command import Parser, guard
 from atst_jax.errors import UserError
 from atst_jax.model import Model, load_model
 from atst_jax.pictures import COLORS, save
@@ -120,34 +120,31 @@ def _find(dataset: Dataset, id: str) -> np.ndarray:
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m atst_jax.attention", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.attention", __doc__)
   parser.add_argument("--encoder", required=True, help="exported encoder")
   parser.add_argument("--input", help="an audio file")
   parser.add_argument("--data", help="or a prepared data set,")
   parser.add_argument("--clip", help="and the id of one of its clips")
   parser.add_argument("--output", required=True, help="PNG to write")
-  flags = parser.parse_args(argv)
-  try:
-    if (flags.input is None) == (flags.data is None) or (flags.data is None) != (flags.clip is None):
-      raise UserError("give --input, or --data with --clip")
-    model = load_model(flags.encoder)
-    if flags.input:
-      from data_pipeline.audio import load_audio
+  return guard(lambda: _main(parser.parse(argv)))
 
-      mel = model.log_mel(load_audio(flags.input, model.sample_rate), model.sample_rate)
-    else:
-      dataset = Dataset.load(flags.data)
-      if dataset.frontend.hash != model.frontend.hash:
-        raise UserError(f"{flags.data} was prepared with the front-end {dataset.frontend.name!r}, the encoder "
-                        f"{flags.encoder} expects {model.frontend.name!r}; choose another set")  # fmt: skip
-      mel = _find(dataset, flags.clip)
-    attention_figure(model, mel, flags.output, title=flags.clip or flags.input)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+
+def _main(flags) -> None:
+  if (flags.input is None) == (flags.data is None) or (flags.data is None) != (flags.clip is None):
+    raise UserError("give --input, or --data with --clip")
+  model = load_model(flags.encoder)
+  if flags.input:
+    from data_pipeline.audio import load_audio
+
+    mel = model.log_mel(load_audio(flags.input, model.sample_rate), model.sample_rate)
+  else:
+    dataset = Dataset.load(flags.data)
+    if dataset.frontend.hash != model.frontend.hash:
+      raise UserError(f"{flags.data} was prepared with the front-end {dataset.frontend.name!r}, the encoder "
+                      f"{flags.encoder} expects {model.frontend.name!r}; choose another set")  # fmt: skip
+    mel = _find(dataset, flags.clip)
+  attention_figure(model, mel, flags.output, title=flags.clip or flags.input)
   print(flags.output)
-  return 0
 
 
 if __name__ == "__main__":

@@ -12,22 +12,21 @@ resampling and log-mel over the same files: one process with one, and the pool o
 many loops side by side.
 """
 
-import argparse
 import json
 import os
 import sys
 
 from atst_jax import config as configs
+from atst_jax.command import Parser, guard
 from atst_jax.environment import start_anew
 from atst_jax.errors import UserError
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser("python -m atst_jax.benchmark", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+def _parser() -> Parser:
+  parser = Parser("atst_jax.benchmark", __doc__)
   parts = parser.add_subparsers(dest="part", required=True)
   for name in ("step", "input", "end_to_end"):
-    part = parts.add_parser(name, allow_abbrev=False)
+    part = parts.add_parser(name, description=__doc__)
     part.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
     if name != "step":
       part.add_argument("--clips", type=int, default=0, help="measure with so many clips of noise, not the data set")
@@ -39,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
   parts.choices["step"].add_argument("--torch", action="store_true", help="compare with the same work in PyTorch: "
                                      "ours, PyTorch's, ours again (extra `torch`)")  # fmt: skip
   parts.choices["step"].add_argument("--torch_compile", action="store_true", help="the same, by torch.compile")
-  part = parts.add_parser("prepare", allow_abbrev=False)
+  part = parts.add_parser("prepare", description=__doc__)
   part.add_argument("--input", required=True, help="a folder of recordings")
   part.add_argument("--frontend", default="atst")
   part.add_argument("--files", type=int, default=400, help="at most so many, drawn by a hash of their names")
@@ -111,30 +110,27 @@ SHOW = {"step": _show_step, "end_to_end": _show_step, "input": _show_input, "pre
 
 
 def main(argv=None) -> int:
-  parser = _parser()
-  flags, rest = parser.parse_known_args(argv)
-  try:
-    for key in ("files", "repeats", "workers", "seconds", "peak_tflops"):
-      if getattr(flags, key, None) is not None and not getattr(flags, key) > 0:
-        raise UserError(f"--{key}={getattr(flags, key)}: must be above 0")
-    if flags.part == "prepare":
-      if rest:
-        raise UserError(f"{rest[0]}: unknown flag")
-      result = _prepare(flags)
-    else:
-      config = configs.load_with_overrides(flags.config, rest)
-      if flags.part == "step" and (flags.torch or flags.torch_compile):
-        from atst_jax import peer
+  argv = sys.argv[1:] if argv is None else argv
+  return guard(lambda: _main(argv, *_parser().parse_with_overrides(argv)))
 
-        argv = sys.argv[1:] if argv is None else argv
-        result = peer.beside(config, argv, repeats=flags.repeats, compiled=flags.torch_compile)
-      else:
-        result = _measure(flags, config)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+
+def _main(argv, flags, rest) -> None:
+  for key in ("files", "repeats", "workers", "seconds", "peak_tflops"):
+    if getattr(flags, key, None) is not None and not getattr(flags, key) > 0:
+      raise UserError(f"--{key}={getattr(flags, key)}: must be above 0")
+  if flags.part == "prepare":
+    if rest:
+      raise UserError(f"{rest[0]}: unknown flag")
+    result = _prepare(flags)
+  else:
+    config = configs.load_with_overrides(flags.config, rest)
+    if flags.part == "step" and (flags.torch or flags.torch_compile):
+      from atst_jax import peer
+
+      result = peer.beside(config, argv, repeats=flags.repeats, compiled=flags.torch_compile)
+    else:
+      result = _measure(flags, config)
   print(json.dumps(result) if flags.json else "\n".join(SHOW[flags.part](result)))
-  return 0
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ def load(path: str) -> ConfigDict:
   return config
 
 
+def variants(path: str) -> tuple[str, ...]:
+  """The variants of a config file, the default first."""
+  return _module(path).VARIANTS
+
+
 def flatten(config, prefix="") -> dict:
   """{"views.top_db": 80.0, …} in the order of the config."""
   out = {}

@@ -21,6 +21,7 @@ import numpy as np
 import atst_jax
 from atst_jax import export, storage
 from atst_jax.cnn import BLOCKS
+from atst_jax.command import Parser, guard
 from atst_jax.encoders import check_encoder, make_encoder
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, FrontEnd
@@ -206,8 +207,7 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m atst_jax.convert", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.convert", __doc__)
   add = parser.add_argument
   add("--from", dest="source", required=True, help="a PyTorch file, or the folder of an exported encoder")
   add("--to", required=True, help="the folder to make, or FILE.pth")
@@ -216,29 +216,27 @@ def main(argv=None) -> int:
   add("--mean", type=float, help="BYOL-A: mean of ln(power + 2^-23)")
   add("--std", type=float, help="BYOL-A: its standard deviation")
   add("--layout", choices=LAYOUTS, default="dino", help="of an ATST file to write (default dino, which EVAR reads)")
-  flags = parser.parse_args(argv)
-  try:
-    if os.path.isdir(flags.source):
-      if os.path.exists(flags.to) or not flags.to.endswith((".pth", ".ckpt", ".pt")):
-        raise UserError(f"--to={flags.to}: must be a new file that ends in .pth, .ckpt or .pt")
-      config = to_torch(flags.source, flags.to, flags.layout)
-      print(f"{flags.to}: the encoder of {flags.source}")
-      cnn = config["encoder"]["kind"] == "cnn"
-      released = FRONTENDS["byola" if cnn else "audiossl"]
-      if FrontEnd.from_json(config["frontend"]).hash != released.hash:
-        print(f"note: released loaders compute the front-end {released.name!r}, this encoder was trained with "
-              f"{config['frontend']['name']!r}; its vectors will differ there", file=sys.stderr)  # fmt: skip
-      if not cnn and config["normalization"] != ATST_NORMALIZATION:
-        print(f"note: released loaders normalise by {ATST_NORMALIZATION}, this encoder by {config['normalization']}; "
-              "its vectors will differ there", file=sys.stderr)  # fmt: skip
-      return 0
-    encoder = from_torch(flags.source, flags.to, heads=flags.heads, seconds=flags.chunk_seconds, mean=flags.mean,
-                         std=flags.std)  # fmt: skip
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
+  if os.path.isdir(flags.source):
+    if os.path.exists(flags.to) or not flags.to.endswith((".pth", ".ckpt", ".pt")):
+      raise UserError(f"--to={flags.to}: must be a new file that ends in .pth, .ckpt or .pt")
+    config = to_torch(flags.source, flags.to, flags.layout)
+    print(f"{flags.to}: the encoder of {flags.source}")
+    cnn = config["encoder"]["kind"] == "cnn"
+    released = FRONTENDS["byola" if cnn else "audiossl"]
+    if FrontEnd.from_json(config["frontend"]).hash != released.hash:
+      print(f"note: released loaders compute the front-end {released.name!r}, this encoder was trained with "
+            f"{config['frontend']['name']!r}; its vectors will differ there", file=sys.stderr)  # fmt: skip
+    if not cnn and config["normalization"] != ATST_NORMALIZATION:
+      print(f"note: released loaders normalise by {ATST_NORMALIZATION}, this encoder by {config['normalization']}; "
+            "its vectors will differ there", file=sys.stderr)  # fmt: skip
+    return
+  encoder = from_torch(flags.source, flags.to, heads=flags.heads, seconds=flags.chunk_seconds, mean=flags.mean,
+                       std=flags.std)  # fmt: skip
   print(f"{flags.to}: {encoder}, read back and run")
-  return 0
 
 
 if __name__ == "__main__":

@@ -10,21 +10,18 @@ computed lies in OUTPUT.part, and the result is the same. Long sounds are cut in
 Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer, 75 stopped early, run it again.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import atst_jax
 from atst_jax import storage, vectors
+from atst_jax.command import Parser, guard, sigterm_as_interrupt
 from atst_jax.errors import UserError
 from atst_jax.model import TAILS, Model, load_model
-from atst_jax.preemption import EXIT_RESUME
 from atst_jax.waveforms import Mel
 from atst_jax.workdir import claim
 
@@ -114,8 +111,7 @@ def compute(model: Model, pieces: dict[str, list], *, workers: int, options: dic
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m atst_jax.embed", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.embed", __doc__)
   add = parser.add_argument
   add("--encoder", required=True, help="exported encoder")
   add("--input", required=True, help="folder of recordings, or a manifest CSV")
@@ -124,22 +120,8 @@ def main(argv=None) -> int:
   add("--tail", choices=TAILS, help="how chunks are averaged; the export's rule by default")
   add("--workers", type=int, default=os.cpu_count() or 1,
       help="threads that decode while the encoder runs (default: as many as processors)")  # fmt: skip
-  flags = parser.parse_args(argv)
-  before = signal.getsignal(signal.SIGTERM)
-  in_main_thread = threading.current_thread() is threading.main_thread()
-  if in_main_thread:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-  try:
-    return embed_folder(flags)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
-  except KeyboardInterrupt:
-    print("stopped; run the same command again to go on", file=sys.stderr)
-    return EXIT_RESUME
-  finally:
-    if in_main_thread:
-      signal.signal(signal.SIGTERM, before)
+  with sigterm_as_interrupt():
+    return guard(lambda: embed_folder(parser.parse(argv)))
 
 
 def embed_folder(flags) -> int:

@@ -9,6 +9,8 @@ is for launchers. Values that are set already stay; flags among them come last, 
 import os
 import sys
 
+from atst_jax.command import Parser, guard
+
 # Memory in pages of 2 MiB where the system offers them (Linux, "madvise"): a step on a CPU spent a quarter of its time
 # in faults of pages of 4 KiB, and buffers for transfers are such memory too.
 START = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -42,13 +44,14 @@ def _options() -> list[str]:
 
 
 def main(argv=None) -> int:
-  argv = sys.argv[1:] if argv is None else argv
-  if len(argv) != 1 or argv[0] not in PLATFORMS:
-    print(f"error: name one of {', '.join(PLATFORMS)}", file=sys.stderr)
-    return 2
-  for key, value in {**START, **PLATFORMS[argv[0]]}.items():
+  parser = Parser("atst_jax.environment", __doc__)
+  parser.add_argument("platform", choices=PLATFORMS)
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
+  for key, value in {**START, **PLATFORMS[flags.platform]}.items():
     print(f'export {key}="{value} ${{{key}:-}}"' if key in FLAGS else f'export {key}="${{{key}:-{value}}}"')
-  return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ the weights (`safetensors`, or Orbax: `params`) it may hold a model card (`card`
 and TPU (`jax`: encoder.jax, see atst_jax.program) and an ONNX graph (`onnx`: encoder.onnx, needs .[onnx]).
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 import atst_jax
 from atst_jax import model_card, onnx_graph, program, storage
 from atst_jax.checkpoint import checkpoint_folder, restore_encoder, save_tree
+from atst_jax.command import Parser, guard
 from atst_jax.encoders import make_encoder
 from atst_jax.errors import UserError
 from atst_jax.exported import CONFIG, FILTERS, FORMAT, ORBAX, SAFETENSORS, params_hash, read, write_weights
@@ -174,8 +174,7 @@ def export_again(encoder: str, output: str, **options) -> dict:
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m atst_jax.export", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.export", __doc__)
   add = parser.add_argument
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--workdir", help="folder of a pre-training run, or its checkpoint.folder (gs://…)")
@@ -185,24 +184,22 @@ def main(argv=None) -> int:
   add("--artifacts", default=",".join(DEFAULT), help=f"of {','.join(ARTIFACTS)} (default {','.join(DEFAULT)})")
   add("--license", default="unknown", help="of the weights, for the model card: an identifier such as cc-by-4.0")
   add("--results", action="append", default=[], help="results.json of a linear evaluation; may be repeated")
-  flags = parser.parse_args(argv)
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
   options = {"artifacts": flags.artifacts.split(","), "license": flags.license, "results": flags.results}
-  try:
-    if "card" not in options["artifacts"] and (flags.results or flags.license != "unknown"):
-      raise UserError("--license and --results are for the model card: add card to --artifacts")
-    if flags.encoder is not None:
-      if flags.step is not None:
-        raise UserError("--step belongs to --workdir")
-      export_again(flags.encoder, flags.output, **options)
-      done = f"the encoder of {flags.encoder}"
-    else:
-      provenance = export_run(flags.workdir, flags.output, flags.step, **options)
-      done = f"the {provenance['network']}'s encoder after {provenance['step']} steps"
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+  if "card" not in options["artifacts"] and (flags.results or flags.license != "unknown"):
+    raise UserError("--license and --results are for the model card: add card to --artifacts")
+  if flags.encoder is not None:
+    if flags.step is not None:
+      raise UserError("--step belongs to --workdir")
+    export_again(flags.encoder, flags.output, **options)
+    done = f"the encoder of {flags.encoder}"
+  else:
+    provenance = export_run(flags.workdir, flags.output, flags.step, **options)
+    done = f"the {provenance['network']}'s encoder after {provenance['step']} steps"
   print(f"{flags.output}: {done}, read back and compared")
-  return 0
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ and twice that backward) and teacher (forward); not element-wise work, not the v
 FLOPs: what a model FLOP utilisation (MFU) refers to.
 """
 
-import argparse
 import math
 import sys
 
 from atst_jax import config as configs
 from atst_jax.chips import CHIPS
 from atst_jax.cnn import BLOCKS, CHANNELS
+from atst_jax.command import Parser, guard
 from atst_jax.errors import UserError
 from atst_jax.frontend import get_frontend
 
@@ -68,20 +68,18 @@ def find_steps(config, clips: int | None) -> int:
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m atst_jax.flops", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.flops", __doc__)
   parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
   parser.add_argument("--clips", type=int, help="clips of the data set, where the steps follow from epochs")
   parser.add_argument("--mfu", type=float, default=0.4, help="assumed utilisation (default 0.4)")
-  flags, rest = parser.parse_known_args(argv)
-  try:
-    config = configs.load_with_overrides(flags.config, rest)
-    if not 0 < flags.mfu <= 1:
-      raise UserError(f"--mfu={flags.mfu}: must lie between 0 and 1")
-    steps = find_steps(config, flags.clips)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+  return guard(lambda: _main(*parser.parse_with_overrides(argv)))
+
+
+def _main(flags, rest) -> None:
+  config = configs.load_with_overrides(flags.config, rest)
+  if not 0 < flags.mfu <= 1:
+    raise UserError(f"--mfu={flags.mfu}: must lie between 0 and 1")
+  steps = find_steps(config, flags.clips)
   clip = clip_flops(config)
   total = clip * config.batch_size * steps
   print(f"{clip / 1e9:.2f} GFLOP per clip, {steps} steps of {config.batch_size}: {total / 1e18:.3g} EFLOP in all")
@@ -89,7 +87,6 @@ def main(argv=None) -> int:
     hours = total / (flags.mfu * chip.flops) / 3600
     digits = max(0, 2 - math.floor(math.log10(hours))) if hours < 100 else 0
     print(f"{name:8} {hours:8.{digits}f} chip-hours at {flags.mfu:.0%} of {chip.flops / 1e12:.0f} TFLOP/s")
-  return 0
 
 
 if __name__ == "__main__":

@@ -25,13 +25,18 @@ class _Plain(logging.Formatter):
     return plain(super().format(record))
 
 
-def set_up(level=logging.INFO):
-  """Readable lines on standard error; other libraries only from warnings on."""
+def set_up(level: int = logging.INFO) -> None:
+  """Readable lines on standard error, from a level on; of other libraries only warnings."""
   handler = _StandardError()
   handler.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
   log.handlers[:] = [handler]
   log.setLevel(level)
   log.propagate = False
+
+
+def is_quiet() -> bool:
+  """Whether only warnings, errors and results are wanted (`--verbosity=quiet`)."""
+  return log.level >= logging.WARNING
 
 
 class MetricWriter:
@@ -93,7 +98,8 @@ def read_metrics(path) -> list[dict]:
 
 
 def progress_bar(total, initial, unit):
-  """A tqdm bar on a terminal, nothing elsewhere."""
+  """A tqdm bar on a terminal, nothing elsewhere or where quiet is wanted."""
   from tqdm import tqdm
 
-  return tqdm(total=total, initial=initial, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+  disable = is_quiet() or not sys.stderr.isatty()
+  return tqdm(total=total, initial=initial, unit=unit, disable=disable, dynamic_ncols=True)

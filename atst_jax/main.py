@@ -1,22 +1,23 @@
 """Runs the job that a config names.
 
   python -m atst_jax.main --config=configs/base.py --workdir=runs/base [--config.batch_size=512 …]
+  python -m atst_jax.main --config=configs/base.py --workdir=runs/base --dry_run
+  python -m atst_jax.main --config=configs/base.py --workdir=runs/base --sweep=lambda
 
 Exit codes: 0 done, 1 the program failed, 2 a mistake in what was asked (one message), 3 the training diverged, 74 a
 store or a disk did not answer, 75 stopped early: run the same command again.
 """
 
-import argparse
 import importlib
 import json
 import shlex
 import sys
 
 from atst_jax import config as configs
-from atst_jax import logs
+from atst_jax.command import Parser, guard
 from atst_jax.environment import start_anew
 from atst_jax.errors import UserError
-from atst_jax.preemption import EXIT_DIVERGED, EXIT_RESUME
+from atst_jax.preemption import EXIT_DIVERGED
 
 JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear",
         "finetune": "atst_jax.downstream.finetune", "retrieval": "atst_jax.downstream.retrieval",
@@ -25,11 +26,11 @@ JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear",
 
 def parse(argv):
   """(flags, config with its overrides). Raises UserError."""
-  parser = argparse.ArgumentParser("python -m atst_jax.main", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.main", __doc__)
   parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
   parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run in it is continued")
   parser.add_argument("--allow_changed_config", action="store_true", help="continue a run although its config changed")
+  parser.add_argument("--dry_run", action="store_true", help="check config and data, tell what would run, and end")
   parser.add_argument("--print_config", action="store_true", help="print the config with its overrides and end")
   parser.add_argument("--sweep", help="print the commands of one of the config's sweeps and end")
   parser.add_argument(
@@ -38,7 +39,7 @@ def parse(argv):
   parser.add_argument("--coordinator", help="host:port of process 0, where they are not found by themselves")
   parser.add_argument("--num_processes", type=int)
   parser.add_argument("--process_id", type=int)
-  flags, rest = parser.parse_known_args(argv)
+  flags, rest = parser.parse_with_overrides(argv)
   config = configs.load_with_overrides(flags.config, rest)
   return flags, config
 
@@ -61,37 +62,38 @@ def sweep_commands(flags, argv) -> list[str]:
 
 
 def main(argv=None) -> int:
-  logs.set_up()
-  try:
-    argv = sys.argv[1:] if argv is None else argv
-    flags, config = parse(argv)
-    if flags.sweep:
-      print("\n".join(sweep_commands(flags, argv)))
-      return 0
-    if flags.print_config:
-      print(json.dumps(configs.to_json(config), indent=1))
-      return 0
-    if config.job not in JOBS:
-      raise UserError(f"--config.job={config.job}: choose one of {', '.join(JOBS)}")
-    if flags.distributed or flags.coordinator:
-      import jax
+  return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
 
-      try:
-        jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
-      except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes cannot find each other: {error}; check --coordinator, --num_processes and "
-                        "--process_id") from error  # fmt: skip
-    job = importlib.import_module(JOBS[config.job])
+
+def _main(argv) -> int:
+  flags, config = parse(argv)
+  if flags.sweep:
+    print("\n".join(sweep_commands(flags, argv)))
+    return 0
+  if flags.print_config:
+    print(json.dumps(configs.to_json(config), indent=1))
+    return 0
+  if config.job not in JOBS:
+    raise UserError(f"--config.job={config.job}: choose one of {', '.join(JOBS)}")
+  if flags.distributed or flags.coordinator:
+    import jax
+
+    try:
+      jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
+    except (RuntimeError, ValueError) as error:
+      raise UserError(f"the processes cannot find each other: {error}; check --coordinator, --num_processes and "
+                      "--process_id") from error  # fmt: skip
+  if flags.dry_run:
+    from atst_jax.dry_run import describe
+
+    print("\n".join(["nothing is run", *describe(config, flags.workdir)]))
+    return 0
+  job = importlib.import_module(JOBS[config.job])
+  try:
     return job.run(config, flags.workdir, allow_changed_config=flags.allow_changed_config)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
   except FloatingPointError as error:
     print(f"diverged: {error}", file=sys.stderr)
     return EXIT_DIVERGED
-  except KeyboardInterrupt:
-    print("interrupted; the same command continues", file=sys.stderr)
-    return EXIT_RESUME
 
 
 if __name__ == "__main__":

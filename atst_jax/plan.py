@@ -14,7 +14,6 @@ state's and the gradients' bytes are counted, memory of activations is not known
 Exit codes: 0 it fits, 1 it does not (what would help is compiled and said), 2 a mistake in what was asked.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -25,6 +24,7 @@ from ml_collections import ConfigDict
 from atst_jax import config as configs
 from atst_jax import pod
 from atst_jax.chips import CHIPS, find_chip
+from atst_jax.command import Parser, guard
 from atst_jax.errors import UserError
 from atst_jax.flops import find_steps
 
@@ -142,9 +142,8 @@ def _explain(config: ConfigDict, devices: list, error: pod.DoesNotFit) -> str:
   return f"does not fit{needed}; it does with {flags} ({found[1] / GIB:.2f} GiB)"
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser("python -m atst_jax.plan", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+def _parser() -> Parser:
+  parser = Parser("atst_jax.plan", __doc__)
   add = parser.add_argument
   add("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
   add("--topology", required=True, help="chips of a TPU slice (v4:2x2x4, v5e:16x16, v5p:4x4x4, v6e:8x8) or a number of "
@@ -158,28 +157,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv=None) -> int:
-  flags, rest = _parser().parse_known_args(argv)
+  return guard(lambda: _main(*_parser().parse_with_overrides(argv)))
+
+
+def _main(flags, rest) -> int:
   jax.config.update("jax_platforms", "cpu")
-  try:
-    config = configs.load_with_overrides(flags.config, rest)
-    if not 0 < flags.mfu <= 1 or flags.slices < 1 or flags.tries < 0:
-      raise UserError("--mfu must lie between 0 and 1, --slices must be at least 1, --tries at least 0")
-    steps = find_steps(config, flags.clips) if flags.clips or config.total_steps else None
-    config.total_steps, config.warmup_steps = steps or 10_000, config.warmup_steps or 1
-    if flags.topology.split(":")[0].upper() in CHIPS:
-      plan = pod.on_gpus(config, flags.topology, flags.slices)
-    else:
-      devices = pod.describe(flags.topology, flags.slices)
-      try:
-        plan = pod.on_tpu(config, devices, flags.slices)
-      except pod.DoesNotFit as error:
-        print(_explain(config, devices, error))
-        return 1
-      if flags.tries:
-        plan["largest_batch"] = largest_batch(config, devices, plan["memory_bytes"], plan["state_bytes"], flags.tries)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+  config = configs.load_with_overrides(flags.config, rest)
+  if not 0 < flags.mfu <= 1 or flags.slices < 1 or flags.tries < 0:
+    raise UserError("--mfu must lie between 0 and 1, --slices must be at least 1, --tries at least 0")
+  steps = find_steps(config, flags.clips) if flags.clips or config.total_steps else None
+  config.total_steps, config.warmup_steps = steps or 10_000, config.warmup_steps or 1
+  if flags.topology.split(":")[0].upper() in CHIPS:
+    plan = pod.on_gpus(config, flags.topology, flags.slices)
+  else:
+    devices = pod.describe(flags.topology, flags.slices)
+    try:
+      plan = pod.on_tpu(config, devices, flags.slices)
+    except pod.DoesNotFit as error:
+      print(_explain(config, devices, error))
+      return 1
+    if flags.tries:
+      plan["largest_batch"] = largest_batch(config, devices, plan["memory_bytes"], plan["state_bytes"], flags.tries)
   plan = time_of(plan, steps, flags.mfu)
   print(json.dumps(plan) if flags.json else "\n".join(show(plan)))
   return 0

@@ -6,12 +6,12 @@ Writes training_curve.png and views.png into the workdir of a pre-training run a
 set, embeddings.png.
 """
 
-import argparse
 import os
 import sys
 
 import numpy as np
 
+from atst_jax.command import Parser, guard
 from atst_jax.errors import UserError
 from atst_jax.logs import read_metrics
 from atst_jax.maps import embedding_map, labelled
@@ -127,35 +127,32 @@ def _plot_embeddings(encoder: str, data: str, path: str) -> None:
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m atst_jax.plots", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.plots", __doc__)
   parser.add_argument("--workdir", required=True, help="folder of a pre-training run")
   parser.add_argument("--encoder", help="exported encoder, for the map of embeddings")
   parser.add_argument("--data", help="prepared labelled data set, for the map of embeddings")
-  flags = parser.parse_args(argv)
-  try:
-    if (flags.encoder is None) != (flags.data is None):
-      raise UserError("the map of embeddings needs both --encoder and --data")
-    config = read_config(flags.workdir)
-    if config["job"] != "pretrain":
-      raise UserError(f"--workdir={flags.workdir} holds a {config['job']!r} run; give that of a pre-training run")
-    if "tail" not in config:
-      raise UserError(f"--workdir={flags.workdir} was written by an older version, whose views this one cannot draw")
-    place = lambda name: os.path.join(flags.workdir, f"{name}.png")
-    records = read_metrics(os.path.join(flags.workdir, "metrics.jsonl"))
-    training_curve(records, place("training_curve"), outputs=config["heads"]["out"])
-    written = ["training_curve"]
-    if config["data"]["source"] == "records":
-      _plot_views(config, place("views"))
-      written.append("views")
-    if flags.encoder:
-      _plot_embeddings(flags.encoder, flags.data, place("embeddings"))
-      written.append("embeddings")
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
+  if (flags.encoder is None) != (flags.data is None):
+    raise UserError("the map of embeddings needs both --encoder and --data")
+  config = read_config(flags.workdir)
+  if config["job"] != "pretrain":
+    raise UserError(f"--workdir={flags.workdir} holds a {config['job']!r} run; give that of a pre-training run")
+  if "tail" not in config:
+    raise UserError(f"--workdir={flags.workdir} was written by an older version, whose views this one cannot draw")
+  place = lambda name: os.path.join(flags.workdir, f"{name}.png")
+  records = read_metrics(os.path.join(flags.workdir, "metrics.jsonl"))
+  training_curve(records, place("training_curve"), outputs=config["heads"]["out"])
+  written = ["training_curve"]
+  if config["data"]["source"] == "records":
+    _plot_views(config, place("views"))
+    written.append("views")
+  if flags.encoder:
+    _plot_embeddings(flags.encoder, flags.data, place("embeddings"))
+    written.append("embeddings")
   print("\n".join(place(name) for name in written))
-  return 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Checks the config as training would, then draws clips of the data with their cro
 will not run here.
 """
 
-import argparse
 import os
 import sys
 
@@ -16,6 +15,7 @@ import jax
 from atst_jax import config as configs
 from atst_jax import recipe, storage
 from atst_jax.checks import check, ranges_of
+from atst_jax.command import Parser, guard
 from atst_jax.errors import UserError
 from atst_jax.frontend import get_frontend
 from atst_jax.mesh import mesh_shape
@@ -54,34 +54,31 @@ def draw(config, dataset: Dataset | None, output: str, sheets: int) -> list[str]
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m atst_jax.preview", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.preview", __doc__)
   parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
   parser.add_argument("--output", required=True, help="folder for the pictures")
   parser.add_argument("--sheets", type=int, default=1, help="pictures, of different clips (default 1)")
   parser.add_argument("--devices", type=int, help="that the training will have; those of this machine by default")
-  flags, rest = parser.parse_known_args(argv)
+  return guard(lambda: _main(*parser.parse_with_overrides(argv)))
+
+
+def _main(flags, rest) -> None:
+  config = configs.load_with_overrides(flags.config, rest)
+  if config.job != "pretrain":
+    raise UserError(f"--config={flags.config} is of a {config.job!r} job; only pre-training makes views")
+  devices = jax.device_count() if flags.devices is None else flags.devices
+  for name, value in (("sheets", flags.sheets), ("devices", devices)):
+    if value < 1:
+      raise UserError(f"--{name}={value}: must be at least 1")
+  dataset = Dataset.load(config.data.path) if config.data.source == "records" else None
+  config = recipe.resolve(config, dataset)
+  check(config, dataset, devices, jax.process_count())
+  mesh_shape(**config.mesh, count=devices)
   try:
-    config = configs.load_with_overrides(flags.config, rest)
-    if config.job != "pretrain":
-      raise UserError(f"--config={flags.config} is of a {config.job!r} job; only pre-training makes views")
-    devices = jax.device_count() if flags.devices is None else flags.devices
-    for name, value in (("sheets", flags.sheets), ("devices", devices)):
-      if value < 1:
-        raise UserError(f"--{name}={value}: must be at least 1")
-    dataset = Dataset.load(config.data.path) if config.data.source == "records" else None
-    config = recipe.resolve(config, dataset)
-    check(config, dataset, devices, jax.process_count())
-    mesh_shape(**config.mesh, count=devices)
     paths = draw(config, dataset, flags.output, flags.sheets)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
   except OSError as error:
-    print(f"error: --output={flags.output}: cannot be written ({error.strerror})", file=sys.stderr)
-    return 2
+    raise UserError(f"--output={flags.output}: cannot be written ({error.strerror})") from error
   print(describe(config, dataset), *paths, sep="\n")
-  return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ a labelled set's embeddings with players for some of its clips, what CLS attends
 ran. The page is one file of at most PAGE_BYTES, loads nothing, and says what it could not show.
 """
 
-import argparse
 import html
 import io
 import json
@@ -19,6 +18,7 @@ import numpy as np
 
 from atst_jax import map_page, maps, plots, storage
 from atst_jax.attention import attention_figure
+from atst_jax.command import Parser, guard
 from atst_jax.config import flatten
 from atst_jax.downstream import table as tables
 from atst_jax.errors import UserError
@@ -194,27 +194,24 @@ def environment(starts: list[dict]) -> str:
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m atst_jax.report", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.report", __doc__)
   parser.add_argument("--workdir", required=True, help="folder of a pre-training run; the page is written there")
   parser.add_argument("--results", action="append", default=[], help="workdir of an evaluation; may be repeated")
   parser.add_argument("--encoder", help="exported encoder, for the map of embeddings and the attention")
   parser.add_argument("--data", help="prepared labelled data set, for the map")
   parser.add_argument("--audio", help="the folder or manifest that --data was prepared from, to hear some of its clips")
-  flags = parser.parse_args(argv)
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
   path = os.path.join(flags.workdir, PAGE)
-  try:
-    if (flags.encoder is None) != (flags.data is None) or (flags.audio and not flags.data):
-      raise UserError("the map of embeddings needs both --encoder and --data, and --audio needs them too")
-    text = render(flags.workdir, results=flags.results, encoder=flags.encoder, data=flags.data, audio=flags.audio)
-    if len(text.encode()) > PAGE_BYTES:
-      raise RuntimeError(f"the page has {len(text.encode())} bytes, more than {PAGE_BYTES}")
-    storage.write_text(path, text)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+  if (flags.encoder is None) != (flags.data is None) or (flags.audio and not flags.data):
+    raise UserError("the map of embeddings needs both --encoder and --data, and --audio needs them too")
+  text = render(flags.workdir, results=flags.results, encoder=flags.encoder, data=flags.data, audio=flags.audio)
+  if len(text.encode()) > PAGE_BYTES:
+    raise RuntimeError(f"the page has {len(text.encode())} bytes, more than {PAGE_BYTES}")
+  storage.write_text(path, text)
   print(path)
-  return 0
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ def get_config(variant: str = "paper") -> ConfigDict:
   """ATST Base, λ = 0.2."""
   config = ConfigDict()
   config.job = "pretrain"
-  config.seed = 0
+  config.seed = 0  # of parameters, order of the clips and augmentation
   config.platform = "auto"  # "cpu", "gpu" or "tpu": refuse to run on another
   config.dtype = "auto"  # compute: bfloat16 on accelerators, float32 on the CPU
   config.batch_size = 1536  # clips, over all devices
-  config.total_epochs = 200.0
+  config.total_epochs = 200.0  # passes over the data; the steps follow from it
   config.total_steps = config_dict.placeholder(int)  # if set, instead of total_epochs
-  config.warmup_epochs = 10.0
+  config.warmup_epochs = 10.0  # the learning rate rises linearly
   config.warmup_steps = config_dict.placeholder(int)  # if set, instead of warmup_epochs
   config.joint_views = True  # BatchNorm statistics over both views
   config.export = "teacher"  # the network whose encoder is exported; "student"
@@ -34,11 +34,11 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.source = "records"  # or "synthetic": noise, where there is no data
-  config.data.path = "data/audioset"
-  config.data.split = "train"
-  config.data.frontend = "atst"
-  config.data.clip_frames = 1001  # 10 s
-  config.data.streams = 64
+  config.data.path = "data/audioset"  # prepared data set: a folder, or gs://…, s3://…
+  config.data.split = "train"  # of the data set, to train on
+  config.data.frontend = "atst"  # that the data were prepared with: atst, audiossl, byola, difference
+  config.data.clip_frames = 1001  # 10 s; of longer clips a random window is read
+  config.data.streams = 64  # the data are read in; divides the batch, at most as many as shards
   config.data.shuffle_window = 256  # records
   config.data.threads = 0  # that read shards; 0: 1 from a disk, 16 from a store
   config.data.max_damaged = 0.0  # share of the clips that may be damaged, and are replaced by others of their shards
@@ -48,40 +48,40 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.views.segments = "two"  # or "single": both views of one segment
   config.views.crop_frames = 601  # 6 s; the longest view
   config.views.first_frames = config_dict.placeholder(tuple)  # (shortest, longest), if not always crop_frames
-  config.views.second_frames = config_dict.placeholder(tuple)
+  config.views.second_frames = config_dict.placeholder(tuple)  # the same of the second view
   config.views.padding = "mask"  # of short clips; "silence": filled up and counted as sound
   config.views.normalization = ConfigDict()
-  config.views.normalization.kind = "min_max"
-  config.views.normalization.top_db = 80.0
+  config.views.normalization.kind = "min_max"  # to -1..1; "standard": mean 0, deviation 1
+  config.views.normalization.top_db = 80.0  # below a clip's maximum everything is clamped (dB)
   config.views.normalization.low = config_dict.placeholder(float)  # dB that becomes -1; from the data's statistics
   config.views.normalization.high = config_dict.placeholder(float)  # dB that becomes 1
-  config.views.mixup_ratio = 0.4
+  config.views.mixup_ratio = 0.4  # the largest share of another clip
   config.views.group = 6  # clips mixed with each other, 5 or more; divides the batch of a device (256 devices: 6 each)
-  config.views.freq_scale = (0.6, 1.5)
-  config.views.time_scale = (0.6, 1.5)
-  config.views.canvas_time = 1.5
+  config.views.freq_scale = (0.6, 1.5)  # random resize crop: bounds of its height, of the clip's bins
+  config.views.time_scale = (0.6, 1.5)  # and of its width, of the clip's frames
+  config.views.canvas_time = 1.5  # width of the canvas of zeros it is cropped from, of the clip's frames
   config.views.fader_gain = 0.0  # random linear fader
   config.views.post_norm = False  # one mean and deviation of all views of the batch
 
   config.encoder = ConfigDict()
-  config.encoder.kind = "transformer"
-  config.encoder.width = 768
-  config.encoder.depth = 12
-  config.encoder.heads = 12
-  config.encoder.drop_path = 0.1
-  config.encoder.patch_frames = 4
-  config.encoder.max_frames = 1001
+  config.encoder.kind = "transformer"  # or "cnn", whose keys are others
+  config.encoder.width = 768  # numbers of a token; of a "cnn": of its vector
+  config.encoder.depth = 12  # blocks
+  config.encoder.heads = 12  # of attention; divides the width
+  config.encoder.drop_path = 0.1  # stochastic depth: the last block's chance to be skipped, in training
+  config.encoder.patch_frames = 4  # of a token, over all mel bins
+  config.encoder.max_frames = 1001  # the position table's length
 
   config.heads = ConfigDict()
-  config.heads.hidden = 4096
-  config.heads.out = 256
-  config.heads.use_bias = False
+  config.heads.hidden = 4096  # of projector and predictor
+  config.heads.out = 256  # numbers that are compared
+  config.heads.use_bias = False  # in their linear layers
 
   # What the difference-aware paper leaves open has its simplest reading here.
   config.difference = ConfigDict()
   config.difference.weight = 0.2  # λ
-  config.difference.gamma_min = 0.4
-  config.difference.gamma_max = 0.6
+  config.difference.gamma_min = 0.4  # γ, the share of the neighbour in a mixture, is drawn between
+  config.difference.gamma_max = 0.6  # these two
   config.difference.gamma_per = "clip"  # or "batch"
   config.difference.gamma_shared = False  # by both views
   config.difference.mix_domain = "energy"  # or "normalized": Eq. 2 to the letter
@@ -104,15 +104,15 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.optimizer.base_lr = 2e-4  # x batch_size / reference_batch
   config.optimizer.reference_batch = 256  # 0: the rate does not depend on the batch
   config.optimizer.end_lr = 1e-6  # of "cosine"
-  config.optimizer.weight_decay_start = 0.04
-  config.optimizer.weight_decay_end = 0.4
-  config.optimizer.b1 = 0.9
-  config.optimizer.b2 = 0.999
-  config.optimizer.eps = 1e-6
+  config.optimizer.weight_decay_start = 0.04  # half a cosine leads
+  config.optimizer.weight_decay_end = 0.4  # to this, at the last step
+  config.optimizer.b1 = 0.9  # of AdamW, the mean of the gradients
+  config.optimizer.b2 = 0.999  # and of their squares
+  config.optimizer.eps = 1e-6  # added to the root of the latter
 
   config.teacher = ConfigDict()
-  config.teacher.decay_start = 0.9995
-  config.teacher.decay_end = 1.0
+  config.teacher.decay_start = 0.9995  # of the teacher's average; half a cosine leads
+  config.teacher.decay_end = 1.0  # to this, at the last step
   config.teacher.lead_steps = 0  # the decay after step t is that of step t + lead_steps
 
   # How it is computed, not what: these may change between a run and its continuation.
@@ -123,14 +123,14 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.compute.resize = "auto"  # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
 
   config.mesh = ConfigDict()
-  config.mesh.data = -1
-  config.mesh.fsdp = 1
+  config.mesh.data = -1  # devices that share the batch; -1: all that are left
+  config.mesh.fsdp = 1  # devices that share parameters, optimizer and teacher
 
   config.checkpoint = ConfigDict()
   config.checkpoint.folder = config_dict.placeholder(str)  # if not in the workdir: one that all hosts reach, gs://…
-  config.checkpoint.every_steps = 2000
-  config.checkpoint.keep = 3
-  config.checkpoint.keep_every = 50_000
+  config.checkpoint.every_steps = 2000  # and at the end, and on a signal
+  config.checkpoint.keep = 3  # newest ones
+  config.checkpoint.keep_every = 50_000  # steps, of which a checkpoint stays for good
 
   config.guard = ConfigDict()  # against runs that go wrong (atst_jax/guard.py, atst_jax/watchdog.py)
   config.guard.window = 128  # losses by which a spike is told
@@ -145,7 +145,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.guard.start_seconds = 7200.0  # the same for start, compilation and restore
 
   config.log = ConfigDict()
-  config.log.every_steps = 50
+  config.log.every_steps = 50  # a line, and a point of the curves
   if variant == "released":
     release(config)
   return config

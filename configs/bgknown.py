@@ -19,10 +19,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
   """The paper's probe: Adam at 1e-3, 200 epochs, stopped by the loss of a tenth of the training clips, three seeds."""
   config = ConfigDict()
   config.job = "difference"
-  config.protocol = "difference"
+  config.protocol = "difference"  # what results.json calls it
   config.seed = 0  # of random initialisations, probes and the tenth that is held out
   config.seeds = 3  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
-  config.encoder = "encoders/difference"
+  config.encoder = "encoders/difference"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
   config.vectors = ("y", "last")  # of a transformer: what its projector sees, its "last" block, "all" blocks
   config.baselines = ("random", "mel")  # measured beside it: the encoder with random parameters, statistics of the mel
@@ -31,13 +31,13 @@ def get_config(variant: str = "paper") -> ConfigDict:
   # "encoder": whose constants of normalisation are used
 
   config.data = ConfigDict()
-  config.data.path = "data/bgknown_esc50"
+  config.data.path = "data/bgknown_esc50"  # of `data_pipeline.bgknown`
   config.data.fingerprint = config_dict.placeholder(str)  # filled from the data
 
   config.probe = ConfigDict()
   config.probe.learning_rates = (1e-3,)  # of several, the validation clips choose
-  config.probe.epochs = 200
-  config.probe.batch_size = 200
+  config.probe.epochs = 200  # passes over the training clips, at most
+  config.probe.batch_size = 200  # clips
   config.probe.patience = 20  # epochs without a better one
   config.probe.monitor = "loss"  # or "accuracy": what the validation clips are watched for; labels: always loss
   return config

@@ -26,17 +26,17 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   """AS-20K: 200 epochs with Mixup and random resize crops."""
   config = ConfigDict()
   config.job = "finetune"
-  config.protocol = "finetune"
+  config.protocol = "finetune"  # what results.json calls it
   config.seed = 0  # of the head, the order, the augmentation and drawn divisions
   config.seeds = 1  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
   config.platform = "auto"  # "cpu", "gpu" or "tpu": refuse to run on another
   config.dtype = "auto"  # compute: bfloat16 on accelerators, float32 on the CPU
-  config.encoder = "encoders/base"
+  config.encoder = "encoders/base"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
   config.initial = "pre-trained"  # or "random": the same architecture from fresh parameters, as a baseline
   config.batch_size = 512  # clips, over all devices
-  config.epochs = 200
-  config.warmup_epochs = 5.0
+  config.epochs = 200  # passes over the training clips
+  config.warmup_epochs = 5.0  # the learning rate rises linearly
   config.evaluate_every_epochs = 1  # on the validation clips, which choose the epoch
   config.select_on_test = False  # chooses epochs on the test clips, as some published scores did
   config.max_seconds = 12.0  # longer clips are cropped centrally
@@ -45,7 +45,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.drop_path = config_dict.placeholder(float)  # stochastic depth of a transformer; filled: 0.1
 
   config.data = ConfigDict()
-  config.data.path = "data/as20k"
+  config.data.path = "data/as20k"  # prepared labelled data set
   config.data.fingerprint = config_dict.placeholder(str)  # filled from the data
 
   config.splits = ConfigDict()
@@ -60,15 +60,15 @@ def get_config(variant: str = "as20k") -> ConfigDict:
 
   config.crop = ConfigDict()
   config.crop.enabled = True  # random resize crop of the whole clip
-  config.crop.freq_scale = (0.6, 1.5)
-  config.crop.time_scale = (0.6, 1.5)
-  config.crop.canvas_time = 1.5
+  config.crop.freq_scale = (0.6, 1.5)  # bounds of its height, of the clip's bins
+  config.crop.time_scale = (0.6, 1.5)  # and of its width, of the clip's frames
+  config.crop.canvas_time = 1.5  # width of the canvas of zeros it is cropped from, of the clip's frames
 
   config.optimizer = ConfigDict()
   config.optimizer.base_lr = 2.0  # x batch_size / reference_batch
-  config.optimizer.reference_batch = 256
+  config.optimizer.reference_batch = 256  # see base_lr
   config.optimizer.end_lr = 1e-6  # of the cosine
-  config.optimizer.momentum = 0.9
+  config.optimizer.momentum = 0.9  # of SGD
   config.optimizer.clip_norm = 3.0  # of the gradient
   config.optimizer.layer_decay = 1.0  # factor of the rate for each layer below the head; later official code: 0.75
 
@@ -79,16 +79,16 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.compute.resize = "auto"  # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
 
   config.mesh = ConfigDict()
-  config.mesh.data = -1
-  config.mesh.fsdp = 1
+  config.mesh.data = -1  # devices that share the batch; -1: all that are left
+  config.mesh.fsdp = 1  # devices that share parameters and optimizer
 
   config.checkpoint = ConfigDict()
   config.checkpoint.folder = config_dict.placeholder(str)  # if not in the workdir: one that all hosts reach, gs://…
-  config.checkpoint.every_epochs = 1
-  config.checkpoint.keep = 1
+  config.checkpoint.every_epochs = 1  # and at the end, and on a signal
+  config.checkpoint.keep = 1  # newest ones
 
   config.log = ConfigDict()
-  config.log.every_steps = 20
+  config.log.every_steps = 20  # a line, and a point of the curves
   if variant == "spcv2":
     config.data.path = "data/speech_commands"
     config.epochs = 50

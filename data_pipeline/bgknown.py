@@ -21,24 +21,22 @@ import dataclasses
 import hashlib
 import json
 import os
-import signal
 import sys
 
 from atst_jax import storage
+from atst_jax.command import Parser
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, get_frontend
 from atst_jax.records import Dataset, write_json
-from data_pipeline import known_background, prepare
+from data_pipeline import jobs, known_background, prepare
 from data_pipeline.audio import Reject, duration
 from data_pipeline.files import Source
-from data_pipeline.flags import Parser
 from data_pipeline.known_background import CONDITIONS, Mixture, Reader, Recipe
 from data_pipeline.listing import Listing, split_of
 from data_pipeline.loudness import loudness_meter
 from data_pipeline.plan import hash_sources
 from data_pipeline.rendering import each, write_audio
 from data_pipeline.sources import LAYOUTS, list_sources
-from data_pipeline.workers import Stopped
 
 TABLE, PLAN = "mixtures.csv", "bgknown.json"
 LONGEST = 1800.0  # seconds of a background, which is decoded as a whole
@@ -249,21 +247,7 @@ def _write_sets(args, foreground: Listing, mixtures: list[Mixture], backgrounds:
 
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code; see the module's docstring."""
-  before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-  try:
-    build(_parser().parse(sys.argv[1:] if argv is None else argv))
-    return 0
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
-  except OSError as error:
-    print(f"error: {error.filename or 'file'}: {error.strerror or error}; run the same command again", file=sys.stderr)
-    return storage.StoreError.exit_code
-  except (Stopped, KeyboardInterrupt) as error:
-    print(f"stopped: {str(error) or 'by a signal'}; run the same command again to continue", file=sys.stderr)
-    return 75
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  return jobs.run(lambda: build(_parser().parse(argv)))
 
 
 if __name__ == "__main__":

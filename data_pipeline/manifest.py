@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 
 from atst_jax import storage
+from atst_jax.command import nearest
 from atst_jax.errors import UserError
 from atst_jax.schema import SPLIT
 from data_pipeline.files import Source, inside, printable
-from data_pipeline.flags import nearest
 
 COLUMNS = ("path", "label", "fold", "split", "id")
 

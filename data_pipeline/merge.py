@@ -12,11 +12,11 @@ import os
 from collections.abc import Iterator
 
 from atst_jax import storage
+from atst_jax.command import Parser
 from atst_jax.errors import UserError
 from atst_jax.records import MANIFEST, Clip, Dataset, Shard, write_json, write_shard
 from atst_jax.schema import SCHEMA_VERSION, TOTALS
 from data_pipeline.files import printable
-from data_pipeline.flags import Parser
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
 from data_pipeline.report_page import write_report
 from data_pipeline.summary import report
@@ -151,7 +151,7 @@ def _counts(parts: list[dict]) -> dict:
 
 
 def main(argv: list[str]) -> int:
-  parser = Parser("data_pipeline.prepare merge", "Joins prepared sets of one front-end into a new one.")
+  parser = Parser("data_pipeline.prepare merge", __doc__)
   parser.add_argument("datasets", nargs="+")
   parser.add_argument("--output", required=True, help="folder to make")
   parser.add_argument("--name", default="", help="name of the result; by default its folder's")

@@ -23,15 +23,14 @@ import io
 import json
 import math
 import os
-import signal
 import sys
 
 from atst_jax import storage
+from atst_jax.command import Parser
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, FrontEnd, get_frontend, mel_filters
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, write_json
-from data_pipeline import jams
-from data_pipeline.flags import Parser
+from data_pipeline import jams, jobs
 from data_pipeline.listing import Listing
 from data_pipeline.loudness import loudness_meter
 from data_pipeline.pair_draw import Pair, Ranges, draw_pairs
@@ -42,7 +41,7 @@ from data_pipeline.shards import Settings, ShardTask, read_sidecar
 from data_pipeline.sources import LAYOUTS
 from data_pipeline.summary import describe, report
 from data_pipeline.tfds_info import write_tfds_info
-from data_pipeline.workers import Stopped, write_tasks
+from data_pipeline.workers import write_tasks
 
 PAIRS, MIXTURES = "pairs.csv", "mixtures.csv"
 PAIR_COLUMNS = ("id", "id1", "id2", "text", "kind", "event", "scene", "split")
@@ -229,21 +228,7 @@ def write_table(path: str, columns: tuple[str, ...], rows) -> None:
 
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code; see the module's docstring."""
-  before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-  try:
-    make(_parser().parse(sys.argv[1:] if argv is None else argv))
-    return 0
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
-  except OSError as error:
-    print(f"error: {error.filename or 'file'}: {error.strerror or error}; run the same command again", file=sys.stderr)
-    return storage.StoreError.exit_code
-  except (Stopped, KeyboardInterrupt) as error:
-    print(f"stopped: {str(error) or 'by a signal'}; run the same command again to continue", file=sys.stderr)
-    return 75
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  return jobs.run(lambda: make(_parser().parse(argv)))
 
 
 if __name__ == "__main__":

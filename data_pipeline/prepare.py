@@ -19,17 +19,16 @@ import hashlib
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 
 from atst_jax import storage
+from atst_jax.command import Parser, nearest
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, get_frontend, mel_filters
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, RecordError, write_json
-from data_pipeline import beam, merge, verify
+from data_pipeline import beam, jobs, merge, verify
 from data_pipeline.files import printable
-from data_pipeline.flags import Parser, nearest
 from data_pipeline.listing import Listing
 from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, measure, open_output, shard_name
 from data_pipeline.report_page import write_report
@@ -37,7 +36,7 @@ from data_pipeline.shards import Settings, read_file, read_sidecar
 from data_pipeline.sources import LAYOUTS, list_sources
 from data_pipeline.summary import describe, report
 from data_pipeline.tfds_info import write_tfds_info
-from data_pipeline.workers import Stopped, write_tasks
+from data_pipeline.workers import write_tasks
 
 MEASURED_FILES = 32  # by --dry_run
 REJECTS = "rejects.json"  # in the work folder: files set aside before the files are dealt
@@ -259,24 +258,10 @@ def _repair(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code; see the module's docstring."""
   argv = sys.argv[1:] if argv is None else argv
-  before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-  try:
-    commands = {"verify": verify.main, "stats": verify.main_of_statistics, "merge": merge.main, "repair": _repair}
-    if argv and argv[0] in commands:
-      return commands[argv[0]](argv[1:])
-    prepare(_parser().parse(argv))
-    return 0
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
-  except OSError as error:
-    print(f"error: {error.filename or 'file'}: {error.strerror or error}; run the same command again", file=sys.stderr)
-    return storage.StoreError.exit_code
-  except (Stopped, KeyboardInterrupt) as error:
-    print(f"stopped: {str(error) or 'by a signal'}; run the same command again to continue", file=sys.stderr)
-    return 75
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  parts = {"verify": verify.main, "stats": verify.main_of_statistics, "merge": merge.main, "repair": _repair}
+  if argv and argv[0] in parts:
+    return jobs.run(lambda: parts[argv[0]](argv[1:]))
+  return jobs.run(lambda: prepare(_parser().parse(argv)))
 
 
 if __name__ == "__main__":

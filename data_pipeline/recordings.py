@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 
 from atst_jax import storage
+from atst_jax.command import nearest
 from atst_jax.errors import UserError
 from data_pipeline.files import Source
-from data_pipeline.flags import nearest
 from data_pipeline.sources import list_sources
 
 SPLITS = ("train", "valid", "test")

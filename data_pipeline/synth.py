@@ -14,8 +14,8 @@ import wave
 
 import numpy as np
 
+from atst_jax.command import Parser, guard
 from atst_jax.errors import UserError
-from data_pipeline.flags import Parser
 
 SAMPLE_RATE = 16000  # Hz
 SECONDS = (2.0, 4.0)
@@ -165,18 +165,19 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--output", required=True, help="folder of the class folders; made if need be")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--clips_per_class", type=int, default=100)
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(args) -> None:
+  if args.seed < 0 or args.clips_per_class < 1:
+    raise UserError("--seed must be at least 0 and --clips_per_class at least 1")
+  if os.path.exists(args.output) and (not os.path.isdir(args.output) or os.listdir(args.output)):
+    raise UserError(f"--output={args.output} exists and is not an empty folder; choose another or delete it")
   try:
-    args = parser.parse(sys.argv[1:] if argv is None else argv)
-    if args.seed < 0 or args.clips_per_class < 1:
-      raise UserError("--seed must be at least 0 and --clips_per_class at least 1")
-    if os.path.exists(args.output) and (not os.path.isdir(args.output) or os.listdir(args.output)):
-      raise UserError(f"--output={args.output} exists and is not an empty folder; choose another or delete it")
     count = write_classes(args.output, seed=args.seed, clips_per_class=args.clips_per_class)
-  except (UserError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  except OSError as error:
+    raise UserError(f"--output={args.output}: cannot be written ({error.strerror})") from error
   print(f"{args.output}: {count} clips in {len(CLASSES)} classes")
-  return 0
 
 
 if __name__ == "__main__":

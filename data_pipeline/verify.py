@@ -7,6 +7,7 @@ import sys
 import numpy as np
 
 from atst_jax import storage
+from atst_jax.command import Parser, nearest
 from atst_jax.errors import UserError
 from atst_jax.records import (
   MANIFEST,
@@ -18,7 +19,6 @@ from atst_jax.records import (
   sha256_file,
   write_json,
 )  # fmt: skip
-from data_pipeline.flags import Parser, nearest
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
 from data_pipeline.plan import shard_name
 
@@ -88,8 +88,19 @@ def store_statistics(root: str, split: str) -> dict:
   return statistics
 
 
+VERIFY = """Checks counts, sha256 and every record of a prepared dataset.
+
+  python -m data_pipeline.prepare verify data/mine
+
+Exit code 2 if a shard is bad; `prepare repair`, with the flags that prepared it, writes it again."""
+STATISTICS = """Computes the statistics of a prepared dataset anew and stores them.
+
+  python -m data_pipeline.prepare stats data/mine
+  python -m data_pipeline.prepare stats data/mine --split=valid"""
+
+
 def main(argv: list[str]) -> int:
-  parser = Parser("data_pipeline.prepare verify", "Checks counts, sha256 and every record of a prepared dataset.")
+  parser = Parser("data_pipeline.prepare verify", VERIFY)
   parser.add_argument("dataset")
   args = parser.parse(argv)
   problems, num_clips = verify(args.dataset)
@@ -104,7 +115,7 @@ def main(argv: list[str]) -> int:
 
 
 def main_of_statistics(argv: list[str]) -> int:
-  parser = Parser("data_pipeline.prepare stats", "Computes the statistics of a prepared dataset anew and stores them.")
+  parser = Parser("data_pipeline.prepare stats", STATISTICS)
   parser.add_argument("dataset")
   parser.add_argument("--split", default="train", help="the clips to compute them over")
   args = parser.parse(argv)

@@ -8,7 +8,7 @@ import pytest
 from tiny import ROOT, tiny_config
 
 from atst_jax import config as configs
-from atst_jax import recipe
+from atst_jax import recipe, reference
 from atst_jax.checks import check
 from atst_jax.errors import UserError
 
@@ -17,11 +17,11 @@ FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "__init__
 ALL = [f"{p}:{v}" for p in FILES for v in __import__(f"configs.{p.stem}", fromlist=["VARIANTS"]).VARIANTS]
 
 
-def _compare(name, text):
+def _compare(name, text, folder=GOLDEN):
   """Against tests/golden/NAME; UPDATE_GOLDEN=1 rewrites it."""
-  path = GOLDEN / name
+  path = folder / name
   if os.environ.get("UPDATE_GOLDEN"):
-    GOLDEN.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     path.write_text(text)
   assert text == path.read_text(), f"{path} differs; if that is meant, run UPDATE_GOLDEN=1 pytest {__file__}"
 
@@ -30,6 +30,29 @@ def test_resolved_configs():
   values = {os.path.basename(p): configs.flatten(configs.to_json(configs.load(p))) for p in ALL}
   lines = [f"{name}  {key} = {json.dumps(value)}" for name, flat in values.items() for key, value in flat.items()]
   _compare("configs.txt", "\n".join(lines) + "\n")
+
+
+def test_configuration_reference():
+  """docs/configuration.md is what the configs say."""
+  _compare("configuration.md", reference.render(str(ROOT / "configs")), ROOT / "docs")
+
+
+def test_every_key_is_explained():
+  """By a comment where it is set first."""
+  rows = [line.split(" | ") for line in reference.render(str(ROOT / "configs")).splitlines() if line.startswith("| `")]
+  assert len(rows) > 150 and not [row[0] for row in rows if not row[3].strip()]
+
+
+def test_what_a_key_may_be_is_read_from_the_checks():
+  text = reference.render(str(ROOT / "configs"))
+  for row in (
+    "| `difference.weight` | 0.2 | 0 to 1 | λ | ",
+    "| `views.padding` | mask | mask, silence | of short clips; ",
+    "| `encoder.dropout` | 0.3 (`byola:paper`) | 0 to 0.99 | ",
+    "| `total_steps` | not set | 1 or more | ",
+  ):
+    assert row in text, row
+  assert "How it is computed, not what: these may change" in text  # above its section
 
 
 def _pretraining(path):

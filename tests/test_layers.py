@@ -16,12 +16,13 @@ LAYERS = {
   0: {
     "chips": (),
     "collectives": (),
-    "environment": (),
+    "environment": ("command",),
     "errors": (),
     "html_page": (),
     "storage": ("errors",),
     "augment": (),
     "batch_norm": (),
+    "command": ("errors", "logs"),
     "config": ("errors",),
     "frontend": ("errors",),
     "groups": (),
@@ -90,11 +91,20 @@ LAYERS = {
     "train": ("online", "recipe", "recovery"),
     "downstream": ("downstream", "recipe"),
   },  # downstream: every module of the sub-package
-  4: {"main": (), "benchmark": (), "plan": (), "preview": (), "report": ()},  # commands, which nothing imports
+  4: {
+    "main": ("dry_run",),
+    "dry_run": (),
+    "benchmark": (),
+    "plan": (),
+    "preview": (),
+    "reference": (),
+    "report": (),
+  },  # commands, which nothing imports
 }
 # What the other packages may import of atst_jax ("" is the package itself, its version), besides their own modules.
 OUTSIDE = {
-  "data_pipeline": ("", "errors", "frontend", "html_page", "records", "schema", "storage", "tfrecord"), "configs": (),
+  "data_pipeline": ("", "command", "errors", "frontend", "html_page", "logs", "records", "schema", "storage",
+                    "tfrecord"), "configs": (),
 }  # fmt: skip
 EXCEPTIONS = {  # inside functions: the lister and the decoder, for audio files; the job, to time it; its page
   ("atst_jax.embed_files", "data_pipeline.audio"), ("atst_jax.embed_files", "data_pipeline.progress"),

@@ -9,12 +9,12 @@ Nothing of EVAR is here (its licence is for evaluation only): the interface is t
 pip install -e .[torch].
 """
 
-import argparse
 import functools
 import sys
 
 import numpy as np
 
+from atst_jax.command import Parser, guard
 from atst_jax.downstream.tensors import like, open_encoder, samples
 from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.errors import UserError
@@ -101,17 +101,14 @@ def __getattr__(name: str):
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m atst_jax.downstream.evar", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.downstream.evar", __doc__)
   parser.add_argument("--encoder", required=True, help="exported encoder")
   parser.add_argument("--blocks", type=int, default=1, help="how many of the last blocks to concatenate (default 1)")
-  flags = parser.parse_args(argv)
-  try:
-    print(config_text(flags.encoder, flags.blocks), end="")
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
-  return 0
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
+  print(config_text(flags.encoder, flags.blocks), end="")
 
 
 if __name__ == "__main__":

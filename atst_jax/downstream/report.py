@@ -7,15 +7,14 @@ line for each score) and a picture of each table. Of fine-tunings that differ in
 that the validation clips prefer is taken.
 """
 
-import argparse
 import csv
 import io
 import os
 import sys
 
-from atst_jax import logs, storage
+from atst_jax import storage
+from atst_jax.command import Parser, guard
 from atst_jax.downstream.comparison import Cell, Comparison, Run, average, compare, read_runs
-from atst_jax.errors import UserError
 
 SPREADS = {"std": "standard deviation over seeds", "ci95": "95 % confidence interval", "": ""}
 PANELS = 5  # of a picture, side by side
@@ -138,28 +137,24 @@ def picture(comparison: Comparison, path: str) -> None:
 
 
 def main(argv=None) -> int:
-  logs.set_up()
-  parser = argparse.ArgumentParser("python -m atst_jax.downstream.report", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = Parser("atst_jax.downstream.report", __doc__)
   parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished evaluation, or its results.json")
   parser.add_argument("--output", required=True, help="folder to write into")
-  flags = parser.parse_args(argv)
-  try:
-    runs = read_runs(flags.runs)
-    comparisons = compare(runs)
-    storage.make_folder(flags.output)
-    text = markdown(comparisons, runs)
-    storage.write_text(os.path.join(flags.output, "report.md"), text)
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(rows(comparisons))
-    storage.write_text(os.path.join(flags.output, "report.csv"), table.getvalue())
-    for comparison in comparisons:
-      picture(comparison, os.path.join(flags.output, f"{comparison.key}.png"))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
+  runs = read_runs(flags.runs)
+  comparisons = compare(runs)
+  storage.make_folder(flags.output)
+  text = markdown(comparisons, runs)
+  storage.write_text(os.path.join(flags.output, "report.md"), text)
+  table = io.StringIO()
+  csv.writer(table, lineterminator="\n").writerows(rows(comparisons))
+  storage.write_text(os.path.join(flags.output, "report.csv"), table.getvalue())
+  for comparison in comparisons:
+    picture(comparison, os.path.join(flags.output, f"{comparison.key}.png"))
   print(text)
-  return 0
 
 
 if __name__ == "__main__":
