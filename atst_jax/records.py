@@ -1,7 +1,7 @@
 """Prepared datasets on disk: shards of log-mel clips and the `dataset.json` that describes them.
 
 A shard is an uncompressed TFRecord file of `tf.train.Example` with the features `mel` (bytes, float16 dB, (T, F)
-row-major), `num_frames`, `id` and, where known, `label` or `labels` (ints), `fold`, `split`.
+row-major), `num_frames`, `id` and, where known, `label` or `labels` (ints), `fold`, `split`, `group`.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ from atst_jax.schema import SCHEMA_VERSION, STATISTICS, check_manifest
 from atst_jax.tfrecord import RecordError, decode_example, encode_example, frame_record, read_records
 
 MANIFEST = "dataset.json"
-FEATURES = {"mel": bytes, "num_frames": list, "id": bytes, "label": list, "labels": list, "fold": list, "split": bytes}
+FEATURES = {"mel": bytes, "num_frames": list, "id": bytes, "label": list, "labels": list, "fold": list, "split": bytes,
+            "group": bytes}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Clip:
   multi_label: bool = False
   fold: int = -1
   split: str = "train"
+  group: str = ""  # a speaker, a session: what must not stand in two parts of a division
 
   def encode(self) -> bytes:
     features: dict[str, bytes | str | int | list[int]] = {
@@ -46,6 +48,8 @@ class Clip:
       features["label"] = self.labels[0]
     if self.fold >= 0:
       features["fold"] = self.fold
+    if self.group:
+      features["group"] = self.group
     return encode_example(features)
 
   @classmethod
@@ -70,6 +74,7 @@ class Clip:
         multi_label="labels" in features,
         fold=fold,
         split=features.get("split", b"train").decode(),
+        group=features.get("group", b"").decode(),
       )
     except (ValueError, IndexError, KeyError, TypeError) as error:
       raise RecordError(f"{where}: not a clip of this schema: {error}") from error

@@ -20,6 +20,7 @@ class Source:
   multi_label: bool = False
   fold: int = -1
   split: str = "train"
+  group: str = ""  # a speaker, a session, a recording: what must not stand in two parts of a division
 
 
 def printable(text: str) -> str:

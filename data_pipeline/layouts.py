@@ -41,7 +41,8 @@ def fsdd(root: str) -> Listing:
   pattern = r"(.*/)?(?P<digit>\d)_(?P<speaker>[^_/]+)_\d+\.\w+"
   files = list(parsed_files(root, "fsdd", pattern, "DIGIT_SPEAKER_INDEX.flac"))
   speakers = sorted({match["speaker"] for _, _, match in files})
-  sources = [Source(file, id, (m["digit"],), fold=speakers.index(m["speaker"])) for file, id, m in files]
+  sources = [Source(file, id, (m["digit"],), fold=speakers.index(m["speaker"]), group=printable(m["speaker"]))
+             for file, id, m in files]  # fmt: skip
   return Listing(sources, "fsdd", [printable(speaker) for speaker in speakers])
 
 
@@ -113,7 +114,7 @@ def crema_d(root: str) -> Listing:
   pattern = r"(?P<actor>\d+)_[A-Z]+_(?P<emotion>[A-Z]+)_[A-Z]+\.\w+"
   files = parsed_files(audio, "crema_d", pattern, "ACTOR_SENTENCE_EMOTION_LEVEL.wav")
   shares = {"train": 0.7, "valid": 0.1, "test": 0.2}
-  return Listing([source(root, file, m["emotion"], split=split_of(f"crema_d {m['actor']}", shares))
+  return Listing([source(root, file, m["emotion"], split=split_of(f"crema_d {m['actor']}", shares), group=m["actor"])
                   for file, _, m in files], "crema_d")  # fmt: skip
 
 
@@ -125,7 +126,8 @@ def voxforge(root: str) -> Listing:
   shares = {"train": 0.7, "valid": 0.15, "test": 0.15}
   user = lambda session: session if session.lower().startswith("anonymous") else session.split("-")[0]
   return Listing([source(root, file, m["language"],
-                          split=split_of(f"voxforge {m['language']}/{user(m['session'])}", shares))
+                          split=split_of(f"voxforge {m['language']}/{user(m['session'])}", shares),
+                          group=printable(f"{m['language']}/{user(m['session'])}"))
                   for file, _, m in files], "voxforge")  # fmt: skip
 
 
@@ -134,8 +136,8 @@ def surge(root: str) -> Listing:
   valid and test (81, 9.5 and 9.5 %) by hash."""
   files = parsed_files(root, "surge", r"(?P<tone>.+)/(?P<note>[^/]+)\.\w+", "TONE/NOTE.ogg")
   shares = {"train": 0.81, "valid": 0.095, "test": 0.095}
-  return Listing([source(root, file, m["note"], split=split_of(f"surge {m['tone']}", shares))
-                  for file, _, m in files], "surge")  # fmt: skip
+  return Listing([source(root, file, m["note"], split=split_of(f"surge {m['tone']}", shares),
+                         group=printable(m["tone"])) for file, _, m in files], "surge")  # fmt: skip
 
 
 def fsd50k(root: str) -> Listing:

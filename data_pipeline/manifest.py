@@ -1,4 +1,4 @@
-"""Manifests: a CSV or TSV file with the header `path,label,fold,split,id`, of which only `path` is required."""
+"""Manifests: a CSV or TSV file with the header `path,label,fold,split,id,group`, of which only `path` is required."""
 
 import csv
 import functools
@@ -12,7 +12,7 @@ from atst_jax.errors import UserError
 from atst_jax.schema import SPLIT
 from data_pipeline.files import Source, inside, printable
 
-COLUMNS = ("path", "label", "fold", "split", "id")
+COLUMNS = ("path", "label", "fold", "split", "id", "group")
 
 
 def read_manifest(path: str, *, root: str = "") -> list[Source]:
@@ -23,7 +23,8 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
     root: the folder the paths start from, by default the manifest's own.
 
   A `label` may hold several names separated by ';', which makes the whole manifest multi-label; `fold` is a whole
-  number; `split` is `train` where empty; `id` is the path where empty.
+  number; `split` is `train` where empty; `id` is the path where empty; `group` names what clips have in common that must
+  not be in two parts of a division (a speaker, a session), and is empty where nothing is known.
 
   Raises:
     UserError: with the line number, for a column, path, fold, split or id that will not do.
@@ -46,11 +47,19 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
     lines[id] = line
     labels = tuple(dict.fromkeys(name.strip() for name in row["label"].split(";") if name.strip()))
     sources.append(
-      Source(file, id, labels, ";" in row["label"], _fold(row["fold"], where), _split(row["split"], where))
+      Source(
+        file,
+        id,
+        labels,
+        ";" in row["label"],
+        _fold(row["fold"], where),
+        _split(row["split"], where),
+        row["group"].strip(),
+      )
     )
   _check_piece_ids(path, lines)
   multi_label = any(source.multi_label for source in sources)
-  return [Source(s.path, s.id, s.labels, multi_label, s.fold, s.split) for s in sources]
+  return [Source(s.path, s.id, s.labels, multi_label, s.fold, s.split, s.group) for s in sources]
 
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:

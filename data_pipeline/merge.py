@@ -54,7 +54,8 @@ def renamed(dataset: Dataset, shard: Shard, labels: list[int], *, multi_label: b
   for clip in dataset.shard_clips(shard):
     yield dataclasses.replace(clip, id=f"{dataset.manifest['name']}/{clip.id}", multi_label=multi_label,
                               labels=tuple(labels[i] for i in clip.labels),
-                              fold=clip.fold if fold else -1)  # fmt: skip
+                              fold=clip.fold if fold else -1,
+                              group=f"{dataset.manifest['name']}/{clip.group}" if clip.group else "")  # fmt: skip
 
 
 def merge(roots: list[str], output: str, name: str) -> dict:

@@ -83,6 +83,7 @@ def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
       missing.append(source.id)
     name = os.fsencode(relative(source.path)).hex()
     row = [source.id, name, size, source.labels, source.multi_label, source.fold, source.split]
+    row += [source.group] if source.group else []  # absent from an older version's
     digest.update(json.dumps(row).encode())
   return digest.hexdigest(), missing
 

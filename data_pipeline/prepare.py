@@ -45,7 +45,7 @@ REJECTS = "rejects.json"  # in the work folder: files set aside before the files
 def _parser() -> Parser:
   parser = Parser("data_pipeline.prepare", __doc__)
   add = parser.add_argument
-  add("--input", default="", help="a folder of audio files, or a CSV/TSV manifest: path,label,fold,split,id")
+  add("--input", default="", help="a folder of audio files, or a CSV/TSV manifest: path,label,fold,split,id,group")
   add("--tfds", default="", help="instead of --input: a data set of TensorFlow Datasets, for example nsynth/full; its "
       "sounds are written to OUTPUT.audio first")  # fmt: skip
   add("--tfds_label", default="", help="feature of its class; by default `label`, for example instrument/family")

@@ -116,7 +116,7 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
       tally.add_clip(mel, source, len(waveform) / frontend.sample_rate)
       pieces += 1
       id = f"{source.id}#{number:04d}" if cut else source.id
-      yield Clip(id, mel, labels, source.multi_label, source.fold, source.split).encode()
+      yield Clip(id, mel, labels, source.multi_label, source.fold, source.split, source.group).encode()
     tally.add_file(source, quality, cut)
   except storage.StoreError:
     raise

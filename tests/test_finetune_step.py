@@ -200,7 +200,7 @@ def test_every_recipe_builds_at_full_size(variant):
                             attention="xla", remat=False)  # fmt: skip
   variables = jax.eval_shape(network.encoder.init, jax.random.key(0), jnp.zeros((1, 601, 64)))
   classes, frames = {"as20k": (527, 1001), "spcv2": (35, 101), "vox1": (1251, 1201)}[variant]
-  labels = Labels([], np.zeros((0, classes), np.uint8), variant == "as20k", np.zeros(0), np.zeros(0))
+  labels = Labels([], np.zeros((0, classes), np.uint8), variant == "as20k", np.zeros(0), np.zeros(0), [])
   program = finetune_recipe.compile_for(config, exported, variables, make_mesh(data=-1, fsdp=1), frames=frames,
                                         n_mels=64, labels=labels)  # fmt: skip
   batch = {"mel": jax.ShapeDtypeStruct((512, frames, 64), "float16"), "length": jax.ShapeDtypeStruct((512,), "int32"),

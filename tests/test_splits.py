@@ -11,7 +11,7 @@ NAMES = ["bark", "crow", "rain", "wind"]
 
 def columns(n=48, classes=4, **changes):
   """A set of n files, class i mod classes, without folds and splits."""
-  found = {"ids": [f"{i}.wav" for i in range(n)], "targets": np.eye(classes, dtype=int)[np.arange(n) % classes],
+  found = {"ids": [f"{i}.wav" for i in range(n)], "groups": [""] * n, "targets": np.eye(classes, dtype=int)[np.arange(n) % classes],
            "folds": np.full(n, -1), "splits": np.full(n, "train"), "label_names": NAMES[:classes], "way": "auto",
            "num_folds": 5, "hold_out": "fold", "seed": 0}  # fmt: skip
   return {**found, **changes}
@@ -130,6 +130,31 @@ def test_fault_39_an_id_in_two_parts_leaks():
           splits=np.where(np.arange(48) < 36, "train", "test"))  # fmt: skip
 
 
+def test_fault_39_a_speaker_in_two_parts_leaks():
+  """By folds and by splits; clips of which nothing is known are no group."""
+  speakers = [f"speaker {i % 8}" for i in range(48)]
+  refusal(r"leaks: 8 groups in more than one part, the first is 'speaker 0' in test and train and valid ",
+          groups=speakers, folds=np.arange(48) // 4 % 3)  # fmt: skip
+  names = np.where(np.arange(48) < 36, "train", "test")
+  refusal("leaks: 1 group in more than one part, the first is 'theo' in test and train", splits=names,
+          groups=["theo" if i in (3, 40) else "" for i in range(48)])  # fmt: skip
+  for split in make_splits(
+    **columns(groups=[f"speaker {i // 4 % 3}" for i in range(48)], folds=np.arange(48) // 4 % 3)
+  ):
+    assert_divides(split, 48)
+
+
+def test_fault_39_speakers_stay_together_where_divisions_are_drawn():
+  speakers = [f"speaker {i // 4 % 15}" for i in range(240)]
+  (held,) = make_splits(
+    **columns(240, groups=speakers, splits=np.where(np.arange(240) // 4 % 15 < 12, "train", "test"))
+  )
+  for split in (held, *make_splits(**columns(240, groups=speakers, way="random"))):
+    assert_divides(split, 240)
+    train, valid, test = ({speakers[i] for i in part} for part in split)
+    assert not train & valid and not train & test and not valid & test
+
+
 def test_a_tested_class_without_training_clips_is_named():
   names = np.where(np.arange(48) % 4 == 2, "test", "train")
   names[:8] = "test"
@@ -145,5 +170,5 @@ def test_fault_38_one_tested_class_is_refused():
 def test_an_empty_part_is_refused():
   part = np.arange(4)
   with pytest.raises(UserError, match=r"this one: a part is empty \(4 train, 0 valid, 4 test clips\)"):
-    check(Split(part, part[:0], part + 4), ids=list("abcdefgh"), targets=np.ones((8, 2), int), label_names=NAMES[:2],
+    check(Split(part, part[:0], part + 4), ids=list("abcdefgh"), groups=[""] * 8, targets=np.ones((8, 2), int), label_names=NAMES[:2],
           name="this one")  # fmt: skip

@@ -20,8 +20,9 @@ from atst_jax.records import Dataset
 def divide(config: ConfigDict, dataset: Dataset, labels: Labels) -> list[Split]:
   """The divisions that `splits` of the config asks for. Under `select_on_test` the test clips also choose, and what
   would have chosen is trained on. Raises UserError (`make_splits`)."""
-  splits = make_splits(ids=labels.ids, targets=labels.targets, folds=labels.folds, splits=labels.splits,
-                       label_names=dataset.label_names, seed=config.seed, **config.splits)  # fmt: skip
+  splits = make_splits(ids=labels.ids, groups=labels.groups, targets=labels.targets, folds=labels.folds,
+                       splits=labels.splits, label_names=dataset.label_names, seed=config.seed,
+                       **config.splits)  # fmt: skip
   if config.select_on_test:
     log.warning("--config.select_on_test: rates and epochs are chosen on the TEST clips, as for some published "
                 "scores; these are too good")  # fmt: skip

@@ -24,6 +24,7 @@ class Labels(NamedTuple):
   multi_label: bool
   folds: np.ndarray  # (N,), -1 where there is none
   splits: np.ndarray  # (N,) strings
+  groups: list[str]  # (N,), "" where nothing is known
 
 
 def clips(dataset: Dataset) -> Iterator[Clip]:
@@ -40,8 +41,8 @@ def fingerprint(dataset: Dataset) -> str:
 
 def read_labels(dataset: Dataset) -> Labels:
   """Raises UserError if clips of a single-label set have no label, with their number and the first id."""
-  found = [(c.id, c.labels, c.multi_label, c.fold, c.split) for c in clips(dataset)]
-  ids, labels, multi, folds, splits = zip(*found, strict=True)
+  found = [(c.id, c.labels, c.multi_label, c.fold, c.split, c.group) for c in clips(dataset)]
+  ids, labels, multi, folds, splits, groups = zip(*found, strict=True)
   bare = [id for id, label in zip(ids, labels, strict=True) if not label]
   if bare and (not any(multi) or len(bare) == len(ids)):
     raise UserError(f"{dataset.root}: {len(bare)} of {len(ids)} clips have no label, the first is {bare[0]!r}; prepare "
@@ -49,7 +50,7 @@ def read_labels(dataset: Dataset) -> Labels:
   targets = np.zeros((len(ids), len(dataset.label_names)), np.uint8)
   for row, label in zip(targets, labels, strict=True):
     row[list(label)] = 1
-  return Labels(list(ids), targets, any(multi), np.array(folds), np.array(splits))
+  return Labels(list(ids), targets, any(multi), np.array(folds), np.array(splits), list(groups))
 
 
 def mel_statistics(mels: Iterable[np.ndarray], *, max_frames: int) -> np.ndarray:

@@ -26,11 +26,12 @@ def source_of(id: str) -> str:
   return re.sub(r"#\d{4,}$", "", id)
 
 
-def make_splits(*, ids, targets, folds, splits, label_names, way, num_folds, hold_out, seed) -> list[Split]:
+def make_splits(*, ids, groups, targets, folds, splits, label_names, way, num_folds, hold_out, seed) -> list[Split]:
   """Divides a labelled set, once for each fold.
 
   Args:
     ids: (N,) strings.
+    groups: (N,) strings, "" where nothing is known: clips of one group (a speaker, a session) stay together.
     targets: (N, C) 0 or 1.
     folds: (N,) ints, -1 where there is none.
     splits: (N,) strings.
@@ -49,7 +50,7 @@ def make_splits(*, ids, targets, folds, splits, label_names, way, num_folds, hol
   if hold_out not in HOLD_OUTS:
     raise UserError(f"--config.splits.hold_out={hold_out}: choose one of {', '.join(HOLD_OUTS)}")
   ids, folds, splits = list(ids), np.asarray(folds), np.asarray(splits)
-  sources = _sources(ids)
+  sources = _sources(ids, groups)
   way = _way(way, folds, splits)
   if way == "split":
     parts = [_by_split(splits, sources, targets, seed)]
@@ -58,13 +59,21 @@ def make_splits(*, ids, targets, folds, splits, label_names, way, num_folds, hol
       folds = _deal(sources, targets, num_folds, np.random.default_rng(seed))
     parts = _by_fold(folds, sources, targets, hold_out, seed)
   for number, part in enumerate(parts):
-    check(part, ids=ids, targets=targets, label_names=label_names, name=f"division {number + 1} of {len(parts)}")
+    check(
+      part,
+      ids=ids,
+      groups=groups,
+      targets=targets,
+      label_names=label_names,
+      name=f"division {number + 1} of {len(parts)}",
+    )
   return parts
 
 
-def _sources(ids) -> np.ndarray:
-  """(N,) int: the same number for pieces of the same file."""
-  return np.unique([source_of(id) for id in ids], return_inverse=True)[1]
+def _sources(ids, groups) -> np.ndarray:
+  """(N,) int: the same number for clips of a group, and for pieces of a file that is in none."""
+  names = [f"group {group}" if group else f"file {source_of(id)}" for id, group in zip(ids, groups, strict=True)]
+  return np.unique(names, return_inverse=True)[1]
 
 
 def _way(way: str, folds: np.ndarray, splits: np.ndarray) -> str:
@@ -141,26 +150,26 @@ def _by_fold(folds, groups, targets, hold_out, seed) -> list[Split]:
   return parts
 
 
-def check(split: Split, *, ids, targets, label_names, name) -> None:
+def check(split: Split, *, ids, groups, targets, label_names, name) -> None:
   """Refuses a division that leaks or cannot be learned.
 
-  Raises UserError with names and counts if a part is empty, an id or a source file is in two parts, a class of the test
-  clips has no training clip, or fewer than two classes are tested.
+  Raises UserError with names and counts if a part is empty, an id, a source file or a group is in two parts, a class of
+  the test clips has no training clip, or fewer than two classes are tested.
   """
   parts = dict(zip(split._fields, split, strict=True))
   sizes = ", ".join(f"{len(part)} {key}" for key, part in parts.items())
   if not all(len(part) for part in split):
     raise UserError(f"{name}: a part is empty ({sizes} clips)")
-  for what, identify in (("id", lambda id: id), ("source file", source_of)):
+  for what, names in (("id", ids), ("source file", list(map(source_of, ids))), ("group", groups)):
     owners = collections.defaultdict(set)
     for key, part in parts.items():
       for i in part:
-        owners[identify(ids[i])].add(key)
-    shared = sorted(value for value, keys in owners.items() if len(keys) > 1)
+        owners[names[i]].add(key)
+    shared = sorted(value for value, keys in owners.items() if len(keys) > 1 and (value or what != "group"))
     if shared:
       raise UserError(f"{name} leaks: {len(shared)} {what}{'s' * (len(shared) > 1)} in more than one part, the first "
                       f"is {shared[0]!r} in {' and '.join(sorted(owners[shared[0]]))} ({sizes} clips); give all pieces "
-                      "of a file the same fold and split")  # fmt: skip
+                      "of a file, and all clips of a group, the same fold and split")  # fmt: skip
   tested, trained = targets[split.test].any(0), targets[split.train].any(0)
   missing = [label_names[c] for c in np.flatnonzero(tested & ~trained)]
   if missing:
