@@ -23,8 +23,8 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
     root: the folder the paths start from, by default the manifest's own.
 
   A `label` may hold several names separated by ';', which makes the whole manifest multi-label; `fold` is a whole
-  number; `split` is `train` where empty; `id` is the path where empty; `group` names what clips have in common that must
-  not be in two parts of a division (a speaker, a session), and is empty where nothing is known.
+  number; `split` is `train` where empty; `id` is the path where empty; `group` names what clips have in common that
+  must not be in two parts of a division (a speaker, a session), and is empty where nothing is known.
 
   Raises:
     UserError: with the line number, for a column, path, fold, split or id that will not do.

@@ -141,6 +141,11 @@ def test_manifest(tmp_path):
   assert listing.label_names == ["cat", "dog"]
 
 
+def test_groups_of_a_manifest(tmp_path):
+  listing = list_sources(manifest(tmp_path, "path,group\na.wav, theo \nb.wav,\n"))
+  assert [source.group for source in listing.sources] == ["theo", ""]
+
+
 def test_row_order_does_not_matter(tmp_path):
   rows = [f"{i}.wav,c{i % 3},{i % 5},train\n" for i in range(30)]
   listing = list_sources(manifest(tmp_path, "path,label,fold,split\n" + "".join(rows)))

@@ -11,7 +11,8 @@ NAMES = ["bark", "crow", "rain", "wind"]
 
 def columns(n=48, classes=4, **changes):
   """A set of n files, class i mod classes, without folds and splits."""
-  found = {"ids": [f"{i}.wav" for i in range(n)], "groups": [""] * n, "targets": np.eye(classes, dtype=int)[np.arange(n) % classes],
+  found = {"ids": [f"{i}.wav" for i in range(n)], "groups": [""] * n,
+           "targets": np.eye(classes, dtype=int)[np.arange(n) % classes],
            "folds": np.full(n, -1), "splits": np.full(n, "train"), "label_names": NAMES[:classes], "way": "auto",
            "num_folds": 5, "hold_out": "fold", "seed": 0}  # fmt: skip
   return {**found, **changes}

@@ -97,6 +97,7 @@ def test_clip_round_trip():
     clip = dataclasses.replace(
       make_clip(number, frames=int(rng.integers(1, 200))),
       labels=labels, multi_label=multi_label, fold=int(rng.integers(-1, 10)), split=str(rng.choice(["train", "valid"])),
+      group=str(rng.choice(["", "speaker 7"])),
     )  # fmt: skip
     assert same_clip(Clip.decode(clip.encode(), FRONTEND.n_mels, "here"), clip)
 
