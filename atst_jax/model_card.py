@@ -12,7 +12,7 @@ from atst_jax.frontend import FrontEnd
 
 NAME = "README.md"
 # Keys of a run's config that a reader compares first; config.json holds all of them.
-RECIPE = ("batch_size", "total_steps", "warmup_steps", "optimizer.name", "optimizer.base_lr", "views.segments",
+RECIPE = ("batch_size", "total_steps", "warmup_steps", "optimizer.base_lr", "optimizer.reference_batch", "views.segments",
           "views.crop_frames", "views.mixup_ratio", "difference.weight", "difference.mix_domain", "teacher.decay_start",
           "dtype", "seed")  # fmt: skip
 USES = {
@@ -30,13 +30,11 @@ def read_results(path: str, params_hash: str) -> dict:
     with open(path, encoding="utf-8") as file:
       results = json.load(file)
     measured = results["encoder"]["params_hash"]
-    return results if measured == params_hash else _refuse(path, measured, params_hash)
   except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
     raise UserError(f"--results={path}: not the results.json of a linear evaluation ({error})") from error
-
-
-def _refuse(path, measured, params_hash):
-  raise UserError(f"--results={path}: measured the encoder {measured}, this one is {params_hash}; evaluate this one")
+  if measured != params_hash:
+    raise UserError(f"--results={path}: measured the encoder {measured}, this one is {params_hash}; evaluate this one")
+  return results
 
 
 def rows(table: list[list[str]]) -> str:

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 from evaluation import write_encoder
+from tiny import tiny_config
 
 from atst_jax import export, model_card, onnx_graph, program
+from atst_jax.config import flatten
 from atst_jax.embed import get_scene_embeddings, load_model
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, log_mel
@@ -142,6 +144,8 @@ def test_the_card_tells_data_and_recipe(encoders):
                 "| difference.weight | `0.2` |", "| batch_size | `256` |", "`encoder.jax`"):  # fmt: skip
     assert words in text, words
   assert "/secret" not in text
+  known = flatten(tiny_config())
+  assert set(model_card.RECIPE) <= set(known), set(model_card.RECIPE) - set(known)
   noise = {**config["provenance"], "config": {**run, "data": {**run["data"], "source": "synthetic"}}}
   assert "noise, to try the code" in model_card.card("x", {**config, "provenance": noise}, model.variables,
                                                      license="mit", results=[], artifacts=[])  # fmt: skip
