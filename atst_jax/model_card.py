@@ -12,9 +12,9 @@ from atst_jax.frontend import FrontEnd
 
 NAME = "README.md"
 # Keys of a run's config that a reader compares first; config.json holds all of them.
-RECIPE = ("batch_size", "total_steps", "warmup_steps", "optimizer.base_lr", "optimizer.reference_batch", "views.segments",
-          "views.crop_frames", "views.mixup_ratio", "difference.weight", "difference.mix_domain", "teacher.decay_start",
-          "dtype", "seed")  # fmt: skip
+RECIPE = ("batch_size", "total_steps", "warmup_steps", "optimizer.base_lr", "optimizer.reference_batch",
+          "views.segments", "views.crop_frames", "views.mixup_ratio", "difference.weight", "difference.mix_domain",
+          "teacher.decay_start", "dtype", "seed")  # fmt: skip
 USES = {
   "safetensors": "`model.safetensors`: the weights, names joined by `/`",
   "params": "`params/`: the weights as an Orbax checkpoint",
