@@ -1,5 +1,6 @@
 """Fine-tuning from an export and a prepared set to its table: every kind of task, resuming, and what is refused."""
 
+import functools
 import json
 import os
 import pathlib
@@ -33,23 +34,25 @@ def split_clips(n=60, **options):
   return [Clip(c.id, c.mel, c.labels, False, -1, names[i % 5]) for i, c in enumerate(make_clips(n, folds=0, **options))]
 
 
-def run(encoder, data, workdir, variant="as20k", **overrides):
+def run(encoder, data, workdir, variant="as20k", devices=1, **overrides):
   """The exit code, and results.json if it is there."""
   config = configs.load(f"{ROOT / 'configs' / 'finetune.py'}:{variant}")
   values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
   for key, value in {"encoder": encoder, "data.path": data, **values}.items():
     configs.override(config, key, value)
-  code = finetune.run(config, str(workdir), allow_changed_config=False)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(finetune, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:devices]))
+    code = finetune.run(config, str(workdir), allow_changed_config=False)
   path = pathlib.Path(workdir, "results.json")
   return code, json.loads(path.read_text()) if path.exists() else None
 
 
 @pytest.fixture(scope="module")
 def done(encoder, tmp_path_factory):
-  """(results, workdir, data) of one run with three folds."""
+  """(results, workdir, data) of one run with three folds, on eight devices."""
   folder = tmp_path_factory.mktemp("finetune")
   data = write_clips(folder / "data", make_clips(60))
-  code, results = run(encoder, data, folder / "run")
+  code, results = run(encoder, data, folder / "run", devices=8)
   assert code == 0
   return results, folder / "run", data
 
@@ -79,14 +82,14 @@ def test_folds_give_rows_scores_and_provenance(done, encoder):
 def test_a_finished_run_is_only_tested_again(done, encoder, monkeypatch):
   results, workdir, data = done
   monkeypatch.setattr(finetune.Runner, "validate", lambda self, state, split: 0.25)
-  code, again = run(encoder, data, workdir)
+  code, again = run(encoder, data, workdir, devices=8)
   assert code == 0
   for new, old in zip(again["rows"][0]["runs"], results["rows"][0]["runs"], strict=True):
     assert new == old
   assert [r["score"] for r in again["rows"][1]["runs"]] == [r["score"] for r in results["rows"][1]["runs"]]
 
 
-def test_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(done, encoder, tmp_path, monkeypatch):
+def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(done, encoder, tmp_path, monkeypatch):
   """Stopped inside an epoch of the second division, and after an epoch; then to the end."""
   results, workdir, data = done
 
@@ -110,8 +113,8 @@ def test_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(done, encode
   with monkeypatch.context() as patch:
     for number in (17, 3):  # 12 steps of the first division and 5 of the second; then 3 more
       patch.setattr(finetune, "StopRequest", lambda distributed, number=number: Stop(number))
-      assert run(encoder, data, tmp_path / "run")[0] == 75
-  code, again = run(encoder, data, tmp_path / "run")
+      assert run(encoder, data, tmp_path / "run", devices=8)[0] == 75
+  code, again = run(encoder, data, tmp_path / "run", devices=8)
   assert code == 0 and again["rows"] == results["rows"]
   losses = lambda folder: [(r["step"], r["loss"]) for r in read_metrics(folder / "seed0-division1" / "metrics.jsonl")
                            if "loss" in r]  # fmt: skip
@@ -176,7 +179,7 @@ def refused(pattern, encoder, data, workdir, **overrides):
   assert not os.path.exists(os.path.join(workdir, "results.json"))
 
 
-def test_data_that_cannot_be_used_is_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
+def test_fault_24_38_39_data_that_cannot_be_used_is_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
   monkeypatch.setattr(finetune.finetune_recipe, "compile_for", None)
   other = write_clips(tmp_path / "front-end", make_clips(), frontend="audiossl")
   refused("'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst", encoder, other, tmp_path / "run")
@@ -198,8 +201,8 @@ def test_data_that_cannot_be_used_is_refused_before_anything_is_computed(encoder
 
 
 @pytest.mark.parametrize(("overrides", "pattern"), [
-  ({"batch_size": "12"}, "batch_size 12 is not divisible by 8 devices"),
-  ({"mixup__group": "3"}, "mixup.group 3 must be at least 2 and divide the 2 clips of a device"),
+  ({"batch_size": "12", "devices": 8}, "batch_size 12 is not divisible by 8 devices"),
+  ({"mixup__group": "3"}, "mixup.group 3 must be at least 2 and divide the 16 clips of a device"),
   ({"epochs": "0"}, "epochs=0: must lie between 1"), ({"warmup_epochs": "7"}, "warmup_epochs=7.0: must lie between 0"),
   ({"tail": "cut"}, "tail=cut: choose one of released"), ({"initial": "best"}, "choose one of pre-trained, random"),
   ({"crop__freq_scale": "1.5,0.6"}, "crop.freq_scale=.* the smaller first"), ({"seeds": "0"}, "seeds=0: must be at"),
@@ -210,7 +213,7 @@ def test_values_that_cannot_work_are_refused(done, encoder, tmp_path, overrides,
   refused(pattern, encoder, done[2], tmp_path / "run", **overrides)
 
 
-def test_clips_that_are_not_numbers_are_named_or_stop_the_training(encoder, tmp_path):
+def test_fault_38_clips_that_are_not_numbers_are_named_or_stop_the_training(encoder, tmp_path):
   clips = split_clips()
   clips[5].mel[3, 7] = np.nan  # a test clip
   data = write_clips(tmp_path / "test", clips)
@@ -231,18 +234,16 @@ def test_the_command_ends_with_2_and_one_message(done, tmp_path, capsys):
   assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_a_workdir_of_another_run_is_refused(done, encoder):
+def test_fault_8_a_workdir_of_another_run_is_refused(done, encoder):
   _, workdir, data = done
   with pytest.raises(UserError, match=r"belongs to a run with another config:\n  epochs: 6 -> 7"):
     run(encoder, data, workdir, epochs="7")
 
 
-def test_one_device_computes_what_eight_compute(done, encoder, tmp_path, monkeypatch):
+def test_one_device_computes_what_eight_compute(done, encoder, tmp_path):
   """Batch normalisation takes the statistics of the global batch."""
   _, workdir, data = done
-  one = jax.devices()[:1]
-  monkeypatch.setattr(finetune, "make_mesh", lambda **_: mesh.make_mesh(data=1, fsdp=1, devices=one))
-  run(encoder, data, tmp_path / "run", epochs="6")
+  run(encoder, data, tmp_path / "run")
   read = lambda folder: {r["step"]: r["loss"] for r in read_metrics(folder / "seed0-division0" / "metrics.jsonl")
                          if "loss" in r}  # fmt: skip
   there, here = read(workdir), read(tmp_path / "run")

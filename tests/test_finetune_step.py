@@ -38,6 +38,21 @@ def model(tmp_path_factory):
   return load_model(write_encoder(tmp_path_factory.mktemp("step") / "encoder"))
 
 
+def embedded(network, variables, x, length, *, train=False):
+  """(B, 2 D) embeddings."""
+  embed = lambda network, *args: network._embed(*args, train)
+  return jax.jit(functools.partial(network.apply, method=embed))(variables, x, length)
+
+
+@functools.cache
+def fresh_state():
+  """A state from the tiny encoder's own initialisation, with the network and the optimizer."""
+  network, tx = classifier(), finetune_step.make_optimizer(momentum=0.9, clip_norm=0.05)
+  encoder = jax.jit(network.encoder.init)(jax.random.key(77), jnp.zeros((1, 32, 64)))
+  init = functools.partial(finetune_step.init_state, network=network, tx=tx, frames=32, n_mels=64)
+  return jax.jit(init)(jax.random.key(0), encoder), network, tx
+
+
 def batch_of(mels, frames):
   out = np.zeros((len(mels), frames, 64), np.float32)
   for row, mel in zip(out, mels, strict=True):
@@ -53,7 +68,7 @@ def test_a_clip_is_embedded_as_the_exported_encoder_embeds_it(model, tail):
   network = classifier(tail)
   x, length = finetune_step.normalized(*batch_of(mels, 96), padding="mask", **NORMALIZATION)
   variables = {"params": {"encoder": model.variables["params"]}}
-  y = network.apply(variables, x, length, False, method=lambda network, *args: network._embed(*args))
+  y = embedded(network, variables, x, length)
   np.testing.assert_allclose(y, model.embed(mels, num_blocks=1, tail=tail), atol=2e-5)
 
 
@@ -62,19 +77,20 @@ def test_training_sees_all_tokens_and_pre_training_the_same_as_before(model):
   x, length = jnp.asarray(np.random.default_rng(1).normal(size=(4, 40, 64)), jnp.float32), jnp.array([40, 33, 20, 7])
   network = classifier()
   variables = {"params": {"encoder": model.variables["params"]}}
-  embed = lambda train: network.apply(variables, x, length, train, method=lambda n, *args: n._embed(*args))
-  np.testing.assert_allclose(embed(True), embed(False), atol=1e-6)
+  np.testing.assert_allclose(embedded(network, variables, x, length, train=True),
+                             embedded(network, variables, x, length), atol=1e-6)  # fmt: skip
 
 
 def test_head_normalises_without_scale_and_starts_small():
   network = classifier()
   x = jnp.asarray(np.random.default_rng(2).normal(size=(6, 32, 64)), jnp.float32)
-  variables = network.init(jax.random.key(0), x, jnp.full(6, 32), train=False)
+  length = jnp.full(6, 32)
+  variables = jax.jit(functools.partial(network.init, train=False))(jax.random.key(0), x, length)
   assert set(variables["params"]) == {"encoder", "head"} and set(variables["batch_stats"]) == {"head_norm"}
   kernel = variables["params"]["head"]["kernel"]
   assert kernel.shape == (16, 3) and 0.005 < float(kernel.std()) < 0.015
-  logits, new = network.apply(variables, x, jnp.full(6, 32), train=True, mutable=["batch_stats"])
-  y = network.apply(variables, x, jnp.full(6, 32), False, method=lambda n, *args: n._embed(*args))
+  logits, new = jax.jit(functools.partial(network.apply, train=True, mutable=["batch_stats"]))(variables, x, length)
+  y = np.asarray(embedded(network, variables, x, length))
   expected = (y - y.mean(0)[None]) / np.sqrt(y.var(0) + 1e-5)[None] @ kernel
   np.testing.assert_allclose(logits, expected, atol=1e-5)
   stats = new["batch_stats"]["head_norm"]
@@ -86,7 +102,8 @@ def test_mixup_mixes_clips_and_labels_with_the_same_weight():
   B, T = 12, 8
   x = jnp.broadcast_to(jnp.arange(B, dtype=jnp.float32)[:, None, None], (B, T, 3))
   targets = jnp.eye(B)
-  mix = functools.partial(finetune_step.mix_labelled, length=jnp.full(B, T), targets=targets, alpha=0.5, group=4)
+  options = {"length": jnp.full(B, T), "targets": targets, "alpha": 0.5, "group": 4}
+  mix = jax.jit(functools.partial(finetune_step.mix_labelled, **options), static_argnames="probability")
   mixed, labels = mix(jax.random.key(0), x, probability=1.0)
   np.testing.assert_allclose(labels.sum(-1), 1, atol=1e-6)
   np.testing.assert_allclose(mixed, jnp.broadcast_to((labels @ jnp.arange(B))[:, None, None], (B, T, 3)), atol=1e-5)
@@ -105,8 +122,8 @@ def test_mixup_mixes_clips_and_labels_with_the_same_weight():
 def test_mixup_of_unequal_clips_leaves_the_rest_alone():
   """A shorter partner lies somewhere inside; of a longer one a window of the clip's length is taken."""
   x = jnp.stack([jnp.full((10, 2), 1.0), jnp.where(jnp.arange(10)[:, None] < 4, 5.0, 0.0) * jnp.ones((1, 2))])
-  mixed, labels = finetune_step.mix_labelled(jax.random.key(3), x, jnp.array([10, 4]), jnp.eye(2), alpha=0.5,
-                                             probability=1.0, group=2)  # fmt: skip
+  mix = jax.jit(functools.partial(finetune_step.mix_labelled, alpha=0.5, probability=1.0, group=2))
+  mixed, labels = mix(jax.random.key(3), x, jnp.array([10, 4]), jnp.eye(2))
   inside = np.flatnonzero(np.abs(np.asarray(mixed[0, :, 0]) - 1) > 1e-6)
   assert len(inside) == 4 and np.all(np.diff(inside) == 1)
   np.testing.assert_allclose(mixed[0, inside], 5 - 4 * labels[0, 0], atol=1e-5)
@@ -126,11 +143,9 @@ def test_losses():
   assert float(finetune_step.mean_loss(jnp.asarray(logits), one, binary=False)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_update_is_sgd_with_momentum_of_the_clipped_gradient(model):
+def test_an_update_is_sgd_with_momentum_of_the_clipped_gradient():
   """Two steps against the same written out, with a rate for each layer."""
-  network = classifier()
-  tx = finetune_step.make_optimizer(momentum=0.9, clip_norm=0.05)
-  state = finetune_step.init_state(jax.random.key(0), model.variables, network=network, tx=tx, frames=32, n_mels=64)
+  state, network, tx = fresh_state()
   scales = finetune_step.layer_scales(state.params, depth=2, decay=0.5)
   step = jax.jit(finetune_step.make_train_step(
     network=network, tx=tx, scales=scales, normalization=NORMALIZATION, mixup={"probability": 0.0}, crop=None,
@@ -139,15 +154,17 @@ def test_an_update_is_sgd_with_momentum_of_the_clipped_gradient(model):
   batch = {"mel": rng.normal(-40, 15, (8, 32, 64)).astype(np.float16), "length": np.full(8, 32, np.int32),
            "target": np.eye(3, dtype=np.uint8)[rng.integers(3, size=8)]}  # fmt: skip
   x, length = finetune_step.normalized(batch["mel"], batch["length"], padding="mask", **NORMALIZATION)
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def slow(params, stats):
+    variables = {"params": params, "batch_stats": stats}
+    logits, new = network.apply(variables, x, length, train=True, mutable=["batch_stats"])
+    return finetune_step.mean_loss(logits, batch["target"], binary=False), new["batch_stats"]
+
   params, stats, velocity = state.params, state.batch_stats, None
   for number, rate in enumerate((0.3, 0.2), 1):
-
-    def loss(params, stats=stats):
-      logits, new = network.apply({"params": params, "batch_stats": stats}, x, length, train=True,
-                                  mutable=["batch_stats"])  # fmt: skip
-      return finetune_step.mean_loss(logits, batch["target"], binary=False), new["batch_stats"]
-
-    (value, stats), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (value, stats), grads = slow(params, stats)
     norm = float(optax.tree.norm(grads))
     assert norm > 0.05  # the clipping does something
     grads = jax.tree.map(lambda g, norm=norm: g * 0.05 / norm, grads)
@@ -170,9 +187,8 @@ def test_layer_scales(model):
   assert set(jax.tree.leaves(finetune_step.layer_scales(params, depth=2, decay=1.0))) == {1.0}
 
 
-def test_the_best_parameters_stay_when_training_goes_on(model):
-  network, tx = classifier(), finetune_step.make_optimizer(momentum=0.9, clip_norm=3.0)
-  state = finetune_step.init_state(jax.random.key(0), model.variables, network=network, tx=tx, frames=32, n_mels=64)
+def test_the_best_parameters_stay_when_training_goes_on():
+  state = jax.tree.map(jnp.copy, fresh_state()[0])
   keep = jax.jit(finetune_step.keep_best, donate_argnums=0)
   move = jax.jit(lambda s: s._replace(params=jax.tree.map(lambda p: p + 1, s.params)), donate_argnums=0)
   before = jax.tree.map(np.asarray, state.params)

@@ -149,6 +149,21 @@ def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):
   assert "one division" in table(results) and "linear mAP" in table(results) and "one seed" in table(results)
 
 
+def test_splits_with_one_label_give_accuracy_and_take_the_rates_of_the_task(encoder, tmp_path):
+  """The validation split chooses; the rates that the protocol's authors name stand beside the ladder's."""
+  names = ("test", "valid", "train", "train")
+  clips = [Clip(c.id, c.mel, c.labels, False, -1, names[i // 3 % 4]) for i, c in enumerate(make_clips(36, folds=0))]
+  data = write_clips(tmp_path / "data", clips, name="speech_commands")
+  few = {"seeds": "1", "probe__epochs": "3", "blocks": "'last',"}
+  results = evaluate(encoder, data, tmp_path / "run", **few)
+  assert results["data"]["divisions"] == [{"train": 18, "valid": 9, "test": 9}] and results["metric"] == "accuracy"
+  assert results["config"]["probe"]["learning_rates"] == [0.002, 0.01, 0.1, 1.0]
+  assert (results["job"], results["protocol"], results["selected_on_test"]) == ("linear", "atst", False)
+  assert [row["features"] for row in results["rows"]] == ["pre-trained", "random", "mel mean and std"]
+  alone = evaluate(encoder, data, tmp_path / "alone", **few, probe__task_rates="False")
+  assert alone["config"]["probe"]["learning_rates"] == [0.01, 0.1, 1.0]
+
+
 def test_evar_protocol(tmp_path):
   """Clips cut or filled to the unit, standardised by the evaluated set, early stopping, confidence intervals."""
   cnn = write_encoder(tmp_path / "cnn", kind="cnn")

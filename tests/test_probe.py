@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax.downstream import probe, selection
+from atst_jax.downstream import evar_probe, probe, selection
 from atst_jax.downstream.splits import Split
 from atst_jax.errors import UserError
 from atst_jax.metrics import accuracy
@@ -161,3 +161,25 @@ def test_rates_that_diverge_are_never_chosen_and_all_of_them_is_an_error(data):
   assert result.rate == 0.1 and result.valid_scores[1] == -np.inf
   with pytest.raises(UserError, match="diverges at every learning rate"):
     choose(x, targets, split, score, rates=(1e38,), **options)
+
+
+GIB = 2**30
+AS20K = (20_886 + 18_886, 18_432, 527)  # clips, ATST Base's features of all blocks, classes
+
+
+@pytest.mark.parametrize(("protocol", "rates"), [("atst", 13), ("evar", 5)])
+def test_features_of_as_20k_stay_within_memory(protocol, rates):
+  """Three seeds and every rate of the ladder at once: the program's arguments, result and temporaries, compiled at full
+  size; 2.7 GiB are the features themselves."""
+  N, D, C = AS20K
+  shape = jax.ShapeDtypeStruct
+  columns = [] if protocol == "atst" else [shape((D,), "float32")] * 2
+  rows = [shape((18_798,), "int32"), shape((2_088,), "int32")][: 1 if protocol == "atst" else 2]
+  arguments = (shape((N, D), "float32"), *columns, shape((N, C), "float32"), *rows, shape((3, rates), "float32"),
+               shape((3,), "uint32"))  # fmt: skip
+  options = {"patience": 20, "monitor": "loss"} if protocol == "evar" else {}
+  lowered = (probe if protocol == "atst" else evar_probe)._fit.lower(
+    *arguments, epochs=100, batch_size=1024, multi_label=True, **options)  # fmt: skip
+  memory = lowered.compile().memory_analysis()
+  used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+  assert 2.7 * GIB < used < 6 * GIB

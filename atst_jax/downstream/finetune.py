@@ -52,12 +52,13 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   check_platform(config.platform)
   exported, encoder, _ = export.read(config.encoder)
   dataset = Dataset.load(config.data.path)
-  config = finetune_recipe.resolve(config, exported, dataset)
+  mesh = make_mesh(**config.mesh)
+  config = finetune_recipe.resolve(config, exported, dataset, mesh.size)
   labels = features.read_labels(dataset)
   splits = divide(config, dataset, labels)
   for split in splits:
     steps_per_epoch(len(split.train), config.batch_size)
-  mesh, frames = make_mesh(**config.mesh), finetune_recipe.clip_frames(config, dataset)
+  frames = finetune_recipe.clip_frames(config, dataset)
   folder = checkpoint_folder(workdir, config.checkpoint.folder)
   with StopRequest(distributed=jax.process_count() > 1) as stop, own(
     workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config,
@@ -67,7 +68,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     program = finetune_recipe.compile_for(config, exported, encoder, mesh, frames=frames, labels=labels,
                                           n_mels=dataset.frontend.n_mels)  # fmt: skip
     log.info("%s: %d parameters on %d %s device(s), mesh %s, batch %d of %d frames, %d run(s)", workdir,
-             sum(x.size for x in jax.tree.leaves(program.state.params)), jax.device_count(), jax.default_backend(),
+             sum(x.size for x in jax.tree.leaves(program.state.params)), mesh.size, jax.default_backend(),
              dict(mesh.shape), config.batch_size, frames, len(splits) * config.seeds)  # fmt: skip
     runner, runs = Runner(config, workdir, folder, program, mesh, ClipReader(dataset, frames), labels, stop), []
     try:

@@ -32,8 +32,8 @@ CHOICES = {"padding": ("mask", "silence"), "tail": TAILS, "initial": ("pre-train
            "compute.attention": ("xla", "cudnn"), "compute.resize": ("auto", *RESIZES)}  # fmt: skip
 
 
-def resolve(config: ConfigDict, exported: dict, dataset: Dataset) -> ConfigDict:
-  """Fills the placeholders of a config from the export's config and the data, and checks values.
+def resolve(config: ConfigDict, exported: dict, dataset: Dataset, devices: int) -> ConfigDict:
+  """Fills the placeholders of a config from the export's config and the data, and checks values for so many devices.
 
   Raises UserError with key, value and remedy.
   """
@@ -63,11 +63,11 @@ def resolve(config: ConfigDict, exported: dict, dataset: Dataset) -> ConfigDict:
     config.drop_path = 0.1
   config.padding = config.padding or ("mask" if transformer else "silence")
   config.tail = config.tail or exported["tail"]
-  _check(config)
+  _check(config, devices)
   return config
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: ConfigDict, devices: int) -> None:
   """Raises UserError for a value that cannot work, naming key and range."""
   read = lambda key: config[key] if "." not in key else config[key.partition(".")[0]][key.partition(".")[2]]
   for key in POSITIVE:
@@ -84,7 +84,7 @@ def _check(config: ConfigDict) -> None:
       raise UserError(f"--config.crop.{key}={config.crop[key]}: must be two positive numbers, the smaller first")
   if config.compute.attention == "cudnn" and config.dtype != "bfloat16":
     raise UserError("--config.compute.attention=cudnn needs --config.dtype=bfloat16")
-  devices, group = jax.device_count(), config.mixup.group
+  group = config.mixup.group
   if config.batch_size % devices:
     raise UserError(
       f"batch_size {config.batch_size} is not divisible by {devices} devices; use a multiple of {devices}"
