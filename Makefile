@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 RUNS := runs/demo
 
-.PHONY: help venv demo test test-all fuzz lint format clean
+.PHONY: help venv demo test test-all fuzz soak lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -58,6 +58,9 @@ test-all: venv  ## the whole test suite
 # What decoders print of damaged files goes; a crash shows in the exit code.
 fuzz: venv  ## hostile input of every kind, thousands of cases drawn anew; CASES=2000 of each target
 	@FUZZ_EXAMPLES=$(or $(CASES),2000) $(BIN)/python -m pytest -s tests/test_fuzz.py tests/test_fuzz_torch.py $(ARGS) 2>/dev/null
+
+soak: venv  ## kill a training run at random instants for ten minutes (ARGS=--hours=8), and compare with an undisturbed one
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 lint: venv  ## check style and formatting
 	@$(BIN)/ruff check .

@@ -14,7 +14,8 @@ Outputs are collapsed if they are nearly one point or nearly on one line. For un
 |mean|² is the mean cosine c of two clips; spread evenly over P dimensions, std·√P = √(1 - c). So `collapse_std` = 0.1
 is a mean cosine of 0.99 between clips that have nothing to do with each other. The rank is the participation ratio of
 the covariance's eigenvalues, (Σλ)² / Σλ² (`losses.output_rank`): 1 on a line, 2 in an even plane, P on the sphere;
-`collapse_rank` = 1.5 lies between line and plane. Student and teacher are both looked at.
+`collapse_rank` = 1.1 is 95 % of the variance on one line. The teacher's outputs are looked at: what the student
+predicts may rightly be the same for all clips, where their views have nothing in common.
 
 What is remembered is part of the state, so a run that was stopped decides as one that was not.
 """
@@ -69,8 +70,8 @@ def judge(guard: GuardState, metrics, finite, *, warm, outputs, spike, collapse_
   loss = metrics["loss"]
   distance = jnp.where(finite & (guard.seen >= window), deviations(loss, guard.losses), 0.0)
   spiked = warm & (distance > spike) & (spike > 0)
-  both = lambda name: jnp.minimum(metrics[f"{name}_student"], metrics[f"{name}_teacher"])
-  flat = finite & ((both("std") * outputs**0.5 < collapse_std) | (both("rank") < collapse_rank))
+  spread, rank = metrics["std_teacher"] * outputs**0.5, metrics["rank_teacher"]
+  flat = finite & ((spread < collapse_std) | (rank < collapse_rank))
   in_row = lambda happened, count: jnp.where(happened, count + 1, 0)
   return GuardState(
     skipped=guard.skipped + ~finite,

@@ -10,15 +10,19 @@ store or a disk did not answer, 75 stopped early: run the same command again.
 
 import importlib
 import json
+import os
 import shlex
 import sys
+import time
+import traceback
 
 from atst_jax import config as configs
 from atst_jax.command import Parser, guard
 from atst_jax.environment import start_anew
 from atst_jax.errors import UserError
-from atst_jax.preemption import EXIT_DIVERGED
+from atst_jax.preemption import EXIT_DIVERGED, EXIT_RESUME, StopRequest
 
+LAST_WORDS = 2.0  # seconds
 JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear",
         "finetune": "atst_jax.downstream.finetune", "retrieval": "atst_jax.downstream.retrieval",
         "difference": "atst_jax.downstream.difference"}  # fmt: skip
@@ -62,7 +66,8 @@ def sweep_commands(flags, argv) -> list[str]:
 
 
 def main(argv=None) -> int:
-  return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
+  with StopRequest(distributed=False, starting=True):
+    return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv) -> int:
@@ -96,6 +101,23 @@ def _main(argv) -> int:
     return EXIT_DIVERGED
 
 
+def end(code: int):
+  """Ends the process. One of several that fails must not wait at its end for the others, which wait for its part of a
+  sum: they are told by its death, after a moment in which those that know already can say so."""
+  jax = sys.modules.get("jax")
+  if code not in (0, EXIT_RESUME) and jax and jax.distributed.is_initialized():
+    time.sleep(LAST_WORDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
 if __name__ == "__main__":
   start_anew("atst_jax.main")
-  sys.exit(main())
+  try:
+    code = main()
+  except Exception:
+    traceback.print_exc()
+    code = 1
+  end(code)

@@ -51,11 +51,9 @@ class Recovery:
       self._warned = False
     elif guard.collapse == "stop" or not self._warned:
       self._warned = True
-      std, rank = ([float(metrics[f"{name}_{who}"]) for who in ("student", "teacher")] for name in ("std", "rank"))
-      width = self.config.heads.out
-      message = (f"step {step}: the outputs have been collapsed for {collapsed} steps: std {std[0]:.4f} (student) and "
-                 f"{std[1]:.4f} (teacher) where evenly spread ones have {width**-0.5:.4f}, rank {rank[0]:.2f} and "
-                 f"{rank[1]:.2f} of {width}")  # fmt: skip
+      std, rank, width = float(metrics["std_teacher"]), float(metrics["rank_teacher"]), self.config.heads.out
+      message = (f"step {step}: the teacher's outputs have been collapsed for {collapsed} steps: std {std:.4f} (evenly "
+                 f"spread ones have {width**-0.5:.4f}), rank {rank:.2f} of {width}")  # fmt: skip
       if guard.collapse == "stop":
         raise FloatingPointError(f"{message}; a higher teacher.decay_start or a lower optimizer.base_lr may help")
       log.warning("%s", message)

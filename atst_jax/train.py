@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   mesh = make_mesh(**config.mesh)
   rows = process_rows(mesh, config.batch_size)
   with (
-    StopRequest(distributed=jax.process_count() > 1) as stop,
+    StopRequest(distributed=jax.process_count() > 1, starting=True) as stop,
     own(workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS,
         allow_changes=allow_changed_config, started=lambda: has_checkpoints(config, workdir)),
     Watchdog(workdir, index=jax.process_index(), step_seconds=config.guard.step_seconds,
@@ -72,6 +72,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     read_from = lambda step: recipe.batches(config, dataset, start_step=step, rows=rows)
     recovery = Recovery(config, dataset, workdir, rows, program, checkpoints)
     writer = MetricWriter(workdir, start_step=start, enabled=jax.process_index() == 0)
+    stop.begin()
     try:
       code = loop(config, compiled, state, read_from, mesh, checkpoints, recovery, writer, stop, watchdog, start)
       del state

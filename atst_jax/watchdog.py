@@ -50,25 +50,34 @@ class Watchdog:
 
   def beat(self, step: int) -> None:
     """A step has ended: from here on the limit of a step counts."""
-    self._phase, self._step, self._moved, self._when = "step", step, time.monotonic(), time.time()
+    self._step, self._when = step, time.time()
+    if self._phase != "step":
+      self.phase("step")
+    self._moved = time.monotonic()
 
   def phase(self, name: str) -> None:
     """Something else begins, which may take longer."""
     self._phase, self._moved = name, time.monotonic()
+    self._arm()
 
   def _limit(self) -> float:
     return self._limits.get(self._phase, self._other)
 
+  def _arm(self):
+    """Sets faulthandler's timer, or takes it back."""
+    if limit := self._limit():
+      left = max(limit - (time.monotonic() - self._moved), 0)
+      faulthandler.dump_traceback_later(left + GRACE, exit=True, file=2)
+    else:
+      faulthandler.cancel_dump_traceback_later()
+
   def _watch(self):
     while not self._ended.wait(PERIOD):
       self._write(self._phase)
-      if not (limit := self._limit()):
-        faulthandler.cancel_dump_traceback_later()
-        continue
-      left = limit - (time.monotonic() - self._moved)
-      if left < 0:
+      limit = self._limit()
+      if limit and time.monotonic() - self._moved > limit:
         self._end(limit)
-      faulthandler.dump_traceback_later(left + GRACE, exit=True, file=2)
+      self._arm()
 
   def _end(self, limit):
     after = "" if self._step is None else f" after step {self._step}"

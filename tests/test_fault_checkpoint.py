@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tiny import ROOT, tiny_config
 
-from atst_jax import manifest, storage
+from atst_jax import manifest, recipe, storage
 from atst_jax.checkpoint import Checkpoints, restore_encoder
 from atst_jax.errors import UserError
 from atst_jax.fingerprint import fetch, fingerprint
 from atst_jax.logs import log
+from atst_jax.mesh import make_mesh
 from atst_jax.shelf import UNFINISHED, Shelf, entries, newest_good
 from atst_jax.storage import StoreError
 
@@ -363,3 +365,32 @@ def test_a_folder_in_a_store_is_proved_alike():
   shelf.begin(4, 100)
   shelf.clean()
   assert storage.names(shelf.folder) == ["2", "3.damaged"]
+
+
+def _golden_program():
+  """The smallest train state, on one device."""
+  config = recipe.resolve(tiny_config(encoder__width="4", encoder__depth="1", heads__hidden="4", heads__out="4",
+                                      guard__window="4"), None)  # fmt: skip
+  return recipe.compile_for(config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False)
+
+
+def test_fault_41_an_old_checkpoint_restores(tmp_path):
+  """Written by jax 0.10.2 and orbax-checkpoint 0.12.8 (UPDATE_GOLDEN=1 writes it anew, where the state has changed).
+
+  Every array is compared with its mark by the restore itself; the encoder is read as an export reads it.
+  """
+  golden, program = ROOT / "tests" / "golden" / "checkpoint", _golden_program()
+  if os.environ.get("UPDATE_GOLDEN"):
+    shutil.rmtree(golden, ignore_errors=True)
+    checkpoints = _open(golden)
+    checkpoints.save(7, program.init(jax.random.key(0))._replace(step=jnp.int32(7)), sound=True)
+    checkpoints.close()
+  assert sum(p.stat().st_size for p in golden.rglob("*") if p.is_file()) < 200_000
+  shutil.copytree(golden, tmp_path / "golden")
+  checkpoints = _open(tmp_path / "golden")
+  state = checkpoints.restore(program.state)
+  checkpoints.close()
+  assert int(state.step) == 7 and jax.tree.structure(state) == jax.tree.structure(program.state)
+  variables, step = restore_encoder(str(tmp_path / "golden"))
+  jax.tree.map(np.testing.assert_array_equal, variables["params"], state.teacher.params["encoder"])
+  assert step == 7 and float(jnp.abs(state.params["encoder"]["cls_token"]).max()) > 0

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -89,7 +91,7 @@ def test_table_is_aligned_and_markdown_holds_the_same(done):
   assert "100.0 ± 0.0" in lines[-2] and lines[-1].split() == ["chance", "33.3"]
   text = (workdir / "results.md").read_text(encoding="utf-8")
   assert text.count("|\n") == 8 and "| mel mean and std | 128 | 100.0 ± 0.0 | 100.0 |" in text
-  assert sorted(os.listdir(workdir)) == [".lock", "config.json", "features", "results.json", "results.md"]
+  assert sorted(os.listdir(workdir)) == [".lock", "config.json", "features", "results.json", "results.md", "rows"]
 
 
 def test_rerun_reads_the_features_and_gives_the_same(done, encoder, monkeypatch, capsys):
@@ -104,6 +106,27 @@ def test_rerun_reads_the_features_and_gives_the_same(done, encoder, monkeypatch,
     again = evaluate(encoder, data, workdir)
   assert again == {**results, "rows": again["rows"]} and again["rows"] == results["rows"]
   assert capsys.readouterr().out == table(results) + "\n"
+
+
+def test_fault_01_a_stopped_evaluation_keeps_what_is_finished(done, encoder, tmp_path, monkeypatch):
+  """SIGTERM in the third row: exit code 75; the same command computes that row and those after it."""
+  results, workdir, data = done
+  shutil.copytree(workdir / "features", tmp_path / "run" / "features")
+  run_row, titles = linear.run_row, []
+
+  def count(title, *args):
+    titles.append(title)
+    if len(titles) == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return run_row(title, *args)
+
+  monkeypatch.setattr(linear, "run_row", count)
+  values = {"encoder": encoder, "data.path": data, **OVERRIDES}
+  flags = [f"--config={ROOT / 'configs' / 'linear.py'}", *[f"--config.{key}={value}" for key, value in values.items()]]
+  assert main.main([*flags, f"--workdir={tmp_path / 'run'}"]) == 75 and titles == ROWS[:3]
+  assert not (tmp_path / "run" / "results.json").exists()
+  assert main.main([*flags, f"--workdir={tmp_path / 'run'}"]) == 0 and titles == ROWS[:3] + ROWS[2:]
+  assert json.loads((tmp_path / "run" / "results.json").read_text())["rows"] == results["rows"]
 
 
 def test_a_damaged_cache_is_computed_again(done, encoder, tmp_path):

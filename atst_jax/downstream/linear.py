@@ -7,6 +7,7 @@ Two protocols: "atst" (ATST 3.2 and the released scripts; `probe`) and "evar" (B
 paper's; `evar_probe`). What a task asks for and what was published comes from `tasks`.
 """
 
+import functools
 import itertools
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from atst_jax import config as configs
 from atst_jax import export
 from atst_jax.downstream import evar_probe, features, probe, selection
 from atst_jax.downstream.evaluation import divide, results_of, score_of
+from atst_jax.downstream.finished import finished
 from atst_jax.downstream.splits import Split
 from atst_jax.downstream.statistics import summary
 from atst_jax.downstream.table import table, write_markdown
@@ -179,7 +181,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     agree(workdir, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config)
     done = []
     for title, arrays in rows(config, model, dataset, labels.ids, os.path.join(workdir, "features")):
-      done.append(run_row(title, arrays, labels, splits, config))
+      compute = functools.partial(run_row, title, arrays, labels, splits, config)
+      done.append(finished(workdir, config, title, compute))
       log.info("%s: %.4f", title, done[-1]["mean"])
     results = results_of(config, model.config, dataset, labels, splits, done)
     write_json(os.path.join(workdir, "results.json"), results)

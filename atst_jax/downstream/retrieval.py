@@ -5,6 +5,7 @@ A recall means little alone. Beside it stand chance, queries of the sound alone 
 system on an encoder with random parameters and on statistics of the log-mel spectrogram.
 """
 
+import functools
 import os
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from atst_jax import config as configs
 from atst_jax import export
 from atst_jax.downstream import adapters, features, text
 from atst_jax.downstream.adapters import SYSTEMS
+from atst_jax.downstream.finished import finished
 from atst_jax.downstream.pair_set import PairSet, read_pairs
 from atst_jax.downstream.published import published
 from atst_jax.downstream.retrieval_table import markdown, table
@@ -176,7 +178,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     words = text.embed_texts(pairs.texts, encoder, pooling=config.text.pooling, folder=folder)
     for name, arrays in sounds(config, model, dataset, labels.ids, folder):
       for system in config.systems if name == "pre-trained" else [s for s in config.systems if s == REPORTED]:
-        done = run_row(name, system, arrays, words, labels.targets, pairs, config)
+        compute = functools.partial(run_row, name, system, arrays, words, labels.targets, pairs, config)
+        done = finished(workdir, config, f"{name}, {system}", compute)
         log.info("%s, %s: %s", name, system, ", ".join(f"{r['scene']} {r['name']} {r['mean']:.3f}" for r in done))
         rows += done
     results = _results(config, model, dataset, labels, pairs, rows)

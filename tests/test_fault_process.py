@@ -1,0 +1,294 @@
+"""Signals, stalls, dead partners, machines that lack something: the process ends in time, with a code and a reason."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import ROOT, tiny_config, tiny_flags
+
+from atst_jax import main, recipe, train, watchdog
+from atst_jax.checkpoint import restore_tree
+from atst_jax.errors import UserError
+from atst_jax.logs import MetricWriter, log, read_metrics
+from atst_jax.mesh import make_mesh
+
+FLAGS = {"total_steps": "20", "warmup_steps": "2", "checkpoint__every_steps": "4", "guard__window": "8",
+         "difference__weight": "0", "encoder__depth": "1"}  # fmt: skip
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Training in this process on one device of the eight, which is faster."""
+  monkeypatch.setattr(train, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  found = []
+  monkeypatch.setattr(log, "warning", lambda message, *args: found.append(message % args))
+  return found
+
+
+def _run(workdir, **overrides):
+  return main.main([*tiny_flags(**FLAGS | overrides), f"--workdir={workdir}"])
+
+
+def _at(monkeypatch, actions):
+  """Calls actions[step]() before the batch of that step (counted from 1) is given."""
+  original = recipe.batches
+
+  def batches(config, dataset, *, start_step, **options):
+    for number, batch in enumerate(original(config, dataset, start_step=start_step, **options), start_step + 1):
+      actions.get(number, lambda: None)()
+      yield batch
+
+  monkeypatch.setattr(recipe, "batches", batches)
+
+
+def _python(code, **options):
+  return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, **options)  # fmt: skip
+
+
+STARTING = """
+import hashlib, sys, time
+from atst_jax import preemption
+preemption.PATIENCE = 0.5
+try:
+  with preemption.StopRequest(distributed=False, starting=True) as stop:
+    print("ready", flush=True)
+    {}
+except preemption.Interrupted as name:
+  sys.exit(f"cleaned up after {{name}}")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_fault_01_a_signal_where_nothing_can_be_saved_ends_at_once(number):
+  """Between two instructions by an exception; inside a call that takes a minute, such as a compilation, by a thread."""
+  for code, exit_code, told in (
+    ("time.sleep(60)", 1, f"cleaned up after {number.name}"),
+    ("hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", 75, "stopped before there was anything to save"),
+  ):
+    process = _python(STARTING.format(code))
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    started = time.time()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == exit_code and told in output and time.time() - started < 20, output
+    if number != signal.SIGTERM:
+      break
+
+
+def test_fault_01_signals_are_the_loops_own_once_it_runs(tmp_path, monkeypatch, one_device, capsys):
+  """Before: exit 75 with nothing saved. In the loop: the step is finished and saved. Handlers are put back."""
+  handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+  stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  with monkeypatch.context() as patch:
+    compile_step = recipe.compile_step
+    patch.setattr(recipe, "compile_step", lambda program: (stop(), compile_step(program))[1])
+    assert _run(tmp_path / "a") == 75
+  assert "stopped: SIGTERM; run the same command again to continue" in capsys.readouterr().err
+  assert not os.path.exists(tmp_path / "a" / "checkpoints")
+  with monkeypatch.context() as patch:
+    _at(patch, {3: stop})
+    assert _run(tmp_path / "a") == 75
+  assert os.listdir(tmp_path / "a" / "checkpoints") == ["3"]
+  assert handlers == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+  assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_fault_31_two_runs_are_equal_bit_for_bit(tmp_path, one_device):
+  states = []
+  for name in ("a", "b"):
+    assert _run(tmp_path / name, total_steps="5") == 0
+    states.append(restore_tree(tmp_path / name / "checkpoints" / "5" / "default"))
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+STALLED = """
+import ctypes, time
+from atst_jax import watchdog
+watchdog.PERIOD, watchdog.GRACE = 0.1, 0.5
+with watchdog.Watchdog({!r}, index=0, step_seconds=1.0, start_seconds=50.0) as dog:
+  dog.phase("restore")
+  time.sleep(1.2)  # within the limit of another phase
+  dog.beat(3)
+  {}
+"""
+
+
+def test_fault_32_a_stalled_process_ends_with_its_stacks(tmp_path):
+  """A thread waits: exit 74, the place on standard error and in a file. A call keeps the interpreter's lock: exit 1."""
+  waiting = _python(STALLED.format(str(tmp_path), "time.sleep(60)"))
+  locked = _python(STALLED.format(str(tmp_path / "none"), "ctypes.PyDLL(None).sleep(60)"))
+  output, _ = waiting.communicate(timeout=50)
+  assert waiting.returncode == 74, output
+  assert "stalled: nothing has moved for 1 s in phase 'step' after step 3" in output and "guard.step_seconds" in output
+  assert 'File "<string>", line 9 in <module>' in output
+  assert 'File "<string>", line 9 in <module>' in (tmp_path / "stacks_process_0.txt").read_text()
+  beat = json.loads((tmp_path / "heartbeat.json").read_text())
+  assert beat["phase"] == "stalled" and beat["step"] == 3 and beat["pid"] == waiting.pid
+  output, _ = locked.communicate(timeout=50)
+  assert locked.returncode == 1 and "Timeout" in output and "line 9 in <module>" in output, output
+
+
+def test_fault_32_stalled_input_is_noticed_and_the_heartbeat_tells(tmp_path, monkeypatch, one_device):
+  """The batch of step 6 does not come: the watchdog tells it within its limit (here it then comes after all)."""
+  moved, beats = threading.Event(), []
+  monkeypatch.setattr(watchdog, "PERIOD", 0.05)
+  monkeypatch.setattr(
+    watchdog.Watchdog, "_end", lambda self, limit: (beats.append((self._phase, self._step)), moved.set())
+  )
+  _at(monkeypatch, {6: lambda: moved.wait(60)})
+  assert _run(tmp_path, guard__step_seconds="1.0", total_steps="8") == 0
+  assert beats[0] == ("step", 4)  # the step that is known to have ended: 5 is looked at after 6 is dispatched
+  beat = json.loads((tmp_path / "heartbeat.json").read_text())
+  assert beat == beat | {"step": 8, "phase": "ended", "pid": os.getpid(), "host": socket.gethostname()}
+  assert abs(beat["time"] - time.time()) < 60 and beat["step_time"] <= beat["time"]
+
+
+def _ranks(workdir, *program):
+  flags = tiny_flags(**FLAGS | {"total_steps": "1000000", "checkpoint__every_steps": "1000000"})
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
+         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}  # fmt: skip
+  command = [sys.executable, *program, *flags, f"--workdir={workdir}", f"--coordinator=localhost:{port}",
+             "--num_processes=2"]  # fmt: skip
+  return [subprocess.Popen([*command, f"--process_id={p}"], cwd=ROOT, env=env, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True) for p in range(2)]  # fmt: skip
+
+
+RAISING = """
+import sys
+from atst_jax import main, recipe
+from atst_jax.errors import UserError
+original = recipe.batches
+def batches(*args, **options):
+  for i, batch in enumerate(original(*args, **options)):
+    if i == 5 and "--process_id=0" in sys.argv:
+      raise UserError("a shard of process 0 alone is damaged")
+    yield batch
+recipe.batches = batches
+main.end(main.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("fault", ["dies", "raises"])
+def test_fault_36_when_one_process_dies_or_raises_the_other_ends(tmp_path, fault):
+  """Within a minute and not with 0; the one that raises ends with its own code, and does not wait for the other."""
+  ranks = _ranks(tmp_path, *(("-c", RAISING) if fault == "raises" else ("-m", "atst_jax.main")))
+  try:
+    if fault == "dies":
+      deadline = time.time() + 300
+      while time.time() < deadline and len(read_metrics(tmp_path / "metrics.jsonl")) < 3:
+        time.sleep(0.1)
+      ranks[1].kill()
+    outputs = [None, None]
+    first, second = (1, 0) if fault == "dies" else (0, 1)
+    outputs[first] = ranks[first].communicate(timeout=300)[0]
+    started = time.time()
+    outputs[second] = ranks[second].communicate(timeout=60)[0]
+    assert time.time() - started < 60 and ranks[second].returncode not in (0, 75), outputs
+    if fault == "raises":
+      assert ranks[0].returncode == 2 and "a shard of process 0 alone is damaged" in outputs[0], outputs
+  finally:
+    for process in ranks:
+      with contextlib.suppress(ProcessLookupError):
+        process.kill()
+      process.communicate()
+
+
+@pytest.fixture(scope="module")
+def program():
+  config = recipe.resolve(tiny_config(**FLAGS), None)
+  return config, recipe.compile_for(config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False)
+
+
+def test_fault_28_what_is_not_float32_is_refused_at_the_start(program):
+  """A teacher, statistics, optimizer or loss in bfloat16."""
+  _, tiny = program
+  half = lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, tree)
+  breaks = {
+    "teacher": lambda s, m: (s._replace(teacher=half(s.teacher)), m),
+    "batch_stats": lambda s, m: (s._replace(batch_stats=half(s.batch_stats)), m),
+    "opt_state": lambda s, m: (s._replace(opt_state=half(s.opt_state)), m),
+    "loss": lambda s, m: (s, {**m, "loss": half(m["loss"])}),
+  }
+  for name, spoil in breaks.items():
+    step = jax.jit(lambda state, batch, spoil=spoil: spoil(state, {"loss": jnp.mean(batch["mel"].astype(jnp.float32))}))
+    with pytest.raises(TypeError, match=rf"results of the step are not float32, the first: .*{name}.* is bfloat16"):
+      recipe.compile_step(tiny._replace(step=step))
+
+
+def test_fault_37_the_step_is_compiled_once(program):
+  """What was compiled cannot be compiled again: another shape or type is an error, not a slow step."""
+  config, tiny = program
+  compiled = recipe.compile_step(tiny)
+  state = tiny.init(jax.random.key(0))
+  batch = jax.device_put(next(recipe.batches(config, None, start_step=0, rows=None)),
+                         {k: v.sharding for k, v in tiny.batch.items()})  # fmt: skip
+  for _ in range(2):
+    state, _ = compiled(state, batch)
+  assert int(state.step) == 2
+  for wrong in ({"mel": batch["mel"][:, :60]}, {"mel": batch["mel"].astype(jnp.float32)}):
+    with pytest.raises(TypeError):
+      compiled(state, {**batch, **wrong})
+
+
+def test_fault_35_too_little_memory_names_what_helps(tmp_path, monkeypatch, one_device, capsys):
+  def refuse(program):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 26.46G of 15.75G")
+
+  monkeypatch.setattr(recipe, "compile_step", refuse)
+  assert _run(tmp_path) == 2
+  error = capsys.readouterr().err
+  assert "Used 26.46G of 15.75G" in error and "batch_size=16" in error and "Traceback" not in error
+  for knob in ("compute.accumulation", "compute.remat", "mesh.fsdp", "dtype=bfloat16", "atst_jax.plan"):
+    assert knob in error
+
+
+def test_fault_35_an_accelerator_that_is_not_there():
+  with pytest.raises(UserError, match="platform 'gpu' is asked for, but JAX found 'cpu'"):
+    recipe.check_platform("gpu")
+  recipe.check_platform("auto")
+
+
+def test_fault_33_memory_is_flat(tmp_path, monkeypatch, one_device):
+  """500 steps, with logs and checkpoints: resident memory grows by less than 5 %."""
+
+  def resident():
+    with open("/proc/self/statm", encoding="ascii") as file:
+      return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+  sizes = {}
+  _at(monkeypatch, {step: lambda step=step: sizes.update({step: resident()}) for step in (100, 600)})
+  assert _run(tmp_path, total_steps="600", checkpoint__every_steps="50", log__every_steps="5") == 0
+  assert sizes[600] < 1.05 * sizes[100], {k: f"{v / 2**20:.1f} MiB" for k, v in sizes.items()}
+
+
+def test_fault_34_a_logger_that_fails_warns_once_and_training_goes_on(tmp_path, warnings):
+  """A full disk under metrics.jsonl, a TensorBoard folder that is a file."""
+  (tmp_path / "tensorboard").write_text("")
+  writer = MetricWriter(tmp_path)
+  with open("/dev/full", "w", encoding="utf-8") as full:
+    os.dup2(full.fileno(), writer._file.fileno())
+  for step in (1, 2, 3):
+    writer.write(step, {"loss": 1.0})
+  writer.close()
+  assert sorted(re.match(r"logging to (\S+) failed", w)[1] for w in warnings) == ["TensorBoard", "metrics.jsonl"]
+  assert all("training goes on without it" in w for w in warnings)
