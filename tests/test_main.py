@@ -78,7 +78,7 @@ def test_fault_12_24_30_mistakes_in_data(change, overrides, message, capsys, tmp
   _fails(flags, message, capsys, tmp_path / "work")
 
 
-def test_a_workdir_that_cannot_be_written(capsys, tmp_path, no_compilation):
+def test_fault_10_a_workdir_that_cannot_be_written(capsys, tmp_path, no_compilation):
   (tmp_path / "file").write_text("")
   assert main.main([*tiny_flags(), f"--workdir={tmp_path}/file/work"]) == 2
   assert "cannot be written" in capsys.readouterr().err

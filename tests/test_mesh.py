@@ -52,7 +52,7 @@ def _losses(devices, fsdp, file="base.py"):
 
 
 @pytest.mark.parametrize("devices, fsdp, file", [(8, 1, "base.py"), (8, 4, "base.py"), (8, 1, "byola.py")])
-def test_losses_and_batch_statistics_do_not_depend_on_the_mesh(devices, fsdp, file):
+def test_fault_07_losses_and_batch_statistics_do_not_depend_on_the_mesh(devices, fsdp, file):
   """BatchNorm's statistics are those of the global batch. Seen red with the statistics of one device."""
   losses, stats = _losses(devices, fsdp, file)
   expected, expected_stats = _losses(1, 1, file)
@@ -101,7 +101,7 @@ def _main(flags, devices, workdir):
   return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_two_processes_equal_one(tmp_path):
+def test_fault_07_two_processes_equal_one(tmp_path):
   """Two processes of two devices on localhost, records read by both, against one process of one device."""
   data = write_dataset(tmp_path / "data", frames=(40, 90))
   flags = tiny_flags(data__source="records", data__path=data, total_steps="3", warmup_steps="1")
@@ -121,9 +121,13 @@ def test_two_processes_equal_one(tmp_path):
   for a, b in zip(two, one, strict=True):
     np.testing.assert_allclose([a[k] for k in ("loss_byol", "loss_difference", "std_student")],
                                [b[k] for k in ("loss_byol", "loss_difference", "std_student")], rtol=2e-4)  # fmt: skip
+  # What two processes have saved is read by one, array for array (`Checkpoints.restore` compares their marks).
+  process = _main(flags, 1, tmp_path / "two")
+  output, _ = process.communicate(timeout=240)
+  assert process.returncode == 0 and "steps 3 to 3" in output, output
 
 
-def test_sigterm_to_one_process_stops_both(tmp_path):
+def test_fault_01_sigterm_to_one_process_stops_both(tmp_path):
   """Both save the same step and exit with 75."""
   flags = tiny_flags(total_steps="1000000")
   with socket.socket() as probe:
