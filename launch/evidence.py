@@ -116,7 +116,9 @@ def scores(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
 def interval(values: list[float]) -> str:
   """Mean and half width of its 95 % confidence interval (Student's t), and how many are above 0."""
   mean, n = float(np.mean(values)), len(values)
-  half = scipy.stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5 if n > 1 else float("nan")
+  if n == 1:
+    return f"{mean:+.1f}"
+  half = scipy.stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5
   return f"{mean:+.1f} ± {half:.1f} ({sum(value > 0 for value in values)} of {n})"
 
 
