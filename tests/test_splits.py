@@ -171,5 +171,5 @@ def test_fault_38_one_tested_class_is_refused():
 def test_an_empty_part_is_refused():
   part = np.arange(4)
   with pytest.raises(UserError, match=r"this one: a part is empty \(4 train, 0 valid, 4 test clips\)"):
-    check(Split(part, part[:0], part + 4), ids=list("abcdefgh"), groups=[""] * 8, targets=np.ones((8, 2), int), label_names=NAMES[:2],
-          name="this one")  # fmt: skip
+    check(Split(part, part[:0], part + 4), ids=list("abcdefgh"), groups=[""] * 8, targets=np.ones((8, 2), int),
+          label_names=NAMES[:2], name="this one")  # fmt: skip
