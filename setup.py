@@ -48,6 +48,7 @@ setuptools.setup(
     "s3": ["s3fs>=2024.6"],
     "dataflow": ["apache-beam[gcp]>=2.77,<3"],
     "mixtures": MIXTURES,
+    "mlflow": ["mlflow>=3,<4"],
     "onnx": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"],
     "parquet": ["pyarrow>=17"],  # versioned by major releases, and apache-beam bounds it
     "suites": ["hearvalidator", "torch>=2.6,<3", "xares>=0.1.3,<0.2"],  # xares asks for torchaudio and transformers
@@ -65,5 +66,6 @@ setuptools.setup(
     "text": ["torch>=2.6,<3", "transformers>=4.50,<6"],
     "torch": ["torch>=2.6,<3"],
     "tpu": ["jax[tpu]"],
+    "wandb": ["wandb>=0.21,<1"],
   },
 )

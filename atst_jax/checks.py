@@ -1,6 +1,7 @@
 """What a resolved pre-training config may hold: ranges, choices, and what has to fit together."""
 
 import dataclasses
+import itertools
 
 from ml_collections import ConfigDict
 
@@ -41,6 +42,9 @@ POSITIVE = (
   "guard.patience",
   "guard.collapse_steps",
   "log.every_steps",
+  "online.every_steps",
+  "online.clips",
+  "online.knn",
 )
 CHOICES = {
   "views.segments": ("two", "single"),
@@ -63,6 +67,7 @@ CHOICES = {
   "export": ("teacher", "student"),
   "tail": TAILS,
   "data.source": ("records", "synthetic"),
+  "online.network": ("teacher", "student"),
 }
 RANGES = {  # both ends included
   "seed": (0, LARGEST),
@@ -85,6 +90,7 @@ RANGES = {  # both ends included
   "guard.collapse_rank": (0, 1e6),
   "guard.step_seconds": (0, 1e6),
   "guard.start_seconds": (0, 1e6),
+  "online.max_seconds": (0.05, 3600),
   "optimizer.base_lr": (0, 1e3),
   "optimizer.end_lr": (0, 1e3),
   "optimizer.weight_decay_start": (0, 1e3),
@@ -121,6 +127,9 @@ def check_values(config: ConfigDict) -> None:
   if not config.difference.gamma_min <= config.difference.gamma_max:
     raise UserError(f"--config.difference.gamma_min={config.difference.gamma_min}: must be below "
                     f"difference.gamma_max={config.difference.gamma_max}")  # fmt: skip
+  penalties = config.online.ridge
+  if not penalties or penalties[0] <= 0 or any(b <= a for a, b in itertools.pairwise(penalties)):
+    raise UserError(f"--config.online.ridge={penalties}: must be positive and ascending")
   normalization = config.views.normalization
   if normalization.kind == "min_max" and not normalization.low < normalization.high:
     raise UserError(f"--config.views.normalization.low={normalization.low}: must be below "

@@ -1,4 +1,4 @@
-"""Where metrics go: log lines, JSON lines, TensorBoard, a progress bar. A failing logger never stops a run."""
+"""Where metrics go: log lines, JSON lines, TensorBoard, trackers, a progress bar. A failing one never stops a run."""
 
 import json
 import logging
@@ -40,10 +40,12 @@ def is_quiet() -> bool:
 
 
 class MetricWriter:
-  """Appends metrics to `workdir/metrics.jsonl` and TensorBoard; on resume, drops what lies beyond the restored step."""
+  """Appends metrics to `workdir/metrics.jsonl`, TensorBoard and `trackers.chosen`; on resume, drops from the first two
+  what lies beyond the restored step."""
 
-  def __init__(self, workdir, *, start_step=0, enabled=True):
+  def __init__(self, workdir, *, start_step=0, enabled=True, trackers=()):
     self._file = self._board = None
+    self._trackers = trackers
     self._enabled, self._warned = enabled, set()
     self._path = os.path.join(workdir, "metrics.jsonl")
     if enabled:
@@ -51,7 +53,7 @@ class MetricWriter:
       self._guard("TensorBoard", lambda: self._open_board(workdir, start_step))
 
   def _open(self, start_step):
-    kept = [r for r in read_metrics(self._path) if r["step"] <= start_step]
+    kept = [r for r in read_metrics(self._path) if r["step"] <= start_step and start_step]
     storage.write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
     self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
 
@@ -70,15 +72,19 @@ class MetricWriter:
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes numbers under a step. NaN and infinities become null in the JSON lines."""
+    now = time.time()
     if self._file:
       finite = {k: (v if abs(v) < float("inf") else None) for k, v in metrics.items()}
-      line = json.dumps({"step": step, "time": round(time.time(), 3), **finite})
+      line = json.dumps({"step": step, "time": round(now, 3), **finite})
       self._guard("metrics.jsonl", lambda: (self._file.write(line + "\n"), self._file.flush()))
     if self._board:
       self._guard("TensorBoard", lambda: [self._board.add_scalar(k, v, step) for k, v in metrics.items()])
+    for tracker in self._trackers:
+      self._guard(tracker.name, lambda tracker=tracker: tracker.write(step, now, metrics))
 
   def close(self):
-    for name, target in (("metrics.jsonl", self._file), ("TensorBoard", self._board)):
+    targets = [("metrics.jsonl", self._file), ("TensorBoard", self._board), *((t.name, t) for t in self._trackers)]
+    for name, target in targets:
       if target:
         self._guard(name, target.close)
 

@@ -9,20 +9,22 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
-from atst_jax import recipe, storage
+from atst_jax import recipe, storage, trackers
 from atst_jax.checkpoint import Checkpoints, checkpoint_folder
 from atst_jax.checks import check, is_ragged
 from atst_jax.logs import MetricWriter, log, progress_bar
 from atst_jax.mesh import make_mesh, process_rows, put_batch
+from atst_jax.online import Online
 from atst_jax.preemption import EXIT_RESUME, StopRequest
 from atst_jax.records import Dataset
 from atst_jax.recovery import Recovery, fresh_state
 from atst_jax.watchdog import Watchdog
-from atst_jax.workdir import CONFIG, keep_programs, own, read_config
+from atst_jax.workdir import CONFIG, keep_programs, own, read_config, record_start
 
 # Keys that may change between a run and its continuation: they do not enter what is computed.
 FREE_KEYS = (
   "log.",
+  "online.",
   "checkpoint.every_steps",
   "checkpoint.keep",
   "compute.",
@@ -49,6 +51,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   check(config, dataset, jax.device_count(), jax.process_count())
   mesh = make_mesh(**config.mesh)
   rows = process_rows(mesh, config.batch_size)
+  trackers.check(trackers.names(config.log))
+  online = Online(config, mesh) if config.online.path else None
   with (
     StopRequest(distributed=jax.process_count() > 1, starting=True) as stop,
     own(workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS,
@@ -71,10 +75,12 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     compiled = recipe.compile_step(program)
     read_from = lambda step: recipe.batches(config, dataset, start_step=step, rows=rows)
     recovery = Recovery(config, dataset, workdir, rows, program, checkpoints)
-    writer = MetricWriter(workdir, start_step=start, enabled=jax.process_index() == 0)
+    writer = make_writer(config, workdir, start)
     stop.begin()
     try:
-      code = loop(config, compiled, state, read_from, mesh, checkpoints, recovery, writer, stop, watchdog, start)
+      code = loop(
+        config, compiled, state, read_from, mesh, checkpoints, recovery, writer, online, stop, watchdog, start
+      )
       del state
       watchdog.phase("end")
       checkpoints.reread(program.state)
@@ -82,6 +88,18 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     finally:
       checkpoints.close()
       writer.close()
+
+
+def make_writer(config, workdir, start) -> MetricWriter:
+  """In process 0, where it also notes the start in the workdir, one that writes; a mute one in the others."""
+  if jax.process_index():
+    return MetricWriter(workdir, start_step=start, enabled=False)
+  try:
+    record_start(workdir, start)
+  except OSError as error:
+    log.warning("%s: the start cannot be noted (%s)", workdir, error.strerror)
+  chosen = trackers.chosen(trackers.names(config.log), workdir, configs.to_json(config))
+  return MetricWriter(workdir, start_step=start, trackers=chosen)
 
 
 def has_checkpoints(config, workdir) -> bool:
@@ -92,10 +110,14 @@ def has_checkpoints(config, workdir) -> bool:
   return any(name.isdigit() for folder in folders for name in storage.names(folder))
 
 
-def loop(config, train_step, state, read_from, mesh, checkpoints, recovery, writer, stop, watchdog, step) -> int:
+def loop(
+  config, train_step, state, read_from, mesh, checkpoints, recovery, writer, online, stop, watchdog, step
+) -> int:
   """Steps, logs and saves. The metrics of a step are fetched after the next one is dispatched."""
   distributed = jax.process_count() > 1
-  report, source = Report(config, writer, step), read_from(step)
+  report, source = Report(config, writer, online, watchdog, step), read_from(step)
+  if step == 0:
+    report.measure(step, state)
   unseen = []  # (step, metrics) of steps that are dispatched and not yet looked at
   while step < config.total_steps:
     started = time.perf_counter()
@@ -127,6 +149,7 @@ def loop(config, train_step, state, read_from, mesh, checkpoints, recovery, writ
       checkpoints.save(step, state, sound=False)
     if stopping:
       break
+    report.measure(step, state)
   source.close()
   report.bar.close()
   if step < config.total_steps:
@@ -140,10 +163,19 @@ def loop(config, train_step, state, read_from, mesh, checkpoints, recovery, writ
 class Report:
   """Turns a step's metrics into log lines, and measures clips/s and the share of time spent waiting for data."""
 
-  def __init__(self, config, writer, step):
-    self.config, self.writer, self.waited = config, writer, 0.0
+  def __init__(self, config, writer, online, watchdog, step):
+    self.config, self.writer, self.online, self.watchdog, self.waited = config, writer, online, watchdog, 0.0
     self.bar = progress_bar(config.total_steps, step, "step")
     self.last_step, self.last_time = step, time.perf_counter()
+
+  def measure(self, step, state):
+    """Writes what the online evaluation finds, if there is one and it is time; no part of the speed."""
+    if self.online and self.online.due(step):
+      self.watchdog.phase("online evaluation")
+      values = self.online(step, state)
+      if values:
+        self.writer.write(step, values)
+        self.last_time += values["online_seconds"]
 
   def __call__(self, step, metrics):
     """Blocks until the step is done, so that at most two steps are in flight."""

@@ -144,8 +144,24 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.guard.step_seconds = 900.0  # without a step, and the run ends with all stacks; 0: never
   config.guard.start_seconds = 7200.0  # the same for start, compilation and restore
 
+  # What is read off the encoder while it trains, on a labelled set; enters nothing that is computed.
+  config.online = ConfigDict()
+  config.online.path = config_dict.placeholder(str)  # of a prepared labelled set; off if it is not set
+  config.online.every_steps = 5000  # and before the first step, and after the last
+  config.online.clips = 2000  # at most, equally many of every class
+  config.online.network = config_dict.placeholder(str)  # "teacher" or "student"; the one that is exported
+  config.online.max_seconds = 12.0  # longer clips are cropped centrally
+  config.online.knn = 10  # neighbours
+  config.online.ridge = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # penalties x clips; the validation clips choose
+  config.online.splits = ConfigDict()
+  config.online.splits.way = "auto"  # or "fold", "split", "random"
+  config.online.splits.num_folds = 5  # of "random"
+  config.online.splits.hold_out = "fold"  # what chooses the penalty; "tenth" of the other clips
+
   config.log = ConfigDict()
   config.log.every_steps = 50  # a line, and a point of the curves
+  config.log.wandb = config_dict.placeholder(str)  # a project of Weights & Biases, beside JSON lines and TensorBoard
+  config.log.mlflow = config_dict.placeholder(str)  # an experiment of MLflow; the store that MLFLOW_TRACKING_URI names
   if variant == "released":
     release(config)
   return config

@@ -115,8 +115,9 @@ EXCEPTIONS = {  # inside functions: the lister and the decoder, for audio files;
 
 # Inside functions only: the model trains, exports and embeds on hosts that have none of these.
 LAZY = {
-  "apache_beam", "librosa", "matplotlib", "onnx", "onnxruntime", "pyarrow", "pyloudnorm", "safetensors", "sklearn",
-  "soundfile", "soxr", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch", "transformers",
+  "apache_beam", "librosa", "matplotlib", "mlflow", "onnx", "onnxruntime", "pyarrow", "pyloudnorm", "safetensors",
+  "sklearn", "soundfile", "soxr", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch", "transformers",
+  "wandb",
 }  # fmt: skip
 EAGER = {("data_pipeline.audio", "soundfile"), ("data_pipeline.audio", "soxr")}
 CONFIG_FREE = (
