@@ -62,9 +62,10 @@ fuzz: venv  ## hostile input of every kind, thousands of cases drawn anew; CASES
 soak: venv  ## kill a training run at random instants for ten minutes (ARGS=--hours=8), and compare with an undisturbed one
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-lint: venv  ## check style and formatting
+lint: venv  ## check style, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: venv  ## mend what ruff can mend
 	@$(BIN)/ruff check --fix .

@@ -55,6 +55,7 @@ setuptools.setup(
     "tb": ["tensorboard>=2.21,<3"],
     "test": [
       "hypothesis>=6.100,<7",
+      "mypy>=2.1,<3",
       "pyloudnorm>=0.1.1,<1",
       "pytest>=8.3,<10",
       "pyyaml>=6,<7",

@@ -16,6 +16,7 @@ def _module(path: str):
   if not os.path.isfile(path):
     raise UserError(f"--config={path}: no such file; configs lie in configs/, for example configs/base.py")
   spec = importlib.util.spec_from_file_location(os.path.basename(path).removesuffix(".py"), path)
+  assert spec is not None and spec.loader is not None  # it is a file
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module

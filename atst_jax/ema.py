@@ -10,7 +10,7 @@ import jax.numpy as jnp
 class EmaState(NamedTuple):
   """`params` follow the student; `batch_stats` are the teacher's own, updated by its forward passes."""
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # optax's name; tuples have a method of it
   params: Any
   batch_stats: Any
 

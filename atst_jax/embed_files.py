@@ -15,7 +15,7 @@ import concurrent.futures
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import atst_jax
 from atst_jax import storage, vectors
@@ -26,7 +26,7 @@ from atst_jax.waveforms import Mel
 from atst_jax.workdir import claim
 
 
-def prefetch(function: Callable, items: Iterable, workers: int) -> Iterator:
+def prefetch(function: Callable, items: Iterable, workers: int) -> Generator:
   """Yields `function(item)` in order, computed by threads that stay at most 2 · workers items ahead."""
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     waiting: collections.deque = collections.deque()
@@ -153,7 +153,7 @@ def embed_folder(flags) -> int:
   lock = claim(folder)
   try:
     compute(model, pieces, workers=flags.workers, options=options)
-    rejected = [pair for path in pieces for pair in vectors.load_piece(path).rejected]
+    rejected = [pair for path in pieces for pair in vectors.finished_piece(path).rejected]
     for id, reason in rejected:
       print(f"left out {id}: {reason}", file=sys.stderr)
     if len(rejected) == len(sources):

@@ -12,13 +12,16 @@ from atst_jax.transformer import Transformer
 FREE_FIELDS = ("dtype", "attention", "remat")  # how an encoder is computed; no part of a config's `encoder` section
 MOST = {"depth": 1 << 10}  # of an encoder from a file; of other whole numbers 2^20
 ENCODERS = {"transformer": Transformer, "cnn": AudioNTT}
+FRAMES_PER_VECTOR = {"transformer": lambda encoder: encoder["patch_frames"],
+                     "cnn": lambda encoder: 2 ** BLOCKS[encoder["version"]]}  # fmt: skip
 
 
 def make_encoder(encoder: dict, **fields):
   """The linen module of a config's `encoder` section: its `kind` and its fields; of FREE_FIELDS those that it has."""
   encoder = dict(encoder)
   module = ENCODERS[encoder.pop("kind")]
-  return module(**encoder, **{key: fields[key] for key in fields if key in module.__dataclass_fields__})
+  known = {field.name for field in dataclasses.fields(module)}
+  return module(**encoder, **{key: fields[key] for key in fields if key in known})
 
 
 def check_encoder(encoder: dict, n_mels: int) -> None:
@@ -43,4 +46,4 @@ def check_encoder(encoder: dict, n_mels: int) -> None:
 
 def frames_per_vector(encoder: dict) -> int:
   """Input frames for each of the encoder's vectors over time."""
-  return encoder["patch_frames"] if encoder["kind"] == "transformer" else 2 ** BLOCKS[encoder["version"]]
+  return FRAMES_PER_VECTOR[encoder["kind"]](encoder)

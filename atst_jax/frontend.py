@@ -106,10 +106,10 @@ def get_frontend(name: str) -> FrontEnd:
 @functools.lru_cache(maxsize=8)
 def mel_filters(frontend: FrontEnd) -> np.ndarray:
   """(n_fft // 2 + 1, F) float32 triangular filters, by librosa."""
-  import librosa.filters
+  from librosa.filters import mel
 
   norm = None if frontend.mel_norm == "none" else frontend.mel_norm
-  filters = librosa.filters.mel(
+  filters = mel(
     sr=frontend.sample_rate, n_fft=frontend.n_fft, n_mels=frontend.n_mels, fmin=frontend.f_min, fmax=frontend.f_max,
     htk=frontend.mel_scale == "htk", norm=norm, dtype=np.float32)  # fmt: skip
   return np.ascontiguousarray(filters.T)

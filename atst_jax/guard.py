@@ -46,7 +46,8 @@ class GuardState(NamedTuple):
 
 
 def init_guard(window: int) -> GuardState:
-  return GuardState(*(jnp.zeros((), jnp.int32) for _ in range(5)), jnp.zeros(window))
+  counts = {name: jnp.zeros((), jnp.int32) for name in GuardState._fields if name != "losses"}
+  return GuardState(**counts, losses=jnp.zeros(window))
 
 
 def deviations(loss, losses):

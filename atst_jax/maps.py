@@ -59,7 +59,8 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, label_names: list[str]
   figure = Figure(figsize=(8.5 + 1.6 * columns, 7.5), layout="constrained")
   axis = figure.subplots()
   for c, (color, marker) in styles.items():
-    axis.scatter(*points[labels == c].T, s=18, color=color, marker=marker, linewidths=0, alpha=0.8,
+    x, y = points[labels == c].T
+    axis.scatter(x, y, s=18, color=color, marker=marker, linewidths=0, alpha=0.8,
                  label=label_names[c])  # fmt: skip
   axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", title=title)
   axis.spines[["top", "right"]].set_visible(False)

@@ -62,8 +62,8 @@ def process_rows(mesh, batch_size) -> tuple[int, int]:
 
   Raises UserError if they are not one block: the order of data is defined by contiguous shares.
   """
-  spans = {(s[0].start or 0, batch_size if s[0].stop is None else s[0].stop)
-           for s in batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()}  # fmt: skip
+  indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  spans = {(s[0].start or 0, batch_size if s[0].stop is None else s[0].stop) for s in indices if s is not None}
   start, stop = min(a for a, _ in spans), max(b for _, b in spans)
   if sum(b - a for a, b in spans) != stop - start:
     raise UserError(f"the devices of process {jax.process_index()} are not neighbours on the mesh; change mesh.fsdp")

@@ -66,7 +66,7 @@ def mix_neighbours(views, length, gamma, *, group, scale, match_level=False):
     mixed_length = jnp.maximum(length, neighbour_length)
   if match_level:
     neighbour = neighbour + mean_level(views, valid, scale) - mean_level(neighbour, neighbour_valid, scale)
-  if length is not None:
+  if valid is not None and neighbour_valid is not None:
     views, neighbour = jnp.where(valid, views, SILENT), jnp.where(neighbour_valid, neighbour, SILENT)
   mixed = jnp.logaddexp(scale * neighbour + jnp.log(gamma), scale * views + jnp.log1p(-gamma)) / scale
   return (mixed if length is None else jnp.where(mask(mixed_length), mixed, 0)), mixed_length

@@ -168,7 +168,8 @@ class Model:
     if tail not in TAILS:
       raise UserError(f"tail={tail!r}: choose one of {', '.join(TAILS)}")
     num_blocks = self.depth if num_blocks is None else num_blocks
-    sums, weights, waiting = [], [], {}
+    sums: list = []  # of each clip: its vector so far, None once it is out
+    weights, waiting = [], {}
     sizes = self._padded_sizes()
 
     def flush(size):

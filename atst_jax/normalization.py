@@ -1,5 +1,7 @@
 """Normalisations of log-mel: ATST's of a crop, BYOL-A's by constants, and BYOL-A's of a batch of views."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from atst_jax.groups import valid_frames
@@ -22,7 +24,7 @@ def standardize(mel, *, peak, mean, std):
   return (jnp.logaddexp(NEPERS_PER_DB * mel, jnp.log(LOG_EPS)) - mean) / std
 
 
-NORMALIZATIONS = {"min_max": min_max, "standard": standardize}
+NORMALIZATIONS: dict[str, Callable] = {"min_max": min_max, "standard": standardize}
 
 
 def normalize(mel, *, kind, peak, **constants):

@@ -33,7 +33,7 @@ def decay_mask(params):
 class TransformersAdamState(NamedTuple):
   """`mu` and `nu` are the averages of the gradient and of its square."""
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # optax's name; tuples have a method of it
   mu: Any
   nu: Any
 

@@ -64,7 +64,9 @@ def largest_batch(config: ConfigDict, devices: list, memory: int, state: int, tr
   """The largest global batch that compiled in so many tries. Memory grows about in proportion to a device's clips; the
   search ends once a batch fills most of it."""
   unit = math.lcm(len(devices) * math.lcm(config.views.group, config.compute.accumulation), config.data.streams)
-  limit = CHIPS[find_chip(devices[0].device_kind)].memory
+  chip = find_chip(devices[0].device_kind)
+  assert chip is not None  # it was described by its name
+  limit = CHIPS[chip].memory
   fits, refused = config.batch_size, math.inf
   for _ in range(tries):
     guess = (FULL * limit - state) / ((memory - state) / fits) if refused == math.inf else (fits + refused) / 2

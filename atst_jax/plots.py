@@ -52,7 +52,7 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
   column = lambda key: np.array([np.nan if r.get(key) is None else r[key] for r in records], float)
   figure = Figure(figsize=(11, 10.5 if online else 7), layout="constrained")
   axes = figure.subplots(3 if online else 2, 2)
-  figure.get_layout_engine().set(h_pad=0.1)
+  figure.set_layout_engine("constrained", h_pad=0.1)
 
   def draw(axis, key, color, label):
     values = column(key)

@@ -74,7 +74,7 @@ def _program(config: ConfigDict, devices: list):
 @contextlib.contextmanager
 def _uncached():
   """Without JAX's cache of compiled programs: a program for a described slice cannot be read from it."""
-  enabled = jax.config.jax_enable_compilation_cache
+  enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # made at run time
   try:
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def build(config: ConfigDict, *, ragged: bool):
                                  batch_size=config.batch_size, **config.optimizer)  # fmt: skip
   average = cosine_schedule(config.teacher.decay_start, config.teacher.decay_end, total_steps=config.total_steps)
   decay = lambda step: average(step + config.teacher.lead_steps)
-  parts = {"network": network, "tx": tx, "teacher": ema(decay)}
+  parts: dict[str, Any] = {"network": network, "tx": tx, "teacher": ema(decay)}
   mixing = mixing_options(config.views, difference, config.batch_size)
   frames = {"frames": config.views.crop_frames, "n_mels": get_frontend(config.data.frontend).n_mels}
   guard = config.guard
@@ -137,7 +137,7 @@ class Program(NamedTuple):
   """A resolved config's functions for a mesh, jitted; `state` and `batch` are abstract, with their shardings."""
 
   init: Callable  # (key) -> state
-  step: Callable  # (state, batch) -> (state, metrics); the state is donated
+  step: Any  # jitted: (state, batch) -> (state, metrics); the state is donated
   state: method.TrainState
   batch: dict
 

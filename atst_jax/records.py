@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class Clip:
   def decode(cls, data: bytes, n_mels: int, where: str) -> "Clip":
     """Raises RecordError naming `where` and the missing or malformed feature."""
     try:
-      features = decode_example(data)
+      features: dict[str, Any] = decode_example(data)
       for key in ("mel", "num_frames", "id"):
         if key not in features:
           raise ValueError(f"feature {key!r} is missing; found {sorted(features)}")
@@ -208,11 +209,6 @@ class Dataset:
       raise RecordError(f"{shard.path}: {number + 1} clips, {shard.num_clips} expected; cut on a record boundary?")
 
 
-def sha256_file(path: str) -> str:
-  with storage.open_binary(path) as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
   """Writes a TFRecord file; a final name is always a whole file."""
   count, size, digest = 0, 0, hashlib.sha256()
@@ -225,5 +221,5 @@ def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
   return Shard(path, count, size, digest.hexdigest())
 
 
-def write_json(path: str, value: dict) -> None:
+def write_json(path: str, value: dict | list) -> None:
   storage.write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

@@ -8,6 +8,7 @@ a labelled set's embeddings with players for some of its clips, what CLS attends
 ran. The page is one file of at most PAGE_BYTES, loads nothing, and says what it could not show.
 """
 
+import functools
 import html
 import io
 import json
@@ -45,7 +46,7 @@ def progress(config: dict, records: list[dict], starts: list[dict]) -> str:
   last, speed = trained[-1], np.array([r["clips_per_second"] for r in trained])
   steps = np.diff([0, *(r["step"] for r in trained)])
   low, middle, high = np.percentile(speed, (10, 50, 90))
-  rows = [
+  rows: list[list] = [
     ["steps", f"{last['step']:,} of {config['total_steps']:,}"],
     ["clips seen", f"{last['step'] * config['batch_size']:,}"],
     ["hours of training", f"{(steps * config['batch_size'] / speed).sum() / 3600:.2f}"],
@@ -120,7 +121,7 @@ def players(drawn: maps.Labelled, audio: str, label_names: list[str], sample_rat
     raise UserError(f"--audio={audio}: none of its {len(paths)} files is one of the data set's clips, whose ids read "
                     f"like {drawn.clips[0].id!r}; give the folder that was prepared")  # fmt: skip
   labels = drawn.labels[rows]
-  place = [int((labels[:i] == label).sum()) for i, label in enumerate(labels)]  # among its class
+  place = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)])  # among its class
   found = []
   for index in np.lexsort((labels, place)):
     clip = drawn.clips[rows[index]]
@@ -142,9 +143,10 @@ def embeddings(encoder: str, data: str, audio: str | None) -> dict[str, str]:
   if model.config["encoder"]["kind"] == "transformer":
     rows = np.unique(drawn.labels, return_index=True)[1][:ATTENTION_CLIPS]
     title = lambda clip: f"{', '.join(dataset.label_names[i] for i in clip.labels)}: {clip.id}"
+    draw = lambda clip, path: attention_figure(model, clip.mel.astype(np.float32), path, title=title(clip))
     sections["Attention"] = "".join(
-      picture(lambda path, clip=clip: attention_figure(model, clip.mel.astype(np.float32), path, title=title(clip)),
-              f"attention of CLS over {title(clip)}") for clip in (drawn.clips[row] for row in rows))  # fmt: skip
+      picture(functools.partial(draw, clip), f"attention of CLS over {title(clip)}")
+      for clip in (drawn.clips[row] for row in rows))  # fmt: skip
   return sections
 
 
@@ -163,7 +165,7 @@ def render(workdir: str, *, results: list[str], encoder: str | None, data: str |
     raise UserError(f"--workdir={workdir} holds a {config['job']!r} run; give that of a pre-training run")
   records, starts = read_metrics(os.path.join(workdir, "metrics.jsonl")), read_starts(workdir)
   found = evaluations(records, results) or note("none: --results=WORKDIR of an evaluation")
-  drawn = embeddings(encoder, data, audio) if encoder else {}
+  drawn = embeddings(encoder, data, audio) if encoder and data else {}
   sections = {"Progress": progress(config, records, starts), "Curves": curves(config, records)}
   data_page = note("the run trains on noise (data.source=synthetic)")
   if config["data"]["source"] == "records":

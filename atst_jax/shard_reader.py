@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import threading
+from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import google_crc32c
@@ -60,7 +61,7 @@ class Index:
         mel, mel_size = find_feature(head, b"mel")
       if not mel_size or mel + mel_size > size or mel_size % (2 * self.n_mels):
         raise ValueError
-      span = Span(offset, size, mel, mel_size)
+      span: Span | RecordError = Span(offset, size, mel, mel_size)
     except (ValueError, IndexError, KeyError):
       span = self._diagnosis(file, offset, size)
     file.seek(offset + size + 4)
@@ -125,7 +126,8 @@ class ShardReader:
 
     Raises UserError: no record is sound, or too many are not.
     """
-    record, others = number, None
+    record: int = number
+    others: Iterator[int] | None = None
     while True:
       try:
         return self._read(record, where, out), record
@@ -134,8 +136,9 @@ class ShardReader:
       if others is None:  # an order of its own for each number: a lost part is replaced by all of the rest
         draws = np.random.Philox(key=[number, 0]).random_raw(len(self.index.spans))
         others = iter(np.argsort(draws, kind="stable").tolist())
-      if (record := next(others, None)) is None:
+      if (following := next(others, None)) is None:
         break
+      record = following
     raise UserError(f"{self.shard.path}: no sound record; run `python -m data_pipeline.prepare repair`")
 
   def centre(self, number: int, frames: int) -> np.float32:
@@ -147,6 +150,8 @@ class ShardReader:
   def clip(self, number: int) -> Clip:
     """A whole clip, with its labels."""
     span = self.index.spans[number]
+    if isinstance(span, RecordError):
+      raise span
     payload = np.empty(span.size, np.uint8)
     self._fill(span.offset, payload)
     return Clip.decode(payload.tobytes(), self.index.n_mels, f"{self.shard.path}: record {number}")
@@ -156,14 +161,14 @@ class ShardReader:
     than asked for only where the file ends."""
     with self._named():
       if isinstance(self._file, io.FileIO) and hasattr(os, "preadv"):
-        got = os.preadv(self._file.fileno(), parts, offset)
+        got = os.preadv(self._file.fileno(), parts, offset)  # type: ignore[arg-type]  # arrays are buffers
         if got == sum(part.nbytes for part in parts):
           return got
       self._file.seek(offset)
       total = 0
       for part in parts:
-        view = memoryview(part)
-        while view and (got := self._file.readinto(view)):
+        view = memoryview(part)  # type: ignore[arg-type]
+        while view and (got := self._file.readinto(view)):  # type: ignore[attr-defined]  # files opened for bytes have it
           total, view = total + got, view[got:]
       return total
 

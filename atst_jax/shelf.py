@@ -102,7 +102,8 @@ class Shelf:
   def drop_old(self, step: int, *, keep: int, keep_every: int) -> None:
     """Removes the checkpoints before `step` but the newest `keep` sound ones and the multiples of `keep_every`."""
     found = [entry for entry in entries(self.folder) if entry.facts and entry.step <= step]
-    kept = {entry.name for entry in found[:1] + [entry for entry in found if entry.facts["sound"]][:keep]}
+    sound = [entry for entry in found if entry.facts and entry.facts["sound"]]
+    kept = {entry.name for entry in found[:1] + sound[:keep]}
     for entry in found:
       if entry.name not in kept and entry.step % keep_every:
         storage.write_text(os.path.join(self.path(entry.name), UNFINISHED), "")

@@ -110,7 +110,8 @@ def write_noise(root: str, config: ConfigDict, clips: int) -> str:
   """A data set of noise as prepared ones lie on disk, for where the config's is not at hand. Returns root."""
   frontend, rng = get_frontend(config.data.frontend), np.random.default_rng(0)
   mels = [rng.normal(-30, 15, (config.data.clip_frames, frontend.n_mels)).astype(np.float16) for _ in range(16)]
-  shards, written = config.data.streams, []
+  shards = config.data.streams
+  written: list[dict] = []
   for i in range(shards):
     name = f"train-{i:05d}-of-{shards:05d}.tfrecord"
     part = (Clip(f"{i}-{k}", mels[k % len(mels)]).encode() for k in range(-(-clips // shards)))

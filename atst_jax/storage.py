@@ -6,6 +6,7 @@ Needs pip install -e .[gcs] or .[s3].
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -259,3 +260,9 @@ def write_text(path: str, text: str) -> None:
   """Writes UTF-8, whole or not at all."""
   with writing(path, "w", encoding="utf-8") as file:
     file.write(text)
+
+
+def sha256(path: str) -> str:
+  """64 hexadecimal digits over a file's bytes."""
+  with open_binary(path) as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # files of bytes have readinto

@@ -8,7 +8,7 @@ import itertools
 import os
 import struct
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import google_crc32c
 import numpy as np
@@ -67,7 +67,7 @@ def _read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
   raise ValueError("varint of more than 64 bits")
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:  # a number, or a memoryview
   """Yields (field number, varint or length-delimited payload) of a protobuf message."""
 
   position = 0

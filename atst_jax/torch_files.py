@@ -73,7 +73,7 @@ def import_torch():
 def load_torch(path: str) -> dict:
   """The content of a PyTorch file: tensors and plain values only. Raises UserError for anything else."""
   torch = import_torch()
-  scalar = np._core.multiarray.scalar
+  scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # where pickles of NumPy 2 look for it
   allowed = [argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, _codecs.encode, scalar,
              (scalar, "numpy.core.multiarray.scalar")]  # fmt: skip
   check_archive(path)

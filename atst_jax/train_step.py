@@ -130,6 +130,7 @@ class Network(nn.Module):
     return self._each(functools.partial(self.predictor, train=True), z)
 
   def predict_difference(self, z):
+    assert self.predictor_difference is not None  # there is one where the loss has its term
     return self._each(functools.partial(self.predictor_difference, train=True), z)
 
   def teach(self, views, length):

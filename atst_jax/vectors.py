@@ -62,6 +62,14 @@ def load_piece(path: str) -> Piece | None:
     return None
 
 
+def finished_piece(path: str) -> Piece:
+  """A piece that was written before. Raises UserError if it is gone since."""
+  piece = load_piece(path)
+  if piece is None:
+    raise UserError(f"{path} was removed or damaged meanwhile; run the same command again")
+  return piece
+
+
 def job_of(path: str) -> str | None:
   """The job that a finished file holds the vectors of, or None if there is no file. Raises UserError for another's."""
   if not os.path.exists(path):
@@ -87,9 +95,9 @@ def import_parquet(path: str):
 def write_npz(path: str, pieces: list[str], about: dict) -> None:
   """Joins pieces to `id` (N,), `vector` (N, D), `rejected` (M, 2) of ids and reasons, and a scalar for each key of
   `about`; only one piece is in memory."""
-  small = [load_piece(piece)._replace(vectors=None) for piece in pieces]
-  ids = np.array([id for piece in small for id in piece.ids], str)
-  rejected = np.array([pair for piece in small for pair in piece.rejected], str).reshape(-1, 2)
+  small = [(piece.ids, piece.rejected) for piece in map(finished_piece, pieces)]
+  ids = np.array([id for names, _ in small for id in names], str)
+  rejected = np.array([pair for _, pairs in small for pair in pairs], str).reshape(-1, 2)
   header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), about["dimensions"])}
   with storage.writing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
     scalars = {key: np.array(value) for key, value in about.items()}
@@ -99,7 +107,7 @@ def write_npz(path: str, pieces: list[str], about: dict) -> None:
     with archive.open(zipfile.ZipInfo("vector.npy"), "w", force_zip64=True) as member:
       np.lib.format.write_array_header_1_0(member, header)
       for piece in pieces:
-        member.write(load_piece(piece).vectors.astype("<f4").tobytes())
+        member.write(finished_piece(piece).vectors.astype("<f4").tobytes())
 
 
 def write_parquet(path: str, pieces: list[str], about: dict) -> None:
@@ -108,12 +116,12 @@ def write_parquet(path: str, pieces: list[str], about: dict) -> None:
   parquet = import_parquet(path)
   import pyarrow as pa
 
-  rejected = [pair for piece in pieces for pair in load_piece(piece).rejected]
+  rejected = [pair for piece in pieces for pair in finished_piece(piece).rejected]
   vector = pa.list_(pa.float32(), about["dimensions"])
   schema = pa.schema([("id", pa.string()), ("vector", vector)],
                      {"atst_jax": json.dumps({**about, "rejected": rejected})})  # fmt: skip
   with storage.writing(path) as file, parquet.ParquetWriter(file, schema) as writer:
-    for piece in (load_piece(piece) for piece in pieces):
+    for piece in map(finished_piece, pieces):
       flat = pa.array(piece.vectors.ravel(), pa.float32())
       columns = [pa.array(piece.ids, pa.string()), pa.FixedSizeListArray.from_arrays(flat, type=vector)]
       writer.write_table(pa.table(columns, schema=schema))

@@ -95,7 +95,7 @@ def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: Fro
   titles = ["clip", "crop 1", "view 1", "crop 2", "view 2"] + ["mixture of view 1"] * ("mixtures" in drawn)
   figure = Figure(figsize=(3.1 * len(titles), 2.1 * rows + 1.2), layout="constrained")
   axes = figure.subplots(rows, len(titles), squeeze=False, width_ratios=[1.35] + [1] * (len(titles) - 1))
-  figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+  figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
   sheet = Sheet(config, clips, drawn, frontend, rows)
   for row in range(rows):
     sheet.clip(axes[row, 0], row)

@@ -35,7 +35,8 @@ class Watchdog:
     self._other = start_seconds
     self._stacks = os.path.join(workdir, f"stacks_process_{index}.txt")
     self._heartbeat = os.path.join(workdir, "heartbeat.json") if index == 0 else None
-    self._phase, self._step, self._moved, self._when = "start", None, time.monotonic(), time.time()
+    self._phase, self._moved, self._when = "start", time.monotonic(), time.time()
+    self._step: int | None = None
     self._ended, self._thread = threading.Event(), threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
   def __enter__(self):

@@ -117,7 +117,7 @@ def own(workdir: str, folder: str | None, config: dict, *, ignore: tuple[str, ..
 def keep_programs(workdir: str) -> None:
   """Keeps compiled programs in the workdir, so that a continued run need not compile again; JAX_COMPILATION_CACHE_DIR
   names another folder. Not for CPUs, whose programs fit one kind of them."""
-  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
     jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
 
 

@@ -19,7 +19,7 @@ from data_pipeline.files import Source, audio_files, inside, printable
 class Listing:
   """All files of an input, sorted by id."""
 
-  sources: list[Source]
+  sources: list  # of Source, or of what else `Settings.read` makes sounds of
   kind: str
   fold_names: list[str] = dataclasses.field(default_factory=list)  # where folds have names, that of fold i
   root: str = ""  # the folder that all paths lie in

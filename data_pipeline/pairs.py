@@ -37,7 +37,7 @@ from data_pipeline.pair_draw import Pair, Ranges, draw_pairs
 from data_pipeline.plan import MIN_SHARDS, check_plan, hash_order, open_output
 from data_pipeline.recordings import SPLITS, list_recordings
 from data_pipeline.scenes import Scene, read_scene
-from data_pipeline.shards import Settings, ShardTask, read_sidecar
+from data_pipeline.shards import Settings, ShardTask, read_sidecar, read_sidecars
 from data_pipeline.sources import LAYOUTS
 from data_pipeline.summary import describe, report
 from data_pipeline.tfds_info import write_tfds_info
@@ -186,9 +186,7 @@ def make(args: argparse.Namespace) -> None:
       settings = Settings(args.output, work, frontend, mel_filters(frontend), tuple(listing.label_names), math.inf,
                           read=read_scene)  # fmt: skip
       write_tasks(todo, settings, workers=args.workers)
-    sidecars = [read_sidecar(task, args.output, work) for task in tasks]
-    if None in sidecars:
-      raise UserError(f"shards in {args.output} were removed or changed meanwhile; run the same command again")
+    sidecars = read_sidecars(tasks, args.output, work)
     rejects = [reject for sidecar in sidecars for reject in sidecar["rejects"]]
     if empty := [sidecar["file"] for sidecar in sidecars if not sidecar["num_clips"]]:
       raise UserError(f"no clip of {empty[0]} could be mixed; the first fault is {rejects[0]['id']!r}: "

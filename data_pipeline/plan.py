@@ -10,13 +10,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from atst_jax import storage
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd, log_mel
-from atst_jax.records import MANIFEST, sha256_file, write_json
+from atst_jax.records import MANIFEST, write_json
 from data_pipeline.audio import Reject, duration, read_pieces
 from data_pipeline.files import Source
 from data_pipeline.shards import ShardTask
@@ -28,7 +29,10 @@ MIN_SHARDS = 16  # so that 16 processes or streams can read any set
 SIZED_FILES = 64  # headers read to estimate the size of a split
 
 
-def hash_order(sources: list[Source], seed: int) -> list[Source]:
+Named = TypeVar("Named", bound=Source)
+
+
+def hash_order(sources: list[Named], seed: int) -> list[Named]:
   """Sorts by a hash of seed and id: a random order that only those two decide."""
   return sorted(sources, key=lambda s: (hashlib.sha256(f"{seed}:{s.id}".encode()).digest(), s.id))
 
@@ -103,7 +107,7 @@ def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[d
 
   def content(source):
     with contextlib.suppress(OSError):  # a file that cannot be read is a reject of its own, later
-      return sha256_file(source.path)
+      return storage.sha256(source.path)
     return source.id
 
   first, rejects = {}, []

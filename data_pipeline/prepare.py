@@ -20,7 +20,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from atst_jax import storage
 from atst_jax.command import Parser, nearest
@@ -32,7 +32,7 @@ from data_pipeline.files import printable
 from data_pipeline.listing import Listing
 from data_pipeline.plan import check_plan, deal, find_duplicates, hash_sources, measure, open_output, shard_name
 from data_pipeline.report_page import write_report
-from data_pipeline.shards import Settings, read_file, read_sidecar
+from data_pipeline.shards import Settings, read_file, read_sidecar, read_sidecars
 from data_pipeline.sources import LAYOUTS, list_sources
 from data_pipeline.summary import describe, report
 from data_pipeline.tfds_info import write_tfds_info
@@ -94,7 +94,7 @@ def _check(args: argparse.Namespace) -> None:
       raise UserError(f"--{key}={value} is not between {low} and {high}")
 
 
-def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozenset()) -> None:
+def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
   """Runs the whole job. Raises UserError, Stopped and KeyboardInterrupt.
 
   Args:
@@ -114,7 +114,7 @@ def prepare(args: argparse.Namespace, again: frozenset[str] | set[str] = frozens
 
 
 def prepare_listing(args: argparse.Namespace, listing: Listing, name: str, *, read: Callable = read_file,
-                    made_of: dict | None = None, again: frozenset[str] | set[str] = frozenset()) -> None:  # fmt: skip
+                    made_of: dict | None = None, again: Set[str] = frozenset()) -> None:  # fmt: skip
   """Writes the shards of a listing, its `dataset.json` and its report. Raises as `prepare`.
 
   Args:
@@ -196,7 +196,7 @@ def _print_plan(args: argparse.Namespace, frontend, listing: Listing, aside: lis
 
 
 def _write_shards(
-  args, frontend, listing: Listing, aside: list[dict], work: str, again: set[str], read: Callable
+  args, frontend, listing: Listing, aside: list[dict], work: str, again: Set[str], read: Callable
 ) -> tuple[list[dict], list[dict]]:
   """(sidecars in order, all rejects); skips what is finished, deals a second time if a shard came out empty."""
   for _ in range(2):
@@ -213,9 +213,7 @@ def _write_shards(
         beam.write_tasks(todo, settings, runner=args.runner, options=_split(args.beam_options))
       else:
         write_tasks(todo, settings, workers=args.workers)
-    sidecars = [read_sidecar(task, args.output, work) for task in tasks]
-    if None in sidecars:
-      raise UserError(f"shards in {args.output} were removed or changed meanwhile; run the same command again")
+    sidecars = read_sidecars(tasks, args.output, work)
     rejects = aside + [reject for sidecar in sidecars for reject in sidecar["rejects"]]
     if all(sidecar["num_clips"] for sidecar in sidecars):
       return sidecars, rejects

@@ -28,8 +28,8 @@ def bars(counts: dict[str, int], unit: str, step: int) -> str:
   edges = [int(edge) for edge in counts]
   step *= max(1, -(-(max(edges) - min(edges)) // (step * MOST_BARS)))
   merged = collections.Counter()
-  for edge, count in counts.items():
-    merged[int(edge) // step * step] += count
+  for text, count in counts.items():
+    merged[int(text) // step * step] += count
   counts = {str(edge): merged[edge] for edge in sorted(merged)}
   edges = sorted(merged)
   number = (edges[-1] - edges[0]) // step + 1

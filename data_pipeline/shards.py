@@ -183,6 +183,15 @@ def sidecar_path(task: ShardTask, work: str) -> str:
   return os.path.join(work, task.file.removesuffix(".tfrecord") + ".json")
 
 
+def read_sidecars(tasks: list[ShardTask], output: str, work: str) -> list[dict]:
+  """The sidecars of shards that were finished just now, in order. Raises UserError if one is not there any more."""
+  found = [read_sidecar(task, output, work) for task in tasks]
+  sidecars = [sidecar for sidecar in found if sidecar is not None]
+  if len(sidecars) < len(tasks):
+    raise UserError(f"shards in {output} were removed or changed meanwhile; run the same command again")
+  return sidecars
+
+
 def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
   """The sidecar of a finished shard; None if the shard is not finished, of other files, or not of its size."""
   try:

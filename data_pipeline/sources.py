@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import itertools
 import os
+from collections.abc import Callable
 
 from atst_jax import storage
 from atst_jax.errors import UserError
@@ -31,9 +32,12 @@ def manifest(path: str, root: str) -> Listing:
   return Listing(read_manifest(path, root=root), "manifest")
 
 
-LAYOUTS = {"folder": folder, "manifest": manifest, **{
-  name: lambda path, root, function=function: function(path) for name, function in layouts.LAYOUTS.items()
-}}  # fmt: skip
+def _rootless(function: Callable[[str], Listing]) -> Callable[[str, str], Listing]:
+  return lambda path, root: function(path)
+
+
+LAYOUTS = {"folder": folder, "manifest": manifest,
+           **{name: _rootless(function) for name, function in layouts.LAYOUTS.items()}}  # fmt: skip
 
 
 def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0) -> Listing:

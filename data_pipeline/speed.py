@@ -96,12 +96,17 @@ def measure_prepare(folder: str, *, frontend: str, files: int, seconds: float, r
   times: dict[str, list[float]] = {key: [] for key in ("bare", "one", "bares", "start", "pool")}
   context = multiprocessing.get_context("spawn")
   executor = lambda count: concurrent.futures.ProcessPoolExecutor(count, mp_context=context)
-  with tempfile.TemporaryDirectory() as output, environment(ENVIRONMENT), executor(1) as one, executor(workers) as all:
+  with (
+    tempfile.TemporaryDirectory() as output,
+    environment(ENVIRONMENT),
+    executor(1) as single,
+    executor(workers) as all,
+  ):
     settings = Settings(output, output, front, filters, labels, float("inf"))
-    loop = lambda paths: one.submit(_seconds, bare_loop, paths, front, filters).result()
+    loop = lambda paths: single.submit(_seconds, bare_loop, paths, front, filters).result()
     loops = lambda paths: list(all.map(bare_loop, share(paths, workers), [front] * workers, [filters] * workers))
     paths = [source.path for source in sources]
-    audio = one.submit(bare_loop, paths, front, filters).result()
+    audio = single.submit(bare_loop, paths, front, filters).result()
     passes = math.ceil(seconds / loop(paths))
     loops(paths)  # every process has started and loaded its libraries
     sources, paths = sources * passes, paths * passes
@@ -109,11 +114,11 @@ def measure_prepare(folder: str, *, frontend: str, files: int, seconds: float, r
     few = tasks(share(sources[:workers], workers))
     for _ in range(repeats):
       times["bare"].append(loop(paths))
-      times["one"].append(one.submit(_seconds, _write, whole, settings).result())
+      times["one"].append(single.submit(_seconds, _write, whole, settings).result())
       times["bares"].append(_seconds(loops, paths))
       times["start"].append(_seconds(lambda: write_tasks(few, settings, workers=workers)))
       times["pool"].append(_seconds(lambda: write_tasks(parts, settings, workers=workers)))
-    peak = one.submit(_peak_megabytes).result()
+    peak = single.submit(_peak_megabytes).result()
   bare, one, bares, start, pool = (np.array(values) for values in times.values())
   pool = pool - min(start.min(), 0.9 * pool.min())  # the second where work is too short to be told from the start
   median = lambda values: float(np.median(values))

@@ -9,16 +9,7 @@ import numpy as np
 from atst_jax import storage
 from atst_jax.command import Parser, nearest
 from atst_jax.errors import UserError
-from atst_jax.records import (
-  MANIFEST,
-  Clip,
-  Dataset,
-  RecordError,
-  Shard,
-  read_records,
-  sha256_file,
-  write_json,
-)  # fmt: skip
+from atst_jax.records import MANIFEST, Clip, Dataset, RecordError, Shard, read_records, write_json  # fmt: skip
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
 from data_pipeline.plan import shard_name
 
@@ -64,7 +55,7 @@ def _verify_shard(dataset: Dataset, shard: Shard, split: str, before: set[str]) 
     ids.add(clip.id)
   if number != shard.num_clips:
     raise RecordError(f"{shard.path}: {number} clips, {shard.num_clips} expected; cut on a record boundary?")
-  if sha256_file(shard.path) != shard.sha256:
+  if storage.sha256(shard.path) != shard.sha256:
     raise RecordError(f"{shard.path}: sha256 differs from {MANIFEST}, though every record reads")
   return ids
 

@@ -33,7 +33,9 @@ class Stopped(Exception):
 
 def _start(settings: Settings, done, stop) -> None:
   def leave_with_parent():
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     os._exit(1)
 
   threading.Thread(target=leave_with_parent, daemon=True).start()

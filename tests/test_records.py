@@ -7,8 +7,9 @@ import os
 import pytest
 from tiny_clips import FRONTEND, make_clip, same_clip, write_tiny_dataset
 
+from atst_jax import storage
 from atst_jax.errors import UserError
-from atst_jax.records import MANIFEST, SCHEMA_VERSION, Dataset, sha256_file, write_json, write_shard
+from atst_jax.records import MANIFEST, SCHEMA_VERSION, Dataset, write_json, write_shard
 from atst_jax.tfrecord import RecordError, read_records
 from data_pipeline import verify
 
@@ -39,7 +40,7 @@ def test_write_shard_describes_the_file(tmp_path):
   path = str(tmp_path / "a.tfrecord")
   shard = write_shard(path, [b"one", b"", b"three"])
   assert (shard.path, shard.num_clips, shard.num_bytes) == (path, 3, os.path.getsize(path))
-  assert shard.sha256 == sha256_file(path)
+  assert shard.sha256 == storage.sha256(path)
   assert list(read_records(path)) == [b"one", b"", b"three"]
   assert os.listdir(tmp_path) == ["a.tfrecord"]
 

@@ -186,8 +186,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   if config.statistics == "data":
     model = model.standardized(mix.statistics)
   labels = read_labels(sets)
-  (split,) = make_splits(ids=labels.ids, targets=labels.targets, folds=labels.folds, splits=labels.splits,
-                         label_names=mix.label_names, way="split", num_folds=2, hold_out="tenth",
+  (split,) = make_splits(ids=labels.ids, groups=labels.groups, targets=labels.targets, folds=labels.folds,
+                         splits=labels.splits, label_names=mix.label_names, way="split", num_folds=2, hold_out="tenth",
                          seed=config.seed)  # fmt: skip
   lock = claim(workdir)
   try:

@@ -115,9 +115,9 @@ def fit(features, targets, index, valid, *, known, rates, seeds, epochs, batch_s
     monitor: "accuracy" or "loss" of the validation clips.
     multi_label: binary cross entropy in place of cross entropy.
   """
-  mean, factor = scale_of(np.asarray(features)[np.asarray(known)])
+  centre, factor = scale_of(np.asarray(features)[np.asarray(known)])
   std = jnp.asarray(1 / np.where(factor == 0, 1, factor), jnp.float32)
-  mean = jnp.asarray(mean, jnp.float32)
+  mean = jnp.asarray(centre, jnp.float32)
   floats = lambda x: jnp.asarray(x, jnp.float32)
   weights, bias, _ = _fit(jnp.asarray(features), mean, std, floats(targets), jnp.asarray(index), jnp.asarray(valid),
                           floats(rates), jnp.asarray(seeds, jnp.uint32), epochs=epochs, batch_size=batch_size,

@@ -194,9 +194,9 @@ class Runner:
   def predict(self, params, batch_stats, index) -> np.ndarray:
     """(M, C) logits of clips, in their order. Raises UserError naming the first whose logits are not finite."""
     clips = all_clips(index, batch_size=self.config.batch_size, rows=self.rows)
-    logits = [np.asarray(self.program.predict(params, batch_stats, put_batch(self.mesh, batch)))
+    parts = [np.asarray(self.program.predict(params, batch_stats, put_batch(self.mesh, batch)))
               for batch in self.reader.batches(clips, self.labels.targets)]  # fmt: skip
-    logits = np.concatenate(logits)[: len(index)]
+    logits = np.concatenate(parts)[: len(index)]
     bad = np.flatnonzero(~np.isfinite(logits).all(-1))
     if len(bad):
       raise UserError(f"the logits of {len(bad)} of {len(index)} clips are NaN or infinite, the first is of "

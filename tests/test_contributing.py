@@ -1,0 +1,134 @@
+"""CONTRIBUTING.md does what it says: a toy encoder, a toy view and a toy task, added as its sections tell."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from evaluation import write_encoder
+from ml_collections import ConfigDict
+from preparing import write_inline
+from tiny import ROOT, tiny_config
+
+from atst_jax import checks, encoders, export, main, recipe, views
+from atst_jax.checks import check
+from atst_jax.cnn import pool_frames
+from atst_jax.downstream import tasks
+from atst_jax.embed import get_scene_embeddings, load_model
+from atst_jax.frontend import FRONTENDS
+from data_pipeline import prepare, sources, synth
+from data_pipeline.files import Source
+from data_pipeline.listing import Listing
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_every_how_to_is_short():
+  sections = TEXT.split("\n## ")[2:]
+  assert [section.splitlines()[0] for section in sections] == ["An encoder", "A view", "A task"]
+  assert all(len(section.splitlines()) < 60 for section in sections)
+
+
+@pytest.mark.parametrize("file", [
+  "data_pipeline/layouts.py", "data_pipeline/README.md", "atst_jax/augment.py", "atst_jax/downstream/tasks.py",
+  "tests/test_layers.py", "tests/test_views.py", "tests/test_layouts.py", "atst_jax/train_step.py",
+  "atst_jax/recipe.py",
+])  # fmt: skip
+def test_files_that_it_names_are_there(file):
+  assert f"`{file}`" in TEXT and (ROOT / file).is_file()
+
+
+class Bands(nn.Module):
+  """A toy encoder: one linear layer for every two frames."""
+
+  width: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, mel, length=None, *, train=False, track=True, tokens=False):
+    """(B, T, F) -> (B, D), {"frames": (B, T // 2, D)}."""
+    B, T, F = mel.shape
+    pairs = mel[:, : T // 2 * 2].reshape(B, T // 2, 2 * F)
+    frames = nn.Dense(self.width, dtype=self.dtype)(pairs).astype(jnp.float32)
+    return pool_frames(frames, None if length is None else length // 2), {"frames": frames}
+
+
+@pytest.fixture
+def bands(monkeypatch):
+  monkeypatch.setitem(encoders.ENCODERS, "bands", Bands)
+  monkeypatch.setitem(checks.CHOICES, "encoder.kind", tuple(encoders.ENCODERS))  # as importing it anew would
+  monkeypatch.setitem(encoders.FRAMES_PER_VECTOR, "bands", lambda encoder: 2)
+  return {"kind": "bands", "width": 16}
+
+
+def test_an_encoder_pre_trains_and_embeds(bands, tmp_path):
+  config = tiny_config(views__padding="silence", difference__weight="0.2")
+  config.unlock()
+  config.encoder = ConfigDict(bands)
+  config = recipe.resolve(config, None)
+  check(config, None, devices=8, processes=1)
+  init, step = recipe.build(config, ragged=False)
+  state = jax.jit(init)(jax.random.key(0))
+  batch = next(recipe.batches(config, None, start_step=0, rows=(0, 16)))
+  after, metrics = jax.jit(step)(state, batch)
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params["encoder"], after.params["encoder"])
+  assert np.isfinite(metrics["loss"]) and min(jax.tree.leaves(moved)) > 0
+
+  export.write(str(tmp_path / "encoder"), {"params": after.params["encoder"]}, encoder=bands,
+               frontend=FRONTENDS["atst"], chunk_frames=32, tail="weighted", provenance={"step": 1},
+               normalization={"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0})  # fmt: skip
+  sound = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+  assert get_scene_embeddings([sound], load_model(str(tmp_path / "encoder")), sample_rate=16000).shape == (1, 16)
+
+
+def mask_frames(key, x, length, *, share):
+  """A toy view: a random window of `share` of the valid frames becomes 0. (T, F) -> (T, F)."""
+  width = jnp.floor(share * length).astype(jnp.int32)
+  start = jax.random.randint(key, (), 0, length - width + 1)
+  frame = jnp.arange(x.shape[0])
+  return jnp.where(((frame >= start) & (frame < start + width))[:, None], 0, x)
+
+
+def test_a_view_hides_frames_of_every_view(monkeypatch):
+  """In the fader's place, with a key that nothing else takes."""
+  config = tiny_config(views__fader_gain="1")
+
+  def fade(x, head, tail, length):
+    return mask_frames(jax.random.key(jnp.abs(head * 1e6).astype(jnp.int32)), x, length, share=0.25)
+
+  monkeypatch.setattr(views, "fade", fade)
+  mel = jnp.asarray(np.random.default_rng(0).normal(-30, 15, (4, 64, 64)), jnp.float32)
+  options = {**config.views.to_dict(), "ragged": False, "apart": False}
+  draw = lambda: views.make_views(jax.random.key(3), mel, jnp.full(4, 64), **options)[0]
+  pair = draw()
+  hidden = np.asarray((pair == 0).all(-1))  # (B, K, T)
+  assert pair.shape == (4, 2, 32, 64) and (hidden.sum(-1) >= 8).all()
+  assert len({tuple(row) for row in hidden.reshape(8, 32)}) > 1  # not the same of all
+  np.testing.assert_array_equal(pair, draw())
+
+
+def test_a_task_is_prepared_and_evaluated(monkeypatch, tmp_path, capsys):
+  def toy(root: str) -> Listing:
+    """CLASS/NNNN.wav, three folds in turn."""
+    files = sorted((tmp_path / "sounds").rglob("*.wav"))
+    return Listing([Source(str(file), f"{file.parent.name}/{file.name}", (file.parent.name,), fold=int(file.stem) % 3)
+                    for file in files], "toy", ["a", "b", "c"])  # fmt: skip
+
+  monkeypatch.setitem(sources.LAYOUTS, "toy", lambda path, root: toy(path))
+  monkeypatch.setitem(tasks.TASKS, "toy", tasks.Task("Toy", 10, "fold", 4.0))
+  write_inline(monkeypatch)
+  synth.write_classes(str(tmp_path / "sounds"), seed=0, clips_per_class=3)
+  flags = [f"--input={tmp_path / 'sounds'}", "--layout=toy", f"--output={tmp_path / 'data'}", "--name=toy"]
+  assert prepare.main([*flags, "--frontend=atst", "--num_shards=1", "--workers=1"]) == 0
+  capsys.readouterr()
+  encoder = tmp_path / "encoder"
+  write_encoder(encoder)
+  flags = {"encoder": encoder, "data.path": tmp_path / "data", "seeds": 1, "knn": 3, "blocks": "last",
+           "probe.epochs": 2, "probe.batch_size": 32, "probe.learning_rates": "0.01,0.1,1.0"}  # fmt: skip
+  argv = [f"--config={ROOT / 'configs/linear.py'}", *[f"--config.{key}={value}" for key, value in flags.items()]]
+  assert main.main([*argv, f"--workdir={tmp_path / 'run'}", "--verbosity=quiet"]) == 0
+  results = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert results["data"]["name"] == "toy" and results["data"]["classes"] == 10 and abs(results["chance"] - 0.1) < 1e-9
+  assert len(results["data"]["divisions"]) == 3 and "Toy" in capsys.readouterr().out
