@@ -105,12 +105,12 @@ def vectors(config: ConfigDict, model: Model, sets: dict[str, Dataset], ids: lis
   def embed(encoder: Model, name: str) -> dict[str, np.ndarray]:
     settings = {k: v for k, v in encoder.config.items() if k not in ("provenance", "params_hash")}
     key = {**common, **settings, "params": export.params_hash(encoder.variables)}
-    found = {}
+    found, vectors = {}, lambda read: encoder.embed(read())
     for condition, dataset in sets.items():
       title = f"{name}, {CONDITIONS[condition]}"
       read = functools.partial(features.mels, dataset, len(ids), title)
       found[condition] = features.cached(folder, {**key, "condition": condition}, title, ids,
-                                         lambda read=read: encoder.embed(read()))  # fmt: skip
+                                         functools.partial(vectors, read))  # fmt: skip
     return found
 
   def each(name: str, arrays: list[dict[str, np.ndarray]]):
