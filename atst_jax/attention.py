@@ -139,9 +139,7 @@ def _main(flags) -> None:
     mel = model.log_mel(load_audio(flags.input, model.sample_rate), model.sample_rate)
   else:
     dataset = Dataset.load(flags.data)
-    if dataset.frontend.hash != model.frontend.hash:
-      raise UserError(f"{flags.data} was prepared with the front-end {dataset.frontend.name!r}, the encoder "
-                      f"{flags.encoder} expects {model.frontend.name!r}; choose another set")  # fmt: skip
+    dataset.check_frontend(model.frontend, flags.encoder)
     mel = _find(dataset, flags.clip)
   attention_figure(model, mel, flags.output, title=flags.clip or flags.input)
   print(flags.output)

@@ -85,11 +85,7 @@ def labelled(model: Model, dataset: Dataset, *, name: str) -> Labelled:
   Raises:
     UserError: the set has another front-end, or too few labelled clips.
   """
-  if dataset.frontend.hash != model.frontend.hash:
-    raise UserError(
-      f"{dataset.root} was prepared with the front-end {dataset.frontend.name!r}, the encoder {name} "
-      f"expects {model.frontend.name!r}; prepare the data with --frontend={model.frontend.name}"
-    )
+  dataset.check_frontend(model.frontend, name)
   every = lambda: enumerate(clip for split in dataset.splits for clip in dataset.clips(split))
   rows = [row for row, clip in every() if clip.labels]
   if not rows:

@@ -160,6 +160,13 @@ class Dataset:
   def num_clips(self, split: str) -> int:
     return sum(shard.num_clips for shard in self.shards(split))
 
+  def check_frontend(self, frontend: FrontEnd, encoder: str) -> None:
+    """Raises UserError if the shards hold another spectrogram than an encoder expects, which `encoder` names."""
+    if self.frontend.hash != frontend.hash:
+      raise UserError(f"{self.root} was prepared with the front-end {self.frontend.name!r} ({self.frontend.hash}), the "
+                      f"encoder {encoder} expects {frontend.name!r} ({frontend.hash}); prepare the data with "
+                      f"--frontend={frontend.name}")  # fmt: skip
+
   def min_frames(self, split: str) -> int:
     """Frames of the shortest clip of a split."""
     return self.manifest["splits"][split]["min_frames"]

@@ -2,6 +2,9 @@
 
 import pathlib
 
+import numpy as np
+import soundfile
+
 from data_pipeline import prepare
 from data_pipeline.shards import write_task
 
@@ -23,3 +26,13 @@ def write_inline(monkeypatch) -> None:
       write_task(task, settings, lambda files, clips: None)
 
   monkeypatch.setattr(prepare, "write_tasks", write_tasks)
+
+
+def small_set(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """(audio folder, prepared folder) of 20 short clips."""
+  rng = np.random.default_rng(0)
+  (folder / "audio").mkdir()
+  for i in range(20):
+    soundfile.write(folder / "audio" / f"{i}.wav", rng.uniform(-0.5, 0.5, 2000), 16000)
+  assert run(f"--input={folder / 'audio'}", f"--output={folder / 'out'}", "--frontend=atst", "--num_shards=5") == 0
+  return folder / "audio", folder / "out"

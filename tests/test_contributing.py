@@ -64,7 +64,7 @@ def bands(monkeypatch):
 
 
 def test_an_encoder_pre_trains_and_embeds(bands, tmp_path):
-  config = tiny_config(views__padding="silence", difference__weight="0.2")
+  config = tiny_config(views__padding="silence", difference__weight="0.2", warmup_steps="0")
   config.unlock()
   config.encoder = ConfigDict(bands)
   config = recipe.resolve(config, None)
@@ -131,4 +131,4 @@ def test_a_task_is_prepared_and_evaluated(monkeypatch, tmp_path, capsys):
   assert main.main([*argv, f"--workdir={tmp_path / 'run'}", "--verbosity=quiet"]) == 0
   results = json.loads((tmp_path / "run" / "results.json").read_text())
   assert results["data"]["name"] == "toy" and results["data"]["classes"] == 10 and abs(results["chance"] - 0.1) < 1e-9
-  assert len(results["data"]["divisions"]) == 3 and "Toy" in capsys.readouterr().out
+  assert len(results["data"]["divisions"]) == 3 and "toy: 30 clips" in capsys.readouterr().out

@@ -64,9 +64,9 @@ def test_constraints_name_every_requirement(python):
   """One version of each; those of this interpreter are written again by the script alike in form."""
   lines = (ROOT / "requirements" / f"constraints-{python}.txt").read_text(encoding="utf-8").splitlines()
   pins = [line for line in lines if not line.startswith("#")]
-  assert all(re.fullmatch(r"[a-z0-9-]+==[\w.!+]+", pin) for pin in pins) and pins == sorted(pins)
+  assert all(re.fullmatch(r"[a-z0-9-]+==[\w.!+]+", pin) for pin in pins)
   names = [pin.partition("==")[0] for pin in pins]
-  assert len(names) == len(set(names))
+  assert names == sorted(set(names))
   wanted = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(encoding="utf-8"), re.S)[1]
   for name in re.findall(r'"([A-Za-z0-9_-]+)[><=]', wanted):
     assert name.lower().replace("_", "-") in names, name

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 import soundfile
-from preparing import contents, run, write_inline
+from preparing import contents, run, small_set, write_inline
 
 from atst_jax.frontend import get_frontend
 from atst_jax.records import Dataset
@@ -24,13 +24,7 @@ def inline(monkeypatch):
 
 @pytest.fixture
 def small(tmp_path):
-  """(audio folder, prepared folder) of 20 short clips."""
-  rng = np.random.default_rng(0)
-  (tmp_path / "audio").mkdir()
-  for i in range(20):
-    soundfile.write(tmp_path / "audio" / f"{i}.wav", rng.uniform(-0.5, 0.5, 2000), RATE)
-  assert run(f"--input={tmp_path / 'audio'}", f"--output={tmp_path / 'out'}", "--frontend=atst", "--num_shards=5") == 0
-  return tmp_path / "audio", tmp_path / "out"
+  return small_set(tmp_path)
 
 
 def test_a_rerun_rebuilds_what_is_gone(small):

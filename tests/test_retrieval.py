@@ -272,7 +272,7 @@ def test_mistakes_of_the_config(encoder, data, bert, tmp_path, capsys, values, m
 def test_another_front_end_is_refused(encoder, bert, tmp_path, capsys):
   data = write_pairs(tmp_path / "data", frontend="difference")
   assert main.main(flags(encoder, data, bert, tmp_path / "run")) == 2
-  assert "make the pairs with --frontend=atst" in capsys.readouterr().err
+  assert "prepare the data with --frontend=atst" in capsys.readouterr().err
 
 
 def change(path, function):

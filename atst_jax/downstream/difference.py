@@ -65,11 +65,7 @@ def fingerprint(sets: dict[str, Dataset]) -> str:
 
 def resolve(config: ConfigDict, model: Model, sets: dict[str, Dataset]) -> ConfigDict:
   """Fills the placeholders from encoder and data, and checks values. Raises UserError with key, value and remedy."""
-  frontend = sets["mix"].frontend
-  if frontend.hash != model.frontend.hash:
-    raise UserError(f"{config.data.path} was prepared with the front-end {frontend.name!r} ({frontend.hash}), the "
-                    f"encoder {config.encoder} expects {model.frontend.name!r} ({model.frontend.hash}); make the set "
-                    f"with --frontend={model.frontend.name}")  # fmt: skip
+  sets["mix"].check_frontend(model.frontend, config.encoder)
   config = config.copy_and_resolve_references()
   for key, section, value, source in (("params_hash", config, model.config["params_hash"], "encoder"),
                                       ("fingerprint", config.data, fingerprint(sets), "data.path")):  # fmt: skip

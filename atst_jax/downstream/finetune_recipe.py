@@ -37,11 +37,7 @@ def resolve(config: ConfigDict, exported: dict, dataset: Dataset, devices: int) 
 
   Raises UserError with key, value and remedy.
   """
-  frontend = FrontEnd.from_json(exported["frontend"])
-  if dataset.frontend.hash != frontend.hash:
-    raise UserError(f"{dataset.root} was prepared with the front-end {dataset.frontend.name!r} "
-                    f"({dataset.frontend.hash}), the encoder {config.encoder} expects {frontend.name!r} "
-                    f"({frontend.hash}); prepare the data with --frontend={frontend.name}")  # fmt: skip
+  dataset.check_frontend(FrontEnd.from_json(exported["frontend"]), config.encoder)
   config = config.copy_and_resolve_references()
   found = (("params_hash", config, "params_hash", exported["params_hash"], "encoder"),
            ("data.fingerprint", config.data, "fingerprint", features.fingerprint(dataset), "data.path"))  # fmt: skip

@@ -40,10 +40,7 @@ REPORTED = "audio + text"
 
 def resolve(config: ConfigDict, model: Model, dataset: Dataset, text_hash: str) -> ConfigDict:
   """Fills the placeholders and checks values. Raises UserError with key, value and remedy."""
-  if dataset.frontend.hash != model.frontend.hash:
-    raise UserError(f"{dataset.root} was prepared with the front-end {dataset.frontend.name!r} "
-                    f"({dataset.frontend.hash}), the encoder {config.encoder} expects {model.frontend.name!r} "
-                    f"({model.frontend.hash}); make the pairs with --frontend={model.frontend.name}")  # fmt: skip
+  dataset.check_frontend(model.frontend, config.encoder)
   config = config.copy_and_resolve_references()
   found = (("params_hash", config, "params_hash", model.config["params_hash"], "encoder"),
            ("data.fingerprint", config.data, "fingerprint", features.fingerprint(dataset), "data.path"),
