@@ -118,7 +118,7 @@ def fine_tuning(config: ConfigDict, workdir: str) -> list[str]:
   recipe.check_platform(config.platform)
   exported, _, _ = export.read(config.encoder)
   dataset = Dataset.load(config.data.path)
-  config = finetune_recipe.resolve(config, exported, dataset)
+  config = finetune_recipe.resolve(config, exported, dataset, jax.device_count())
   splits, lines = _labelled(config, dataset)
   steps = sorted({round(config.epochs) * steps_per_epoch(len(split.train), config.batch_size) for split in splits})
   return [

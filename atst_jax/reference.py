@@ -34,8 +34,9 @@ def read_comments(path: str) -> dict[str, str]:
       continue
     names = [ast.unparse(part) for target in node.targets for part in getattr(target, "elts", [target])]
     keys = [name.removeprefix("config.") for name in names if name.startswith("config.")]
-    words = [comments[line] for line in range(node.lineno, (node.end_lineno or node.lineno) + 1) if line in comments]
-    below = node.end_lineno
+    last = node.end_lineno or node.lineno
+    words = [comments[line] for line in range(node.lineno, last + 1) if line in comments]
+    below = last
     while words and below < len(lines) and lines[below].lstrip().startswith("#"):  # a comment of several lines
       words.append(comments[below + 1])
       below += 1
