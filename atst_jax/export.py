@@ -65,7 +65,7 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
   if os.path.exists(output):
     raise UserError(f"{output} exists; choose another folder or remove it")
   temporary = storage.temporary_name(output.rstrip("/"))
-  config = {
+  config: dict = {
     "format": FORMAT,
     "encoder": encoder,
     "frontend": frontend.to_json(),

@@ -115,9 +115,9 @@ def build(config: ConfigDict, *, ragged: bool):
   decay = lambda step: average(step + config.teacher.lead_steps)
   parts: dict[str, Any] = {"network": network, "tx": tx, "teacher": ema(decay)}
   mixing = mixing_options(config.views, difference, config.batch_size)
-  frames = {"frames": config.views.crop_frames, "n_mels": get_frontend(config.data.frontend).n_mels}
+  frames: dict[str, Any] = {"frames": config.views.crop_frames, "n_mels": get_frontend(config.data.frontend).n_mels}
   guard = config.guard
-  fresh = functools.partial(method.init_state, group=config.views.group, **frames, **parts)
+  fresh: Callable = functools.partial(method.init_state, group=config.views.group, **frames, **parts)
   init = lambda key: fresh(key)._replace(guard=init_guard(guard.window))
   step = method.make_train_step(
     schedules={**schedules, "ema_decay": decay},

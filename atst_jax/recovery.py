@@ -90,13 +90,8 @@ class Recovery:
     try:
       os.makedirs(self.workdir, exist_ok=True)
       with storage.writing(path) as file:
-        np.savez(
-          file,
-          **batch,
-          id=np.array(ids),
-          step=step - bad + 1,
-          **{f"metric_{name}": np.asarray(value) for name, value in metrics.items()},
-        )  # type: ignore[arg-type]
+        numbers: dict = {f"metric_{name}": np.asarray(value) for name, value in metrics.items()}
+        np.savez(file, **batch, id=np.array(ids), step=step - bad + 1, **numbers)
     except OSError as error:
       path = f"not written: {error.strerror}"
     return f"{', '.join(ids[:NAMED])}{f', … {len(ids)} in all' if len(ids) > NAMED else ''} ({path})"

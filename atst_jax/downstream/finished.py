@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 from ml_collections import ConfigDict
 
@@ -12,8 +13,10 @@ from atst_jax import config as configs
 from atst_jax.logs import log
 from atst_jax.records import write_json
 
+Row = TypeVar("Row", dict, list[dict])
 
-def finished(workdir: str, config: ConfigDict, name: str, compute: Callable[[], dict | list]) -> dict | list:
+
+def finished(workdir: str, config: ConfigDict, name: str, compute: Callable[[], Row]) -> Row:
   """`compute()`, or what it returned before for the same name under the same config and version; JSON.
 
   Args:
