@@ -100,7 +100,7 @@ def card(name: str, config: dict, variables: dict, *, license: str, results: lis
   count = sum(int(np.size(x)) for x in jax.tree.leaves(variables["params"]))
   hop = frames_per_vector(encoder)
   chunk = _seconds(config["chunk_frames"], frontend)
-  kind = f"transformer of {encoder['depth']} blocks" if transformer else encoder["version"]
+  kind = f"transformer of {encoder['depth']} blocks" if transformer else encoder.get("version", encoder["kind"])
   front = rows([["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
                 ["sample rate", f"{frontend.sample_rate} Hz"],
                 ["window", f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"],
