@@ -37,7 +37,7 @@ class Model:
     encoder: the linen module, and `variables` its arrays.
   """
 
-  def __init__(self, config: dict, variables, filters: np.ndarray):
+  def __init__(self, config: dict, variables, filters: np.ndarray | None):
     self.config, self.variables, self._filters = config, variables, filters
     self.frontend = FrontEnd.from_json(config["frontend"])
     self.sample_rate = self.frontend.sample_rate

@@ -121,7 +121,7 @@ class Online:
     rows = devices * min(batch_rows(size), -(-len(chunks) // devices))
     mine, batches = range(*process_rows(self.mesh, rows)), []
     for first in range(0, len(chunks), rows):
-      batch = {"mel": np.zeros((len(mine), size, self.model.frontend.n_mels), np.float16),
+      batch: dict[str, np.ndarray] = {"mel": np.zeros((len(mine), size, self.model.frontend.n_mels), np.float16),
                "peak": np.zeros(len(mine), np.float32),
                **{key: np.zeros(len(mine), np.int32) for key in ("length", "mean_over")}}  # fmt: skip
       for row, index in enumerate(range(first + mine.start, min(first + mine.stop, len(chunks)))):

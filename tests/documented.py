@@ -29,7 +29,7 @@ def inline(text: str) -> list[str]:
 def examples(docstring: str) -> list[str]:
   """The commands of a docstring: indented lines that begin with python."""
   lines = docstring.replace("\\\n", " ").splitlines()
-  return [re.sub(r"\s{2,}\S.*$", "", line.strip()) for line in lines if re.match(r"  python -m ", line)]
+  return [re.sub(r"\s{2,}[^-\s].*$", "", line.strip()) for line in lines if re.match(r"  python -m ", line)]
 
 
 def words(line: str) -> list[str]:

@@ -111,7 +111,7 @@ def evaluate(arrays, targets, split, monkeypatch, **overrides):
   for key, value in overrides.items():
     configs.override(config, key.replace("__", "."), value)
   N = len(targets)
-  labels = features.Labels([str(i) for i in range(N)], targets, False, np.full(N, -1), np.full(N, "train"))
+  labels = features.Labels([str(i) for i in range(N)], targets, False, np.full(N, -1), np.full(N, "train"), [""] * N)
   rows = difference.evaluate(config, None, None, labels, split, "")
   return {row["name"]: row["mean"] for row in rows}
 
