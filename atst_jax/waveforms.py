@@ -67,7 +67,7 @@ class LongMel:
 Mel = np.ndarray | LongMel
 
 
-def mel_of(waveform: Callable[[], Iterable[np.ndarray]], frontend: FrontEnd, filters: np.ndarray) -> Mel:
+def mel_of(waveform: Callable[[], Iterable[np.ndarray]], frontend: FrontEnd, filters: np.ndarray | None) -> Mel:
   """The log-mel of a sound: an array of at most HELD_FRAMES, or a LongMel.
 
   Args:
