@@ -4,6 +4,7 @@ import re
 
 SCHEMA_VERSION = 1
 SPLIT = r"[A-Za-z][A-Za-z0-9_]{0,63}"  # it becomes a part of file names
+MOST_DECIBELS = 1e6  # of statistics: float16 ends at 65504
 RECORD_BYTES = 16  # of a record's frame: no file holds more records than a sixteenth of its bytes
 STATISTICS = ("min", "max", "mean", "std", "log_mean", "log_std")
 TOTALS = ("num_clips", "num_files", "num_frames", "min_frames", "max_frames")  # of a split; whole numbers
@@ -68,7 +69,7 @@ def check_manifest(manifest: dict) -> None:
       raise TypeError(f"{key} is not a list of names")
   statistics = manifest.get("statistics") or {}
   for key in STATISTICS:
-    if key in statistics and not is_number(statistics[key], int, float):
+    if key in statistics and not (is_number(statistics[key], int, float) and abs(statistics[key]) < MOST_DECIBELS):
       raise ValueError(f"the statistics say {key} {statistics[key]!r}")
   if not _is_text(manifest.get("name", "")):
     raise TypeError("name is not a text")

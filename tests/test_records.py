@@ -176,6 +176,14 @@ def test_halves_of_characters(dataset, change):
     Dataset.load(dataset)
 
 
+@pytest.mark.parametrize("value", [2**70, float("inf"), float("nan"), "1", True, None, -2e6])
+def test_fault_24_statistics_that_cannot_be(dataset, value):
+  """Found by fuzzing: a whole number beyond 64 bits is no number to numpy."""
+  edit_manifest(dataset, lambda manifest: manifest.update(statistics={"mean": -30.0, "log_std": value}))
+  with pytest.raises(UserError, match=r"not a dataset\.json of this schema .*the statistics say log_std"):
+    Dataset.load(dataset)
+
+
 def test_a_manifest_nested_without_end(dataset):
   with open(os.path.join(dataset, MANIFEST), "w", encoding="utf-8") as file:
     file.write("[" * 100_000)
