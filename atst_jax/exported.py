@@ -127,10 +127,9 @@ def _checked(config: dict, frontend: FrontEnd):
 
 
 def _read_filters(path: str, frontend: FrontEnd) -> np.ndarray:
-  """The mel filters of a file that holds no more than its size says: mapped, because `np.load` believes the header."""
-  filters = np.load(path, mmap_mode="r", allow_pickle=False)
+  filters = storage.read_array(path)
   shape = (frontend.n_fft // 2 + 1, frontend.n_mels)
-  if not isinstance(filters, np.ndarray) or filters.shape != shape or filters.dtype != np.float32:
+  if filters.shape != shape or filters.dtype != np.float32:
     raise ValueError(f"{FILTERS} is no float32 array of shape {shape}")
   filters = np.array(filters)
   if not np.isfinite(filters).all():

@@ -14,9 +14,12 @@ import re
 import shutil
 import stat
 import tempfile
+import tokenize
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import IO
+
+import numpy as np
 
 from atst_jax.errors import UserError
 
@@ -222,6 +225,21 @@ def read_json(path: str):
     return json.loads(read_text(path))
   except RecursionError as error:
     raise ValueError("nested too deeply") from error
+
+
+def read_array(path: str) -> np.ndarray:
+  """The array of a local .npy file, mapped: no more than the file holds, whatever its header claims, and no objects.
+
+  Raises OSError, and ValueError for whatever is none: numpy reads the header as Python does, and fails as a parser.
+  """
+  try:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+  except (SyntaxError, tokenize.TokenError, EOFError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+    raise ValueError(f"no .npy file ({type(error).__name__})") from error
+  if not isinstance(array, np.ndarray):  # an archive of several
+    array.close()
+    raise ValueError("an archive, not an array")
+  return array
 
 
 def temporary_name(path: str) -> str:

@@ -124,6 +124,12 @@ def test_filters_that_claim_more_than_their_file_holds(encoder, tmp_path):
     (copy / "mel_filters.npy").write_bytes(header[: 128 - len(claimed) + 11].ljust(127) + b"\n" + data[128:])
     with pytest.raises(UserError, match=f"damaged export .*({message})"):
       export.read(str(copy))
+  for place, value in ((53, b"\xff" * 8), (10, b"((((((((")):  # found by fuzzing: numpy reads headers as Python
+    broken = bytearray(data)
+    broken[place : place + len(value)] = value
+    (copy / "mel_filters.npy").write_bytes(broken)
+    with pytest.raises(UserError, match="damaged export"):
+      export.read(str(copy))
   np.save(copy / "mel_filters.npy", np.full((513, 64), np.nan, np.float32))
   with pytest.raises(UserError, match="holds NaN"):
     export.read(str(copy))

@@ -112,8 +112,8 @@ def cached(folder: str, key: dict, name: str, ids: list[str], compute: Callable[
 
 def _load(path: str, rows: int) -> np.ndarray | None:
   try:
-    x = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (FileNotFoundError, ValueError, EOFError):
+    x = storage.read_array(path)
+  except (FileNotFoundError, ValueError):
     return None
   return x if x.ndim == 2 and len(x) == rows else None
 
