@@ -4,6 +4,9 @@ import functools
 import json
 import os
 import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -248,3 +251,35 @@ def test_one_device_computes_what_eight_compute(done, encoder, tmp_path):
                          if "loss" in r}  # fmt: skip
   there, here = read(workdir), read(tmp_path / "run")
   np.testing.assert_allclose([here[i] for i in range(1, 5)], [there[i] for i in range(1, 5)], rtol=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(encoder, tmp_path):
+  """Two processes of one device on localhost, each reading its rows, against one process."""
+  data = write_clips(tmp_path / "data", split_clips())
+  values = OVERRIDES | {"encoder": encoder, "data.path": data, "epochs": "3"}
+  flags = [f"--config={ROOT / 'configs' / 'finetune.py'}", *[f"--config.{k}={v}" for k, v in values.items()]]
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  env = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+
+  def start(name, *more):
+    command = [sys.executable, "-m", "atst_jax.main", *flags, f"--workdir={tmp_path / name}", *more]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+  together = [
+    f"--coordinator=localhost:{port}",
+    "--num_processes=2",
+    f"--config.checkpoint.folder={tmp_path / 'saved'}",
+  ]
+  runs = [start("alone"), *(start(f"two{i}", *together, f"--process_id={i}") for i in (0, 1))]
+  for process in runs:
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+  rows = [json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("alone", "two0")]
+  assert [row["per_seed"] for row in rows[0]] == [row["per_seed"] for row in rows[1]]
+  losses = [[r["loss"] for r in read_metrics(tmp_path / name / "seed0-division0" / "metrics.jsonl") if "loss" in r]
+            for name in ("alone", "two0")]  # fmt: skip
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+  assert not os.path.exists(tmp_path / "two1" / "results.json")
