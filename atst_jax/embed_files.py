@@ -21,6 +21,7 @@ import atst_jax
 from atst_jax import storage, vectors
 from atst_jax.command import Parser, guard, sigterm_as_interrupt
 from atst_jax.errors import UserError
+from atst_jax.logs import log
 from atst_jax.model import TAILS, Model, load_model
 from atst_jax.waveforms import Mel
 from atst_jax.workdir import claim
@@ -98,7 +99,7 @@ def compute(model: Model, pieces: dict[str, list], *, workers: int, options: dic
   missing = {path: files for path, files in pieces.items() if vectors.load_piece(path) is None}
   total, todo = (sum(map(len, part.values())) for part in (pieces, missing))
   if todo < total:
-    print(f"{total - todo} of {total} files were embedded before", file=sys.stderr)
+    log.info("%d of %d files were embedded before", total - todo, total)
   paths = (source.path for files in missing.values() for source in files)
   mels, progress = prefetch(lambda path: file_mel(model, path), paths, workers), Progress(todo)
   done = lambda: progress.update(progress.files + 1, progress.clips + 1)

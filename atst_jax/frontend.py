@@ -158,7 +158,8 @@ def _transform(frames, frontend, filters):
   return 10.0 * np.log10(np.maximum((spectrum.real**2 + spectrum.imag**2) @ filters, POWER_FLOOR))
 
 
-def log_mel_blocks(pieces: Iterable[np.ndarray], frontend: FrontEnd, filters: np.ndarray) -> Iterator[np.ndarray]:
+def log_mel_blocks(pieces: Iterable[np.ndarray], frontend: FrontEnd,
+                   filters: np.ndarray | None = None) -> Iterator[np.ndarray]:  # fmt: skip
   """Log-mel spectrogram of a waveform that comes in pieces, in memory that does not grow with its length.
 
   Args:
@@ -171,6 +172,7 @@ def log_mel_blocks(pieces: Iterable[np.ndarray], frontend: FrontEnd, filters: np
   Raises:
     ValueError: the pieces are too short together.
   """
+  filters = mel_filters(frontend) if filters is None else filters
   half, hop = frontend.n_fft // 2, frontend.hop_length
   # Frames are transformed in the same groups as by `log_mel`, because a product's rounding depends on its rows. Half a
   # window stays behind each group: the end of the sound is reflected.

@@ -29,6 +29,7 @@ from atst_jax import storage
 from atst_jax.command import Parser
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, FrontEnd, get_frontend, mel_filters
+from atst_jax.logs import log
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, write_json
 from data_pipeline import jams, jobs
 from data_pipeline.listing import Listing
@@ -182,7 +183,7 @@ def make(args: argparse.Namespace) -> None:
     tasks = deal(scenes, frontend, seed=args.seed, shard_mb=args.shard_mb, num_shards=args.num_shards)
     todo = [task for task in tasks if read_sidecar(task, args.output, work) is None]
     if todo:
-      print(f"{len(todo)} of {len(tasks)} shards to write, {args.workers} workers", file=sys.stderr)
+      log.info("%d of %d shards to write, %d workers", len(todo), len(tasks), args.workers)
       settings = Settings(args.output, work, frontend, mel_filters(frontend), tuple(listing.label_names), math.inf,
                           read=read_scene)  # fmt: skip
       write_tasks(todo, settings, workers=args.workers)

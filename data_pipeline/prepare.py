@@ -26,6 +26,7 @@ from atst_jax import storage
 from atst_jax.command import Parser, nearest
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, get_frontend, mel_filters
+from atst_jax.logs import log
 from atst_jax.records import MANIFEST, SCHEMA_VERSION, RecordError, write_json
 from data_pipeline import beam, jobs, merge, verify
 from data_pipeline.files import printable
@@ -167,7 +168,7 @@ def _set_aside(args: argparse.Namespace, listing: Listing, missing: list[dict], 
     return json.loads(storage.read_text(path))["rejects"]
   if not args.reject_duplicates:
     return missing
-  print("looking for files of the same content", file=sys.stderr)
+  log.info("looking for files of the same content")
   aside = missing + find_duplicates(listing.sources, listing.root, workers=args.workers)
   write_json(path, {"rejects": aside})
   return aside
@@ -205,7 +206,7 @@ def _write_shards(
     again = frozenset()
     if todo:
       means = args.runner or f"{args.workers} workers"
-      print(f"{len(todo)} of {len(tasks)} shards to write, {means}", file=sys.stderr)
+      log.info("%d of %d shards to write, %s", len(todo), len(tasks), means)
       filters, label_names = mel_filters(frontend), tuple(listing.label_names)
       settings = Settings(args.output, work, frontend, filters, label_names, args.max_seconds, args.reject_silent,
                           read=read)  # fmt: skip
