@@ -31,7 +31,7 @@ from tests.tiny import ROOT, tiny_flags, write_dataset
 
 STEPS, EVERY = 300, 20
 DEVICES = (1, 2, 4)
-CLOSE = {"rtol": 0.02, "atol": 2e-3}  # parameters after STEPS on other numbers of devices: rounding, amplified
+CLOSE = {"rtol": 0, "atol": 1e-3}  # parameters after STEPS on other numbers of devices; 5e-5 was seen
 STOPS = {signal.SIGTERM: 75, signal.SIGINT: 75, signal.SIGUSR1: 75, signal.SIGKILL: -signal.SIGKILL}
 
 
@@ -76,7 +76,7 @@ class Soak:
       process = self.start(workdir, devices)
       number = self.random.choice([*STOPS, signal.SIGKILL, signal.SIGKILL])
       try:
-        code = process.wait(self.random.uniform(0, 1.1) * self.seconds)
+        code = process.wait(self.random.uniform(0, 0.9) * self.seconds)
       except subprocess.TimeoutExpired:
         process.send_signal(number)
         code = process.wait(120)
