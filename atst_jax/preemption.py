@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 
+from jax.experimental.multihost_utils import reached_preemption_sync_point
+
 EXIT_DIVERGED = 3  # the training went wrong for good (`recovery`); the same command would meet it again
 EXIT_RESUME = 75  # the job stopped early; the same command continues it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -21,12 +23,13 @@ class StopRequest:
   Until `begin` is called, a job that is `starting` has nothing to save: the signal raises Interrupted in the main
   thread, and ends the process with 75 if that is inside a call, such as a compilation, for longer than `PATIENCE`.
 
-  With several processes (`distributed`) they have to agree on the step: JAX's preemption service, which handles SIGTERM
-  itself, does that (`reached_preemption_sync_point`), so SIGTERM is left to it and the other signals become one.
+  With several processes (`distributed`) they have to agree on the step (`agreed`): JAX's preemption service, which
+  handles SIGTERM itself, does that, so SIGTERM is left to it and the other signals become one.
   """
 
   def __init__(self, *, distributed: bool, starting: bool = False):
     self.requested, self._distributed, self._starting = False, distributed, starting and not distributed
+    self._asked = 0
 
   def __enter__(self):
     self._previous, self._pipe = {}, None
@@ -56,6 +59,17 @@ class StopRequest:
       signal.set_wakeup_fd(-1)
       os.close(self._pipe[1])  # its reader ends
       self._pipe = None
+
+  def agreed(self) -> bool:
+    """Whether to stop after this step. Of several processes each has to ask after every step.
+
+    The service answers True once, at the number after the highest that any process had asked with when the signal came:
+    so the number counts the questions of this process's life, whatever steps a continued run or a second one is at.
+    """
+    if not self._distributed:
+      return self.requested
+    self._asked += 1
+    return reached_preemption_sync_point(self._asked)
 
   def _wait(self, pipe):
     with contextlib.closing(os.fdopen(pipe, "rb", 0)) as numbers:

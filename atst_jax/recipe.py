@@ -180,13 +180,14 @@ def naming_memory(config: ConfigDict):
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    reason = " ".join(str(error).split())[:200]
+    reason, parts = " ".join(str(error).split())[:200], "accumulation" in config.compute  # not of a fine-tuning
+    now = f"compute.accumulation={config.compute.accumulation}, " if parts else ""
     raise UserError(
-      f"the devices have too little memory ({reason}). What helps, now batch_size={config.batch_size}, "
-      f"compute.accumulation={config.compute.accumulation}, compute.remat={config.compute.remat}, "
-      f"mesh.fsdp={config.mesh.fsdp}: a higher --config.compute.accumulation, --config.compute.remat=true "
-      "(transformers), --config.mesh.fsdp over several devices, --config.dtype=bfloat16, a lower --config.batch_size, "
-      "more devices; `python -m atst_jax.plan` tells what fits"
+      f"the devices have too little memory ({reason}). What helps, now batch_size={config.batch_size}, {now}"
+      f"compute.remat={config.compute.remat}, mesh.fsdp={config.mesh.fsdp}: "
+      f"{'a higher --config.compute.accumulation, ' if parts else ''}--config.compute.remat=true (transformers), "
+      "--config.mesh.fsdp over several devices, --config.dtype=bfloat16, a lower --config.batch_size, more devices"
+      f"{'; `python -m atst_jax.plan` tells what fits' if parts else ''}"
     ) from error
 
 

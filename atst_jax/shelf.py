@@ -117,7 +117,7 @@ class Shelf:
 
     Raises UserError if there are checkpoints but no good one.
     """
-    found = [e for e in entries(self.folder) if not sound_only or (e.facts and e.facts["sound"])]
+    found = [e for e in entries(self.folder) if not sound_only or e.facts is None or e.facts["sound"]]
     good = newest_good(self.folder, found, faults)
     if good is None:
       if not faults:

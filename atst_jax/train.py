@@ -5,7 +5,6 @@ import os
 import time
 
 import jax
-from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
@@ -114,7 +113,6 @@ def loop(
   config, train_step, state, read_from, mesh, checkpoints, recovery, writer, online, stop, watchdog, step
 ) -> int:
   """Steps, logs and saves. The metrics of a step are fetched after the next one is dispatched."""
-  distributed = jax.process_count() > 1
   report, source = Report(config, writer, online, watchdog, step), read_from(step)
   if step == 0:
     report.measure(step, state)
@@ -127,7 +125,7 @@ def loop(
     step += 1
     unseen.append((step, metrics))
     checkpoints.poll()
-    stopping = reached_preemption_sync_point(step) if distributed else stop.requested
+    stopping = stop.agreed()
     regular = step % config.checkpoint.every_steps == 0
     saving = stopping or regular or step == config.total_steps
     bad = None
@@ -156,7 +154,8 @@ def loop(
     log.info("stopped after step %d of %d; the same command continues it (exit code %d)", step, config.total_steps,
              EXIT_RESUME)  # fmt: skip
     return EXIT_RESUME
-  log.info("done: %d steps", step)
+  skipped = int(state.guard.skipped)
+  log.info("done: %d steps%s", step, f", {skipped} of them without an update" if skipped else "")
   return 0
 
 

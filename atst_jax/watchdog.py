@@ -3,7 +3,7 @@
 Input that stalls, a collective whose partner has died, a dead store: none of these raises. When a run has not moved for
 its limit, the stacks of all threads are written to standard error and to a file of the workdir, and the process ends
 with exit code 74. The thread needs the interpreter's lock; for a call that never gives it back, faulthandler's own
-timer, which needs none, does the same a little later.
+timer, which needs none, writes the stacks to standard error a little later and ends the process with 1.
 """
 
 import faulthandler

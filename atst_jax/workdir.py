@@ -101,7 +101,7 @@ def own(workdir: str, folder: str | None, config: dict, *, ignore: tuple[str, ..
       lock = claim(workdir)
       for place in filter(None, (folder, workdir)):
         agree(place, config, ignore=ignore, allow_changes=allow_changes, started=started())
-    except UserError as mistake:
+    except Exception as mistake:  # of any kind: the others wait to hear of it
       error = mistake
   if jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None)) and error is None:
     error = UserError("process 0 cannot use the workdir; its message says why")

@@ -85,7 +85,11 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.folder = config_dict.placeholder(str)  # if not in the workdir: one that all hosts reach, gs://…
   config.checkpoint.every_epochs = 1  # and at the end, and on a signal
-  config.checkpoint.keep = 1  # newest ones
+  config.checkpoint.keep = 2  # an older one stays until the newer one has been read again
+
+  config.guard = ConfigDict()
+  config.guard.step_seconds = 900.0  # without a step, and the job ends with all stacks; 0: never
+  config.guard.start_seconds = 7200.0  # the same for start, compilation and evaluation
 
   config.log = ConfigDict()
   config.log.every_steps = 20  # a line, and a point of the curves

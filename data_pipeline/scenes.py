@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from atst_jax.errors import UserError
 from data_pipeline.audio import Quality, Reject, read_pieces
 from data_pipeline.files import Source
 from data_pipeline.loudness import amplified, faded, gain_to
@@ -97,6 +98,8 @@ def synthesise(scene: Scene) -> tuple[np.ndarray, list[list[float]]]:
     sound = sound[: len(mixture) - start]
     try:
       gain = gain_to(sound, scene.rate, scene.lufs + part.snr_db)
+    except UserError:
+      raise
     except ValueError as error:
       raise Reject("silent", f"{part.source} from {part.source_time:.2f} s") from error
     sound = amplified(sound, gain)

@@ -26,6 +26,8 @@ import numpy as np
 import scipy.stats
 from sweep import commands
 
+from atst_jax.config import flatten, load_with_overrides
+
 EXIT_RESUME = 75
 EVENTS = ("baby_cry", "chainsaw", "clock_tick", "dog_bark", "helicopter", "person_sneeze", "rooster")
 BACKGROUNDS = ("fire_crackling", "rain", "sea_waves")
@@ -122,14 +124,29 @@ def interval(values: list[float]) -> str:
   return f"{mean:+.1f} ± {half:.1f} ({sum(value > 0 for value in values)} of {n})"
 
 
-def tables(output: pathlib.Path, variants: list[str]) -> str:
+def agree(command: list[str], overrides: list[str]) -> None:
+  """Ends the program if a pre-training that has begun was given other values of the keys that are overridden."""
+  config, workdir = (next(word.removeprefix(flag) for word in command if word.startswith(flag))
+                     for flag in ("--config=", "--workdir="))  # fmt: skip
+  path = pathlib.Path(workdir) / "config.json"
+  if not overrides or not path.is_file():
+    return
+  stored = flatten(json.loads(path.read_text(encoding="utf-8")))
+  asked = flatten(load_with_overrides(config, overrides))
+  for flag in overrides:
+    key = flag.removeprefix("--config.").partition("=")[0]
+    if json.loads(json.dumps(asked[key])) != stored.get(key):
+      raise SystemExit(f"{workdir} was trained with {key}={stored.get(key)}, not {flag}: choose another --output")
+
+
+def tables(output: pathlib.Path, variants: list[str], wanted: list[str]) -> str:
   """What was measured, as Markdown: means and standard deviations over pre-trainings, and paired differences."""
   lines = []
   for variant in variants:
     runs = {}  # settings without the seed -> seed -> scores
     for workdir in sorted((output / variant).glob("*_seed=*")):
       setting, _, seed = workdir.name.rpartition("_seed=")
-      if found := scores(workdir):
+      if seed in wanted and (found := scores(workdir)):
         runs.setdefault(setting, {})[int(seed)] = found
     if not runs:
       continue
@@ -192,6 +209,7 @@ def main() -> int:
             if f"--config.seed={seed}" in command]  # fmt: skip
     seen = set()
     for variant, command in runs:
+      agree(command, overrides)
       steps = itertools.chain(steps, run_steps(output, variant, command, first=variant not in seen))
       seen.add(variant)
     for done, step in steps:
@@ -199,7 +217,7 @@ def main() -> int:
         run(step, flags.dry_run)
     if flags.dry_run:
       return 0
-  text = tables(output, variants)
+  text = tables(output, variants, flags.seeds.split(","))
   if not flags.tables:
     (output / "evidence.md").write_text(text, encoding="utf-8")
   print(text)

@@ -2,7 +2,8 @@
 # Pre-training on SLURM, one process for each node, all of whose GPUs are its own. In the checkout's root:
 #   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh --config=configs/base.py --workdir=/shared/runs/base
 #   launch/slurm.sh --dry_run --config=...       prints what every node would run
-# Two minutes before its time is over the job gets SIGUSR1, saves and exits with 75: it is queued again and goes on.
+# Two minutes before its time is over the job gets SIGUSR1, saves and exits with 75: it is queued again and goes on. So
+# it does after 74, where a store, a disk or a partner did not answer, but for ten restarts at most.
 #SBATCH --job-name=atst_jax
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
@@ -39,7 +40,7 @@ if [ -n "$dry" ]; then
 fi
 "${command[@]}"
 code=$?
-if [ "$code" -eq 75 ]; then
+if [ "$code" -eq 75 ] || { [ "$code" -eq 74 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; }; then
   scontrol requeue "${SLURM_JOB_ID:?}"
   exit 0
 fi

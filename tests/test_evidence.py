@@ -63,6 +63,16 @@ def test_dry_run_names_every_step_and_skips_what_is_done(evidence, recordings, t
   assert len(capfd.readouterr().out.splitlines()) == len(lines) - 2
 
 
+def test_what_was_trained_otherwise_is_not_taken_for_the_result(evidence, tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  command = ["--config=configs/evidence.py:cnn", f"--workdir={tmp_path}"]
+  evidence.agree(command, ["--config.total_steps=77"])  # nothing there yet
+  (tmp_path / "config.json").write_text(json.dumps({"total_steps": 160, "encoder": {"hidden": 256}}))
+  evidence.agree(command, ["--config.total_steps=160", "--config.encoder.hidden=256"])
+  with pytest.raises(SystemExit, match="was trained with total_steps=160, not"):
+    evidence.agree(command, ["--config.total_steps=77"])
+
+
 def test_sweeps_are_every_setting_with_every_seed():
   settings = {tuple(sorted(run.items())) for run in config.SWEEPS["lambda"]}
   assert len(settings) == len(config.SWEEPS["lambda"]) == 9 and len(config.SWEEPS["views"]) == 12
@@ -79,7 +89,7 @@ def test_tables_give_spreads_and_paired_differences(evidence, tmp_path):
   for weight, values in scores.items():
     for seed, value in enumerate(values):
       write_scores(tmp_path / "cnn", f"weight={weight}_seed={seed}", {"Mix": 30, "(a) 100%": value})
-  lines = evidence.tables(tmp_path, ["cnn", "transformer"]).splitlines()
+  lines = evidence.tables(tmp_path, ["cnn", "transformer"], ["0", "1", "2"]).splitlines()
   assert f"| weight=0.2 | pre-trained | 3 | 30.0 ± 0.0 | {np.mean(scores['0.2']):.1f} ± 2.5 |  |  |  |" in lines
   # differences 1, 2, 3: mean 2, 95 % interval 4.303 / sqrt(3)
   assert "| weight=0.2 | pre-trained | +0.0 ± 0.0 (0 of 3) | +2.0 ± 2.5 (3 of 3) |  |  |  |" in lines

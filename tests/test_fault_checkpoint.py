@@ -125,6 +125,14 @@ def test_fault_05_no_good_checkpoint_is_refused_every_time(folder):
   assert sorted(os.listdir(folder)) == ["1", "2", "3"] and _restore(folder / "none") is None
 
 
+def test_fault_05_going_back_never_ends_at_the_start_in_silence(folder):
+  """Where no manifest can be read, none says whether its checkpoint was sound."""
+  for step in "123":
+    os.truncate(folder / step / "manifest.json", 50)
+  with pytest.raises(UserError, match="no checkpoint is good"):
+    Shelf(str(folder)).choose({}, sound_only=True)
+
+
 def test_fault_05_arrays_that_were_read_wrongly_are_noticed(folder, warnings):
   """All files agree, and yet the arrays are not those that were saved."""
   path = folder / "3" / "manifest.json"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tiny import ROOT, tiny_config, tiny_flags
 
-from atst_jax import main, recipe, train, watchdog
+from atst_jax import main, preemption, recipe, train, watchdog
 from atst_jax.checkpoint import restore_tree
 from atst_jax.errors import UserError
 from atst_jax.logs import MetricWriter, log, read_metrics
@@ -90,6 +90,18 @@ def test_fault_01_a_signal_where_nothing_can_be_saved_ends_at_once(number):
     assert process.returncode == exit_code and told in output and time.time() - started < 20, output
     if number != signal.SIGTERM:
       break
+
+
+def test_fault_01_processes_agree_by_the_number_of_their_questions(monkeypatch):
+  """Whatever steps a run is at: a continued one begins late, and every run of a fine-tuning at 0 again."""
+  asked = []
+  monkeypatch.setattr(preemption, "reached_preemption_sync_point", lambda number: asked.append(number) or number == 3)
+  with preemption.StopRequest(distributed=True) as stop:
+    assert [stop.agreed() for _ in range(3)] == [False, False, True] and asked == [1, 2, 3]
+  with preemption.StopRequest(distributed=False) as stop:
+    assert not stop.agreed()
+    stop.requested = True
+    assert stop.agreed() and len(asked) == 3
 
 
 def test_fault_01_signals_are_the_loops_own_once_it_runs(tmp_path, monkeypatch, one_device, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 
 import jax
@@ -151,6 +152,12 @@ def test_text_models_that_will_not_do(bert, tmp_path, monkeypatch):
     text.load_text_encoder(str(tmp_path / "none"))
   with pytest.raises(UserError, match="cannot be opened"):
     text.load_text_encoder(str(tmp_path))
+  part = tmp_path / "part"
+  shutil.copytree(bert, part)
+  settings = json.loads((part / "config.json").read_text())
+  (part / "config.json").write_text(json.dumps({**settings, "n_layers": 3}))
+  with pytest.raises(UserError, match=r"lacks \d+ of the encoder's arrays, the first is transformer\.layer\.2\."):
+    text.load_text_encoder(str(part))
   encoder = text.load_text_encoder(bert)
   with pytest.raises(UserError, match="pooling=max: choose one of first, mean"):
     text.embed_texts(["add"], encoder, pooling="max", folder=str(tmp_path))

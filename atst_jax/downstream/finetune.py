@@ -12,7 +12,6 @@ import time
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
@@ -31,12 +30,13 @@ from atst_jax.logs import MetricWriter, log, progress_bar
 from atst_jax.mesh import make_mesh, process_rows, put_batch
 from atst_jax.metrics import d_prime
 from atst_jax.preemption import EXIT_RESUME, StopRequest
-from atst_jax.recipe import check_platform
+from atst_jax.recipe import check_platform, naming_memory
 from atst_jax.records import Dataset, write_json
+from atst_jax.watchdog import Watchdog
 from atst_jax.workdir import keep_programs, own
 
 # Keys that may change between a run and its continuation: they do not enter what is computed.
-FREE_KEYS = ("encoder", "data.path", "log.", "checkpoint.", "compute.", "mesh.", "platform")
+FREE_KEYS = ("encoder", "data.path", "log.", "checkpoint.", "compute.", "mesh.", "platform", "guard.")
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial head; steps count from 0
 
 
@@ -60,9 +60,14 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     steps_per_epoch(len(split.train), config.batch_size)
   frames = finetune_recipe.clip_frames(config, dataset)
   folder = checkpoint_folder(workdir, config.checkpoint.folder)
-  with StopRequest(distributed=jax.process_count() > 1) as stop, own(
-    workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config,
-    started=lambda: any(name.startswith("seed") for name in storage.names(folder)),
+  with (
+    StopRequest(distributed=jax.process_count() > 1) as stop,
+    own(workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS,
+        allow_changes=allow_changed_config,
+        started=lambda: any(name.startswith("seed") for name in storage.names(folder))),
+    Watchdog(workdir, index=jax.process_index(), step_seconds=config.guard.step_seconds,
+             start_seconds=config.guard.start_seconds) as watchdog,
+    naming_memory(config),
   ):  # fmt: skip
     keep_programs(workdir)
     program = finetune_recipe.compile_for(config, exported, encoder, mesh, frames=frames, labels=labels,
@@ -70,7 +75,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     log.info("%s: %d parameters on %d %s device(s), mesh %s, batch %d of %d frames, %d run(s)", workdir,
              sum(x.size for x in jax.tree.leaves(program.state.params)), mesh.size, jax.default_backend(),
              dict(mesh.shape), config.batch_size, frames, len(splits) * config.seeds)  # fmt: skip
-    runner, runs = Runner(config, workdir, folder, program, mesh, ClipReader(dataset, frames), labels, stop), []
+    reader, runs = ClipReader(dataset, frames), []
+    runner = Runner(config, workdir, folder, program, mesh, reader, labels, stop, watchdog)
     try:
       for seed in range(config.seed, config.seed + config.seeds):
         for fold, split in enumerate(splits):
@@ -113,14 +119,16 @@ def rows_of(config: ConfigDict, runs: list[dict[str, dict]]) -> list[dict]:
 class Runner:
   """Fits one run after the other with the same compiled functions."""
 
-  def __init__(self, config, workdir, folder, program, mesh, reader, labels, stop):
+  def __init__(self, config, workdir, folder, program, mesh, reader, labels, stop, watchdog):
     self.config, self.workdir, self.folder, self.program, self.mesh = config, workdir, folder, program, mesh
-    self.reader, self.labels, self.stop, self.score = reader, labels, stop, score_of(labels)
+    self.reader, self.labels, self.score = reader, labels, score_of(labels)
+    self.stop, self.watchdog = stop, watchdog
     self.rows = process_rows(mesh, config.batch_size)
 
   def fit(self, encoder, seed: int, fold: int, split: Split) -> dict[str, dict]:
     """Trains one run, or goes on with it, and tests it: what `rows_of` takes. Raises Stopped."""
     config, name = self.config, f"seed{seed}-division{fold}"
+    self.watchdog.phase("start")
     steps = steps_per_epoch(len(split.train), config.batch_size)
     checkpoints = Checkpoints(os.path.join(self.folder, name), keep=config.checkpoint.keep, keep_every=2**31)
     state = checkpoints.restore(self.program.state)
@@ -152,7 +160,7 @@ class Runner:
 
   def train(self, state, step, steps, seed, split, checkpoints, writer, name) -> FinetuneState:
     """Goes on to the last epoch. The metrics of a step are fetched after the next one is dispatched."""
-    config, distributed = self.config, jax.process_count() > 1
+    config = self.config
     rates, total = finetune_recipe.learning_rates(config, steps), round(config.epochs) * steps
     clips = train_clips(split.train, batch_size=config.batch_size, seed=seed, start_step=step, rows=self.rows)
     source = self.reader.batches(clips, self.labels.targets)
@@ -161,6 +169,7 @@ class Runner:
       state, metrics = self.program.step(state, put_batch(self.mesh, next(source)), rates[step], np.uint32(seed))
       if previous:
         report(*previous)
+        self.watchdog.beat(previous[0])
       previous = (step + 1, metrics | {"learning_rate": rates[step]})
       step += 1
       epoch, rest = divmod(step, steps)
@@ -172,7 +181,7 @@ class Runner:
         if np.float32(score) > float(state.best.score):
           state = self.program.keep_best(state, np.float32(score), np.int32(epoch))
       checkpoints.poll()
-      stopping = reached_preemption_sync_point(step) if distributed else self.stop.requested
+      stopping = self.stop.agreed()
       if stopping or step == total or (not rest and epoch % config.checkpoint.every_epochs == 0):
         refuse_nan(step, metrics)  # a state that is not finite must never replace a good checkpoint
         if not checkpoints.save(step, state, sound=True):
@@ -193,6 +202,7 @@ class Runner:
 
   def predict(self, params, batch_stats, index) -> np.ndarray:
     """(M, C) logits of clips, in their order. Raises UserError naming the first whose logits are not finite."""
+    self.watchdog.phase("evaluation")
     clips = all_clips(index, batch_size=self.config.batch_size, rows=self.rows)
     parts = [np.asarray(self.program.predict(params, batch_stats, put_batch(self.mesh, batch)))
               for batch in self.reader.batches(clips, self.labels.targets)]  # fmt: skip

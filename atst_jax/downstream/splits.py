@@ -114,8 +114,9 @@ def _deal(groups: np.ndarray, targets: np.ndarray, parts: int, rng) -> np.ndarra
 def _hold_out(train: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """(train, valid): a stratified tenth of the files, none of which is the last one left of a class."""
   rng = np.random.default_rng(seed)
-  unique = np.unique(groups[train])
-  labels = np.stack([targets[train][groups[train] == g].any(0) for g in unique])  # (files, C)
+  unique, number = np.unique(groups[train], return_inverse=True)
+  labels = np.zeros((len(unique), targets.shape[1]), bool)  # (files, C)
+  np.logical_or.at(labels, number, targets[train].astype(bool))
   left, held, wanted = labels.sum(0), [], max(1, len(unique) // HELD_OUT)
   shuffled = rng.permutation(len(unique))
   order = shuffled[np.argsort(labels[shuffled].argmax(-1), kind="stable")]

@@ -10,6 +10,7 @@ from atst_jax.downstream import features
 from atst_jax.errors import UserError
 
 POOLINGS = ("first", "mean")
+POOLER = "pooler."  # a head for classification, which is not used here
 BATCH = 64  # sentences encoded at a time
 
 
@@ -40,15 +41,22 @@ def load_text_encoder(name: str) -> TextEncoder:
   transformers.logging.disable_progress_bar()
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=is_folder)
-    network = transformers.AutoModel.from_pretrained(name, local_files_only=is_folder).to(torch.float32).eval()
+    network, told = transformers.AutoModel.from_pretrained(name, local_files_only=is_folder, output_loading_info=True)
   except (OSError, ValueError, KeyError) as error:
     reason = " ".join(str(error).split())[:200]
     raise UserError(
       f"--config.text.model={name} cannot be opened ({reason}); name a folder with config.json, the weights and the "
       "tokenizer, or a model of the hub on a machine that reaches it"
     ) from error
+  network = network.to(torch.float32).eval()
+  missing = sorted(key for key in told["missing_keys"] if not key.startswith(POOLER))  # drawn at random in its place
+  if missing:
+    raise UserError(f"--config.text.model={name} lacks {len(missing)} of the encoder's arrays, the first is "
+                    f"{missing[0]}; name a model that was saved whole")  # fmt: skip
   digest = hashlib.sha256()
   for key, value in sorted(network.state_dict().items()):
+    if key.startswith(POOLER):
+      continue
     digest.update(f"{key} {tuple(value.shape)}".encode())
     digest.update(np.ascontiguousarray(value.numpy()).tobytes())
   return TextEncoder(tokenizer, network, digest.hexdigest()[:16])
