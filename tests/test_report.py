@@ -121,7 +121,7 @@ def test_of_several_rates_validation_chooses(runs, tmp_path):
   assert [(os.path.basename(path), note) for path, note in chosen] == [
     ("rate1.0", "rate 1 of 0.5, 1, 2, by validation")]  # fmt: skip
   more = [finetuned(tmp_path / "seed1", 1.0, 0.4, seed=1), finetuned(tmp_path / "a", 1.0, 0.2),
-          finetuned(tmp_path / "b", 2.0, 0.3)]  # fmt: skip
+          finetuned(tmp_path / "c", 4.0, 0.3), finetuned(tmp_path / "b", 2.0, 0.3)]  # fmt: skip
   assert [os.path.basename(run.path) for run, _ in choose_rates(read_runs(more))] == ["seed1", "b"]
 
 

@@ -12,7 +12,6 @@ from atst_jax.errors import UserError
 
 NEEDED = ("job", "protocol", "data", "encoder", "config", "metric", "selected_on_test", "rows")
 SIZES = {(384, 12): "ATST Small", (768, 12): "ATST Base"}
-BEST = "best"  # of a fine-tuning's rows: the epoch that validation chose; the papers' kind of score
 
 
 class Run(NamedTuple):
@@ -94,7 +93,7 @@ def choose_rates(runs: list[Run]) -> list[tuple[Run, str]]:
     if len(group) == 1:
       chosen.append((group[0], ""))
       continue
-    best = max(group, key=lambda run: run.results["rows"][0]["valid"])  # of its best epoch
+    best = max(group, key=lambda run: (run.results["rows"][0]["valid"], -rate(run)))  # of equal ones the smaller rate
     tried = ", ".join(f"{r:g}" for r in sorted(map(rate, group)))
     chosen.append((best, f"rate {rate(best):g} of {tried}, by validation"))
   return chosen
