@@ -1,12 +1,11 @@
-# `make` lists the targets. PYTHON=... chooses the interpreter of a new .venv; ARGS=... is passed on to pytest, which
-# runs WORKERS files at a time.
+# `make` lists the targets. PYTHON=... chooses the interpreter of a new .venv; ARGS=... is passed on to pytest;
+# WORKERS=2 tests two files at a time.
 
 SHELL := /bin/sh
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 RUNS := runs/demo
-WORKERS := 2
 
 .PHONY: help venv demo test test-all fuzz soak lint format clean
 .DEFAULT_GOAL := help
@@ -52,7 +51,7 @@ demo: venv  ## synthesise sounds, prepare, pre-train, export, evaluate, draw: ev
 	@echo 'table: $(RUNS)/linear/results.md; pictures: $(RUNS)/pretrain/*.png; all on one page: $(RUNS)/pretrain/report.html'
 
 test: venv  ## the test suite without the tests marked slow
-	@$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m 'not slow' $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
 
 test-all: venv  ## the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)
