@@ -108,8 +108,7 @@ def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(d
     def __exit__(self, *_):
       pass
 
-    @property
-    def requested(self):
+    def agreed(self):
       self.left -= 1
       return self.left == 0
 
