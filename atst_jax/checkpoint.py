@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from atst_jax import manifest, storage
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.fingerprint import fetch, fingerprint
 from atst_jax.logs import log
 from atst_jax.mesh import from_process_zero
@@ -85,7 +85,7 @@ class Checkpoints:
       proving.result()
     except Exception as error:
       reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
-      raise storage.StoreError(f"the checkpoint of step {self._last} in {self.folder} could not be saved ({reason}); "
+      raise StoreError(f"the checkpoint of step {self._last} in {self.folder} could not be saved ({reason}); "
                                "those before it are whole. Make room or mend the disk, and run the same command again"
                                ) from error  # fmt: skip
 
@@ -117,7 +117,7 @@ class Checkpoints:
     self.wait()
     last = self._last
     if self._unread and (self.restore(abstract_state), self._last)[1] != last:
-      raise storage.StoreError(f"the checkpoint of step {last} in {self.folder} does not read back as it was saved; "
+      raise StoreError(f"the checkpoint of step {last} in {self.folder} does not read back as it was saved; "
                                "run the same command again")  # fmt: skip
 
   def close(self) -> None:

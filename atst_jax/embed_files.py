@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import atst_jax
 from atst_jax import storage, vectors
 from atst_jax.command import Parser, guard, sigterm_as_interrupt
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.logs import log
 from atst_jax.model import TAILS, Model, load_model
 from atst_jax.waveforms import Mel
@@ -49,7 +49,7 @@ def file_mel(model: Model, path: str) -> Mel | str:
   try:
     mel = model.mel_of(lambda: read_blocks(path, model.sample_rate))
     model.check(mel)
-  except storage.StoreError:
+  except StoreError:
     raise
   except UserError as error:
     return str(error)

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": its message is printed alone."""
+"""The exception that means "the user can mend this": its message is printed alone."""
 
 import re
 
@@ -22,3 +22,9 @@ class UserError(ValueError):
 
   def __str__(self) -> str:
     return plain(super().__str__())
+
+
+class StoreError(UserError):
+  """A store or a disk that cannot be reached or refuses: not a fault of one file, and it may pass."""
+
+  exit_code = 74

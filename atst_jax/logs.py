@@ -41,7 +41,7 @@ def is_quiet() -> bool:
 
 class MetricWriter:
   """Appends metrics to `workdir/metrics.jsonl`, TensorBoard and `trackers.chosen`; on resume, drops from the first two
-  what lies beyond the restored step."""
+  what lies beyond the restored step, and the online evaluation of that step, which is made again."""
 
   def __init__(self, workdir, *, start_step=0, enabled=True, trackers=()):
     self._file = self._board = None
@@ -53,7 +53,8 @@ class MetricWriter:
       self._guard("TensorBoard", lambda: self._open_board(workdir, start_step))
 
   def _open(self, start_step):
-    kept = [r for r in read_metrics(self._path) if r["step"] <= start_step and start_step]
+    kept = [r for r in read_metrics(self._path) if start_step and (
+      r["step"] < start_step or (r["step"] == start_step and "online_seconds" not in r))]  # fmt: skip
     storage.write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
     self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
 

@@ -9,6 +9,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from atst_jax import storage
+from atst_jax.errors import StoreError
 
 NAME = "manifest.json"
 THREADS = 8  # hashlib lets go of the interpreter
@@ -41,7 +42,7 @@ def read(folder: str) -> dict:
   except FileNotFoundError:
     raise Damaged(f"no {NAME}: its save never ended, or an older version wrote it") from None
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-    if isinstance(error, storage.StoreError):
+    if isinstance(error, StoreError):
       raise
     raise Damaged(f"{NAME} cannot be read ({type(error).__name__}: {error})") from error
   return found

@@ -12,7 +12,7 @@ import google_crc32c
 import numpy as np
 
 from atst_jax import storage
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.logs import log
 from atst_jax.records import Clip, Shard
 from atst_jax.tfrecord import CHECKSUM, RecordError, file_size, find_feature, masked, read_length
@@ -115,7 +115,7 @@ class ShardReader:
     try:
       yield
     except OSError as error:
-      raise storage.StoreError(f"{self.shard.path}: cannot be read ({error.strerror or error}); run the same "
+      raise StoreError(f"{self.shard.path}: cannot be read ({error.strerror or error}); run the same "
                                "command again when it can") from error  # fmt: skip
 
   def read(self, number: int, where: np.float32, out: np.ndarray) -> tuple[int, int]:

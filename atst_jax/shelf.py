@@ -9,7 +9,7 @@ import os
 from typing import NamedTuple
 
 from atst_jax import manifest, storage
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.logs import log
 
 UNFINISHED = "unfinished"
@@ -85,7 +85,7 @@ class Shelf:
     """Makes room for a save of `size` bytes under its final name. Raises StoreError if the disk has too little."""
     storage.make_folder(self.folder)
     if (free := storage.free_bytes(self.folder)) < size * SPARE:
-      raise storage.StoreError(f"{self.folder}: a checkpoint needs {size * SPARE / 2**20:.1f} MiB, {free / 2**20:.1f} "
+      raise StoreError(f"{self.folder}: a checkpoint needs {size * SPARE / 2**20:.1f} MiB, {free / 2**20:.1f} "
                                "are free; make room and run the same command again. The checkpoints there are whole"
                                )  # fmt: skip
     if storage.names(self.path(step)):

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -21,42 +20,10 @@ from typing import IO
 
 import numpy as np
 
-from atst_jax.errors import UserError
+from atst_jax.remote import Blocks, is_remote, store
 
 WHOLE_BYTES = 64 << 20  # a smaller remote file is read in one request
 BLOCK_BYTES = 4 << 20  # of a larger one
-PACKAGES = {"gs": "pip install -e .[gcs]", "gcs": "pip install -e .[gcs]", "s3": "pip install -e .[s3]"}
-
-
-class StoreError(UserError):
-  """A store or a disk that cannot be reached or refuses: not a fault of one file, and it may pass."""
-
-  exit_code = 74
-
-
-def is_remote(path: str) -> bool:
-  return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
-
-
-@contextlib.contextmanager
-def _store(path: str):
-  """Yields (file system, path inside it). Whatever the store's library raises becomes an OSError of one file (absent,
-  a folder) or a StoreError: a refusal too, since it is mostly a login that has expired."""
-  import fsspec
-
-  scheme = path.split("://")[0]
-  try:
-    # Listings are never kept: other processes write into the same folders. Not url_to_fs: "::" is a part of a name.
-    fs = fsspec.filesystem(scheme, use_listings_cache=False)
-    yield fs, fs._strip_protocol(path)
-  except (UserError, FileNotFoundError, IsADirectoryError):
-    raise
-  except (ImportError, ValueError) as error:
-    remedy = PACKAGES.get(scheme, "see fsspec's list of protocols")
-    raise StoreError(f"{path}: cannot use {scheme}:// ({error}); {remedy}") from error
-  except Exception as error:
-    reason = " ".join(str(error).split())[:300]
-    raise StoreError(f"{path}: {type(error).__name__}: {reason}; run the same command again") from error
 
 
 def absolute(path: str) -> str:
@@ -73,7 +40,7 @@ def is_file(path: str) -> bool:
 def is_folder(path: str) -> bool:
   if not is_remote(path):
     return os.path.isdir(path)
-  with _store(path) as (fs, inner):
+  with store(path) as (fs, inner):
     return fs.isdir(inner)
 
 
@@ -87,7 +54,7 @@ def size(path: str) -> int:
     if not is_remote(path):
       status = os.stat(path)
       return status.st_size if stat.S_ISREG(status.st_mode) else -1
-    with _store(path) as (fs, inner):
+    with store(path) as (fs, inner):
       info = fs.info(inner)
       return int(info["size"]) if info["type"] == "file" else -1
   except OSError:
@@ -110,7 +77,7 @@ def find(root: str) -> Iterator[tuple[str, int]]:
         path = os.path.join(folder, name)
         yield os.path.relpath(path, root), size(path)
     return
-  with _store(root) as (fs, inner):
+  with store(root) as (fs, inner):
     inner = inner.rstrip("/")
     for path, info in fs.find(inner, detail=True).items():
       if info["type"] == "file":
@@ -122,7 +89,7 @@ def names(folder: str) -> list[str]:
   try:
     if not is_remote(folder):
       return sorted(os.listdir(folder))
-    with _store(folder) as (fs, inner):
+    with store(folder) as (fs, inner):
       return sorted({os.path.basename(path.rstrip("/")) for path in fs.ls(inner, detail=False)} - {""})
   except (FileNotFoundError, NotADirectoryError):
     return []
@@ -140,7 +107,7 @@ def remove(path: str) -> None:
     if not is_remote(path):
       os.unlink(path)
       return
-    with _store(path) as (fs, inner):
+    with store(path) as (fs, inner):
       fs.rm_file(inner)
 
 
@@ -150,7 +117,7 @@ def remove_folder(path: str) -> None:
     if not is_remote(path):
       shutil.rmtree(path)
       return
-    with _store(path) as (fs, inner):
+    with store(path) as (fs, inner):
       fs.rm(inner, recursive=True)
 
 
@@ -159,7 +126,7 @@ def move_folder(path: str, target: str) -> None:
   if not is_remote(path):
     os.rename(path, target)
     return
-  with _store(path) as (fs, inner):
+  with store(path) as (fs, inner):
     fs.mv(inner, fs._strip_protocol(target), recursive=True)
 
 
@@ -168,46 +135,17 @@ def free_bytes(path: str) -> float:
   return float("inf") if is_remote(path) else shutil.disk_usage(path).free
 
 
-class _Blocks(io.RawIOBase):
-  """A remote file that is read by blocks; what its store raises becomes a StoreError there too."""
-
-  def __init__(self, path, file):
-    self._path, self._file = path, file
-
-  def readable(self):
-    return True
-
-  def seekable(self):
-    return True
-
-  def readinto(self, buffer):
-    with _store(self._path):
-      data = self._file.read(len(buffer))
-    buffer[: len(data)] = data
-    return len(data)
-
-  def seek(self, offset, whence=io.SEEK_SET):
-    return self._file.seek(offset, whence)
-
-  def tell(self):
-    return self._file.tell()
-
-  def close(self):
-    self._file.close()
-    super().close()
-
-
 def open_binary(path: str, buffering: int = -1) -> IO[bytes]:
   """Opens a file to read: a small remote one is fetched whole, a large one by blocks. Raises OSError, StoreError."""
   if not is_remote(path):
     return open(path, "rb", buffering)
-  with _store(path) as (fs, inner):
+  with store(path) as (fs, inner):
     info = fs.info(inner)
     if info["type"] != "file":
       raise IsADirectoryError(f"{path} is a folder")
     if info["size"] <= WHOLE_BYTES:
       return io.BytesIO(fs.cat_file(inner))
-    return io.BufferedReader(_Blocks(path, fs.open(inner, "rb", block_size=BLOCK_BYTES)), 1 << 20)
+    return io.BufferedReader(Blocks(path, fs.open(inner, "rb", block_size=BLOCK_BYTES)), 1 << 20)
 
 
 def open_text(path: str, encoding: str = "utf-8", newline: str | None = None) -> IO[str]:
@@ -258,7 +196,7 @@ def writing(path: str, mode: str = "wb", **options) -> Iterator[IO]:
     with tempfile.NamedTemporaryFile(mode, **options) as file:
       yield file
       file.flush()
-      with _store(path) as (fs, inner):
+      with store(path) as (fs, inner):
         fs.put_file(file.name, inner)
     return
   temporary = temporary_name(path)

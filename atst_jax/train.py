@@ -114,7 +114,7 @@ def loop(
 ) -> int:
   """Steps, logs and saves. The metrics of a step are fetched after the next one is dispatched."""
   report, source = Report(config, writer, online, watchdog, step), read_from(step)
-  if step == 0:
+  if step < config.total_steps:  # what a stop at this step left out, or what it found once more
     report.measure(step, state)
   unseen = []  # (step, metrics) of steps that are dispatched and not yet looked at
   while step < config.total_steps:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from atst_jax import storage
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 
 REASONS = ("missing", "undecodable", "empty", "too_short", "non_finite", "silent", "duplicate")
 BLOCK_VALUES = 1 << 18  # samples x channels decoded at a time
@@ -112,13 +112,13 @@ def _handle(path: str):
       yield remote
     finally:
       if remote.error is not None:
-        raise storage.StoreError(f"{path}: {remote.error}; run the same command again") from remote.error
+        raise StoreError(f"{path}: {remote.error}; run the same command again") from remote.error
 
 
 def _raise_unless_of_the_file(path: str, error: OSError) -> None:
   """Raises StoreError for what the machine lacks or a disk that is gone; the next start may read the file."""
   if error.errno in OF_THE_MACHINE:
-    raise storage.StoreError(f"{path}: {error.strerror}; run the same command again") from error
+    raise StoreError(f"{path}: {error.strerror}; run the same command again") from error
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def _open(path: str):
       if not MIN_RATE <= file.samplerate <= MAX_RATE:
         raise Reject("undecodable", f"sample rate of {file.samplerate} Hz")
       yield file
-  except storage.StoreError:
+  except StoreError:
     raise
   except FileNotFoundError as error:
     raise Reject("missing") from error

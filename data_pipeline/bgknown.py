@@ -28,13 +28,14 @@ from atst_jax.command import Parser
 from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS, get_frontend
 from atst_jax.records import Dataset, write_json
-from data_pipeline import jobs, known_background, prepare
+from data_pipeline import jobs, known_background
 from data_pipeline.audio import Reject, duration
 from data_pipeline.files import Source
 from data_pipeline.known_background import CONDITIONS, Mixture, Reader, Recipe
 from data_pipeline.listing import Listing, split_of
 from data_pipeline.loudness import loudness_meter
 from data_pipeline.plan import hash_sources
+from data_pipeline.preparation import prepare_listing
 from data_pipeline.rendering import each, write_audio
 from data_pipeline.sources import LAYOUTS, list_sources
 
@@ -237,7 +238,7 @@ def _write_sets(args, foreground: Listing, mixtures: list[Mixture], backgrounds:
                                reject_silent=False, reject_duplicates=False, runner="", beam_options="")  # fmt: skip
     reader = Reader(condition, rows, backgrounds, recipe)
     made_of = {"condition": condition, "mixtures": digest}
-    prepare.prepare_listing(flags, listing, name, read=reader, made_of=made_of)
+    prepare_listing(flags, listing, name, read=reader, made_of=made_of)
     made = Dataset.load(output)
     if rejects := made.manifest["rejects"]:
       raise UserError(f"{output}: {len(rejects)} mixtures could not be made, the first is {rejects[0]['id']!r}: "

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from atst_jax.command import guard, sigterm_as_interrupt
-from atst_jax.storage import StoreError
+from atst_jax.errors import StoreError
 from data_pipeline.workers import Stopped
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from atst_jax import storage
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.frontend import FrontEnd, log_mel
 from atst_jax.records import MANIFEST, write_json
 from data_pipeline.audio import Reject, duration, read_pieces
@@ -141,7 +141,7 @@ def check_plan(output: str, plan: dict) -> None:
 def _stored(path: str, plan_in: Callable[[dict], dict]) -> dict | None:
   try:
     return plan_in(json.loads(storage.read_text(path)))
-  except storage.StoreError:
+  except StoreError:
     raise
   except (ValueError, KeyError, TypeError, OSError):
     return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from atst_jax import storage
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.frontend import FrontEnd, log_mel
 from atst_jax.records import Clip, write_json, write_shard
 from data_pipeline.audio import Quality, Reject, read_pieces
@@ -118,7 +118,7 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
       id = f"{source.id}#{number:04d}" if cut else source.id
       yield Clip(id, mel, labels, source.multi_label, source.fold, source.split, source.group).encode()
     tally.add_file(source, quality, cut)
-  except storage.StoreError:
+  except StoreError:
     raise
   except Exception as error:
     if pieces:  # validated before its first piece
@@ -201,7 +201,7 @@ def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
     path = os.path.join(output, task.file)
     size = storage.size(path) if sidecar["num_clips"] else 0
     return sidecar if size == sidecar["num_bytes"] else None
-  except storage.StoreError:
+  except StoreError:
     raise
   except (OSError, ValueError, KeyError, TypeError):
     return None

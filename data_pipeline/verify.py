@@ -8,7 +8,7 @@ import numpy as np
 
 from atst_jax import storage
 from atst_jax.command import Parser, nearest
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.records import MANIFEST, Clip, Dataset, RecordError, Shard, read_records, write_json  # fmt: skip
 from data_pipeline.mel_statistics import MelStatistics, merge_statistics
 from data_pipeline.plan import shard_name
@@ -27,7 +27,7 @@ def verify(root: str) -> tuple[dict[str, str], int]:
         found = _verify_shard(dataset, shard, split, ids)
         ids |= found
         num_clips += len(found)
-      except storage.StoreError:
+      except StoreError:
         raise
       except (RecordError, OSError) as error:
         problems[shard.path] = str(error)

@@ -3,6 +3,7 @@
 A test that is about one device, or four, builds its mesh from `jax.devices()[:n]`.
 """
 
+import gc
 import os
 import pathlib
 
@@ -25,6 +26,18 @@ def pytest_configure(config):
                         "persistent_cache_min_compile_time_secs": 0.5}.items():  # fmt: skip
       jax.config.update(f"jax_{name}", value)
       os.environ[f"JAX_{name.upper()}"] = str(value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs(request):
+  """Lets go of what a file of tests compiled: programs of all of them would need more mappings than Linux gives a
+  process (65,530), and end it."""
+  yield
+  for value in vars(request.module).values():
+    if hasattr(value, "cache_clear"):
+      value.cache_clear()
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture(scope="session")

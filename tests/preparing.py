@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import soundfile
 
-from data_pipeline import prepare
+from data_pipeline import preparation, prepare
 from data_pipeline.shards import write_task
 
 
@@ -25,7 +25,7 @@ def write_inline(monkeypatch) -> None:
     for task in tasks:
       write_task(task, settings, lambda files, clips: None)
 
-  monkeypatch.setattr(prepare, "write_tasks", write_tasks)
+  monkeypatch.setattr(preparation, "write_tasks", write_tasks)
 
 
 def small_set(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

@@ -19,12 +19,11 @@ from tiny import ROOT, tiny_config
 
 from atst_jax import manifest, recipe, storage
 from atst_jax.checkpoint import Checkpoints, restore_encoder
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.fingerprint import fetch, fingerprint
 from atst_jax.logs import log
 from atst_jax.mesh import make_mesh
 from atst_jax.shelf import UNFINISHED, Shelf, entries, newest_good
-from atst_jax.storage import StoreError
 
 
 def _state(step):

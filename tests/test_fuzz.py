@@ -28,7 +28,7 @@ from atst_jax.model import Model
 from atst_jax.records import Clip, Dataset, Shard
 from atst_jax.shard_reader import Damage, ShardReader
 from atst_jax.tfrecord import RecordError, decode_example, find_feature, frame_record, read_records
-from data_pipeline import audio, merge, prepare, verify
+from data_pipeline import audio, merge, preparation, prepare, verify
 from data_pipeline.files import inside
 from data_pipeline.shards import write_task
 from data_pipeline.sources import list_sources
@@ -202,7 +202,7 @@ def prepared(tmp_path_factory):
       "--workers=1",
     ]
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(prepare, "write_tasks", _write_inline)
+      patch.setattr(preparation, "write_tasks", _write_inline)
       assert prepare.main([*flags, f"--name={name}", "--num_shards=2"]) == 0
   return root
 

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from atst_jax.records import Dataset
-from data_pipeline import prepare
+from data_pipeline import preparation, prepare
 from data_pipeline.shards import write_task
 
 
@@ -17,7 +17,7 @@ def sets(tmp_path, monkeypatch):
     for task in tasks:
       write_task(task, settings, lambda files, clips: None)
 
-  monkeypatch.setattr(prepare, "write_tasks", write_tasks)
+  monkeypatch.setattr(preparation, "write_tasks", write_tasks)
   rng = np.random.default_rng(0)
   for name, labels, rows in (("a", ("cat", "dog"), "path,label,fold"), ("b", ("dog", "emu"), "path,label,split")):
     (tmp_path / name).mkdir()

@@ -18,6 +18,7 @@ from atst_jax.mesh import make_mesh
 from atst_jax.metrics import effective_rank, knn_accuracy
 from atst_jax.model import load_model
 from atst_jax.online import Online, choose, restrict
+from atst_jax.preemption import StopRequest
 from tests.evaluation import make_clips, write_clips
 from tests.tiny import tiny_config, tiny_flags
 
@@ -161,3 +162,16 @@ def test_a_run_ends_bit_for_bit_as_without_it(labelled, tmp_path):
   assert trained == expected and len(trained) == 5
   # A continued run may change it, and need not have it.
   assert main.main([*flags, f"--workdir={tmp_path}/with"]) == 0
+
+
+def test_a_stop_at_a_step_of_the_evaluation_does_not_lose_it(labelled, tmp_path, monkeypatch):
+  """The stop comes first; the next start makes up for it, and writes nothing twice."""
+  small = {"mesh__fsdp": "4", "total_steps": "4", "checkpoint__every_steps": "5", "difference__weight": "0",
+           "encoder__depth": "1"}  # fmt: skip
+  command = [*tiny_flags(**small, **TINY, online__path=labelled, online__every_steps="2"), f"--workdir={tmp_path}/run"]
+  steps = lambda: [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "online_seconds" in r]
+  with monkeypatch.context() as patch:
+    asked = iter((False, True))
+    patch.setattr(StopRequest, "agreed", lambda self: next(asked))
+    assert main.main(command) == 75 and steps() == [0]
+  assert main.main(command) == 0 and steps() == [0, 2, 4]

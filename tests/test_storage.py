@@ -11,7 +11,7 @@ import soundfile
 from preparing import write_inline
 
 from atst_jax import storage
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.input_pipeline import record_batches
 from atst_jax.records import Dataset
 from data_pipeline import prepare
@@ -199,7 +199,7 @@ def test_a_broken_connection_is_not_the_end_of_a_file(audio, inline, tmp_path, m
   send(tmp_path, STORE)
   with monkeypatch.context() as patch:
     patch.setattr(storage, "open_binary", lambda name: Failing(path.read_bytes()))
-    with pytest.raises(storage.StoreError, match=r"a\.wav: reset by peer; run the same command again"):
+    with pytest.raises(StoreError, match=r"a\.wav: reset by peer; run the same command again"):
       load_audio(f"{STORE}/a.wav", RATE)
   flags = [f"--input={STORE}", f"--output={tmp_path / 'out'}", "--frontend=atst"]
   with monkeypatch.context() as patch:
@@ -219,7 +219,7 @@ def test_a_refusal_is_not_a_reject(store, monkeypatch):
     raise PermissionError("expired token")
 
   monkeypatch.setattr(type(store), "info", refuse)
-  with pytest.raises(storage.StoreError, match="expired token; run the same command again"):
+  with pytest.raises(StoreError, match="expired token; run the same command again"):
     duration(f"{STORE}/a.wav")
 
 
@@ -237,7 +237,7 @@ def test_names_with_colons_and_large_files(store, monkeypatch):
 
   with storage.open_binary(f"{STORE}/a.bin") as file:
     monkeypatch.setattr(file.raw._file, "read", lambda size: reset(None), raising=False)
-    with pytest.raises(storage.StoreError, match="reset by peer"):
+    with pytest.raises(StoreError, match="reset by peer"):
       file.read()
 
 
@@ -257,7 +257,7 @@ def test_what_a_store_says_is_one_line(store, monkeypatch):
     raise RuntimeError("quota\nexceeded")
 
   monkeypatch.setattr(type(store), "info", refuse)
-  with pytest.raises(storage.StoreError, match=r"memory://bucket/a: RuntimeError: quota exceeded; run the same"):
+  with pytest.raises(StoreError, match=r"memory://bucket/a: RuntimeError: quota exceeded; run the same"):
     storage.size(f"{STORE}/a")
 
 
