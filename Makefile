@@ -58,7 +58,7 @@ test-all: venv  ## the whole test suite
 
 # What decoders print of damaged files goes; a crash shows in the exit code.
 fuzz: venv  ## hostile input of every kind, thousands of cases drawn anew; CASES=2000 of each target
-	@FUZZ_EXAMPLES=$(or $(CASES),2000) $(BIN)/python -m pytest -s tests/test_fuzz.py tests/test_fuzz_torch.py $(ARGS) 2>/dev/null
+	@FUZZ_EXAMPLES=$(or $(CASES),2000) $(BIN)/python -m pytest -s tests/test_fuzz*.py $(ARGS) 2>/dev/null
 
 soak: venv  ## kill a training run at random instants for ten minutes (ARGS=--hours=8), and compare with an undisturbed one
 	@$(BIN)/python -m tests.soak $(ARGS)

@@ -15,6 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from atst_jax import train
+from atst_jax.logs import log
+from atst_jax.mesh import make_mesh
+
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
@@ -57,3 +61,17 @@ def golden(shared):
       return dict(arrays)
 
   return load
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  """What is logged as a warning."""
+  found = []
+  monkeypatch.setattr(log, "warning", lambda message, *args: found.append(message % args))
+  return found
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Training in this process on one device of the eight, which is faster."""
+  monkeypatch.setattr(train, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))

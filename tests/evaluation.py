@@ -1,15 +1,21 @@
 """A tiny exported encoder and tiny labelled sets, for the tests of what comes after pre-training."""
 
+import json
 import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from atst_jax import config as configs
 from atst_jax import export
+from atst_jax.downstream import linear
 from atst_jax.encoders import make_encoder
+from atst_jax.errors import UserError
 from atst_jax.frontend import FRONTENDS
 from atst_jax.records import SCHEMA_VERSION, Clip, write_json, write_shard
+from tests.tiny import ROOT
 
 CNN = {"kind": "cnn", "version": "AudioNTT2022", "width": 1032, "hidden": 8, "dropout": 0.3}
 ENCODER = {"kind": "transformer", "width": 8, "depth": 2, "heads": 2, "drop_path": 0.0, "patch_frames": 4,
@@ -56,3 +62,23 @@ def make_clips(n=36, *, folds=3, seed=0, loud=40.0):
     mel[:, 21 * (i % 3) : 21 * (i % 3) + 21] += loud
     clips.append(Clip(f"{i}.wav", mel.astype(np.float16), (i % 3,), fold=i // 3 % folds if folds else -1))
   return clips
+
+
+OVERRIDES = {"seeds": "2", "knn": "3", "probe.epochs": "40", "probe.batch_size": "32",
+             "probe.learning_rates": "0.01,0.1,1.0"}  # fmt: skip
+
+
+def evaluate(encoder, data, workdir, variant="paper", **overrides):
+  config = configs.load(f"{ROOT / 'configs' / 'linear.py'}:{variant}")
+  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
+  for key, value in {"encoder": encoder, "data.path": data, **values}.items():
+    configs.override(config, key, value)
+  assert linear.run(config, str(workdir), allow_changed_config=False) == 0
+  with open(os.path.join(workdir, "results.json"), encoding="utf-8") as file:
+    return json.load(file)
+
+
+def refused(pattern, encoder, data, workdir, **overrides):
+  with pytest.raises(UserError, match=pattern):
+    evaluate(encoder, data, workdir, **overrides)
+  assert not os.path.exists(os.path.join(workdir, "results.json"))

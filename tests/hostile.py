@@ -107,10 +107,8 @@ def mutate(data: bytes, edits) -> bytes:
 edits = st.one_of(st.lists(_edits, min_size=1, max_size=1), st.lists(_edits, min_size=1, max_size=5))
 
 VALUES = [None, True, -1, 0, 1, 2**31, 2**40, 2**70, -(2**70), 0.5, 1e308, float("nan"), float("inf"), "", "x",
-                                                                                               "../x", "/etc/passwd",
-          "..\\x", "a\0b", "train-0.tfrecord", "\ud800", "1" * 5000, [], {}, [[]], [1, 2], {"a": 1}, ["../x"],
-          "<script>",
-          "hann", "16000", [None] * 3, {"": {}}]  # fmt: skip
+          "../x", "/etc/passwd", "..\\x", "a\0b", "train-0.tfrecord", "\ud800", "1" * 5000, [], {}, [[]], [1, 2],
+          {"a": 1}, ["../x"], "<script>", "hann", "16000", [None] * 3, {"": {}}]  # fmt: skip
 
 
 def _paths(tree, path=()):

@@ -17,27 +17,14 @@ import numpy as np
 import pytest
 from tiny import ROOT, tiny_config, tiny_flags
 
-from atst_jax import main, preemption, recipe, train, watchdog
+from atst_jax import main, preemption, recipe, watchdog
 from atst_jax.checkpoint import restore_tree
 from atst_jax.errors import UserError
-from atst_jax.logs import MetricWriter, log, read_metrics
+from atst_jax.logs import MetricWriter, read_metrics
 from atst_jax.mesh import make_mesh
 
 FLAGS = {"total_steps": "20", "warmup_steps": "2", "checkpoint__every_steps": "4", "guard__window": "8",
          "difference__weight": "0", "encoder__depth": "1"}  # fmt: skip
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-  """Training in this process on one device of the eight, which is faster."""
-  monkeypatch.setattr(train, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  found = []
-  monkeypatch.setattr(log, "warning", lambda message, *args: found.append(message % args))
-  return found
 
 
 def _run(workdir, **overrides):

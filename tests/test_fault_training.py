@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from tiny import tiny_config, tiny_flags
 
-from atst_jax import main, recipe, train
+from atst_jax import main, recipe
 from atst_jax import train_step as method
 from atst_jax.checkpoint import restore_tree
 from atst_jax.guard import deviations, init_guard, judge
-from atst_jax.logs import log, read_metrics
+from atst_jax.logs import read_metrics
 from atst_jax.losses import output_rank
-from atst_jax.mesh import make_mesh
 from atst_jax.recovery import Recovery
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 RULE = {"outputs": 16, "spike": 12.0, "collapse_std": 0.1, "collapse_rank": 1.1}
 HEALTHY = {"std_teacher": 0.2, "rank_teacher": 5.0}
@@ -126,19 +127,6 @@ def _run(workdir, **overrides):
 
 def _state(workdir, step):
   return restore_tree(workdir / "checkpoints" / str(step) / "default")
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  """Training in this process on one device of the eight, which is faster."""
-  monkeypatch.setattr(train, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  found = []
-  monkeypatch.setattr(log, "warning", lambda message, *args: found.append(message % args))
-  return found
 
 
 def test_fault_26_the_run_goes_back_and_skips_the_window(tmp_path, monkeypatch, warnings):

@@ -171,8 +171,8 @@ def test_a_convolutional_encoder_is_trained_on_clips_filled_with_silence(tmp_pat
 def test_fresh_parameters_are_a_baseline_of_their_own(encoder, tmp_path):
   data = write_clips(tmp_path / "data", split_clips())
   _, results = run(encoder, data, tmp_path / "run", initial="random", epochs="2")
-  assert [(row["name"], row["features"]) for row in results["rows"]] == [("random, best", "random"),
-                                                                         ("random, last", "random")]  # fmt: skip
+  found = [(row["name"], row["features"]) for row in results["rows"]]
+  assert found == [("random, best", "random"), ("random, last", "random")]
 
 
 def refused(pattern, encoder, data, workdir, **overrides):

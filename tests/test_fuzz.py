@@ -11,7 +11,6 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from evaluation import write_encoder
 from hostile import bounded, damaged_trees, edits, figures, fuzz, mutate  # noqa: F401 (a fixture)
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,15 +19,14 @@ from tiny import ROOT
 from tiny_clips import FRONTEND, make_clip
 
 from atst_jax import config as configs
-from atst_jax import export, recipe
+from atst_jax import recipe
 from atst_jax.checks import check
 from atst_jax.downstream import features
 from atst_jax.errors import UserError
-from atst_jax.model import Model
 from atst_jax.records import Clip, Dataset, Shard
 from atst_jax.shard_reader import Damage, ShardReader
 from atst_jax.tfrecord import RecordError, decode_example, find_feature, frame_record, read_records
-from data_pipeline import audio, merge, preparation, prepare, verify
+from data_pipeline import merge, preparation, prepare, verify
 from data_pipeline.files import inside
 from data_pipeline.shards import write_task
 from data_pipeline.sources import list_sources
@@ -245,66 +243,3 @@ def test_dataset_json(prepared, data):
       shutil.rmtree(output, ignore_errors=True)
     assert not left or "dataset.json" in left
   assert contents(root) == before
-
-
-# Audio
-
-
-@pytest.fixture(scope="module")
-def sounds(tmp_path_factory):
-  """Bytes of small files of every format."""
-  folder, found = tmp_path_factory.mktemp("sounds"), {}
-  samples = np.random.default_rng(0).uniform(-0.4, 0.4, (3000, 2))
-  for name, subtype in (("a.wav", "PCM_16"), ("b.wav", "FLOAT"), ("c.wav", "PCM_24"), ("d.wav", "MS_ADPCM"),
-                                                                                       ("a.flac", None),
-                        ("a.ogg", "VORBIS"), ("b.ogg", "OPUS"), ("a.mp3", None), ("a.aiff", None)):  # fmt: skip
-    soundfile.write(folder / name, samples, 48000 if subtype == "OPUS" else 44100, subtype=subtype)
-    found[name] = (folder / name).read_bytes()
-  return found
-
-
-@fuzz(70, share=2)
-@given(st.data())
-def test_audio(sounds, tmp_path_factory, data):
-  name = data.draw(st.sampled_from(sorted(sounds)))
-  path = tmp_path_factory.getbasetemp() / f"fuzzed{os.path.splitext(name)[1]}"
-  path.write_bytes(mutate(sounds[name], data.draw(edits)))
-  with bounded(f"audio {name.split('.')[1]}", audio.Reject):
-    for _, piece in audio.read_pieces(str(path), sample_rate=RATE, min_samples=513, max_seconds=0.05):
-      assert piece.dtype == np.float32 and np.isfinite(piece).all() and 0 < len(piece) <= 800
-  with bounded(f"audio {name.split('.')[1]}", UserError):
-    assert np.isfinite(audio.load_audio(str(path), RATE)).all()
-
-
-# Exports
-
-
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
-  root = tmp_path_factory.mktemp("encoders")
-  return {kind: write_encoder(root / kind, kind=kind) for kind in ("transformer", "cnn")}
-
-
-# When an array cannot be read, Orbax leaves those it reads beside it to a loop that it has closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@fuzz(14, share=0.3)
-@given(st.data())
-def test_exports(encoders, tmp_path_factory, data):
-  whole = encoders[data.draw(st.sampled_from(sorted(encoders)))]
-  copy_ = tmp_path_factory.getbasetemp() / "export"
-  shutil.rmtree(copy_, ignore_errors=True)
-  shutil.copytree(whole, copy_)
-  names = sorted(str(p.relative_to(copy_)) for p in copy_.rglob("*") if p.is_file())
-  if data.draw(st.booleans()):
-    tree = data.draw(damaged_trees(json.loads((copy_ / "config.json").read_text())))
-    (copy_ / "config.json").write_bytes(json.dumps(tree).encode("utf-8", "surrogatepass"))
-  else:
-    name = data.draw(st.sampled_from(names))
-    if data.draw(st.integers(0, 5)) == 0:
-      (copy_ / name).unlink()
-    else:
-      (copy_ / name).write_bytes(mutate((copy_ / name).read_bytes(), data.draw(edits)))
-  with bounded("exports", UserError):
-    model = Model(*export.read(str(copy_)))
-    mel = model.log_mel(np.random.default_rng(0).normal(0, 0.1, 6000), RATE)
-    assert mel.shape[1] == model.frontend.n_mels and np.isfinite(mel).all()

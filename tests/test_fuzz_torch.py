@@ -22,8 +22,8 @@ def _checkpoints():
   net = torch_method.Transformer(64, 1, 2, positions=250)
   state = {f"module.backbone.{k}": x for k, x in net.state_dict().items()}
   arguments = {"patch_height": 64, "patch_width": 4, "pos_type": "cut", "use_cls": True, "anchor_len": 6.0}
-  ours = {"frontend": FRONTEND.to_json(), "normalization": {"kind": "min_max", "top_db": 80.0, "low": -80.0,
-                                       "high": 50.0},
+  normalization = {"kind": "min_max", "top_db": 80.0, "low": -80.0, "high": 50.0}
+  ours = {"frontend": FRONTEND.to_json(), "normalization": normalization,
           "chunk_frames": 601, "tail": "weighted", "heads": 2, "patch_frames": 4}  # fmt: skip
   lightning = {f"model.teacher.encoder.{k}": x for k, x in net.state_dict().items()}
   return {
@@ -37,11 +37,10 @@ def _checkpoints():
 
 CHECKPOINTS = _checkpoints()
 TENSORS = [torch.zeros(3), torch.zeros(0), torch.zeros(()), torch.full((64,), torch.nan),
-                                                                        torch.zeros(1).expand(2**40),
-           torch.zeros(1, 1, 64), torch.ones(64, dtype=torch.int64), torch.ones(64, dtype=torch.complex64),
+           torch.zeros(1).expand(2**40), torch.zeros(1, 1, 64),
+           torch.ones(64, dtype=torch.int64), torch.ones(64, dtype=torch.complex64),
            torch.ones(64, dtype=torch.bool), torch.ones(2, 2).to_sparse(), torch.empty(2**30, device="meta"),
-           torch.nn.Parameter(torch.ones(64,
-           256))]  # fmt: skip
+           torch.nn.Parameter(torch.ones(64, 256))]  # fmt: skip
 NASTY = [
   *TENSORS,
   *TENSORS,

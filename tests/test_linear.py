@@ -1,4 +1,4 @@
-"""The linear evaluation from an export and a prepared set to its table, and what it refuses."""
+"""The linear evaluation from an export and a prepared set to its table."""
 
 import itertools
 import json
@@ -9,7 +9,6 @@ import signal
 import numpy as np
 import pytest
 
-from atst_jax import config as configs
 from atst_jax import main
 from atst_jax.downstream import evaluation, features, linear
 from atst_jax.downstream.splits import Split
@@ -17,7 +16,7 @@ from atst_jax.downstream.table import table
 from atst_jax.errors import UserError
 from atst_jax.model import Model, load_model
 from atst_jax.records import Clip, Dataset
-from tests.evaluation import make_clips, write_clips, write_encoder
+from tests.evaluation import OVERRIDES, evaluate, make_clips, refused, write_clips, write_encoder
 from tests.tiny import ROOT
 
 ROWS = ["pre-trained, all blocks", "pre-trained, last block", "random, all blocks", "random, last block",
@@ -27,20 +26,6 @@ ROWS = ["pre-trained, all blocks", "pre-trained, last block", "random, all block
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
   return write_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
-
-
-OVERRIDES = {"seeds": "2", "knn": "3", "probe.epochs": "40", "probe.batch_size": "32",
-             "probe.learning_rates": "0.01,0.1,1.0"}  # fmt: skip
-
-
-def evaluate(encoder, data, workdir, variant="paper", **overrides):
-  config = configs.load(f"{ROOT / 'configs' / 'linear.py'}:{variant}")
-  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
-  for key, value in {"encoder": encoder, "data.path": data, **values}.items():
-    configs.override(config, key, value)
-  assert linear.run(config, str(workdir), allow_changed_config=False) == 0
-  with open(os.path.join(workdir, "results.json"), encoding="utf-8") as file:
-    return json.load(file)
 
 
 @pytest.fixture(scope="module")
@@ -236,58 +221,6 @@ def test_published_scores_stand_beside_ours(encoder, tmp_path):
   results = evaluate(encoder, data, tmp_path / "run", seeds="1", probe__epochs="2")
   assert [row["name"] for row in results["published"]] == ["BYOL-A", "ATST Small", "ATST Base"]
   assert table(results).splitlines()[-1].split()[-3:] == ["Table", "2)", "84.1"]
-
-
-def refused(pattern, encoder, data, workdir, **overrides):
-  with pytest.raises(UserError, match=pattern):
-    evaluate(encoder, data, workdir, **overrides)
-  assert not os.path.exists(os.path.join(workdir, "results.json"))
-
-
-def test_fault_24_40_other_front_end_is_refused_with_the_remedy(encoder, tmp_path):
-  data = write_clips(tmp_path / "data", make_clips(), frontend="audiossl")
-  refused("'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst", encoder, data, tmp_path / "run")
-
-
-def test_fault_39_leaking_folds_are_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
-  clips = make_clips()
-  clips[3] = Clip("0.wav#0000", clips[3].mel, clips[3].labels, fold=clips[3].fold)
-  clips[7] = Clip("0.wav#0001", clips[7].mel, clips[7].labels, fold=clips[7].fold)
-  monkeypatch.setattr(Model, "embed", None)
-  refused("leaks: 1 source file .* '0.wav'", encoder, write_clips(tmp_path / "data", clips), tmp_path / "run")
-
-
-def test_fault_38_embeddings_that_are_nan_name_the_clip(encoder, tmp_path):
-  clips = make_clips()
-  clips[5].mel[3, 7] = np.nan
-  data = write_clips(tmp_path / "data", clips)
-  refused(r"pre-trained: the embeddings of 1 of 36 clips are NaN or infinite, the first is of '5.wav'", encoder, data,
-          tmp_path / "run")  # fmt: skip
-  assert not os.path.exists(tmp_path / "run" / "features")
-
-
-def test_clips_without_label_are_refused(encoder, tmp_path):
-  clips = make_clips()
-  clips[4] = Clip("bare.wav", clips[4].mel, fold=0)
-  data = write_clips(tmp_path / "data", clips)
-  refused("1 of 36 clips have no label, the first is 'bare.wav'", encoder, data, tmp_path)
-
-
-@pytest.mark.parametrize(("key", "value", "pattern"), [
-  ("probe.learning_rates", "0.1,0.01", "must be positive and ascending"),
-  ("blocks", "'all','first'", "choose from all, last"),
-  ("seeds", "0", r"seeds=0: must be positive"),
-  ("params_hash", "abc", "params_hash=abc, but what --config.encoder names has"),
-])  # fmt: skip
-def test_values_that_cannot_work_are_refused(done, encoder, tmp_path, key, value, pattern):
-  refused(pattern, encoder, done[2], tmp_path / "run", **{key.replace(".", "__"): value})
-
-
-def test_the_command_ends_with_2_and_one_message(done, encoder, tmp_path, capsys):
-  flags = [f"--config={ROOT / 'configs' / 'linear.py'}", f"--workdir={tmp_path / 'run'}", "--config.encoder=nowhere",
-           f"--config.data.path={done[2]}"]  # fmt: skip
-  assert main.main(flags) == 2
-  assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_a_workdir_of_another_evaluation_is_refused(done, encoder, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from atst_jax import config as configs
 from atst_jax import main, recipe, trackers, train
 from atst_jax.errors import UserError
-from atst_jax.logs import MetricWriter, log, read_metrics
+from atst_jax.logs import MetricWriter, read_metrics
 from atst_jax.workdir import read_starts
 from tests.tiny import ROOT, tiny_config, tiny_flags
 
@@ -142,13 +142,6 @@ def test_the_environment_names_another_store(stand_ins, tmp_path, monkeypatch):
   monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
   write(tmp_path / "run", 0, (1,), {"wandb": None, "mlflow": "e"})
   assert stand_ins[1].uris == ["http://server:5000"] and not stand_ins[0].inits
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  said = []
-  monkeypatch.setattr(log, "warning", lambda text, *values: said.append(text % values))
-  return said
 
 
 @pytest.mark.parametrize("when", ["init", "log", "finish"])

@@ -1,0 +1,55 @@
+"""Checkpoints of a tiny state: saved, restored and compared, damaged."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atst_jax.checkpoint import Checkpoints
+
+
+def state_of(step):
+  """Like a train state, tiny."""
+  rng = np.random.default_rng(step)
+  encoder = lambda: {"params": {"encoder": {"kernel": jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)}}}
+  return {"step": jnp.int32(step), **encoder(), "teacher": {**encoder(), "batch_stats": {}}, "batch_stats": {}}
+
+
+ABSTRACT = jax.tree.map(
+  lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+  jax.eval_shape(lambda: state_of(0)),
+)
+
+
+def open_checkpoints(folder, keep=2, keep_every=100):
+  return Checkpoints(str(folder), keep=keep, keep_every=keep_every)
+
+
+def save(folder, *steps, **options):
+  checkpoints = open_checkpoints(folder, **options)
+  for step in steps:
+    checkpoints.save(step, state_of(step), sound=True)
+  checkpoints.close()
+
+
+def restore(folder, **options):
+  """The step that a new process would go on from; its state is compared."""
+  checkpoints = open_checkpoints(folder)
+  state = checkpoints.restore(ABSTRACT, **options)
+  checkpoints.close()
+  if state is None:
+    return None
+  jax.tree.map(np.testing.assert_array_equal, state, state_of(int(state["step"])))
+  return int(state["step"])
+
+
+def largest(checkpoint: pathlib.Path):
+  return max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(checkpoint):
+  path = max((checkpoint / "default").rglob("d/*"), key=lambda p: p.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)

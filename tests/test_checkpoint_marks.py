@@ -1,0 +1,108 @@
+"""What was saved is what is restored: on other devices, in a store, by another version, by the marks of its arrays."""
+
+import os
+import shutil
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+from checkpoints import open_checkpoints
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tiny import ROOT, tiny_config
+
+from atst_jax import manifest, recipe, storage
+from atst_jax.checkpoint import restore_encoder
+from atst_jax.fingerprint import fetch, fingerprint
+from atst_jax.mesh import make_mesh
+from atst_jax.shelf import Shelf, entries, newest_good
+
+
+def test_fault_07_restore_onto_other_device_counts(tmp_path):
+  """8 -> 4 -> 2 -> 1 devices, sharded otherwise each time: the same arrays, by their marks."""
+  values = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+
+  def abstract(devices, spec):
+    mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, 1), ("data", "fsdp"))
+    return {"w": jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=NamedSharding(mesh, spec))}
+
+  state = {"w": jax.device_put(values, abstract(8, P("data"))["w"].sharding)}
+  marks = fetch(fingerprint({"w": values})[0])
+  for step, (devices, spec) in enumerate([(8, P("data")), (4, P(None, "data")), (2, P()), (1, P())]):
+    target = abstract(devices, spec)
+    checkpoints = open_checkpoints(tmp_path)
+    if step:
+      state = checkpoints.restore(target)
+    assert state["w"].sharding.is_equivalent_to(target["w"].sharding, 2)
+    np.testing.assert_array_equal(state["w"], values)
+    assert fetch(fingerprint(state)[0]) == marks
+    checkpoints.save(step + 1, state, sound=True)
+    checkpoints.close()
+
+
+def test_a_mark_sees_every_bit_and_every_place():
+  x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+  mark = lambda x: fetch(fingerprint({"x": x})[0])["x"]
+  flipped, swapped = x.copy(), x.copy()
+  flipped.view(np.uint32)[5, 3] ^= 1
+  swapped[[1, 4]] = swapped[[4, 1]]
+  negative = np.where(x == x[0, 0], -x, x)
+  assert len({mark(x) for x in (x, flipped, swapped, negative, x.T.copy())}) == 5
+  expected = int((x.view(np.uint32).ravel().astype(np.uint64) * (2 * np.arange(24, dtype=np.uint64) + 1)).sum() % 2**32)
+  assert mark(x) == expected and mark(np.int32(7)) == 7
+
+
+def test_a_folder_in_a_store_is_proved_alike():
+  """The same files in an object store: begun, proved, damaged, set aside, and removed there (without Orbax's part)."""
+  fs = fsspec.filesystem("memory", use_listings_cache=False)
+  fs.store.clear()
+  shelf = Shelf("memory://bucket/checkpoints")
+  for step in (1, 2, 3):
+    shelf.begin(step, 100)
+    for name in ("default/a", "default/d/b"):
+      with storage.writing(f"{shelf.path(step)}/{name}") as file:
+        file.write(bytes([step]) * 50)
+    if step == 2:
+      assert entries(shelf.folder)[0].fault  # it does not count yet
+    shelf.finish(step, {"sound": True, "state": {}})
+    shelf.drop_old(step, keep=2, keep_every=100)
+  assert storage.names(shelf.folder) == ["2", "3"] and manifest.check(shelf.path(3))["step"] == 3
+  with storage.writing(f"{shelf.path(3)}/default/d/b") as file:
+    file.write(b"\3" * 49 + b"\2")
+  faults = {}
+  assert newest_good(shelf.folder, entries(shelf.folder), faults).step == 2
+  assert faults == {"3": "the contents of default/d/b are not what was written"}
+  assert shelf.choose({}, sound_only=False) == 2 and storage.names(shelf.folder) == ["2", "3.damaged"]
+  shelf.begin(4, 100)
+  shelf.clean()
+  assert storage.names(shelf.folder) == ["2", "3.damaged"]
+
+
+def _golden_program():
+  """The smallest train state, on one device."""
+  config = recipe.resolve(tiny_config(encoder__width="4", encoder__depth="1", heads__hidden="4", heads__out="4",
+                                      guard__window="4"), None)  # fmt: skip
+  return recipe.compile_for(config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False)
+
+
+def test_fault_41_an_old_checkpoint_restores(tmp_path):
+  """Written by jax 0.10.2 and orbax-checkpoint 0.12.8 (UPDATE_GOLDEN=1 writes it anew, where the state has changed).
+
+  Every array is compared with its mark by the restore itself; the encoder is read as an export reads it.
+  """
+  golden, program = ROOT / "tests" / "golden" / "checkpoint", _golden_program()
+  if os.environ.get("UPDATE_GOLDEN"):
+    shutil.rmtree(golden, ignore_errors=True)
+    checkpoints = open_checkpoints(golden)
+    checkpoints.save(7, program.init(jax.random.key(0))._replace(step=jnp.int32(7)), sound=True)
+    checkpoints.close()
+  assert sum(p.stat().st_size for p in golden.rglob("*") if p.is_file()) < 200_000
+  shutil.copytree(golden, tmp_path / "golden")
+  checkpoints = open_checkpoints(tmp_path / "golden")
+  state = checkpoints.restore(program.state)
+  checkpoints.close()
+  assert int(state.step) == 7 and jax.tree.structure(state) == jax.tree.structure(program.state)
+  variables, step = restore_encoder(str(tmp_path / "golden"))
+  jax.tree.map(np.testing.assert_array_equal, variables["params"], state.teacher.params["encoder"])
+  assert step == 7 and float(jnp.abs(state.params["encoder"]["cls_token"]).max()) > 0
