@@ -27,10 +27,9 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.blocks = ("all", "last")  # of a transformer, whose vectors are probed
   config.crop = config_dict.placeholder(str)  # filled: "unit" for a convolutional encoder under EVAR, else "center"
   config.max_seconds = 12.0  # of "center": longer clips are cropped centrally
-  config.unit_seconds = config_dict.placeholder(
-    float
-  )  # of "unit", filled from the task: all clips are cut or filled to it
-  config.statistics = config_dict.placeholder(str)  # filled: "encoder", but "data" where the crop is filled as "unit"
+  config.unit_seconds = config_dict.placeholder(float)  # of "unit", filled from the task: clips are cut or filled to it
+  config.statistics = config_dict.placeholder(str)  # filled: "encoder", but "data" where the crop is filled as "unit":
+  # whose constants of normalisation are used; the data's are the training split's, which is all clips where folds are
   config.knn = 10  # neighbours
 
   config.data = ConfigDict()
@@ -40,9 +39,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.splits = ConfigDict()
   config.splits.way = "auto"  # or "fold", "split", "random"
   config.splits.num_folds = 5  # of "random"
-  config.splits.hold_out = (
-    "fold"  # what chooses the rate where folds are tested: the next "fold", or a "tenth" of the rest
-  )
+  config.splits.hold_out = "fold"  # chooses the rate where folds are tested: the next "fold", or a "tenth" of the rest
   config.select_on_test = False  # chooses rates and epochs on the test clips, as some published scores did
 
   config.probe = ConfigDict()

@@ -164,7 +164,11 @@ def run_row(name: str, arrays: list[np.ndarray], labels, splits, config: ConfigD
 
 
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
-  """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns 0."""
+  """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns 0.
+
+  With `statistics` "data" the encoder is given the mean and deviation of the prepared set's training split, as BYOL-A
+  does. A set with folds has one split, so that these two numbers (no labels) are of the tested clips too.
+  """
   if jax.process_count() > 1:
     raise UserError(f"the linear evaluation runs in one process, not in {jax.process_count()}; leave out --distributed")
   model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
