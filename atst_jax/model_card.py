@@ -9,6 +9,7 @@ import numpy as np
 from atst_jax.encoders import frames_per_vector
 from atst_jax.errors import UserError
 from atst_jax.frontend import FrontEnd
+from atst_jax.markdown import table_lines
 
 NAME = "README.md"
 # Keys of a run's config that a reader compares first; config.json holds all of them.
@@ -37,12 +38,6 @@ def read_results(path: str, params_hash: str) -> dict:
   return results
 
 
-def rows(table: list[list[str]]) -> str:
-  """A Markdown table; the first row is its head."""
-  lines = ["| " + " | ".join(row) + " |" for row in table]
-  return "\n".join([lines[0], "|---" * len(table[0]) + "|", *lines[1:]])
-
-
 def _seconds(frames: int, frontend: FrontEnd) -> str:
   return f"{frames * frontend.hop_length / frontend.sample_rate:.3g} s"
 
@@ -60,10 +55,11 @@ def _origin(provenance: dict) -> list[str]:
             f"(fingerprint `{data['fingerprint']}`).")  # fmt: skip
   else:
     text = f"Trained on the `{data['source']}` source: noise, to try the code; of no use for sound."
-  recipe = rows([["key", "value"], *([key, f"`{flat[key]}`"] for key in RECIPE if key in flat)])
+  recipe = table_lines([["key", "value"], *([key, f"`{flat[key]}`"] for key in RECIPE if key in flat)])
   return ["## Data", text, "## Recipe",
           f"The {provenance['network']}'s encoder after {provenance['step']} updates, by atst_jax "
-          f"{provenance['atst_jax']}. Every key lies in `config.json` under `provenance`.", recipe]  # fmt: skip
+          f"{provenance['atst_jax']}. Every key lies in `config.json` under `provenance`.",
+          "\n".join(recipe)]  # fmt: skip
 
 
 def _scores(results: list[dict]) -> list[str]:
@@ -80,7 +76,7 @@ def _scores(results: list[dict]) -> list[str]:
   chosen = any(result["config"]["select_on_test"] for result in results)
   note = " Rates were CHOSEN ON THE TEST CLIPS for some: these are too good." if chosen else ""
   return ["## Scores", f"Linear evaluation of frozen vectors; mean and standard deviation over the seeds.{note}",
-          rows(table)]  # fmt: skip
+          "\n".join(table_lines(table))]  # fmt: skip
 
 
 def card(name: str, config: dict, variables: dict, *, license: str, results: list[dict], artifacts) -> str:
@@ -101,14 +97,14 @@ def card(name: str, config: dict, variables: dict, *, license: str, results: lis
   hop = frames_per_vector(encoder)
   chunk = _seconds(config["chunk_frames"], frontend)
   kind = f"transformer of {encoder['depth']} blocks" if transformer else encoder.get("version", encoder["kind"])
-  front = rows([["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
-                ["sample rate", f"{frontend.sample_rate} Hz"],
-                ["window", f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"],
-                ["hop", f"{frontend.hop_length} samples"],
-                ["mel", f"{frontend.n_mels} bins, {frontend.f_min:g} to {frontend.f_max:g} Hz, scale "
-                        f"{frontend.mel_scale}, area normalisation {frontend.mel_norm}"],
-                ["unit", "dB of power; no clamp"],
-                ["normalisation", f"`{json.dumps(config['normalization'])}`"]])  # fmt: skip
+  front = table_lines([["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
+                       ["sample rate", f"{frontend.sample_rate} Hz"],
+                       ["window", f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"],
+                       ["hop", f"{frontend.hop_length} samples"],
+                       ["mel", f"{frontend.n_mels} bins, {frontend.f_min:g} to {frontend.f_max:g} Hz, scale "
+                               f"{frontend.mel_scale}, area normalisation {frontend.mel_norm}"],
+                       ["unit", "dB of power; no clamp"],
+                       ["normalisation", f"`{json.dumps(config['normalization'])}`"]])  # fmt: skip
   limits = [
     f"- Mono sound at {frontend.sample_rate} Hz; the caller states the rate and other rates are resampled.",
     f"- At least {frontend.min_samples} samples and {hop} frames ({_seconds(hop, frontend)}).",
@@ -129,7 +125,7 @@ def card(name: str, config: dict, variables: dict, *, license: str, results: lis
     "vectors = get_scene_embeddings([waveform], model, sample_rate=44100)  # floats of full scale 1.0\n```",
     "\n".join(f"- {USES[key]}" for key in USES if key in artifacts),
     "## Front-end",
-    front,
+    "\n".join(front),
     *_origin(config["provenance"]),
     *_scores(results),
     "## Limits",

@@ -16,6 +16,7 @@ from atst_jax import checks, storage
 from atst_jax import config as configs
 from atst_jax.command import Parser, guard
 from atst_jax.downstream import finetune_recipe
+from atst_jax.markdown import table_line
 from atst_jax.recipe import DTYPES
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
@@ -149,8 +150,7 @@ def _row(job: str, key: str, found: dict[str, dict], words: dict[str, str]) -> s
       elsewhere.setdefault(show(value), []).append(name)
   shown = show(default) + (f" (`{home}`)" if home != next(iter(found)) else "")
   others = "; ".join(f"{value}: {_names(names, list(found))}" for value, names in elsewhere.items())
-  cells = (f"`{key}`", shown, allowed(job, key, kind), words.get(key, ""), others)
-  return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+  return table_line((f"`{key}`", shown, allowed(job, key, kind), words.get(key, ""), others))
 
 
 def main(argv=None) -> int:

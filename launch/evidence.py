@@ -27,6 +27,7 @@ import scipy.stats
 from sweep import commands
 
 from atst_jax.config import flatten, load_with_overrides
+from atst_jax.markdown import table_lines
 
 EXIT_RESUME = 75
 EVENTS = ("baby_cry", "chainsaw", "clock_tick", "dog_bark", "helicopter", "person_sneeze", "rooster")
@@ -141,7 +142,7 @@ def agree(command: list[str], overrides: list[str]) -> None:
 
 def tables(output: pathlib.Path, variants: list[str], wanted: list[str]) -> str:
   """What was measured, as Markdown: means and standard deviations over pre-trainings, and paired differences."""
-  lines = []
+  text = []
   for variant in variants:
     runs = {}  # settings without the seed -> seed -> scores
     for workdir in sorted((output / variant).glob("*_seed=*")):
@@ -153,25 +154,24 @@ def tables(output: pathlib.Path, variants: list[str], wanted: list[str]) -> str:
     kinds = [kind for kind in dict.fromkeys(k for seeds in runs.values() for r in seeds.values() for k in r)
              if kind.startswith("pre-trained")]  # fmt: skip
     columns = [*(COLUMNS if variant != "ablation" else ()), LINEAR]
-    lines += [f"**{variant}**", "", "| run | features | seeds | " + " | ".join(columns) + " |",
-              "|---|---|---:|" + "---:|" * len(columns)]  # fmt: skip
+    rows = [["run", "features", "seeds", *columns]]
     for kind, (setting, seeds) in itertools.product(kinds, runs.items()):
       values = [[r[kind][c] for r in seeds.values() if c in r.get(kind, {})] for c in columns]
       if any(values):
         write = lambda v: f"{np.mean(v):.1f}" + (f" ± {np.std(v, ddof=1):.1f}" if len(v) > 1 else "") if v else ""
-        lines.append(f"| {setting} | {kind} | {len(seeds)} | " + " | ".join(map(write, values)) + " |")
+        rows.append([setting, kind, len(seeds), *map(write, values)])
     for kind in dict.fromkeys(k for seeds in runs.values() for r in seeds.values() for k in r if k not in kinds):
       every = [r[kind] for seeds in runs.values() for r in seeds.values() if kind in r]
       cells = [[r[c] for r in every if c in r] for c in columns]
-      lines.append(f"| | {kind} | | " + " | ".join(f"{np.mean(v):.1f}" if v else "" for v in cells) + " |")
-    lines += ["", *paired(runs, kinds, columns), ""]
-  return "\n".join(lines)
+      rows.append(["", kind, "", *(f"{np.mean(v):.1f}" if v else "" for v in cells)])
+    text += [f"**{variant}**", "", *table_lines(rows, numbers=1 + len(columns)), "", *paired(runs, kinds, columns), ""]
+  return "\n".join(text)
 
 
 def paired(runs: dict, kinds: list[str], columns: list[str]) -> list[str]:
   """Differences to the first setting at the same seed: mean, 95 % confidence interval, and how many seeds gained."""
   first, *others = runs
-  lines = [f"| minus {first}, by seed | features | " + " | ".join(columns) + " |", "|---|---|" + "---:|" * len(columns)]
+  rows = [[f"minus {first}, by seed", "features", *columns]]
   for kind, setting in itertools.product(kinds, others):
     cells = []
     for column in columns:
@@ -182,8 +182,8 @@ def paired(runs: dict, kinds: list[str], columns: list[str]) -> list[str]:
       ]
       cells.append(interval(values) if values else "")  # fmt: skip
     if any(cells):
-      lines.append(f"| {setting} | {kind} | " + " | ".join(cells) + " |")
-  return lines if len(lines) > 2 else []
+      rows.append([setting, kind, *cells])
+  return table_lines(rows, numbers=len(columns)) if len(rows) > 1 else []
 
 
 def main() -> int:

@@ -34,6 +34,7 @@ LAYERS = {
     "losses": ("errors",),
     "mesh": ("errors",),
     "manifest": ("errors", "storage"),
+    "markdown": (),
     "metrics": ("errors",),
     "mixtures": ("groups", "normalization"),
     "normalization": ("groups",),

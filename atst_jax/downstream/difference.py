@@ -23,6 +23,7 @@ from atst_jax.downstream.splits import Split, make_splits
 from atst_jax.downstream.statistics import summary
 from atst_jax.errors import UserError
 from atst_jax.logs import log
+from atst_jax.markdown import table_lines
 from atst_jax.model import Model, load_model
 from atst_jax.records import Dataset, write_json
 from atst_jax.workdir import agree, claim
@@ -228,10 +229,9 @@ def markdown(results: dict) -> str:
   names = list(dict.fromkeys(row["features"] for row in results["rows"]))
   cells = {(row["features"], row["name"]): row for row in results["rows"]}
   columns = list(CONDITIONS.values())
-  lines = [[name, str(cells[name, "Mix"]["dimensions"]), *[percent(cells[name, c]) for c in columns]] for name in names]
-  lines.append(["chance", "", *[f"{100 * results['chance']:.1f}"] * len(columns)])
-  lines += [[f"{row['name']} ({row['source']})", "", *[f"{row['scores'][c]:.2f}" for c in columns]]
-            for row in results["published"]]  # fmt: skip
-  write = lambda line: "| " + " | ".join(line) + " |"
-  return "\n".join([title, "", write(["features", "size", *columns]), "|---|" + "---:|" * (1 + len(columns)),
-                    *map(write, lines)]) + "\n"  # fmt: skip
+  rows = [["features", "size", *columns]]
+  rows += [[name, cells[name, "Mix"]["dimensions"], *[percent(cells[name, c]) for c in columns]] for name in names]
+  rows.append(["chance", "", *[f"{100 * results['chance']:.1f}"] * len(columns)])
+  rows += [[f"{row['name']} ({row['source']})", "", *[f"{row['scores'][c]:.2f}" for c in columns]]
+           for row in results["published"]]  # fmt: skip
+  return "\n".join([title, "", *table_lines(rows, numbers=1 + len(columns))]) + "\n"

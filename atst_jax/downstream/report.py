@@ -15,6 +15,7 @@ import sys
 from atst_jax import storage
 from atst_jax.command import Parser, guard
 from atst_jax.downstream.comparison import Cell, Comparison, Run, average, compare, read_runs
+from atst_jax.markdown import table_lines
 
 SPREADS = {"std": "standard deviation over seeds", "ci95": "95 % confidence interval", "": ""}
 PANELS = 5  # of a picture, side by side
@@ -58,22 +59,21 @@ def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
       row += ["" if cell is None else write(cell, numbers.get(cell.run.path) if cell.run else None) for cell in cells]
       body.append([*row, *(["" if mean is None else f"{mean:.2f}"] if averaged else [])])
     text += [f"## {table.title} ({table.source})", "", f"![]({comparison.key}.png)", ""]
-    text += ["| " + " | ".join(line) + " |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
+    text += table_lines([head, *body], numbers=len(head) - 1)
     kinds = sorted({cell.spread_kind for line in comparison.lines for cell in line.cells.values()} - {""})
     text += ["", *(f"±: {SPREADS[kind]}." for kind in kinds), ""] if kinds else [""]
   if marks:
     text += ["† chosen on the test clips, as some published scores were: too good.", ""]
-  text += ["## Runs", "", "| | run | encoder | params_hash | data | seeds | config | made with |",
-           "|---|---|---|---|---|---:|---|---|"]  # fmt: skip
+  table = [["", "run", "encoder", "params_hash", "data", "seeds", "config", "made with"]]
   by_path = {run.path: run for run in runs}
   for path, number in numbers.items():
     run, r = by_path[path], by_path[path].results
     note = f" ({notes[number]})" if number in notes else ""
     versions = ", ".join(f"{k} {v}" for k, v in r.get("versions", {}).items())
     data = f"{r['data']['name']} {r['data'].get('fingerprint', '')}"
-    text.append(f"| [{number}] | {path}{note} | {r['encoder']['path']} | {r['encoder']['params_hash']} | {data} | "
-                f"{r['config'].get('seeds', '')} | {r['job']}, {run.config_hash} | {versions} |")  # fmt: skip
-  return "\n".join(text) + "\n"
+    table.append([f"[{number}]", f"{path}{note}", r["encoder"]["path"], r["encoder"]["params_hash"], data,
+                  r["config"].get("seeds", ""), f"{r['job']}, {run.config_hash}", versions])  # fmt: skip
+  return "\n".join([*text, "## Runs", "", *table_lines(table)]) + "\n"
 
 
 HEAD = ("table", "row", "kind", "column", "score", "spread", "spread_kind", "metric", "selected_on_test", "source",

@@ -1,5 +1,7 @@
 """The results of retrieval as a table for people: a row for each system, a column for each scene and K."""
 
+from atst_jax.markdown import table_lines
+
 
 def title(results: dict) -> str:
   """What was measured, on what and how."""
@@ -46,6 +48,5 @@ def table(results: dict) -> str:
 
 def markdown(results: dict) -> str:
   """The same as a Markdown table."""
-  head, *body = ["| " + " | ".join(line) + " |" for line in cells(results)]
-  rule = "|---|---|" + "---:|" * (len(cells(results)[0]) - 2)
-  return "\n".join([title(results) + ".", "", head, rule, *body]) + "\n"
+  table = cells(results)
+  return "\n".join([title(results) + ".", "", *table_lines(table, numbers=len(table[0]) - 2)]) + "\n"

@@ -5,6 +5,7 @@ one seed), and what is in EXTRAS. Scores are shares of 1, the published ones per
 """
 
 from atst_jax import storage
+from atst_jax.markdown import table_lines
 
 # Columns besides the name and the score: key of a row, where it stands, heading and how it is written.
 BEFORE = {"dimensions": ("size", str)}
@@ -64,9 +65,8 @@ def table(results: dict) -> str:
 
 def markdown(results: dict) -> str:
   """The same as a Markdown table."""
-  head, *body = ["| " + " | ".join(line) + " |" for line in cells(results)]
-  rule = "|---|" + "---:|" * (len(cells(results)[0]) - 1)
-  return "\n".join([title(results) + ".", "", head, rule, *body]) + "\n"
+  table = cells(results)
+  return "\n".join([title(results) + ".", "", *table_lines(table, numbers=len(table[0]) - 1)]) + "\n"
 
 
 def write_markdown(path: str, results: dict) -> None:
