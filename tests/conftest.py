@@ -1,4 +1,4 @@
-"""Eight fake CPU devices for every test, strict ranks, compiled programs kept between runs, and the reference data.
+"""Eight fake CPU devices for every test, programs compiled in haste, strict ranks, and the reference data.
 
 A test that is about one device, or four, builds its mesh from `jax.devices()[:n]`.
 """
@@ -10,6 +10,9 @@ import pathlib
 # Before jax is imported, and in the environment, so that the subprocesses of tests see the same platform.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+# Compiling tiny networks is most of the suite's time, and with LLVM's optimisations it is twice as much.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
 import numpy as np

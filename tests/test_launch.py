@@ -159,7 +159,8 @@ sys.exit(max(task.wait() for task in tasks))
   env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()),
          "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_SUBMIT_DIR": str(ROOT), "ATST_PLATFORM": "cpu",
          "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}  # fmt: skip
-  flags = [*tiny_flags(total_steps="100", log__every_steps="2", checkpoint__every_steps="100"),
+  flags = [*tiny_flags(total_steps="100", log__every_steps="2", checkpoint__every_steps="100", encoder__depth="1",
+                       difference__weight="0"),
            f"--workdir={tmp_path / 'run'}"]  # fmt: skip
   job = subprocess.Popen([LAUNCH / "slurm.sh", *flags], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                          text=True, start_new_session=True)  # fmt: skip

@@ -129,7 +129,7 @@ def test_fault_07_two_processes_equal_one(tmp_path):
 
 def test_fault_01_sigterm_to_one_process_stops_both(tmp_path):
   """Both save the same step and exit with 75."""
-  flags = tiny_flags(total_steps="1000000")
+  flags = tiny_flags(total_steps="1000000", encoder__depth="1", difference__weight="0")
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
