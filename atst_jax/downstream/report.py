@@ -64,16 +64,16 @@ def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
     text += ["", *(f"±: {SPREADS[kind]}." for kind in kinds), ""] if kinds else [""]
   if marks:
     text += ["† chosen on the test clips, as some published scores were: too good.", ""]
-  table = [["", "run", "encoder", "params_hash", "data", "seeds", "config", "made with"]]
+  traced = [["", "run", "encoder", "params_hash", "data", "seeds", "config", "made with"]]
   by_path = {run.path: run for run in runs}
   for path, number in numbers.items():
     run, r = by_path[path], by_path[path].results
     note = f" ({notes[number]})" if number in notes else ""
     versions = ", ".join(f"{k} {v}" for k, v in r.get("versions", {}).items())
     data = f"{r['data']['name']} {r['data'].get('fingerprint', '')}"
-    table.append([f"[{number}]", f"{path}{note}", r["encoder"]["path"], r["encoder"]["params_hash"], data,
-                  r["config"].get("seeds", ""), f"{r['job']}, {run.config_hash}", versions])  # fmt: skip
-  return "\n".join([*text, "## Runs", "", *table_lines(table)]) + "\n"
+    traced.append([f"[{number}]", f"{path}{note}", r["encoder"]["path"], r["encoder"]["params_hash"], data,
+                   r["config"].get("seeds", ""), f"{r['job']}, {run.config_hash}", versions])  # fmt: skip
+  return "\n".join([*text, "## Runs", "", *table_lines(traced)]) + "\n"
 
 
 HEAD = ("table", "row", "kind", "column", "score", "spread", "spread_kind", "metric", "selected_on_test", "source",
