@@ -10,20 +10,33 @@ CHANNELS = 64
 BLOCKS = {"AudioNTT2022": 2, "AudioNTT2020": 3}  # convolutions, each of which halves the frames
 
 
+# The gradient of `x.max()` goes where x equals the maximum. A compiler may compute x anew for that comparison, rounded
+# otherwise (fused, or in bfloat16 with excess precision), and the gradient is lost. Here it goes to what was chosen.
+
+
 def pool_frames(frames, length=None):
-  """Maximum plus mean over the valid vectors of a clip: (B, N, D), (B,) or None -> (B, D) (BYOL-A)."""
+  """Maximum plus mean over the valid vectors of a clip: (B, N, D), (B,) or None -> (B, D) (BYOL-A).
+
+  Of equal maxima the first has the gradient.
+  """
+  place = jnp.arange(frames.shape[1])[None, :, None]
   if length is None:
-    return frames.max(1) + frames.mean(1)
-  valid = (jnp.arange(frames.shape[1])[None] < length[:, None])[..., None]
-  mean = jnp.where(valid, frames, 0).sum(1) / jnp.maximum(length, 1)[:, None]
-  return jnp.where(valid, frames, -jnp.inf).max(1) + mean
+    chosen = frames.argmax(1, keepdims=True)
+    mean = frames.mean(1)
+  else:
+    valid = place < length[:, None, None]
+    chosen = jnp.where(valid, frames, -jnp.inf).argmax(1, keepdims=True)
+    mean = jnp.where(valid, frames, 0).sum(1) / jnp.maximum(length, 1)[:, None]
+  return jnp.where(place == chosen, frames, 0).sum(1) + mean
 
 
 def _halved(x):
   """Maxima of 2 x 2: (B, T, F, C) -> (B, T // 2, F // 2, C). The gradient of a reduce-window takes twice as long on a
   CPU; of equal maxima this one's is shared, which behind a ReLU only zeros are."""
   B, T, F, C = x.shape
-  return x[:, : T // 2 * 2, : F // 2 * 2].reshape(B, T // 2, 2, F // 2, 2, C).max((2, 4))
+  x = x[:, : T // 2 * 2, : F // 2 * 2].reshape(B, T // 2, 2, F // 2, 2, C)
+  x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+  return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
 class AudioNTT(nn.Module):

@@ -41,11 +41,11 @@ def is_quiet() -> bool:
 
 class MetricWriter:
   """Appends metrics to `workdir/metrics.jsonl`, TensorBoard and `trackers.chosen`; on resume, drops from the first two
-  what lies beyond the restored step, and the online evaluation of that step, which is made again."""
+  what lies beyond the restored step. `measured` tells whether that step's online evaluation was written before."""
 
   def __init__(self, workdir, *, start_step=0, enabled=True, trackers=()):
     self._file = self._board = None
-    self._trackers = trackers
+    self._trackers, self.measured = trackers, False
     self._enabled, self._warned = enabled, set()
     self._path = os.path.join(workdir, "metrics.jsonl")
     if enabled:
@@ -53,8 +53,8 @@ class MetricWriter:
       self._guard("TensorBoard", lambda: self._open_board(workdir, start_step))
 
   def _open(self, start_step):
-    kept = [r for r in read_metrics(self._path) if start_step and (
-      r["step"] < start_step or (r["step"] == start_step and "online_seconds" not in r))]  # fmt: skip
+    kept = [r for r in read_metrics(self._path) if r["step"] <= start_step and start_step]
+    self.measured = any(r["step"] == start_step and "online_seconds" in r for r in kept)
     storage.write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
     self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
 

@@ -5,6 +5,8 @@ import os
 import time
 
 import jax
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
@@ -114,8 +116,7 @@ def loop(
 ) -> int:
   """Steps, logs and saves. The metrics of a step are fetched after the next one is dispatched."""
   report, source = Report(config, writer, online, watchdog, step), read_from(step)
-  if step < config.total_steps:  # what a stop at this step left out, or what it found once more
-    report.measure(step, state)
+  report.make_up(step, state)
   unseen = []  # (step, metrics) of steps that are dispatched and not yet looked at
   while step < config.total_steps:
     started = time.perf_counter()
@@ -145,7 +146,7 @@ def loop(
       source.close()
       source = read_from(step)
       checkpoints.save(step, state, sound=False)
-    if stopping:
+    if stopping and step < config.total_steps:
       break
     report.measure(step, state)
   source.close()
@@ -166,6 +167,14 @@ class Report:
     self.config, self.writer, self.online, self.watchdog, self.waited = config, writer, online, watchdog, 0.0
     self.bar = progress_bar(config.total_steps, step, "step")
     self.last_step, self.last_time = step, time.perf_counter()
+
+  def make_up(self, step, state):
+    """Measures the step of the start, unless a start before has; process 0 knows."""
+    known = self.writer.measured
+    if jax.process_count() > 1:
+      known = broadcast_one_to_all(np.int32(known))
+    if not known:
+      self.measure(step, state)
 
   def measure(self, step, state):
     """Writes what the online evaluation finds, if there is one and it is time; no part of the speed."""

@@ -138,7 +138,7 @@ def test_three_steps(golden):
       for tree in (ours, grads):
         assert np.abs(tree["encoder"]["norm"].pop("bias")).max() < 1e-6
       gap = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads)
-      assert max(jax.tree.leaves(gap)) < 1e-4
+      assert max(jax.tree.leaves(gap)) < 3e-4  # without optimisations 1e-4
   expected, expected_stats = transformer_variables(arrays, "after.student.")
   del state.params["encoder"]["norm"]["bias"], expected["encoder"]["norm"]["bias"]
   assert _largest_difference(state.params, expected) < 1e-4

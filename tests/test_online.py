@@ -160,12 +160,14 @@ def test_a_run_ends_bit_for_bit_as_without_it(labelled, tmp_path):
   trained = [(r["step"], r["loss"]) for r in records if "loss" in r]
   expected = [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "without" / "metrics.jsonl")]
   assert trained == expected and len(trained) == 5
-  # A continued run may change it, and need not have it.
+  # A continued run may change it, and need not have it; what is there stays, and is not made again.
   assert main.main([*flags, f"--workdir={tmp_path}/with"]) == 0
+  assert main.main([*online, f"--workdir={tmp_path}/with"]) == 0
+  assert read_metrics(tmp_path / "with" / "metrics.jsonl") == records
 
 
 def test_a_stop_at_a_step_of_the_evaluation_does_not_lose_it(labelled, tmp_path, monkeypatch):
-  """The stop comes first; the next start makes up for it, and writes nothing twice."""
+  """The next start makes up for it, and writes nothing twice; in the last step there is no next start."""
   small = {"mesh__fsdp": "4", "total_steps": "4", "checkpoint__every_steps": "5", "difference__weight": "0",
            "encoder__depth": "1"}  # fmt: skip
   command = [*tiny_flags(**small, **TINY, online__path=labelled, online__every_steps="2"), f"--workdir={tmp_path}/run"]
@@ -174,4 +176,7 @@ def test_a_stop_at_a_step_of_the_evaluation_does_not_lose_it(labelled, tmp_path,
     asked = iter((False, True))
     patch.setattr(StopRequest, "agreed", lambda self: next(asked))
     assert main.main(command) == 75 and steps() == [0]
-  assert main.main(command) == 0 and steps() == [0, 2, 4]
+  with monkeypatch.context() as patch:
+    asked = iter((False, True))
+    patch.setattr(StopRequest, "agreed", lambda self: next(asked))
+    assert main.main(command) == 0 and steps() == [0, 2, 4]
