@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from atst_jax import logs
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError, plain
 
 VERBOSITY = {"quiet": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 EXIT_AGAIN = 75  # EX_TEMPFAIL: the same command, run again, goes on
@@ -78,13 +78,18 @@ class Parser(argparse.ArgumentParser):
 
 def guard(work: Callable[[], int | None]) -> int:
   """The exit code of a command: what `work` returns (None is 0), 2 or the error's own for a UserError, whose message is
-  printed alone, 75 after Ctrl-C, with what to do."""
+  printed alone, 74 for a file that cannot be read or written, 75 after Ctrl-C, with what to do."""
   try:
     return work() or 0
   except UserError as error:
     logs.log.debug("noticed here", exc_info=True)
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code
+  except OSError as error:
+    logs.log.debug("noticed here", exc_info=True)
+    reason = plain(f"{error.filename or 'file'}: {error.strerror or error}")
+    print(f"error: {reason}; mend that and run the same command again", file=sys.stderr)
+    return StoreError.exit_code
   except KeyboardInterrupt as error:
     print(f"stopped: {str(error) or 'by a signal'}; run the same command again to continue", file=sys.stderr)
     return EXIT_AGAIN

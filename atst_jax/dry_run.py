@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from atst_jax import config as configs
-from atst_jax import export, flops, recipe, storage, train
+from atst_jax import export, flops, recipe, storage, trackers, train
 from atst_jax.checkpoint import checkpoint_folder
 from atst_jax.checks import check, is_ragged
 from atst_jax.downstream import difference, evaluation, features, finetune, finetune_recipe, linear, retrieval, text
@@ -16,6 +16,7 @@ from atst_jax.downstream.pair_set import read_pairs
 from atst_jax.errors import UserError
 from atst_jax.mesh import make_mesh, process_rows
 from atst_jax.model import load_model
+from atst_jax.online import Online
 from atst_jax.records import Dataset
 from atst_jax.workdir import CONFIG, read_config
 
@@ -46,6 +47,9 @@ def pretrain(config: ConfigDict, workdir: str) -> list[str]:
   check(config, dataset, jax.device_count(), jax.process_count())
   mesh = make_mesh(**config.mesh)
   process_rows(mesh, config.batch_size)
+  trackers.check(trackers.names(config.log))
+  logs = ", ".join(["metrics.jsonl", "TensorBoard", *(k for k, name in trackers.names(config.log).items() if name)])
+  online = Online(config, mesh) if config.online.path else None
   ragged = is_ragged(config, dataset)
   state = recipe.compile_for(config, mesh, ragged=ragged).state
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
@@ -76,7 +80,9 @@ def pretrain(config: ConfigDict, workdir: str) -> list[str]:
     f"memory      state {size / 2**20:.0f} MiB, {here / 2**20:.0f} MiB of it on a device; activations are known once "
     "it is compiled (`python -m atst_jax.benchmark step`, `…plan`)",
     f"writes      {folder}: {size / 2**20:.0f} MiB every {config.checkpoint.every_steps} steps, "
-    f"{config.checkpoint.keep} kept; {workdir}/metrics.jsonl and TensorBoard every {config.log.every_steps} steps",
+    f"{config.checkpoint.keep} kept; {workdir}: {logs} every {config.log.every_steps} steps",
+    "evaluates   nothing while it trains (--config.online.path)" if online is None else
+    f"evaluates   {config.online.path} every {config.online.every_steps} steps",
   ]  # fmt: skip
 
 

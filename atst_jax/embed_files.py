@@ -129,6 +129,8 @@ def embed_folder(flags) -> int:
   """What the command does. Returns 0."""
   from data_pipeline.sources import list_sources
 
+  if storage.is_remote(flags.output):
+    raise UserError(f"--output={flags.output}: vectors are written to a local file; copy it from there")
   output = os.path.abspath(flags.output)
   if not os.access(os.path.dirname(output), os.W_OK) or not output.endswith(vectors.SUFFIXES):
     raise UserError(f"--output={flags.output}: must be a .npz or .parquet in a folder that exists and can be written")
@@ -151,7 +153,7 @@ def embed_folder(flags) -> int:
     return 0
   folder = f"{output}.part"
   pieces = {os.path.join(folder, f"{name}.npz"): files for name, files in pieces.items()}
-  lock = claim(folder)
+  lock = claim(folder, "output")
   try:
     compute(model, pieces, workers=flags.workers, options=options)
     rejected = [pair for path in pieces for pair in vectors.finished_piece(path).rejected]
@@ -163,7 +165,8 @@ def embed_folder(flags) -> int:
     write(output, list(pieces), about)
     shutil.rmtree(folder)
   except OSError as error:
-    raise UserError(f"--output={flags.output}: cannot be written ({error.strerror})") from error
+    raise StoreError(f"--output={flags.output}: cannot be written ({error.strerror}); make room or choose another "
+                     "file, and run the same command again") from error  # fmt: skip
   finally:
     lock.close()
   print(f"{flags.output}: {len(sources) - len(rejected)} vectors of {about['dimensions']} numbers, "

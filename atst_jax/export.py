@@ -23,7 +23,7 @@ from atst_jax import model_card, onnx_graph, program, storage
 from atst_jax.checkpoint import checkpoint_folder, restore_encoder, save_tree
 from atst_jax.command import Parser, guard
 from atst_jax.encoders import make_encoder
-from atst_jax.errors import UserError
+from atst_jax.errors import StoreError, UserError
 from atst_jax.exported import CONFIG, FILTERS, FORMAT, ORBAX, SAFETENSORS, params_hash, read, write_weights
 from atst_jax.frontend import FrontEnd, get_frontend, mel_filters
 from atst_jax.model import Model
@@ -62,6 +62,8 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
   if not set(artifacts) <= set(ARTIFACTS) or not set(artifacts) & set(WEIGHTS):
     raise UserError(f"--artifacts={','.join(artifacts)}: choose from {', '.join(ARTIFACTS)}, with at least one of "
                     f"{' and '.join(WEIGHTS)}")  # fmt: skip
+  if storage.is_remote(output):
+    raise UserError(f"--output={output}: exports are written to a local folder; copy it from there")
   if os.path.exists(output):
     raise UserError(f"{output} exists; choose another folder or remove it")
   temporary = storage.temporary_name(output.rstrip("/"))
@@ -99,7 +101,8 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
       storage.write_text(os.path.join(temporary, model_card.NAME), text)
     os.rename(temporary, output)
   except OSError as error:
-    raise UserError(f"--output={output}: cannot be written ({error.strerror})") from error
+    raise StoreError(f"--output={output}: cannot be written ({error.strerror}); make room or choose another "
+                     "folder, and run the same command again") from error  # fmt: skip
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 

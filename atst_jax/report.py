@@ -21,7 +21,8 @@ from atst_jax import map_page, maps, plots, storage
 from atst_jax.attention import attention_figure
 from atst_jax.command import Parser, guard
 from atst_jax.config import flatten
-from atst_jax.downstream import table as tables
+from atst_jax.downstream import difference_table, retrieval_table
+from atst_jax.downstream import table as plain_table
 from atst_jax.errors import UserError
 from atst_jax.frontend import get_frontend
 from atst_jax.html_page import data_uri, note, page, paragraph, picture, table
@@ -35,6 +36,7 @@ PAGE = "report.html"
 PAGE_BYTES = 12 << 20
 PLAYERS, PLAYER_SECONDS = 24, 6.0
 ATTENTION_CLIPS = 2
+TABLES = {"difference": difference_table, "retrieval": retrieval_table}  # of other jobs: plain_table
 STYLE = map_page.STYLE + "h2{margin-top:1.6em;border-bottom:2px solid #0072B2}nav a{margin-right:1em}"
 
 
@@ -85,6 +87,7 @@ def evaluations(records: list[dict], folders: list[str]) -> str:
     path = os.path.join(folder, "results.json")
     try:
       results = json.loads(storage.read_text(path))
+      tables = TABLES.get(results["job"], plain_table)
       head, *rows = tables.cells(results)
       parts.append(f"<h3>{html.escape(tables.title(results))}</h3>" + table(head, rows, numbers=len(head) - 1))
     except FileNotFoundError:

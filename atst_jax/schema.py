@@ -7,6 +7,7 @@ SPLIT = r"[A-Za-z][A-Za-z0-9_]{0,63}"  # it becomes a part of file names
 MOST_DECIBELS = 1e6  # of statistics: float16 ends at 65504
 RECORD_BYTES = 16  # of a record's frame: no file holds more records than a sixteenth of its bytes
 STATISTICS = ("min", "max", "mean", "std", "log_mean", "log_std")
+TABLES = ("seconds", "levels", "sample_rates", "reasons")  # among the counts; the others are whole numbers
 TOTALS = ("num_clips", "num_files", "num_frames", "min_frames", "max_frames")  # of a split; whole numbers
 
 
@@ -48,9 +49,8 @@ def _check_split(name: str, split: dict) -> None:
 
 def _check_counts(counts: dict) -> None:
   for key, value in counts.items():
-    if not (
-      is_number(value, int) or (all(map(_is_counts, value.values())) if key == "coverage" else _is_counts(value))
-    ):
+    if not (all(map(_is_counts, value.values())) if key == "coverage" else _is_counts(value) if key in TABLES
+            else is_number(value, int)):  # fmt: skip
       raise ValueError(f"counts: {key} holds something else than whole numbers")
   for key in ("seconds", "levels", "sample_rates"):
     if not all(re.fullmatch(r"-?[0-9]{1,12}", edge) for edge in counts.get(key, {})):

@@ -25,22 +25,22 @@ STARTS = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # that decide what is computed
 
 
-def claim(workdir: str):
-  """Makes the folder and locks it until the returned file is closed. Raises UserError naming the holder."""
+def claim(workdir: str, flag: str = "workdir"):
+  """Makes the folder and locks it until the returned file is closed. Raises UserError naming `flag` and the holder."""
   if storage.is_remote(workdir):
-    raise UserError(f"--workdir={workdir}: a store cannot be locked or appended to; choose a folder of this host, and "
+    raise UserError(f"--{flag}={workdir}: a store cannot be locked or appended to; choose a folder of this host, and "
                     f"--config.checkpoint.folder={workdir} for the checkpoints")  # fmt: skip
   try:
     os.makedirs(workdir, exist_ok=True)
     lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115 (held as long as the job runs)
   except OSError as error:
-    raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror}); choose another folder") from error
+    raise UserError(f"--{flag}={workdir}: cannot be written ({error.strerror}); choose another folder") from error
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError:
     with lock:
       lock.seek(0)
-      raise UserError(f"--workdir={workdir} is in use by {lock.read().strip() or 'another process'}; "
+      raise UserError(f"--{flag}={workdir} is in use by {lock.read().strip() or 'another process'}; "
                       "wait for it, stop it, or choose another folder") from None  # fmt: skip
   lock.truncate(0)
   lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -3,19 +3,15 @@
 from collections.abc import Callable
 
 from atst_jax.command import guard, sigterm_as_interrupt
-from atst_jax.errors import StoreError
 from data_pipeline.workers import Stopped
 
 
 def run(work: Callable[[], int | None]) -> int:
-  """`command.guard`, where SIGTERM and a dead worker end the job as Ctrl-C does, and an OSError gives 74."""
+  """`command.guard`, where SIGTERM and a dead worker end the job as Ctrl-C does."""
 
   def go():
     try:
       return work()
-    except OSError as error:
-      what = f"{error.filename or 'file'}: {error.strerror or error}"
-      raise StoreError(f"{what}; run the same command again") from error
     except Stopped as error:
       raise KeyboardInterrupt(str(error)) from error
 

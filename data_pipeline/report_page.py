@@ -11,7 +11,7 @@ import os
 import numpy as np
 
 from atst_jax import html_page, storage
-from atst_jax.html_page import data_uri, page
+from atst_jax.html_page import data_uri, page, paragraph
 from atst_jax.records import Clip, Dataset
 from data_pipeline.shards import LEVEL_STEP
 
@@ -104,9 +104,9 @@ def contents(dataset: Dataset) -> str:
     "Some clips": "".join(thumbnail(clip, manifest["label_names"]) for clip in sample(dataset, THUMBNAILS)),
   }  # fmt: skip
   notes = ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in ("silent", "clipped", "dc", "split_files"))
+  summary = f"{counts['listed_files']} files listed, {len(manifest['rejects'])} not used; of the used: {notes}."
   body = "".join(f"<h3>{name}</h3>{text}" for name, text in sections.items() if text)
-  return (f"<p>{counts['listed_files']} files listed, {len(manifest['rejects'])} not used; of the used: {notes}.</p>"
-          f"{body}")  # fmt: skip
+  return paragraph(summary) + body
 
 
 def write_report(root: str) -> str:

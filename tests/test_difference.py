@@ -9,7 +9,7 @@ import pytest
 
 from atst_jax import config as configs
 from atst_jax import main
-from atst_jax.downstream import difference, features
+from atst_jax.downstream import difference, difference_table, features
 from atst_jax.downstream.splits import Split
 from atst_jax.errors import UserError
 from atst_jax.model import Model, load_model
@@ -83,7 +83,7 @@ def test_published_scores_stand_below_ours(done):
   assert "| λ = 0.5 (Takeuchi et al., Table 1) |  | 47.33 | 58.96 | 54.63 | 50.50 |" in text
   assert "| features | size | Mix | (a) 100% | (b) 50% | (c) 0% |" in text and text.count("|\n") == 2 + 5 + 1 + 5
   own = {**results, "published": []}
-  assert "Takeuchi" not in difference.markdown(own) and "1 x background subtracted" in text
+  assert "Takeuchi" not in difference_table.markdown(own) and "1 x background subtracted" in text
 
 
 def test_rerun_reads_the_features(done, encoder, monkeypatch):

@@ -2,6 +2,7 @@
 
 import ast
 import html.parser
+import json
 import logging
 import pathlib
 import shlex
@@ -13,6 +14,7 @@ import soundfile
 
 from atst_jax import logs
 from atst_jax.errors import UserError, plain
+from atst_jax.records import Dataset
 from data_pipeline import prepare
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -141,3 +143,9 @@ def test_the_report_escapes_names_and_labels(tmp_path):
   assert "&lt;script&gt;alert(1)" in text and "&lt;iframe&gt;" in text
   assert not {"script", "svg onload=alert(1)", "iframe"} & page.tags
   assert not {name for name in page.attributes if name.startswith("on")}
+  path = tmp_path / "out" / "dataset.json"
+  manifest = json.loads(path.read_text(encoding="utf-8"))
+  for key in ("listed_files", "silent"):
+    path.write_text(json.dumps(manifest | {"counts": manifest["counts"] | {key: {"<img src=x onerror=alert(1)>": 1}}}))
+    with pytest.raises(UserError, match=f"{key} holds something else than whole numbers"):
+      Dataset.load(str(tmp_path / "out"))

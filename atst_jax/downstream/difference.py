@@ -16,14 +16,13 @@ from ml_collections import ConfigDict
 import atst_jax
 from atst_jax import config as configs
 from atst_jax import export, storage
-from atst_jax.downstream import evar_probe, features, selection
+from atst_jax.downstream import difference_table, evar_probe, features, selection
 from atst_jax.downstream.evaluation import chance, score_of
 from atst_jax.downstream.published import published
 from atst_jax.downstream.splits import Split, make_splits
 from atst_jax.downstream.statistics import summary
 from atst_jax.errors import UserError
 from atst_jax.logs import log
-from atst_jax.markdown import table_lines
 from atst_jax.model import Model, load_model
 from atst_jax.records import Dataset, write_json
 from atst_jax.workdir import agree, claim
@@ -209,29 +208,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       "rows": rows,
     }  # fmt: skip
     write_json(os.path.join(workdir, "results.json"), results)
-    storage.write_text(os.path.join(workdir, "results.md"), markdown(results))
-    print(markdown(results), end="")
+    storage.write_text(os.path.join(workdir, "results.md"), difference_table.markdown(results))
+    print(difference_table.markdown(results), end="")
   finally:
     lock.close()
   return 0
-
-
-def markdown(results: dict) -> str:
-  """A Markdown table, a line for each kind of features, with the published rows below."""
-  data, config, encoder = results["data"], results["config"], results["encoder"]
-  step = encoder["provenance"].get("step")
-  sizes = ", ".join(f"{count} {part}" for part, count in data["divisions"][0].items())
-  seeds = f"mean ± standard deviation over {config['seeds']} seeds" if config["seeds"] > 1 else "one seed"
-  title = (f"{data['name']}: {data['clips']} mixtures ({sizes}), {data['classes']} classes; encoder {encoder['path']}"
-           f"{'' if step is None else f' after {step} steps'}; {results['metric']} in %, {seeds}; "
-           f"{config['weight']:g} x background subtracted.")  # fmt: skip
-  percent = lambda row: f"{100 * row['mean']:.1f}" + ("" if row["std"] is None else f" ± {100 * row['std']:.1f}")
-  names = list(dict.fromkeys(row["features"] for row in results["rows"]))
-  cells = {(row["features"], row["name"]): row for row in results["rows"]}
-  columns = list(CONDITIONS.values())
-  rows = [["features", "size", *columns]]
-  rows += [[name, cells[name, "Mix"]["dimensions"], *[percent(cells[name, c]) for c in columns]] for name in names]
-  rows.append(["chance", "", *[f"{100 * results['chance']:.1f}"] * len(columns)])
-  rows += [[f"{row['name']} ({row['source']})", "", *[f"{row['scores'][c]:.2f}" for c in columns]]
-           for row in results["published"]]  # fmt: skip
-  return "\n".join([title, "", *table_lines(rows, numbers=1 + len(columns))]) + "\n"
