@@ -118,6 +118,11 @@ def _paths(tree, path=()):
     yield from _paths(value, (*path, key))
 
 
+def _own(value):
+  """A copy of a container: the next damage must not put it into itself."""
+  return copy.deepcopy(value) if isinstance(value, (list, dict)) else value
+
+
 @st.composite
 def damaged_trees(draw, tree, values=VALUES):
   """A tree of dicts and lists with a few values replaced, removed, renamed or moved."""
@@ -126,14 +131,14 @@ def damaged_trees(draw, tree, values=VALUES):
     path = draw(st.sampled_from(list(_paths(tree))))
     if not path:
       if draw(st.integers(0, 9)) == 0:
-        return draw(st.sampled_from(values))
+        return _own(draw(st.sampled_from(values)))
       continue
     node = tree
     for key in path[:-1]:
       node = node[key]
     what = draw(st.sampled_from(["replace", "replace", "replace", "remove", "rename"]))
     if what == "replace" or not isinstance(node, dict):
-      node[path[-1]] = draw(st.sampled_from(values))
+      node[path[-1]] = _own(draw(st.sampled_from(values)))
     elif what == "remove":
       del node[path[-1]]
     else:
