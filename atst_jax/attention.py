@@ -120,6 +120,7 @@ def _find(dataset: Dataset, id: str) -> np.ndarray:
 
 
 def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.attention", __doc__)
   parser.add_argument("--encoder", required=True, help="exported encoder")
   parser.add_argument("--input", help="an audio file")

@@ -20,6 +20,7 @@ from atst_jax import config as configs
 from atst_jax.command import Parser, guard
 from atst_jax.environment import start_anew
 from atst_jax.errors import UserError
+from atst_jax.frontend import FRONTENDS
 
 
 def _parser() -> Parser:
@@ -40,7 +41,7 @@ def _parser() -> Parser:
   parts.choices["step"].add_argument("--torch_compile", action="store_true", help="the same, by torch.compile")
   part = parts.add_parser("prepare", description=__doc__)
   part.add_argument("--input", required=True, help="a folder of recordings")
-  part.add_argument("--frontend", default="atst")
+  part.add_argument("--frontend", default="atst", help=f"{', '.join(FRONTENDS)} (default atst)")
   part.add_argument("--files", type=int, default=400, help="at most so many, drawn by a hash of their names")
   part.add_argument("--seconds", type=float, default=5.0, help="of the bare loop in one measurement, at least")
   part.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of the pool")
@@ -110,6 +111,7 @@ SHOW = {"step": _show_step, "end_to_end": _show_step, "input": _show_input, "pre
 
 
 def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
   argv = sys.argv[1:] if argv is None else argv
   return guard(lambda: _main(argv, *_parser().parse_with_overrides(argv)))
 

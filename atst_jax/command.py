@@ -35,6 +35,7 @@ class Parser(argparse.ArgumentParser):
                       "only; debug: also where a mistake was noticed (default info)")  # fmt: skip
 
   def error(self, message: str):
+    """Raises UserError with `message` and the command whose --help says more."""
     raise UserError(f"{message}; see `{self.prog} --help`")
 
   def _known(self, argv: list[str]) -> dict[str, argparse.Action]:

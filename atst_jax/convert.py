@@ -207,6 +207,7 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
 
 
 def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.convert", __doc__)
   add = parser.add_argument
   add("--from", dest="source", required=True, help="a PyTorch file, or the folder of an exported encoder")

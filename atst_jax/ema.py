@@ -16,6 +16,8 @@ class EmaState(NamedTuple):
 
 
 class Ema(NamedTuple):
+  """The teacher as an optax-like pair: init(params, batch_stats) -> state, update(params, state) -> state."""
+
   init: Callable[[Any, Any], EmaState]
   update: Callable[[Any, EmaState], EmaState]
 

@@ -112,6 +112,7 @@ def compute(model: Model, pieces: dict[str, list], *, workers: int, options: dic
 
 
 def main(argv=None) -> int:
+  """Returns the exit code; see the module's docstring."""
   parser = Parser("atst_jax.embed", __doc__)
   add = parser.add_argument
   add("--encoder", required=True, help="exported encoder")
@@ -121,6 +122,7 @@ def main(argv=None) -> int:
   add("--tail", choices=TAILS, help="how chunks are averaged; the export's rule by default")
   add("--workers", type=int, default=os.cpu_count() or 1,
       help="threads that decode while the encoder runs (default: as many as processors)")  # fmt: skip
+  add("--dry_run", action="store_true", help="tell what would be done")
   with sigterm_as_interrupt():
     return guard(lambda: embed_folder(parser.parse(argv)))
 
@@ -153,6 +155,12 @@ def embed_folder(flags) -> int:
     return 0
   folder = f"{output}.part"
   pieces = {os.path.join(folder, f"{name}.npz"): files for name, files in pieces.items()}
+  if flags.dry_run:
+    done = [path for path in pieces if vectors.load_piece(path) is not None]
+    print(f"{len(sources)} files to vectors of {about['dimensions']} numbers each in {flags.output}; {len(done)} of "
+          f"{len(pieces)} pieces ({sum(len(pieces[path]) for path in done)} files) are done; "
+          "nothing written")  # fmt: skip
+    return 0
   lock = claim(folder, "output")
   try:
     compute(model, pieces, workers=flags.workers, options=options)

@@ -44,6 +44,7 @@ def _options() -> list[str]:
 
 
 def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.environment", __doc__)
   parser.add_argument("platform", choices=PLATFORMS)
   return guard(lambda: _main(parser.parse(argv)))

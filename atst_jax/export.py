@@ -177,6 +177,7 @@ def export_again(encoder: str, output: str, **options) -> dict:
 
 
 def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.export", __doc__)
   add = parser.add_argument
   source = parser.add_mutually_exclusive_group(required=True)

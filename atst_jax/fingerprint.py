@@ -22,4 +22,5 @@ def fingerprint(tree) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
 
 
 def fetch(marks: dict[str, jax.Array]) -> dict[str, int]:
+  """The marks as Python integers below 2^32; waits for the device."""
   return {k: int(v) for k, v in jax.device_get(marks).items()}

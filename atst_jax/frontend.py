@@ -47,9 +47,11 @@ class FrontEnd:
     return self.n_fft // 2 + 1
 
   def num_frames(self, num_samples: int) -> int:
+    """Frames T of a waveform of N samples: one for each hop, and one."""
     return num_samples // self.hop_length + 1
 
   def to_json(self) -> dict:
+    """All fields, and their `hash`; what `from_json` reads."""
     return {**dataclasses.asdict(self), "hash": self.hash}
 
   @classmethod

@@ -20,6 +20,8 @@ class MLPHead(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train):
+    """(..., D) -> (..., out) float32; `train` normalises by the batch and updates the running statistics."""
+
     def dense(features, fan_in, name):
       return nn.Dense(features, use_bias=self.use_bias, dtype=self.dtype, kernel_init=torch_kernel_init,
                       bias_init=torch_bias_init(fan_in), name=name)  # fmt: skip

@@ -35,6 +35,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def paragraph(text: str) -> str:
+  """A <p> of plain text, which is escaped."""
   return f"<p>{html.escape(text)}</p>"
 
 

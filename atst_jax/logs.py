@@ -84,6 +84,7 @@ class MetricWriter:
       self._guard(tracker.name, lambda tracker=tracker: tracker.write(step, now, metrics))
 
   def close(self):
+    """Closes the file, TensorBoard and the trackers; what fails is warned of, not raised."""
     targets = [("metrics.jsonl", self._file), ("TensorBoard", self._board), *((t.name, t) for t in self._trackers)]
     for name, target in targets:
       if target:

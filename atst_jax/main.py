@@ -41,8 +41,8 @@ def parse(argv):
     "--distributed", action="store_true", help="several processes, found by jax.distributed (TPU, SLURM)"
   )
   parser.add_argument("--coordinator", help="host:port of process 0, where they are not found by themselves")
-  parser.add_argument("--num_processes", type=int)
-  parser.add_argument("--process_id", type=int)
+  parser.add_argument("--num_processes", type=int, help="of the whole job; goes with --coordinator")
+  parser.add_argument("--process_id", type=int, help="number of this process, from 0; goes with --coordinator")
   flags, rest = parser.parse_with_overrides(argv)
   config = configs.load_with_overrides(flags.config, rest)
   return flags, config
@@ -66,6 +66,7 @@ def sweep_commands(flags, argv) -> list[str]:
 
 
 def main(argv=None) -> int:
+  """Returns the exit code; see the module's docstring."""
   with StopRequest(distributed=False, starting=True):
     return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
 

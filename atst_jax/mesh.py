@@ -40,6 +40,7 @@ def batch_sharding(mesh) -> NamedSharding:
 
 
 def replicated(mesh) -> NamedSharding:
+  """The whole array on every device."""
   return NamedSharding(mesh, P())
 
 

@@ -23,6 +23,7 @@ class Graph:
     self.nodes, self.constants, self._helper = [], [], helper
 
   def const(self, array, dtype=np.float32) -> str:
+    """An initializer of the array as `dtype`."""
     from onnx import numpy_helper
 
     name = f"c{len(self.constants)}"
@@ -30,6 +31,7 @@ class Graph:
     return name
 
   def ints(self, *values) -> str:
+    """(n,) int64 constant, n values."""
     return self.const(values, np.int64)
 
   def op(self, kind: str, *inputs: str, outputs=1, **attributes):
@@ -51,13 +53,16 @@ class Graph:
     return self.op("Unsqueeze", valid, self.ints(*axes)) if axes else valid
 
   def dense(self, x: str, weights: dict) -> str:
+    """(..., D) -> (..., D'): x @ kernel + bias."""
     return self.op("Add", self.op("MatMul", x, self.const(weights["kernel"])), self.const(weights["bias"]))
 
   def norm(self, x: str, weights: dict) -> str:
+    """LayerNorm over the last axis, epsilon 1e-6 as flax has it."""
     scale, bias = self.const(weights["scale"]), self.const(weights["bias"])
     return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-6)
 
   def gelu(self, x: str) -> str:
+    """Exact GELU, x/2 · (1 + erf(x / √2))."""
     erf = self.op("Erf", self.op("Mul", x, self.const(0.5**0.5)))
     return self.op("Mul", self.op("Mul", x, self.const(0.5)), self.op("Add", erf, self.const(1)))
 

@@ -159,6 +159,7 @@ def _parser() -> Parser:
 
 
 def main(argv=None) -> int:
+  """Returns the exit code; see the module's docstring."""
   return guard(lambda: _main(*_parser().parse_with_overrides(argv)))
 
 

@@ -37,6 +37,7 @@ class Clip:
   group: str = ""  # a speaker, a session: what must not stand in two parts of a division
 
   def encode(self) -> bytes:
+    """A serialised tf.train.Example, mel as little-endian float16; `decode` reads it."""
     features: dict[str, bytes | str | int | list[int]] = {
       "mel": np.ascontiguousarray(self.mel, "<f2").tobytes(),
       "num_frames": self.mel.shape[0],
@@ -158,6 +159,7 @@ class Dataset:
     ]
 
   def num_clips(self, split: str) -> int:
+    """Over all shards of the split, as dataset.json says."""
     return sum(shard.num_clips for shard in self.shards(split))
 
   def check_frontend(self, frontend: FrontEnd, encoder: str) -> None:
@@ -177,10 +179,12 @@ class Dataset:
 
   @property
   def splits(self) -> list[str]:
+    """Names, sorted."""
     return sorted(self.manifest["splits"])
 
   @property
   def label_names(self) -> list[str]:
+    """Name of each class; a clip's labels are positions in it."""
     return self.manifest["label_names"]
 
   @property
@@ -229,4 +233,5 @@ def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:
 
 
 def write_json(path: str, value: dict | list) -> None:
+  """Writes JSON with sorted keys, whole or not at all. Raises OSError."""
   storage.write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

@@ -154,6 +154,7 @@ def _row(job: str, key: str, found: dict[str, dict], words: dict[str, str]) -> s
 
 
 def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.reference", __doc__)
   parser.add_argument("--configs", default="configs", help="folder of the configs (default configs)")
   parser.add_argument("--output", required=True, help="Markdown file to write")

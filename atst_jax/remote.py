@@ -11,6 +11,7 @@ PACKAGES = {"gs": "pip install -e .[gcs]", "gcs": "pip install -e .[gcs]", "s3":
 
 
 def is_remote(path: str) -> bool:
+  """Whether a path begins as a URL does, such as gs://."""
   return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
@@ -42,23 +43,29 @@ class Blocks(io.RawIOBase):
     self._path, self._file = path, file
 
   def readable(self):
+    """True: it is for reading only."""
     return True
 
   def seekable(self):
+    """True: any block can be fetched."""
     return True
 
   def readinto(self, buffer):
+    """Number of bytes read, 0 at the end. Raises StoreError."""
     with store(self._path):
       data = self._file.read(len(buffer))
     buffer[: len(data)] = data
     return len(data)
 
   def seek(self, offset, whence=io.SEEK_SET):
+    """The new position in bytes; nothing is fetched."""
     return self._file.seek(offset, whence)
 
   def tell(self):
+    """Position in bytes from the start."""
     return self._file.tell()
 
   def close(self):
+    """Closes the store's file too."""
     self._file.close()
     super().close()

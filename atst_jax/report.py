@@ -61,6 +61,7 @@ def progress(config: dict, records: list[dict], starts: list[dict]) -> str:
 
 
 def curves(config: dict, records: list[dict]) -> str:
+  """The <img> of a run's curves, or nothing before its first record."""
   if not records:
     return ""
   draw = lambda path: plots.training_curve(records, path, outputs=config["heads"]["out"])
@@ -68,6 +69,7 @@ def curves(config: dict, records: list[dict]) -> str:
 
 
 def views(config: dict, dataset: Dataset) -> str:
+  """The <img> of a sheet of views of some of the set's clips."""
   frontend = get_frontend(config["data"]["frontend"])
   clips = next(iter(sample(config, dataset, 1)))
   return picture(lambda path: view_sheet(config, clips, path, config["seed"], frontend=frontend),
@@ -154,6 +156,7 @@ def embeddings(encoder: str, data: str, audio: str | None) -> dict[str, str]:
 
 
 def data_section(dataset: Dataset) -> str:
+  """A <details> with the report of a prepared set."""
   from data_pipeline.report_page import contents
 
   if "counts" not in dataset.manifest:
@@ -199,6 +202,7 @@ def environment(starts: list[dict]) -> str:
 
 
 def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.report", __doc__)
   parser.add_argument("--workdir", required=True, help="folder of a pre-training run; the page is written there")
   parser.add_argument("--results", action="append", default=[], help="workdir of an evaluation; may be repeated")

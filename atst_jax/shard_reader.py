@@ -108,6 +108,7 @@ class ShardReader:
     self._scratch = np.empty(1 << 16, np.uint8)
 
   def close(self) -> None:
+    """Closes the shard, which cannot be read afterwards."""
     self._file.close()
 
   @contextlib.contextmanager

@@ -55,6 +55,7 @@ def newest_good(folder: str, found: list[Entry], faults: dict[str, str]) -> Entr
 
 
 def listed(faults: dict[str, str], between: str) -> str:
+  """ "NAME: FAULT" of every fault, `between` between them."""
   return between.join(f"{name}: {fault}" for name, fault in faults.items())
 
 
@@ -65,6 +66,7 @@ class Shelf:
     self.folder = folder
 
   def path(self, name) -> str:
+    """Path of a checkpoint, by its step or its folder's name."""
     return os.path.join(self.folder, str(name))
 
   def clean(self) -> int:

@@ -38,6 +38,7 @@ def is_file(path: str) -> bool:
 
 
 def is_folder(path: str) -> bool:
+  """Whether it is a folder, links followed. Raises StoreError."""
   if not is_remote(path):
     return os.path.isdir(path)
   with store(path) as (fs, inner):
@@ -45,6 +46,7 @@ def is_folder(path: str) -> bool:
 
 
 def exists(path: str) -> bool:
+  """Whether it is a folder or a regular file; a pipe or a device is neither."""
   return is_folder(path) or is_file(path)
 
 
@@ -149,10 +151,12 @@ def open_binary(path: str, buffering: int = -1) -> IO[bytes]:
 
 
 def open_text(path: str, encoding: str = "utf-8", newline: str | None = None) -> IO[str]:
+  """Like `open` of a text for reading, of a path or an address. Raises OSError."""
   return io.TextIOWrapper(open_binary(path), encoding=encoding, newline=newline)
 
 
 def read_text(path: str) -> str:
+  """The whole file as UTF-8. Raises OSError, and UnicodeDecodeError for other bytes."""
   with open_text(path) as file:
     return file.read()
 

@@ -63,10 +63,12 @@ class WeightsAndBiases:
     self._run.define_metric("*", step_metric="step")
 
   def write(self, step: int, now: float, metrics: dict[str, float]) -> None:
+    """Logs the metrics at a step; the time is W&B's own."""
     del now  # the library's own clock
     self._run.log({"step": step, **metrics})
 
   def close(self) -> None:
+    """Waits until everything is uploaded."""
     self._run.finish()
 
 
@@ -94,10 +96,12 @@ class MLflow:
         self._client.log_batch(self._id, params=params[first : first + 100])
 
   def write(self, step: int, now: float, metrics: dict[str, float]) -> None:
+    """Logs the metrics at a step; `now` in seconds since 1970."""
     found = [self._metric(key, value, round(1000 * now), step) for key, value in metrics.items()]
     self._client.log_batch(self._id, metrics=found)
 
   def close(self) -> None:
+    """Marks the run as finished."""
     self._client.set_terminated(self._id)
 
 
@@ -132,6 +136,7 @@ class Tracker:
       raise self._error
 
   def write(self, step: int, now: float, metrics: dict[str, float]) -> None:
+    """Leaves the metrics to the thread; raises queue.Full where it is far behind."""
     self._raise()
     self._waiting.put_nowait((step, now, metrics))
 

@@ -127,9 +127,11 @@ class Network(nn.Module):
     return self.projector(both.reshape(-1, both.shape[-1]), train=True).reshape(*both.shape[:2], -1)
 
   def predict(self, z):
+    """(B, K, P) -> (B, K, P), the student's predictions of the teacher's outputs."""
     return self._each(functools.partial(self.predictor, train=True), z)
 
   def predict_difference(self, z):
+    """(B, K, P) -> (B, K, P), from projected differences (Eq. 3)."""
     assert self.predictor_difference is not None  # there is one where the loss has its term
     return self._each(functools.partial(self.predictor_difference, train=True), z)
 

@@ -21,6 +21,7 @@ class DropPath(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train):
+    """(B, N, D) -> (B, N, D); `x` itself unless in training."""
     if not train or self.rate == 0:
       return x
     keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.rate, (x.shape[0], 1, 1))

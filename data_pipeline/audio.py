@@ -58,14 +58,17 @@ class Quality:
 
   @property
   def silent(self) -> bool:
+    """Whether the peak is below -80 dB of full scale."""
     return self.peak < SILENT_PEAK
 
   @property
   def clipped(self) -> bool:
+    """Whether more than CLIPPED_SHARE of the samples are at full scale."""
     return self.full_scale_values > CLIPPED_SHARE * self.values
 
   @property
   def dc(self) -> bool:
+    """Whether the mean is farther from 0 than DC_OFFSET of full scale."""
     return abs(self.total) > DC_OFFSET * self.values
 
 

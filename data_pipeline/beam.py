@@ -25,6 +25,7 @@ def store_task(task: ShardTask, work: str) -> str:
 
 
 def load_task(path: str) -> ShardTask:
+  """The task that `store_task` wrote there. Raises OSError."""
   values = json.loads(storage.read_text(path))
   sources = (Source(where, id, tuple(labels), *rest) for where, id, labels, *rest in values["sources"])
   return ShardTask(values["file"], values["split"], tuple(sources))

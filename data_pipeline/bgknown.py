@@ -62,7 +62,8 @@ def _parser() -> Parser:
   add("--test_folds", default="4,5", help="where there are folds and no split `test`; the others train")
   add("--per_clip", type=int, default=1, help="mixtures for each foreground, with backgrounds of their own")
   add("--seed", type=int, default=0, help="of the draws, and of the order of the clips")
-  add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+  add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+      help="processes; default: as many as processors of this process")  # fmt: skip
   add("--num_shards", type=int, default=0, help="per split; default: at least 16, each of about --shard_mb")
   add("--shard_mb", type=float, default=48.0, help="size of a shard in MiB")
   add("--write_audio", action="store_true", help="write the sounds too: OUTPUT/audio/CONDITION/NUMBER.wav, 16 bits")

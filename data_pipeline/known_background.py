@@ -62,6 +62,7 @@ class Recipe:
 
   @property
   def samples(self) -> int:
+    """Length of every sound, in samples."""
     return round(self.seconds * self.sample_rate)
 
 
@@ -159,6 +160,7 @@ class Reader:
   recipe: Recipe
 
   def __call__(self, source: Source, *, quality: Quality | None = None, **options) -> Iterator[tuple[None, np.ndarray]]:
+    """Yields (None, (N,) float32), the condition's sound. `options` are other readers'. Raises Reject."""
     mixture = self.mixtures[source.id]
     path = self.backgrounds[mixture.background]
     waveform = sound(mixture, self.condition, source.path, path, self.recipe)

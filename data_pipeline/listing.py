@@ -27,10 +27,12 @@ class Listing:
 
   @property
   def label_names(self) -> list[str]:
+    """All classes, sorted, those of files that were not drawn included."""
     return sorted({label for source in self.sources for label in source.labels} | self.not_drawn.keys())
 
   @property
   def multi_label(self) -> bool:
+    """Whether files may have several classes."""
     return any(source.multi_label for source in self.sources)
 
 
@@ -56,6 +58,7 @@ def rows_of(path: str, layout: str, *columns: str) -> Iterator[dict[str, str]]:
 
 
 def lines_of(path: str) -> list[str]:
+  """The lines of a text file that are not blank, stripped. Raises OSError."""
   return [line.strip() for line in storage.read_text(path).splitlines() if line.strip()]
 
 

@@ -12,6 +12,7 @@ MIN_SECONDS = 0.5  # shorter sounds are repeated up to it (as scaper does): a bl
 
 @functools.lru_cache(maxsize=8)
 def loudness_meter(rate: int):
+  """pyloudnorm's meter (ITU-R BS.1770-4) for a rate in Hz. Raises UserError where it is not installed."""
   try:
     import pyloudnorm
   except ImportError as error:

@@ -152,6 +152,7 @@ def _counts(parts: list[dict]) -> dict:
 
 
 def main(argv: list[str]) -> int:
+  """`prepare merge`: returns 0. Raises UserError."""
   parser = Parser("data_pipeline.prepare merge", __doc__)
   parser.add_argument("datasets", nargs="+")
   parser.add_argument("--output", required=True, help="folder to make")

@@ -47,6 +47,7 @@ class Ranges:
 
 
 def rng_of(seed: int, *words: str) -> np.random.Generator:
+  """A generator that depends on the seed and the words alone."""
   digest = hashlib.sha256("\0".join((str(seed), *words)).encode()).digest()
   return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 

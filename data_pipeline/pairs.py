@@ -77,10 +77,12 @@ def _parser() -> Parser:
   add("--shared_events", type=int, default=ranges.shared_events, help="that both clips have besides, at most")
   add("--same_takes", action="store_true", help="these are the same recordings at the same time in both")
   add("--name", default="", help="name of the data set; default: pairs, with --jams apwd")
-  add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-  add("--seed", type=int, default=0)
+  add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+      help="processes; default: as many as processors of this process")  # fmt: skip
+  add("--seed", type=int, default=0, help="of the draws, and of the order of the clips")
   add("--num_shards", type=int, default=0, help="per split; default: at least 16, each of about --shard_mb")
   add("--shard_mb", type=float, default=48.0, help="size of a shard in MiB")
+  add("--dry_run", action="store_true", help="tell what would be done")
   return parser
 
 
@@ -164,6 +166,19 @@ def _plan_hash(pairs: list[Pair]) -> str:
   return digest.hexdigest()
 
 
+def _print_plan(pairs: list[Pair], frontend: FrontEnd) -> None:
+  scenes = [scene for pair in pairs for scene in (pair.query, pair.target)]
+  files = {(part.background, part.path) for scene in scenes for part in scene.parts}
+  backgrounds = sum(background for background, _ in files)
+  seconds = sum(scene.seconds for scene in scenes)
+  gib = seconds * frontend.sample_rate / frontend.hop_length * frontend.n_mels * 2 / 2**30
+  counts = collections.Counter((pair.scene, pair.query.split) for pair in pairs)
+  for name in sorted({pair.scene for pair in pairs}):
+    print(f"{name}: {', '.join(f'{counts[name, split]} {split}' for split in SPLITS)}")
+  print(f"{len(pairs)} pairs of {len(files) - backgrounds} foregrounds and {backgrounds} backgrounds, about "
+        f"{seconds / 3600:.2f} hours and {gib:.2f} GiB; nothing written")  # fmt: skip
+
+
 def make(args: argparse.Namespace) -> None:
   """Runs the whole job. Raises UserError, Stopped and KeyboardInterrupt."""
   _check(args)
@@ -178,6 +193,9 @@ def make(args: argparse.Namespace) -> None:
                  "shard_mb": args.shard_mb}  # fmt: skip
   plan = {**preparation, "schema": SCHEMA_VERSION, "name": args.name, "frontend": f"{frontend.name} {frontend.hash}"}
   check_plan(args.output, plan)
+  if args.dry_run:
+    _print_plan(pairs, frontend)
+    return
   listing = Listing(scenes, "pairs", root=args.foreground)
   with open_output(args.output, plan) as work:
     tasks = deal(scenes, frontend, seed=args.seed, shard_mb=args.shard_mb, num_shards=args.num_shards)

@@ -32,15 +32,22 @@ REJECTS = "rejects.json"  # in the work folder: files set aside before the files
 
 def prepare_listing(args: argparse.Namespace, listing: Listing, name: str, *, read: Callable = read_file,
                     made_of: dict | None = None, again: Set[str] = frozenset()) -> None:  # fmt: skip
-  """Writes the shards of a listing, its `dataset.json` and its report. Raises as `prepare`.
+  """Writes the shards of a listing, its `dataset.json` and its report.
 
   Args:
-    args: this command's flags, but what says where the listing comes from.
+    args: the flags of `data_pipeline.prepare` but for those that choose the files: --layout, --root, --subset, --tfds….
+      `input` is read for messages only.
     listing: the files, or whatever else `read` makes sounds of.
     name: of the set.
     read: waveforms of a source (`shards.read_file`).
     made_of: JSON that says what `read` adds to the files; it becomes part of the plan.
-    again: as in `prepare`.
+    again: file names of shards that are written although they look finished.
+
+  Raises:
+    UserError: for a plan that is not that of `args.output`, files none of which exists or can be used.
+    StoreError: a store or a disk that does not answer.
+    Stopped: a worker that died.
+    KeyboardInterrupt: after a signal; the same job, run again, continues.
   """
   frontend = get_frontend(args.frontend)
   sources_hash, missing = hash_sources(listing.sources, listing.root)

@@ -40,7 +40,8 @@ def _parser() -> Parser:
   add("--root", default="", help="folder a manifest's paths start from; default: the manifest's own")
   add("--subset", type=int, default=0, help="keep so many training files, drawn by a hash of their ids (0: all)")
   add("--name", default="", help="name of the dataset; default: that of the input")
-  add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+  add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+      help="processes; default: as many as processors of this process")  # fmt: skip
   add("--runner", default="", help=f"write the shards by Apache Beam instead: {', '.join(beam.RUNNERS)}")
   add("--beam_options", default="", help="pipeline options, passed through, as one quoted string")
   add("--seed", type=int, default=0, help="of the order of the files")

@@ -35,5 +35,6 @@ class Progress:
     return clips / max(1e-3, time.monotonic() - self.started)
 
   def close(self) -> None:
+    """Ends the bar's line, where there is a bar."""
     if self.bar is not None:
       self.bar.close()

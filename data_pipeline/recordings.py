@@ -30,9 +30,11 @@ class Recordings:
 
   @property
   def classes(self) -> list[str]:
+    """Names of all splits' classes, sorted."""
     return sorted({label for classes in self.by_class.values() for label in classes})
 
   def files(self) -> list[Source]:
+    """All files of all splits."""
     return [file for classes in self.by_class.values() for files in classes.values() for file in files]
 
 

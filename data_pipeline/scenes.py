@@ -55,6 +55,7 @@ class Scene(Source):
 
   @property
   def events(self) -> tuple[Part, ...]:
+    """The parts in the foreground."""
     return tuple(part for part in self.parts if not part.background)
 
 

@@ -75,6 +75,7 @@ class Tally:
   notes: dict[str, list] = dataclasses.field(default_factory=dict)  # of the reader, by id
 
   def add_clip(self, mel: np.ndarray, source: Source, seconds: float) -> None:
+    """Counts a written clip: (T, F) mel in dB, and its length in seconds."""
     self.num_clips += 1
     self.num_frames += len(mel)
     self.min_frames = min(self.min_frames, len(mel))
@@ -86,6 +87,7 @@ class Tally:
     self.statistics.add(mel)
 
   def add_file(self, source: Source, quality: Quality, cut: bool) -> None:
+    """Counts a file that was read to its end; `cut`: into several clips."""
     self.num_files += 1
     if quality.notes:
       self.notes[source.id] = quality.notes
@@ -180,6 +182,7 @@ def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int]
 
 
 def sidecar_path(task: ShardTask, work: str) -> str:
+  """The JSON in the work folder that says a shard is finished."""
   return os.path.join(work, task.file.removesuffix(".tfrecord") + ".json")
 
 

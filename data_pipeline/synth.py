@@ -33,11 +33,13 @@ def rising_glide(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarr
 
 
 def falling_glide(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """`rising_glide`, backwards: 5 to 14 semitones."""
   pitch, amplitude = rising_glide(rng, n)
   return pitch[::-1], amplitude
 
 
 def vibrato(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """Pitch swings by 5 to 14 semitones, 3 to 6 times a second."""
   phase = rng.uniform(0, 2 * np.pi)
   return rng.uniform(5, 14) / 2 * np.sin(2 * np.pi * rng.uniform(3, 6) * _seconds(n) + phase), np.ones(n)
 
@@ -48,10 +50,12 @@ def _tremolo(rng: np.random.Generator, n: int, hz: float) -> tuple[np.ndarray, n
 
 
 def slow_tremolo(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """Amplitude swings 2 to 3.5 times a second."""
   return _tremolo(rng, n, rng.uniform(2, 3.5))
 
 
 def fast_tremolo(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """Amplitude swings 7 to 12 times a second."""
   return _tremolo(rng, n, rng.uniform(7, 12))
 
 
@@ -65,24 +69,29 @@ def _strikes(rng: np.random.Generator, n: int, onsets: np.ndarray) -> tuple[np.n
 
 
 def single_strike(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """One strike at the start, which decays."""
   return _strikes(rng, n, np.zeros(1))
 
 
 def regular_strikes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """5 to 8 strikes, equally far apart."""
   return _strikes(rng, n, np.arange(count := rng.integers(5, 9)) / count)
 
 
 def irregular_strikes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """5 to 8 strikes; the longest gap is 6 to 10 times the shortest."""
   gaps = rng.permutation(np.geomspace(1, rng.uniform(6, 10), rng.integers(5, 9)))
   return _strikes(rng, n, (np.cumsum(gaps) - gaps) / gaps.sum())
 
 
 def swell(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """`fade`, backwards."""
   pitch, amplitude = fade(rng, n)
   return pitch, amplitude[::-1]
 
 
 def fade(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """Amplitude decays exponentially by a factor of e^3 to e^5."""
   return np.zeros(n), np.exp(-rng.uniform(3, 5) * np.linspace(0, 1, n))
 
 
@@ -144,6 +153,7 @@ def synthesise(rng: np.random.Generator, name: str) -> np.ndarray:
 
 
 def write_wav(path: str, samples: np.ndarray) -> None:
+  """Writes (N,) int16 as a mono WAV at SAMPLE_RATE. Raises OSError."""
   with wave.open(path, "wb") as file:
     file.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", ""))
     file.writeframes(samples.tobytes())
@@ -163,8 +173,8 @@ def main(argv: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 a mistake in a flag or the output."""
   parser = Parser("data_pipeline.synth", __doc__)
   parser.add_argument("--output", required=True, help="folder of the class folders; made if need be")
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--clips_per_class", type=int, default=100)
+  parser.add_argument("--seed", type=int, default=0, help="of every clip; the same seed, the same bytes")
+  parser.add_argument("--clips_per_class", type=int, default=100, help="files of each class (default 100)")
   return guard(lambda: _main(parser.parse(argv)))
 
 

@@ -91,6 +91,7 @@ STATISTICS = """Computes the statistics of a prepared dataset anew and stores th
 
 
 def main(argv: list[str]) -> int:
+  """`prepare verify`: returns 0, or 2 if a shard is bad. Raises UserError."""
   parser = Parser("data_pipeline.prepare verify", VERIFY)
   parser.add_argument("dataset")
   args = parser.parse(argv)
@@ -106,6 +107,7 @@ def main(argv: list[str]) -> int:
 
 
 def main_of_statistics(argv: list[str]) -> int:
+  """`prepare stats`: prints them as JSON and returns 0. Raises UserError."""
   parser = Parser("data_pipeline.prepare stats", STATISTICS)
   parser.add_argument("dataset")
   parser.add_argument("--split", default="train", help="the clips to compute them over")

@@ -187,11 +187,12 @@ def paired(runs: dict, kinds: list[str], columns: list[str]) -> list[str]:
 
 
 def main() -> int:
+  """Returns 0. Raises SystemExit naming a command that fails."""
   parser = argparse.ArgumentParser("python launch/evidence.py", description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-  parser.add_argument("--recordings", required=True, type=pathlib.Path)
-  parser.add_argument("--output", required=True, type=pathlib.Path)
-  parser.add_argument("--seeds", default="0,1,2")
+  parser.add_argument("--recordings", required=True, type=pathlib.Path, help="folder with esc10/ and fsdd/")
+  parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of all data and runs; made if need be")
+  parser.add_argument("--seeds", default="0,1,2", help="of the pre-trainings, separated by commas (default 0,1,2)")
   parser.add_argument("--only", default=",".join(FRONTENDS), help="variants, separated by commas")
   parser.add_argument("--dry_run", action="store_true", help="print the commands that are left, and end")
   parser.add_argument("--tables", action="store_true", help="print the tables of what is done, and end")

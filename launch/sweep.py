@@ -34,6 +34,7 @@ def wait(process: subprocess.Popen) -> int:
 
 
 def main() -> int:
+  """Returns 1 if any run failed, else 0."""
   parser = argparse.ArgumentParser("python launch/sweep.py", description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
   parser.add_argument("--sweep", required=True, help="of the config's SWEEPS")

@@ -18,14 +18,14 @@ def run(*arguments) -> int:
   return prepare.main([*map(str, arguments)])
 
 
-def write_inline(monkeypatch) -> None:
-  """Writes the shards in this process: for tests that are not about the workers."""
+def write_inline(monkeypatch, job=preparation) -> None:
+  """Writes a job's shards in this process: for tests that are not about the workers."""
 
   def write_tasks(tasks, settings, *, workers):
     for task in tasks:
       write_task(task, settings, lambda files, clips: None)
 
-  monkeypatch.setattr(preparation, "write_tasks", write_tasks)
+  monkeypatch.setattr(job, "write_tasks", write_tasks)
 
 
 def small_set(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

@@ -6,8 +6,6 @@ import itertools
 import numpy as np
 import soundfile
 
-from data_pipeline.shards import write_task
-
 RATE = 16000
 
 
@@ -27,11 +25,6 @@ def write_scene_sounds(root):
       noise = np.convolve(rng.normal(0, 0.1, 3 * RATE), np.ones(smooth) / smooth, "same")
       soundfile.write(root / "weather" / name / f"{i}.wav", noise, RATE)
   return root
-
-
-def write_inline(tasks, settings, *, workers):
-  for task in tasks:
-    write_task(task, settings, lambda files, clips: None)
 
 
 def rows(path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from evaluation import write_encoder
+from preparing import contents
 from tiny import ROOT
 
 from atst_jax import export, exported, vectors, waveforms
@@ -219,6 +220,23 @@ def test_an_interrupted_job_goes_on(encoder, tmp_path, monkeypatch, capsys):
   assert main([*flags, f"--output={tmp_path}/again.npz"]) == 0
   assert "8 of 8 files were embedded before" in capsys.readouterr().err
   assert (tmp_path / "v.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+
+
+def test_dry_run_writes_nothing(encoder, tmp_path, monkeypatch, capsys):
+  """It tells the files, the numbers of a vector and the pieces that are there, and checks what a run checks."""
+  monkeypatch.setattr(vectors, "PIECE_FILES", 3)
+  flags = [f"--encoder={encoder}", f"--input={_recordings(tmp_path / 'in')}", f"--output={tmp_path}/v.npz"]
+  dry = [*flags, "--blocks=2", "--dry_run"]
+  told = f"8 files to vectors of 32 numbers each in {tmp_path}/v.npz; {{}}; nothing written\n"
+  assert main(dry) == 0 and capsys.readouterr().out == told.format("0 of 3 pieces (0 files) are done")
+  assert os.listdir(tmp_path) == ["in"]
+  monkeypatch.setattr(vectors, "write_npz", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+  assert main([*flags, "--blocks=2"]) == 75
+  (tmp_path / "in" / "0.wav").touch()  # changed since: of three pieces the first is computed again
+  before = contents(tmp_path)
+  assert main(dry) == 0 and capsys.readouterr().out == told.format("2 of 3 pieces (5 files) are done")
+  assert contents(tmp_path) == before
+  assert main([*dry, "--blocks=3"]) == 2 and "2 blocks" in capsys.readouterr().err
 
 
 def test_pieces_are_cut_by_number_and_bytes(monkeypatch):

@@ -1,4 +1,5 @@
-"""Hostile input of every kind: only documented errors, no hang, no memory that no file backs, no half-written output.
+"""Hostile config overrides, manifests, shards and their records, and dataset.json: only documented errors, no hang, no
+memory that no file backs, no half-written output. Sound files, exports and PyTorch files are in test_fuzz_*.py.
 
 The suite runs a few cases, always the same; `make fuzz` runs thousands, others every time, and prints how many.
 """
@@ -14,7 +15,7 @@ import soundfile
 from hostile import bounded, damaged_trees, edits, figures, fuzz, mutate  # noqa: F401 (a fixture)
 from hypothesis import given
 from hypothesis import strategies as st
-from preparing import contents
+from preparing import contents, write_inline
 from tiny import ROOT
 from tiny_clips import FRONTEND, make_clip
 
@@ -26,9 +27,8 @@ from atst_jax.errors import UserError
 from atst_jax.records import Clip, Dataset, Shard
 from atst_jax.shard_reader import Damage, ShardReader
 from atst_jax.tfrecord import RecordError, decode_example, find_feature, frame_record, read_records
-from data_pipeline import merge, preparation, prepare, verify
+from data_pipeline import merge, prepare, verify
 from data_pipeline.files import inside
-from data_pipeline.shards import write_task
 from data_pipeline.sources import list_sources
 
 RATE = 16000
@@ -200,14 +200,9 @@ def prepared(tmp_path_factory):
       "--workers=1",
     ]
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(preparation, "write_tasks", _write_inline)
+      write_inline(patch)
       assert prepare.main([*flags, f"--name={name}", "--num_shards=2"]) == 0
   return root
-
-
-def _write_inline(tasks, settings, *, workers):
-  for task in tasks:
-    write_task(task, settings, lambda files, clips: None)
 
 
 @fuzz(40)

@@ -3,21 +3,16 @@
 import numpy as np
 import pytest
 import soundfile
+from preparing import write_inline
 
 from atst_jax.records import Dataset
-from data_pipeline import preparation, prepare
-from data_pipeline.shards import write_task
+from data_pipeline import prepare
 
 
 @pytest.fixture
 def sets(tmp_path, monkeypatch):
   """Two prepared sets: classes cat and dog with folds, and classes dog and emu with a test split and a bad file."""
-
-  def write_tasks(tasks, settings, *, workers):
-    for task in tasks:
-      write_task(task, settings, lambda files, clips: None)
-
-  monkeypatch.setattr(preparation, "write_tasks", write_tasks)
+  write_inline(monkeypatch)
   rng = np.random.default_rng(0)
   for name, labels, rows in (("a", ("cat", "dog"), "path,label,fold"), ("b", ("dog", "emu"), "path,label,split")):
     (tmp_path / name).mkdir()

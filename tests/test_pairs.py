@@ -14,8 +14,8 @@ from data_pipeline.loudness import loudness
 from data_pipeline.modifiers import TEMPLATES, changes, sentence
 from data_pipeline.prepare import main as prepare
 from data_pipeline.scenes import Part, Scene, trimmed
-from tests.preparing import contents
-from tests.scene_sounds import RATE, rows, write_inline, write_scene_sounds
+from tests.preparing import contents, write_inline
+from tests.scene_sounds import RATE, rows, write_scene_sounds
 
 FLAGS = ["--frontend=atst", "--seconds=2", "--train_pairs=12", "--valid_pairs=4", "--test_pairs=5", "--num_shards=3"]
 
@@ -154,7 +154,7 @@ def test_same_takes_are_shared(sounds):
 
 
 def test_a_recording_that_is_silent_costs_its_pairs_and_is_counted(sounds, tmp_path, monkeypatch):
-  monkeypatch.setattr(pairs, "write_tasks", write_inline)
+  write_inline(monkeypatch, pairs)
   (tmp_path / "dry").mkdir()
   for file in (sounds / "weather" / "rain").iterdir():
     (tmp_path / "dry" / file.name).write_bytes(file.read_bytes())
@@ -184,6 +184,24 @@ def test_mistakes_are_one_line(sounds, tmp_path, capsys, more, message):
   assert pairs.main(flags_of(sounds, tmp_path / "out", *more)) == 2
   error = capsys.readouterr().err
   assert message in error and "Traceback" not in error and not (tmp_path / "out").exists()
+
+
+def test_dry_run_writes_nothing(made, sounds, tmp_path, capsys):
+  """Its numbers are those of what is made without it."""
+  assert pairs.main(flags_of(sounds, tmp_path / "out", "--dry_run")) == 0
+  mixed = rows(made / "mixtures.csv")
+  heard = {role: len({row["source"] for row in mixed if row["role"] == role}) for role in ("event", "background")}
+  manifest = Dataset.load(str(made)).manifest
+  hours = sum(split["num_clips"] for split in manifest["splits"].values()) * 2 / 3600
+  assert capsys.readouterr().out.splitlines() == [
+    "rain: 12 train, 4 valid, 5 test", "wind: 12 train, 4 valid, 5 test",
+    f"42 pairs of {heard['event']} foregrounds and {heard['background']} backgrounds, about {hours:.2f} hours and 0.00 "
+    "GiB; nothing written"]  # fmt: skip
+  assert not (tmp_path / "out").exists()
+  before = contents(made)
+  assert pairs.main(flags_of(sounds, made, "--dry_run")) == 0 and contents(made) == before
+  assert pairs.main(flags_of(sounds, made, "--dry_run", "--seed=1")) == 2
+  assert "was prepared with" in capsys.readouterr().err
 
 
 def test_a_class_that_is_event_and_background_is_refused(sounds, tmp_path, capsys):

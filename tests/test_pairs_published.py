@@ -10,7 +10,8 @@ from atst_jax.records import Dataset
 from data_pipeline import pairs
 from data_pipeline.loudness import loudness
 from data_pipeline.scenes import Part, Scene, synthesise
-from tests.scene_sounds import RATE, rows, write_inline, write_scene_sounds
+from tests.preparing import write_inline
+from tests.scene_sounds import RATE, rows, write_scene_sounds
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def jams_flags(sounds, published, output):
 
 
 def test_published_pairs_are_mixed_and_worded(sounds, published, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(pairs, "write_tasks", write_inline)
+  write_inline(monkeypatch, pairs)
   assert pairs.main(jams_flags(sounds, published, tmp_path / "out")) == 0
   assert (
     "1 pairs are left out, as nothing tells them apart; the first is apwd_rain_sc_dev_00002" in capsys.readouterr().err

@@ -5,20 +5,15 @@ import warnings
 import numpy as np
 import pytest
 import soundfile
+from preparing import write_inline
 
 from atst_jax.errors import UserError
 from atst_jax.records import Dataset
-from data_pipeline import preparation, prepare, tfds_source
-from data_pipeline.shards import write_task
-
-
-def write_in_this_process(tasks, settings, *, workers):
-  for task in tasks:
-    write_task(task, settings, lambda files, clips: None)
+from data_pipeline import prepare, tfds_source
 
 
 def test_opens_with_tfds(tmp_path, monkeypatch):
-  monkeypatch.setattr(preparation, "write_tasks", write_in_this_process)
+  write_inline(monkeypatch)
   rng, rows = np.random.default_rng(0), ["path,label,split,fold"]
   for i in range(20):
     soundfile.write(tmp_path / f"é {i}.wav", rng.uniform(-0.5, 0.5, 1600 + 160 * i), 16000)
@@ -65,7 +60,7 @@ def test_files_of_another_data_set_are_not_taken_for_ours(tmp_path):
 
 def test_a_data_set_of_tfds_becomes_files_and_is_prepared(tmp_path, monkeypatch, capsys):
   """A builder of this test's own: labels, splits, sample rate and every sample arrive; a rerun writes nothing anew."""
-  monkeypatch.setattr(preparation, "write_tasks", write_in_this_process)
+  write_inline(monkeypatch)
   rng = np.random.default_rng(0)
   sounds = {f"{split}{i}": rng.integers(-9000, 9000, 2000 + 10 * i) for split in ("train", "validation")
             for i in range(6)}  # fmt: skip

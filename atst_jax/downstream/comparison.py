@@ -45,6 +45,8 @@ class Line(NamedTuple):
 
 
 class Comparison(NamedTuple):
+  """Runs and published scores in the columns of one table of a paper; `key` is that of `published.TABLES`."""
+
   key: str
   table: Table
   columns: dict[str, str]  # the paper's, then those of sets that the paper does not have

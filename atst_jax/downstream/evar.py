@@ -101,6 +101,7 @@ def __getattr__(name: str):
 
 
 def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.downstream.evar", __doc__)
   parser.add_argument("--encoder", required=True, help="exported encoder")
   parser.add_argument("--blocks", type=int, default=1, help="how many of the last blocks to concatenate (default 1)")

@@ -198,6 +198,7 @@ class Runner:
     return state
 
   def validate(self, state, split) -> float:
+    """The score (0 to 1) of the split's validation clips, by the state's parameters. Raises UserError as `predict`."""
     return self.score(self.predict(state.params, state.batch_stats, split.valid), self.labels.targets[split.valid])
 
   def predict(self, params, batch_stats, index) -> np.ndarray:

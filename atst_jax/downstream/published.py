@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
+  """A method's published scores in percent."""
+
   name: str
   scores: dict[str, float]  # by column; what the paper leaves out is not there
   spreads: dict[str, float]  # half widths of 95 % confidence intervals, where they are given
 
 
 class Table(NamedTuple):
+  """A table of a paper, with what makes a run comparable to it."""
+
   title: str
   source: str
   protocol: str  # of the runs whose scores belong into it

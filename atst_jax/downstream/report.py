@@ -137,6 +137,7 @@ def picture(comparison: Comparison, path: str) -> None:
 
 
 def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.downstream.report", __doc__)
   parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished evaluation, or its results.json")
   parser.add_argument("--output", required=True, help="folder to write into")

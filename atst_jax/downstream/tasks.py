@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 
 class Task(NamedTuple):
+  """A data set as the papers evaluate on it; `title` is its name in their tables."""
+
   title: str
   classes: int
   way: str  # of dividing: "fold" or "split"
