@@ -26,6 +26,7 @@ FILTERS = "mel_filters.npy"
 SAFETENSORS = "model.safetensors"
 ORBAX = "params"
 MAX_CHUNK = 1 << 20  # frames, three hours
+MOST_WEIGHT = 1000.0  # of a mel filter: 1 in a triangle, more where a scale makes it
 MOST_COMPRESSED = 64  # weights hardly compress; only constant arrays do
 
 
@@ -132,8 +133,8 @@ def _read_filters(path: str, frontend: FrontEnd) -> np.ndarray:
   if filters.shape != shape or filters.dtype != np.float32:
     raise ValueError(f"{FILTERS} is no float32 array of shape {shape}")
   filters = np.array(filters)
-  if not np.isfinite(filters).all():
-    raise ValueError(f"{FILTERS} holds NaN or infinity")
+  if not (filters.min() >= 0 and filters.max() <= MOST_WEIGHT):  # NaN is neither
+    raise ValueError(f"{FILTERS} holds NaN, or weights beyond 0 to {MOST_WEIGHT:g}")
   return filters
 
 

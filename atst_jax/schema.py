@@ -68,6 +68,8 @@ def check_manifest(manifest: dict) -> None:
     if not _are_names(manifest.get(key, []) if key == "fold_names" else manifest[key]):
       raise TypeError(f"{key} is not a list of names")
   statistics = manifest.get("statistics") or {}
+  if not isinstance(statistics, dict):
+    raise TypeError(f"statistics is a {type(statistics).__name__}, not a table")
   for key in STATISTICS:
     if key in statistics and not (is_number(statistics[key], int, float) and abs(statistics[key]) < MOST_DECIBELS):
       raise ValueError(f"the statistics say {key} {statistics[key]!r}")

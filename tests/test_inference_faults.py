@@ -116,6 +116,17 @@ def test_a_config_that_does_not_describe_the_export(encoder, tmp_path, change, m
     export.read(str(copy))
 
 
+@pytest.mark.parametrize("weight", [np.nan, -1.0, 1e38])
+def test_filters_that_cannot_be(encoder, tmp_path, weight):
+  """Found by fuzzing: the last overflowed in the spectrogram."""
+  copy = shutil.copytree(encoder, tmp_path / "copy")
+  filters = np.load(copy / "mel_filters.npy", allow_pickle=False)
+  filters[100, 7] = weight
+  np.save(copy / "mel_filters.npy", filters)
+  with pytest.raises(UserError, match=r"mel_filters\.npy holds NaN, or weights beyond 0 to 1000"):
+    export.read(str(copy))
+
+
 def test_filters_that_claim_more_than_their_file_holds(encoder, tmp_path):
   copy = shutil.copytree(encoder, tmp_path / "copy")
   data = (copy / "mel_filters.npy").read_bytes()

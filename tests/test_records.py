@@ -184,6 +184,13 @@ def test_fault_24_statistics_that_cannot_be(dataset, value):
     Dataset.load(dataset)
 
 
+def test_fault_24_statistics_that_are_no_table(dataset):
+  """Found by fuzzing."""
+  edit_manifest(dataset, lambda manifest: manifest.update(statistics=[[]]))
+  with pytest.raises(UserError, match=r"not a dataset\.json of this schema .*statistics is a list"):
+    Dataset.load(dataset)
+
+
 def test_a_manifest_nested_without_end(dataset):
   with open(os.path.join(dataset, MANIFEST), "w", encoding="utf-8") as file:
     file.write("[" * 100_000)
