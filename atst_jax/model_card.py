@@ -30,10 +30,10 @@ def read_results(path: str, params_hash: str) -> dict:
   try:
     with open(path, encoding="utf-8") as file:
       results = json.load(file)
-    measured = results["encoder"]["params_hash"]
+    measured, job = results["encoder"]["params_hash"], results["job"]
   except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
     raise UserError(f"--results={path}: not the results.json of a linear evaluation ({error})") from error
-  if (job := results.get("job")) != "linear":
+  if job != "linear":
     raise UserError(f"--results={path}: of the job {job}; the card holds linear evaluations")
   if measured != params_hash:
     raise UserError(f"--results={path}: measured the encoder {measured}, this one is {params_hash}; evaluate this one")

@@ -93,7 +93,8 @@ def test_an_artifact_that_differs_is_not_written(encoders, tmp_path, monkeypatch
 
 def _results(params_hash):
   row = {"name": "pre-trained, last block", "dimensions": 16, "mean": 0.734, "std": 0.005}
-  return {"encoder": {"params_hash": params_hash}, "data": {"name": "esc10", "divisions": [1] * 5}, "chance": 0.1,
+  return {"job": "linear", "encoder": {"params_hash": params_hash}, "chance": 0.1,
+          "data": {"name": "esc10", "divisions": [1] * 5},
           "config": {"seeds": 3, "select_on_test": False}, "metric": "accuracy", "rows": [row]}  # fmt: skip
 
 
@@ -122,9 +123,12 @@ def test_model_card(encoders, tmp_path, capsys):
   np.testing.assert_array_equal(get_scene_embeddings([_audio(1)], load_model(f"{tmp_path}/my_model"), 16000), scene)
   path.write_text(json.dumps(_results("0" * 16)))
   (tmp_path / "other.json").write_text("{}")
+  (tmp_path / "bgknown.json").write_text(json.dumps(_results("0" * 16) | {"job": "difference"}))
   for change, message in (
     ([f"--results={path}"], "measured the encoder 0000000000000000, this one is"),
-    ([f"--results={tmp_path}/other.json"], "not the results.json"), (["--step=3"], "--step belongs to --workdir"),
+    ([f"--results={tmp_path}/other.json"], "not the results.json"),
+    ([f"--results={tmp_path}/bgknown.json"], "of the job difference; the card"),
+    (["--step=3"], "--step belongs to --workdir"),
     (["--artifacts=card"], "at least one of safetensors and params"), (["--artifacts=card,params,tf"], "choose from"),
     (["--artifacts=safetensors"], "add card"),
   ):  # fmt: skip
