@@ -211,11 +211,11 @@ def test_difference_step(golden):
     noise += [tree["projector"]["out"].pop("bias")]  # the predictors' BatchNorm comes next
     assert tree is state.params or tree is expected or max(np.abs(x).max() for x in noise) < 2e-5
   gap = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads)
-  assert max(jax.tree.leaves(gap)) < 1e-4
+  assert max(jax.tree.leaves(gap)) < 3e-4  # compiled without optimisations 1.2e-4
   # Adam's first step is the rate times the gradient's sign: near 0 that is rounding noise too.
   clear = jax.tree.map(lambda g: np.abs(g) > 1e-2 * np.sqrt(np.mean(np.square(g))), grads)
   gap = jax.tree.map(lambda a, b, c: float(np.abs((a - b)[c]).max(initial=0)), state.params, expected, clear)
-  assert max(jax.tree.leaves(gap)) < 3e-4  # compiled without optimisations 1.2e-4 and _largest_difference(state.params, expected) < 2.01 * arrays["lr"]
+  assert max(jax.tree.leaves(gap)) < 1e-4 and _largest_difference(state.params, expected) < 2.01 * arrays["lr"]
   assert np.mean(np.concatenate([c.ravel() for c in jax.tree.leaves(clear)])) > 0.5
   assert _largest_difference(state.batch_stats, expected_stats) < 1e-4
   expected, expected_stats = cnn_variables(arrays, "after.teacher.")
