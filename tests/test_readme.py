@@ -28,6 +28,7 @@ ELSEWHERE = {
   r"python -m data_pipeline\.prepare .*--layout=(?!esc10|fsdd)": "needs the data set: tests/test_layouts.py",
   r"python -m data_pipeline\.prepare (verify|stats|merge|repair|.*--tfds|.*(gs|s3)://)": "tests/test_prepare.py",
   r"python -m atst_jax\.main .*configs/(?!real_small|linear|demo)": "hours: tests/test_config.py builds every config",
+  r"python -m atst_jax\.\w+ .*atst_small": "after hours: the same commands run on a tiny run above",
   r"python -m atst_jax\.downstream\.": "tests/test_report.py, tests/test_suites.py",
   r"python -m atst_jax\.(report|attention|plots) ": "draws for a while: tests of their own",
 }
