@@ -45,7 +45,7 @@ demo: venv  ## synthesise sounds, prepare, pre-train, export, evaluate, draw: ev
 	@rm -rf $(RUNS)/encoder
 	$(BIN)/python -m atst_jax.export --workdir=$(RUNS)/pretrain --output=$(RUNS)/encoder
 	$(BIN)/python -m atst_jax.main --config=configs/demo_linear.py --workdir=$(RUNS)/linear
-	$(BIN)/python -m atst_jax.plots --workdir=$(RUNS)/pretrain --encoder=$(RUNS)/encoder --data=$(RUNS)/data
+	$(BIN)/python -m atst_jax.figures.curves --workdir=$(RUNS)/pretrain --encoder=$(RUNS)/encoder --data=$(RUNS)/data
 	$(BIN)/python -m atst_jax.report --workdir=$(RUNS)/pretrain --encoder=$(RUNS)/encoder --data=$(RUNS)/data \
 	  --audio=$(RUNS)/sounds --results=$(RUNS)/linear
 	@echo 'table: $(RUNS)/linear/results.md; pictures: $(RUNS)/pretrain/*.png; all on one page: $(RUNS)/pretrain/report.html'

@@ -16,11 +16,11 @@ import json
 import os
 import sys
 
-from atst_jax import config as configs
-from atst_jax.command import Parser, guard
-from atst_jax.environment import start_anew
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS
+from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.util import config as configs
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.environment import start_anew
+from atst_jax.util.errors import UserError
 
 
 def _parser() -> Parser:
@@ -52,14 +52,14 @@ def _parser() -> Parser:
 
 
 def _prepare(flags) -> dict:
-  from data_pipeline.speed import measure_prepare
+  from data_pipeline.shards.speed import measure_prepare
 
   return measure_prepare(flags.input, frontend=flags.frontend, files=flags.files, seconds=flags.seconds,
                          repeats=flags.repeats, workers=flags.workers)  # fmt: skip
 
 
 def _measure(flags, config) -> dict:
-  from atst_jax import speed
+  from atst_jax.performance import speed
 
   if flags.part == "input":
     return speed.measure_input(config, repeats=flags.repeats, clips=flags.clips, tensorflow=flags.tensorflow)
@@ -127,9 +127,9 @@ def _main(argv, flags, rest) -> None:
   else:
     config = configs.load_with_overrides(flags.config, rest)
     if flags.part == "step" and (flags.torch or flags.torch_compile):
-      from atst_jax import peer
+      from atst_jax.performance import torch_step
 
-      result = peer.beside(config, argv, repeats=flags.repeats, compiled=flags.torch_compile)
+      result = torch_step.beside(config, argv, repeats=flags.repeats, compiled=flags.torch_compile)
     else:
       result = _measure(flags, config)
   print(json.dumps(result) if flags.json else "\n".join(SHOW[flags.part](result)))

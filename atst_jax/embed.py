@@ -1,75 +1,66 @@
-"""Audio to vectors with an exported encoder: numpy in, numpy out.
+"""Audio to vectors with an exported encoder: numpy in, numpy out; as a command, files in and one file of vectors out.
 
   from atst_jax.embed import load_model, get_scene_embeddings, get_timestamp_embeddings
   model = load_model("encoders/base")
   vectors = get_scene_embeddings([waveform], model, sample_rate=44100)  # (1, D)
 
-Sounds may have any length: they are cut into chunks (for a transformer as long as the training crop, because positions
-beyond it were never trained), padding is masked, and the chunks' embeddings are averaged. Needs neither TensorFlow nor
-librosa. As a command, `python -m atst_jax.embed`, it embeds folders of files (`atst_jax.embed_files`).
+  python -m atst_jax.embed --encoder=encoders/base --input=recordings --output=vectors.npz
+  python -m atst_jax.embed --encoder=encoders/base --input=list.csv --output=vectors.parquet --blocks=12 --workers=8
+
+The input is a folder of recordings or a manifest CSV with a column `path`; files may have any rate and length. A file
+that cannot be used is listed with its reason and does not end the job. After an interruption run it again: what was
+computed lies in OUTPUT.part, and the result is the same. Long sounds are cut into chunks whose vectors are averaged.
+
+Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer, 75 stopped early, run it again.
 """
 
+import os
 import sys
 
-import numpy as np
-
-from atst_jax.errors import UserError
-from atst_jax.model import Model, load_model
+from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
+from atst_jax.artifacts.model import TAILS, Model, load_model
+from atst_jax.util import storage
+from atst_jax.util.cli import Parser, guard, sigterm_as_interrupt
+from atst_jax.util.errors import UserError
 
 __all__ = ["Model", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
 
-def get_scene_embeddings(audio, model: Model, sample_rate: float, **options) -> np.ndarray:
-  """One vector for each sound (HEAR's name and shapes).
-
-  Args:
-    audio: (B, N) samples, or a list of (N_i,) arrays; floats of full scale 1.0. Long ones take no more memory than
-      they are.
-    model: of `load_model`.
-    sample_rate: Hz of `audio`; it is resampled to the model's.
-    options: of `Model.embed`; the last block alone by default.
-
-  Returns:
-    (B, D) float32.
-
-  Raises:
-    UserError: audio that is not a batch, too short, not finite, or not floats; a rate that is none.
-  """
-  return model.embed((model.mel(a, sample_rate) for a in _batch(audio)), **{"num_blocks": 1, **options})
-
-
-def get_timestamp_embeddings(audio, model: Model, sample_rate: float) -> tuple[np.ndarray, np.ndarray]:
-  """A vector for every `model.hop` frames (HEAR's name and shapes).
-
-  Args:
-    audio, model, sample_rate: as of `get_scene_embeddings`.
-
-  Returns:
-    (B, T, D) float32, and (B, T) float64, their centres in milliseconds. Where lengths differ, T is the longest's;
-    behind the end of a shorter sound vectors are 0 and times NaN.
-  """
-  found = [model.embed_frames(model.mel(a, sample_rate)) for a in _batch(audio)]
-  longest = max(map(len, found), default=0)
-  frame_ms = 1000 * model.frontend.hop_length / model.sample_rate
-  centres = (np.arange(longest) * model.hop + (model.hop - 1) / 2) * frame_ms  # frame i is centred at i · frame_ms
-  out = np.zeros((len(found), longest, model.config["encoder"]["width"]), np.float32)
-  times = np.full(out.shape[:2], np.nan)
-  for i, rows in enumerate(found):
-    out[i, : len(rows)], times[i, : len(rows)] = rows, centres[: len(rows)]
-  return out, times
-
-
-def _batch(audio):
-  if getattr(audio, "ndim", 2) < 2:
-    raise UserError(f"audio of shape {audio.shape}: expected a batch of sounds; for one sound pass [audio]")
-  return audio
-
-
 def main(argv=None) -> int:
-  """The command: see `python -m atst_jax.embed --help`. Returns the exit code."""
-  from atst_jax import embed_files
+  """Returns the exit code; see the module's docstring."""
+  parser = Parser("atst_jax.embed", __doc__)
+  add = parser.add_argument
+  add("--encoder", required=True, help="exported encoder")
+  add("--input", required=True, help="folder of recordings, or a manifest CSV")
+  add("--output", required=True, help="FILE.npz or FILE.parquet to make, with `id` (N,) and `vector` (N, D)")
+  add("--blocks", type=int, default=1, help="how many of the last blocks to concatenate (default 1)")
+  add("--tail", choices=TAILS, help="how chunks are averaged; the export's rule by default")
+  workers = os.cpu_count() or 1
+  add("--workers", type=int, default=workers, help=f"threads that decode while the encoder runs (default {workers})")
+  add("--dry_run", action="store_true", help="tell what would be done")
+  with sigterm_as_interrupt():
+    return guard(lambda: _main(parser.parse(argv)))
 
-  return embed_files.main(argv)
+
+def _main(flags) -> None:
+  from atst_jax.artifacts import folders, vectors
+  from data_pipeline.sources.inputs import list_sources
+
+  if storage.is_remote(flags.output):
+    raise UserError(f"--output={flags.output}: vectors are written to a local file; copy it from there")
+  output = os.path.abspath(flags.output)
+  if not os.access(os.path.dirname(output), os.W_OK) or not output.endswith(vectors.SUFFIXES):
+    raise UserError(f"--output={flags.output}: must be a .npz or .parquet in a folder that exists and can be written")
+  if output.endswith(".parquet"):
+    vectors.import_parquet(output)
+  if flags.workers < 1:
+    raise UserError(f"--workers={flags.workers}: at least one is needed")
+  model = load_model(flags.encoder)
+  if not 1 <= flags.blocks <= model.depth:
+    raise UserError(f"--blocks={flags.blocks}: the encoder has {model.depth} blocks")
+  files = [(source.id, source.path) for source in list_sources(flags.input).sources]
+  options = {"num_blocks": flags.blocks, "tail": flags.tail or model.config["tail"]}
+  print(folders.embed_files(model, files, output, workers=flags.workers, options=options, dry_run=flags.dry_run))
 
 
 if __name__ == "__main__":

@@ -16,16 +16,21 @@ import sys
 import time
 import traceback
 
-from atst_jax import config as configs
-from atst_jax.command import Parser, guard
-from atst_jax.environment import start_anew
-from atst_jax.errors import UserError
-from atst_jax.preemption import EXIT_DIVERGED, EXIT_RESUME, StopRequest
+from atst_jax.runtime.preemption import EXIT_DIVERGED, EXIT_RESUME, StopRequest
+from atst_jax.util import config as configs
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.environment import start_anew
+from atst_jax.util.errors import UserError
 
 LAST_WORDS = 2.0  # seconds
-JOBS = {"pretrain": "atst_jax.train", "linear": "atst_jax.downstream.linear",
-        "finetune": "atst_jax.downstream.finetune", "retrieval": "atst_jax.downstream.retrieval",
-        "difference": "atst_jax.downstream.difference"}  # fmt: skip
+# Every job is a module with `run(config, workdir, allow_changed_config=…)` and `describe(config, workdir)`.
+JOBS = {
+  "pretrain": "atst_jax.pretraining.loop",
+  "linear": "atst_jax.downstream.linear.job",
+  "finetune": "atst_jax.downstream.finetune.job",
+  "retrieval": "atst_jax.downstream.retrieval.job",
+  "difference": "atst_jax.downstream.bgknown",
+}
 
 
 def parse(argv):
@@ -89,12 +94,10 @@ def _main(argv) -> int:
     except (RuntimeError, ValueError) as error:
       raise UserError(f"the processes cannot find each other: {error}; check --coordinator, --num_processes and "
                       "--process_id") from error  # fmt: skip
-  if flags.dry_run:
-    from atst_jax.dry_run import describe
-
-    print("\n".join(["nothing is run", *describe(config, flags.workdir)]))
-    return 0
   job = importlib.import_module(JOBS[config.job])
+  if flags.dry_run:
+    print("\n".join(["nothing is run", *job.describe(config, flags.workdir)]))
+    return 0
   try:
     return job.run(config, flags.workdir, allow_changed_config=flags.allow_changed_config)
   except FloatingPointError as error:

@@ -21,12 +21,12 @@ import sys
 import jax
 from ml_collections import ConfigDict
 
-from atst_jax import config as configs
-from atst_jax import pod
-from atst_jax.chips import CHIPS, find_chip
-from atst_jax.command import Parser, guard
-from atst_jax.errors import UserError
-from atst_jax.flops import find_steps
+from atst_jax.performance import plan as pod
+from atst_jax.performance.chips import CHIPS, find_chip
+from atst_jax.performance.cost import find_steps
+from atst_jax.util import config as configs
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.errors import UserError
 
 FULL = 0.9  # of a chip's memory: what the search for the largest batch aims at
 GIB = 2**30

@@ -12,15 +12,16 @@ import sys
 
 import jax
 
-from atst_jax import config as configs
-from atst_jax import recipe, storage
-from atst_jax.checks import check, ranges_of
-from atst_jax.command import Parser, guard
-from atst_jax.errors import UserError
-from atst_jax.frontend import get_frontend
-from atst_jax.mesh import mesh_shape
-from atst_jax.records import Dataset
-from atst_jax.view_sheet import sample, view_sheet
+from atst_jax.audio.frontend import get_frontend
+from atst_jax.data.dataset import Dataset
+from atst_jax.figures.view_sheet import sample, view_sheet
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.checks import check, ranges_of
+from atst_jax.runtime.mesh import mesh_shape
+from atst_jax.util import config as configs
+from atst_jax.util import storage
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.errors import UserError
 
 
 def describe(config, dataset: Dataset | None) -> str:

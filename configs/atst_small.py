@@ -7,7 +7,7 @@
 The sweeps print their commands: the view ablation (Table 1) and the segment length (Figure 2).
 
 51 GFLOP per clip, 3.1 EFLOP in all: 2.2 H100-hours or 11 TPU-v5e-hours at 40 % of their peak (python -m
-atst_jax.flops --config=configs/atst_small.py --clips=200000). One GPU does.
+atst_jax.performance.cost --config=configs/atst_small.py --clips=200000). One GPU does.
 
 Aims at (paper, Table 1, linear: AS-20K mAP, SPCV2, VOX1, NSYNTH, US8K):
   two segments of 6 s      .279  93.6  61.9  75.3  82.0

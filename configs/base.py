@@ -7,7 +7,7 @@ are ATST's (paper 3.1; where it is silent, the released code's), the subtraction
 (5.1), mixed in the energy domain. The combination is new: no published score exists for it.
 
 346 GFLOP per clip, 132 EFLOP in all: 93 H100-hours or 467 TPU-v5e-hours at 40 % of their peak (python -m
-atst_jax.flops --config=configs/base.py --clips=1912134). Eight GPUs or a slice of a pod.
+atst_jax.performance.cost --config=configs/base.py --clips=1912134). Eight GPUs or a slice of a pod.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -132,7 +132,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.checkpoint.keep = 3  # newest ones
   config.checkpoint.keep_every = 50_000  # steps, of which a checkpoint stays for good
 
-  config.guard = ConfigDict()  # against runs that go wrong (atst_jax/guard.py, atst_jax/watchdog.py)
+  config.guard = ConfigDict()  # against runs that go wrong (atst_jax/pretraining/guard.py, atst_jax/runtime/watchdog.py)
   config.guard.window = 128  # losses by which a spike is told
   config.guard.spike = 12.0  # deviations above their median; 0: never
   config.guard.patience = 16  # steps in a row, not finite or a spike, until the run goes back to a checkpoint

@@ -7,7 +7,7 @@ AudioNTT2020, 2,048 numbers, without the fader. `:released` is `:paper`: no diff
 known but its bank of Mixup partners (README, "Paper and released code").
 
 3.6 GFLOP per clip, 0.69 EFLOP in all for 1,912,134 clips: 0.5 H100-hours at 40 % of its peak, which convolutions of 64
-channels will not reach (python -m atst_jax.flops --config=configs/byola.py --clips=1912134). One GPU does.
+channels will not reach (python -m atst_jax.performance.cost --config=configs/byola.py --clips=1912134). One GPU does.
 
 Aims at (EVAR's table, linear, mean of nine tasks): 72.4.
 """

@@ -23,21 +23,22 @@ import json
 import os
 import sys
 
-from atst_jax import storage
-from atst_jax.command import Parser
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS, get_frontend
-from atst_jax.records import Dataset, write_json
-from data_pipeline import jobs, known_background
-from data_pipeline.audio import Reject, duration
-from data_pipeline.files import Source
-from data_pipeline.known_background import CONDITIONS, Mixture, Reader, Recipe
-from data_pipeline.listing import Listing, split_of
-from data_pipeline.loudness import loudness_meter
-from data_pipeline.plan import hash_sources
-from data_pipeline.preparation import prepare_listing
-from data_pipeline.rendering import each, write_audio
-from data_pipeline.sources import LAYOUTS, list_sources
+from atst_jax.audio.decode import Reject, duration
+from atst_jax.audio.frontend import FRONTENDS, get_frontend
+from atst_jax.data.dataset import Dataset, write_json
+from atst_jax.util import storage
+from atst_jax.util.cli import Parser
+from atst_jax.util.errors import UserError
+from data_pipeline.mixing import known_background
+from data_pipeline.mixing.known_background import CONDITIONS, Mixture, Reader, Recipe
+from data_pipeline.mixing.loudness import loudness_meter
+from data_pipeline.mixing.rendering import each, write_audio
+from data_pipeline.shards import workers
+from data_pipeline.shards.job import prepare_listing
+from data_pipeline.shards.plan import hash_sources
+from data_pipeline.sources.files import Source
+from data_pipeline.sources.inputs import LAYOUTS, list_sources
+from data_pipeline.sources.listing import Listing, split_of
 
 TABLE, PLAN = "mixtures.csv", "bgknown.json"
 LONGEST = 1800.0  # seconds of a background, which is decoded as a whole
@@ -249,7 +250,7 @@ def _write_sets(args, foreground: Listing, mixtures: list[Mixture], backgrounds:
 
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code; see the module's docstring."""
-  return jobs.run(lambda: build(_parser().parse(argv)))
+  return workers.run(lambda: build(_parser().parse(argv)))
 
 
 if __name__ == "__main__":

@@ -25,24 +25,25 @@ import math
 import os
 import sys
 
-from atst_jax import storage
-from atst_jax.command import Parser
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS, FrontEnd, get_frontend, mel_filters
-from atst_jax.logs import log
-from atst_jax.records import MANIFEST, SCHEMA_VERSION, write_json
-from data_pipeline import jams, jobs
-from data_pipeline.listing import Listing
-from data_pipeline.loudness import loudness_meter
-from data_pipeline.pair_draw import Pair, Ranges, draw_pairs
-from data_pipeline.plan import MIN_SHARDS, check_plan, hash_order, open_output
-from data_pipeline.recordings import SPLITS, list_recordings
-from data_pipeline.scenes import Scene, read_scene
-from data_pipeline.shards import Settings, ShardTask, read_sidecar, read_sidecars
-from data_pipeline.sources import LAYOUTS
-from data_pipeline.summary import describe, report
-from data_pipeline.tfds_info import write_tfds_info
-from data_pipeline.workers import write_tasks
+from atst_jax.audio.frontend import FRONTENDS, FrontEnd, get_frontend, mel_filters
+from atst_jax.data.dataset import MANIFEST, SCHEMA_VERSION, write_json
+from atst_jax.util import storage
+from atst_jax.util.cli import Parser
+from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
+from data_pipeline.mixing import jams
+from data_pipeline.mixing.loudness import loudness_meter
+from data_pipeline.mixing.pair_draw import Pair, Ranges, draw_pairs
+from data_pipeline.mixing.recordings import SPLITS, list_recordings
+from data_pipeline.mixing.scenes import Scene, read_scene
+from data_pipeline.shards import workers
+from data_pipeline.shards.plan import MIN_SHARDS, check_plan, hash_order, open_output
+from data_pipeline.shards.shard import Settings, ShardTask, read_sidecar, read_sidecars
+from data_pipeline.shards.summary import describe, report
+from data_pipeline.shards.tfds_info import write_tfds_info
+from data_pipeline.shards.workers import write_tasks
+from data_pipeline.sources.inputs import LAYOUTS
+from data_pipeline.sources.listing import Listing
 
 PAIRS, MIXTURES = "pairs.csv", "mixtures.csv"
 PAIR_COLUMNS = ("id", "id1", "id2", "text", "kind", "event", "scene", "split")
@@ -245,7 +246,7 @@ def write_table(path: str, columns: tuple[str, ...], rows) -> None:
 
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code; see the module's docstring."""
-  return jobs.run(lambda: make(_parser().parse(argv)))
+  return workers.run(lambda: make(_parser().parse(argv)))
 
 
 if __name__ == "__main__":

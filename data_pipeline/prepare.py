@@ -16,14 +16,14 @@ import os
 import sys
 from collections.abc import Set
 
-from atst_jax import storage
-from atst_jax.command import Parser, nearest
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS, get_frontend
-from data_pipeline import beam, jobs, merge, verify
-from data_pipeline.files import printable
-from data_pipeline.preparation import prepare_listing
-from data_pipeline.sources import LAYOUTS, list_sources
+from atst_jax.audio.frontend import FRONTENDS, get_frontend
+from atst_jax.util import storage
+from atst_jax.util.cli import Parser, nearest
+from atst_jax.util.errors import UserError
+from data_pipeline.shards import beam, merge, verify, workers
+from data_pipeline.shards.job import prepare_listing
+from data_pipeline.sources.files import printable
+from data_pipeline.sources.inputs import LAYOUTS, list_sources
 
 
 def _parser() -> Parser:
@@ -88,7 +88,7 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
   _check(args)
   get_frontend(args.frontend)
   if args.tfds:
-    from data_pipeline.tfds_source import export
+    from data_pipeline.sources.tfds import export
 
     args.name = args.name or args.tfds.replace("/", "_")
     args.input = export(args.tfds, f"{args.output.rstrip('/')}.audio", label=args.tfds_label, data_dir=args.tfds_dir)
@@ -116,8 +116,8 @@ def main(argv: list[str] | None = None) -> int:
   argv = sys.argv[1:] if argv is None else argv
   parts = {"verify": verify.main, "stats": verify.main_of_statistics, "merge": merge.main, "repair": _repair}
   if argv and argv[0] in parts:
-    return jobs.run(lambda: parts[argv[0]](argv[1:]))
-  return jobs.run(lambda: prepare(_parser().parse(argv)))
+    return workers.run(lambda: parts[argv[0]](argv[1:]))
+  return workers.run(lambda: prepare(_parser().parse(argv)))
 
 
 if __name__ == "__main__":

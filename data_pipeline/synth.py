@@ -14,8 +14,8 @@ import wave
 
 import numpy as np
 
-from atst_jax.command import Parser, guard
-from atst_jax.errors import UserError
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.errors import UserError
 
 SAMPLE_RATE = 16000  # Hz
 SECONDS = (2.0, 4.0)

@@ -26,8 +26,8 @@ import numpy as np
 import scipy.stats
 from sweep import commands
 
-from atst_jax.config import flatten, load_with_overrides
-from atst_jax.markdown import table_lines
+from atst_jax.util.config import flatten, load_with_overrides
+from atst_jax.util.markdown import table_lines
 
 EXIT_RESUME = 75
 EVENTS = ("baby_cry", "chainsaw", "clock_tick", "dog_bark", "helicopter", "person_sneeze", "rooster")

@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=python
 [ -x .venv/bin/python ] && python=.venv/bin/python
-settings=$("$python" -m atst_jax.environment "${ATST_PLATFORM:-gpu}")
+settings=$("$python" -m atst_jax.util.environment "${ATST_PLATFORM:-gpu}")
 eval "$settings"
 exec "$python" -m "$@"

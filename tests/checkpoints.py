@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax.checkpoint import Checkpoints
+from atst_jax.runtime.checkpoint import Checkpoints
 
 
 def state_of(step):

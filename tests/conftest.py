@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax import train
-from atst_jax.logs import log
-from atst_jax.mesh import make_mesh
+from atst_jax.pretraining import loop
+from atst_jax.runtime.mesh import make_mesh
+from atst_jax.util.logs import log
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
@@ -77,4 +77,4 @@ def warnings(monkeypatch):
 @pytest.fixture
 def one_device(monkeypatch):
   """Training in this process on one device of the eight, which is faster."""
-  monkeypatch.setattr(train, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))
+  monkeypatch.setattr(loop, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))

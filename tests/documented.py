@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 
-from atst_jax import command
-from atst_jax import config as configs
+from atst_jax.util import cli
+from atst_jax.util import config as configs
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -45,7 +45,7 @@ class Parsed(Exception):
 def parse_only(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
   """Gives `python -m MODULE FLAGS…` to its parser, and its overrides to its config. Raises UserError or fails."""
   assert argv[:2] == ["python", "-m"]
-  parse, parse_with_overrides = command.Parser.parse, command.Parser.parse_with_overrides
+  parse, parse_with_overrides = cli.Parser.parse, cli.Parser.parse_with_overrides
 
   def stop(parser, flags=None):
     parse(parser, flags)
@@ -58,8 +58,8 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
     raise Parsed
 
   with monkeypatch.context() as patch:
-    patch.setattr(command.Parser, "parse", stop)
-    patch.setattr(command.Parser, "parse_with_overrides", stop_with_overrides)
+    patch.setattr(cli.Parser, "parse", stop)
+    patch.setattr(cli.Parser, "parse_with_overrides", stop_with_overrides)
     with pytest.raises(Parsed):
       code = importlib.import_module(argv[2]).main(argv[3:])
       pytest.fail(f"{shlex.join(argv)} ended with {code}")

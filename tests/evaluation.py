@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax import config as configs
-from atst_jax import export
-from atst_jax.downstream import linear
-from atst_jax.encoders import make_encoder
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS
-from atst_jax.records import SCHEMA_VERSION, Clip, write_json, write_shard
+from atst_jax.artifacts import export
+from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.data.dataset import SCHEMA_VERSION, Clip, write_json, write_shard
+from atst_jax.downstream.linear import job
+from atst_jax.models.encoders import make_encoder
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
 from tests.tiny import ROOT
 
 CNN = {"kind": "cnn", "version": "AudioNTT2022", "width": 1032, "hidden": 8, "dropout": 0.3}
@@ -73,7 +73,7 @@ def evaluate(encoder, data, workdir, variant="paper", **overrides):
   values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
   for key, value in {"encoder": encoder, "data.path": data, **values}.items():
     configs.override(config, key, value)
-  assert linear.run(config, str(workdir), allow_changed_config=False) == 0
+  assert job.run(config, str(workdir), allow_changed_config=False) == 0
   with open(os.path.join(workdir, "results.json"), encoding="utf-8") as file:
     return json.load(file)
 

@@ -5,8 +5,9 @@ import pathlib
 import numpy as np
 import soundfile
 
-from data_pipeline import preparation, prepare
-from data_pipeline.shards import write_task
+from data_pipeline import prepare
+from data_pipeline.shards import job as preparation
+from data_pipeline.shards.shard import write_task
 
 
 def contents(folder) -> dict[str, bytes]:

@@ -24,9 +24,9 @@ import time
 import jax
 import numpy as np
 
-from atst_jax.checkpoint import restore_tree
-from atst_jax.logs import read_metrics
-from atst_jax.shelf import UNFINISHED, entries, newest_good
+from atst_jax.runtime.checkpoint import restore_tree
+from atst_jax.runtime.checkpoint_folder import UNFINISHED, entries, newest_good
+from atst_jax.runtime.metric_writer import read_metrics
 from tests.tiny import ROOT, tiny_flags, write_dataset
 
 STEPS, EVERY = 300, 20

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax.downstream import adapters
-from atst_jax.metrics import recall_at
+from atst_jax.downstream.metrics import recall_at
+from atst_jax.downstream.retrieval import adapters
 
 BACKGROUNDS, EVENTS, TESTED = 12, 6, 72  # TESTED: one pair for each background and event
 SIZES = {"hidden": 32, "width": 32, "temperature": 0.07}

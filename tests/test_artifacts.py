@@ -9,12 +9,14 @@ import pytest
 from evaluation import write_encoder
 from tiny import tiny_config
 
-from atst_jax import export, model_card, onnx_graph, program
-from atst_jax.config import flatten
-from atst_jax.embed import get_scene_embeddings, load_model
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS, log_mel
-from atst_jax.transformer import Transformer
+from atst_jax import export as export_command
+from atst_jax.artifacts import export, jax_program, model_card, onnx_graph
+from atst_jax.artifacts.embedding import get_scene_embeddings
+from atst_jax.audio.frontend import FRONTENDS, log_mel
+from atst_jax.embed import load_model
+from atst_jax.models.transformer import Transformer
+from atst_jax.util.config import flatten
+from atst_jax.util.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def _check(model, encode):
 def test_program(encoders, tmp_path, kind):
   """One file for three platforms, any batch, any length; read by the function, and as the docstring says."""
   folder = tmp_path / "export"
-  assert export.main([f"--encoder={encoders[kind]}", f"--output={folder}", "--artifacts=safetensors,jax"]) == 0
+  assert export_command.main([f"--encoder={encoders[kind]}", f"--output={folder}", "--artifacts=safetensors,jax"]) == 0
   assert sorted(os.listdir(folder)) == ["config.json", "encoder.jax", "mel_filters.npy", "model.safetensors"]
   model = load_model(str(folder))
   with open(folder / "encoder.jax", "rb") as file:
@@ -61,7 +63,7 @@ def test_program(encoders, tmp_path, kind):
   if kind == "cnn":
     _check(model, exported.call)
   else:
-    _check(model, program.load_program(str(folder / "encoder.jax")))
+    _check(model, jax_program.load_program(str(folder / "encoder.jax")))
     with pytest.raises(ValueError, match="refining shapes"):  # positions beyond the chunk were never trained
       exported.call(np.zeros((1, 33, 64), np.float32), np.zeros(1, np.int32), np.zeros(1, np.float32))
 
@@ -69,9 +71,9 @@ def test_program(encoders, tmp_path, kind):
 def test_files_that_are_no_programs(tmp_path):
   (tmp_path / "encoder.jax").write_bytes(b"x" * 100)
   with pytest.raises(UserError, match="not a program that this version of JAX"):
-    program.load_program(str(tmp_path / "encoder.jax"))
+    jax_program.load_program(str(tmp_path / "encoder.jax"))
   with pytest.raises(UserError, match="does not exist"):
-    program.load_program(str(tmp_path / "none.jax"))
+    jax_program.load_program(str(tmp_path / "none.jax"))
 
 
 @pytest.mark.parametrize("kind", ["transformer", "cnn"])
@@ -83,9 +85,9 @@ def test_onnx(encoders, tmp_path, kind):
 
 
 def test_an_artifact_that_differs_is_not_written(encoders, tmp_path, monkeypatch):
-  serialize = program.serialize
+  serialize = jax_program.serialize
   other = load_model(encoders["transformer"]).reinitialized(5)
-  monkeypatch.setattr(program, "serialize", lambda model: serialize(other))
+  monkeypatch.setattr(jax_program, "serialize", lambda model: serialize(other))
   with pytest.raises(RuntimeError, match=r"(frames|scene) differs"):
     export.export_again(encoders["transformer"], str(tmp_path / "export"), artifacts=["safetensors", "jax"])
   assert not os.listdir(tmp_path)
@@ -107,7 +109,7 @@ def test_model_card(encoders, tmp_path, capsys):
   path = tmp_path / "results.json"
   path.write_text(json.dumps(_results(model.config["params_hash"])))
   flags = [f"--encoder={encoders['transformer']}", f"--output={tmp_path}/my_model", "--license=cc-by-4.0"]
-  assert export.main([*flags, f"--results={path}", "--artifacts=params,card"]) == 0
+  assert export_command.main([*flags, f"--results={path}", "--artifacts=params,card"]) == 0
   text = (tmp_path / "my_model" / "README.md").read_text(encoding="utf-8")
   encoder = Transformer(width=8, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=32)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 32, 64)))
@@ -132,7 +134,7 @@ def test_model_card(encoders, tmp_path, capsys):
     (["--artifacts=card"], "at least one of safetensors and params"), (["--artifacts=card,params,tf"], "choose from"),
     (["--artifacts=safetensors"], "add card"),
   ):  # fmt: skip
-    assert export.main([*flags, f"--output={tmp_path}/none", *change]) == 2
+    assert export_command.main([*flags, f"--output={tmp_path}/none", *change]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
   assert not (tmp_path / "none").exists()

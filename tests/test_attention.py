@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from atst_jax import attention
-from atst_jax.attention import attention_figure, cls_attention
-from atst_jax.encoders import make_encoder
-from atst_jax.errors import UserError
-from atst_jax.model import load_model
+from atst_jax.artifacts.model import load_model
+from atst_jax.figures.attention import attention_figure, cls_attention
+from atst_jax.models.encoders import make_encoder
+from atst_jax.util.errors import UserError
 from tests.evaluation import ENCODER, make_clips, write_clips, write_encoder
 from tests.test_plots import pixels
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from atst_jax.errors import UserError
-from data_pipeline import audio
-from data_pipeline.audio import Quality, Reject, load_audio, read_pieces
+from atst_jax.audio import decode
+from atst_jax.audio.decode import Quality, Reject, load_audio, read_pieces
+from atst_jax.util.errors import UserError
 
 RATE = 16000
 
@@ -27,7 +27,7 @@ def write(path, samples, rate=RATE, subtype=None):
 def reason(path, **kwargs):
   with pytest.raises(Reject) as raised:
     list(read_pieces(str(path), sample_rate=RATE, min_samples=513, **kwargs))
-  assert raised.value.reason in audio.REASONS
+  assert raised.value.reason in decode.REASONS
   assert str(os.path.dirname(path)) not in raised.value.detail  # details go to dataset.json, whatever the place
   return raised.value.reason
 
@@ -128,7 +128,7 @@ def test_fault_19_long_files_are_cut(tmp_path, seconds, lengths, rate):
 
 
 def test_a_fault_at_the_end_of_a_long_file_rejects_all_of_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(audio, "BLOCK_VALUES", 4096)
+  monkeypatch.setattr(decode, "BLOCK_VALUES", 4096)
   samples = tone(13, RATE)
   samples[-1] = np.nan
   pieces = read_pieces(write(tmp_path / "a.wav", samples, subtype="FLOAT"), sample_rate=RATE, max_seconds=6.0)
@@ -142,7 +142,7 @@ def test_content_does_not_depend_on_the_block_size(tmp_path, monkeypatch, suffix
   path = write(tmp_path / f"a.{suffix}", noise, 44100)
   results = []
   for block in (1 << 18, 9999, 778):
-    monkeypatch.setattr(audio, "BLOCK_VALUES", block)
+    monkeypatch.setattr(decode, "BLOCK_VALUES", block)
     results.append(list(read_pieces(path, sample_rate=RATE, max_seconds=1.0)))
   for other in results[1:]:
     assert len(other) == len(results[0]) >= 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax import augment
+from atst_jax.method import augment
 
 
 def _cubic(t):

@@ -12,11 +12,13 @@ import pytest
 import soundfile
 from tiny import tiny_config, tiny_flags
 
-from atst_jax import environment, peer, recipe, speed
+from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.benchmark import main
-from atst_jax.flops import clip_flops
-from atst_jax.frontend import FRONTENDS
-from data_pipeline.speed import bare_loop
+from atst_jax.performance import speed, torch_step
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.recipe import clip_flops
+from atst_jax.util import environment
+from data_pipeline.shards.speed import bare_loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -95,13 +97,13 @@ def test_torch_has_the_same_sizes():
   torch = pytest.importorskip("torch", reason="PyTorch is not installed: .[torch]")
   config = tiny_config(difference__weight="0")
   sizes = {k: v for k, v in config.encoder.items() if k != "kind"} | {"n_mels": 64, "hidden": 32, "out": 8}
-  student, teacher = peer._network(torch, **sizes)
+  student, teacher = torch_step._network(torch, **sizes)
   count = lambda module: sum(p.numel() for p in module.parameters())
   init, _ = recipe.build(recipe.resolve(config, None), ragged=False)
   state = jax.eval_shape(init, jax.random.key(0))
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   assert (count(student), count(teacher)) == (size(state.params), size(state.teacher.params))
-  seconds = peer.measure(batch=4, frames=32, bfloat16=False, compiled=False, device="cpu", repeats=2, **sizes)
+  seconds = torch_step.measure(batch=4, frames=32, bfloat16=False, compiled=False, device="cpu", repeats=2, **sizes)
   assert len(seconds) == 2 and min(seconds) > 0
 
 
@@ -110,9 +112,9 @@ def test_beside_torch(capsys, monkeypatch):
   answers = iter(({"devices": 1, "device": "cpu", "dtype": "float32", "clips_per_second": 8.0}, [2.0, 4.0, 3.0],
                   {"clips_per_second": 16.0}))  # fmt: skip
   asked = []
-  monkeypatch.setattr(peer, "_child", lambda *command, what: asked.append(command) or next(answers))
-  result = peer.beside(tiny_config(difference__weight="0"), ["step", "--torch"], repeats=3, compiled=False)
-  assert [command[0] for command in asked] == ["atst_jax.benchmark", "atst_jax.peer", "atst_jax.benchmark"]
+  monkeypatch.setattr(torch_step, "_child", lambda *command, what: asked.append(command) or next(answers))
+  result = torch_step.beside(tiny_config(difference__weight="0"), ["step", "--torch"], repeats=3, compiled=False)
+  assert [command[0] for command in asked] == ["atst_jax.benchmark", "atst_jax.performance.torch_step", "atst_jax.benchmark"]
   assert asked[0] == ("atst_jax.benchmark", "step", "--json")
   assert result["torch_clips_per_second"] == pytest.approx(16 / 3)
   assert result["times_torch"] == pytest.approx(12 / (16 / 3))
@@ -123,7 +125,7 @@ def test_beside_torch(capsys, monkeypatch):
 @pytest.mark.parametrize("platform", environment.PLATFORMS)
 def test_environment_as_a_shell_reads_it(platform, capfd, tmp_path):
   """What is set already stays; of flags, the user's come last and win."""
-  command = f'eval "$({sys.executable} -m atst_jax.environment {platform})" && env'
+  command = f'eval "$({sys.executable} -m atst_jax.util.environment {platform})" && env'
   given = {"PATH": os.environ["PATH"], "XLA_FLAGS": "--mine=1", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
   shown = subprocess.run(["bash", "-c", command], env=given, cwd=ROOT, capture_output=True, text=True, check=True)
   found = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
@@ -138,7 +140,7 @@ def test_a_program_starts_anew_once(tmp_path):
   """With its arguments and the interpreter's options; not where the variable is set."""
   (tmp_path / "shown.py").write_text(
     "import os, sys\n"
-    "from atst_jax.environment import start_anew\n"
+    "from atst_jax.util.environment import start_anew\n"
     "print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], sys.warnoptions, flush=True)\n"
     "start_anew('shown')\n"
   )

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS, log_mel
-from atst_jax.records import Dataset
-from data_pipeline import bgknown, known_background
-from data_pipeline.known_background import CONDITIONS, Mixture, Recipe
-from data_pipeline.loudness import loudness
+from atst_jax.audio.frontend import FRONTENDS, log_mel
+from atst_jax.data.dataset import Dataset
+from atst_jax.util.errors import UserError
+from data_pipeline import bgknown
+from data_pipeline.mixing import known_background
+from data_pipeline.mixing.known_background import CONDITIONS, Mixture, Recipe
+from data_pipeline.mixing.loudness import loudness
 from tests.preparing import contents
 
 RATE = 16000

@@ -12,11 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny import ROOT, tiny_config
 
-from atst_jax import manifest, recipe, storage
-from atst_jax.checkpoint import restore_encoder
-from atst_jax.fingerprint import fetch, fingerprint
-from atst_jax.mesh import make_mesh
-from atst_jax.shelf import Shelf, entries, newest_good
+from atst_jax.pretraining import recipe
+from atst_jax.runtime import checksums
+from atst_jax.runtime.checkpoint import restore_encoder
+from atst_jax.runtime.checkpoint_folder import Shelf, entries, newest_good
+from atst_jax.runtime.checksums import fetch, fingerprint
+from atst_jax.runtime.mesh import make_mesh
+from atst_jax.util import storage
 
 
 def test_fault_07_restore_onto_other_device_counts(tmp_path):
@@ -67,7 +69,7 @@ def test_a_folder_in_a_store_is_proved_alike():
       assert entries(shelf.folder)[0].fault  # it does not count yet
     shelf.finish(step, {"sound": True, "state": {}})
     shelf.drop_old(step, keep=2, keep_every=100)
-  assert storage.names(shelf.folder) == ["2", "3"] and manifest.check(shelf.path(3))["step"] == 3
+  assert storage.names(shelf.folder) == ["2", "3"] and checksums.check(shelf.path(3))["step"] == 3
   with storage.writing(f"{shelf.path(3)}/default/d/b") as file:
     file.write(b"\3" * 49 + b"\2")
   faults = {}

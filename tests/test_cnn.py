@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax.encoders import make_encoder
-from atst_jax.heads import MLPHead
+from atst_jax.models.encoders import make_encoder
+from atst_jax.models.layers import MLPHead
 
 SMALL = {"kind": "cnn", "version": "AudioNTT2022", "width": 1040, "hidden": 16, "dropout": 0.3}
 

@@ -8,8 +8,9 @@ import pytest
 from evaluation import write_encoder
 from tiny import ROOT, tiny_flags, write_dataset
 
-from atst_jax import command, dry_run, logs, main
-from atst_jax.errors import UserError
+from atst_jax import main
+from atst_jax.util import cli, logs
+from atst_jax.util.errors import UserError
 
 
 def _commands() -> list[str]:
@@ -22,7 +23,7 @@ def _commands() -> list[str]:
   ]
 
 
-COMMANDS = [name for name in _commands() if name != "atst_jax.peer"]  # which `benchmark` starts, with JSON
+COMMANDS = [name for name in _commands() if name != "atst_jax.performance.torch_step"]  # which `benchmark` starts, with JSON
 PARTS = {
   "data_pipeline.prepare": ("verify", "stats", "merge", "repair"),
   "atst_jax.benchmark": ("step", "input", "end_to_end", "prepare"),
@@ -59,7 +60,7 @@ def level():
 
 
 def test_verbosity(level, capsys):
-  parser = command.Parser("x", None)
+  parser = cli.Parser("x", None)
 
   def work(verbosity):
     parser.parse([f"--verbosity={verbosity}"])
@@ -68,8 +69,8 @@ def test_verbosity(level, capsys):
     raise UserError("a mistake")
 
   shown = {}
-  for verbosity in command.VERBOSITY:
-    assert command.guard(lambda verbosity=verbosity: work(verbosity)) == 2
+  for verbosity in cli.VERBOSITY:
+    assert cli.guard(lambda verbosity=verbosity: work(verbosity)) == 2
     shown[verbosity] = capsys.readouterr().err
     assert "mind this" in shown[verbosity] and "error: a mistake" in shown[verbosity]
     assert logs.is_quiet() == (verbosity == "quiet")
@@ -82,12 +83,12 @@ def test_exit_codes():
   def interrupted():
     raise KeyboardInterrupt
 
-  assert command.guard(lambda: None) == 0 and command.guard(lambda: 1) == 1
-  assert command.guard(interrupted) == command.EXIT_AGAIN
+  assert cli.guard(lambda: None) == 0 and cli.guard(lambda: 1) == 1
+  assert cli.guard(interrupted) == cli.EXIT_AGAIN
 
 
 def test_overrides_are_passed_on():
-  parser = command.Parser("x", None)
+  parser = cli.Parser("x", None)
   parser.add_argument("--config", required=True)
   flags, rest = parser.parse_with_overrides(["--config=a.py", "--config.b=1", "--config.c.d=x y"])
   assert flags.config == "a.py" and rest == ["--config.b=1", "--config.c.d=x y"]
@@ -129,7 +130,7 @@ def test_dry_run_of_linear_evaluation(tmp_path, capsys):
 
 
 def test_every_job_has_a_dry_run():
-  assert {*dry_run.DESCRIPTIONS} == {*main.JOBS}
+  assert all(callable(importlib.import_module(module).describe) for module in main.JOBS.values())
 
 
 def test_dry_run_of_fine_tuning(tmp_path, capsys):

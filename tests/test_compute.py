@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from atst_jax import augment, recipe
-from atst_jax.checks import check
-from atst_jax.errors import UserError
-from atst_jax.mesh import make_mesh, put_batch
+from atst_jax.method import augment
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.checks import check
+from atst_jax.runtime.mesh import make_mesh, put_batch
+from atst_jax.util.errors import UserError
 
 CNN = {"file": "byola.py", "encoder__width": "1040", "encoder__hidden": "8", "difference__weight": "0.5",
        "views__normalization__mean": "-6", "views__normalization__std": "7"}  # fmt: skip

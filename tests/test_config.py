@@ -7,10 +7,11 @@ import jax
 import pytest
 from tiny import ROOT, tiny_config
 
-from atst_jax import config as configs
-from atst_jax import recipe, reference
-from atst_jax.checks import check
-from atst_jax.errors import UserError
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.checks import check
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
+from docs import configuration
 
 GOLDEN = ROOT / "tests" / "golden"
 FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "__init__.py")
@@ -34,17 +35,17 @@ def test_resolved_configs():
 
 def test_configuration_reference():
   """docs/configuration.md is what the configs say."""
-  _compare("configuration.md", reference.render(str(ROOT / "configs")), ROOT / "docs")
+  _compare("configuration.md", configuration.render(str(ROOT / "configs")), ROOT / "docs")
 
 
 def test_every_key_is_explained():
   """By a comment where it is set first."""
-  rows = [line.split(" | ") for line in reference.render(str(ROOT / "configs")).splitlines() if line.startswith("| `")]
+  rows = [line.split(" | ") for line in configuration.render(str(ROOT / "configs")).splitlines() if line.startswith("| `")]
   assert len(rows) > 150 and not [row[0] for row in rows if not row[3].strip()]
 
 
 def test_what_a_key_may_be_is_read_from_the_checks():
-  text = reference.render(str(ROOT / "configs"))
+  text = configuration.render(str(ROOT / "configs"))
   for row in (
     "| `difference.weight` | 0.2 | 0 to 1 | λ | ",
     "| `views.padding` | mask | mask, silence | of short clips; ",
@@ -79,7 +80,7 @@ def test_every_pretraining_config_builds(path):
 
 def test_parameter_table():
   """Names, shapes and weight decay of the default model."""
-  from atst_jax.optimizer import decay_mask
+  from atst_jax.method.optimizer import decay_mask
 
   config = _pretraining(str(ROOT / "configs" / "base.py"))
   config.data.source, config.total_steps, config.warmup_steps = "synthetic", 10, 1

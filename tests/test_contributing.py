@@ -12,15 +12,21 @@ from ml_collections import ConfigDict
 from preparing import write_inline
 from tiny import ROOT, tiny_config
 
-from atst_jax import checks, encoders, export, main, recipe, views
-from atst_jax.checks import check
-from atst_jax.cnn import pool_frames
-from atst_jax.downstream import tasks
-from atst_jax.embed import get_scene_embeddings, load_model
-from atst_jax.frontend import FRONTENDS
-from data_pipeline import prepare, sources, synth
-from data_pipeline.files import Source
-from data_pipeline.listing import Listing
+from atst_jax import main
+from atst_jax.artifacts import export
+from atst_jax.artifacts.embedding import get_scene_embeddings
+from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.downstream.papers import tasks
+from atst_jax.embed import load_model
+from atst_jax.method import views
+from atst_jax.models import encoders
+from atst_jax.models.audiontt import pool_frames
+from atst_jax.pretraining import checks, recipe
+from atst_jax.pretraining.checks import check
+from data_pipeline import prepare, synth
+from data_pipeline.sources import inputs
+from data_pipeline.sources.files import Source
+from data_pipeline.sources.listing import Listing
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -32,9 +38,9 @@ def test_every_how_to_is_short():
 
 
 @pytest.mark.parametrize("file", [
-  "data_pipeline/layouts.py", "data_pipeline/README.md", "atst_jax/augment.py", "atst_jax/downstream/tasks.py",
-  "tests/test_layers.py", "tests/test_views.py", "tests/test_layouts.py", "atst_jax/train_step.py",
-  "atst_jax/recipe.py",
+  "data_pipeline/sources/layouts.py", "data_pipeline/README.md", "atst_jax/method/augment.py", "atst_jax/downstream/papers/tasks.py",
+  "tests/test_layers.py", "tests/test_views.py", "tests/test_layouts.py", "atst_jax/method/train_step.py",
+  "atst_jax/pretraining/recipe.py",
 ])  # fmt: skip
 def test_files_that_it_names_are_there(file):
   assert f"`{file}`" in TEXT and (ROOT / file).is_file()
@@ -116,7 +122,7 @@ def test_a_task_is_prepared_and_evaluated(monkeypatch, tmp_path, capsys):
     return Listing([Source(str(file), f"{file.parent.name}/{file.name}", (file.parent.name,), fold=int(file.stem) % 3)
                     for file in files], "toy", ["a", "b", "c"])  # fmt: skip
 
-  monkeypatch.setitem(sources.LAYOUTS, "toy", lambda path, root: toy(path))
+  monkeypatch.setitem(inputs.LAYOUTS, "toy", lambda path, root: toy(path))
   monkeypatch.setitem(tasks.TASKS, "toy", tasks.Task("Toy", 10, "fold", 4.0))
   write_inline(monkeypatch)
   synth.write_classes(str(tmp_path / "sounds"), seed=0, clips_per_class=3)

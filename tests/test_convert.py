@@ -14,11 +14,11 @@ import pytest
 from evaluation import write_encoder
 from tiny import ROOT
 
-from atst_jax import export
+from atst_jax.artifacts import folder
+from atst_jax.artifacts.model import load_model
+from atst_jax.artifacts.torch_files import cnn_names, to_variables, transformer_names
+from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.convert import main
-from atst_jax.frontend import FRONTENDS, log_mel
-from atst_jax.model import load_model
-from atst_jax.torch_files import cnn_names, to_variables, transformer_names
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[torch]")
 import torch_method  # noqa: E402 - it needs torch
@@ -98,7 +98,7 @@ def test_round_trip_of_atst(tmp_path, layout):
   assert _convert(tmp_path / "released.ckpt", tmp_path / "encoder", "--heads=2") == 0
   assert _convert(tmp_path / "encoder", tmp_path / "back.pth", f"--layout={layout}") == 0
   assert _convert(tmp_path / "back.pth", tmp_path / "again") == 0  # heads and the rest are in the file
-  first, again = (export.read(str(tmp_path / name)) for name in ("encoder", "again"))
+  first, again = (folder.read(str(tmp_path / name)) for name in ("encoder", "again"))
   jax.tree.map(np.testing.assert_array_equal, first[1], again[1])
   assert {k: v for k, v in first[0].items() if k != "provenance"} == {
     k: v for k, v in again[0].items() if k != "provenance"
@@ -133,7 +133,7 @@ def test_what_the_released_layouts_have_no_place_for_comes_back_too(tmp_path, ca
   notes = capsys.readouterr().err
   assert "compute the front-end 'audiossl'" in notes and "normalise by" in notes
   assert _convert(tmp_path / "mine.pth", tmp_path / "again") == 0
-  first, again = (export.read(str(path))[0] for path in (encoder, tmp_path / "again"))
+  first, again = (folder.read(str(path))[0] for path in (encoder, tmp_path / "again"))
   for key in ("frontend", "normalization", "chunk_frames", "tail", "params_hash"):
     assert first[key] == again[key]
   assert {**first["encoder"], "drop_path": 0.1, "max_frames": 33} == again["encoder"]
@@ -147,7 +147,7 @@ def test_weights_of_other_precision_and_kind(tmp_path):
   torch.save({**net.state_dict(), "fc.0.bias": torch.nn.Parameter(half["fc.0.bias"].float())}, tmp_path / "kind.pth")
   for name in ("half", "kind"):
     assert _convert(tmp_path / f"{name}.pth", tmp_path / name, "--mean=0", "--std=1") == 0
-  variables = export.read(str(tmp_path / "half"))[1]
+  variables = folder.read(str(tmp_path / "half"))[1]
   np.testing.assert_array_equal(variables["params"]["fc1"]["bias"], half["fc.0.bias"].float().numpy())
 
 
@@ -248,10 +248,10 @@ def test_golden_checkpoints(shared, golden, tmp_path):
   weights = {k.removeprefix("before.teacher.encoder."): v for k, v in golden("atst_step").items()
              if k.startswith("before.teacher.encoder.")}  # fmt: skip
   for name in ("atst_lightning.ckpt", "atst_dino.ckpt"):
-    variables = export.read(str(tmp_path / name))[1]
+    variables = folder.read(str(tmp_path / name))[1]
     jax.tree.map(np.testing.assert_array_equal, variables, to_variables(weights, transformer_names(3)))
   after = {k.removeprefix("after."): v for k, v in golden("byola_encoder").items() if k.startswith("after.")}
-  variables = export.read(str(tmp_path / "byola_v2.pth"))[1]
+  variables = folder.read(str(tmp_path / "byola_v2.pth"))[1]
   jax.tree.map(np.testing.assert_array_equal, variables, to_variables(after, cnn_names(2)))
   model, arrays = load_model(str(tmp_path / "atst_dino.ckpt")), golden("frontend")
   net = torch_method.Transformer(48, 3, 3, positions=250)

@@ -7,13 +7,13 @@ import os
 import numpy as np
 import pytest
 
-from atst_jax import config as configs
 from atst_jax import main
-from atst_jax.downstream import difference, difference_table, features
+from atst_jax.artifacts.model import Model, load_model
+from atst_jax.data.dataset import Clip
+from atst_jax.downstream import bgknown, features, tables
 from atst_jax.downstream.splits import Split
-from atst_jax.errors import UserError
-from atst_jax.model import Model, load_model
-from atst_jax.records import Clip
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
 from tests.evaluation import make_clips, write_clips, write_encoder
 from tests.tiny import ROOT
 
@@ -29,7 +29,7 @@ def encoder(tmp_path_factory):
 def write_set(root, *, name="bgknown_tones", frontend="atst", made_of=None, changed=None):
   """The four sets of 36 mixtures, 24 of them for training. `made_of`: digests; `changed`: clips by condition."""
   os.makedirs(root)
-  for number, condition in enumerate(difference.CONDITIONS):
+  for number, condition in enumerate(bgknown.CONDITIONS):
     clips = make_clips(36, folds=0, seed=number, loud=20.0 if condition == "mix" else 0.0)
     clips = [Clip(c.id, c.mel, c.labels, split="test" if i % 3 == (i // 3) % 3 else "train")
              for i, c in enumerate(clips)]  # fmt: skip
@@ -83,7 +83,7 @@ def test_published_scores_stand_below_ours(done):
   assert "| λ = 0.5 (Takeuchi et al., Table 1) |  | 47.33 | 58.96 | 54.63 | 50.50 |" in text
   assert "| features | size | Mix | (a) 100% | (b) 50% | (c) 0% |" in text and text.count("|\n") == 2 + 5 + 1 + 5
   own = {**results, "published": []}
-  assert "Takeuchi" not in difference_table.markdown(own) and "1 x background subtracted" in text
+  assert "Takeuchi" not in tables.markdown(own) and "1 x background subtracted" in text
 
 
 def test_rerun_reads_the_features(done, encoder, monkeypatch):
@@ -102,7 +102,7 @@ def test_without_baselines_the_rest_is_the_same(done, encoder, tmp_path):
 
 
 def with_vectors(monkeypatch, arrays):
-  monkeypatch.setattr(difference, "vectors", lambda *args: [("pre-trained", "y", {c: [x] for c, x in arrays.items()})])
+  monkeypatch.setattr(bgknown, "vectors", lambda *args: [("pre-trained", "y", {c: [x] for c, x in arrays.items()})])
 
 
 def evaluate(arrays, targets, split, monkeypatch, **overrides):
@@ -112,7 +112,7 @@ def evaluate(arrays, targets, split, monkeypatch, **overrides):
     configs.override(config, key.replace("__", "."), value)
   N = len(targets)
   labels = features.Labels([str(i) for i in range(N)], targets, False, np.full(N, -1), np.full(N, "train"), [""] * N)
-  rows = difference.evaluate(config, None, None, labels, split, "")
+  rows = bgknown.evaluate(config, None, None, labels, split, "")
   return {row["name"]: row["mean"] for row in rows}
 
 
@@ -140,8 +140,8 @@ def test_y_is_what_the_projector_sees(encoder):
   x = model.embed(mels)
   batch = np.stack(mels)
   y, _ = model._encoded(model.variables, batch, batch.max((1, 2)), np.full(len(mels), 32))
-  np.testing.assert_allclose(difference.choose(x, "y", 2), y, atol=1e-5)
-  assert difference.choose(x, "all", 2) is x and difference.choose(x, "last", 2).shape[1] == 16
+  np.testing.assert_allclose(bgknown.choose(x, "y", 2), y, atol=1e-5)
+  assert bgknown.choose(x, "all", 2) is x and bgknown.choose(x, "last", 2).shape[1] == 16
 
 
 def test_a_convolutional_encoder_standardises_all_sets_by_the_mixtures(tmp_path):
@@ -149,7 +149,7 @@ def test_a_convolutional_encoder_standardises_all_sets_by_the_mixtures(tmp_path)
   assert main.main(flags(cnn, data, tmp_path / "run", seeds="1")) == 0
   found = [np.load(tmp_path / "run" / "features" / name) for name in os.listdir(tmp_path / "run" / "features")]
   model = load_model(cnn).standardized({"log_mean": -7.0, "log_std": 3.0})
-  for condition, dataset in difference.load(data).items():
+  for condition, dataset in bgknown.load(data).items():
     expected = model.embed([clip.mel.astype(np.float32) for clip in features.clips(dataset)])
     assert any(x.shape == expected.shape and np.allclose(x, expected, atol=1e-5) for x in found), condition
   with open(tmp_path / "run" / "results.json", encoding="utf-8") as file:
@@ -188,7 +188,7 @@ def test_a_foreground_on_both_sides_is_refused(encoder, tmp_path, capsys):
       clips[i] = Clip(f"same.wav#{number:04d}", clips[i].mel, clips[i].labels, split=clips[i].split)
     return clips
 
-  data = write_set(tmp_path / "data", changed=dict.fromkeys(difference.CONDITIONS, leak))
+  data = write_set(tmp_path / "data", changed=dict.fromkeys(bgknown.CONDITIONS, leak))
   refused(
     capsys, "leaks: 1 source file in more than one part, the first is 'same.wav'", encoder, data, tmp_path / "run"
   )
@@ -212,4 +212,4 @@ def test_nan_embeddings_name_the_clip(encoder, tmp_path):
   data = write_set(tmp_path / "data", changed={"b": damage})
   config = configs.load_with_overrides(str(ROOT / "configs" / "bgknown.py"), flags(encoder, data, "")[2:])
   with pytest.raises(UserError, match=r"pre-trained, \(b\) 50%: the embeddings of 1 of 36 clips are NaN"):
-    difference.run(config, str(tmp_path / "run"), allow_changed_config=False)
+    bgknown.run(config, str(tmp_path / "run"), allow_changed_config=False)

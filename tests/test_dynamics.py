@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from atst_jax import recipe
-from atst_jax.mixtures import make_mixtures, mixing_options
-from atst_jax.torch_files import cnn_names, transformer_names, turn
-from atst_jax.views import make_views
+from atst_jax.artifacts.torch_files import cnn_names, transformer_names, turn
+from atst_jax.method.mixtures import make_mixtures, mixing_options
+from atst_jax.method.views import make_views
+from atst_jax.pretraining import recipe
 
 STEPS = 20
 COMMON = {"batch_size": "8", "data__streams": "4", "views__group": "8", "total_steps": "20", "warmup_steps": "5",

@@ -16,10 +16,13 @@ from evaluation import write_encoder
 from preparing import contents
 from tiny import ROOT
 
-from atst_jax import export, exported, vectors, waveforms
-from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings, load_model, main
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS, log_mel, log_mel_blocks, mel_filters
+from atst_jax.artifacts import export, vectors
+from atst_jax.artifacts import folder as exported
+from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
+from atst_jax.audio import waveforms
+from atst_jax.audio.frontend import FRONTENDS, log_mel, log_mel_blocks, mel_filters
+from atst_jax.embed import load_model, main
+from atst_jax.util.errors import UserError
 
 
 @pytest.fixture(scope="module")

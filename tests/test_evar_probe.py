@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax.downstream import evar_probe, probe
+from atst_jax.downstream.linear import atst_probe, evar_probe
 
 N, D, C = 70, 6, 3
 TRAIN, VALID = np.arange(45), np.arange(45, 70)
@@ -79,7 +79,7 @@ def test_equals_a_slow_numpy_twin(data, multi_label, monitor, batch_size):
   np.testing.assert_allclose(found.weights[0, 0], weights, atol=2e-5)
   np.testing.assert_allclose(found.bias[0, 0], bias, atol=2e-5)
   logits = (x - x.mean(0)) / np.where(x.std(0) < 1e-6, 1, x.std(0)) @ weights + bias
-  np.testing.assert_allclose(probe.scores(found, x, VALID, seed=0, rate=0), logits[VALID], atol=1e-3)
+  np.testing.assert_allclose(atst_probe.scores(found, x, VALID, seed=0, rate=0), logits[VALID], atol=1e-3)
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])

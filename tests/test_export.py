@@ -9,11 +9,12 @@ import pytest
 from tiny import tiny_flags
 
 from atst_jax import export, main
-from atst_jax.checkpoint import restore_encoder, restore_tree
-from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings, load_model
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS, log_mel
-from atst_jax.transformer import Transformer
+from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
+from atst_jax.audio.frontend import FRONTENDS, log_mel
+from atst_jax.embed import load_model
+from atst_jax.models.transformer import Transformer
+from atst_jax.runtime.checkpoint import restore_encoder, restore_tree
+from atst_jax.util.errors import UserError
 
 
 @pytest.fixture(scope="module")

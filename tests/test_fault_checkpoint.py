@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from checkpoints import flip, largest, restore, save, state_of
 
-from atst_jax.checkpoint import restore_encoder
-from atst_jax.errors import UserError
-from atst_jax.shelf import UNFINISHED, Shelf
+from atst_jax.runtime.checkpoint import restore_encoder
+from atst_jax.runtime.checkpoint_folder import UNFINISHED, Shelf
+from atst_jax.util.errors import UserError
 
 
 @pytest.fixture(scope="module")

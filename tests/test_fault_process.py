@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from tiny import ROOT, tiny_config, tiny_flags
 
-from atst_jax import main, preemption, recipe, watchdog
-from atst_jax.checkpoint import restore_tree
-from atst_jax.errors import UserError
-from atst_jax.logs import MetricWriter, read_metrics
-from atst_jax.mesh import make_mesh
+from atst_jax import main
+from atst_jax.pretraining import recipe
+from atst_jax.runtime import devices, preemption, watchdog
+from atst_jax.runtime.checkpoint import restore_tree
+from atst_jax.runtime.mesh import make_mesh
+from atst_jax.runtime.metric_writer import MetricWriter, read_metrics
+from atst_jax.util.errors import UserError
 
 FLAGS = {"total_steps": "20", "warmup_steps": "2", "checkpoint__every_steps": "4", "guard__window": "8",
          "difference__weight": "0", "encoder__depth": "1"}  # fmt: skip
@@ -175,7 +177,7 @@ def _ranks(workdir, *program):
 RAISING = """
 import sys
 from atst_jax import main, recipe
-from atst_jax.errors import UserError
+from atst_jax.util.errors import UserError
 original = recipe.batches
 def batches(*args, **options):
   for i, batch in enumerate(original(*args, **options)):
@@ -263,8 +265,8 @@ def test_fault_35_too_little_memory_names_what_helps(tmp_path, monkeypatch, one_
 
 def test_fault_35_an_accelerator_that_is_not_there():
   with pytest.raises(UserError, match="platform 'gpu' is asked for, but JAX found 'cpu'"):
-    recipe.check_platform("gpu")
-  recipe.check_platform("auto")
+    devices.check_platform("gpu")
+  devices.check_platform("auto")
 
 
 def test_fault_33_memory_is_flat(tmp_path, monkeypatch, one_device):

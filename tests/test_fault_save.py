@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from checkpoints import ABSTRACT, flip, open_checkpoints, restore, save, state_of
 
-from atst_jax import storage
-from atst_jax.errors import StoreError
-from atst_jax.shelf import Shelf
+from atst_jax.runtime.checkpoint_folder import Shelf
+from atst_jax.util import storage
+from atst_jax.util.errors import StoreError
 
 
 class Killed(BaseException):

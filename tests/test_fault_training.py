@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from tiny import tiny_config, tiny_flags
 
-from atst_jax import main, recipe
-from atst_jax import train_step as method
-from atst_jax.checkpoint import restore_tree
-from atst_jax.guard import deviations, init_guard, judge
-from atst_jax.logs import read_metrics
-from atst_jax.losses import output_rank
-from atst_jax.recovery import Recovery
+from atst_jax import main
+from atst_jax.method import train_step as method
+from atst_jax.method.losses import output_rank
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.guard import deviations, init_guard, judge
+from atst_jax.pretraining.recovery import Recovery
+from atst_jax.runtime.checkpoint import restore_tree
+from atst_jax.runtime.metric_writer import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -216,7 +217,7 @@ def test_fault_27_collapse_is_caught_and_health_is_not(tmp_path, monkeypatch, wa
 
 def test_output_rank():
   """Equal along every axis of k dimensions: k; on a line: 1; the same everywhere: 0; below the entropy's rank."""
-  from atst_jax.metrics import effective_rank
+  from atst_jax.downstream.metrics import effective_rank
 
   rng = np.random.default_rng(0)
   sphere = rng.normal(size=(20000, 12)).astype(np.float32)

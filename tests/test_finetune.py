@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax import config as configs
-from atst_jax import main, mesh
-from atst_jax.downstream import finetune
-from atst_jax.downstream.table import table
-from atst_jax.errors import UserError
-from atst_jax.logs import read_metrics
-from atst_jax.records import Clip
+from atst_jax import main
+from atst_jax.data.dataset import Clip
+from atst_jax.downstream.finetune import job
+from atst_jax.downstream.tables import table
+from atst_jax.runtime import mesh
+from atst_jax.runtime.metric_writer import read_metrics
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
 from tests.evaluation import make_clips, write_clips, write_encoder
 from tests.tiny import ROOT
 
@@ -44,8 +45,8 @@ def run(encoder, data, workdir, variant="as20k", devices=1, **overrides):
   for key, value in {"encoder": encoder, "data.path": data, **values}.items():
     configs.override(config, key, value)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(finetune, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:devices]))
-    code = finetune.run(config, str(workdir), allow_changed_config=False)
+    patch.setattr(job, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:devices]))
+    code = job.run(config, str(workdir), allow_changed_config=False)
   path = pathlib.Path(workdir, "results.json")
   return code, json.loads(path.read_text()) if path.exists() else None
 
@@ -84,7 +85,7 @@ def test_folds_give_rows_scores_and_provenance(done, encoder):
 
 def test_a_finished_run_is_only_tested_again(done, encoder, monkeypatch):
   results, workdir, data = done
-  monkeypatch.setattr(finetune.Runner, "validate", lambda self, state, split: 0.25)
+  monkeypatch.setattr(job.Runner, "validate", lambda self, state, split: 0.25)
   code, again = run(encoder, data, workdir, devices=8)
   assert code == 0
   for new, old in zip(again["rows"][0]["runs"], results["rows"][0]["runs"], strict=True):
@@ -114,7 +115,7 @@ def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(d
 
   with monkeypatch.context() as patch:
     for number in (17, 3):  # 12 steps of the first division and 5 of the second; then 3 more
-      patch.setattr(finetune, "StopRequest", lambda distributed, number=number: Stop(number))
+      patch.setattr(job, "StopRequest", lambda distributed, number=number: Stop(number))
       assert run(encoder, data, tmp_path / "run", devices=8)[0] == 75
   code, again = run(encoder, data, tmp_path / "run", devices=8)
   assert code == 0 and again["rows"] == results["rows"]
@@ -182,7 +183,7 @@ def refused(pattern, encoder, data, workdir, **overrides):
 
 
 def test_fault_24_38_39_data_that_cannot_be_used_is_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
-  monkeypatch.setattr(finetune.finetune_recipe, "compile_for", None)
+  monkeypatch.setattr(job.recipe, "compile_for", None)
   other = write_clips(tmp_path / "front-end", make_clips(), frontend="audiossl")
   refused("'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst", encoder, other, tmp_path / "run")
   clips = make_clips()

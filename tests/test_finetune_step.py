@@ -11,17 +11,17 @@ import numpy as np
 import optax
 import pytest
 
-from atst_jax import config as configs
-from atst_jax import export
-from atst_jax.downstream import finetune_recipe, finetune_step
-from atst_jax.downstream.classifier import make_classifier
+from atst_jax.artifacts.model import TAILS, load_model
+from atst_jax.data.dataset import Dataset
+from atst_jax.data.labelled_batches import ClipReader, all_clips, epoch_order, steps_per_epoch, train_clips
+from atst_jax.data.tfrecord import RecordError
 from atst_jax.downstream.features import Labels, clips
-from atst_jax.downstream.labelled_batches import ClipReader, all_clips, epoch_order, steps_per_epoch, train_clips
-from atst_jax.errors import UserError
-from atst_jax.mesh import make_mesh
-from atst_jax.model import TAILS, load_model
-from atst_jax.records import Dataset
-from atst_jax.tfrecord import RecordError
+from atst_jax.downstream.finetune import recipe
+from atst_jax.downstream.finetune import step as finetune_step
+from atst_jax.downstream.finetune.classifier import make_classifier
+from atst_jax.runtime.mesh import make_mesh
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
 from tests.evaluation import ENCODER, make_clips, write_clips, write_encoder
 from tests.tiny import ROOT
 
@@ -199,7 +199,7 @@ def test_the_best_parameters_stay_when_training_goes_on():
 
 def test_learning_rates_rise_over_the_warm_up_and_fall_to_the_end():
   config = configs.load(f"{ROOT / 'configs' / 'finetune.py'}:spcv2")
-  rates = finetune_recipe.learning_rates(config, steps_per_epoch=165)
+  rates = recipe.learning_rates(config, steps_per_epoch=165)
   assert len(rates) == 50 * 165 and rates[0] == 0 and rates[-1] == pytest.approx(1e-6, abs=1e-7)
   assert rates.max() == rates[5 * 165] == pytest.approx(0.5 * 512 / 256)
   assert np.all(np.diff(rates[: 5 * 165]) > 0) and np.all(np.diff(rates[5 * 165 :]) <= 0)
@@ -217,7 +217,7 @@ def test_every_recipe_builds_at_full_size(variant):
   variables = jax.eval_shape(network.encoder.init, jax.random.key(0), jnp.zeros((1, 601, 64)))
   classes, frames = {"as20k": (527, 1001), "spcv2": (35, 101), "vox1": (1251, 1201)}[variant]
   labels = Labels([], np.zeros((0, classes), np.uint8), variant == "as20k", np.zeros(0), np.zeros(0), [])
-  program = finetune_recipe.compile_for(config, exported, variables, make_mesh(data=-1, fsdp=1), frames=frames,
+  program = recipe.compile_for(config, exported, variables, make_mesh(data=-1, fsdp=1), frames=frames,
                                         n_mels=64, labels=labels)  # fmt: skip
   batch = {"mel": jax.ShapeDtypeStruct((512, frames, 64), "float16"), "length": jax.ShapeDtypeStruct((512,), "int32"),
            "target": jax.ShapeDtypeStruct((512, classes), "uint8")}  # fmt: skip
@@ -291,5 +291,5 @@ def test_a_damaged_clip_ends_the_reading(dataset, tmp_path):
 def test_the_export_is_read_without_a_model(model, tmp_path):
   """Fine-tuning starts from the same variables that `load_model` embeds with."""
   folder = write_encoder(tmp_path / "encoder")
-  config, variables, _ = export.read(folder)
-  assert config["params_hash"] == model.config["params_hash"] == export.params_hash(variables)
+  config, variables, _ = folder.read(folder)
+  assert config["params_hash"] == model.config["params_hash"] == folder.params_hash(variables)

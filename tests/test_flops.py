@@ -4,8 +4,10 @@ import jax
 import pytest
 from tiny import tiny_config
 
-from atst_jax import recipe
-from atst_jax.flops import clip_flops, encoder_forward, main
+from atst_jax.models.encoders import encoder_forward
+from atst_jax.performance.cost import main
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.recipe import clip_flops
 
 BASE = {"encoder__width": "192", "encoder__depth": "3", "heads__hidden": "512", "heads__out": "64", "batch_size": "8",
         "views__crop_frames": "64", "data__clip_frames": "64", "encoder__max_frames": "64"}  # fmt: skip

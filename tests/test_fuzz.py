@@ -19,17 +19,18 @@ from preparing import contents, write_inline
 from tiny import ROOT
 from tiny_clips import FRONTEND, make_clip
 
-from atst_jax import config as configs
-from atst_jax import recipe
-from atst_jax.checks import check
+from atst_jax.data.dataset import Clip, Dataset, Shard
+from atst_jax.data.plain_reader import Damage, ShardReader
+from atst_jax.data.tfrecord import RecordError, decode_example, find_feature, frame_record, read_records
 from atst_jax.downstream import features
-from atst_jax.errors import UserError
-from atst_jax.records import Clip, Dataset, Shard
-from atst_jax.shard_reader import Damage, ShardReader
-from atst_jax.tfrecord import RecordError, decode_example, find_feature, frame_record, read_records
-from data_pipeline import merge, prepare, verify
-from data_pipeline.files import inside
-from data_pipeline.sources import list_sources
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.checks import check
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
+from data_pipeline import prepare
+from data_pipeline.shards import merge, verify
+from data_pipeline.sources.files import inside
+from data_pipeline.sources.inputs import list_sources
 
 RATE = 16000
 

@@ -12,10 +12,10 @@ from hostile import bounded, damaged_trees, edits, figures, fuzz, mutate  # noqa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atst_jax import export
-from atst_jax.errors import UserError
-from atst_jax.model import Model
-from data_pipeline import audio
+from atst_jax.artifacts import folder
+from atst_jax.artifacts.model import Model
+from atst_jax.audio import decode
+from atst_jax.util.errors import UserError
 
 RATE = 16000
 
@@ -39,11 +39,11 @@ def test_audio(sounds, tmp_path_factory, data):
   name = data.draw(st.sampled_from(sorted(sounds)))
   path = tmp_path_factory.getbasetemp() / f"fuzzed{os.path.splitext(name)[1]}"
   path.write_bytes(mutate(sounds[name], data.draw(edits)))
-  with bounded(f"audio {name.split('.')[1]}", audio.Reject):
-    for _, piece in audio.read_pieces(str(path), sample_rate=RATE, min_samples=513, max_seconds=0.05):
+  with bounded(f"audio {name.split('.')[1]}", decode.Reject):
+    for _, piece in decode.read_pieces(str(path), sample_rate=RATE, min_samples=513, max_seconds=0.05):
       assert piece.dtype == np.float32 and np.isfinite(piece).all() and 0 < len(piece) <= 800
   with bounded(f"audio {name.split('.')[1]}", UserError):
-    assert np.isfinite(audio.load_audio(str(path), RATE)).all()
+    assert np.isfinite(decode.load_audio(str(path), RATE)).all()
 
 
 # Exports
@@ -75,6 +75,6 @@ def test_exports(encoders, tmp_path_factory, data):
     else:
       (copy_ / name).write_bytes(mutate((copy_ / name).read_bytes(), data.draw(edits)))
   with bounded("exports", UserError):
-    model = Model(*export.read(str(copy_)))
+    model = Model(*folder.read(str(copy_)))
     mel = model.log_mel(np.random.default_rng(0).normal(0, 0.1, 6000), RATE)
     assert mel.shape[1] == model.frontend.n_mels and np.isfinite(mel).all()

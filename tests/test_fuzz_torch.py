@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_clips import FRONTEND
 
-from atst_jax import convert, export
-from atst_jax.errors import UserError
+from atst_jax.artifacts import convert, export
+from atst_jax.util.errors import UserError
 
 torch = pytest.importorskip("torch")
 import torch_method  # noqa: E402 (imports torch)

@@ -9,14 +9,14 @@ import optax
 import pytest
 from torch_layout import cnn_variables, transformer_variables
 
-from atst_jax import augment, mixtures, normalization
-from atst_jax import train_step as method
-from atst_jax.ema import ema
-from atst_jax.encoders import make_encoder
-from atst_jax.frontend import FRONTENDS, log_mel
-from atst_jax.model import Model
-from atst_jax.optimizer import decay_mask, make_optimizer
-from atst_jax.transformer import Transformer
+from atst_jax.artifacts.model import Model
+from atst_jax.audio.frontend import FRONTENDS, log_mel
+from atst_jax.method import augment, mixtures, normalization
+from atst_jax.method import train_step as method
+from atst_jax.method.ema import ema
+from atst_jax.method.optimizer import decay_mask, make_optimizer
+from atst_jax.models.encoders import make_encoder
+from atst_jax.models.transformer import Transformer
 
 ENCODER = {"width": 48, "depth": 3, "heads": 3, "drop_path": 0.0, "patch_frames": 4, "max_frames": 1001}
 

@@ -10,12 +10,13 @@ import pytest
 import soundfile
 from evaluation import write_encoder
 
-from atst_jax import export, frontend
-from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS, log_mel
-from atst_jax.model import BATCH, load_model
-from data_pipeline.audio import load_audio
+from atst_jax.artifacts import export, folder
+from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
+from atst_jax.artifacts.model import BATCH, load_model
+from atst_jax.audio import frontend
+from atst_jax.audio.decode import load_audio
+from atst_jax.audio.frontend import FRONTENDS, log_mel
+from atst_jax.util.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_a_config_that_does_not_describe_the_export(encoder, tmp_path, change, m
   copy = shutil.copytree(encoder, tmp_path / "copy")
   _edit(copy, change)
   with pytest.raises(UserError, match=message):
-    export.read(str(copy))
+    folder.read(str(copy))
 
 
 @pytest.mark.parametrize("weight", [np.nan, -1.0, 1e38])
@@ -124,7 +125,7 @@ def test_filters_that_cannot_be(encoder, tmp_path, weight):
   filters[100, 7] = weight
   np.save(copy / "mel_filters.npy", filters)
   with pytest.raises(UserError, match=r"mel_filters\.npy holds NaN, or weights beyond 0 to 1000"):
-    export.read(str(copy))
+    folder.read(str(copy))
 
 
 def test_filters_that_claim_more_than_their_file_holds(encoder, tmp_path):
@@ -134,27 +135,27 @@ def test_filters_that_claim_more_than_their_file_holds(encoder, tmp_path):
     header = data[:128].replace(b"(513, 64), ", claimed)
     (copy / "mel_filters.npy").write_bytes(header[: 128 - len(claimed) + 11].ljust(127) + b"\n" + data[128:])
     with pytest.raises(UserError, match=f"damaged export .*({message})"):
-      export.read(str(copy))
+      folder.read(str(copy))
   for place, value in ((53, b"\xff" * 8), (10, b"((((((((")):  # found by fuzzing: numpy reads headers as Python
     broken = bytearray(data)
     broken[place : place + len(value)] = value
     (copy / "mel_filters.npy").write_bytes(broken)
     with pytest.raises(UserError, match="damaged export"):
-      export.read(str(copy))
+      folder.read(str(copy))
   np.save(copy / "mel_filters.npy", np.full((513, 64), np.nan, np.float32))
   with pytest.raises(UserError, match="holds NaN"):
-    export.read(str(copy))
+    folder.read(str(copy))
   np.save(copy / "mel_filters.npy", np.array([{}], object), allow_pickle=True)
   with pytest.raises(UserError, match="damaged export"):
-    export.read(str(copy))
+    folder.read(str(copy))
 
 
 def test_a_temporary_folder_of_somebody_else_is_left_alone(tmp_path, encoder):
   """Process ids repeat, on other hosts and in containers."""
   other = tmp_path / f"e.tmp-{os.getpid()}"
   other.mkdir()
-  config, variables, _ = export.read(encoder)
+  config, variables, _ = folder.read(encoder)
   keep = {key: config[key] for key in ("encoder", "normalization", "chunk_frames", "tail", "provenance")}
   export.write(str(tmp_path / "e"), variables, frontend=FRONTENDS["atst"], **keep)
   assert sorted(os.listdir(tmp_path)) == ["e", other.name]
-  assert jax.tree.structure(export.read(str(tmp_path / "e"))[1]) == jax.tree.structure(variables)
+  assert jax.tree.structure(folder.read(str(tmp_path / "e"))[1]) == jax.tree.structure(variables)

@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 from tiny import write_dataset
 
-from atst_jax.errors import UserError
-from atst_jax.input_pipeline import check_streams, record_batches, shard_order, synthetic_batches, visits, window_order
-from atst_jax.records import Dataset, RecordError, Shard
-from atst_jax.shard_reader import Damage, ShardReader
-from atst_jax.tfrecord import _field, _fields, encode_example, frame_record
+from atst_jax.data.dataset import Dataset, RecordError, Shard
+from atst_jax.data.input_pipeline import (
+  check_streams,
+  record_batches,
+  shard_order,
+  synthetic_batches,
+  visits,
+  window_order,
+)
+from atst_jax.data.plain_reader import Damage, ShardReader
+from atst_jax.data.tfrecord import _field, _fields, encode_example, frame_record
+from atst_jax.util.errors import UserError
 
 PIPELINE = {"split": "train", "clip_frames": 64, "streams": 4, "shuffle_window": 3, "batch_size": 8, "seed": 5,
             "with_ids": True}  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tiny import tiny_flags
 
-from atst_jax.logs import read_metrics
+from atst_jax.runtime.metric_writer import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

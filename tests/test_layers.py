@@ -1,4 +1,4 @@
-"""The layering of the code: imports point downwards, and heavy libraries are imported where they are used."""
+"""The plan of the house: what each package may import, and heavy libraries where they are used."""
 
 import ast
 import collections
@@ -10,130 +10,36 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# layer -> module of atst_jax -> the modules of its own layer that it may import. It may import every lower layer and
-# no higher one. Place a new module here, as low as its imports allow.
-LAYERS = {
-  0: {
-    "chips": (),
-    "collectives": (),
-    "environment": ("command",),
-    "errors": (),
-    "html_page": (),
-    "remote": ("errors",),
-    "storage": ("remote",),
-    "augment": (),
-    "batch_norm": (),
-    "command": ("errors", "logs"),
-    "config": ("errors",),
-    "frontend": ("errors",),
-    "groups": (),
-    "guard": (),
-    "initializers": (),
-    "fingerprint": (),
-    "logs": ("errors", "storage"),
-    "losses": ("errors",),
-    "mesh": ("errors",),
-    "manifest": ("errors", "storage"),
-    "markdown": (),
-    "metrics": ("errors",),
-    "mixtures": ("groups", "normalization"),
-    "normalization": ("groups",),
-    "peer": ("errors", "frontend"),
-    "pictures": ("storage",),
-    "preemption": ("errors",),
-    "shelf": ("errors", "logs", "manifest", "storage"),
-    "tfrecord": ("errors", "storage"),
-    "torch_files": ("errors",),
-    "trackers": ("config", "errors", "storage"),
-    "views": ("augment", "groups", "normalization"),
-    "watchdog": ("logs",),
-    "schema": (),
-    "records": ("errors", "frontend", "schema", "storage", "tfrecord"),
-    "vectors": ("errors", "storage"),
-    "waveforms": ("errors", "frontend"),
-  },
-  1: {
-    "checkpoint": (),
-    "cnn": (),
-    "ema": (),
-    "encoders": ("cnn", "transformer"),
-    "exported": ("checkpoint", "encoders"),
-    "flops": ("cnn", "encoders"),
-    "heads": (),
-    "optimizer": (),
-    "ridge": (),
-    "transformer": (),
-    "workdir": (),
-  },
-  2: {
-    "export": ("model", "model_card", "onnx_graph", "program"),
-    "checks": ("input_pipeline", "model"),
-    "convert": ("export",),
-    "embed": ("embed_files", "model"),
-    "embed_files": ("model",),
-    "model": (),
-    "model_card": (),
-    "onnx_graph": (),
-    "program": ("model",),
-    "shard_reader": (),
-    "input_pipeline": ("shard_reader",),
-    "view_sheet": ("input_pipeline",),
-    "attention": ("model", "view_sheet"),
-    "maps": ("model",),
-    "map_page": ("maps",),
-    "plots": ("maps", "model", "view_sheet"),
-    "train_step": (),
-  },
-  3: {
-    "online": ("downstream",),  # its labels and divisions
-    "recipe": (),
-    "pod": ("recipe",),
-    "recovery": ("recipe",),
-    "speed": ("recipe",),
-    "train": ("online", "recipe", "recovery"),
-    "downstream": ("downstream", "recipe"),
-  },  # downstream: every module of the sub-package
-  4: {
-    "main": ("dry_run",),
-    "dry_run": (),
-    "benchmark": (),
-    "plan": (),
-    "preview": (),
-    "reference": (),
-    "report": (),
-  },  # commands, which nothing imports
+# Package -> the packages it may use besides itself. From the ground up: a row names earlier rows only.
+PACKAGES = {
+  "atst_jax.util": (),
+  "atst_jax.models": ("util",),
+  "atst_jax.method": ("util", "models"),
+  "atst_jax.audio": ("util",),
+  "atst_jax.data": ("util", "audio"),
+  "atst_jax.runtime": ("util", "audio", "data"),
+  "atst_jax.artifacts": ("util", "models", "method", "audio", "data", "runtime"),
+  "atst_jax.downstream": ("util", "models", "method", "audio", "data", "runtime", "artifacts"),
+  "atst_jax.figures": ("util", "models", "method", "audio", "data", "runtime", "artifacts", "downstream"),
+  "atst_jax.pretraining": ("util", "models", "method", "audio", "data", "runtime", "artifacts", "downstream"),
+  "atst_jax.performance": (
+    *("util", "models", "method", "audio", "data", "runtime", "artifacts", "downstream", "pretraining"),
+  ),
+  "data_pipeline.sources": ("util", "audio", "data"),
+  "data_pipeline.shards": ("util", "audio", "data", "sources"),
+  "data_pipeline.mixing": ("util", "audio", "data", "sources", "shards"),
+  "data_pipeline": ("util", "audio", "data", "sources", "shards", "mixing"),  # its commands
+  "configs": (),
 }
-# What the other packages may import of atst_jax ("" is the package itself, its version), besides their own modules.
-OUTSIDE = {
-  "data_pipeline": ("", "command", "errors", "frontend", "html_page", "logs", "records", "schema", "storage",
-                    "tfrecord"), "configs": (),
-}  # fmt: skip
-EXCEPTIONS = {  # inside functions: the lister and the decoder, for audio files; the job, to time it; its page
-  ("atst_jax.embed_files", "data_pipeline.audio"), ("atst_jax.embed_files", "data_pipeline.progress"),
-  ("atst_jax.embed_files", "data_pipeline.sources"), ("atst_jax.benchmark", "data_pipeline.speed"),
-  ("atst_jax.attention", "data_pipeline.audio"), ("atst_jax.report", "data_pipeline.audio"),
-  ("atst_jax.report", "data_pipeline.sources"), ("atst_jax.report", "data_pipeline.report_page"),
-}  # fmt: skip
+MOST_MODULES, MOST_FLOORS = 12, 8
 
 # Inside functions only: the model trains, exports and embeds on hosts that have none of these.
 LAZY = {
-  "apache_beam", "librosa", "matplotlib", "mlflow", "onnx", "onnxruntime", "pyarrow", "pyloudnorm", "safetensors",
-  "sklearn", "soundfile", "soxr", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch", "transformers",
+  *("apache_beam", "librosa", "matplotlib", "mlflow", "onnx", "onnxruntime", "pyarrow", "pyloudnorm", "safetensors"),
+  *("sklearn", "soundfile", "soxr", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch", "transformers"),
   "wandb",
-}  # fmt: skip
-EAGER = {("data_pipeline.audio", "soundfile"), ("data_pipeline.audio", "soxr")}
-CONFIG_FREE = (
-  "augment",
-  "cnn",
-  "encoders",
-  "groups",
-  "heads",
-  "losses",
-  "mixtures",
-  "normalization",
-  "transformer",
-  "views",
-)  # arrays, keys and plain keyword arguments
+}
+EAGER = {("atst_jax.audio.decode", "soundfile"), ("atst_jax.audio.decode", "soxr")}
 
 Import = collections.namedtuple("Import", "target top_level line")
 
@@ -173,38 +79,58 @@ def _imports(module: str) -> list[Import]:
   return found
 
 
-def _place(module: str) -> tuple[int, str]:
-  """(layer, name in LAYERS) of a module of atst_jax; the package itself lies below everything."""
-  name = module.split(".")[1] if "." in module else ""
-  if not name:
-    return -1, ""
-  layers = [layer for layer, names in LAYERS.items() if name in names]
-  assert len(layers) == 1, f"{module} is in {len(layers)} layers: place it once in LAYERS at the top of {__file__}"
-  return layers[0], name
+def _package(module: str) -> str:
+  """The package of PACKAGES that a module belongs to; "" for a command of atst_jax and for the package itself."""
+  room = ".".join(module.split(".")[:2])
+  return next((name for name in (room, module.split(".")[0]) if name in PACKAGES), "")
 
 
-def _allowed(module: str, target: str, top_level: bool) -> bool:
-  """Whether a module of the project may import another."""
-  package, target_package = module.split(".")[0], target.split(".")[0]
-  if package != "atst_jax":
-    return target_package == package or (target_package == "atst_jax" and _place(target)[1] in OUTSIDE[package])
-  if target_package != "atst_jax":
-    return (module, target) in EXCEPTIONS and not top_level
-  (layer, name), (target_layer, target_name) = _place(module), _place(target)
-  return target_layer < layer or (target_layer == layer and target_name in LAYERS.get(layer, {}).get(name, ()))
+def _ours(module: str) -> list[Import]:
+  return [i for i in _imports(module) if i.target.split(".")[0] in ("atst_jax", "configs", "data_pipeline")]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_downwards(module):
-  if module.startswith("atst_jax"):
-    _place(module)
-  packages = {name.split(".")[0] for name in MODULES} | {"tests", "launch"}
-  wrong = [
-    f"{MODULES[module]}:{line}: {module} must not import {target}{' at top level' if top_level else ''}"
-    for target, top_level, line in _imports(module)
-    if target.split(".")[0] in packages and not _allowed(module, target, top_level)
-  ]
+def test_a_package_uses_only_those_below_it():
+  earlier = set()
+  for name, uses in PACKAGES.items():
+    assert set(uses) <= earlier, name
+    earlier.add(name.rpartition(".")[2])
+  wrong = []
+  for module in MODULES:
+    if not (package := _package(module)):
+      continue  # a command of atst_jax may use everything
+    allowed = {package, "", *(name for name in PACKAGES if name.rpartition(".")[2] in PACKAGES[package])}
+    for target, _, line in _ours(module):
+      of_a_command = target.count(".") == 1 and not _package(target)  # the package itself, "atst_jax", is its version
+      if _package(target) not in allowed or of_a_command:
+        wrong.append(f"{MODULES[module]}:{line}: {package} must not import {target}")
   assert not wrong, "\n".join(wrong)
+
+
+def test_no_package_is_crowded_and_no_floor_is_high():
+  """At most so many modules in a room, no circle among them, and at most so many floors between packages and modules."""
+  rooms = collections.defaultdict(list)
+  for module, path in MODULES.items():
+    if path.name != "__init__.py" and not module.startswith("configs"):
+      rooms[module.rpartition(".")[0]].append(module)
+  crowded = {room: len(modules) for room, modules in rooms.items() if len(modules) > MOST_MODULES}
+  assert not crowded
+  for room, modules in rooms.items():
+    below = {m: {i.target for i in _ours(m) if i.target in modules and i.target != m} for m in modules}
+    floors = 0
+    while below:
+      ground = {m for m, targets in below.items() if not targets & set(below)}
+      assert ground, f"a circle in {room}: {sorted(below)}"
+      below = {m: targets for m, targets in below.items() if m not in ground}
+      floors += 1
+    assert floors <= MOST_FLOORS, (room, floors)
+
+
+def test_every_package_says_what_it_is_for():
+  """What it is for, what goes in and what comes out."""
+  for module, path in MODULES.items():
+    if path.name == "__init__.py" and module not in ("atst_jax", "configs"):
+      text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+      assert "In:" in text and "Out:" in text, module
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -217,12 +143,11 @@ def test_heavy_libraries_are_imported_inside_functions(module):
   assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("name", CONFIG_FREE)
-def test_the_method_sees_no_config_object(name):
-  module = f"atst_jax.{name}"
-  assert module in MODULES
-  targets = {i.target for i in _imports(module)}
-  assert not {t for t in targets if t == "atst_jax.config" or t.startswith("ml_collections")}
+def test_the_method_and_the_models_see_no_config_object():
+  for module in MODULES:
+    if _package(module) in ("atst_jax.method", "atst_jax.models"):
+      targets = {i.target for i in _imports(module)}
+      assert not {t for t in targets if t == "atst_jax.util.config" or t.startswith("ml_collections")}, module
 
 
 def test_importing_everything_loads_neither_tensorflow_nor_librosa():

@@ -7,11 +7,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from atst_jax.errors import UserError
-from atst_jax.records import Dataset
+from atst_jax.data.dataset import Dataset
+from atst_jax.util.errors import UserError
 from data_pipeline import prepare
-from data_pipeline.listing import split_of, subset
-from data_pipeline.sources import LAYOUTS, list_sources
+from data_pipeline.sources.inputs import LAYOUTS, list_sources
+from data_pipeline.sources.listing import split_of, subset
 
 ROOT = pathlib.Path(__file__).parents[1]
 

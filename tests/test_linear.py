@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from atst_jax import main
-from atst_jax.downstream import evaluation, features, linear
+from atst_jax.artifacts.model import Model, load_model
+from atst_jax.data.dataset import Clip, Dataset
+from atst_jax.downstream import evaluation, features
+from atst_jax.downstream.linear import job
 from atst_jax.downstream.splits import Split
-from atst_jax.downstream.table import table
-from atst_jax.errors import UserError
-from atst_jax.model import Model, load_model
-from atst_jax.records import Clip, Dataset
+from atst_jax.downstream.tables import table
+from atst_jax.util.errors import UserError
 from tests.evaluation import OVERRIDES, evaluate, make_clips, refused, write_clips, write_encoder
 from tests.tiny import ROOT
 
@@ -97,7 +98,7 @@ def test_fault_01_a_stopped_evaluation_keeps_what_is_finished(done, encoder, tmp
   """SIGTERM in the third row: exit code 75; the same command computes that row and those after it."""
   results, workdir, data = done
   shutil.copytree(workdir / "features", tmp_path / "run" / "features")
-  run_row, titles = linear.run_row, []
+  run_row, titles = job.run_row, []
 
   def count(title, *args):
     titles.append(title)
@@ -105,7 +106,7 @@ def test_fault_01_a_stopped_evaluation_keeps_what_is_finished(done, encoder, tmp
       os.kill(os.getpid(), signal.SIGTERM)
     return run_row(title, *args)
 
-  monkeypatch.setattr(linear, "run_row", count)
+  monkeypatch.setattr(job, "run_row", count)
   values = {"encoder": encoder, "data.path": data, **OVERRIDES}
   flags = [f"--config={ROOT / 'configs' / 'linear.py'}", *[f"--config.{key}={value}" for key, value in values.items()]]
   assert main.main([*flags, f"--workdir={tmp_path / 'run'}"]) == 75 and titles == ROWS[:3]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from atst_jax import main
-from atst_jax.model import Model
-from atst_jax.records import Clip
+from atst_jax.artifacts.model import Model
+from atst_jax.data.dataset import Clip
 from tests.evaluation import make_clips, refused, write_clips, write_encoder
 from tests.tiny import ROOT
 

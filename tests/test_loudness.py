@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from data_pipeline.loudness import amplified, faded, gain_to, loudness
+from data_pipeline.mixing.loudness import amplified, faded, gain_to, loudness
 
 RATE = 16000
 

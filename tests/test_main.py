@@ -8,7 +8,8 @@ import jax
 import pytest
 from tiny import ROOT, tiny_flags, write_dataset
 
-from atst_jax import main, workdir
+from atst_jax import main
+from atst_jax.runtime import workdir
 
 BASE = str(ROOT / "configs" / "base.py")
 

@@ -1,6 +1,6 @@
 """Markdown tables: nothing in a cell ends it."""
 
-from atst_jax.markdown import table_lines
+from atst_jax.util.markdown import table_lines
 
 
 def test_cells_stay_cells():

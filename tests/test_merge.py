@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from preparing import write_inline
 
-from atst_jax.records import Dataset
+from atst_jax.data.dataset import Dataset
 from data_pipeline import prepare
 
 
@@ -54,7 +54,7 @@ def test_merge_keeps_every_clip_under_its_labels(sets, tmp_path, capsys):
 
 def test_an_interrupted_merge_leaves_nothing(sets, tmp_path, monkeypatch):
   """So that the same command can be run again."""
-  from data_pipeline import merge as module
+  from data_pipeline.shards import merge as module
 
   output = tmp_path / "both"
   with monkeypatch.context() as patch:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from tiny import ROOT, tiny_config, tiny_flags, write_dataset
 
-from atst_jax import recipe
-from atst_jax.errors import UserError
-from atst_jax.logs import read_metrics
-from atst_jax.mesh import make_mesh, process_rows, put_batch
+from atst_jax.pretraining import recipe
+from atst_jax.runtime.mesh import make_mesh, process_rows, put_batch
+from atst_jax.runtime.metric_writer import read_metrics
+from atst_jax.util.errors import UserError
 
 STEPS = 4
 CONFIGS = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atst_jax import metrics
+from atst_jax.downstream import metrics
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax.mixtures import draw_gamma, make_mixtures, mix_neighbours, mixing_options, mixing_scale
-from atst_jax.normalization import nepers_per_unit, normalize, normalize_batch
+from atst_jax.method.mixtures import draw_gamma, make_mixtures, mix_neighbours, mixing_options, mixing_scale
+from atst_jax.method.normalization import nepers_per_unit, normalize, normalize_batch
 
 OPTIONS = {"k": 5.0, "group": 4, "gamma_min": 0.4, "gamma_max": 0.6, "gamma_per": "clip", "gamma_shared": False,
            "mix_domain": "normalized", "mix_stage": "post_norm", "match_level": False, "renormalize": "none",

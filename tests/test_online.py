@@ -8,17 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax import config as configs
-from atst_jax import export, main, recipe
-from atst_jax.checkpoint import restore_tree
+from atst_jax import main
+from atst_jax.artifacts import export
+from atst_jax.artifacts.model import load_model
+from atst_jax.downstream.metrics import effective_rank, knn_accuracy
 from atst_jax.downstream.splits import Split
-from atst_jax.errors import UserError
-from atst_jax.logs import read_metrics
-from atst_jax.mesh import make_mesh
-from atst_jax.metrics import effective_rank, knn_accuracy
-from atst_jax.model import load_model
-from atst_jax.online import Online, choose, restrict
-from atst_jax.preemption import StopRequest
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.online import Online, choose, restrict
+from atst_jax.runtime.checkpoint import restore_tree
+from atst_jax.runtime.mesh import make_mesh
+from atst_jax.runtime.metric_writer import read_metrics
+from atst_jax.runtime.preemption import StopRequest
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
 from tests.evaluation import make_clips, write_clips
 from tests.tiny import tiny_config, tiny_flags
 

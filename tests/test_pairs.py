@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from atst_jax.frontend import FRONTENDS, log_mel
-from atst_jax.records import Dataset
+from atst_jax.audio.frontend import FRONTENDS, log_mel
+from atst_jax.data.dataset import Dataset
 from data_pipeline import pairs
-from data_pipeline.loudness import loudness
-from data_pipeline.modifiers import TEMPLATES, changes, sentence
+from data_pipeline.mixing.loudness import loudness
+from data_pipeline.mixing.modifiers import TEMPLATES, changes, sentence
+from data_pipeline.mixing.scenes import Part, Scene, trimmed
 from data_pipeline.prepare import main as prepare
-from data_pipeline.scenes import Part, Scene, trimmed
 from tests.preparing import contents, write_inline
 from tests.scene_sounds import RATE, rows, write_scene_sounds
 
@@ -211,7 +211,7 @@ def test_a_class_that_is_event_and_background_is_refused(sounds, tmp_path, capsy
 
 
 def test_pyloudnorm_missing_names_the_extra(sounds, tmp_path, capsys, monkeypatch):
-  from data_pipeline import loudness as room
+  from data_pipeline.mixing import loudness as room
 
   monkeypatch.setitem(__import__("sys").modules, "pyloudnorm", None)
   room.loudness_meter.cache_clear()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from atst_jax.records import Dataset
+from atst_jax.data.dataset import Dataset
 from data_pipeline import pairs
-from data_pipeline.loudness import loudness
-from data_pipeline.scenes import Part, Scene, synthesise
+from data_pipeline.mixing.loudness import loudness
+from data_pipeline.mixing.scenes import Part, Scene, synthesise
 from tests.preparing import write_inline
 from tests.scene_sounds import RATE, rows, write_scene_sounds
 

@@ -8,10 +8,12 @@ import jax
 import pytest
 from tiny import tiny_config, tiny_flags
 
-from atst_jax import config as configs
-from atst_jax import plan, pod, recipe
-from atst_jax.chips import find_chip
-from atst_jax.collectives import Collective, find_collectives
+from atst_jax import plan
+from atst_jax.performance import plan as pod
+from atst_jax.performance.chips import find_chip
+from atst_jax.performance.collectives import Collective, find_collectives
+from atst_jax.pretraining import recipe
+from atst_jax.util import config as configs
 
 WIDE = {"encoder__width": "128", "heads__hidden": "256", "difference__weight": "0", "batch_size": "16"}
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed: .[tpu]")

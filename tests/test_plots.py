@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax import config as configs
-from atst_jax import maps, plots, view_sheet
-from atst_jax.errors import UserError
-from atst_jax.frontend import FRONTENDS
-from atst_jax.model import load_model
-from atst_jax.normalization import nepers_per_unit
-from atst_jax.records import Dataset, write_json
-from atst_jax.views import make_views
+from atst_jax.artifacts.model import load_model
+from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.data.dataset import Dataset, write_json
+from atst_jax.figures import curves, maps, view_sheet
+from atst_jax.method.normalization import nepers_per_unit
+from atst_jax.method.views import make_views
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
 from tests.evaluation import make_clips, write_clips, write_encoder
 from tests.tiny import tiny_config, write_dataset
 
@@ -40,27 +40,27 @@ def records(n=120, **changes):
 
 @pytest.mark.parametrize("n", [1, 120])
 def test_training_curve_is_written(tmp_path, n):
-  plots.training_curve(records(n), str(tmp_path / "curve.png"), outputs=8)
+  curves.training_curve(records(n), str(tmp_path / "curve.png"), outputs=8)
   pixels(tmp_path / "curve.png")
 
 
 def test_training_curve_bridges_values_that_were_nan(tmp_path):
   found = records(30)
   found[7]["loss"] = found[8]["std_student"] = None
-  plots.training_curve(found, str(tmp_path / "curve.png"), outputs=8)
-  plots.training_curve([{**r, "loss": None} for r in found], str(tmp_path / "gone.png"), outputs=8)
+  curves.training_curve(found, str(tmp_path / "curve.png"), outputs=8)
+  curves.training_curve([{**r, "loss": None} for r in found], str(tmp_path / "gone.png"), outputs=8)
 
 
 def test_training_curve_without_records_is_refused(tmp_path):
   with pytest.raises(UserError, match="no metrics to plot yet"):
-    plots.training_curve([], str(tmp_path / "curve.png"), outputs=8)
+    curves.training_curve([], str(tmp_path / "curve.png"), outputs=8)
 
 
 def test_smoothing_is_a_centred_mean():
   values = np.arange(120.0)
-  assert plots._smooth(values)[60] == 60 and plots._smooth(values)[0] == 2.0  # of 0 to 4
+  assert curves._smooth(values)[60] == 60 and curves._smooth(values)[0] == 2.0  # of 0 to 4
   values[60] = np.nan
-  assert plots._smooth(values)[60] == 60
+  assert curves._smooth(values)[60] == 60
 
 
 def resolved(**overrides):
@@ -148,8 +148,8 @@ def test_online_scores_are_drawn_beside_the_others(tmp_path):
   online = [{"step": s, "online_ridge_map": 0.4, "online_knn_map": None, "online_mel_map": 0.3,
              "online_effective_rank": 9.0, "online_seconds": 1.0} for s in (0, 600, 1190)]  # fmt: skip
   found = sorted(records(120) + online, key=lambda r: r["step"])
-  plots.training_curve(found, str(tmp_path / "with.png"), outputs=8)
-  plots.training_curve(records(120), str(tmp_path / "without.png"), outputs=8)
+  curves.training_curve(found, str(tmp_path / "with.png"), outputs=8)
+  curves.training_curve(records(120), str(tmp_path / "without.png"), outputs=8)
   assert pixels(tmp_path / "with.png").shape[0] > 1.3 * pixels(tmp_path / "without.png").shape[0]
 
 
@@ -160,14 +160,14 @@ def test_command_writes_all_pictures_of_a_run(tmp_path, capsys):
   run.mkdir()
   write_json(str(run / "config.json"), resolved(data__source="records", data__path=data))
   (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(5)), encoding="utf-8")
-  assert plots.main([f"--workdir={run}", f"--encoder={encoder}", f"--data={data}"]) == 0
+  assert curves.main([f"--workdir={run}", f"--encoder={encoder}", f"--data={data}"]) == 0
   assert capsys.readouterr().out.split() == [str(run / f"{n}.png") for n in ("training_curve", "views", "embeddings")]
   for name in ("training_curve", "views", "embeddings"):
     pixels(run / f"{name}.png")
 
 
 def test_command_refuses_in_one_line(tmp_path, capsys):
-  assert plots.main([f"--workdir={tmp_path}"]) == 2
+  assert curves.main([f"--workdir={tmp_path}"]) == 2
   assert "is not the workdir of a run" in capsys.readouterr().err
-  assert plots.main([f"--workdir={tmp_path}", "--encoder=x"]) == 2
+  assert curves.main([f"--workdir={tmp_path}", "--encoder=x"]) == 2
   assert "needs both --encoder and --data" in capsys.readouterr().err

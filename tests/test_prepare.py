@@ -15,11 +15,11 @@ import pytest
 import soundfile
 from preparing import contents, write_inline
 
-from atst_jax.frontend import get_frontend, log_mel
-from atst_jax.records import Dataset
+from atst_jax.audio.decode import load_audio
+from atst_jax.audio.frontend import get_frontend, log_mel
+from atst_jax.data.dataset import Dataset
 from data_pipeline import prepare
-from data_pipeline.audio import load_audio
-from data_pipeline.mel_statistics import MelStatistics, merge_statistics
+from data_pipeline.shards.mel_statistics import MelStatistics, merge_statistics
 
 RATE = 16000
 KEYS = {"schema", "name", "frontend", "label_names", "multi_label", "fold_names", "folds", "splits", "statistics",
@@ -234,10 +234,10 @@ def test_a_part_of_the_shared_sets(shared, tmp_path, inline, layout, rate, folds
 
 def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):
   code = (
-    "import sys, numpy as np, data_pipeline.workers\n"
-    "from atst_jax.frontend import FRONTENDS\n"
-    "from data_pipeline.files import Source\n"
-    "from data_pipeline.shards import Settings, ShardTask, write_task\n"
+    "import sys, numpy as np, data_pipeline.shards.workers\n"
+    "from atst_jax.audio.frontend import FRONTENDS\n"
+    "from data_pipeline.sources.files import Source\n"
+    "from data_pipeline.shards.shard import Settings, ShardTask, write_task\n"
     "path, output = sys.argv[1:]\n"
     "settings = Settings(output, output, FRONTENDS['atst'], np.ones((513, 64), np.float32), (), 60.0)\n"
     "write_task(ShardTask('a.tfrecord', 'train', (Source(path, 'a'),)), settings, print)\n"

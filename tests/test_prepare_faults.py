@@ -9,9 +9,9 @@ import pytest
 import soundfile
 from preparing import contents, run, small_set, write_inline
 
-from atst_jax.frontend import get_frontend
-from atst_jax.records import Dataset
-from atst_jax.tfrecord import frame_record, read_records
+from atst_jax.audio.frontend import get_frontend
+from atst_jax.data.dataset import Dataset
+from atst_jax.data.tfrecord import frame_record, read_records
 from data_pipeline import prepare
 
 RATE = 16000

@@ -14,7 +14,8 @@ import pytest
 import soundfile
 from preparing import contents
 
-from data_pipeline import prepare, workers
+from data_pipeline import prepare
+from data_pipeline.shards import workers
 
 ROOT = pathlib.Path(__file__).parents[1]
 

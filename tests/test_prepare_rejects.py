@@ -8,10 +8,12 @@ import pytest
 import soundfile
 from preparing import contents, run, small_set, write_inline
 
-from atst_jax.errors import StoreError
-from atst_jax.records import Dataset
-from data_pipeline import audio as decoder
-from data_pipeline import preparation, prepare, shards, workers
+from atst_jax.audio import decode as decoder
+from atst_jax.data.dataset import Dataset
+from atst_jax.util.errors import StoreError
+from data_pipeline import prepare
+from data_pipeline.shards import job, workers
+from data_pipeline.shards import shard as shards
 
 RATE = 16000
 
@@ -65,7 +67,7 @@ def test_fault_21_a_file_that_crashes_the_decoder_is_a_reject(small, tmp_path, m
   )
   (small[0] / "crash.wav").write_bytes((small[0] / "7.wav").read_bytes())
   flags = [f"--input={small[0]}", "--frontend=atst", "--num_shards=5", "--workers=2"]
-  monkeypatch.setattr(preparation, "write_tasks", workers.write_tasks)
+  monkeypatch.setattr(job, "write_tasks", workers.write_tasks)
   monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
   assert prepare.main([*flags, f"--output={tmp_path / 'all'}"]) == 0
   dataset = Dataset.load(str(tmp_path / "all"))
@@ -82,14 +84,14 @@ def test_a_file_that_vanishes_meanwhile_stops_the_job(small, tmp_path, monkeypat
   """A disk that is gone for a moment must not cost clips for ever."""
   output, held = tmp_path / "all", (small[0] / "7.wav").read_bytes()
   flags = [f"--input={small[0]}", f"--output={output}", "--frontend=atst"]
-  inline = preparation.write_tasks
+  inline = job.write_tasks
 
   def unplugged(tasks, settings, *, workers):
     (small[0] / "7.wav").unlink()
     inline(tasks, settings, workers=workers)
 
   with monkeypatch.context() as patch:
-    patch.setattr(preparation, "write_tasks", unplugged)
+    patch.setattr(job, "write_tasks", unplugged)
     assert prepare.main(flags) == 2
   assert "7.wav was there when the job began and is gone" in capsys.readouterr().err
   (small[0] / "7.wav").write_bytes(held)
@@ -145,7 +147,7 @@ def test_duplicates_are_looked_for_once(small, tmp_path, monkeypatch):
   flags = [f"--input={audio}", f"--output={tmp_path / 'clean'}", "--frontend=atst", "--reject_duplicates"]
   assert run(*flags) == 0
   before = contents(tmp_path / "clean")
-  monkeypatch.setattr(preparation, "find_duplicates", None)
+  monkeypatch.setattr(job, "find_duplicates", None)
   next((tmp_path / "clean").glob("*.tfrecord")).unlink()
   assert run(*flags) == 0 and contents(tmp_path / "clean") == before
 

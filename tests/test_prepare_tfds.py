@@ -7,9 +7,10 @@ import pytest
 import soundfile
 from preparing import write_inline
 
-from atst_jax.errors import UserError
-from atst_jax.records import Dataset
-from data_pipeline import prepare, tfds_source
+from atst_jax.data.dataset import Dataset
+from atst_jax.util.errors import UserError
+from data_pipeline import prepare
+from data_pipeline.sources import tfds as tfds_source
 
 
 def test_opens_with_tfds(tmp_path, monkeypatch):

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax.downstream import evar_probe, probe, selection
+from atst_jax.downstream.linear import atst_probe, evar_probe, selection
+from atst_jax.downstream.metrics import accuracy
 from atst_jax.downstream.splits import Split
-from atst_jax.errors import UserError
-from atst_jax.metrics import accuracy
+from atst_jax.util.errors import UserError
 
 N, D, C = 60, 5, 3
 
@@ -22,13 +22,13 @@ def data():
 
 
 def fit(x, targets, index, *, rates=((0.1,),), seeds=(0,), epochs=4, batch_size=16, multi_label=False):
-  return probe.fit(x, targets, index, rates=rates, seeds=seeds, epochs=epochs, batch_size=batch_size,
+  return atst_probe.fit(x, targets, index, rates=rates, seeds=seeds, epochs=epochs, batch_size=batch_size,
                    multi_label=multi_label)  # fmt: skip
 
 
 def choose(x, targets, split, score, *, rates, seeds, refit, **options):
   """`selection.evaluate` with ATST's probe."""
-  train = lambda index, valid, rates: probe.fit(x, targets, index, rates=rates, seeds=seeds, **options)
+  train = lambda index, valid, rates: atst_probe.fit(x, targets, index, rates=rates, seeds=seeds, **options)
   return selection.evaluate(train, x, targets, split, score, rates=rates, seeds=seeds, refit=refit)
 
 
@@ -74,7 +74,7 @@ def test_equals_a_slow_numpy_twin(data, batch_size, multi_label):
     np.testing.assert_allclose(np.asarray(a) / scale, b / scale, atol=1e-5, rtol=0, err_msg=name)
   assert np.abs(expected[0]).max() > 0.05  # it learned something
   logits = (x[:9] - expected[2]) / expected[3] @ expected[0] + expected[1]
-  np.testing.assert_allclose(probe.scores(found, x, np.arange(9), seed=0, rate=0), logits, atol=1e-4)
+  np.testing.assert_allclose(atst_probe.scores(found, x, np.arange(9), seed=0, rate=0), logits, atol=1e-4)
 
 
 def test_rates_and_seeds_at_once_equal_single_runs(data):
@@ -148,7 +148,7 @@ def test_refit_trains_on_training_and_validation_clips(data, refit):
   x, targets, _ = data
   result = spy(data, [0.1, 0.9, 0.2], refit=refit)
   expected = fit(x, targets, np.arange(45 if refit else 30), rates=[[0.1]], seeds=[4], epochs=3)
-  logits = probe.scores(expected, x, np.arange(45, 60), seed=0, rate=0)
+  logits = atst_probe.scores(expected, x, np.arange(45, 60), seed=0, rate=0)
   np.testing.assert_allclose(result.test_logits, logits, atol=1e-6)
 
 
@@ -178,7 +178,7 @@ def test_features_of_as_20k_stay_within_memory(protocol, rates):
   arguments = (shape((N, D), "float32"), *columns, shape((N, C), "float32"), *rows, shape((3, rates), "float32"),
                shape((3,), "uint32"))  # fmt: skip
   options = {"patience": 20, "monitor": "loss"} if protocol == "evar" else {}
-  lowered = (probe if protocol == "atst" else evar_probe)._fit.lower(
+  lowered = (atst_probe if protocol == "atst" else evar_probe)._fit.lower(
     *arguments, epochs=100, batch_size=1024, multi_label=True, **options)  # fmt: skip
   memory = lowered.compile().memory_analysis()
   used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from atst_jax.downstream.published import TABLES, published
-from atst_jax.downstream.statistics import confidence, summary
-from atst_jax.downstream.tasks import TASKS, known_rates
-from data_pipeline.layouts import LAYOUTS
+from atst_jax.downstream.metrics import confidence, summary
+from atst_jax.downstream.papers.published import TABLES, published
+from atst_jax.downstream.papers.tasks import TASKS, known_rates
+from data_pipeline.sources.layouts import LAYOUTS
 
 AVERAGES = {"atst-1": (71.4, 74.9, 73.1, 76.5, 78.2), "difference-3": (71.95, 71.93, 71.79, 71.49, 71.18)}
 

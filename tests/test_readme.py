@@ -13,7 +13,7 @@ from documented import blocks, commands, examples, inline, parse_only, words
 from preparing import write_inline
 from tiny import OVERRIDES, ROOT
 
-from atst_jax import config as configs
+from atst_jax.util import config as configs
 from data_pipeline.synth import write_wav
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "data_pipeline/README.md", "launch/README.md", "docs/configuration.md",

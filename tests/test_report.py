@@ -7,11 +7,11 @@ import os
 
 import pytest
 
+from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.downstream import report
-from atst_jax.downstream.comparison import average, choose_rates, compare, read_runs
-from atst_jax.downstream.published import TABLES
-from atst_jax.downstream.statistics import summary
-from atst_jax.frontend import FRONTENDS
+from atst_jax.downstream.metrics import summary
+from atst_jax.downstream.papers.comparison import average, choose_rates, compare, read_runs
+from atst_jax.downstream.papers.published import TABLES
 
 PRETRAINING = {"encoder": {"kind": "transformer", "width": 384, "depth": 12}, "difference": {"weight": 0.2},
                "views": {"segments": "two", "crop_frames": 601}}  # fmt: skip

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from atst_jax.html_page import table
-from atst_jax.records import Dataset
+from atst_jax.data.dataset import Dataset
+from atst_jax.data.dataset_page import bars
+from atst_jax.util.html_page import table
 from data_pipeline import prepare
-from data_pipeline.report_page import bars
 
 VOID = {"meta", "img", "path", "rect"}
 

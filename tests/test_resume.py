@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tiny import ROOT, tiny_flags, write_dataset
 
-from atst_jax.checkpoint import restore_tree
-from atst_jax.logs import read_metrics
+from atst_jax.runtime.checkpoint import restore_tree
+from atst_jax.runtime.metric_writer import read_metrics
 
 STEPS = 60
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from atst_jax import main
-from atst_jax.downstream import pair_set, text
-from atst_jax.downstream.comparison import compare, read_runs
+from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.downstream.features import read_labels
-from atst_jax.downstream.published import RECALLS
-from atst_jax.downstream.retrieval_table import cells
-from atst_jax.errors import UserError
-from atst_jax.records import Clip, Dataset
+from atst_jax.downstream.papers.comparison import compare, read_runs
+from atst_jax.downstream.papers.published import RECALLS
+from atst_jax.downstream.retrieval import pair_set, text
+from atst_jax.downstream.tables import cells
+from atst_jax.util.errors import UserError
 from tests.evaluation import write_clips, write_encoder
 from tests.tiny import ROOT
 

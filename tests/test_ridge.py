@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from atst_jax import ridge
+from atst_jax.downstream import ridge
+from atst_jax.downstream.metrics import accuracy
 from atst_jax.downstream.splits import Split
-from atst_jax.metrics import accuracy
 
 
 def data(n=60, d=10, classes=3, seed=0):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from atst_jax import config as configs
 from atst_jax import report
-from atst_jax.records import write_json
-from atst_jax.workdir import read_starts, record_start
+from atst_jax.data.dataset import write_json
+from atst_jax.figures import run_page
+from atst_jax.runtime.workdir import read_starts, record_start
+from atst_jax.util import config as configs
 from data_pipeline import prepare
 from tests.evaluation import write_encoder
 from tests.test_plots import records
@@ -76,7 +77,7 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(page):
   assert "://" not in text and "default-src 'none'" in text
   assert "<b>bark" not in text and "&lt;b&gt;bark" in text and "<i>tones" not in text
   assert 'rain & "wind"' not in text and "take '" not in text
-  assert len(text.encode()) < report.PAGE_BYTES / 4
+  assert len(text.encode()) < run_page.PAGE_BYTES / 4
 
 
 def test_the_page_says_what_is_known_of_the_run(page, folders):

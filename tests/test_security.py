@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from atst_jax import logs
-from atst_jax.errors import UserError, plain
-from atst_jax.records import Dataset
+from atst_jax.data.dataset import Dataset
+from atst_jax.util import logs
+from atst_jax.util.errors import UserError, plain
 from data_pipeline import prepare
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,7 +29,7 @@ FORBIDDEN = {  # by the name it is called by
   "loader.load_module", "runpy.run_path",
 }  # fmt: skip
 METHODS = {"extractall", "extract", "exec_module"}  # whatever they are called on
-ALLOWED = {("atst_jax/config.py", "exec_module")}  # a config file is the user's own program
+ALLOWED = {("atst_jax/util/config.py", "exec_module")}  # a config file is the user's own program
 NEEDED = {"load": {"np": ("allow_pickle", False), "numpy": ("allow_pickle", False), "torch": ("weights_only", True)}}
 
 

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from atst_jax.errors import UserError
-from data_pipeline import files
-from data_pipeline.files import Source
-from data_pipeline.sources import list_sources
+from atst_jax.util.errors import UserError
+from data_pipeline.sources import files
+from data_pipeline.sources.files import Source
+from data_pipeline.sources.inputs import list_sources
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -200,9 +200,9 @@ def test_two_million_clips_are_planned_in_a_minute_and_two_gigabytes():
   """A simulated listing of AudioSet's size: hashed, ordered and dealt to shards."""
   script = """
 import resource, time
-from atst_jax.frontend import get_frontend
+from atst_jax.audio.frontend import get_frontend
 from data_pipeline import plan
-from data_pipeline.files import Source
+from data_pipeline.sources.files import Source
 sources = [Source(f"/data/audio/{i % 1000:03d}/{i:011d}.wav", f"{i:011d}_30.000", ("Speech", "Music"), True)
            for i in range(2_000_000)]
 started = time.time()

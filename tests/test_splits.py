@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from atst_jax.downstream.splits import Split, check, make_splits, source_of
-from atst_jax.errors import UserError
+from atst_jax.util.errors import UserError
 
 NAMES = ["bark", "crow", "rain", "wind"]
 

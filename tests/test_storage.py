@@ -10,13 +10,13 @@ import pytest
 import soundfile
 from preparing import write_inline
 
-from atst_jax import storage
-from atst_jax.errors import StoreError, UserError
-from atst_jax.input_pipeline import record_batches
-from atst_jax.records import Dataset
+from atst_jax.audio.decode import Reject, duration, load_audio
+from atst_jax.data.dataset import Dataset
+from atst_jax.data.input_pipeline import record_batches
+from atst_jax.util import storage
+from atst_jax.util.errors import StoreError, UserError
 from data_pipeline import prepare
-from data_pipeline.audio import Reject, duration, load_audio
-from data_pipeline.sources import list_sources
+from data_pipeline.sources.inputs import list_sources
 
 STORE = "memory://bucket"
 RATE = 16000

@@ -17,10 +17,11 @@ import soundfile
 from evaluation import write_encoder
 from tiny import ROOT
 
-from atst_jax.downstream import evar, hear, tensors, xares
-from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings, load_model
-from atst_jax.errors import UserError
-from atst_jax.normalization import LOG_EPS
+from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
+from atst_jax.downstream import evar, hear, torch_arrays, xares
+from atst_jax.embed import load_model
+from atst_jax.method.normalization import LOG_EPS
+from atst_jax.util.errors import UserError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[torch]")
 
@@ -33,7 +34,7 @@ def encoders(tmp_path_factory):
 
 @pytest.fixture
 def named(encoders, monkeypatch):
-  monkeypatch.setenv(tensors.VARIABLE, encoders["transformer"])
+  monkeypatch.setenv(torch_arrays.VARIABLE, encoders["transformer"])
   return encoders["transformer"]
 
 
@@ -63,7 +64,7 @@ def test_hear(encoders, named):
 
 
 def test_an_encoder_has_to_be_named(monkeypatch):
-  monkeypatch.delenv(tensors.VARIABLE, raising=False)
+  monkeypatch.delenv(torch_arrays.VARIABLE, raising=False)
   for load in (hear.load_model, xares.ATSTJAXEncoder):
     with pytest.raises(UserError, match="Set the environment variable ATST_JAX_ENCODER"):
       load()

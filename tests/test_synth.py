@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from atst_jax.frontend import get_frontend, log_mel
+from atst_jax.audio.frontend import get_frontend, log_mel
 from data_pipeline import synth
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_clips import FRONTEND, make_clip, same_clip, write_tiny_dataset
 
-from atst_jax.records import Clip, Dataset
-from atst_jax.tfrecord import RecordError, decode_example, encode_example, frame_record, read_records
+from atst_jax.data.dataset import Clip, Dataset
+from atst_jax.data.tfrecord import RecordError, decode_example, encode_example, frame_record, read_records
 
 INT64 = np.iinfo(np.int64)
 

@@ -14,11 +14,13 @@ import types
 
 import pytest
 
-from atst_jax import config as configs
-from atst_jax import main, recipe, trackers, train
-from atst_jax.errors import UserError
-from atst_jax.logs import MetricWriter, read_metrics
-from atst_jax.workdir import read_starts
+from atst_jax import main
+from atst_jax.pretraining import loop, recipe
+from atst_jax.runtime import trackers
+from atst_jax.runtime.metric_writer import MetricWriter, read_metrics
+from atst_jax.runtime.workdir import read_starts
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
 from tests.tiny import ROOT, tiny_config, tiny_flags
 
 NAMES = {"wandb": "project", "mlflow": "an experiment"}
@@ -194,7 +196,7 @@ def test_mistakes_are_refused(names, message, monkeypatch):
 
 def test_the_trainer_opens_what_its_config_names(stand_ins, tmp_path):
   config = recipe.resolve(tiny_config(log__wandb="project"), None)
-  writer = train.make_writer(config, str(tmp_path), 3)
+  writer = loop.make_writer(config, str(tmp_path), 3)
   writer.write(4, {"loss": 1.0})
   writer.close()
   (init,) = stand_ins[0].inits
@@ -213,7 +215,7 @@ def test_a_tracker_that_is_not_there_is_refused_at_the_start(tmp_path, capsys):
 REAL = """
 import json, os, sys
 from atst_jax import trackers
-from atst_jax.logs import MetricWriter
+from atst_jax.util.logs import MetricWriter
 workdir = sys.argv[1]
 for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
   chosen = trackers.chosen(json.loads(sys.argv[2]), workdir, {"a": {"b": 1}})

@@ -9,11 +9,11 @@ import optax
 import pytest
 from tiny import tiny_config
 
-from atst_jax import recipe
-from atst_jax.batch_norm import BatchNorm
-from atst_jax.ema import ema
-from atst_jax.losses import cosine_loss, cross_loss, output_std
-from atst_jax.optimizer import cosine_schedule, decay_mask, make_optimizer, transformers_adamw
+from atst_jax.method.ema import ema
+from atst_jax.method.losses import cosine_loss, cross_loss, output_std
+from atst_jax.method.optimizer import cosine_schedule, decay_mask, make_optimizer, transformers_adamw
+from atst_jax.models.layers import BatchNorm
+from atst_jax.pretraining import recipe
 
 
 @functools.cache

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax import augment, groups, mixtures, normalization
-from atst_jax import views as V
+from atst_jax.method import augment, groups, mixtures, normalization
+from atst_jax.method import views as V
 
 VIEWS = {
   "segments": "two",

@@ -5,9 +5,9 @@ import pathlib
 
 import numpy as np
 
-from atst_jax import config as configs
-from atst_jax.frontend import FRONTENDS
-from atst_jax.records import SCHEMA_VERSION, Clip, write_json, write_shard
+from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.data.dataset import SCHEMA_VERSION, Clip, write_json, write_shard
+from atst_jax.util import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -5,8 +5,8 @@ import os
 
 import numpy as np
 
-from atst_jax.frontend import FRONTENDS
-from atst_jax.records import MANIFEST, SCHEMA_VERSION, Clip, write_json, write_shard
+from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.data.dataset import MANIFEST, SCHEMA_VERSION, Clip, write_json, write_shard
 
 FRONTEND = dataclasses.replace(FRONTENDS["atst"], name="tiny", n_mels=4)
 

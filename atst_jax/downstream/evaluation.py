@@ -7,14 +7,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import atst_jax
-from atst_jax import config as configs
+from atst_jax.data.dataset import Dataset
+from atst_jax.downstream import evaluation, features
 from atst_jax.downstream.features import Labels
-from atst_jax.downstream.published import published
+from atst_jax.downstream.metrics import accuracy, mean_average_precision
+from atst_jax.downstream.papers.published import published
+from atst_jax.downstream.papers.tasks import TASKS
 from atst_jax.downstream.splits import Split, make_splits
-from atst_jax.downstream.tasks import TASKS
-from atst_jax.logs import log
-from atst_jax.metrics import accuracy, mean_average_precision
-from atst_jax.records import Dataset
+from atst_jax.util import config as configs
+from atst_jax.util.logs import log
 
 
 def divide(config: ConfigDict, dataset: Dataset, labels: Labels) -> list[Split]:
@@ -67,3 +68,15 @@ def results_of(config: ConfigDict, exported: dict, dataset: Dataset, labels: Lab
     "chance": chance(labels.targets, splits, labels.multi_label),
     "rows": rows,
   }  # fmt: skip
+
+
+def describe_labelled(config: ConfigDict, dataset: Dataset) -> tuple[list, list[str]]:
+  """(divisions of a labelled set, lines about it)."""
+  labels = features.read_labels(dataset)
+  splits = evaluation.divide(config, dataset, labels)
+  parts = "; ".join(f"{len(s.train)} + {len(s.valid)} + {len(s.test)}" for s in splits)
+  return splits, [
+    f"data        {dataset.root}: {len(labels.ids)} clips, {len(dataset.label_names)} classes, "
+    f"{'several labels' if labels.multi_label else 'one label'} each",
+    f"divisions   {len(splits)}, training + validation + test clips: {parts}",
+  ]

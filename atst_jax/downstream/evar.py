@@ -14,12 +14,12 @@ import sys
 
 import numpy as np
 
-from atst_jax.command import Parser, guard
-from atst_jax.downstream.tensors import like, open_encoder, samples
-from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings
-from atst_jax.errors import UserError
-from atst_jax.model import Model
-from atst_jax.normalization import LOG_EPS, NEPERS_PER_DB
+from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
+from atst_jax.artifacts.model import Model
+from atst_jax.downstream.torch_arrays import like, open_encoder, samples
+from atst_jax.method.normalization import LOG_EPS, NEPERS_PER_DB
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.errors import UserError
 
 MAX_SECONDS = 12.0  # ATST's protocol: longer clips are cropped centrally; 0 takes them whole
 

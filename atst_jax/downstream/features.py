@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 import atst_jax
-from atst_jax import storage
-from atst_jax.errors import UserError
-from atst_jax.frontend import log_mel
-from atst_jax.logs import log, progress_bar
-from atst_jax.records import Clip, Dataset
+from atst_jax.audio.frontend import log_mel
+from atst_jax.data.dataset import Clip, Dataset
+from atst_jax.util import storage
+from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log, progress_bar
 
 
 class Labels(NamedTuple):

@@ -8,10 +8,10 @@ Scene vectors are [CLS, mean of the patches] of the last block, or of the last `
 last block's patches, every 40 ms. Needs pip install -e .[torch].
 """
 
-from atst_jax.downstream.tensors import like, open_encoder, samples
-from atst_jax.embed import get_scene_embeddings as scene
-from atst_jax.embed import get_timestamp_embeddings as timestamps
-from atst_jax.errors import UserError
+from atst_jax.artifacts.embedding import get_scene_embeddings as scene
+from atst_jax.artifacts.embedding import get_timestamp_embeddings as timestamps
+from atst_jax.downstream.torch_arrays import like, open_encoder, samples
+from atst_jax.util.errors import UserError
 
 
 def load_model(model_file_path: str = "", num_blocks: int = 1):

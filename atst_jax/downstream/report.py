@@ -12,10 +12,10 @@ import io
 import os
 import sys
 
-from atst_jax import storage
-from atst_jax.command import Parser, guard
-from atst_jax.downstream.comparison import Cell, Comparison, Run, average, compare, read_runs
-from atst_jax.markdown import table_lines
+from atst_jax.downstream.papers.comparison import Cell, Comparison, Run, average, compare, read_runs
+from atst_jax.util import storage
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.markdown import table_lines
 
 SPREADS = {"std": "standard deviation over seeds", "ci95": "95 % confidence interval", "": ""}
 PANELS = 5  # of a picture, side by side

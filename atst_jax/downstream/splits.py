@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atst_jax.errors import UserError
+from atst_jax.util.errors import UserError
 
 WAYS = ("auto", "fold", "split", "random")
 HOLD_OUTS = ("fold", "tenth")

@@ -5,8 +5,8 @@
 The runner imports the path as a module's name, so it need not exist in the working folder. Needs .[torch] and xares.
 """
 
-from atst_jax.downstream.tensors import like, open_encoder, samples
-from atst_jax.embed import get_timestamp_embeddings
+from atst_jax.artifacts.embedding import get_timestamp_embeddings
+from atst_jax.downstream.torch_arrays import like, open_encoder, samples
 
 
 def ATSTJAXEncoder():

@@ -1,0 +1,155 @@
+"""The folder of an exported encoder: `config.json`, the front-end's mel filters, and the weights.
+
+Weights lie in `model.safetensors` (variables flattened, their names joined by "/"), in `params/` (Orbax), or in both.
+`format` counts up when older code would misread what newer code writes; every earlier format is still read:
+
+1: `normalization` has no `kind`; weights in `params/`.
+2: weights in `params/`.
+3: weights in `model.safetensors`, `params/` if asked for.
+"""
+
+import hashlib
+import os
+
+import jax
+import numpy as np
+
+from atst_jax.audio.frontend import FrontEnd
+from atst_jax.method.normalization import check_normalization
+from atst_jax.models.encoders import check_encoder, frames_per_vector, make_encoder
+from atst_jax.util import storage
+from atst_jax.util.errors import UserError
+
+FORMAT = 3
+CONFIG = "config.json"
+FILTERS = "mel_filters.npy"
+SAFETENSORS = "model.safetensors"
+ORBAX = "params"
+MAX_CHUNK = 1 << 20  # frames, three hours
+MOST_WEIGHT = 1000.0  # of a mel filter: 1 in a triangle, more where a scale makes it
+MOST_COMPRESSED = 64  # weights hardly compress; only constant arrays do
+
+
+def params_hash(variables) -> str:
+  """16 hexadecimal digits over names, shapes and values of all arrays."""
+  digest = hashlib.sha256()
+  for path, x in jax.tree_util.tree_leaves_with_path(variables):
+    digest.update(f"{jax.tree_util.keystr(path)} {np.shape(x)}".encode() + np.asarray(x, np.float32).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def upgrade(config: dict, path: str) -> dict:
+  """The config of an export of any format in today's form. Raises UserError for a format of newer code."""
+  number = config["format"]
+  if number not in range(1, FORMAT + 1):
+    raise UserError(
+      f"{path}: format {number}, this code reads 1 to {FORMAT}; install a newer atst_jax, or export again"
+    )
+  if number == 1:
+    config = {**config, "normalization": {"kind": "min_max", **config["normalization"]}}
+  return {**config, "format": FORMAT}
+
+
+def write_weights(path: str, variables) -> None:
+  """Writes `model.safetensors`."""
+  import safetensors.numpy
+
+  leaves = jax.tree_util.tree_leaves_with_path(variables)
+  arrays = {"/".join(key.key for key in keys): np.ascontiguousarray(x) for keys, x in leaves}
+  with storage.writing(path) as file:
+    file.write(safetensors.numpy.save(arrays, {"format": "flax"}))
+
+
+def _read_weights(path: str, expected) -> dict:
+  """The arrays of a `model.safetensors`, whose header cannot claim more than the file holds."""
+  import safetensors.numpy
+
+  try:
+    arrays = safetensors.numpy.load_file(path)
+  except Exception as error:  # of the format's own, and what numpy says of strange types
+    raise UserError(f"{path}: cannot be read as exported parameters ({type(error).__name__}: {error})") from error
+  leaves, tree = jax.tree_util.tree_flatten_with_path(expected)
+  wanted = {"/".join(key.key for key in keys): x for keys, x in leaves}
+  describe = lambda x: "absent" if x is None else f"{tuple(x.shape)} {np.dtype(x.dtype)}"
+  wrong = [n for n in sorted({*wanted, *arrays}) if describe(wanted.get(n)) != describe(arrays.get(n))]
+  if wrong:
+    raise UserError(f"{path}: {len(wrong)} arrays are not those of the encoder in {CONFIG}, the first is {wrong[0]}: "
+                    f"{describe(arrays.get(wrong[0]))}, not {describe(wanted.get(wrong[0]))}")  # fmt: skip
+  return jax.tree.unflatten(tree, [arrays[name] for name in wanted])
+
+
+def read(folder: str):
+  """(config, variables as numpy arrays, mel filters) of an export. Raises UserError naming what is wrong with it.
+
+  The folder may come from anywhere: everything is checked before it is used, and no more memory is asked for than an
+  encoder of the size that config.json states needs.
+  """
+  path = os.path.join(folder, CONFIG)
+  weights = os.path.join(folder, SAFETENSORS)
+  if not os.path.exists(weights):
+    weights = os.path.join(folder, ORBAX)
+  try:
+    config = upgrade(storage.read_json(path), path)
+    frontend = FrontEnd.from_json(config["frontend"])
+    expected = _checked(config, frontend)
+    filters = _read_filters(os.path.join(folder, FILTERS), frontend)
+    _check_size(weights, expected)
+  except FileNotFoundError as error:
+    raise UserError(f"{error.filename} does not exist: {folder!r} is not an exported encoder; make one with "
+                    f"`python -m atst_jax.export --workdir=… --output={folder}`") from None  # fmt: skip
+  except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"{folder}: damaged export ({type(error).__name__}: {error}); export it again") from error
+  if weights.endswith(SAFETENSORS):
+    variables = _read_weights(weights, expected)
+  else:
+    from atst_jax.runtime.checkpoint import restore_like  # Orbax takes a third of a second to import
+
+    variables = restore_like(weights, expected)
+  if params_hash(variables) != config["params_hash"]:
+    raise UserError(f"{weights}: contents do not match params_hash in {CONFIG}; the export is damaged, make it again")
+  return config, variables, filters
+
+
+def _checked(config: dict, frontend: FrontEnd):
+  """The shapes of the variables that a config.json describes. Raises ValueError, KeyError, TypeError or AttributeError
+  for what no export says."""
+  check_encoder(config["encoder"], frontend.n_mels)
+  check_normalization(**config["normalization"])
+  chunk, longest = config["chunk_frames"], config["encoder"].get("max_frames", MAX_CHUNK)
+  if type(chunk) is not int or not frames_per_vector(config["encoder"]) <= chunk <= longest:
+    raise ValueError(f"chunk_frames {chunk!r} do not fit the encoder")
+  for key, kind in (("tail", str), ("params_hash", str), ("provenance", dict)):
+    if not isinstance(config[key], kind):
+      raise TypeError(f"{key} is a {type(config[key]).__name__}")
+  clip = jax.ShapeDtypeStruct((1, chunk, frontend.n_mels), np.float32)
+  return jax.eval_shape(make_encoder(config["encoder"]).init, jax.random.key(0), clip)
+
+
+def _read_filters(path: str, frontend: FrontEnd) -> np.ndarray:
+  filters = storage.read_array(path)
+  shape = (frontend.n_fft // 2 + 1, frontend.n_mels)
+  if filters.shape != shape or filters.dtype != np.float32:
+    raise ValueError(f"{FILTERS} is no float32 array of shape {shape}")
+  filters = np.array(filters)
+  if not (filters.min() >= 0 and filters.max() <= MOST_WEIGHT):  # NaN is neither
+    raise ValueError(f"{FILTERS} holds NaN, or weights beyond 0 to {MOST_WEIGHT:g}")
+  return filters
+
+
+def _check_size(weights: str, expected) -> None:
+  """Raises ValueError if the variables would take very much more memory than the folder or file has bytes."""
+  files = (
+    [weights] if os.path.isfile(weights) else (os.path.join(d, f) for d, _, names in os.walk(weights) for f in names)
+  )
+  stored = sum(map(os.path.getsize, files))
+  wanted = sum(4 * x.size for x in jax.tree.leaves(expected))
+  if wanted > MOST_COMPRESSED * (stored + 1024):
+    raise ValueError(f"an encoder of {wanted} bytes in {stored} bytes")
+
+
+def describe_encoder(path: str, exported: dict) -> str:
+  """The line of a dry run about an exported encoder."""
+  encoder = exported["encoder"]
+  return f"encoder     {path}: {encoder['kind']} of width {encoder['width']}, {exported['params_hash']}"

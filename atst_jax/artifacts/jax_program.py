@@ -1,0 +1,48 @@
+"""An encoder as one serialised program (`jax.export`): weights inside, any batch and length, for CPU, CUDA and TPU.
+
+  from jax import export
+  encode = export.deserialize(bytearray(open("encoders/base/encoder.jax", "rb").read())).call
+  vectors = encode(mel, length, peak)  # {"scene": (B, 2·D), "frames": (B, N, D)}
+
+mel (B, T, F) float32 dB of the export's front-end, padded at will; length (B,) int32 valid frames; peak (B,) float32,
+the whole clip's maximum in dB. T is from `hop` to `chunk_frames` of a transformer, without an end otherwise: longer
+clips are cut into chunks and their vectors averaged, as `Model.embed` does. A program loads with the version of JAX
+that wrote it and with newer ones.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from atst_jax.artifacts.model import Model
+from atst_jax.util.errors import UserError
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def serialize(model: Model) -> bytes:
+  """The program of a model, which takes (mel, length, peak) and returns `Model.outputs`."""
+  cnn = model.config["encoder"]["kind"] == "cnn"
+  bounds = [f"t >= {model.hop}"] + ([] if cnn else [f"t <= {model.chunk_frames}"])
+  B, T = export.symbolic_shape("b, t", scope=export.SymbolicScope(bounds))
+  arguments = (
+    jax.ShapeDtypeStruct((B, T, model.frontend.n_mels), jnp.float32),
+    jax.ShapeDtypeStruct((B,), jnp.int32),
+    jax.ShapeDtypeStruct((B,), jnp.float32),
+  )
+  variables = jax.tree.map(jnp.asarray, model.variables)
+  forward = lambda mel, length, peak: model.outputs(variables, mel, length, peak)
+  return bytes(export.export(jax.jit(forward), platforms=PLATFORMS)(*arguments).serialize())
+
+
+def load_program(path: str) -> Callable:
+  """The function (mel, length, peak) -> {"scene", "frames"} of a file. Raises UserError if it is none."""
+  try:
+    with open(path, "rb") as file:
+      return export.deserialize(bytearray(file.read())).call
+  except FileNotFoundError as error:
+    raise UserError(f"{path} does not exist; write it with `python -m atst_jax.export --artifacts=…,jax`") from error
+  except Exception as error:  # whatever flatbuffers and MLIR raise
+    raise UserError(f"{path}: not a program that this version of JAX ({jax.__version__}) reads: {error}") from error

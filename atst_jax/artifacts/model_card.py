@@ -1,0 +1,138 @@
+"""The model card of an export: README.md with what it is, how it was made, what it scored and where it ends."""
+
+import json
+import os
+
+import jax
+import numpy as np
+
+from atst_jax.audio.frontend import FrontEnd
+from atst_jax.models.encoders import frames_per_vector
+from atst_jax.util.errors import UserError
+from atst_jax.util.markdown import table_lines
+
+NAME = "README.md"
+# Keys of a run's config that a reader compares first; config.json holds all of them.
+RECIPE = ("batch_size", "total_steps", "warmup_steps", "optimizer.base_lr", "optimizer.reference_batch",
+          "views.segments", "views.crop_frames", "views.mixup_ratio", "difference.weight", "difference.mix_domain",
+          "teacher.decay_start", "dtype", "seed")  # fmt: skip
+USES = {
+  "safetensors": "`model.safetensors`: the weights, names joined by `/`",
+  "params": "`params/`: the weights as an Orbax checkpoint",
+  "jax": "`encoder.jax`: a `jax.export` program with the weights, any batch and length, for cpu, cuda and tpu:\n"
+         "  `jax.export.deserialize(bytearray(open(\"encoder.jax\", \"rb\").read())).call(mel, length, peak)`",
+  "onnx": "`encoder.onnx`: the same as an ONNX graph, with the inputs `mel`, `length` and `peak`",
+}  # fmt: skip
+
+
+def read_results(path: str, params_hash: str) -> dict:
+  """The results.json of a linear evaluation of this encoder. Raises UserError for another's, or another file."""
+  try:
+    with open(path, encoding="utf-8") as file:
+      results = json.load(file)
+    measured, job = results["encoder"]["params_hash"], results["job"]
+  except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    raise UserError(f"--results={path}: not the results.json of a linear evaluation ({error})") from error
+  if job != "linear":
+    raise UserError(f"--results={path}: of the job {job}; the card holds linear evaluations")
+  if measured != params_hash:
+    raise UserError(f"--results={path}: measured the encoder {measured}, this one is {params_hash}; evaluate this one")
+  return results
+
+
+def _seconds(frames: int, frontend: FrontEnd) -> str:
+  return f"{frames * frontend.hop_length / frontend.sample_rate:.3g} s"
+
+
+def _origin(provenance: dict) -> list[str]:
+  """Sections on data and recipe."""
+  config = provenance.get("config")
+  if config is None:
+    known = {key: value for key, value in provenance.items() if key != "atst_jax"}
+    return ["## Data and recipe", f"Not known to this program beyond: `{json.dumps(known)}`."]
+  data = config["data"]
+  flat = {f"{a}.{b}": x for a, part in config.items() if isinstance(part, dict) for b, x in part.items()} | config
+  if data["source"] == "records":
+    text = (f"Pre-trained without labels on the split `{data['split']}` of `{os.path.basename(data['path'])}` "
+            f"(fingerprint `{data['fingerprint']}`).")  # fmt: skip
+  else:
+    text = f"Trained on the `{data['source']}` source: noise, to try the code; of no use for sound."
+  recipe = table_lines([["key", "value"], *([key, f"`{flat[key]}`"] for key in RECIPE if key in flat)])
+  return ["## Data", text, "## Recipe",
+          f"The {provenance['network']}'s encoder after {provenance['step']} updates, by atst_jax "
+          f"{provenance['atst_jax']}. Every key lies in `config.json` under `provenance`.",
+          "\n".join(recipe)]  # fmt: skip
+
+
+def _scores(results: list[dict]) -> list[str]:
+  if not results:
+    return ["## Scores", "None were given when this was exported."]
+  table = [["data", "features", "size", "score in %", "runs"]]
+  for result in results:
+    for row in result["rows"]:
+      spread = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
+      table.append([result["data"]["name"], row["name"], str(row["dimensions"]),
+                    f"{result['metric']} {100 * row['mean']:.1f}{spread}", f"{result['config']['seeds']} seeds, "
+                    f"{len(result['data']['divisions'])} folds"])  # fmt: skip
+    table.append([result["data"]["name"], "chance", "", f"{100 * result['chance']:.1f}", ""])
+  chosen = any(result["config"]["select_on_test"] for result in results)
+  note = " Rates were CHOSEN ON THE TEST CLIPS for some: these are too good." if chosen else ""
+  return ["## Scores", f"Linear evaluation of frozen vectors; mean and standard deviation over the seeds.{note}",
+          "\n".join(table_lines(table))]  # fmt: skip
+
+
+def card(name: str, config: dict, variables: dict, *, license: str, results: list[dict], artifacts) -> str:
+  """The text of README.md.
+
+  Args:
+    name: of the model, the folder's.
+    config: the export's config.json.
+    variables: its arrays, to be counted.
+    license: an identifier of SPDX or of the model hub; "unknown" if nobody stated one.
+    results: of `read_results`.
+    artifacts: what lies in the folder, keys of USES.
+  """
+  encoder, frontend = config["encoder"], FrontEnd.from_json(config["frontend"])
+  transformer = encoder["kind"] == "transformer"
+  scene = encoder["width"] * (2 if transformer else 1)
+  count = sum(int(np.size(x)) for x in jax.tree.leaves(variables["params"]))
+  hop = frames_per_vector(encoder)
+  chunk = _seconds(config["chunk_frames"], frontend)
+  kind = f"transformer of {encoder['depth']} blocks" if transformer else encoder.get("version", encoder["kind"])
+  front = table_lines([["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
+                       ["sample rate", f"{frontend.sample_rate} Hz"],
+                       ["window", f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"],
+                       ["hop", f"{frontend.hop_length} samples"],
+                       ["mel", f"{frontend.n_mels} bins, {frontend.f_min:g} to {frontend.f_max:g} Hz, scale "
+                               f"{frontend.mel_scale}, area normalisation {frontend.mel_norm}"],
+                       ["unit", "dB of power; no clamp"],
+                       ["normalisation", f"`{json.dumps(config['normalization'])}`"]])  # fmt: skip
+  limits = [
+    f"- Mono sound at {frontend.sample_rate} Hz; the caller states the rate and other rates are resampled.",
+    f"- At least {frontend.min_samples} samples and {hop} frames ({_seconds(hop, frontend)}).",
+    f"- Longer than {chunk}: chunks of that length are encoded on their own and their vectors averaged "
+    f"(`{config['tail']}`); nothing relates sounds that lie further apart.",
+    "- Nothing below or above the mel bands is heard.",
+    "- What the pre-training data lacks, the vectors may not tell apart; measure on your own labels first.",
+  ]
+  parts = [
+    f"---\nlicense: {license}\nlibrary_name: atst_jax\npipeline_tag: feature-extraction\n"
+    f"tags: [audio, self-supervised, {'atst' if transformer else 'byol-a'}, jax]\n---",
+    f"# {name}",
+    f"An audio encoder: a {kind}, {count:,} parameters. It gives one vector of {scene} numbers for a "
+    f"sound, and one of {encoder['width']} for every {_seconds(hop, frontend)}.",
+    "## Use",
+    "```python\nfrom atst_jax.embed import load_model, get_scene_embeddings\n"
+    f'model = load_model("{name}")\n'
+    "vectors = get_scene_embeddings([waveform], model, sample_rate=44100)  # floats of full scale 1.0\n```",
+    "\n".join(f"- {USES[key]}" for key in USES if key in artifacts),
+    "## Front-end",
+    "\n".join(front),
+    *_origin(config["provenance"]),
+    *_scores(results),
+    "## Limits",
+    "\n".join(limits),
+    "## Licence",
+    "None was stated when this was exported (`--license`)." if license == "unknown" else f"`{license}`",
+  ]
+  return "\n\n".join(parts) + "\n"

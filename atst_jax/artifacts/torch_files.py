@@ -1,0 +1,192 @@
+"""Released PyTorch files: how they are opened, what their tensors are called, and where those belong here."""
+
+import _codecs
+import argparse
+import os
+import pickle
+import re
+import warnings
+import zipfile
+
+import jax
+import numpy as np
+
+from atst_jax.util.errors import UserError
+
+LIGHTNING = "pytorch-lightning_version"
+
+
+def transformer_names(depth: int) -> dict[str, tuple[str, ...]]:
+  """PyTorch name -> path in the variables, of every tensor of ATST's encoder that is used."""
+  names = {"cls_token": ("cls_token",), "pos_embed": ("pos_embed",)}
+
+  def layer(name, *path, kinds):
+    names.update({f"{name}.{kind}": (*path, ours) for kind, ours in kinds.items()})
+
+  linear, norm = {"weight": "kernel", "bias": "bias"}, {"weight": "scale", "bias": "bias"}
+  layer("patch_embed.patch_embed", "patch_embed", kinds=linear)
+  for i in range(depth):
+    block = f"block_{i:02d}"
+    layer(f"blocks.{i}.norm1", block, "norm1", kinds=norm)
+    layer(f"blocks.{i}.attn.qkv", block, "qkv", kinds={"weight": "kernel"})
+    layer(f"blocks.{i}.attn.proj", block, "proj", kinds=linear)
+    layer(f"blocks.{i}.norm2", block, "norm2", kinds=norm)
+    layer(f"blocks.{i}.mlp.fc1", block, "fc1", kinds=linear)
+    layer(f"blocks.{i}.mlp.fc2", block, "fc2", kinds=linear)
+  layer("norm", "norm", kinds=norm)
+  return {name: ("params", *path) for name, path in names.items()}
+
+
+def cnn_names(blocks: int) -> dict[str, tuple[str, ...]]:
+  """The same of BYOL-A's encoders, running statistics included."""
+  names = {}
+  for i in range(blocks):
+    conv, norm = f"features.{4 * i}", f"features.{4 * i + 1}"
+    names |= {f"{conv}.weight": ("params", f"conv_{i}", "kernel"), f"{conv}.bias": ("params", f"conv_{i}", "bias"),
+              f"{norm}.weight": ("params", f"norm_{i}", "scale"), f"{norm}.bias": ("params", f"norm_{i}", "bias"),
+              f"{norm}.running_mean": ("batch_stats", f"norm_{i}", "mean"),
+              f"{norm}.running_var": ("batch_stats", f"norm_{i}", "var")}  # fmt: skip
+  for i, name in ((0, "fc1"), (3, "fc2")):
+    names |= {f"fc.{i}.weight": ("params", name, "kernel"), f"fc.{i}.bias": ("params", name, "bias")}
+  return names
+
+
+def is_unused(name: str) -> bool:
+  """Tensors of the released files that inference never reads: counters, and the mask that ATST-Clip does not use."""
+  return name == "mask_embed" or name.endswith(".num_batches_tracked")
+
+
+def turn(x: np.ndarray) -> np.ndarray:
+  """Kernels between (out, in[, mel, time]) and ([time, mel,] in, out): its own inverse. Other tensors stay."""
+  return np.ascontiguousarray(x.T) if x.ndim in (2, 4) else x
+
+
+def import_torch():
+  """The PyTorch module. Raises UserError where it is not installed."""
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError("PyTorch is needed to read and write its files: pip install -e .[torch]") from error
+  return torch
+
+
+def load_torch(path: str) -> dict:
+  """The content of a PyTorch file: tensors and plain values only. Raises UserError for anything else."""
+  torch = import_torch()
+  scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # where pickles of NumPy 2 look for it
+  allowed = [argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, _codecs.encode, scalar,
+             (scalar, "numpy.core.multiarray.scalar")]  # fmt: skip
+  check_archive(path)
+  try:
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of files that are refused below
+      content = torch.load(path, map_location="cpu", weights_only=True)
+  except FileNotFoundError:
+    raise UserError(f"--from={path}: no such file") from None
+  except pickle.UnpicklingError as error:
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    what = f"the Python object {found[1]}" if found else "something that is not a tensor"
+    raise UserError(
+      f"--from={path}: holds {what}, or is no PyTorch file; a file that could run code is not read"
+    ) from None
+  except Exception as error:  # damage shows in PyTorch's reader as any of them
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    raise UserError(f"--from={path}: truncated, or no PyTorch file ({reason})") from None
+  if not isinstance(content, dict):
+    raise UserError(f"--from={path}: holds a {type(content).__name__}, expected a dict of tensors")
+  return content
+
+
+def check_archive(path: str) -> None:
+  """Raises UserError for a zip file that would unpack to more than it holds: PyTorch stores its records as they are."""
+  if not zipfile.is_zipfile(path):
+    return
+  try:
+    with zipfile.ZipFile(path) as archive:
+      packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+      size = sum(info.file_size for info in archive.infolist())
+  except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+    raise UserError(f"--from={path}: truncated, or no PyTorch file ({error})") from None
+  if packed or size > os.path.getsize(path):
+    raise UserError(f"--from={path}: is no PyTorch file, whose records are stored uncompressed and lie side by side")
+
+
+def _is_plain(x) -> bool:
+  """Whether a value is a dense tensor of numbers that are all in its file: by strides one could be repeated."""
+  if not hasattr(x, "untyped_storage") or str(x.layout) != "torch.strided" or x.device.type != "cpu" or x.is_quantized:
+    return False
+  return not x.is_complex() and x.numel() * x.element_size() <= x.untyped_storage().nbytes()
+
+
+def to_arrays(state) -> dict[str, np.ndarray]:
+  """Float32 arrays of a state dict of any precision (counters stay whole). Raises UserError for other content."""
+  if not isinstance(state, dict):
+    raise UserError(f"holds a {type(state).__name__} where its weights should be")
+  other = [key for key, x in state.items() if not isinstance(key, str) or not _is_plain(x)]
+  if other:
+    raise UserError(f"holds values that are not tensors among its weights: {', '.join(map(str, other[:5]))[:300]}")
+  return {key: (x.detach().float() if x.is_floating_point() else x.detach()).numpy() for key, x in state.items()}
+
+
+def under(prefix: str, state: dict, others: tuple[str, ...]) -> dict[str, np.ndarray]:
+  """Tensors below a prefix without it. Raises UserError for keys below none of the `others` either."""
+  state = to_arrays(state)
+  foreign = [key for key in state if not key.startswith((prefix, *others))]
+  if foreign:
+    raise UserError(f"keys that do not belong to this layout: {', '.join(sorted(foreign)[:5])}")
+  return {key[len(prefix) :]: x for key, x in state.items() if key.startswith(prefix)}
+
+
+def _arguments(value) -> dict:
+  """The arguments of a training as a dict. Raises UserError for what is none."""
+  value = {} if value is None else vars(value) if isinstance(value, argparse.Namespace) else value
+  if not isinstance(value, dict):
+    raise UserError(f"holds a {type(value).__name__} where the arguments of its training should be")
+  return dict(value)
+
+
+def find_encoder(content: dict) -> tuple[str, dict[str, np.ndarray], dict]:
+  """(family, the encoder's tensors by their PyTorch names, hyper-parameters) of a file's content."""
+  if LIGHTNING in content and "state_dict" in content:
+    tensors = under("model.teacher.encoder.", content["state_dict"], ("model.teacher.", "model.student."))
+    return "atst", tensors, _arguments(content.get("hyper_parameters"))
+  if {"student", "teacher"} & set(content):
+    if "teacher" not in content:
+      raise UserError("holds a student but no teacher, whose encoder is the one to use")
+    tensors = under("module.backbone.", content["teacher"], ("module.head.",))
+    return "atst", tensors, _arguments(content.get("args"))
+  if "features.0.weight" in content:
+    return "byola", to_arrays(content), {}
+  raise UserError(
+    f"not a checkpoint of ATST (two layouts) or BYOL-A; its keys are {', '.join(map(str, list(content)[:5]))}"
+  )
+
+
+def to_variables(tensors: dict[str, np.ndarray], names: dict[str, tuple[str, ...]]) -> dict:
+  """Variables with every tensor used exactly once. Raises UserError naming those missing, left over or not finite."""
+  missing = [name for name in names if name not in tensors]
+  extra = [name for name in tensors if name not in names and not is_unused(name)]
+  for what, keys in (("lacks", missing), ("has keys of another model:", extra)):
+    if keys:
+      raise UserError(f"the encoder {what} {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)} in all)")
+  broken = [name for name in names if not np.isfinite(tensors[name]).all()]
+  if broken:
+    raise UserError(f"the encoder holds NaN or infinity in {', '.join(broken[:5])}")
+  variables = {}
+  for name, path in names.items():
+    node = variables
+    for part in path[:-1]:
+      node = node.setdefault(part, {})
+    node[path[-1]] = turn(tensors[name])
+  return variables
+
+
+def check_shapes(variables: dict, expected: dict) -> None:
+  """Raises UserError naming the first tensor whose shape is not that of the encoder built from the others."""
+
+  def check(path, x, y):
+    if x.shape != y.shape:
+      name = "/".join(key.key for key in path[1:])
+      raise UserError(f"the encoder's {name} has shape {x.shape}, the other tensors ask for {y.shape}")
+
+  jax.tree_util.tree_map_with_path(check, variables, expected)

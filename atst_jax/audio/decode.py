@@ -1,0 +1,250 @@
+"""Audio files to mono waveforms at the front-end's rate, block by block: memory is bounded by the longest piece."""
+
+import contextlib
+import dataclasses
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+
+import numpy as np
+
+from atst_jax.util import storage
+from atst_jax.util.errors import StoreError, UserError
+
+REASONS = ("missing", "undecodable", "empty", "too_short", "non_finite", "silent", "duplicate")
+BLOCK_VALUES = 1 << 18  # samples x channels decoded at a time
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, a header is damaged or hostile
+SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits
+FULL_SCALE = 127 / 128  # the highest value of 8 bits
+CLIPPED_SHARE = 0.01
+DC_OFFSET = 0.02
+SYSTEM_ERROR = 2  # of libsndfile: the operating system said no
+OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT,
+                  errno.ENODEV, errno.EHOSTDOWN}  # fmt: skip
+MAX_PEAK = 1e9  # full scale is 1.0; far beyond, the power overflows float32
+
+
+class Reject(Exception):
+  """A file that cannot be used: `reason` is one of REASONS, `detail` says more and names no path."""
+
+  def __init__(self, reason: str, detail: str = ""):
+    super().__init__(f"{reason} ({detail})" if detail else reason)
+    self.reason, self.detail = reason, detail
+
+
+@dataclasses.dataclass
+class Quality:
+  """What a file sounds like before it is mixed and resampled, gathered block by block."""
+
+  sample_rate: int = 0  # Hz
+  peak: float = 0.0
+  values: int = 0
+  full_scale_values: int = 0
+  total: float = 0.0
+  notes: list = dataclasses.field(default_factory=list)  # JSON, of what makes the sound rather than reads it
+
+  def update(self, block: np.ndarray) -> None:
+    """Adds a (N, C) block. Raises Reject for NaN, infinite or absurdly large samples."""
+    peak = float(max(block.max(initial=0.0), -block.min(initial=0.0)))
+    if not peak < MAX_PEAK:  # NaN and infinity propagate to the peak
+      raise Reject("non_finite", f"a sample is {peak}")
+    self.peak = max(self.peak, peak)
+    self.values += block.size
+    if peak >= FULL_SCALE:
+      self.full_scale_values += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
+    self.total += float(block.sum(dtype=np.float64))
+
+  @property
+  def silent(self) -> bool:
+    """Whether the peak is below -80 dB of full scale."""
+    return self.peak < SILENT_PEAK
+
+  @property
+  def clipped(self) -> bool:
+    """Whether more than CLIPPED_SHARE of the samples are at full scale."""
+    return self.full_scale_values > CLIPPED_SHARE * self.values
+
+  @property
+  def dc(self) -> bool:
+    """Whether the mean is farther from 0 than DC_OFFSET of full scale."""
+    return abs(self.total) > DC_OFFSET * self.values
+
+
+class _Remote:
+  """A remote file for libsndfile, which takes an error in the middle for the end of the file: `error` keeps it."""
+
+  def __init__(self, file):
+    self._file, self.error = file, None
+
+  def _call(self, method, *args, otherwise):
+    try:
+      return getattr(self._file, method)(*args)
+    except Exception as error:
+      self.error = self.error or error
+      return otherwise
+
+  def read(self, size=-1):
+    return self._call("read", size, otherwise=b"")
+
+  def seek(self, *args):
+    return self._call("seek", *args, otherwise=-1)
+
+  def tell(self):
+    return self._call("tell", otherwise=0)
+
+
+@contextlib.contextmanager
+def _handle(path: str):
+  """What soundfile opens: a file name, or an object that reads from a store. Raises Reject, OSError, StoreError."""
+  if not storage.is_remote(path):
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+      raise Reject("undecodable", "not a regular file")
+    if status.st_size == 0:
+      raise Reject("empty", "0 bytes")
+    yield os.fsencode(path)
+    return
+  with storage.open_binary(path) as file:
+    if not file.read(1):
+      raise Reject("empty", "0 bytes")
+    file.seek(0)
+    remote = _Remote(file)
+    try:
+      yield remote
+    finally:
+      if remote.error is not None:
+        raise StoreError(f"{path}: {remote.error}; run the same command again") from remote.error
+
+
+def _raise_unless_of_the_file(path: str, error: OSError) -> None:
+  """Raises StoreError for what the machine lacks or a disk that is gone; the next start may read the file."""
+  if error.errno in OF_THE_MACHINE:
+    raise StoreError(f"{path}: {error.strerror}; run the same command again") from error
+
+
+@contextlib.contextmanager
+def _open(path: str):
+  """A soundfile.SoundFile; whatever fails while it is open is a Reject, but for a store that does not answer."""
+  import soundfile
+
+  try:
+    with _handle(path) as handle, soundfile.SoundFile(handle) as file:
+      if file.frames <= 0:
+        raise Reject("empty", "no samples")
+      if not MIN_RATE <= file.samplerate <= MAX_RATE:
+        raise Reject("undecodable", f"sample rate of {file.samplerate} Hz")
+      yield file
+  except StoreError:
+    raise
+  except FileNotFoundError as error:
+    raise Reject("missing") from error
+  except OSError as error:
+    _raise_unless_of_the_file(path, error)
+    raise Reject("undecodable", os.strerror(error.errno) if error.errno else type(error).__name__) from error
+  except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two for headerless formats
+    if getattr(error, "code", 0) == SYSTEM_ERROR and not storage.is_remote(path):
+      try:
+        open(path, "rb").close()
+      except OSError as system:
+        _raise_unless_of_the_file(path, system)
+    raise Reject("undecodable", getattr(error, "error_string", "") or "format not recognised") from error
+
+
+def _blocks(file, quality: Quality) -> Iterator[np.ndarray]:
+  """Yields (N,) float32 mono blocks at the file's own rate. A file cut short ends where its decoder ends."""
+  quality.sample_rate = file.samplerate
+  size = max(1, BLOCK_VALUES // file.channels)
+  read = size
+  while read == size:  # less is the end: to ask once more costs a short file a twentieth of its time
+    block = file.read(size, dtype="float32", always_2d=True)
+    read = len(block)
+    if read:
+      quality.update(block)
+      yield block[:, 0] if file.channels == 1 else block.mean(axis=1)
+
+
+def _resampled(file, sample_rate: int, quality: Quality) -> Iterator[np.ndarray]:
+  """Yields (N,) float32 mono blocks at `sample_rate`."""
+  if file.samplerate == sample_rate:
+    yield from _blocks(file, quality)
+    return
+  import soxr
+
+  blocks = _blocks(file, quality)
+  first, second = next(blocks, None), next(blocks, None)
+  if first is not None and second is None:  # the same samples as from a stream, which costs half as much again
+    yield soxr.resample(first, file.samplerate, sample_rate)
+    return
+  stream = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
+  for block in itertools.chain(filter(lambda block: block is not None, (first, second)), blocks):
+    yield stream.resample_chunk(block)
+  yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def duration(path: str) -> float:
+  """Seconds, from the header alone. Raises Reject."""
+  with _open(path) as file:
+    return file.frames / file.samplerate
+
+
+def read_pieces(
+  path: str, *, sample_rate: int, min_samples: int = 1, max_seconds: float = 60.0, quality: Quality | None = None
+) -> Iterator[tuple[int | None, np.ndarray]]:
+  """Decodes a file, mixes it to mono (mean), resamples it and cuts it if it is long.
+
+  Args:
+    path: anything libsndfile reads, any rate, width and number of channels.
+    sample_rate: Hz of the result.
+    min_samples: fewer samples at that rate are rejected.
+    max_seconds: a longer file is cut into consecutive pieces of this length. A last piece of less than a second is
+      dropped. `math.inf` never cuts.
+    quality: filled in by the time the first piece is yielded.
+
+  Yields:
+    (number, (N,) float32): number is None for a whole file, 0, 1, ... for the pieces of one that was cut.
+
+  Raises:
+    Reject: always before the first piece; a long file is decoded once beforehand to be sure of it.
+  """
+  quality = Quality() if quality is None else quality
+  max_samples = max_seconds * sample_rate
+  with _open(path) as file:
+    if file.frames > max_seconds * file.samplerate:
+      with _open(path) as whole:
+        for _ in _blocks(whole, quality):
+          pass
+      quality = Quality()
+    number, held, size = 0, [], 0
+    for block in _resampled(file, sample_rate, quality):
+      held.append(block)
+      size += len(block)
+      while size > max_samples:
+        samples, cut = np.concatenate(held), int(max_samples)
+        yield number, samples[:cut]
+        number, held, size = number + 1, [samples[cut:]], size - cut
+  if number == 0:
+    if size < min_samples:
+      raise Reject("too_short", f"{size} samples at {sample_rate} Hz, {min_samples} needed")
+    yield None, np.concatenate(held)
+  elif size >= sample_rate:
+    yield number, np.concatenate(held)
+
+
+def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
+  """Yields a whole file as (n,) float32 mono blocks at `sample_rate` Hz; memory does not grow with its length.
+
+  Raises UserError naming the file and the reason if it cannot be decoded, is empty or holds NaN, after the blocks
+  before the damage.
+  """
+  try:
+    with _open(path) as file:
+      yield from _resampled(file, sample_rate, Quality())
+  except Reject as error:
+    raise UserError(f"cannot use the audio file {path}: {error}") from error
+
+
+def load_audio(path: str, sample_rate: int) -> np.ndarray:
+  """(N,) float32 mono waveform of a whole file at `sample_rate` Hz. Raises UserError as `read_blocks`."""
+  return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, sample_rate)])

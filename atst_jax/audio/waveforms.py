@@ -1,0 +1,137 @@
+"""Waveforms of any rate and length as log-mel: short ones as arrays, long ones computed whenever they are read."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from atst_jax.audio.frontend import FrontEnd, log_mel_blocks
+from atst_jax.util.errors import UserError
+
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, the number is not a rate (16 for 16 kHz)
+PIECE_SAMPLES = 1 << 18
+HELD_FRAMES = 60_000  # ten minutes at 10 ms: 15 MB of mel are held, more are not
+
+
+def check_rate(sample_rate) -> None:
+  """Raises UserError for what cannot be a sample rate in Hz."""
+  if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float, np.integer, np.floating)):
+    raise UserError(f"sample_rate={sample_rate!r}: state the rate of the audio in Hz")
+  if not MIN_RATE <= sample_rate <= MAX_RATE:
+    raise UserError(f"sample_rate={sample_rate}: state the rate of the audio in Hz, {MIN_RATE} to {MAX_RATE}")
+
+
+def pieces(audio, sample_rate: float, target_rate: int) -> Iterator[np.ndarray]:
+  """Cuts an (N,) waveform into float32 pieces and resamples them as one stream.
+
+  Raises:
+    UserError: not a rate; not one axis; integers, whose full scale is not known; NaN or infinity.
+  """
+  check_rate(sample_rate)
+  audio = np.asarray(audio)
+  if audio.ndim != 1:
+    raise UserError(f"audio of shape {audio.shape}: expected one axis of samples (mix channels to mono first)")
+  if audio.dtype.kind != "f":
+    raise UserError(f"audio of {audio.dtype}: expected floats of full scale 1.0 (divide 16-bit integers by 32768)")
+  stream = None
+  if sample_rate != target_rate:
+    import soxr
+
+    stream = soxr.ResampleStream(sample_rate, target_rate, 1, dtype="float32")
+  for start in range(0, len(audio), PIECE_SAMPLES):
+    piece = np.asarray(audio[start : start + PIECE_SAMPLES], np.float32)
+    if not np.isfinite(piece).all():
+      raise UserError(f"audio of {len(audio)} samples: not all of them are finite")
+    last = start + PIECE_SAMPLES >= len(audio)
+    yield piece if stream is None else stream.resample_chunk(piece, last=last)
+
+
+class LongMel:
+  """The log-mel of a sound too long to be held.
+
+  Attributes:
+    peak: its maximum, dB.
+  """
+
+  def __init__(self, blocks: Callable[[], Iterator[np.ndarray]], frames: int, peak: float):
+    self._blocks, self._frames, self.peak = blocks, frames, peak
+
+  def __len__(self):
+    """Frames."""
+    return self._frames
+
+  def __iter__(self) -> Iterator[np.ndarray]:
+    """Yields consecutive (t, F) dB blocks, computed anew."""
+    return self._blocks()
+
+
+Mel = np.ndarray | LongMel
+
+
+def mel_of(waveform: Callable[[], Iterable[np.ndarray]], frontend: FrontEnd, filters: np.ndarray | None) -> Mel:
+  """The log-mel of a sound: an array of at most HELD_FRAMES, or a LongMel.
+
+  Args:
+    waveform: gives the sound's (n,) pieces at the front-end's rate from the start, each time it is called.
+
+  Raises:
+    UserError: fewer samples than the front-end needs.
+  """
+
+  def blocks():
+    read = 0
+
+    def counted():
+      nonlocal read
+      for piece in waveform():
+        read += len(piece)
+        yield piece
+
+    try:
+      yield from log_mel_blocks(counted(), frontend, filters)
+    except ValueError as error:
+      if isinstance(error, UserError) or read >= frontend.min_samples:
+        raise
+      raise UserError(f"audio of {read} samples at {frontend.sample_rate} Hz; at least {frontend.min_samples} are "
+                      "needed") from error  # fmt: skip
+
+  held, frames, peak = [], 0, -np.inf
+  for block in blocks():
+    frames, peak = frames + len(block), max(peak, float(block.max()))
+    if frames <= HELD_FRAMES:
+      held.append(block)
+    else:
+      held.clear()
+  return np.concatenate(held) if held else LongMel(blocks, frames, peak)
+
+
+def peak_of(mel: Mel) -> float:
+  """Its maximum, dB."""
+  return mel.peak if isinstance(mel, LongMel) else float(mel.max())
+
+
+def cut(mel: Mel, size: int) -> Iterator[np.ndarray]:
+  """Yields consecutive (size, F) parts of a spectrogram; the last one may be shorter."""
+  if not isinstance(mel, LongMel):
+    for start in range(0, len(mel), size):
+      yield mel[start : start + size]
+    return
+  held = np.zeros((0, 0), np.float32)
+  for block in mel:
+    held = np.concatenate([held, block]) if len(held) else block
+    while len(held) >= size:
+      yield held[:size]
+      held = held[size:]
+  if len(held):
+    yield held
+
+
+def central(mel: Mel, frames: int) -> np.ndarray:
+  """The central `frames` of a longer spectrogram, or all of a shorter one, as an array."""
+  start = max(len(mel) - frames, 0) // 2
+  if not isinstance(mel, LongMel):
+    return mel[start : start + frames]
+  kept, position = [], 0
+  for block in mel:
+    kept.append(block[max(start - position, 0) : max(start + frames - position, 0)])
+    position += len(block)
+  return np.concatenate(kept)

@@ -1,0 +1,4 @@
+"""What the papers report: tasks, rates, published tables, and our results in their rows and columns.
+
+In: results.json of evaluations. Out: tables as data.
+"""

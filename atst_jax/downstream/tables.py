@@ -1,0 +1,164 @@
+"""The results of an evaluation as a table for people.
+
+`results` is the content of a results.json. The same cells become aligned text on the terminal and Markdown in
+results.md. Scores are shares of 1 in `results`, and percent in a table; published scores are percent.
+"""
+
+from atst_jax.util import storage
+from atst_jax.util.markdown import table_lines
+
+# Columns besides the name and the score of a linear evaluation or a fine-tuning: key of a row, its heading, its format.
+BEFORE = {"dimensions": ("size", str)}
+AFTER = {
+  "valid": ("validation", lambda x: f"{100 * x:.1f}"),
+  "d_prime": ("d′", lambda x: "∞" if x is None else f"{x:.3f}"),
+  "epoch": ("epoch", lambda x: f"{x:g}"),
+  "knn": ("{knn}-NN", lambda x: f"{100 * x:.1f}"),
+  "effective_rank": ("effective rank", lambda x: f"{x:.1f}"),
+}
+
+
+def title(results: dict) -> str:
+  """What was measured, on what and how."""
+  return _TITLES.get(results["job"], _title)(results)
+
+
+def cells(results: dict) -> list[list[str]]:
+  """The header, a row for each kind of features, chance, and the published rows."""
+  return _CELLS.get(results["job"], _cells)(results)
+
+
+def table(results: dict) -> str:
+  """Aligned text: words to the left, numbers to the right."""
+  lines, words = cells(results), _words(results)
+  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+
+  def align(line):
+    padded = [cell.ljust(width) for cell, width in zip(line[:words], widths, strict=False)]
+    padded += [cell.rjust(width) for cell, width in zip(line[words:], widths[words:], strict=True)]
+    return "  ".join(padded).rstrip()
+
+  rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+  return "\n".join([title(results), "", align(lines[0]), rule, *map(align, lines[1:])])
+
+
+def markdown(results: dict) -> str:
+  """The same as a Markdown table."""
+  lines = cells(results)
+  body = table_lines(lines, numbers=len(lines[0]) - _words(results))
+  return "\n".join([f"{title(results)}.", "", *body]) + "\n"
+
+
+def write_markdown(path: str, results: dict) -> None:
+  """Writes the Markdown table, whole or not at all."""
+  storage.write_text(path, markdown(results))
+
+
+def _words(results: dict) -> int:
+  """Columns that hold words: the name of the features, and in a retrieval the query."""
+  return 2 if results["job"] == "retrieval" else 1
+
+
+def _percent(row: dict, spread: str = "std") -> str:
+  """ "MEAN ± SPREAD" of a row in percent; a single run has no spread."""
+  return f"{100 * row['mean']:.1f}" + ("" if row[spread] is None else f" ± {100 * row[spread]:.1f}")
+
+
+def _after_steps(results: dict) -> str:
+  step = results["encoder"]["provenance"].get("step")
+  return "" if step is None else f" after {step} steps"
+
+
+def _seeds(results: dict, spread: str = "standard deviation") -> str:
+  seeds = results["config"]["seeds"]
+  return f"mean ± {spread} over {seeds} seeds" if seeds > 1 else "one seed"
+
+
+def _spread(results: dict) -> tuple[str, str]:
+  """Its key in a row and its name: EVAR's tables give confidence intervals, ATST's nothing."""
+  evar = results["protocol"] == "evar"
+  return ("ci95", "95 % confidence interval") if evar else ("std", "standard deviation")
+
+
+def _title(results: dict) -> str:
+  data = results["data"]
+  folds = len(data["divisions"])
+  divided = f"{folds} folds" if folds > 1 else "one division"
+  chosen = ", CHOSEN ON THE TEST CLIPS" if results["selected_on_test"] else ""
+  return (
+    f"{data['name']}: {data['clips']} clips, {data['classes']} classes, {divided}; "
+    f"encoder {results['encoder']['path']}{_after_steps(results)}; {results['metric']} in %, "
+    f"{_seeds(results, _spread(results)[1])}; protocol {results['protocol']}{chosen}"
+  )
+
+
+def _cells(results: dict) -> list[list[str]]:
+  has = lambda columns: {k: v for k, v in columns.items() if all(k in row for row in results["rows"])}
+  before, after = has(BEFORE), has(AFTER)
+  write = lambda row, columns: [how(row[key]) for key, (_, how) in columns.items()]
+  heading = lambda columns: [name.format(**results["config"]) for name, _ in columns.values()]
+  other = lambda name, score: [name, *[""] * len(before), score, *[""] * len(after)]
+  spread, task = _spread(results)[0], results["data"]["name"]
+  lines = [["features", *heading(before), f"{results['job']} {results['metric']}", *heading(after)]]
+  for row in results["rows"]:
+    lines.append([row["name"], *write(row, before), _percent(row, spread), *write(row, after)])
+  lines.append(other("chance", f"{100 * results['chance']:.1f}"))
+  for row in results["published"]:
+    lines.append(other(f"{row['name']} ({row['source']})", f"{row['scores'][task]:.1f}"))
+  return lines
+
+
+def _difference_title(results: dict) -> str:
+  data, config = results["data"], results["config"]
+  sizes = ", ".join(f"{count} {part}" for part, count in data["divisions"][0].items())
+  return (
+    f"{data['name']}: {data['clips']} mixtures ({sizes}), {data['classes']} classes; "
+    f"encoder {results['encoder']['path']}{_after_steps(results)}; {results['metric']} in %, "
+    f"{_seeds(results)}; {config['weight']:g} x background subtracted"
+  )
+
+
+def _difference_cells(results: dict) -> list[list[str]]:
+  found = {(row["features"], row["name"]): row for row in results["rows"]}
+  names = list(dict.fromkeys(row["features"] for row in results["rows"]))
+  columns = list(dict.fromkeys(row["name"] for row in results["rows"]))
+  lines = [["features", "size", *columns]]
+  for name in names:
+    size = str(found[name, columns[0]]["dimensions"])
+    lines.append([name, size, *[_percent(found[name, column]) for column in columns]])
+  lines.append(["chance", "", *[f"{100 * results['chance']:.1f}"] * len(columns)])
+  for row in results["published"]:
+    scores = [f"{row['scores'][column]:.2f}" for column in columns]
+    lines.append([f"{row['name']} ({row['source']})", "", *scores])
+  return lines
+
+
+def _retrieval_title(results: dict) -> str:
+  data = results["data"]
+  sizes = "; ".join(
+    f"{scene}: {', '.join(f'{count} {split}' for split, count in part.items())} pairs"
+    for scene, part in data["pairs"].items()
+  )
+  encoder = f"encoder {results['encoder']['path']}{_after_steps(results)}"
+  return f"{data['name']} ({sizes}); {encoder}; recall in %, {_seeds(results)}"
+
+
+def _retrieval_cells(results: dict) -> list[list[str]]:
+  """A row for each kind of features and query, chance last, then what was published."""
+  columns = list(dict.fromkeys((row["scene"], row["name"]) for row in results["rows"]))
+  systems = list(dict.fromkeys((row["features"], row["system"]) for row in results["rows"]))
+  systems.sort(key=lambda key: key[1] == "chance")
+  found = {(row["features"], row["system"], row["scene"], row["name"]): row for row in results["rows"]}
+  lines = [["features", "query", *(f"{scene} {name}" for scene, name in columns)]]
+  for name, system in systems:
+    lines.append([name, system, *(_percent(found[name, system, *column]) for column in columns)])
+  for row in results["published"]:
+    scores = [row["scores"].get(f"{scene} {name}") for scene, name in columns]
+    if any(score is not None for score in scores):
+      written = ["" if score is None else f"{score:.1f}" for score in scores]
+      lines.append([f"{row['name']} ({row['source']})", "audio + text", *written])
+  return lines
+
+
+_TITLES = {"difference": _difference_title, "retrieval": _retrieval_title}
+_CELLS = {"difference": _difference_cells, "retrieval": _retrieval_cells}

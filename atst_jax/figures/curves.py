@@ -1,0 +1,160 @@
+"""Pictures of a run: its training curve, a sheet of its views, a map of its embeddings.
+
+  python -m atst_jax.figures.curves --workdir=runs/base [--encoder=encoders/base --data=data/esc10]
+
+Writes training_curve.png and views.png into the workdir of a pre-training run and, given an encoder and a labelled data
+set, embeddings.png.
+"""
+
+import os
+import sys
+
+import numpy as np
+
+from atst_jax.artifacts.model import load_model
+from atst_jax.data.dataset import Dataset
+from atst_jax.figures.maps import embedding_map, labelled
+from atst_jax.figures.pictures import COLORS, save
+from atst_jax.figures.view_sheet import sample, view_sheet
+from atst_jax.runtime.metric_writer import read_metrics
+from atst_jax.runtime.workdir import read_config
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.errors import UserError
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """Mean over a centred window of about a twelfth of the curve; NaN left out."""
+  half = len(values) // 25
+  return np.array([np.nanmean(values[max(i - half, 0) : i + half + 1])
+                   if np.isfinite(values[max(i - half, 0) : i + half + 1]).any() else np.nan
+                   for i in range(len(values))])  # fmt: skip
+
+
+def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
+  """Losses, spread of the outputs, schedules and speed over the steps.
+
+  Args:
+    records: of `logs.read_metrics`.
+    path: PNG to write.
+    outputs: P, numbers in the projector's output. Unit vectors spread evenly over the sphere have a standard deviation
+      of 1/√P in every one; collapsed ones have 0.
+
+  Raises:
+    UserError: there is no record yet.
+  """
+  from matplotlib.figure import Figure
+
+  if not records:
+    raise UserError("no metrics to plot yet; the first record is written after log.every_steps steps")
+  online = [r for r in records if "online_seconds" in r]  # records of their own
+  records = [r for r in records if "online_seconds" not in r]
+  steps = np.array([r["step"] for r in records])
+  column = lambda key: np.array([np.nan if r.get(key) is None else r[key] for r in records], float)
+  figure = Figure(figsize=(11, 10.5 if online else 7), layout="constrained")
+  axes = figure.subplots(3 if online else 2, 2)
+  figure.set_layout_engine("constrained", h_pad=0.1)
+
+  def draw(axis, key, color, label):
+    values = column(key)
+    axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+    axis.plot(steps, _smooth(values), color=color, linewidth=1.6, label=label)
+
+  names = {"loss": "total", "loss_byol": "BYOL", "loss_difference": "difference"}
+  terms = [key for key in names if any(key in r for r in records)]
+  shown = terms if len(terms) != 2 else terms[1:]  # with one term the total is that term
+  for color, key in zip(COLORS, shown, strict=False):
+    draw(axes[0, 0], key, color, names[key])
+  axes[0, 0].set(title="Loss", ylabel="2 - 2·cos", ylim=(0, None))
+  draw(axes[0, 1], "std_student", COLORS[0], "student")
+  draw(axes[0, 1], "std_teacher", COLORS[1], "teacher")
+  even = 1 / np.sqrt(outputs)
+  axes[0, 1].axhline(even, color="0.35", linestyle="--", linewidth=1, label=f"1/√{outputs}, evenly spread")
+  axes[0, 1].set(title="Spread of the L2-normalised outputs (0: collapsed)", ylabel="standard deviation")
+  axes[0, 1].set_ylim(0, 1.25 * max(even, *(np.nanmax(column(k), initial=0) for k in ("std_student", "std_teacher"))))
+  _schedules(axes[1, 0], steps, column)
+  draw(axes[1, 1], "clips_per_second", COLORS[2], "clips/s")
+  axes[1, 1].set(title="Speed", ylabel="clips per second", ylim=(0, None))
+  if online:
+    _online(axes[2], online)
+  for axis in axes.flat:
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(axis is axes[1, 0])
+  for axis in axes[0]:
+    axis.legend(frameon=False)
+  save(figure, path)
+
+
+def _online(axes, records) -> None:
+  """Scores of the online evaluation to the left, the effective rank to the right."""
+  steps = [r["step"] for r in records]
+  values = lambda key: [np.nan if r.get(key) is None else r[key] for r in records]
+  metric = next(key for key in records[-1] if key.startswith("online_ridge_")).rpartition("_")[2]
+  shown = {"ridge": ("ridge probe", ".-"), "knn": ("nearest neighbours", ".-"), "mel": ("ridge probe of the mel", "--")}
+  for color, (key, (label, line)) in zip(COLORS, shown.items(), strict=False):
+    axes[0].plot(steps, values(f"online_{key}_{metric}"), line, color=color, label=label)
+  axes[0].set(title="Online evaluation", ylabel={"map": "mAP"}.get(metric, metric), ylim=(0, 1))
+  axes[0].legend(frameon=False)
+  axes[1].plot(steps, values("online_effective_rank"), ".-", color=COLORS[3])
+  axes[1].set(title="Effective rank of the embeddings", ylabel="dimensions", ylim=(0, None))
+
+
+def _schedules(axis, steps, column) -> None:
+  """The learning rate to the left, the teacher's 1 - decay to the right."""
+  axis.plot(steps, column("learning_rate"), color=COLORS[0])
+  axis.set(title="Schedules", ylim=(0, None))
+  axis.set_ylabel("learning rate", color=COLORS[0])
+  axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+  right = axis.twinx()
+  right.plot(steps, 1 - column("ema_decay"), color=COLORS[1])
+  right.set_ylim(0, None)
+  right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+  right.set_ylabel("1 - EMA decay of the teacher", color=COLORS[1])
+
+
+def _plot_views(config: dict, path: str) -> None:
+  """The views of some clips of the run's own data."""
+  dataset = Dataset.load(config["data"]["path"])
+  (clips,) = sample(config, dataset, 1)
+  view_sheet(config, clips, path, seed=config["seed"], frontend=dataset.frontend)
+
+
+def _plot_embeddings(encoder: str, data: str, path: str) -> None:
+  dataset = Dataset.load(data)
+  clips, labels, points = labelled(load_model(encoder), dataset, name=encoder)
+  title = f"{dataset.manifest['name']}: {len(clips)} clips, last block of {encoder}"
+  embedding_map(points, labels, dataset.label_names, path, title=title)
+
+
+def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
+  parser = Parser("atst_jax.figures.curves", __doc__)
+  parser.add_argument("--workdir", required=True, help="folder of a pre-training run")
+  parser.add_argument("--encoder", help="exported encoder, for the map of embeddings")
+  parser.add_argument("--data", help="prepared labelled data set, for the map of embeddings")
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
+  if (flags.encoder is None) != (flags.data is None):
+    raise UserError("the map of embeddings needs both --encoder and --data")
+  config = read_config(flags.workdir)
+  if config["job"] != "pretrain":
+    raise UserError(f"--workdir={flags.workdir} holds a {config['job']!r} run; give that of a pre-training run")
+  if "tail" not in config:
+    raise UserError(f"--workdir={flags.workdir} was written by an older version, whose views this one cannot draw")
+  place = lambda name: os.path.join(flags.workdir, f"{name}.png")
+  records = read_metrics(os.path.join(flags.workdir, "metrics.jsonl"))
+  training_curve(records, place("training_curve"), outputs=config["heads"]["out"])
+  written = ["training_curve"]
+  if config["data"]["source"] == "records":
+    _plot_views(config, place("views"))
+    written.append("views")
+  if flags.encoder:
+    _plot_embeddings(flags.encoder, flags.data, place("embeddings"))
+    written.append("embeddings")
+  print("\n".join(place(name) for name in written))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,96 @@
+"""A labelled set on a plane: its embeddings by t-SNE, and how classes are told apart."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from atst_jax.artifacts.model import Model
+from atst_jax.data.dataset import Clip, Dataset
+from atst_jax.downstream.metrics import scale_of
+from atst_jax.figures.pictures import COLORS, save
+from atst_jax.util.errors import UserError
+
+MARKERS = "os^Dv"
+MAX_POINTS = 2000  # of the map: t-SNE's time grows faster than its number of points
+PCA_DIMENSIONS = 50  # before t-SNE, as van der Maaten and Hinton (2008)
+
+
+def project(features: np.ndarray) -> np.ndarray:
+  """(N, D) -> (N, 2) by t-SNE of standardised features after PCA, with a fixed seed. Raises UserError below 4 clips."""
+  from sklearn.decomposition import PCA
+  from sklearn.manifold import TSNE
+  from threadpoolctl import threadpool_limits
+
+  if len(features) < 4:
+    raise UserError(f"{len(features)} clips make no map; at least 4 are needed")
+  mean, factor = scale_of(features)
+  x = (features - mean) * factor
+  with threadpool_limits(1):  # t-SNE's threads wait busily for each other: on shared cores 25 times slower than one
+    x = PCA(min(PCA_DIMENSIONS, *x.shape), random_state=0).fit_transform(x)
+    return TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)
+
+
+def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:
+  """Class -> (colour, marker): those of Okabe and Ito and grey, each with five markers, before colours come twice."""
+  import matplotlib
+
+  classes = np.unique(labels).tolist()
+  colors = [*COLORS, "#666666"]
+  if len(classes) > len(colors) * len(MARKERS):
+    colors = [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))]
+  return {c: (colors[i % len(colors)], MARKERS[i // len(colors) % len(MARKERS)]) for i, c in enumerate(classes)}
+
+
+def embedding_map(points: np.ndarray, labels: np.ndarray, label_names: list[str], path: str, *, title="") -> None:
+  """A map of clips, by colour and marker of their class.
+
+  Args:
+    points: (N, 2) of `project`.
+    labels: (N,) class indices.
+    label_names: of the classes.
+    path: PNG to write.
+    title: a line above the picture.
+  """
+  from matplotlib.figure import Figure
+
+  styles = class_styles(labels)
+  columns = -(-len(styles) // 30)
+  figure = Figure(figsize=(8.5 + 1.6 * columns, 7.5), layout="constrained")
+  axis = figure.subplots()
+  for c, (color, marker) in styles.items():
+    x, y = points[labels == c].T
+    axis.scatter(x, y, s=18, color=color, marker=marker, linewidths=0, alpha=0.8,
+                 label=label_names[c])  # fmt: skip
+  axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", title=title)
+  axis.spines[["top", "right"]].set_visible(False)
+  figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", ncols=columns, frameon=False, fontsize=9)
+  save(figure, path)
+
+
+class Labelled(NamedTuple):
+  """Clips of a labelled set with their places on a map."""
+
+  clips: list[Clip]
+  labels: np.ndarray  # (N,) of their first labels
+  points: np.ndarray  # (N, 2)
+
+
+def labelled(model: Model, dataset: Dataset, *, name: str) -> Labelled:
+  """A map of at most MAX_POINTS labelled clips of a set, drawn with a fixed seed, from the encoder's last block.
+
+  Args:
+    name: of the encoder, for messages.
+
+  Raises:
+    UserError: the set has another front-end, or too few labelled clips.
+  """
+  dataset.check_frontend(model.frontend, name)
+  every = lambda: enumerate(clip for split in dataset.splits for clip in dataset.clips(split))
+  rows = [row for row, clip in every() if clip.labels]
+  if not rows:
+    raise UserError(f"{dataset.root}: no clip has a label; a map needs a labelled data set")
+  chosen = set(np.random.default_rng(0).permutation(rows)[:MAX_POINTS].tolist())
+  clips = [dataclasses.replace(clip, mel=clip.mel.copy()) for row, clip in every() if row in chosen]
+  features = model.embed((clip.mel.astype(np.float32) for clip in clips), num_blocks=1)
+  return Labelled(clips, np.array([clip.labels[0] for clip in clips]), project(features))

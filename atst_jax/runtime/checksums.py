@@ -1,0 +1,90 @@
+"""The proof of a folder: bytes and SHA-256 of every file in it, beside a few facts, in a file of its own.
+
+Hashing is what a check costs: 0.57 GB/s on one core here, which has no instructions for SHA, several files at once. The
+state of ATST Base with both losses is 1.5 GB: 1.3 s on two such cores, before a restore that reads the same bytes.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+
+from atst_jax.util import storage
+from atst_jax.util.errors import StoreError
+
+NAME = "manifest.json"
+THREADS = 8  # hashlib lets go of the interpreter
+
+
+class Damaged(Exception):
+  """What is wrong with a folder, in words."""
+
+
+def _digests(folder: str, names: list[str]) -> list[str]:
+  with ThreadPoolExecutor(THREADS) as pool:
+    return list(pool.map(lambda name: storage.sha256(os.path.join(folder, name)), names))
+
+
+def write(folder: str, facts: dict, *, ignore: tuple[str, ...] = ()) -> None:
+  """Reads every file of the folder but `ignore` and writes the manifest, with the facts, whole or not at all."""
+  sizes = {name: size for name, size in storage.find(folder) if name not in (NAME, *ignore)}
+  files = {name: [size, digest] for (name, size), digest in
+           zip(sizes.items(), _digests(folder, list(sizes)), strict=True)}  # fmt: skip
+  storage.write_text(os.path.join(folder, NAME), json.dumps({**facts, "files": dict(sorted(files.items()))}, indent=1))
+
+
+def read(folder: str) -> dict:
+  """The manifest. Raises Damaged if there is none, or it is none."""
+  try:
+    found = json.loads(storage.read_text(os.path.join(folder, NAME)))
+    for size, digest in found["files"].values():
+      if not (isinstance(size, int) and isinstance(digest, str)):
+        raise TypeError("files")
+  except FileNotFoundError:
+    raise Damaged(f"no {NAME}: its save never ended, or an older version wrote it") from None
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    if isinstance(error, StoreError):
+      raise
+    raise Damaged(f"{NAME} cannot be read ({type(error).__name__}: {error})") from error
+  return found
+
+
+def check(folder: str) -> dict:
+  """The manifest of a folder whose files are all as it says. Raises Damaged, naming the first file that is not."""
+  found = read(folder)
+  sizes = dict(storage.find(folder))
+  for name, (size, _) in found["files"].items():
+    if name not in sizes:  # names of a manifest are only ever compared, never opened
+      raise Damaged(f"{name} is missing")
+    if sizes[name] != size:
+      raise Damaged(f"{name} has {sizes[name]} bytes instead of {size}")
+  try:
+    digests = _digests(folder, list(found["files"]))
+  except OSError as error:
+    raise Damaged(f"{error.filename} cannot be read ({error.strerror})") from error
+  for (name, (_, expected)), digest in zip(found["files"].items(), digests, strict=True):
+    if digest != expected:
+      raise Damaged(f"the contents of {name} are not what was written")
+  return found
+
+
+@jax.jit
+def _mark(x):
+  """Σ_i bits(x_i) · (2i + 1) modulo 2^32, and whether all values are finite. Exact in any order of summation."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype.itemsize == 4 else x.astype(jnp.uint32)
+  index = jnp.uint32(0)  # in row-major order; not by a reshape, which would gather what is sharded
+  for axis, size in enumerate(x.shape):
+    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+  return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32), jnp.all(jnp.isfinite(x))
+
+def fingerprint(tree) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """({path: mark}, {path: all finite}) of arrays of 4 bytes; compiled once for each shape, not fetched."""
+  marks = {jax.tree_util.keystr(path, simple=True, separator="/"): _mark(x)
+           for path, x in jax.tree_util.tree_leaves_with_path(tree)}  # fmt: skip
+  return {k: mark for k, (mark, _) in marks.items()}, {k: finite for k, (_, finite) in marks.items()}
+
+def fetch(marks: dict[str, jax.Array]) -> dict[str, int]:
+  """The marks as Python integers below 2^32; waits for the device."""
+  return {k: int(v) for k, v in jax.device_get(marks).items()}

@@ -1,0 +1,99 @@
+"""The device mesh and where arrays lie on it: the batch over every device, the state over `fsdp` by shape."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from atst_jax.util.errors import UserError
+
+MIN_SHARD_SIZE = 2**14  # elements; smaller arrays are replicated: gathering them costs more than keeping them
+
+
+def mesh_shape(*, data, fsdp, count) -> tuple[int, int]:
+  """(data, fsdp) of so many devices; -1 for one of them takes what is left. Raises UserError with the numbers."""
+  if data == -1 and fsdp > 0 and count % fsdp == 0:
+    data = count // fsdp
+  if fsdp == -1 and data > 0 and count % data == 0:
+    fsdp = count // data
+  if data < 1 or fsdp < 1 or data * fsdp != count:
+    raise UserError(f"mesh.data={data} x mesh.fsdp={fsdp} does not use the {count} devices there are; "
+                    "set one of them to -1 and the other to a divisor")  # fmt: skip
+  return data, fsdp
+
+
+def make_mesh(*, data, fsdp, devices=None) -> Mesh:
+  """A mesh of all devices, or those given, as `mesh_shape` cuts it."""
+  devices = jax.devices() if devices is None else devices
+  data, fsdp = mesh_shape(data=data, fsdp=fsdp, count=len(devices))
+  # By process, not by jax.make_mesh's order of the torus: a process supplies one block of rows (`process_rows`).
+  grid = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(data, fsdp)
+  return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh) -> NamedSharding:
+  """The first axis over all devices."""
+  return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def replicated(mesh) -> NamedSharding:
+  """The whole array on every device."""
+  return NamedSharding(mesh, P())
+
+
+def state_shardings(mesh, abstract_state):
+  """The largest axis that `fsdp` divides is split over it; small or indivisible arrays are replicated."""
+  size = mesh.shape["fsdp"]
+
+  def shard(x):
+    axes = [axis for axis, n in enumerate(x.shape) if n % size == 0]
+    if size == 1 or not axes or np.prod(x.shape) < MIN_SHARD_SIZE:
+      return replicated(mesh)
+    largest = max(axes, key=lambda axis: (x.shape[axis], -axis))
+    return NamedSharding(mesh, P(*("fsdp" if axis == largest else None for axis in range(len(x.shape)))))
+
+  return jax.tree.map(shard, abstract_state)
+
+
+def process_rows(mesh, batch_size) -> tuple[int, int]:
+  """The rows [start, stop) of the global batch that this process has to supply.
+
+  Raises UserError if they are not one block: the order of data is defined by contiguous shares.
+  """
+  indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  spans = {(s[0].start or 0, batch_size if s[0].stop is None else s[0].stop) for s in indices if s is not None}
+  start, stop = min(a for a, _ in spans), max(b for _, b in spans)
+  if sum(b - a for a, b in spans) != stop - start:
+    raise UserError(f"the devices of process {jax.process_index()} are not neighbours on the mesh; change mesh.fsdp")
+  return start, stop
+
+
+def put_batch(mesh, local):
+  """Local numpy rows of every process -> global arrays on the mesh."""
+  sharding = batch_sharding(mesh)
+  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
+
+
+def from_process_zero(decide: Callable[[], int]) -> int:
+  """What `decide` returns in process 0, in all of them, which wait for it.
+
+  Raises what it raises there, and a UserError of the same exit code in the others.
+  """
+  error, value = None, 0
+  if jax.process_index() == 0:
+    try:
+      value = decide()
+    except Exception as mistake:
+      error = mistake
+  if jax.process_count() > 1:
+    failed = getattr(error, "exit_code", 1) if error else 0
+    failed, value = (int(x) for x in broadcast_one_to_all(np.array([failed, value], np.int32)))
+    if failed and error is None:
+      error = UserError("process 0 cannot go on; its message says why")
+      error.exit_code = failed
+  if error:
+    raise error
+  return value

@@ -1,0 +1,161 @@
+"""The folder of a run: one owner at a time, one config for its whole life, a line for every start."""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
+from ml_collections import ConfigDict
+
+import atst_jax
+from atst_jax.data.dataset import write_json
+from atst_jax.util import config as configs
+from atst_jax.util import storage
+from atst_jax.util.config import changes
+from atst_jax.util.errors import UserError
+
+CONFIG = "config.json"
+STARTS = "starts.jsonl"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # that decide what is computed
+
+
+def claim(workdir: str, flag: str = "workdir"):
+  """Makes the folder and locks it until the returned file is closed. Raises UserError naming `flag` and the holder."""
+  if storage.is_remote(workdir):
+    raise UserError(f"--{flag}={workdir}: a store cannot be locked or appended to; choose a folder of this host, and "
+                    f"--config.checkpoint.folder={workdir} for the checkpoints")  # fmt: skip
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115 (held as long as the job runs)
+  except OSError as error:
+    raise UserError(f"--{flag}={workdir}: cannot be written ({error.strerror}); choose another folder") from error
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    with lock:
+      lock.seek(0)
+      raise UserError(f"--{flag}={workdir} is in use by {lock.read().strip() or 'another process'}; "
+                      "wait for it, stop it, or choose another folder") from None  # fmt: skip
+  lock.truncate(0)
+  lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+  lock.flush()
+  return lock
+
+
+def read_config(workdir: str) -> dict:
+  """The config of the run in a folder. Raises UserError if there is none."""
+  path = os.path.join(workdir, CONFIG)
+  try:
+    config = storage.read_json(path)
+  except (FileNotFoundError, NotADirectoryError):
+    raise UserError(f"{path} does not exist: {workdir!r} is not the workdir of a run") from None
+  except ValueError as error:
+    if isinstance(error, UserError):  # a store that does not answer
+      raise
+    raise UserError(f"{path} is damaged ({error}); restore it, or start in a new workdir") from None
+  if not isinstance(config, dict):
+    raise UserError(f"{path} is damaged (a {type(config).__name__}); restore it, or start in a new workdir")
+  return config
+
+
+def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes: bool, started: bool = True) -> None:
+  """Stores the config, or compares it with the stored one if the run has started: before, nothing depends on it.
+
+  Raises UserError listing the keys that differ, but for those that start with one of `ignore` (they do not change
+  what is computed), unless `allow_changes`.
+  """
+  if started and storage.is_file(os.path.join(workdir, CONFIG)):
+    differences = changes(read_config(workdir), config, ignore)
+    if differences and not allow_changes:
+      raise UserError(
+        f"{workdir} belongs to a run with another config:\n  "
+        + "\n  ".join(differences)
+        + "\nchoose a new workdir, or pass --allow_changed_config to go on with the new values"
+      )
+  try:
+    storage.make_folder(workdir)
+    write_json(os.path.join(workdir, CONFIG), config)
+  except OSError as error:
+    raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextlib.contextmanager
+def own(workdir: str, folder: str | None, config: dict, *, ignore: tuple[str, ...], allow_changes: bool,
+        started: Callable[[], bool]) -> Iterator[None]:  # fmt: skip
+  """Holds the workdir's lock and agrees on the config, in process 0; the others learn whether it went well.
+
+  Args:
+    folder: of the checkpoints, if not in the workdir: the config lies beside them too.
+    ignore, allow_changes: of `agree`.
+    started: whether the run has begun; asked under the lock.
+  """
+  error = lock = None
+  if jax.process_index() == 0:
+    try:
+      lock = claim(workdir)
+      for place in filter(None, (folder, workdir)):
+        agree(place, config, ignore=ignore, allow_changes=allow_changes, started=started())
+    except Exception as mistake:  # of any kind: the others wait to hear of it
+      error = mistake
+  if jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None)) and error is None:
+    error = UserError("process 0 cannot use the workdir; its message says why")
+  try:
+    if error:
+      raise error
+    yield
+  finally:
+    if lock:
+      lock.close()
+
+
+def keep_programs(workdir: str) -> None:
+  """Keeps compiled programs in the workdir, so that a continued run need not compile again; JAX_COMPILATION_CACHE_DIR
+  names another folder. Not for CPUs, whose programs fit one kind of them."""
+  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
+    jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
+
+
+def record_start(workdir: str, step: int) -> None:
+  """Appends when, where and with what a run starts or goes on after `step`; raises OSError if it cannot."""
+  start = {
+    "time": datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
+    "step": step,
+    "host": socket.gethostname(),
+    "processes": jax.process_count(),
+    "devices": jax.device_count(),
+    "device": jax.devices()[0].device_kind,
+    "python": platform.python_version(),
+    "versions": {"atst_jax": atst_jax.__version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+  }
+  with open(os.path.join(workdir, STARTS), "a", encoding="utf-8") as file:
+    file.write(json.dumps(start) + "\n")
+
+
+def read_starts(workdir: str) -> list[dict]:
+  """What `record_start` wrote; nothing for runs of versions that did not."""
+  path = os.path.join(workdir, STARTS)
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding="utf-8") as file:
+    return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def continuation(config: ConfigDict, workdir: str, ignore: tuple[str, ...]) -> str:
+  """Whether the run is new, goes on, or would be refused."""
+  if not storage.is_file(os.path.join(workdir, CONFIG)):
+    return f"{workdir}: a new run"
+  changes = configs.changes(read_config(workdir), configs.to_json(config), ignore)
+  if changes:
+    raise UserError("\n  ".join([f"{workdir} belongs to a run with another config:", *changes]))
+  return f"{workdir}: belongs to this run"
+
+def saved_steps(folder: str) -> list[int]:
+  return sorted(int(name) for name in storage.names(folder) if name.isdigit())

@@ -1,0 +1,109 @@
+"""What all commands share: flags whose mistakes are one clear line, `--verbosity`, and exit codes."""
+
+import argparse
+import contextlib
+import difflib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from atst_jax.util import logs
+from atst_jax.util.errors import StoreError, UserError, plain
+
+VERBOSITY = {"quiet": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+EXIT_AGAIN = 75  # EX_TEMPFAIL: the same command, run again, goes on
+OVERRIDE = "--config."
+
+
+def nearest(value: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+  """The end of a message: "; did you mean 'x'?", or nothing if no choice is near."""
+  near = difflib.get_close_matches(value, list(choices), n=1, cutoff=cutoff)
+  return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class Parser(argparse.ArgumentParser):
+  """Raises UserError for a mistake, with the nearest flag. The description holds the examples, and stays as it is."""
+
+  def __init__(self, command: str = "", description: str | None = None, **options):
+    # Parts of a command (`add_subparsers`) come with a `prog`, and get --verbosity as the whole has it.
+    options.setdefault("prog", command if command.startswith("python ") else f"python -m {command}")
+    super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     allow_abbrev=False, **options)  # fmt: skip
+    self.add_argument("--verbosity", choices=VERBOSITY, default="info", help="quiet: warnings, errors and results "
+                      "only; debug: also where a mistake was noticed (default info)")  # fmt: skip
+
+  def error(self, message: str):
+    """Raises UserError with `message` and the command whose --help says more."""
+    raise UserError(f"{message}; see `{self.prog} --help`")
+
+  def _known(self, argv: list[str]) -> dict[str, argparse.Action]:
+    """The flags of this command, and of the parts of it that are named."""
+    known = {flag: action for flag, action in self._option_string_actions.items() if flag.startswith("--")}
+    for action in self._actions:
+      if isinstance(action, argparse._SubParsersAction):
+        for name, part in action.choices.items():
+          known |= part._known(argv) if name in argv else {}
+    return known
+
+  def _refuse_unknown(self, argv: list[str], overrides: bool) -> None:
+    # Before argparse: a mistyped required flag would otherwise be reported as missing.
+    known = self._known(argv)
+    for argument in argv:
+      flag = argument.split("=")[0]
+      if flag == "--":
+        break
+      if flag.startswith("--") and flag not in known and not (overrides and flag.startswith(OVERRIDE)):
+        near = nearest(flag, known, cutoff=0.75)  # two dashes are alike in all
+        if overrides and not near:
+          raise UserError(f"{argument}: unknown flag; overrides read {OVERRIDE}KEY=VALUE")
+        self.error(f"unknown flag {flag}{near}")
+
+  def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; by default of this process. Sets up the log for them."""
+    argv = sys.argv[1:] if argv is None else argv
+    self._refuse_unknown(argv, overrides=False)
+    flags = self.parse_args(argv)
+    logs.set_up(VERBOSITY[flags.verbosity])
+    return flags
+
+  def parse_with_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """(flags, what is left: each `--config.KEY=VALUE`, and arguments that are no flags)."""
+    argv = sys.argv[1:] if argv is None else argv
+    self._refuse_unknown(argv, overrides=True)
+    flags, rest = self.parse_known_args(argv)
+    logs.set_up(VERBOSITY[flags.verbosity])
+    return flags, rest
+
+
+def guard(work: Callable[[], int | None]) -> int:
+  """The exit code of a command: what `work` returns (None is 0), 2 or the error's own for a UserError, whose message is
+  printed alone, 74 for a file that cannot be read or written, 75 after Ctrl-C, with what to do."""
+  try:
+    return work() or 0
+  except UserError as error:
+    logs.log.debug("noticed here", exc_info=True)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+  except OSError as error:
+    logs.log.debug("noticed here", exc_info=True)
+    reason = plain(f"{error.filename or 'file'}: {error.strerror or error}")
+    print(f"error: {reason}; mend that and run the same command again", file=sys.stderr)
+    return StoreError.exit_code
+  except KeyboardInterrupt as error:
+    print(f"stopped: {str(error) or 'by a signal'}; run the same command again to continue", file=sys.stderr)
+    return EXIT_AGAIN
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+  """SIGTERM ends what stands inside as Ctrl-C does. Signals are the main thread's: elsewhere nothing changes."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)

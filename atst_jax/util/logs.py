@@ -1,0 +1,83 @@
+"""Where metrics go: log lines, JSON lines, TensorBoard, trackers, a progress bar. A failing one never stops a run."""
+
+import logging
+import sys
+import time
+
+from atst_jax.util import logs
+from atst_jax.util.errors import plain
+
+log = logging.getLogger("atst_jax")
+
+
+class _StandardError(logging.StreamHandler):
+  """Writes to what is standard error at that moment."""
+
+  stream = property(lambda self: sys.stderr, lambda self, _: None)
+
+
+class _Plain(logging.Formatter):
+  """Names that a message holds cannot write lines of their own."""
+
+  def format(self, record):
+    return plain(super().format(record))
+
+
+def set_up(level: int = logging.INFO) -> None:
+  """Readable lines on standard error, from a level on; of other libraries only warnings."""
+  handler = _StandardError()
+  handler.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
+  log.handlers[:] = [handler]
+  log.setLevel(level)
+  log.propagate = False
+
+
+def is_quiet() -> bool:
+  """Whether only warnings, errors and results are wanted (`--verbosity=quiet`)."""
+  return log.level >= logging.WARNING
+
+
+
+
+
+
+def progress_bar(total, initial, unit):
+  """A tqdm bar on a terminal, nothing elsewhere or where quiet is wanted."""
+  from tqdm import tqdm
+
+  disable = is_quiet() or not sys.stderr.isatty()
+  return tqdm(total=total, initial=initial, unit=unit, disable=disable, dynamic_ncols=True)
+
+
+LINE_SECONDS = 10.0
+
+class Progress:
+  """Shows files, clips per second and the time left on stderr, unless quiet is wanted."""
+
+  def __init__(self, total: int):
+    self.total, self.files, self.clips = total, 0, 0
+    self.started = self.shown = time.monotonic()
+    self.bar = None
+    if sys.stderr.isatty() and not logs.is_quiet():
+      import tqdm
+
+      self.bar = tqdm.tqdm(total=total, unit="file", dynamic_ncols=True)
+
+  def update(self, files: int, clips: int) -> None:
+    """Takes the totals so far."""
+    if self.bar is not None:
+      self.bar.set_postfix_str(f"{self._rate(clips):.0f} clips/s", refresh=False)
+      self.bar.update(files - self.files)
+    elif time.monotonic() - self.shown >= LINE_SECONDS and not logs.is_quiet():
+      self.shown = time.monotonic()
+      left = (self.total - files) * (self.shown - self.started) / max(1, files)
+      print(f"{files} of {self.total} files, {self._rate(clips):.0f} clips/s, {left:.0f} s left", file=sys.stderr)
+    self.files, self.clips = files, clips
+
+  def _rate(self, clips: int) -> float:
+    return clips / max(1e-3, time.monotonic() - self.started)
+
+  def close(self) -> None:
+    """Ends the bar's line, where there is a bar."""
+    if self.bar is not None:
+      self.bar.close()

@@ -1,0 +1,132 @@
+"""Pairs of scenes that differ by one event, drawn: the second is what the first and a sentence ask for.
+
+As in the published pairs, both scenes have the same background recordings, heard from other times, at the same
+loudness; events that both have keep their class and level, but are other takes at other times unless `same_takes`.
+"""
+
+import dataclasses
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from atst_jax.util.errors import UserError
+from data_pipeline.mixing.modifiers import KINDS, Change, changes, sentence
+from data_pipeline.mixing.recordings import SPLITS, Recordings
+from data_pipeline.mixing.scenes import Part, Scene
+from data_pipeline.sources.files import Source
+
+DECIMALS = 4  # of what is drawn, so that the manifest says it exactly
+START_SHARE = 0.8  # events begin within this share of a scene,
+LENGTH_SHARES = (0.3, 0.5)  # and last for one between these (published: 0-8 s and 3-5 s of 10 s)
+
+
+class Pair(NamedTuple):
+  """A query clip, what is asked of it, and the clip that answers."""
+
+  id: str
+  scene: str
+  query: Scene
+  target: Scene
+  changes: tuple[Change, ...]
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+  """What pairs are drawn from; levels in dB."""
+
+  seconds: float = 10.0
+  rate: int = 16000  # Hz
+  backgrounds: int = 2  # recordings mixed into a scene's background
+  lufs: tuple[float, float] = (-36.0, -32.0)  # of a scene's reference
+  snr: tuple[float, float] = (3.0, 12.0)  # of events
+  level_change: tuple[float, float] = (6.0, 12.0)  # by which the quieter is below that
+  shared_events: int = 1  # that both scenes have besides, at most
+  same_takes: bool = False
+
+
+def rng_of(seed: int, *words: str) -> np.random.Generator:
+  """A generator that depends on the seed and the words alone."""
+  digest = hashlib.sha256("\0".join((str(seed), *words)).encode()).digest()
+  return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def check_recordings(foreground: Recordings, background: Recordings, counts: dict[str, int]) -> None:
+  """Raises UserError if a split that is asked for lacks recordings, or a class is event and background."""
+  if both := sorted(set(foreground.classes) & set(background.classes)):
+    raise UserError(f"{both[0]!r} is a class of events and of backgrounds; choose with --events and --scenes")
+  for split, count in counts.items():
+    for what, recordings in (("events", foreground), ("scenes", background)):
+      lacking = [name for name in recordings.classes if not recordings.by_class[split].get(name)]
+      if count and lacking:
+        raise UserError(f"no recording of {lacking[0]!r} is left for the split {split}; leave it out of --{what}, set "
+                        f"--{split}_pairs=0, or bring more recordings")  # fmt: skip
+
+
+def draw_pairs(
+  foreground: Recordings, background: Recordings, *, counts: dict[str, int], ranges: Ranges, seed: int
+) -> list[Pair]:
+  """All pairs of all splits and scenes; pair number i does not depend on how many there are.
+
+  Args:
+    counts: split -> pairs of every scene (class of the background).
+
+  Raises:
+    UserError: as `check_recordings`.
+  """
+  check_recordings(foreground, background, counts)
+  if len(foreground.classes) < 1 + ranges.shared_events:
+    raise UserError(f"--shared_events={ranges.shared_events} needs {1 + ranges.shared_events} classes of events, "
+                    f"--foreground has {len(foreground.classes)}")  # fmt: skip
+  return [
+    _draw(f"{name}_{split}_{i:05d}", name, split, foreground.by_class[split], background.by_class[split][name], ranges,
+          seed)
+    for name in background.classes for split in SPLITS for i in range(counts[split])
+  ]  # fmt: skip
+
+
+def _draw(id, name, split, events: dict[str, list[Source]], backgrounds: list[Source], ranges: Ranges, seed) -> Pair:
+  rng = rng_of(seed, "pair", id)
+  number = min(ranges.backgrounds, len(backgrounds))
+  behind = [backgrounds[i] for i in rng.choice(len(backgrounds), number, replace=False)]
+  lufs = _uniform(rng, ranges.lufs)
+  kind = KINDS[rng.integers(len(KINDS))]
+  chosen = rng.permutation(sorted(events))[: 1 + rng.integers(ranges.shared_events + 1)].tolist()
+  levels = [_uniform(rng, ranges.snr) for _ in chosen]
+  quieter = round(levels[0] - _uniform(rng, ranges.level_change), DECIMALS)
+  takes = [_take(rng, events[label], ranges) for label in chosen]
+
+  def scene(suffix, first_level):
+    """The changed event at `first_level` (None: absent), and the shared ones."""
+    heard = [] if first_level is None else [(0, first_level)]
+    heard += list(enumerate(levels))[1:]
+    parts = [_background(rng, source, name, ranges) for source in behind]
+    for i, level in heard:
+      take = takes[i] if ranges.same_takes else _take(rng, events[chosen[i]], ranges)
+      parts.append(dataclasses.replace(take, snr_db=level))
+    labels = tuple(sorted({chosen[i] for i, _ in heard}))
+    return Scene(path=behind[0].path, id=f"{id}_{suffix}", labels=labels, multi_label=True, split=split, name=name,
+                 seconds=ranges.seconds, rate=ranges.rate, lufs=lufs, parts=tuple(parts))  # fmt: skip
+
+  low, high = {"add": (None, levels[0]), "remove": (None, levels[0])}.get(kind, (quieter, levels[0]))
+  first, second = (high, low) if kind in ("remove", "quieter") else (low, high)
+  query, target = scene("s1", first), scene("s2", second)
+  found = changes(query, target)
+  return Pair(id, name, query, target, tuple(found), sentence(found, rng))
+
+
+def _uniform(rng: np.random.Generator, interval: tuple[float, float]) -> float:
+  return round(float(rng.uniform(*interval)), DECIMALS)
+
+
+def _background(rng: np.random.Generator, source: Source, name: str, ranges: Ranges) -> Part:
+  return Part(source.path, source.id, name, True, True, _uniform(rng, (0, ranges.seconds)), 0.0, ranges.seconds, 0.0)
+
+
+def _take(rng: np.random.Generator, sources: list[Source], ranges: Ranges) -> Part:
+  source = sources[rng.integers(len(sources))]
+  time = _uniform(rng, (0, START_SHARE * ranges.seconds))
+  shortest, longest = (share * ranges.seconds for share in LENGTH_SHARES)
+  duration = min(_uniform(rng, (shortest, longest)), round(ranges.seconds - time, DECIMALS))
+  return Part(source.path, source.id, source.labels[0], False, False, 0.0, time, duration, 0.0)

@@ -1,0 +1,125 @@
+"""Scenes: recordings mixed over a background, each at a stated loudness.
+
+The rules are those of scaper 1.6.5, with which the published pairs were made: a background repeats until the scene is
+full; every recording is brought to the scene's reference loudness plus its own signal-to-noise ratio, measured on the
+part that is heard, before its fades; events fade in and out over 10 ms; all are summed. Nothing is clipped: shards are
+made of the sum as it is.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from atst_jax.audio.decode import Quality, Reject, read_pieces
+from atst_jax.util.errors import UserError
+from data_pipeline.mixing.loudness import amplified, faded, gain_to
+from data_pipeline.sources.files import Source
+
+FADE_SECONDS = 0.01
+# How the published events were freed of the silence around them: the envelope is |x| smoothed by a Hann window of 512
+# samples at 44.1 kHz, and what lies before the first and after the last tenth of its peak is cut.
+TRIM_SHARE, TRIM_SECONDS = 0.1, 512 / 44100
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+  """A recording in a scene. Times are seconds.
+
+  `loops`: the recording repeats from its start on (a background). Otherwise it is an event, freed of its silent ends,
+  and may end before its duration.
+  """
+
+  path: str
+  source: str  # the recording's name in the manifest
+  label: str
+  background: bool
+  loops: bool
+  source_time: float  # where in the recording
+  time: float  # where in the scene
+  duration: float
+  snr_db: float  # above the scene's loudness
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scene(Source):
+  """A clip that is mixed, in place of one that is read; `path` is that of its first recording."""
+
+  name: str = ""  # the class of the background
+  seconds: float = 10.0
+  rate: int = 16000  # Hz at which it is mixed
+  lufs: float = -34.0  # the reference loudness
+  parts: tuple[Part, ...] = ()
+
+  @property
+  def events(self) -> tuple[Part, ...]:
+    """The parts in the foreground."""
+    return tuple(part for part in self.parts if not part.background)
+
+
+def trimmed(waveform: np.ndarray, rate: int) -> np.ndarray:
+  """(N,) -> (M,): without the quiet start and end. Silence is returned as it is."""
+  size = max(3, round(TRIM_SECONDS * rate))
+  envelope = np.convolve(np.abs(waveform), np.hanning(size).astype(waveform.dtype), mode="same")
+  loud = np.flatnonzero(envelope > TRIM_SHARE * envelope.max())
+  return waveform[loud[0] : loud[-1] + 1] if len(loud) else waveform
+
+
+@functools.lru_cache(maxsize=64)
+def _recording(path: str, rate: int, loops: bool) -> np.ndarray:
+  ((_, waveform),) = read_pieces(path, sample_rate=rate, max_seconds=math.inf)
+  return waveform if loops else trimmed(waveform, rate)
+
+
+def heard(part: Part, rate: int) -> np.ndarray:
+  """(N,) the part of its recording that is heard, as it was recorded. Raises Reject if it is silent or too short."""
+  waveform, size = _recording(part.path, rate, part.loops), round(part.duration * rate)
+  start = round(part.source_time * rate)
+  places = np.arange(start, start + size)
+  out = waveform[places % len(waveform) if part.loops else places[places < len(waveform)]]
+  if not len(out):
+    raise Reject("too_short", f"{part.source}: {len(waveform) / rate:.2f} s, to be heard from {part.source_time:.2f} s")
+  return out
+
+
+def synthesise(scene: Scene) -> tuple[np.ndarray, list[list[float]]]:
+  """Mixes a scene.
+
+  Returns:
+    (N,) float32 at `scene.rate`, and for every part [gain in dB, seconds heard].
+
+  Raises:
+    Reject: a recording cannot be used, or is silent where it would be heard.
+  """
+  mixture, notes = np.zeros(round(scene.seconds * scene.rate), np.float32), []
+  for part in scene.parts:
+    sound, start = heard(part, scene.rate), round(part.time * scene.rate)
+    sound = sound[: len(mixture) - start]
+    try:
+      gain = gain_to(sound, scene.rate, scene.lufs + part.snr_db)
+    except UserError:
+      raise
+    except ValueError as error:
+      raise Reject("silent", f"{part.source} from {part.source_time:.2f} s") from error
+    sound = amplified(sound, gain)
+    mixture[start : start + len(sound)] += sound if part.background else faded(sound, scene.rate, FADE_SECONDS)
+    notes.append([round(gain, 4), round(len(sound) / scene.rate, 4)])
+  return mixture, notes
+
+
+def read_scene(
+  scene: Scene, *, sample_rate: int, min_samples: int = 1, max_seconds: float = math.inf, quality: Quality
+) -> Iterator[tuple[None, np.ndarray]]:
+  """Yields (None, (N,) waveform) of a scene as `audio.read_pieces` does of a file; `quality.notes` are its gains."""
+  waveform, quality.notes = synthesise(scene)
+  quality.sample_rate = scene.rate
+  quality.update(waveform[:, None])
+  if scene.rate != sample_rate:
+    import soxr
+
+    waveform = soxr.resample(waveform, scene.rate, sample_rate)
+  if len(waveform) < min_samples:
+    raise Reject("too_short", f"{len(waveform)} samples at {sample_rate} Hz, {min_samples} needed")
+  yield None, waveform

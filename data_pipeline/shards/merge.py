@@ -1,0 +1,163 @@
+"""Prepared sets joined into one: the same clips under new names, with labels of all.
+
+  python -m data_pipeline.prepare merge data/a data/b --output=data/ab
+
+Every clip's id gets its set's name in front. Labels are matched by name; folds are kept only if one set has any. Clips
+stay in the order of sets and shards, so that the shards of the result are those of the inputs, renamed and relabelled.
+"""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterator
+
+from atst_jax.data.dataset import MANIFEST, Clip, Dataset, Shard, write_json, write_shard
+from atst_jax.data.dataset_page import write_report
+from atst_jax.data.schema import SCHEMA_VERSION, TOTALS
+from atst_jax.util import storage
+from atst_jax.util.cli import Parser
+from atst_jax.util.errors import UserError
+from data_pipeline.shards.mel_statistics import MelStatistics, merge_statistics
+from data_pipeline.shards.summary import report
+from data_pipeline.shards.tfds_info import write_tfds_info
+from data_pipeline.sources.files import printable
+
+KEYS = ("name", "multi_label", "folds", "fold_names", "rejects", "counts")
+COUNTERS = ("sample_rates", "seconds", "levels", "reasons")
+
+
+def check(datasets: list[Dataset], output: str) -> None:
+  """Raises UserError for sets that cannot be one, or an output that holds something."""
+  if len(datasets) < 2:
+    raise UserError("merge needs two prepared sets or more")
+  first = datasets[0]
+  for dataset in datasets[1:]:
+    if dataset.frontend.hash != first.frontend.hash:
+      raise UserError(f"{first.root} has the front-end {first.frontend.name!r}, {dataset.root} "
+                      f"{dataset.frontend.name!r}; prepare both with one")  # fmt: skip
+  for dataset in datasets:
+    lacking = [key for key in KEYS if key not in dataset.manifest]
+    lacking += [f"{key} of {name}" for name, part in dataset.manifest["splits"].items()
+                for key in (*TOTALS, "class_counts") if key not in part]  # fmt: skip
+    if lacking:
+      raise UserError(f"{dataset.root}: {MANIFEST} lacks {', '.join(lacking)}; prepare the set again")
+  names = [dataset.manifest["name"] for dataset in datasets]
+  if len(set(names)) < len(names):
+    raise UserError(f"the sets are named {', '.join(names)}; names must differ, as they go before the ids: prepare one "
+                    "again with --name")  # fmt: skip
+  if storage.names(output):
+    raise UserError(f"--output={output} holds something; choose another folder, or empty it")
+
+
+def renamed(dataset: Dataset, shard: Shard, labels: list[int], *, multi_label: bool, fold: bool) -> Iterator[Clip]:
+  """The clips of a shard with their new ids and labels; `labels[i]` is the new number of label i."""
+  for clip in dataset.shard_clips(shard):
+    yield dataclasses.replace(clip, id=f"{dataset.manifest['name']}/{clip.id}", multi_label=multi_label,
+                              labels=tuple(labels[i] for i in clip.labels),
+                              fold=clip.fold if fold else -1,
+                              group=f"{dataset.manifest['name']}/{clip.group}" if clip.group else "")  # fmt: skip
+
+
+def merge(roots: list[str], output: str, name: str) -> dict:
+  """Writes the joined set; `dataset.json` comes last. Returns it. Raises UserError."""
+  datasets = [Dataset.load(root) for root in roots]
+  check(datasets, output)
+  try:
+    return _merge(datasets, output, name)
+  except BaseException:  # so that the same command can be run again
+    for file in storage.names(output):
+      storage.remove(os.path.join(output, file))
+    raise
+
+
+def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
+  label_names = sorted({label for dataset in datasets for label in dataset.label_names})
+  multi_label = any(dataset.manifest["multi_label"] for dataset in datasets)
+  folded = [dataset for dataset in datasets if dataset.manifest["folds"]]
+  statistics, splits = MelStatistics(), {}
+  try:
+    storage.make_folder(output)
+  except OSError as error:
+    raise UserError(f"--output={output}: cannot be made ({error.strerror})") from error
+  for split in sorted({split for dataset in datasets for split in dataset.splits}):
+    parts = [(dataset, shard) for dataset in datasets if split in dataset.splits for shard in dataset.shards(split)]
+    shards = []
+    for number, (dataset, shard) in enumerate(parts):
+      labels = [label_names.index(label) for label in dataset.label_names]
+      clips = renamed(dataset, shard, labels, multi_label=multi_label, fold=folded == [dataset])
+      file = f"{split}-{number:05d}-of-{len(parts):05d}.tfrecord"
+      written = write_shard(os.path.join(output, file), _encoded(clips, statistics if split == "train" else None))
+      shards.append({"file": file, "num_clips": written.num_clips, "num_bytes": written.num_bytes,
+                     "sha256": written.sha256})  # fmt: skip
+    splits[split] = {**_totals([d.manifest["splits"][split] for d in datasets if split in d.splits]), "shards": shards}
+  only = folded[0].manifest if len(folded) == 1 else {"fold_names": [], "folds": []}
+  manifest = {
+    "schema": SCHEMA_VERSION,
+    "name": name,
+    "frontend": datasets[0].frontend.to_json(),
+    "label_names": label_names,
+    "multi_label": multi_label,
+    "fold_names": only["fold_names"],
+    "folds": only["folds"],
+    "splits": splits,
+    "statistics": merge_statistics([statistics.to_json()], "train"),
+    "rejects": [{**reject, "id": f"{d.manifest['name']}/{reject['id']}"}
+                for d in datasets for reject in d.manifest["rejects"]],
+    "counts": _counts([dataset.manifest["counts"] for dataset in datasets]),
+    "preparation": {"kind": "merge", "of": [[d.manifest["name"], [d.fingerprint(s) for s in d.splits]]
+                                            for d in datasets]},
+  }  # fmt: skip
+  labelled = all(sum(part["class_counts"].values()) >= part["num_clips"] for part in splits.values())
+  write_tfds_info(output, manifest, labelled=labelled, folded=False)
+  write_json(os.path.join(output, MANIFEST), manifest)
+  write_report(output)
+  return manifest
+
+
+def _encoded(clips: Iterator[Clip], statistics: MelStatistics | None) -> Iterator[bytes]:
+  for clip in clips:
+    if statistics is not None:
+      statistics.add(clip.mel)
+    yield clip.encode()
+
+
+def _sum(parts: list[dict]) -> dict:
+  total = collections.Counter()
+  for part in parts:
+    total.update(part)
+  return dict(total)
+
+
+def _totals(parts: list[dict]) -> dict:
+  """What `dataset.json` says of a split, of all sets together."""
+  return {
+    **{key: sum(part[key] for part in parts) for key in ("num_clips", "num_files", "num_frames")},
+    "min_frames": min(part["min_frames"] for part in parts),
+    "max_frames": max(part["max_frames"] for part in parts),
+    "class_counts": _sum([part["class_counts"] for part in parts]),
+  }
+
+
+def _counts(parts: list[dict]) -> dict:
+  numbers = {key for part in parts for key, value in part.items() if isinstance(value, int)}
+  coverage = {}
+  for part in parts:
+    for label, row in part.get("coverage", {}).items():
+      coverage[label] = _sum([coverage.get(label, {"listed": 0, "missing": 0, "rejected": 0}), row])
+  return {
+    **{key: sum(part.get(key, 0) for part in parts) for key in sorted(numbers)},
+    **{key: _sum([part.get(key, {}) for part in parts]) for key in COUNTERS},
+    "coverage": coverage,
+  }
+
+
+def main(argv: list[str]) -> int:
+  """`prepare merge`: returns 0. Raises UserError."""
+  parser = Parser("data_pipeline.prepare merge", __doc__)
+  parser.add_argument("datasets", nargs="+")
+  parser.add_argument("--output", required=True, help="folder to make")
+  parser.add_argument("--name", default="", help="name of the result; by default its folder's")
+  args = parser.parse(argv)
+  name = args.name or printable(os.path.basename(os.path.abspath(args.output)))
+  print("\n".join([f"{args.output}:", *report(merge(args.datasets, args.output, name))]))
+  return 0

@@ -1,0 +1,205 @@
+"""Which file goes into which shard, and whether an output folder belongs to the same plan."""
+
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from atst_jax.audio.decode import Reject, duration, read_pieces
+from atst_jax.audio.frontend import FrontEnd, log_mel
+from atst_jax.data.dataset import MANIFEST, write_json
+from atst_jax.util import storage
+from atst_jax.util.errors import StoreError, UserError
+from data_pipeline.shards.shard import ShardTask
+from data_pipeline.sources.files import Source
+
+WORK = ".work"  # inside the output: the plan, and a sidecar for every finished shard
+PLAN = "plan.json"
+LOCK = "lock"
+MIN_SHARDS = 16  # so that 16 processes or streams can read any set
+SIZED_FILES = 64  # headers read to estimate the size of a split
+
+
+Named = TypeVar("Named", bound=Source)
+
+
+def hash_order(sources: list[Named], seed: int) -> list[Named]:
+  """Sorts by a hash of seed and id: a random order that only those two decide."""
+  return sorted(sources, key=lambda s: (hashlib.sha256(f"{seed}:{s.id}".encode()).digest(), s.id))
+
+
+def choose_num_shards(
+  ordered: list[Source], *, frontend: FrontEnd, shard_mb: float, num_shards: int
+) -> tuple[int, float]:
+  """(shards, estimated seconds) of a split; from the headers of the first files in hash order."""
+  seconds = []
+  for source in ordered[:SIZED_FILES]:
+    with contextlib.suppress(Reject):
+      seconds.append(duration(source.path))
+  total = len(ordered) * sum(seconds) / max(1, len(seconds))
+  num_bytes = total * frontend.sample_rate / frontend.hop_length * frontend.n_mels * 2
+  wanted = num_shards or max(MIN_SHARDS, math.ceil(num_bytes / (shard_mb * 2**20)))
+  return min(wanted, len(ordered)), total
+
+
+def measure(sources: list[Source], *, frontend: FrontEnd, filters: np.ndarray) -> tuple[float, float]:
+  """(seconds of audio, seconds of one core) of preparing a few files: decoding, resampling, log-mel."""
+  audio, started = 0.0, time.process_time()
+  for source in sources:
+    with contextlib.suppress(Reject):
+      for _, waveform in read_pieces(source.path, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples):
+        log_mel(waveform, frontend, filters)
+        audio += len(waveform) / frontend.sample_rate
+  return audio, time.process_time() - started
+
+
+def deal(
+  sources: list[Source], *, frontend: FrontEnd, seed: int, shard_mb: float, num_shards: int
+) -> tuple[list[ShardTask], float]:
+  """Deals the files of every split to its shards in turn. Returns the shards and the estimated seconds of audio."""
+  tasks, total = [], 0.0
+  for split in sorted({source.split for source in sources}):
+    ordered = hash_order([source for source in sources if source.split == split], seed)
+    count, seconds = choose_num_shards(ordered, frontend=frontend, shard_mb=shard_mb, num_shards=num_shards)
+    total += seconds
+    for i in range(count):
+      tasks.append(ShardTask(f"{split}-{i:05d}-of-{count:05d}.tfrecord", split, tuple(ordered[i::count])))
+  return tasks, total
+
+
+def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
+  """(sha256 over names, labels and sizes of all files, ids of those that are missing)."""
+  digest, missing = hashlib.sha256(), []
+  sizes = storage.sizes((source.path for source in sources), root)
+  prefix = os.path.join(root, "")
+  relative = lambda path: path.removeprefix(prefix) if path.startswith(prefix) else os.path.relpath(path, root)
+  for source, size in zip(sources, sizes, strict=True):
+    if size < 0:
+      missing.append(source.id)
+    name = os.fsencode(relative(source.path)).hex()
+    row = [source.id, name, size, source.labels, source.multi_label, source.fold, source.split]
+    row += [source.group] if source.group else []  # absent from an older version's
+    digest.update(json.dumps(row).encode())
+  return digest.hexdigest(), missing
+
+
+def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[dict]:
+  """Rejects of all files but the first of those with the same content; only files of one size are read.
+
+  Clips of other splits come before the training split's, so that a test set stays whole; then the id decides.
+
+  Args:
+    workers: threads that read and hash.
+  """
+  sources = sorted(sources, key=lambda source: (source.split == "train", source.id))
+  sizes = storage.sizes((source.path for source in sources), root)
+  common = {size for size, count in collections.Counter(sizes).items() if count > 1 and size > 0}
+  suspects = [source for source, size in zip(sources, sizes, strict=True) if size in common]
+
+  def content(source):
+    with contextlib.suppress(OSError):  # a file that cannot be read is a reject of its own, later
+      return storage.sha256(source.path)
+    return source.id
+
+  first, rejects = {}, []
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    for source, digest in zip(suspects, pool.map(content, suspects), strict=True):
+      kept = first.setdefault(digest, source.id)
+      if kept != source.id:
+        rejects.append({"id": source.id, "reason": "duplicate", "detail": f"of {kept}"})
+  return rejects
+
+
+def check_plan(output: str, plan: dict) -> None:
+  """Refuses an output folder that holds shards of another plan. Raises UserError naming what differs."""
+  if storage.is_file(output):
+    raise UserError(f"--output={output} is a file; name a folder")
+  if not any(shard_name(name) for name in storage.names(output)):
+    return
+  remedy = "choose another --output, or delete that folder"
+  found = _stored(os.path.join(output, WORK, PLAN), lambda value: value)
+  found = found or _stored(os.path.join(output, MANIFEST), plan_of)
+  if found is None:
+    raise UserError(f"--output={output} holds shards, and nothing says what of; {remedy}")
+  for key in sorted(plan.keys() | found.keys()):
+    if plan.get(key) != found.get(key):
+      what = "other input files (names, labels, sizes or their number)"
+      if key != "sources":
+        what = f"{key} {found.get(key)!r}, now it is {plan.get(key)!r}"
+      raise UserError(f"--output={output} was prepared with {what}; {remedy}")
+
+
+def _stored(path: str, plan_in: Callable[[dict], dict]) -> dict | None:
+  try:
+    return plan_in(json.loads(storage.read_text(path)))
+  except StoreError:
+    raise
+  except (ValueError, KeyError, TypeError, OSError):
+    return None
+
+
+def plan_of(manifest: dict) -> dict:
+  """The plan a `dataset.json` was made by."""
+  frontend = manifest["frontend"]
+  return {
+    **manifest["preparation"],
+    "schema": manifest["schema"],
+    "name": manifest["name"],
+    "frontend": f"{frontend['name']} {frontend['hash']}",
+  }
+
+
+def shard_name(name: str) -> re.Match | None:
+  """Matches the file names of shards."""
+  return re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*-\d{5,}-of-\d{5,}\.tfrecord", name)
+
+
+@contextlib.contextmanager
+def _lock(path: str, output: str) -> Iterator[None]:
+  """Held for as long as one job prepares; stores have no locks, and two jobs there write the same bytes twice."""
+  if storage.is_remote(path):
+    yield
+    return
+  with open(path, "w") as lock:
+    try:
+      import fcntl
+
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(f"another process prepares into {output}; wait for it, or choose another --output") from error
+    except (ImportError, OSError):  # no such locks on this system or file system
+      pass
+    yield
+
+
+@contextlib.contextmanager
+def open_output(output: str, plan: dict) -> Iterator[str]:
+  """Creates and locks the output folder, stores the plan, removes temporary files. Yields the work folder.
+
+  Raises UserError if the folder cannot be written or another process prepares into it.
+  """
+  work = os.path.join(output, WORK)
+  with contextlib.ExitStack() as stack:
+    try:
+      storage.make_folder(work)
+      stack.enter_context(_lock(os.path.join(work, LOCK), output))
+    except OSError as error:
+      raise UserError(f"cannot write to --output={output}: {error.strerror}; choose another folder") from error
+    continued = _stored(os.path.join(work, PLAN), lambda value: value) == plan
+    for name in storage.names(work):  # of another plan, everything goes
+      if name != LOCK and not (continued and name.endswith(".json")):
+        storage.remove(os.path.join(work, name))
+    for name in storage.names(output):
+      if re.fullmatch(r".+\.(tfrecord|json|html|txt)\.tmp-[0-9a-f]+", name):
+        storage.remove(os.path.join(output, name))
+    write_json(os.path.join(work, PLAN), plan)
+    yield work

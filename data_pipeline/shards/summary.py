@@ -1,0 +1,103 @@
+"""`dataset.json` from the sidecars of all shards, and a few lines for people."""
+
+import collections
+
+from atst_jax.audio.frontend import FrontEnd
+from atst_jax.data.dataset import SCHEMA_VERSION
+from data_pipeline.shards.mel_statistics import merge_statistics
+from data_pipeline.sources.listing import Listing
+
+COUNTS = ("silent", "clipped", "dc", "split_files")
+
+
+def describe(*, name: str, frontend: FrontEnd, listing: Listing, sidecars: list[dict], rejects: list[dict],
+             preparation: dict) -> dict:  # fmt: skip
+  """The content of `dataset.json`.
+
+  Args:
+    sidecars: of the shards that are part of the dataset, in order.
+    rejects: {id, reason, detail} of every file that is not in a shard.
+    preparation: the plan's keys that are not in the manifest otherwise.
+  """
+  rejects = sorted(rejects, key=lambda reject: reject["id"])
+  splits = {}
+  for split in sorted({sidecar["split"] for sidecar in sidecars}):
+    splits[split] = _split([s for s in sidecars if s["split"] == split], listing.label_names)
+  counts = {key: sum(s["counts"].get(key, 0) for s in sidecars) for key in COUNTS}
+  return {
+    "schema": SCHEMA_VERSION,
+    "name": name,
+    "frontend": frontend.to_json(),
+    "label_names": listing.label_names,
+    "multi_label": listing.multi_label,
+    "fold_names": listing.fold_names,
+    "folds": sorted({source.fold for source in listing.sources if source.fold >= 0}),
+    "splits": splits,
+    "statistics": merge_statistics((s["statistics"] for s in sidecars if s["split"] == "train"), "train"),
+    "rejects": rejects,
+    "counts": {**counts, "listed_files": len(listing.sources), "sample_rates": _sum(sidecars, "sample_rates"),
+               "seconds": _sum(sidecars, "seconds"), "levels": _sum(sidecars, "levels"),
+               "reasons": dict(collections.Counter(r["reason"] for r in rejects)),
+               "coverage": _coverage(listing, rejects)},
+    "preparation": preparation,
+  }  # fmt: skip
+
+
+def _sum(sidecars: list[dict], key: str) -> dict[str, int]:
+  total = collections.Counter()
+  for sidecar in sidecars:
+    total.update(sidecar.get(key, {}))  # histograms are absent from an older version's
+  return dict(total)
+
+
+def _split(sidecars: list[dict], label_names: list[str]) -> dict:
+  class_counts = _sum(sidecars, "class_counts")
+  return {
+    "num_clips": sum(s["num_clips"] for s in sidecars),
+    "num_files": sum(s["num_files"] for s in sidecars),
+    "num_frames": sum(s["num_frames"] for s in sidecars),
+    "min_frames": min(s["min_frames"] for s in sidecars),
+    "max_frames": max(s["max_frames"] for s in sidecars),
+    "class_counts": {name: class_counts.get(name, 0) for name in label_names},
+    "shards": [{key: s[key] for key in ("file", "num_clips", "num_bytes", "sha256")} for s in sidecars],
+  }
+
+
+def _coverage(listing: Listing, rejects: list[dict]) -> dict[str, dict[str, int]]:
+  """Files listed, missing, otherwise rejected and, of a subset, not drawn: per class."""
+  reasons = {reject["id"]: reject["reason"] for reject in rejects}
+  table = {name: {"listed": 0, "missing": 0, "rejected": 0} for name in listing.label_names}
+  for name, number in listing.not_drawn.items():
+    table[name] |= {"listed": number, "not_drawn": number}
+  for source in listing.sources:
+    reason = reasons.get(source.id)
+    for name in source.labels:
+      table[name]["listed"] += 1
+      if reason:
+        table[name]["missing" if reason == "missing" else "rejected"] += 1
+  return table
+
+
+def report(manifest: dict, *, most: int = 10) -> list[str]:
+  """Lines that tell a person what was prepared, and what was not."""
+  frontend, counts, lines = manifest["frontend"], manifest["counts"], []
+  for split, content in manifest["splits"].items():
+    hours = content["num_frames"] * frontend["hop_length"] / frontend["sample_rate"] / 3600
+    size = sum(shard["num_bytes"] for shard in content["shards"]) / 2**20
+    lines.append(f"{split}: {content['num_clips']} clips of {content['num_files']} files, {hours:.2f} hours, "
+                 f"{len(content['shards'])} shards, {size:.0f} MiB")  # fmt: skip
+  lines.append(", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in COUNTS))
+  if manifest["rejects"]:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["reasons"].items()))
+    lines.append(f"{len(manifest['rejects'])} of {counts['listed_files']} files rejected: {reasons}")
+    for reject in manifest["rejects"][:most]:
+      lines.append(f"  {reject['id']!r}: {reject['reason']}{' (' + reject['detail'] + ')' if reject['detail'] else ''}")
+    if len(manifest["rejects"]) > most:
+      lines.append(f"  and {len(manifest['rejects']) - most} more in dataset.json")
+    absent = {k: (v["missing"] + v["rejected"], v["listed"]) for k, v in counts["coverage"].items()}
+    worst = sorted((k for k in absent if absent[k][0]), key=lambda k: (-absent[k][0] / absent[k][1], k))
+    if worst:
+      lines.append(
+        "classes that lack most: " + ", ".join(f"{k} {absent[k][0]} of {absent[k][1]}" for k in worst[:most])
+      )
+  return lines

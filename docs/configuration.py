@@ -1,0 +1,171 @@
+"""The reference of all configs, from the files in configs/ themselves.
+
+  python -m docs.configuration --output=docs/configuration.md
+
+What a key means is the comment beside it, what it may be comes from the checks, its values from the configs.
+"""
+
+import ast
+import glob
+import io
+import os
+import sys
+import tokenize
+
+from atst_jax.downstream.finetune import recipe
+from atst_jax.pretraining import checks
+from atst_jax.runtime.devices import DTYPES
+from atst_jax.util import config as configs
+from atst_jax.util import storage
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.markdown import table_line
+
+PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+LIMITS = {"pretrain": checks, "finetune": recipe}  # modules with POSITIVE, CHOICES and RANGES
+
+
+def read_comments(path: str) -> dict[str, str]:
+  """{dotted key, or section: the comment beside its assignment, or above it where a section begins}."""
+  with open(path, encoding="utf-8") as file:
+    source = file.read()
+  comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline)
+              if t.type == tokenize.COMMENT and not t.string.startswith("# fmt:")}  # fmt: skip
+  lines, found = source.splitlines(), {}
+  for node in ast.walk(ast.parse(source)):
+    if not isinstance(node, ast.Assign):
+      continue
+    names = [ast.unparse(part) for target in node.targets for part in getattr(target, "elts", [target])]
+    keys = [name.removeprefix("config.") for name in names if name.startswith("config.")]
+    last = node.end_lineno or node.lineno
+    words = [comments[line] for line in range(node.lineno, last + 1) if line in comments]
+    below = last
+    while words and below < len(lines) and lines[below].lstrip().startswith("#"):  # a comment of several lines
+      words.append(comments[below + 1])
+      below += 1
+    above = node.lineno - 1
+    if ast.unparse(node.value) == "ConfigDict()":
+      while lines[above - 1].lstrip().startswith("#"):
+        words.insert(0, comments[above])
+        above -= 1
+    found |= {key: " ".join(words) for key in keys if words and key not in found}
+  return found
+
+
+def load_all(folder: str) -> dict[str, dict[str, dict]]:
+  """{job: {"base:paper": {key: (value, type)}, "base:released": …}}, the file that others inherit from first."""
+  found: dict[str, dict[str, dict]] = {}
+  for path in sorted(glob.glob(os.path.join(folder, "*.py")), key=lambda path: (not _defines(path), path)):
+    if os.path.basename(path) == "__init__.py":
+      continue
+    for variant in configs.variants(path):
+      config = configs.load(f"{path}:{variant}")
+      name = f"{os.path.basename(path).removesuffix('.py')}:{variant}"
+      found.setdefault(config.job, {})[name] = {
+        key: (value, config_type(config, key)) for key, value in configs.flatten(config).items()}  # fmt: skip
+  return found
+
+
+def _defines(path: str) -> bool:
+  with open(path, encoding="utf-8") as file:
+    return "config.job = " in file.read()
+
+
+def config_type(config, key: str) -> type:
+  """The type that a value of a dotted key must have."""
+  *path, name = key.split(".")
+  for part in path:
+    config = config[part]
+  return config.get_type(name)
+
+
+def allowed(job: str, key: str, kind: type) -> str:
+  """What a key may be, as the checks have it."""
+  limits = LIMITS.get(job)
+  choices = {"dtype": tuple(DTYPES), "platform": PLATFORMS} | (limits.CHOICES if limits else {})
+  if kind is bool:
+    return "true, false"
+  if key in choices:
+    return ", ".join(choices[key])
+  if limits and key in limits.POSITIVE:
+    return "1 or more"
+  if limits and key in limits.RANGES:
+    low, high = limits.RANGES[key]
+    return f"{show(low)} to {show(high)}"
+  return {int: "whole number", float: "number", str: "text", tuple: "numbers"}.get(kind, kind.__name__)
+
+
+def show(value) -> str:
+  """A value as a flag takes it."""
+  if value is None:
+    return "not set"
+  if isinstance(value, bool):
+    return str(value).lower()
+  if isinstance(value, list | tuple):
+    return ", ".join(map(show, value))
+  return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+INTRODUCTION = """# Configuration
+
+Written by `python -m docs.configuration --output=docs/configuration.md` from the files in `configs/`; a test compares.
+`--config.KEY=VALUE` sets a key, `none` one that is not set. The default is that of a job's first config, or of the one
+named beside it; the last column says where others differ (a file without a variant: all its variants).
+"""
+
+
+def render(folder: str) -> str:
+  """The reference in Markdown of the configs of a folder."""
+  lines = [INTRODUCTION]
+  for job, found in load_all(folder).items():
+    words: dict[str, str] = {}
+    for path in dict.fromkeys(os.path.join(folder, f"{name.partition(':')[0]}.py") for name in found):
+      with open(path, encoding="utf-8") as file:
+        words = (read_comments(path) if "ConfigDict()" in file.read() else {}) | words  # it brings keys of its own
+    lines += [f"## `job = {job}`", "", f"Configs: {', '.join(f'`{name}`' for name in found)}.", ""]
+    keys = [key for key in dict.fromkeys(key for flat in found.values() for key in flat) if key != "job"]
+    for section in dict.fromkeys(key.rpartition(".")[0] for key in keys):
+      lines += [f"### `{section}`" if section else "### Top level", ""]
+      lines += [words[section], ""] if section in words else []
+      lines += ["| key | default | may be | what | elsewhere |", "|---|---|---|---|---|"]
+      lines += [_row(job, key, found, words) for key in keys if key.rpartition(".")[0] == section]
+      lines.append("")
+  return "\n".join(lines)
+
+
+def _names(names: list[str], every: list[str]) -> str:
+  """Configs in words; a file alone stands for all its variants."""
+  variants = lambda file, among: [name for name in among if name.partition(":")[0] == file]
+  short = []
+  for file in dict.fromkeys(name.partition(":")[0] for name in names):
+    mine = variants(file, names)
+    short += [file] if mine == variants(file, every) else mine
+  return ", ".join(f"`{name}`" for name in short)
+
+
+def _row(job: str, key: str, found: dict[str, dict], words: dict[str, str]) -> str:
+  homes = {name: flat[key] for name, flat in found.items() if key in flat}
+  home, (default, kind) = next(iter(homes.items()))
+  elsewhere: dict[str, list[str]] = {}
+  for name, (value, _) in homes.items():
+    if value != default:
+      elsewhere.setdefault(show(value), []).append(name)
+  shown = show(default) + (f" (`{home}`)" if home != next(iter(found)) else "")
+  others = "; ".join(f"{value}: {_names(names, list(found))}" for value, names in elsewhere.items())
+  return table_line((f"`{key}`", shown, allowed(job, key, kind), words.get(key, ""), others))
+
+
+def main(argv=None) -> int:
+  """Returns the exit code, that of `command.guard`."""
+  parser = Parser("docs.configuration", __doc__)
+  parser.add_argument("--configs", default="configs", help="folder of the configs (default configs)")
+  parser.add_argument("--output", required=True, help="Markdown file to write")
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
+  storage.write_text(flags.output, render(flags.configs))
+  print(flags.output)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
