@@ -1,4 +1,5 @@
-"""Installs atst_jax with its data pipeline and configs: `pip install -e .[test]`, or `make venv`."""
+"""Installs atst_jax with its data pipeline and configs: `pip install -e .[test]`, or `make
+venv`."""
 
 import pathlib
 import re
@@ -6,9 +7,12 @@ import re
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "atst_jax/__init__.py").read_text(encoding="utf-8"), re.M)[1]
+VERSION = re.search(
+  r'^__version__ = "(.+)"$', (ROOT / "atst_jax/__init__.py").read_text(encoding="utf-8"), re.M
+)[1]
 
-# Only to read sources from TensorFlow Datasets, and to open prepared sets with it: training needs neither.
+# Only to read sources from TensorFlow Datasets, and to open prepared sets with it: training needs
+# neither.
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "tensorflow>=2.21,<2.23"]
 MIXTURES = ["pyloudnorm>=0.1.1,<1"]  # sounds mixed at stated loudness
 
@@ -22,7 +26,8 @@ setuptools.setup(
   python_requires=">=3.11",  # 3.11, 3.12 and 3.13; TensorFlow has no release for 3.14
   install_requires=[
     "absl-py>=2.1,<3",
-    "flatbuffers>=24.3",  # serialised `jax.export` artifacts; versioned by date, and tensorflow bounds it
+    # serialised `jax.export` artifacts; versioned by date, and tensorflow bounds it
+    "flatbuffers>=24.3",
     "flax>=0.12.8,<0.13",
     "fsspec>=2024.6",  # versioned by date
     "google-crc32c>=1.5,<2",
@@ -51,7 +56,8 @@ setuptools.setup(
     "mlflow": ["mlflow>=3,<4"],
     "onnx": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"],
     "parquet": ["pyarrow>=17"],  # versioned by major releases, and apache-beam bounds it
-    "suites": ["hearvalidator", "torch>=2.6,<3", "xares>=0.1.3,<0.2"],  # xares asks for torchaudio and transformers
+    # xares asks for torchaudio and transformers
+    "suites": ["hearvalidator", "torch>=2.6,<3", "xares>=0.1.3,<0.2"],
     "tb": ["tensorboard>=2.21,<3"],
     "test": [
       "hypothesis>=6.100,<7",

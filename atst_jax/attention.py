@@ -3,8 +3,9 @@
   python -m atst_jax.attention --encoder=encoders/base --input=dog.wav --output=attention.png
   python -m atst_jax.attention --encoder=encoders/base --data=data/esc10 --clip=ID --output=attention.png
 
-The weights are those of the forward pass: softmax(q_CLS kᵀ / √d) over the clip's valid tokens, of every head of every
-block. Clips longer than a chunk are shown chunk by chunk, as they are embedded: each has a CLS of its own.
+The weights are those of the forward pass: softmax(q_CLS kᵀ / √d) over the clip's valid tokens, of
+every head of every block. Clips longer than a chunk are shown chunk by chunk, as they are embedded:
+each has a CLS of its own.
 """
 
 import sys

@@ -1,15 +1,16 @@
-"""Speed, in a steady state: medians, without the warm-up, the device's queue empty at both ends of a measurement.
+"""Speed, in a steady state: medians, without the warm-up, the device's queue empty at both ends of
+a measurement.
 
   python -m atst_jax.benchmark step --config=configs/atst_small.py --config.batch_size=16 --config.views.group=8 --torch
   python -m atst_jax.benchmark input --config=configs/base.py --clips=4096
   python -m atst_jax.benchmark end_to_end --config=configs/demo.py
   python -m atst_jax.benchmark prepare --input=recordings
 
-`step` is the whole train step, views included, on a batch that lies on the device; its FLOPs are model FLOPs: student
-forward and backward, teacher forward, nothing that is computed twice. `input` is what the trainer receives from
-shards, `end_to_end` both together. `prepare` compares the job that writes shards with a bare loop of decoding,
-resampling and log-mel over the same files: one process with one, and the pool of processes, after its start, with as
-many loops side by side.
+`step` is the whole train step, views included, on a batch that lies on the device; its FLOPs are
+model FLOPs: student forward and backward, teacher forward, nothing that is computed twice. `input`
+is what the trainer receives from shards, `end_to_end` both together. `prepare` compares the job
+that writes shards with a bare loop of decoding, resampling and log-mel over the same files: one
+process with one, and the pool of processes, after its start, with as many loops side by side.
 """
 
 import json
@@ -28,25 +29,46 @@ def _parser() -> Parser:
   parts = parser.add_subparsers(dest="part", required=True)
   for name in ("step", "input", "end_to_end"):
     part = parts.add_parser(name, description=__doc__)
-    part.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
+    part.add_argument(
+      "--config",
+      required=True,
+      help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key",
+    )
     if name != "step":
-      part.add_argument("--clips", type=int, default=0, help="measure with so many clips of noise, not the data set")
+      part.add_argument(
+        "--clips", type=int, default=0, help="measure with so many clips of noise, not the data set"
+      )
     if name != "input":
-      part.add_argument("--peak_tflops", type=float, help="of one device, where it is not in the table of chips")
+      part.add_argument(
+        "--peak_tflops", type=float, help="of one device, where it is not in the table of chips"
+      )
   parts.choices["input"].add_argument(
     "--tensorflow", action="store_true", help="compare with tf.data on the same files"
   )
-  parts.choices["step"].add_argument("--torch", action="store_true", help="compare with the same work in PyTorch: "
-                                     "ours, PyTorch's, ours again (extra `torch`)")  # fmt: skip
-  parts.choices["step"].add_argument("--torch_compile", action="store_true", help="the same, by torch.compile")
+  parts.choices["step"].add_argument(
+    "--torch",
+    action="store_true",
+    help="compare with the same work in PyTorch: ours, PyTorch's, ours again (extra `torch`)",
+  )
+  parts.choices["step"].add_argument(
+    "--torch_compile", action="store_true", help="the same, by torch.compile"
+  )
   part = parts.add_parser("prepare", description=__doc__)
   part.add_argument("--input", required=True, help="a folder of recordings")
   part.add_argument("--frontend", default="atst", help=f"{', '.join(FRONTENDS)} (default atst)")
-  part.add_argument("--files", type=int, default=400, help="at most so many, drawn by a hash of their names")
-  part.add_argument("--seconds", type=float, default=5.0, help="of the bare loop in one measurement, at least")
-  part.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of the pool")
+  part.add_argument(
+    "--files", type=int, default=400, help="at most so many, drawn by a hash of their names"
+  )
+  part.add_argument(
+    "--seconds", type=float, default=5.0, help="of the bare loop in one measurement, at least"
+  )
+  part.add_argument(
+    "--workers", type=int, default=os.cpu_count() or 1, help="processes of the pool"
+  )
   for part in parts.choices.values():
-    part.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts")
+    part.add_argument(
+      "--repeats", type=int, default=5, help="measurements, of which the median counts"
+    )
     part.add_argument("--json", action="store_true", help="print JSON")
   return parser
 
@@ -54,15 +76,23 @@ def _parser() -> Parser:
 def _prepare(flags) -> dict:
   from data_pipeline.shards.speed import measure_prepare
 
-  return measure_prepare(flags.input, frontend=flags.frontend, files=flags.files, seconds=flags.seconds,
-                         repeats=flags.repeats, workers=flags.workers)  # fmt: skip
+  return measure_prepare(
+    flags.input,
+    frontend=flags.frontend,
+    files=flags.files,
+    seconds=flags.seconds,
+    repeats=flags.repeats,
+    workers=flags.workers,
+  )
 
 
 def _measure(flags, config) -> dict:
   from atst_jax.performance import speed
 
   if flags.part == "input":
-    return speed.measure_input(config, repeats=flags.repeats, clips=flags.clips, tensorflow=flags.tensorflow)
+    return speed.measure_input(
+      config, repeats=flags.repeats, clips=flags.clips, tensorflow=flags.tensorflow
+    )
   peak = None if flags.peak_tflops is None else 1e12 * flags.peak_tflops
   if flags.part == "step":
     return speed.measure_step(config, repeats=flags.repeats, peak=peak)
@@ -74,22 +104,27 @@ def _show_step(result) -> list[str]:
   lines = [
     "{devices} x {device}, batch {batch_size}, {dtype}: {clips_per_second:.2f} clips/s, {ms_per_step:.1f} ms/step "
     "(best {ms_per_step_best:.1f})".format(**result),
-    "{gflop_per_clip:.2f} model GFLOP per clip, {tflop_per_second:.3f} TFLOP/s, ".format(**result) + mfu,
+    "{gflop_per_clip:.2f} model GFLOP per clip, {tflop_per_second:.3f} TFLOP/s, ".format(**result)
+    + mfu,
     f"memory of a device: {result['peak_memory_bytes'] / 2**30:.2f} GiB, {result['peak_memory_is']}",
   ]
   if "compile_seconds" in result:
     lines.append("compiled in {compile_seconds:.1f} s".format(**result))
   if "torch" in result:
-    lines.append("once more {again_clips_per_second:.2f} clips/s; PyTorch, {torch}, between the two, without views: "
-                 "{torch_clips_per_second:.2f}, so {times_torch:.2f} times as many here".format(**result))  # fmt: skip
+    lines.append(
+      "once more {again_clips_per_second:.2f} clips/s; PyTorch, {torch}, between the two, without views: "
+      "{torch_clips_per_second:.2f}, so {times_torch:.2f} times as many here".format(**result)
+    )
   if "data_wait" in result:
     lines.append("waited for data ({data}): {data_wait:.2%} of the time".format(**result))
   return lines
 
 
 def _show_input(result) -> list[str]:
-  lines = ["{clips_per_second:.0f} clips/s of {clip_shape}, {megabytes_per_second:.0f} MB/s, batches of {batch_size} "
-           "from {clips} clips ({data}), {cpus} CPUs".format(**result)]  # fmt: skip
+  lines = [
+    "{clips_per_second:.0f} clips/s of {clip_shape}, {megabytes_per_second:.0f} MB/s, batches of {batch_size} "
+    "from {clips} clips ({data}), {cpus} CPUs".format(**result)
+  ]
   if "tensorflow_clips_per_second" in result:
     lines.append("tf.data: {tensorflow_clips_per_second:.0f} clips/s".format(**result))
   return lines
@@ -107,7 +142,12 @@ def _show_prepare(result) -> list[str]:
   ]
 
 
-SHOW = {"step": _show_step, "end_to_end": _show_step, "input": _show_input, "prepare": _show_prepare}
+SHOW = {
+  "step": _show_step,
+  "end_to_end": _show_step,
+  "input": _show_input,
+  "prepare": _show_prepare,
+}
 
 
 def main(argv=None) -> int:

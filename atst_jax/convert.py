@@ -4,9 +4,9 @@
   python -m atst_jax.convert --from=AudioNTT2022.pth --to=encoders/byola --mean=-9.660 --std=4.722
   python -m atst_jax.convert --from=encoders/mine --to=mine.pth [--layout=lightning]
 
-Reads both layouts of ATST's checkpoints (the teacher's encoder) and BYOL-A's v1 and v2; sizes follow from the tensors.
-Every tensor of the encoder must be there, and no other. Writes the layouts that EVAR and audiossl load. Needs PyTorch:
-pip install -e .[torch]
+Reads both layouts of ATST's checkpoints (the teacher's encoder) and BYOL-A's v1 and v2; sizes
+follow from the tensors. Every tensor of the encoder must be there, and no other. Writes the layouts
+that EVAR and audiossl load. Needs PyTorch: pip install -e .[torch]
 """
 
 import os
@@ -22,13 +22,23 @@ def main(argv=None) -> int:
   """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.convert", __doc__)
   add = parser.add_argument
-  add("--from", dest="source", required=True, help="a PyTorch file, or the folder of an exported encoder")
+  add(
+    "--from",
+    dest="source",
+    required=True,
+    help="a PyTorch file, or the folder of an exported encoder",
+  )
   add("--to", required=True, help="the folder to make, or FILE.pth")
   add("--heads", type=int, help="attention heads, where the width is not a multiple of 64")
   add("--chunk_seconds", type=float, help="segments of the pre-training; the checkpoint's, or 6")
   add("--mean", type=float, help="BYOL-A: mean of ln(power + 2^-23)")
   add("--std", type=float, help="BYOL-A: its standard deviation")
-  add("--layout", choices=LAYOUTS, default="dino", help="of an ATST file to write (default dino, which EVAR reads)")
+  add(
+    "--layout",
+    choices=LAYOUTS,
+    default="dino",
+    help="of an ATST file to write (default dino, which EVAR reads)",
+  )
   return guard(lambda: _main(parser.parse(argv)))
 
 
@@ -41,14 +51,26 @@ def _main(flags) -> None:
     cnn = config["encoder"]["kind"] == "cnn"
     released = FRONTENDS["byola" if cnn else "audiossl"]
     if FrontEnd.from_json(config["frontend"]).hash != released.hash:
-      print(f"note: released loaders compute the front-end {released.name!r}, this encoder was trained with "
-            f"{config['frontend']['name']!r}; its vectors will differ there", file=sys.stderr)  # fmt: skip
+      print(
+        f"note: released loaders compute the front-end {released.name!r}, this encoder was trained with "
+        f"{config['frontend']['name']!r}; its vectors will differ there",
+        file=sys.stderr,
+      )
     if not cnn and config["normalization"] != ATST_NORMALIZATION:
-      print(f"note: released loaders normalise by {ATST_NORMALIZATION}, this encoder by {config['normalization']}; "
-            "its vectors will differ there", file=sys.stderr)  # fmt: skip
+      print(
+        f"note: released loaders normalise by {ATST_NORMALIZATION}, this encoder by {config['normalization']}; "
+        "its vectors will differ there",
+        file=sys.stderr,
+      )
     return
-  encoder = from_torch(flags.source, flags.to, heads=flags.heads, seconds=flags.chunk_seconds, mean=flags.mean,
-                       std=flags.std)  # fmt: skip
+  encoder = from_torch(
+    flags.source,
+    flags.to,
+    heads=flags.heads,
+    seconds=flags.chunk_seconds,
+    mean=flags.mean,
+    std=flags.std,
+  )
   print(f"{flags.to}: {encoder}, read back and run")
 
 

@@ -1,4 +1,5 @@
-"""Audio to vectors with an exported encoder: numpy in, numpy out; as a command, files in and one file of vectors out.
+"""Audio to vectors with an exported encoder: numpy in, numpy out; as a command, files in and one
+file of vectors out.
 
   from atst_jax.embed import load_model, get_scene_embeddings, get_timestamp_embeddings
   model = load_model("encoders/base")
@@ -7,11 +8,13 @@
   python -m atst_jax.embed --encoder=encoders/base --input=recordings --output=vectors.npz
   python -m atst_jax.embed --encoder=encoders/base --input=list.csv --output=vectors.parquet --blocks=12 --workers=8
 
-The input is a folder of recordings or a manifest CSV with a column `path`; files may have any rate and length. A file
-that cannot be used is listed with its reason and does not end the job. After an interruption run it again: what was
-computed lies in OUTPUT.part, and the result is the same. Long sounds are cut into chunks whose vectors are averaged.
+The input is a folder of recordings or a manifest CSV with a column `path`; files may have any rate
+and length. A file that cannot be used is listed with its reason and does not end the job. After an
+interruption run it again: what was computed lies in OUTPUT.part, and the result is the same. Long
+sounds are cut into chunks whose vectors are averaged.
 
-Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer, 75 stopped early, run it again.
+Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer, 75 stopped
+early, run it again.
 """
 
 import os
@@ -32,11 +35,22 @@ def main(argv=None) -> int:
   add = parser.add_argument
   add("--encoder", required=True, help="exported encoder")
   add("--input", required=True, help="folder of recordings, or a manifest CSV")
-  add("--output", required=True, help="FILE.npz or FILE.parquet to make, with `id` (N,) and `vector` (N, D)")
-  add("--blocks", type=int, default=1, help="how many of the last blocks to concatenate (default 1)")
+  add(
+    "--output",
+    required=True,
+    help="FILE.npz or FILE.parquet to make, with `id` (N,) and `vector` (N, D)",
+  )
+  add(
+    "--blocks", type=int, default=1, help="how many of the last blocks to concatenate (default 1)"
+  )
   add("--tail", choices=TAILS, help="how chunks are averaged; the export's rule by default")
   workers = os.cpu_count() or 1
-  add("--workers", type=int, default=workers, help=f"threads that decode while the encoder runs (default {workers})")
+  add(
+    "--workers",
+    type=int,
+    default=workers,
+    help=f"threads that decode while the encoder runs (default {workers})",
+  )
   add("--dry_run", action="store_true", help="tell what would be done")
   with sigterm_as_interrupt():
     return guard(lambda: _main(parser.parse(argv)))
@@ -47,10 +61,14 @@ def _main(flags) -> None:
   from data_pipeline.sources.inputs import list_sources
 
   if storage.is_remote(flags.output):
-    raise UserError(f"--output={flags.output}: vectors are written to a local file; copy it from there")
+    raise UserError(
+      f"--output={flags.output}: vectors are written to a local file; copy it from there"
+    )
   output = os.path.abspath(flags.output)
   if not os.access(os.path.dirname(output), os.W_OK) or not output.endswith(vectors.SUFFIXES):
-    raise UserError(f"--output={flags.output}: must be a .npz or .parquet in a folder that exists and can be written")
+    raise UserError(
+      f"--output={flags.output}: must be a .npz or .parquet in a folder that exists and can be written"
+    )
   if output.endswith(".parquet"):
     vectors.import_parquet(output)
   if flags.workers < 1:
@@ -60,7 +78,11 @@ def _main(flags) -> None:
     raise UserError(f"--blocks={flags.blocks}: the encoder has {model.depth} blocks")
   files = [(source.id, source.path) for source in list_sources(flags.input).sources]
   options = {"num_blocks": flags.blocks, "tail": flags.tail or model.config["tail"]}
-  print(folders.embed_files(model, files, output, workers=flags.workers, options=options, dry_run=flags.dry_run))
+  print(
+    folders.embed_files(
+      model, files, output, workers=flags.workers, options=options, dry_run=flags.dry_run
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
   python -m atst_jax.main --config=configs/base.py --workdir=runs/base --dry_run
   python -m atst_jax.main --config=configs/base.py --workdir=runs/base --sweep=lambda
 
-Exit codes: 0 done, 1 the program failed, 2 a mistake in what was asked (one message), 3 the training diverged, 74 a
-store or a disk did not answer, 75 stopped early: run the same command again.
+Exit codes: 0 done, 1 the program failed, 2 a mistake in what was asked (one message), 3 the
+training diverged, 74 a store or a disk did not answer, 75 stopped early: run the same command
+again.
 """
 
 import importlib
@@ -23,7 +24,8 @@ from atst_jax.util.environment import start_anew
 from atst_jax.util.errors import UserError
 
 LAST_WORDS = 2.0  # seconds
-# Every job is a module with `run(config, workdir, allow_changed_config=…)` and `describe(config, workdir)`.
+# Every job is a module with `run(config, workdir, allow_changed_config=…)` and `describe(config,
+# workdir)`.
 JOBS = {
   "pretrain": "atst_jax.pretraining.loop",
   "linear": "atst_jax.downstream.linear.job",
@@ -36,34 +38,62 @@ JOBS = {
 def parse(argv):
   """(flags, config with its overrides). Raises UserError."""
   parser = Parser("atst_jax.main", __doc__)
-  parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
-  parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run in it is continued")
-  parser.add_argument("--allow_changed_config", action="store_true", help="continue a run although its config changed")
-  parser.add_argument("--dry_run", action="store_true", help="check config and data, tell what would run, and end")
-  parser.add_argument("--print_config", action="store_true", help="print the config with its overrides and end")
+  parser.add_argument(
+    "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
+  )
+  parser.add_argument(
+    "--workdir", required=True, help="folder of the run; an interrupted run in it is continued"
+  )
+  parser.add_argument(
+    "--allow_changed_config", action="store_true", help="continue a run although its config changed"
+  )
+  parser.add_argument(
+    "--dry_run", action="store_true", help="check config and data, tell what would run, and end"
+  )
+  parser.add_argument(
+    "--print_config", action="store_true", help="print the config with its overrides and end"
+  )
   parser.add_argument("--sweep", help="print the commands of one of the config's sweeps and end")
   parser.add_argument(
-    "--distributed", action="store_true", help="several processes, found by jax.distributed (TPU, SLURM)"
+    "--distributed",
+    action="store_true",
+    help="several processes, found by jax.distributed (TPU, SLURM)",
   )
-  parser.add_argument("--coordinator", help="host:port of process 0, where they are not found by themselves")
+  parser.add_argument(
+    "--coordinator", help="host:port of process 0, where they are not found by themselves"
+  )
   parser.add_argument("--num_processes", type=int, help="of the whole job; goes with --coordinator")
-  parser.add_argument("--process_id", type=int, help="number of this process, from 0; goes with --coordinator")
+  parser.add_argument(
+    "--process_id", type=int, help="number of this process, from 0; goes with --coordinator"
+  )
   flags, rest = parser.parse_with_overrides(argv)
   config = configs.load_with_overrides(flags.config, rest)
   return flags, config
 
 
 def sweep_commands(flags, argv) -> list[str]:
-  """One command for every run of a sweep, with a workdir of its own. Raises UserError for an unknown sweep."""
+  """One command for every run of a sweep, with a workdir of its own. Raises UserError for an
+  unknown sweep."""
   sweeps = configs.sweeps(flags.config)
   if flags.sweep not in sweeps:
     raise UserError(f"--sweep={flags.sweep}: {flags.config} has {', '.join(sweeps) or 'no sweeps'}")
-  kept = [flag for flag in argv if not flag.startswith(("--workdir", "--sweep", "--config=")) and flag.startswith("--")]
+  kept = [
+    flag
+    for flag in argv
+    if not flag.startswith(("--workdir", "--sweep", "--config=")) and flag.startswith("--")
+  ]
   commands = []
   for overrides in sweeps[flags.sweep]:
     name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in overrides.items())
-    words = ["python", "-m", "atst_jax.main", f"--config={flags.config}", f"--workdir={flags.workdir}/{name}", *kept,
-             *[f"--config.{key}={value}" for key, value in overrides.items()]]  # fmt: skip
+    words = [
+      "python",
+      "-m",
+      "atst_jax.main",
+      f"--config={flags.config}",
+      f"--workdir={flags.workdir}/{name}",
+      *kept,
+      *[f"--config.{key}={value}" for key, value in overrides.items()],
+    ]
     folder = "--config.checkpoint.folder="
     words = [f"{word}/{name}" if word.startswith(folder) else word for word in words]
     commands.append(shlex.join(words))
@@ -92,8 +122,10 @@ def _main(argv) -> int:
     try:
       jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
     except (RuntimeError, ValueError) as error:
-      raise UserError(f"the processes cannot find each other: {error}; check --coordinator, --num_processes and "
-                      "--process_id") from error  # fmt: skip
+      raise UserError(
+        f"the processes cannot find each other: {error}; check --coordinator, --num_processes and "
+        "--process_id"
+      ) from error
   job = importlib.import_module(JOBS[config.job])
   if flags.dry_run:
     print("\n".join(["nothing is run", *job.describe(config, flags.workdir)]))
@@ -106,8 +138,9 @@ def _main(argv) -> int:
 
 
 def end(code: int):
-  """Ends the process. One of several that fails must not wait at its end for the others, which wait for its part of a
-  sum: they are told by its death, after a moment in which those that know already can say so."""
+  """Ends the process. One of several that fails must not wait at its end for the others, which wait
+  for its part of a sum: they are told by its death, after a moment in which those that know already
+  can say so."""
   jax = sys.modules.get("jax")
   if code not in (0, EXIT_RESUME) and jax and jax.distributed.is_initialized():
     time.sleep(LAST_WORDS)

@@ -2,9 +2,9 @@
 
   python -m atst_jax.preview --config=configs/base.py --output=preview [--sheets=3] [--config.KEY=VALUE …]
 
-Checks the config as training would, then draws clips of the data with their crops, boxes, views and mixtures
-(`view_sheet`). Nothing is trained and no workdir is needed. `--devices` checks for so many devices, where the training
-will not run here.
+Checks the config as training would, then draws clips of the data with their crops, boxes, views and
+mixtures (`view_sheet`). Nothing is trained and no workdir is needed. `--devices` checks for so many
+devices, where the training will not run here.
 """
 
 import os
@@ -28,7 +28,10 @@ def describe(config, dataset: Dataset | None) -> str:
   """Lines about the resolved config in units: clips, lengths, passes over the data."""
   frontend = get_frontend(config.data.frontend)
   seconds = lambda frames: f"{frames * frontend.hop_length / frontend.sample_rate:.2f}"
-  views = [f"{seconds(low)}" + (f" to {seconds(high)}" if low < high else "") for low, high in ranges_of(config.views)]
+  views = [
+    f"{seconds(low)}" + (f" to {seconds(high)}" if low < high else "")
+    for low, high in ranges_of(config.views)
+  ]
   lines = [
     f"{config.total_steps} steps of {config.batch_size} clips, warm-up {config.warmup_steps}",
     f"views of {views[0]} s and {views[1]} s, from {config.views.segments} "
@@ -57,17 +60,25 @@ def draw(config, dataset: Dataset | None, output: str, sheets: int) -> list[str]
 def main(argv=None) -> int:
   """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.preview", __doc__)
-  parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
+  parser.add_argument(
+    "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
+  )
   parser.add_argument("--output", required=True, help="folder for the pictures")
-  parser.add_argument("--sheets", type=int, default=1, help="pictures, of different clips (default 1)")
-  parser.add_argument("--devices", type=int, help="that the training will have; those of this machine by default")
+  parser.add_argument(
+    "--sheets", type=int, default=1, help="pictures, of different clips (default 1)"
+  )
+  parser.add_argument(
+    "--devices", type=int, help="that the training will have; those of this machine by default"
+  )
   return guard(lambda: _main(*parser.parse_with_overrides(argv)))
 
 
 def _main(flags, rest) -> None:
   config = configs.load_with_overrides(flags.config, rest)
   if config.job != "pretrain":
-    raise UserError(f"--config={flags.config} is of a {config.job!r} job; only pre-training makes views")
+    raise UserError(
+      f"--config={flags.config} is of a {config.job!r} job; only pre-training makes views"
+    )
   devices = jax.device_count() if flags.devices is None else flags.devices
   for name, value in (("sheets", flags.sheets), ("devices", devices)):
     if value < 1:

@@ -3,9 +3,10 @@
   python -m atst_jax.report --workdir=runs/base [--results=runs/linear …] \
     [--encoder=encoders/base --data=data/esc10 [--audio=recordings/esc10]]
 
-How far the run is, its curves and speed, a sheet of its views, scores of the online and of other evaluations, a map of
-a labelled set's embeddings with players for some of its clips, what CLS attends to, the data, the config, and where it
-ran. The page is one file of at most PAGE_BYTES, loads nothing, and says what it could not show.
+How far the run is, its curves and speed, a sheet of its views, scores of the online and of other
+evaluations, a map of a labelled set's embeddings with players for some of its clips, what CLS
+attends to, the data, the config, and where it ran. The page is one file of at most PAGE_BYTES,
+loads nothing, and says what it could not show.
 """
 
 import os
@@ -20,24 +21,41 @@ from atst_jax.util.errors import UserError
 def main(argv=None) -> int:
   """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.report", __doc__)
-  parser.add_argument("--workdir", required=True, help="folder of a pre-training run; the page is written there")
-  parser.add_argument("--results", action="append", default=[], help="workdir of an evaluation; may be repeated")
-  parser.add_argument("--encoder", help="exported encoder, for the map of embeddings and the attention")
+  parser.add_argument(
+    "--workdir", required=True, help="folder of a pre-training run; the page is written there"
+  )
+  parser.add_argument(
+    "--results", action="append", default=[], help="workdir of an evaluation; may be repeated"
+  )
+  parser.add_argument(
+    "--encoder", help="exported encoder, for the map of embeddings and the attention"
+  )
   parser.add_argument("--data", help="prepared labelled data set, for the map")
-  parser.add_argument("--audio", help="the folder or manifest that --data was prepared from, to hear some of its clips")
+  parser.add_argument(
+    "--audio",
+    help="the folder or manifest that --data was prepared from, to hear some of its clips",
+  )
   return guard(lambda: _main(parser.parse(argv)))
 
 
 def _main(flags) -> None:
   path = os.path.join(flags.workdir, PAGE)
   if (flags.encoder is None) != (flags.data is None) or (flags.audio and not flags.data):
-    raise UserError("the map of embeddings needs both --encoder and --data, and --audio needs them too")
+    raise UserError(
+      "the map of embeddings needs both --encoder and --data, and --audio needs them too"
+    )
   recordings = None
   if flags.audio:
     from data_pipeline.sources.inputs import list_sources
 
     recordings = {source.id: source.path for source in list_sources(flags.audio).sources}
-  text = render(flags.workdir, results=flags.results, encoder=flags.encoder, data=flags.data, recordings=recordings)
+  text = render(
+    flags.workdir,
+    results=flags.results,
+    encoder=flags.encoder,
+    data=flags.data,
+    recordings=recordings,
+  )
   if len(text.encode()) > PAGE_BYTES:
     raise RuntimeError(f"the page has {len(text.encode())} bytes, more than {PAGE_BYTES}")
   storage.write_text(path, text)

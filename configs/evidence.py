@@ -15,7 +15,9 @@ from configs import base, difference
 VARIANTS = ("transformer", "cnn", "ablation")
 SEEDS = (0, 1, 2)
 SWEEPS = {
-  "lambda": [{"difference.weight": weight, "seed": seed} for seed in SEEDS for weight in (0.0, 0.2, 0.5)],
+  "lambda": [
+    {"difference.weight": weight, "seed": seed} for seed in SEEDS for weight in (0.0, 0.2, 0.5)
+  ],
   "views": [
     {"views.segments": segments, "views.crop_frames": frames, "seed": seed}
     for seed in SEEDS

@@ -2,10 +2,10 @@
 
   python -m data_pipeline.synth --output=DIR --seed=0 --clips_per_class=100
 
-Pitch, timbre, loudness, onset, length and background are drawn anew for every clip, so that the average spectrum says
-little about the class: rising and falling glides, swells and fades are each other's time reversals, slow and fast
-tremolo share their depth, regular and irregular strikes their number. Files are 16 kHz, 16 bit, in a folder per class,
-and byte for byte a function of the seed.
+Pitch, timbre, loudness, onset, length and background are drawn anew for every clip, so that the
+average spectrum says little about the class: rising and falling glides, swells and fades are each
+other's time reversals, slow and fast tremolo share their depth, regular and irregular strikes their
+number. Files are 16 kHz, 16 bit, in a folder per class, and byte for byte a function of the seed.
 """
 
 import os
@@ -41,7 +41,9 @@ def falling_glide(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndar
 def vibrato(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
   """Pitch swings by 5 to 14 semitones, 3 to 6 times a second."""
   phase = rng.uniform(0, 2 * np.pi)
-  return rng.uniform(5, 14) / 2 * np.sin(2 * np.pi * rng.uniform(3, 6) * _seconds(n) + phase), np.ones(n)
+  return rng.uniform(5, 14) / 2 * np.sin(
+    2 * np.pi * rng.uniform(3, 6) * _seconds(n) + phase
+  ), np.ones(n)
 
 
 def _tremolo(rng: np.random.Generator, n: int, hz: float) -> tuple[np.ndarray, np.ndarray]:
@@ -116,17 +118,23 @@ def _coloured_noise(rng: np.random.Generator, n: int, slope: float) -> np.ndarra
   """(n,) noise of unit power whose spectrum falls by `slope` x 3 dB per octave."""
   size = 1 << (n - 1).bit_length()  # lengths with large prime factors are slow to transform
   spectrum = np.fft.rfft(rng.standard_normal(size))
-  noise = np.fft.irfft(spectrum * np.maximum(np.arange(len(spectrum)), 8.0) ** (-slope / 2), size)[:n]
+  noise = np.fft.irfft(spectrum * np.maximum(np.arange(len(spectrum)), 8.0) ** (-slope / 2), size)[
+    :n
+  ]
   return noise / np.sqrt(np.mean(noise**2))
 
 
 def _tone(rng: np.random.Generator, pitch: np.ndarray) -> np.ndarray:
-  """(n,) harmonic tone of unit power: pitch in semitones about a random centre, random harmonics and breath."""
+  """(n,) harmonic tone of unit power: pitch in semitones about a random centre, random harmonics
+  and breath."""
   hz = np.exp2(rng.uniform(np.log2(120), np.log2(900)) + pitch / 12)
   phase = np.cumsum(hz) / SAMPLE_RATE % 1.0
   rotation = np.exp(2j * np.pi * phase).astype(np.complex64)  # its k-th power is harmonic k
   tilt, count = rng.uniform(0.3, 2.0), rng.integers(2, MAX_HARMONICS + 1)
-  tone, harmonic = np.zeros(len(pitch)), np.full(len(pitch), np.exp(2j * np.pi * rng.uniform()), np.complex64)
+  tone, harmonic = (
+    np.zeros(len(pitch)),
+    np.full(len(pitch), np.exp(2j * np.pi * rng.uniform()), np.complex64),
+  )
   for k in range(1, count + 1):
     harmonic *= rotation
     tone += (k * hz < 0.45 * SAMPLE_RATE) * (rng.uniform(0.1, 1) * k**-tilt) * harmonic.imag
@@ -142,7 +150,9 @@ def synthesise(rng: np.random.Generator, name: str) -> np.ndarray:
   onset = rng.integers(0, n - length + 1)
   pitch, amplitude = CLASSES[name](rng, length)
   sound = _tone(rng, pitch) * amplitude
-  edge = np.minimum(1, np.minimum(np.arange(length), np.arange(length)[::-1]) / (FADE_SECONDS * SAMPLE_RATE))
+  edge = np.minimum(
+    1, np.minimum(np.arange(length), np.arange(length)[::-1]) / (FADE_SECONDS * SAMPLE_RATE)
+  )
   sound *= edge
   clip = np.zeros(n)
   clip[onset : onset + length] = sound / np.abs(sound).max()
@@ -172,9 +182,15 @@ def write_classes(output: str, *, seed: int, clips_per_class: int) -> int:
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 a mistake in a flag or the output."""
   parser = Parser("data_pipeline.synth", __doc__)
-  parser.add_argument("--output", required=True, help="folder of the class folders; made if need be")
-  parser.add_argument("--seed", type=int, default=0, help="of every clip; the same seed, the same bytes")
-  parser.add_argument("--clips_per_class", type=int, default=100, help="files of each class (default 100)")
+  parser.add_argument(
+    "--output", required=True, help="folder of the class folders; made if need be"
+  )
+  parser.add_argument(
+    "--seed", type=int, default=0, help="of every clip; the same seed, the same bytes"
+  )
+  parser.add_argument(
+    "--clips_per_class", type=int, default=100, help="files of each class (default 100)"
+  )
   return guard(lambda: _main(parser.parse(argv)))
 
 
@@ -182,7 +198,9 @@ def _main(args) -> None:
   if args.seed < 0 or args.clips_per_class < 1:
     raise UserError("--seed must be at least 0 and --clips_per_class at least 1")
   if os.path.exists(args.output) and (not os.path.isdir(args.output) or os.listdir(args.output)):
-    raise UserError(f"--output={args.output} exists and is not an empty folder; choose another or delete it")
+    raise UserError(
+      f"--output={args.output} exists and is not an empty folder; choose another or delete it"
+    )
   try:
     count = write_classes(args.output, seed=args.seed, clips_per_class=args.clips_per_class)
   except OSError as error:

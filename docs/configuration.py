@@ -2,7 +2,8 @@
 
   python -m docs.configuration --output=docs/configuration.md
 
-What a key means is the comment beside it, what it may be comes from the checks, its values from the configs.
+What a key means is the comment beside it, what it may be comes from the checks, its values from the
+configs.
 """
 
 import ast
@@ -25,21 +26,28 @@ LIMITS = {"pretrain": checks, "finetune": recipe}  # modules with POSITIVE, CHOI
 
 
 def read_comments(path: str) -> dict[str, str]:
-  """{dotted key, or section: the comment beside its assignment, or above it where a section begins}."""
+  """{dotted key, or section: the comment beside its assignment, or above it where a section
+  begins}."""
   with open(path, encoding="utf-8") as file:
     source = file.read()
-  comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline)
-              if t.type == tokenize.COMMENT and not t.string.startswith("# fmt:")}  # fmt: skip
+  comments = {
+    t.start[0]: t.string.lstrip("# ")
+    for t in tokenize.generate_tokens(io.StringIO(source).readline)
+    if t.type == tokenize.COMMENT and not t.string.startswith("# fmt:")
+  }
   lines, found = source.splitlines(), {}
   for node in ast.walk(ast.parse(source)):
     if not isinstance(node, ast.Assign):
       continue
-    names = [ast.unparse(part) for target in node.targets for part in getattr(target, "elts", [target])]
+    names = [
+      ast.unparse(part) for target in node.targets for part in getattr(target, "elts", [target])
+    ]
     keys = [name.removeprefix("config.") for name in names if name.startswith("config.")]
     last = node.end_lineno or node.lineno
     words = [comments[line] for line in range(node.lineno, last + 1) if line in comments]
     below = last
-    while words and below < len(lines) and lines[below].lstrip().startswith("#"):  # a comment of several lines
+    # a comment of several lines
+    while words and below < len(lines) and lines[below].lstrip().startswith("#"):
       words.append(comments[below + 1])
       below += 1
     above = node.lineno - 1
@@ -52,16 +60,20 @@ def read_comments(path: str) -> dict[str, str]:
 
 
 def load_all(folder: str) -> dict[str, dict[str, dict]]:
-  """{job: {"base:paper": {key: (value, type)}, "base:released": …}}, the file that others inherit from first."""
+  """{job: {"base:paper": {key: (value, type)}, "base:released": …}}, the file that others inherit
+  from first."""
   found: dict[str, dict[str, dict]] = {}
-  for path in sorted(glob.glob(os.path.join(folder, "*.py")), key=lambda path: (not _defines(path), path)):
+  for path in sorted(
+    glob.glob(os.path.join(folder, "*.py")), key=lambda path: (not _defines(path), path)
+  ):
     if os.path.basename(path) == "__init__.py":
       continue
     for variant in configs.variants(path):
       config = configs.load(f"{path}:{variant}")
       name = f"{os.path.basename(path).removesuffix('.py')}:{variant}"
       found.setdefault(config.job, {})[name] = {
-        key: (value, config_type(config, key)) for key, value in configs.flatten(config).items()}  # fmt: skip
+        key: (value, config_type(config, key)) for key, value in configs.flatten(config).items()
+      }
   return found
 
 
@@ -91,7 +103,9 @@ def allowed(job: str, key: str, kind: type) -> str:
   if limits and key in limits.RANGES:
     low, high = limits.RANGES[key]
     return f"{show(low)} to {show(high)}"
-  return {int: "whole number", float: "number", str: "text", tuple: "numbers"}.get(kind, kind.__name__)
+  return {int: "whole number", float: "number", str: "text", tuple: "numbers"}.get(
+    kind, kind.__name__
+  )
 
 
 def show(value) -> str:
@@ -118,11 +132,16 @@ def render(folder: str) -> str:
   lines = [INTRODUCTION]
   for job, found in load_all(folder).items():
     words: dict[str, str] = {}
-    for path in dict.fromkeys(os.path.join(folder, f"{name.partition(':')[0]}.py") for name in found):
+    for path in dict.fromkeys(
+      os.path.join(folder, f"{name.partition(':')[0]}.py") for name in found
+    ):
       with open(path, encoding="utf-8") as file:
-        words = (read_comments(path) if "ConfigDict()" in file.read() else {}) | words  # it brings keys of its own
+        # it brings keys of its own
+        words = (read_comments(path) if "ConfigDict()" in file.read() else {}) | words
     lines += [f"## `job = {job}`", "", f"Configs: {', '.join(f'`{name}`' for name in found)}.", ""]
-    keys = [key for key in dict.fromkeys(key for flat in found.values() for key in flat) if key != "job"]
+    keys = [
+      key for key in dict.fromkeys(key for flat in found.values() for key in flat) if key != "job"
+    ]
     for section in dict.fromkeys(key.rpartition(".")[0] for key in keys):
       lines += [f"### `{section}`" if section else "### Top level", ""]
       lines += [words[section], ""] if section in words else []
@@ -157,7 +176,9 @@ def _row(job: str, key: str, found: dict[str, dict], words: dict[str, str]) -> s
 def main(argv=None) -> int:
   """Returns the exit code, that of `command.guard`."""
   parser = Parser("docs.configuration", __doc__)
-  parser.add_argument("--configs", default="configs", help="folder of the configs (default configs)")
+  parser.add_argument(
+    "--configs", default="configs", help="folder of the configs (default configs)"
+  )
   parser.add_argument("--output", required=True, help="Markdown file to write")
   return guard(lambda: _main(parser.parse(argv)))
 

@@ -1,11 +1,12 @@
 """Runs the commands of a config's sweep, here or by a launcher; each run has a workdir of its own.
 
-  python launch/sweep.py --config=configs/difference.py --workdir=runs/difference --sweep=lambda --dry_run
   python launch/sweep.py --config=configs/difference.py --workdir=runs/difference --sweep=lambda
-  python launch/sweep.py … --with="sbatch --gpus-per-node=8 launch/slurm.sh"     one job for each run
+  --dry_run python launch/sweep.py --config=configs/difference.py --workdir=runs/difference
+  --sweep=lambda python launch/sweep.py … --with="sbatch --gpus-per-node=8 launch/slurm.sh"     one
+  job for each run
 
-Here they run one after the other; a run that stops with 75 is started again, one that fails does not keep the others
-from running. The exit code is 1 if any failed.
+Here they run one after the other; a run that stops with 75 is started again, one that fails does
+not keep the others from running. The exit code is 1 if any failed.
 """
 
 import argparse
@@ -26,7 +27,8 @@ def commands(flags: list[str]) -> list[list[str]]:
 
 
 def wait(process: subprocess.Popen) -> int:
-  """The exit code. Ctrl-C reaches the run too, which saves and ends; then the sweep ends with it."""
+  """The exit code. Ctrl-C reaches the run too, which saves and ends; then the sweep ends with
+  it."""
   try:
     return process.wait()
   except KeyboardInterrupt:
@@ -35,10 +37,16 @@ def wait(process: subprocess.Popen) -> int:
 
 def main() -> int:
   """Returns 1 if any run failed, else 0."""
-  parser = argparse.ArgumentParser("python launch/sweep.py", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = argparse.ArgumentParser(
+    "python launch/sweep.py",
+    description=__doc__,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument("--sweep", required=True, help="of the config's SWEEPS")
-  parser.add_argument("--with", dest="launcher", default="", help="command that is given the flags of atst_jax.main")
+  parser.add_argument(
+    "--with", dest="launcher", default="", help="command that is given the flags of atst_jax.main"
+  )
   parser.add_argument("--dry_run", action="store_true", help="print the commands and end")
   flags, rest = parser.parse_known_args()
   failed = 0

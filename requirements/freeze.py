@@ -1,8 +1,10 @@
-"""The versions that are installed here of all that `pip install -e .[test]` brings, as constraints for pip.
+"""The versions that are installed here of all that `pip install -e .[test]` brings, as constraints
+for pip.
 
   .venv/bin/python requirements/freeze.py > requirements/constraints-3.11.txt
 
-Of a fresh .venv they are the newest that fit together; they are known to work once the suite has passed with them.
+Of a fresh .venv they are the newest that fit together; they are known to work once the suite has
+passed with them.
 """
 
 import argparse
@@ -26,15 +28,21 @@ def closure(name: str, extras: frozenset[str]) -> dict[str, str]:
     found[name] = distribution.version
     for text in distribution.requires or ():
       requirement = Requirement(text)
-      wanted = requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in extras or {""})
+      wanted = requirement.marker is None or any(
+        requirement.marker.evaluate({"extra": e}) for e in extras or {""}
+      )
       if wanted:
         todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
   return found
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser("python requirements/freeze.py", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = argparse.ArgumentParser(
+    "python requirements/freeze.py",
+    description=__doc__,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.parse_args()
   versions = closure("atst_jax", frozenset({"test"}))
   del versions["atst-jax"]

@@ -12,12 +12,21 @@ from atst_jax.runtime.checkpoint import Checkpoints
 def state_of(step):
   """Like a train state, tiny."""
   rng = np.random.default_rng(step)
-  encoder = lambda: {"params": {"encoder": {"kernel": jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)}}}
-  return {"step": jnp.int32(step), **encoder(), "teacher": {**encoder(), "batch_stats": {}}, "batch_stats": {}}
+  encoder = lambda: {
+    "params": {"encoder": {"kernel": jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)}}
+  }
+  return {
+    "step": jnp.int32(step),
+    **encoder(),
+    "teacher": {**encoder(), "batch_stats": {}},
+    "batch_stats": {},
+  }
 
 
 ABSTRACT = jax.tree.map(
-  lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+  lambda x: jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  ),
   jax.eval_shape(lambda: state_of(0)),
 )
 

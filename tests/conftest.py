@@ -1,4 +1,5 @@
-"""Eight fake CPU devices for every test, programs compiled in haste, strict ranks, and the reference data.
+"""Eight fake CPU devices for every test, programs compiled in haste, strict ranks, and the
+reference data.
 
 A test that is about one device, or four, builds its mesh from `jax.devices()[:n]`.
 """
@@ -7,11 +8,15 @@ import gc
 import os
 import pathlib
 
-# Before jax is imported, and in the environment, so that the subprocesses of tests see the same platform.
+# Before jax is imported, and in the environment, so that the subprocesses of tests see the same
+# platform.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = (
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+)
 
-# Compiling tiny networks is most of the suite's time, and with LLVM's optimisations it is twice as much.
+# Compiling tiny networks is most of the suite's time, and with LLVM's optimisations it is twice as
+# much.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
@@ -29,16 +34,18 @@ def pytest_configure(config):
   jax.config.update("jax_numpy_rank_promotion", "raise")
   if cache := getattr(config, "cache", None):
     # In the environment too, for the subprocesses of tests.
-    for name, value in {"compilation_cache_dir": str(cache.mkdir("jax")),
-                        "persistent_cache_min_compile_time_secs": 0.5}.items():  # fmt: skip
+    for name, value in {
+      "compilation_cache_dir": str(cache.mkdir("jax")),
+      "persistent_cache_min_compile_time_secs": 0.5,
+    }.items():
       jax.config.update(f"jax_{name}", value)
       os.environ[f"JAX_{name.upper()}"] = str(value)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs(request):
-  """Lets go of what a file of tests compiled: programs of all of them would need more mappings than Linux gives a
-  process (65,530), and end it."""
+  """Lets go of what a file of tests compiled: programs of all of them would need more mappings than
+  Linux gives a process (65,530), and end it."""
   yield
   for value in vars(request.module).values():
     if hasattr(value, "cache_clear"):
@@ -49,7 +56,8 @@ def free_programs(request):
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-  """The folder of reference data beside the checkout; a test that asks for it is skipped where there is none."""
+  """The folder of reference data beside the checkout; a test that asks for it is skipped where
+  there is none."""
   if not SHARED.is_dir():
     pytest.skip(f"no reference data: {SHARED} is not there")
   return SHARED
@@ -77,4 +85,6 @@ def warnings(monkeypatch):
 @pytest.fixture
 def one_device(monkeypatch):
   """Training in this process on one device of the eight, which is faster."""
-  monkeypatch.setattr(loop, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))
+  monkeypatch.setattr(
+    loop, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+  )

@@ -23,17 +23,24 @@ def commands(text: str) -> list[str]:
 
 def inline(text: str) -> list[str]:
   """The commands between backticks in running text."""
-  return re.findall(r"`(python -m [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M).replace("\n", " "))
+  return re.findall(
+    r"`(python -m [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M).replace("\n", " ")
+  )
 
 
 def examples(docstring: str) -> list[str]:
   """The commands of a docstring: indented lines that begin with python."""
   lines = docstring.replace("\\\n", " ").splitlines()
-  return [re.sub(r"\s{2,}[^-\s].*$", "", line.strip()) for line in lines if re.match(r"  python -m ", line)]
+  return [
+    re.sub(r"\s{2,}[^-\s].*$", "", line.strip())
+    for line in lines
+    if re.match(r"  python -m ", line)
+  ]
 
 
 def words(line: str) -> list[str]:
-  """A command's words without what only hints at more: `…` and the brackets of what may be left out."""
+  """A command's words without what only hints at more: `…` and the brackets of what may be left
+  out."""
   line = re.sub(r"\s+>\s+\S+$", "", line)
   return [word for word in shlex.split(line.replace("[", " ").replace("]", " ")) if "…" not in word]
 

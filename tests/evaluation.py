@@ -1,4 +1,5 @@
-"""A tiny exported encoder and tiny labelled sets, for the tests of what comes after pre-training."""
+"""A tiny exported encoder and tiny labelled sets, for the tests of what comes after
+pre-training."""
 
 import json
 import os
@@ -18,8 +19,15 @@ from atst_jax.util.errors import UserError
 from tests.tiny import ROOT
 
 CNN = {"kind": "cnn", "version": "AudioNTT2022", "width": 1032, "hidden": 8, "dropout": 0.3}
-ENCODER = {"kind": "transformer", "width": 8, "depth": 2, "heads": 2, "drop_path": 0.0, "patch_frames": 4,
-           "max_frames": 32}  # fmt: skip
+ENCODER = {
+  "kind": "transformer",
+  "width": 8,
+  "depth": 2,
+  "heads": 2,
+  "drop_path": 0.0,
+  "patch_frames": 4,
+  "max_frames": 32,
+}
 
 
 def write_encoder(folder, *, kind="transformer", frontend="atst"):
@@ -29,8 +37,16 @@ def write_encoder(folder, *, kind="transformer", frontend="atst"):
     "cnn": (CNN, {"kind": "standard", "mean": -5.0, "std": 4.0}),
   }[kind]
   variables = make_encoder(encoder).init(jax.random.key(77), jnp.zeros((1, 32, 64)))
-  export.write(str(folder), variables, encoder=encoder, frontend=FRONTENDS[frontend], chunk_frames=32, tail="weighted",
-               normalization=normalization, provenance={"step": 123})  # fmt: skip
+  export.write(
+    str(folder),
+    variables,
+    encoder=encoder,
+    frontend=FRONTENDS[frontend],
+    chunk_frames=32,
+    tail="weighted",
+    normalization=normalization,
+    provenance={"step": 123},
+  )
   return str(folder)
 
 
@@ -42,30 +58,65 @@ def write_clips(root, clips, *, frontend="atst", names=("low", "mid", "high"), n
     part = [clip for clip in clips if clip.split == split]
     file = f"{split}-00000-of-00001.tfrecord"
     shard = write_shard(os.path.join(root, file), (clip.encode() for clip in part))
-    entry = {"file": file, "num_clips": len(part), "num_bytes": shard.num_bytes, "sha256": shard.sha256}
+    entry = {
+      "file": file,
+      "num_clips": len(part),
+      "num_bytes": shard.num_bytes,
+      "sha256": shard.sha256,
+    }
     lengths = [len(clip.mel) for clip in part]
-    splits[split] = {"num_clips": len(part), "min_frames": min(lengths), "max_frames": max(lengths), "shards": [entry]}
-  write_json(os.path.join(root, "dataset.json"), {
-    "schema": SCHEMA_VERSION, "name": name, "frontend": FRONTENDS[frontend].to_json(), "splits": splits,
-    "label_names": list(names), "multi_label": any(clip.multi_label for clip in clips), "fold_names": [], "folds": [],
-    "statistics": {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0, "log_mean": -7.0, "log_std": 3.0,
-                   "split": "train"}})  # fmt: skip
+    splits[split] = {
+      "num_clips": len(part),
+      "min_frames": min(lengths),
+      "max_frames": max(lengths),
+      "shards": [entry],
+    }
+  write_json(
+    os.path.join(root, "dataset.json"),
+    {
+      "schema": SCHEMA_VERSION,
+      "name": name,
+      "frontend": FRONTENDS[frontend].to_json(),
+      "splits": splits,
+      "label_names": list(names),
+      "multi_label": any(clip.multi_label for clip in clips),
+      "fold_names": [],
+      "folds": [],
+      "statistics": {
+        "min": -100.0,
+        "max": 40.0,
+        "mean": -30.0,
+        "std": 15.0,
+        "log_mean": -7.0,
+        "log_std": 3.0,
+        "split": "train",
+      },
+    },
+  )
   return str(root)
 
 
 def make_clips(n=36, *, folds=3, seed=0, loud=40.0):
-  """Clips of 20 to 80 frames. The class is the third of the spectrum that is `loud` dB louder; folds change every 3."""
+  """Clips of 20 to 80 frames. The class is the third of the spectrum that is `loud` dB louder;
+  folds change every 3."""
   rng = np.random.default_rng(seed)
   clips = []
   for i in range(n):
     mel = rng.normal(-60, 5, (int(rng.integers(20, 81)), 64))
     mel[:, 21 * (i % 3) : 21 * (i % 3) + 21] += loud
-    clips.append(Clip(f"{i}.wav", mel.astype(np.float16), (i % 3,), fold=i // 3 % folds if folds else -1))
+    clips.append(
+      Clip(f"{i}.wav", mel.astype(np.float16), (i % 3,), fold=i // 3 % folds if folds else -1)
+    )
   return clips
 
 
-OVERRIDES = {"seeds": "2", "knn": "3", "probe.epochs": "40", "probe.batch_size": "32",
-             "probe.learning_rates": "0.01,0.1,1.0"}  # fmt: skip
+OVERRIDES = {
+  "seeds": "2",
+  "knn": "3",
+  "probe.epochs": "40",
+  "probe.batch_size": "32",
+  "probe.learning_rates": "0.01,0.1,1.0",
+}
 
 
 def evaluate(encoder, data, workdir, variant="paper", **overrides):

@@ -1,4 +1,5 @@
-"""Input that means harm: bytes and JSON with faults, and the bounds that whatever reads them must keep."""
+"""Input that means harm: bytes and JSON with faults, and the bounds that whatever reads them must
+keep."""
 
 import collections
 import contextlib
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-# `make fuzz` sets how many cases each target gets, drawn anew every time; the suite draws few, always the same.
+# `make fuzz` sets how many cases each target gets, drawn anew every time; the suite draws few,
+# always the same.
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 CPU_SECONDS = 20  # of one case
 MEGABYTES = 300  # that one case may add to the process's largest size
@@ -24,8 +26,12 @@ caught: dict[str, collections.Counter] = {}  # the errors each ended with; None:
 def fuzz(few: int, share: float = 1.0):
   """Settings of a target: `few` cases in the suite, or that share of FUZZ_EXAMPLES."""
   return settings(
-    max_examples=max(few, int(EXAMPLES * share)), derandomize=not EXAMPLES, deadline=None, database=None,
-    suppress_health_check=list(HealthCheck))  # fmt: skip
+    max_examples=max(few, int(EXAMPLES * share)),
+    derandomize=not EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+  )
 
 
 def _megabytes() -> float:
@@ -50,7 +56,8 @@ def _alarm():
 
 @contextlib.contextmanager
 def bounded(target: str, *documented: type[Exception]):
-  """Lets the documented errors pass and nothing else, within bounds of time and memory. Names must not break lines."""
+  """Lets the documented errors pass and nothing else, within bounds of time and memory. Names must
+  not break lines."""
   size, started, outcome = _megabytes(), time.process_time(), None
   cases[target] += 1
   try:
@@ -72,16 +79,31 @@ def figures():
   caught.clear()
   yield
   for target, count in cases.items():
-    outcomes = [f"{name or 'accepted'} {number}" for name, number in sorted(caught.get(target, {}).items(), key=str)]
+    outcomes = [
+      f"{name or 'accepted'} {number}"
+      for name, number in sorted(caught.get(target, {}).items(), key=str)
+    ]
     print(f"\n{target}: {count} cases ({', '.join(outcomes)})", end="")
   print(f"\n{sum(cases.values())} cases in all")
 
 
-NUMBERS = [b"\xff" * 8, b"\x00" * 8, (2**40).to_bytes(8, "little"), (2**40).to_bytes(8, "big"), b"\x7f\xff\xff\xff",
-           b"\xff\xff\xff\x7f", b"\x80" * 10, b"\xff" * 40, b"\x01"]  # fmt: skip
+NUMBERS = [
+  b"\xff" * 8,
+  b"\x00" * 8,
+  (2**40).to_bytes(8, "little"),
+  (2**40).to_bytes(8, "big"),
+  b"\x7f\xff\xff\xff",
+  b"\xff\xff\xff\x7f",
+  b"\x80" * 10,
+  b"\xff" * 40,
+  b"\x01",
+]
 _places = st.one_of(st.integers(0, 80), st.integers(0, 1 << 20))
-_edits = st.tuples(_places, st.sampled_from(["set", "set", "flip", "insert", "delete", "cut", "repeat"]),
-                   st.one_of(st.sampled_from(NUMBERS), st.binary(min_size=1, max_size=12)))  # fmt: skip
+_edits = st.tuples(
+  _places,
+  st.sampled_from(["set", "set", "flip", "insert", "delete", "cut", "repeat"]),
+  st.one_of(st.sampled_from(NUMBERS), st.binary(min_size=1, max_size=12)),
+)
 
 
 def mutate(data: bytes, edits) -> bytes:
@@ -104,16 +126,52 @@ def mutate(data: bytes, edits) -> bytes:
   return bytes(out)
 
 
-edits = st.one_of(st.lists(_edits, min_size=1, max_size=1), st.lists(_edits, min_size=1, max_size=5))
+edits = st.one_of(
+  st.lists(_edits, min_size=1, max_size=1), st.lists(_edits, min_size=1, max_size=5)
+)
 
-VALUES = [None, True, -1, 0, 1, 2**31, 2**40, 2**70, -(2**70), 0.5, 1e308, float("nan"), float("inf"), "", "x",
-          "../x", "/etc/passwd", "..\\x", "a\0b", "train-0.tfrecord", "\ud800", "1" * 5000, [], {}, [[]], [1, 2],
-          {"a": 1}, ["../x"], "<script>", "hann", "16000", [None] * 3, {"": {}}]  # fmt: skip
+VALUES = [
+  None,
+  True,
+  -1,
+  0,
+  1,
+  2**31,
+  2**40,
+  2**70,
+  -(2**70),
+  0.5,
+  1e308,
+  float("nan"),
+  float("inf"),
+  "",
+  "x",
+  "../x",
+  "/etc/passwd",
+  "..\\x",
+  "a\0b",
+  "train-0.tfrecord",
+  "\ud800",
+  "1" * 5000,
+  [],
+  {},
+  [[]],
+  [1, 2],
+  {"a": 1},
+  ["../x"],
+  "<script>",
+  "hann",
+  "16000",
+  [None] * 3,
+  {"": {}},
+]
 
 
 def _paths(tree, path=()):
   yield path
-  items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+  items = (
+    tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+  )
   for key, value in items:
     yield from _paths(value, (*path, key))
 

@@ -12,7 +12,11 @@ from data_pipeline.shards.shard import write_task
 
 def contents(folder) -> dict[str, bytes]:
   """Relative path -> bytes of every file below a folder."""
-  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(pathlib.Path(folder).rglob("*")) if p.is_file()}
+  return {
+    str(p.relative_to(folder)): p.read_bytes()
+    for p in sorted(pathlib.Path(folder).rglob("*"))
+    if p.is_file()
+  }
 
 
 def run(*arguments) -> int:
@@ -35,5 +39,13 @@ def small_set(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
   (folder / "audio").mkdir()
   for i in range(20):
     soundfile.write(folder / "audio" / f"{i}.wav", rng.uniform(-0.5, 0.5, 2000), 16000)
-  assert run(f"--input={folder / 'audio'}", f"--output={folder / 'out'}", "--frontend=atst", "--num_shards=5") == 0
+  assert (
+    run(
+      f"--input={folder / 'audio'}",
+      f"--output={folder / 'out'}",
+      "--frontend=atst",
+      "--num_shards=5",
+    )
+    == 0
+  )
   return folder / "audio", folder / "out"

@@ -18,7 +18,11 @@ def write_scene_sounds(root):
     for fold, take in itertools.product(range(1, 6), "AB"):
       tone = 0.1 * np.sin(2 * np.pi * hz * t) * (1 + 0.1 * rng.normal(size=RATE))
       silence = np.zeros(RATE // 4)
-      soundfile.write(root / "events" / name / f"{fold}-{hz + fold}-{take}.wav", np.r_[silence, tone, silence], RATE)
+      soundfile.write(
+        root / "events" / name / f"{fold}-{hz + fold}-{take}.wav",
+        np.r_[silence, tone, silence],
+        RATE,
+      )
   for name, smooth in (("rain", 1), ("wind", 9)):
     (root / "weather" / name).mkdir(parents=True)
     for i in range(12):

@@ -1,11 +1,13 @@
-"""Kills a training run at random instants, again and again; it has to end as if nothing had happened.
+"""Kills a training run at random instants, again and again; it has to end as if nothing had
+happened.
 
   python -m tests.soak [--minutes=10] [--hours=0] [--seed=0] [--keep]
 
-Every round is a run of its own (a real command, real signals), disturbed until it ends, and compared with a twin that
-was left alone: bit for bit, or, in every third round, which gets another number of devices at each start, closely.
-Between two starts the newest checkpoint may be damaged, provided that there is another one, and what a killed save has
-left may be damaged further. Prints what was done and what became of it; the exit code is 1 if anything was lost.
+Every round is a run of its own (a real command, real signals), disturbed until it ends, and
+compared with a twin that was left alone: bit for bit, or, in every third round, which gets another
+number of devices at each start, closely. Between two starts the newest checkpoint may be damaged,
+provided that there is another one, and what a killed save has left may be damaged further. Prints
+what was done and what became of it; the exit code is 1 if anything was lost.
 """
 
 import argparse
@@ -31,7 +33,8 @@ from tests.tiny import ROOT, tiny_flags, write_dataset
 
 STEPS, EVERY = 300, 20
 DEVICES = (1, 2, 4)
-CLOSE = {"rtol": 0, "atol": 1e-3}  # parameters after STEPS on other numbers of devices; 5e-5 was seen
+# parameters after STEPS on other numbers of devices; 5e-5 was seen
+CLOSE = {"rtol": 0, "atol": 1e-3}
 STOPS = {signal.SIGTERM: 75, signal.SIGINT: 75, signal.SIGUSR1: 75, signal.SIGKILL: -signal.SIGKILL}
 
 
@@ -43,16 +46,29 @@ class Soak:
   def __init__(self, folder: pathlib.Path, seed: int):
     self.folder, self.random = folder, random.Random(seed)
     data = write_dataset(folder / "data", frames=(40, 90))
-    self.flags = tiny_flags(data__source="records", data__path=data, total_steps=str(STEPS), warmup_steps="10",
-                            checkpoint__every_steps=str(EVERY), checkpoint__keep="2", encoder__width="32",
-                            encoder__depth="1", difference__weight="0", log__every_steps="5",
-                            optimizer__base_lr="1e-3")  # fmt: skip
+    self.flags = tiny_flags(
+      data__source="records",
+      data__path=data,
+      total_steps=str(STEPS),
+      warmup_steps="10",
+      checkpoint__every_steps=str(EVERY),
+      checkpoint__keep="2",
+      encoder__width="32",
+      encoder__depth="1",
+      difference__weight="0",
+      log__every_steps="5",
+      optimizer__base_lr="1e-3",
+    )
     self.faults, self.lives, self.seconds = collections.Counter(), 0, 0.0
 
   def start(self, workdir, devices) -> subprocess.Popen:
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-           "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-           "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
+    env = {
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     command = [sys.executable, "-m", "atst_jax.main", f"--workdir={workdir}", *self.flags]
     self.lives += 1
     with open(workdir.with_suffix(".log"), "a", encoding="utf-8") as output:
@@ -110,7 +126,10 @@ class Soak:
     good = self.good(workdir)
     if len(good) > 1 and self.random.random() < 0.4:
       files = [p for p in (folder / str(good[0])).rglob("*") if p.is_file() and p.stat().st_size]
-      path, kind = self.random.choice(files), self.random.choice(["flipped byte", "cut file", "lost file"])
+      path, kind = (
+        self.random.choice(files),
+        self.random.choice(["flipped byte", "cut file", "lost file"]),
+      )
       if kind == "flipped byte":
         data = bytearray(path.read_bytes())
         data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
@@ -140,8 +159,12 @@ def losses(workdir):
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("python -m tests.soak", description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+  parser = argparse.ArgumentParser(
+    "python -m tests.soak",
+    description=__doc__,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument("--minutes", type=float, default=10)
   parser.add_argument("--hours", type=float, default=0)
   parser.add_argument("--seed", type=int, default=0)
@@ -158,10 +181,15 @@ def main(argv=None) -> int:
         break
       found = state(workdir)
       if number % 3 == 2:
-        difference = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b), initial=0)), found["params"],
-                                  expected["params"])  # fmt: skip
+        difference = jax.tree.map(
+          lambda a, b: float(np.max(np.abs(a - b), initial=0)), found["params"], expected["params"]
+        )
         furthest = max(furthest, *jax.tree.leaves(difference))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), found["params"], expected["params"])
+        jax.tree.map(
+          lambda a, b: np.testing.assert_allclose(a, b, **CLOSE),
+          found["params"],
+          expected["params"],
+        )
         close += 1
       else:
         jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -17,27 +17,43 @@ loss = jax.jit(adapters.loss, static_argnames=("system", "label_weight"))
 
 @pytest.fixture(scope="module")
 def task():
-  """A sound is its background plus its event; the text names the answer's event, the query's tells nothing of it."""
+  """A sound is its background plus its event; the text names the answer's event, the query's tells
+  nothing of it."""
   rng = np.random.default_rng(0)
   behind, events, words = (rng.normal(size=(n, 24)) for n in (BACKGROUNDS, EVENTS, EVENTS))
-  grid = np.stack(np.meshgrid(np.arange(BACKGROUNDS), np.arange(EVENTS), indexing="ij"), -1).reshape(-1, 2)
+  grid = np.stack(
+    np.meshgrid(np.arange(BACKGROUNDS), np.arange(EVENTS), indexing="ij"), -1
+  ).reshape(-1, 2)
   place = np.concatenate([np.repeat(grid, 8, 0), grid, grid])  # training, validation, test
   P = len(place)
   noise = lambda: 0.3 * rng.normal(size=(P, 24))
   query = behind[place[:, 0]] + events[rng.integers(EVENTS, size=P)] + noise()
   answer = behind[place[:, 0]] + events[place[:, 1]] + noise()
   labels = np.concatenate([np.zeros((P, EVENTS)), np.eye(EVENTS)[place[:, 1]]])
-  data = adapters.Data(*map(jnp.asarray, (
-    np.concatenate([query, answer]).astype(np.float32), words.astype(np.float32), labels.astype(np.float32),
-    np.arange(P), P + np.arange(P), place[:, 1])))  # fmt: skip
+  data = adapters.Data(
+    *map(
+      jnp.asarray,
+      (
+        np.concatenate([query, answer]).astype(np.float32),
+        words.astype(np.float32),
+        labels.astype(np.float32),
+        np.arange(P),
+        P + np.arange(P),
+        place[:, 1],
+      ),
+    )
+  )
   return data, *np.split(np.arange(P), [P - 2 * TESTED, P - TESTED])
 
 
-@pytest.mark.parametrize(("system", "lowest", "highest"), [
-  ("audio + text", 0.85, 1.0),
-  ("audio", 0.05, 0.3),  # the background is known, one event in six
-  ("text", 0.03, 0.2),  # the event is known, one background in twelve
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("system", "lowest", "highest"),
+  [
+    ("audio + text", 0.85, 1.0),
+    ("audio", 0.05, 0.3),  # the background is known, one event in six
+    ("text", 0.03, 0.2),  # the event is known, one background in twelve
+  ],
+)
 def test_only_sound_and_text_together_find_the_answer(task, system, lowest, highest):
   data, train, valid, test = task
   fitted = adapters.fit(data, train, valid, system=system, seeds=[0, 1], **TRAIN, **SIZES)
@@ -57,12 +73,22 @@ def test_loss_is_that_of_a_slow_twin(task):
   got = loss(params, data, rows, present, system="audio + text", label_weight=0.7)
   unit = lambda x: x / np.linalg.norm(x)
   latents = jax.jit(
-    lambda row: (adapters.queries(params, data, row, "audio + text"), adapters.answers(params, data, row))
+    lambda row: (
+      adapters.queries(params, data, row, "audio + text"),
+      adapters.answers(params, data, row),
+    )
   )
-  q, t = zip(*([np.asarray(x, np.float64)[0] for x in latents(rows[i : i + 1])] for i in range(5)), strict=True)
+  q, t = zip(
+    *([np.asarray(x, np.float64)[0] for x in latents(rows[i : i + 1])] for i in range(5)),
+    strict=True,
+  )
   logits = np.array([[20.0 * unit(a) @ unit(b) for b in t] for a in q])
-  expected = np.mean([0.5 * (np.log(np.exp(logits[i]).sum()) + np.log(np.exp(logits[:, i]).sum())) - logits[i, i]
-                      for i in range(5)])  # fmt: skip
+  expected = np.mean(
+    [
+      0.5 * (np.log(np.exp(logits[i]).sum()) + np.log(np.exp(logits[:, i]).sum())) - logits[i, i]
+      for i in range(5)
+    ]
+  )
   y = np.asarray(data.labels[data.target[rows[:5]]])
   for latent in (q, t):
     z = np.array(latent) @ np.asarray(params["classifier"]["weights"], np.float64)
@@ -83,8 +109,18 @@ def test_pairs_with_one_answer_are_not_negatives_of_each_other(task):
 
 def test_training_that_diverges_is_said(task):
   data, train, valid, _ = task
-  with pytest.raises(FloatingPointError, match=r"after epoch 1 \(text\); lower --config.train.learning_rate"):
-    adapters.fit(data._replace(texts=data.texts * jnp.nan), train, valid, system="text", seeds=[0, 1], **TRAIN, **SIZES)
+  with pytest.raises(
+    FloatingPointError, match=r"after epoch 1 \(text\); lower --config.train.learning_rate"
+  ):
+    adapters.fit(
+      data._replace(texts=data.texts * jnp.nan),
+      train,
+      valid,
+      system="text",
+      seeds=[0, 1],
+      **TRAIN,
+      **SIZES,
+    )
 
 
 # Text.

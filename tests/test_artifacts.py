@@ -1,4 +1,5 @@
-"""What an export may hold beside its weights: a program, an ONNX graph and a model card, each checked against it."""
+"""What an export may hold beside its weights: a program, an ONNX graph and a model card, each
+checked against it."""
 
 import json
 import os
@@ -35,13 +36,23 @@ def _batch(sounds, frames):
   batch = np.full((len(mels), frames, 64), 7, np.float32)
   for row, mel in zip(batch, mels, strict=True):
     row[: len(mel)] = mel
-  return batch, np.array([len(m) for m in mels], np.int32), np.array([m.max() for m in mels], np.float32)
+  return (
+    batch,
+    np.array([len(m) for m in mels], np.int32),
+    np.array([m.max() for m in mels], np.float32),
+  )
 
 
 def _check(model, encode):
-  """Two lengths and two sizes of batches, a clip shorter than its batch, scene vectors and frames."""
-  for sounds, frames in (([_audio(0.31), _audio(0.1, 1)], 32), ([_audio(0.14), _audio(0.2, 1), _audio(0.05, 2)], 21)):
-    mel, length, peak = _batch([s * np.linspace(0, 1, len(s), dtype=np.float32) ** 6 for s in sounds], frames)
+  """Two lengths and two sizes of batches, a clip shorter than its batch, scene vectors and
+  frames."""
+  for sounds, frames in (
+    ([_audio(0.31), _audio(0.1, 1)], 32),
+    ([_audio(0.14), _audio(0.2, 1), _audio(0.05, 2)], 21),
+  ):
+    mel, length, peak = _batch(
+      [s * np.linspace(0, 1, len(s), dtype=np.float32) ** 6 for s in sounds], frames
+    )
     out = {key: np.asarray(x) for key, x in encode(mel, length, peak).items()}
     clips = [row[:n] for row, n in zip(mel, length, strict=True)]
     np.testing.assert_allclose(out["scene"], model.embed(clips, num_blocks=1), rtol=1e-4, atol=1e-4)
@@ -52,10 +63,21 @@ def _check(model, encode):
 
 @pytest.mark.parametrize("kind", ["transformer", "cnn"])
 def test_program(encoders, tmp_path, kind):
-  """One file for three platforms, any batch, any length; read by the function, and as the docstring says."""
+  """One file for three platforms, any batch, any length; read by the function, and as the docstring
+  says."""
   folder = tmp_path / "export"
-  assert export_command.main([f"--encoder={encoders[kind]}", f"--output={folder}", "--artifacts=safetensors,jax"]) == 0
-  assert sorted(os.listdir(folder)) == ["config.json", "encoder.jax", "mel_filters.npy", "model.safetensors"]
+  assert (
+    export_command.main(
+      [f"--encoder={encoders[kind]}", f"--output={folder}", "--artifacts=safetensors,jax"]
+    )
+    == 0
+  )
+  assert sorted(os.listdir(folder)) == [
+    "config.json",
+    "encoder.jax",
+    "mel_filters.npy",
+    "model.safetensors",
+  ]
   model = load_model(str(folder))
   with open(folder / "encoder.jax", "rb") as file:
     exported = jax.export.deserialize(bytearray(file.read()))
@@ -64,8 +86,11 @@ def test_program(encoders, tmp_path, kind):
     _check(model, exported.call)
   else:
     _check(model, jax_program.load_program(str(folder / "encoder.jax")))
-    with pytest.raises(ValueError, match="refining shapes"):  # positions beyond the chunk were never trained
-      exported.call(np.zeros((1, 33, 64), np.float32), np.zeros(1, np.int32), np.zeros(1, np.float32))
+    # positions beyond the chunk were never trained
+    with pytest.raises(ValueError, match="refining shapes"):
+      exported.call(
+        np.zeros((1, 33, 64), np.float32), np.zeros(1, np.int32), np.zeros(1, np.float32)
+      )
 
 
 def test_files_that_are_no_programs(tmp_path):
@@ -89,40 +114,64 @@ def test_an_artifact_that_differs_is_not_written(encoders, tmp_path, monkeypatch
   other = load_model(encoders["transformer"]).reinitialized(5)
   monkeypatch.setattr(jax_program, "serialize", lambda model: serialize(other))
   with pytest.raises(RuntimeError, match=r"(frames|scene) differs"):
-    export.export_again(encoders["transformer"], str(tmp_path / "export"), artifacts=["safetensors", "jax"])
+    export.export_again(
+      encoders["transformer"], str(tmp_path / "export"), artifacts=["safetensors", "jax"]
+    )
   assert not os.listdir(tmp_path)
 
 
 def _results(params_hash):
   row = {"name": "pre-trained, last block", "dimensions": 16, "mean": 0.734, "std": 0.005}
-  return {"job": "linear", "encoder": {"params_hash": params_hash}, "chance": 0.1,
-          "data": {"name": "esc10", "divisions": [1] * 5},
-          "config": {"seeds": 3, "select_on_test": False}, "metric": "accuracy", "rows": [row]}  # fmt: skip
+  return {
+    "job": "linear",
+    "encoder": {"params_hash": params_hash},
+    "chance": 0.1,
+    "data": {"name": "esc10", "divisions": [1] * 5},
+    "config": {"seeds": 3, "select_on_test": False},
+    "metric": "accuracy",
+    "rows": [row],
+  }
 
 
 def test_model_card(encoders, tmp_path, capsys):
   """What was stated and measured, and the size of what is there; nothing that nobody knows."""
   with open(os.path.join(encoders["transformer"], model_card.NAME), encoding="utf-8") as file:
     plain = file.read()
-  assert plain.startswith("---\nlicense: unknown\n") and "None were given" in plain and "Not known" in plain
+  assert (
+    plain.startswith("---\nlicense: unknown\n")
+    and "None were given" in plain
+    and "Not known" in plain
+  )
   model = load_model(encoders["transformer"])
   path = tmp_path / "results.json"
   path.write_text(json.dumps(_results(model.config["params_hash"])))
-  flags = [f"--encoder={encoders['transformer']}", f"--output={tmp_path}/my_model", "--license=cc-by-4.0"]
+  flags = [
+    f"--encoder={encoders['transformer']}",
+    f"--output={tmp_path}/my_model",
+    "--license=cc-by-4.0",
+  ]
   assert export_command.main([*flags, f"--results={path}", "--artifacts=params,card"]) == 0
   text = (tmp_path / "my_model" / "README.md").read_text(encoding="utf-8")
   encoder = Transformer(width=8, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=32)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 32, 64)))
   count = sum(x.size for x in jax.tree.leaves(shapes))
   for words in (
-    "license: cc-by-4.0", "# my_model", f"{count:,} parameters", "one vector of 16 numbers", "of 8 for every 0.04 s",
-    model.frontend.hash, "| esc10 | pre-trained, last block | 16 | accuracy 73.4 ± 0.5 | 3 seeds, 5 folds |",
-    "Longer than 0.32 s", "`params/`: the weights as an Orbax checkpoint",
-  ):  # fmt: skip
+    "license: cc-by-4.0",
+    "# my_model",
+    f"{count:,} parameters",
+    "one vector of 16 numbers",
+    "of 8 for every 0.04 s",
+    model.frontend.hash,
+    "| esc10 | pre-trained, last block | 16 | accuracy 73.4 ± 0.5 | 3 seeds, 5 folds |",
+    "Longer than 0.32 s",
+    "`params/`: the weights as an Orbax checkpoint",
+  ):
     assert words in text, words
   assert "model.safetensors" not in text
   scene = get_scene_embeddings([_audio(1)], model, 16000)
-  np.testing.assert_array_equal(get_scene_embeddings([_audio(1)], load_model(f"{tmp_path}/my_model"), 16000), scene)
+  np.testing.assert_array_equal(
+    get_scene_embeddings([_audio(1)], load_model(f"{tmp_path}/my_model"), 16000), scene
+  )
   path.write_text(json.dumps(_results("0" * 16)))
   (tmp_path / "other.json").write_text("{}")
   (tmp_path / "bgknown.json").write_text(json.dumps(_results("0" * 16) | {"job": "difference"}))
@@ -131,9 +180,10 @@ def test_model_card(encoders, tmp_path, capsys):
     ([f"--results={tmp_path}/other.json"], "not the results.json"),
     ([f"--results={tmp_path}/bgknown.json"], "of the job difference; the card"),
     (["--step=3"], "--step belongs to --workdir"),
-    (["--artifacts=card"], "at least one of safetensors and params"), (["--artifacts=card,params,tf"], "choose from"),
+    (["--artifacts=card"], "at least one of safetensors and params"),
+    (["--artifacts=card,params,tf"], "choose from"),
     (["--artifacts=safetensors"], "add card"),
-  ):  # fmt: skip
+  ):
     assert export_command.main([*flags, f"--output={tmp_path}/none", *change]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -142,16 +192,37 @@ def test_model_card(encoders, tmp_path, capsys):
 
 def test_the_card_tells_data_and_recipe(encoders):
   model = load_model(encoders["cnn"])
-  run = {"data": {"source": "records", "split": "train", "path": "/secret/place/fsd50k", "fingerprint": "abc"},
-         "optimizer": {"base_lr": 1e-4}, "difference": {"weight": 0.2}, "batch_size": 256}  # fmt: skip
-  config = {**model.config, "provenance": {"config": run, "step": 7, "network": "student", "atst_jax": "0.1"}}
+  run = {
+    "data": {
+      "source": "records",
+      "split": "train",
+      "path": "/secret/place/fsd50k",
+      "fingerprint": "abc",
+    },
+    "optimizer": {"base_lr": 1e-4},
+    "difference": {"weight": 0.2},
+    "batch_size": 256,
+  }
+  config = {
+    **model.config,
+    "provenance": {"config": run, "step": 7, "network": "student", "atst_jax": "0.1"},
+  }
   text = model_card.card("x", config, model.variables, license="mit", results=[], artifacts=["jax"])
-  for words in ("split `train` of `fsd50k` (fingerprint `abc`)", "The student's encoder after 7 updates",
-                "| difference.weight | `0.2` |", "| batch_size | `256` |", "`encoder.jax`"):  # fmt: skip
+  for words in (
+    "split `train` of `fsd50k` (fingerprint `abc`)",
+    "The student's encoder after 7 updates",
+    "| difference.weight | `0.2` |",
+    "| batch_size | `256` |",
+    "`encoder.jax`",
+  ):
     assert words in text, words
   assert "/secret" not in text
   known = flatten(tiny_config())
   assert set(model_card.RECIPE) <= set(known), set(model_card.RECIPE) - set(known)
-  noise = {**config["provenance"], "config": {**run, "data": {**run["data"], "source": "synthetic"}}}
-  assert "noise, to try the code" in model_card.card("x", {**config, "provenance": noise}, model.variables,
-                                                     license="mit", results=[], artifacts=[])  # fmt: skip
+  noise = {
+    **config["provenance"],
+    "config": {**run, "data": {**run["data"], "source": "synthetic"}},
+  }
+  assert "noise, to try the code" in model_card.card(
+    "x", {**config, "provenance": noise}, model.variables, license="mit", results=[], artifacts=[]
+  )

@@ -1,4 +1,5 @@
-"""Attention of CLS: the weights of the forward pass itself, computed only where they are asked for."""
+"""Attention of CLS: the weights of the forward pass itself, computed only where they are asked
+for."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,9 @@ def model(tmp_path_factory):
 def first_block(model, mel):
   """(H, 1 + N) of CLS in the first block, by numpy, for a mel that is one chunk at most."""
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), model.variables["params"])
-  x = np.asarray(model.normalized(mel[None], np.array([mel.max()]), np.array([len(mel)])), np.float64)[0]
+  x = np.asarray(
+    model.normalized(mel[None], np.array([mel.max()]), np.array([len(mel)])), np.float64
+  )[0]
   N = len(x) // 4
   patches = np.stack([x[4 * i : 4 * i + 4].T.ravel() for i in range(N)])  # mel-major
   tokens = patches @ params["patch_embed"]["kernel"] + params["patch_embed"]["bias"]
@@ -45,21 +48,27 @@ def first_block(model, mel):
 
 
 def test_weights_are_those_of_the_forward_pass(model):
-  mel = make_clips(1)[0].mel[:27].astype(np.float32)  # 6 whole patches in a chunk that is padded to 8
+  # 6 whole patches in a chunk that is padded to 8
+  mel = make_clips(1)[0].mel[:27].astype(np.float32)
   found = cls_attention(model, mel)
   expected = first_block(model, mel)
   assert expected.max() > 0.4 and found.patches.shape == (2, 2, 6)
   np.testing.assert_allclose(found.patches[0], expected[:, 1:], atol=1e-5)
   np.testing.assert_allclose(found.cls[0, :, 0], expected[:, 0], atol=1e-5)
-  np.testing.assert_allclose(found.patches.sum(-1) + found.cls[..., 0], 1, atol=1e-5)  # padding gets nothing
+  # padding gets nothing
+  np.testing.assert_allclose(found.patches.sum(-1) + found.cls[..., 0], 1, atol=1e-5)
 
 
 def test_a_long_clip_has_a_cls_in_every_chunk(model):
   mel = np.random.default_rng(0).normal(-40, 10, (75, 64)).astype(np.float32)
   found = cls_attention(model, mel)
-  assert found.starts == [0, 8, 16] and found.tokens == [9, 9, 3] and found.patches.shape == (2, 2, 18)
+  assert (
+    found.starts == [0, 8, 16] and found.tokens == [9, 9, 3] and found.patches.shape == (2, 2, 18)
+  )
   for chunk, (a, b) in enumerate(((0, 8), (8, 16), (16, 18))):
-    np.testing.assert_allclose(found.patches[..., a:b].sum(-1) + found.cls[..., chunk], 1, atol=1e-5)
+    np.testing.assert_allclose(
+      found.patches[..., a:b].sum(-1) + found.cls[..., chunk], 1, atol=1e-5
+    )
 
 
 def test_training_computes_nothing_of_it():
@@ -67,14 +76,17 @@ def test_training_computes_nothing_of_it():
   encoder = make_encoder(ENCODER)
   variables = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 64)))
   assert set(variables) == {"params"}
-  program = lambda **options: str(jax.make_jaxpr(lambda mel: encoder.apply(variables, mel, **options))(
-    jnp.zeros((2, 32, 64)))).count(" exp ")  # fmt: skip
+  program = lambda **options: str(
+    jax.make_jaxpr(lambda mel: encoder.apply(variables, mel, **options))(jnp.zeros((2, 32, 64)))
+  ).count(" exp ")
   assert program(train=True, mutable=["batch_stats"]) == program() == ENCODER["depth"]
   assert program(mutable=["intermediates"]) == 2 * ENCODER["depth"]
 
 
 def test_the_picture_and_its_command(tmp_path, model, capsys):
-  attention_figure(model, make_clips(1)[0].mel.astype(np.float32), str(tmp_path / "a.png"), title="a clip")
+  attention_figure(
+    model, make_clips(1)[0].mel.astype(np.float32), str(tmp_path / "a.png"), title="a clip"
+  )
   pixels(tmp_path / "a.png")
   encoder = write_encoder(tmp_path / "encoder")
   data = write_clips(tmp_path / "data", make_clips(3))

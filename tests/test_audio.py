@@ -28,19 +28,28 @@ def reason(path, **kwargs):
   with pytest.raises(Reject) as raised:
     list(read_pieces(str(path), sample_rate=RATE, min_samples=513, **kwargs))
   assert raised.value.reason in decode.REASONS
-  assert str(os.path.dirname(path)) not in raised.value.detail  # details go to dataset.json, whatever the place
+  # details go to dataset.json, whatever the place
+  assert str(os.path.dirname(path)) not in raised.value.detail
   return raised.value.reason
 
 
 @pytest.mark.parametrize(
   ("name", "rate", "subtype", "error"),
   [
-    ("a.wav", 16000, "PCM_U8", 0.01), ("a.wav", 16000, "PCM_16", 1e-4), ("a.wav", 8000, "PCM_24", 2e-3),
-    ("a.wav", 48000, "PCM_32", 1e-3), ("a.wav", 44100, "FLOAT", 1e-3), ("a.wav", 22050, "DOUBLE", 1e-3),
-    ("a.wav", 8000, "ULAW", 0.02), ("a.flac", 44100, "PCM_24", 1e-3), ("a.aiff", 44100, "PCM_16", 1e-3),
-    ("a.ogg", 44100, "VORBIS", 0.03), ("a.opus", 48000, "OPUS", 0.03), ("a.mp3", 44100, None, 0.03),
+    ("a.wav", 16000, "PCM_U8", 0.01),
+    ("a.wav", 16000, "PCM_16", 1e-4),
+    ("a.wav", 8000, "PCM_24", 2e-3),
+    ("a.wav", 48000, "PCM_32", 1e-3),
+    ("a.wav", 44100, "FLOAT", 1e-3),
+    ("a.wav", 22050, "DOUBLE", 1e-3),
+    ("a.wav", 8000, "ULAW", 0.02),
+    ("a.flac", 44100, "PCM_24", 1e-3),
+    ("a.aiff", 44100, "PCM_16", 1e-3),
+    ("a.ogg", 44100, "VORBIS", 0.03),
+    ("a.opus", 48000, "OPUS", 0.03),
+    ("a.mp3", 44100, None, 0.03),
   ],
-)  # fmt: skip
+)
 def test_fault_16_every_format_gives_the_same_sound(tmp_path, name, rate, subtype, error):
   path = tmp_path / name
   kind = "OGG" if name.endswith("opus") else None
@@ -115,7 +124,8 @@ def test_truncated_files_are_rejected_or_as_long_as_they_decode(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("seconds", "lengths"), [(6.0, [6.0]), (6.1, [6.0]), (7.5, [6.0, 1.5]), (12.0, [6.0, 6.0]), (13.0, [6.0, 6.0, 1.0])]
+  ("seconds", "lengths"),
+  [(6.0, [6.0]), (6.1, [6.0]), (7.5, [6.0, 1.5]), (12.0, [6.0, 6.0]), (13.0, [6.0, 6.0, 1.0])],
 )
 @pytest.mark.parametrize("rate", [16000, 44100])
 def test_fault_19_long_files_are_cut(tmp_path, seconds, lengths, rate):
@@ -124,14 +134,18 @@ def test_fault_19_long_files_are_cut(tmp_path, seconds, lengths, rate):
   pieces = list(read_pieces(path, sample_rate=RATE, max_seconds=6.0))
   assert [len(piece) / RATE for _, piece in pieces] == pytest.approx(lengths, abs=1e-3)
   assert [number for number, _ in pieces] == ([None] if seconds <= 6 else list(range(len(lengths))))
-  np.testing.assert_array_equal(np.concatenate([piece for _, piece in pieces]), whole[: int(sum(lengths) * RATE)])
+  np.testing.assert_array_equal(
+    np.concatenate([piece for _, piece in pieces]), whole[: int(sum(lengths) * RATE)]
+  )
 
 
 def test_a_fault_at_the_end_of_a_long_file_rejects_all_of_it(tmp_path, monkeypatch):
   monkeypatch.setattr(decode, "BLOCK_VALUES", 4096)
   samples = tone(13, RATE)
   samples[-1] = np.nan
-  pieces = read_pieces(write(tmp_path / "a.wav", samples, subtype="FLOAT"), sample_rate=RATE, max_seconds=6.0)
+  pieces = read_pieces(
+    write(tmp_path / "a.wav", samples, subtype="FLOAT"), sample_rate=RATE, max_seconds=6.0
+  )
   with pytest.raises(Reject, match="non_finite"):
     next(pieces)
 
@@ -153,7 +167,11 @@ def test_content_does_not_depend_on_the_block_size(tmp_path, monkeypatch, suffix
 def test_fault_18_silence_clipping_and_dc_are_noticed(tmp_path):
   def quality(samples, subtype="PCM_16"):
     result = Quality()
-    list(read_pieces(write(tmp_path / "a.wav", samples, subtype=subtype), sample_rate=RATE, quality=result))
+    list(
+      read_pieces(
+        write(tmp_path / "a.wav", samples, subtype=subtype), sample_rate=RATE, quality=result
+      )
+    )
     return result.silent, result.clipped, result.dc
 
   assert quality(np.zeros(RATE)) == (True, False, False)

@@ -11,12 +11,19 @@ from atst_jax.method import augment
 
 
 def _cubic(t):
-  w = lambda x: 1.25 * x**3 - 2.25 * x**2 + 1 if x <= 1 else -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3 if x < 2 else 0.0
+  w = lambda x: (
+    1.25 * x**3 - 2.25 * x**2 + 1
+    if x <= 1
+    else -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3
+    if x < 2
+    else 0.0
+  )
   return [w(abs(t - k)) for k in (-1, 0, 1, 2)]
 
 
 def _slow_resize_crop(x, box, length, canvas_time):
-  """Loops in float64: paste on the canvas, cut the box, resize each axis with taps clamped to the box."""
+  """Loops in float64: paste on the canvas, cut the box, resize each axis with taps clamped to the
+  box."""
   top, left, height, width = box
   canvas = np.zeros((int(canvas_time * length), x.shape[1]))
   start = (len(canvas) - length) // 2
@@ -43,9 +50,20 @@ def test_resize_crop_equals_slow_twin(length):
   x = rng.normal(size=(40, 64)).astype(np.float32) * (np.arange(40) < length)[:, None]
   run = jax.jit(lambda x, box, n: augment.resize_crop(x, box, n, canvas_time=1.5))
   for _ in range(8):
-    box = [int(v) for v in augment.draw_box(jax.random.key(rng.integers(1 << 30)), length, 64, freq_scale=(0.6, 1.5),
-                                      time_scale=(0.6, 1.5), canvas_time=1.5)]  # fmt: skip
-    np.testing.assert_allclose(run(x, box, length), _slow_resize_crop(x, box, length, 1.5), atol=1e-4)
+    box = [
+      int(v)
+      for v in augment.draw_box(
+        jax.random.key(rng.integers(1 << 30)),
+        length,
+        64,
+        freq_scale=(0.6, 1.5),
+        time_scale=(0.6, 1.5),
+        canvas_time=1.5,
+      )
+    ]
+    np.testing.assert_allclose(
+      run(x, box, length), _slow_resize_crop(x, box, length, 1.5), atol=1e-4
+    )
 
 
 def test_identity_crop_is_exact():
@@ -55,8 +73,17 @@ def test_identity_crop_is_exact():
 
 def test_boxes_stay_on_the_canvas_and_cover_their_ranges():
   keys = jax.random.split(jax.random.key(0), 4000)
-  draw = functools.partial(augment.draw_box, freq_scale=(0.6, 1.5), time_scale=(0.6, 1.5), canvas_time=1.5)
+  draw = functools.partial(
+    augment.draw_box, freq_scale=(0.6, 1.5), time_scale=(0.6, 1.5), canvas_time=1.5
+  )
   top, left, height, width = map(np.asarray, jax.vmap(lambda k: draw(k, 601, 64))(keys))
-  assert (top >= 0).all() and (top + height <= 64).all() and (left >= 0).all() and (left + width <= 901).all()
+  assert (
+    (top >= 0).all()
+    and (top + height <= 64).all()
+    and (left >= 0).all()
+    and (left + width <= 901).all()
+  )
   assert height.min() == 38 and height.max() == 64 and abs((height == 64).mean() - 0.556) < 0.03
-  assert width.min() < 370 and width.max() > 890 and (left + width == 901).any() and (left == 0).any()
+  assert (
+    width.min() < 370 and width.max() > 890 and (left + width == 901).any() and (left == 0).any()
+  )

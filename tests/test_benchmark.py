@@ -1,4 +1,5 @@
-"""The benchmarks measure what they say: seconds are nobody's promise here, that the numbers fit together is."""
+"""The benchmarks measure what they say: seconds are nobody's promise here, that the numbers fit
+together is."""
 
 import json
 import os
@@ -28,12 +29,18 @@ def test_prepare(tmp_path, capsys):
   for i in range(6):
     soundfile.write(tmp_path / f"{i}.wav", rng.uniform(-0.5, 0.5, (22050, 2)), 22050)
   (tmp_path / "bad.wav").write_text("text")
-  assert main(["prepare", f"--input={tmp_path}", "--seconds=0.05", "--repeats=1", "--workers=2", "--json"]) == 0
+  assert (
+    main(
+      ["prepare", f"--input={tmp_path}", "--seconds=0.05", "--repeats=1", "--workers=2", "--json"]
+    )
+    == 0
+  )
   result = json.loads(capsys.readouterr().out)
   assert result["files"] == 6 and abs(result["hours"] - 6 / 3600) < 1e-6
   share = result["clips_per_second"] / result["bare_clips_per_second"]
   assert abs(result["share_of_bare_loop"] - share) < 1e-6 and 0 < share < 2
-  assert abs(result["hours_per_core_minute"] - result["clips_per_second"] / 60) < 1e-6  # clips of 1 s
+  # clips of 1 s
+  assert abs(result["hours_per_core_minute"] - result["clips_per_second"] / 60) < 1e-6
   assert result["pool_clips_per_second"] > 0 and 50 < result["worker_megabytes"] < 1000
   paths = [str(tmp_path / f"{i}.wav") for i in range(6)]
   assert abs(bare_loop(paths, FRONTENDS["atst"], None) - 6) < 1e-3
@@ -60,9 +67,17 @@ def test_step(capsys):
   flops = clip_flops(tiny_config().to_dict())
   assert result["clips_per_second"] == pytest.approx(16e3 / result["ms_per_step"])
   assert result["gflop_per_clip"] == pytest.approx(flops / 1e9)
-  assert result["mfu"] == pytest.approx(result["clips_per_second"] * flops / (0.5e12 * jax.device_count()))
-  assert result["ms_per_step_best"] <= result["ms_per_step"] and result["devices"] == jax.device_count()
-  assert result["peak_memory_bytes"] > 0 and result["compile_seconds"] > 0 and result["dtype"] == "float32"
+  assert result["mfu"] == pytest.approx(
+    result["clips_per_second"] * flops / (0.5e12 * jax.device_count())
+  )
+  assert (
+    result["ms_per_step_best"] <= result["ms_per_step"] and result["devices"] == jax.device_count()
+  )
+  assert (
+    result["peak_memory_bytes"] > 0
+    and result["compile_seconds"] > 0
+    and result["dtype"] == "float32"
+  )
 
 
 def test_a_window_is_whole_steps_that_have_ended(monkeypatch):
@@ -82,39 +97,64 @@ def test_input_and_end_to_end(capsys):
   """From noise written for the purpose; the clips have the config's length."""
   result = _measure(capsys, "input", "--clips=64")
   assert (result["clips"], result["clip_shape"], result["data"]) == (64, [64, 64], "noise")
-  assert result["megabytes_per_second"] == pytest.approx(result["clips_per_second"] * 64 * 64 * 2 / 1e6)
+  assert result["megabytes_per_second"] == pytest.approx(
+    result["clips_per_second"] * 64 * 64 * 2 / 1e6
+  )
   result = _measure(capsys, "end_to_end", "--clips=64")
-  assert 0 <= result["data_wait"] < 1 and result["clips_per_second"] > 0 and result["data"] == "noise"
+  assert (
+    0 <= result["data_wait"] < 1 and result["clips_per_second"] > 0 and result["data"] == "noise"
+  )
 
 
 def test_a_data_set_that_is_not_there(capsys):
   assert main(["input", *tiny_flags(data__path="nowhere")]) == 2
-  assert "nowhere does not exist; set --config.data.path=DIR, or --clips=2048" in capsys.readouterr().err
+  assert (
+    "nowhere does not exist; set --config.data.path=DIR, or --clips=2048" in capsys.readouterr().err
+  )
 
 
 def test_torch_has_the_same_sizes():
   """Its parameters are as many as ours; the teacher follows the student; a step moves both."""
   torch = pytest.importorskip("torch", reason="PyTorch is not installed: .[torch]")
   config = tiny_config(difference__weight="0")
-  sizes = {k: v for k, v in config.encoder.items() if k != "kind"} | {"n_mels": 64, "hidden": 32, "out": 8}
+  sizes = {k: v for k, v in config.encoder.items() if k != "kind"} | {
+    "n_mels": 64,
+    "hidden": 32,
+    "out": 8,
+  }
   student, teacher = torch_step._network(torch, **sizes)
   count = lambda module: sum(p.numel() for p in module.parameters())
   init, _ = recipe.build(recipe.resolve(config, None), ragged=False)
   state = jax.eval_shape(init, jax.random.key(0))
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   assert (count(student), count(teacher)) == (size(state.params), size(state.teacher.params))
-  seconds = torch_step.measure(batch=4, frames=32, bfloat16=False, compiled=False, device="cpu", repeats=2, **sizes)
+  seconds = torch_step.measure(
+    batch=4, frames=32, bfloat16=False, compiled=False, device="cpu", repeats=2, **sizes
+  )
   assert len(seconds) == 2 and min(seconds) > 0
 
 
 def test_beside_torch(capsys, monkeypatch):
   """Ours, PyTorch's, ours: the ratio is to the mean of ours."""
-  answers = iter(({"devices": 1, "device": "cpu", "dtype": "float32", "clips_per_second": 8.0}, [2.0, 4.0, 3.0],
-                  {"clips_per_second": 16.0}))  # fmt: skip
+  answers = iter(
+    (
+      {"devices": 1, "device": "cpu", "dtype": "float32", "clips_per_second": 8.0},
+      [2.0, 4.0, 3.0],
+      {"clips_per_second": 16.0},
+    )
+  )
   asked = []
-  monkeypatch.setattr(torch_step, "_child", lambda *command, what: asked.append(command) or next(answers))
-  result = torch_step.beside(tiny_config(difference__weight="0"), ["step", "--torch"], repeats=3, compiled=False)
-  assert [command[0] for command in asked] == ["atst_jax.benchmark", "atst_jax.performance.torch_step", "atst_jax.benchmark"]
+  monkeypatch.setattr(
+    torch_step, "_child", lambda *command, what: asked.append(command) or next(answers)
+  )
+  result = torch_step.beside(
+    tiny_config(difference__weight="0"), ["step", "--torch"], repeats=3, compiled=False
+  )
+  assert [command[0] for command in asked] == [
+    "atst_jax.benchmark",
+    "atst_jax.performance.torch_step",
+    "atst_jax.benchmark",
+  ]
   assert asked[0] == ("atst_jax.benchmark", "step", "--json")
   assert result["torch_clips_per_second"] == pytest.approx(16 / 3)
   assert result["times_torch"] == pytest.approx(12 / (16 / 3))
@@ -126,10 +166,19 @@ def test_beside_torch(capsys, monkeypatch):
 def test_environment_as_a_shell_reads_it(platform, capfd, tmp_path):
   """What is set already stays; of flags, the user's come last and win."""
   command = f'eval "$({sys.executable} -m atst_jax.util.environment {platform})" && env'
-  given = {"PATH": os.environ["PATH"], "XLA_FLAGS": "--mine=1", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
-  shown = subprocess.run(["bash", "-c", command], env=given, cwd=ROOT, capture_output=True, text=True, check=True)
+  given = {
+    "PATH": os.environ["PATH"],
+    "XLA_FLAGS": "--mine=1",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5",
+  }
+  shown = subprocess.run(
+    ["bash", "-c", command], env=given, cwd=ROOT, capture_output=True, text=True, check=True
+  )
   found = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
-  assert found["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1" and found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
+  assert (
+    found["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    and found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
+  )
   assert found["XLA_FLAGS"].split()[-1] == "--mine=1"
   assert ("latency_hiding" in found["XLA_FLAGS"]) == (platform == "gpu")
   assert ("LIBTPU_INIT_ARGS" in found) == (platform == "tpu")
@@ -147,6 +196,8 @@ def test_a_program_starts_anew_once(tmp_path):
   env = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
   env.pop("GLIBC_TUNABLES", None)
   command = [sys.executable, "-W", "error", "-m", "shown", "a b"]
-  show = lambda env: subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+  show = lambda env: subprocess.run(
+    command, env=env, capture_output=True, text=True, check=True
+  ).stdout.splitlines()
   assert show(env) == ["None ['a b'] ['error']", "glibc.malloc.hugetlb=1 ['a b'] ['error']"]
   assert show({**env, "GLIBC_TUNABLES": "x=1"}) == ["x=1 ['a b'] ['error']"]

@@ -1,4 +1,5 @@
-"""BgKnown: mixtures with known backgrounds are what their table says, reproducible, and free of leaks."""
+"""BgKnown: mixtures with known backgrounds are what their table says, reproducible, and free of
+leaks."""
 
 import collections
 import csv
@@ -24,8 +25,8 @@ FLAGS = ["--frontend=atst", "--seconds=0.6", "--workers=1", "--num_shards=2"]
 
 
 def write_sets(root):
-  """Foregrounds: 3 classes in folds 1 to 5, one of 2 s, one of 0.3 s, one silent. Backgrounds: 1.5 s of noise, folds 1
-  to 5, two in each, one silent and one too short."""
+  """Foregrounds: 3 classes in folds 1 to 5, one of 2 s, one of 0.3 s, one silent. Backgrounds: 1.5
+  s of noise, folds 1 to 5, two in each, one silent and one too short."""
   rng = np.random.default_rng(0)
 
   def write(path, samples):
@@ -62,7 +63,8 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(sounds, tmp_path_factory):
-  """(folder, rows of its table) of a set with two mixtures for each foreground, and their sounds."""
+  """(folder, rows of its table) of a set with two mixtures for each foreground, and their
+  sounds."""
   output = tmp_path_factory.mktemp("bgknown") / "set"
   assert build(sounds, output, "--per_clip=2", "--write_audio") == 0
   with open(output / "mixtures.csv", encoding="utf-8", newline="") as file:
@@ -74,15 +76,22 @@ def read(root, kind, id):
 
 
 def test_sounds_are_those_of_the_offsets_and_gains(sounds, made):
-  """An independent reading of the table gives the sounds, and with the front-end the clips of all four sets."""
+  """An independent reading of the table gives the sounds, and with the front-end the clips of all
+  four sets."""
   output, rows = made
-  sets = {c: {clip.id: clip for s in ("train", "test") for clip in Dataset.load(str(output / c)).clips(s)}
-          for c in CONDITIONS}  # fmt: skip
-  assert len(rows) == 28 and all(set(clips) == {row["id"] for row in rows} for clips in sets.values())
+  sets = {
+    c: {clip.id: clip for s in ("train", "test") for clip in Dataset.load(str(output / c)).clips(s)}
+    for c in CONDITIONS
+  }
+  assert len(rows) == 28 and all(
+    set(clips) == {row["id"] for row in rows} for clips in sets.values()
+  )
   starts = set()
   for number, row in enumerate(rows):
     n, foreground = round(0.6 * RATE), read(sounds, "foreground", row["foreground"])
-    background = 10 ** (float(row["background_gain_db"]) / 20) * read(sounds, "background", row["background"])
+    background = 10 ** (float(row["background_gain_db"]) / 20) * read(
+      sounds, "background", row["background"]
+    )
     a, b, c = (int(row[key]) for key in "abc")
     assert (b, c) == (a + n // 2, a + n) and 0 <= a <= len(background) - 2 * n
     starts.add(a)
@@ -94,14 +103,18 @@ def test_sounds_are_those_of_the_offsets_and_gains(sounds, made):
       clip = sets[condition][row["id"]]
       assert clip.split == row["split"] and clip.fold == -1
       mel = log_mel(waveform.astype(np.float32), FRONTENDS["atst"])
-      np.testing.assert_allclose(clip.mel.astype(np.float32), mel, atol=0.06)  # half a step of float16 at 100 dB
-      written = soundfile.read(output / "audio" / condition / f"{number:06d}.wav", dtype="float32")[0]
+      # half a step of float16 at 100 dB
+      np.testing.assert_allclose(clip.mel.astype(np.float32), mel, atol=0.06)
+      written = soundfile.read(output / "audio" / condition / f"{number:06d}.wav", dtype="float32")[
+        0
+      ]
       np.testing.assert_allclose(written, waveform, atol=2**-15)
   assert len(starts) > 10  # drawn, for each mixture anew
 
 
 def test_snr_is_what_was_drawn_measured_on_the_sounds(sounds, made):
-  """By the same standard's measure, on what is in the files; levels are Scaper's: (a) fixed, the foreground above."""
+  """By the same standard's measure, on what is in the files; levels are Scaper's: (a) fixed, the
+  foreground above."""
   output, rows = made
   snrs = []
   for number, row in enumerate(rows):
@@ -115,7 +128,9 @@ def test_snr_is_what_was_drawn_measured_on_the_sounds(sounds, made):
 
 def test_loudest_window_and_short_foregrounds(made):
   offsets = {row["foreground"]: int(row["foreground_offset"]) for row in made[1]}
-  assert offsets["4.wav"] == offsets["0.wav"] == 0 and RATE // 2 <= offsets["3.wav"] <= RATE // 2 + 160
+  assert (
+    offsets["4.wav"] == offsets["0.wav"] == 0 and RATE // 2 <= offsets["3.wav"] <= RATE // 2 + 160
+  )
   assert known_background.loudest(np.ones(10, np.float32), 20, 1) == 0
 
 
@@ -126,16 +141,24 @@ def test_no_file_is_on_both_sides_and_folds_are_kept(made):
       sides[kind, row[kind]].add(row["split"])
       assert (int(row[kind][:-4]) % 5 + 1 in (4, 5)) == (row["split"] == "test")
   assert all(len(side) == 1 for side in sides.values()) and len(sides) > 20
-  assert ("background", "10.wav") not in sides and ("background", "11.wav") not in sides  # silent, too short
-  leak = Mixture(**{**dict.fromkeys(known_background.COLUMNS, 0), "background": "x", "foreground": "y"})
+  # silent, too short
+  assert ("background", "10.wav") not in sides and ("background", "11.wav") not in sides
+  leak = Mixture(
+    **{**dict.fromkeys(known_background.COLUMNS, 0), "background": "x", "foreground": "y"}
+  )
   rows = [known_background.dataclasses.replace(leak, split=split) for split in ("train", "test")]
-  with pytest.raises(UserError, match="2 files are in training and test mixtures, the first is background 'x'"):
+  with pytest.raises(
+    UserError, match="2 files are in training and test mixtures, the first is background 'x'"
+  ):
     bgknown.check(rows)
 
 
 def test_silent_foreground_is_left_out_and_said(made):
   plan = json.loads((made[0] / "bgknown.json").read_text(encoding="utf-8"))
-  assert {(r["id"], r["reason"]) for r in plan["rejects"]} == {("14.wav#0000", "silent"), ("14.wav#0001", "silent")}
+  assert {(r["id"], r["reason"]) for r in plan["rejects"]} == {
+    ("14.wav#0000", "silent"),
+    ("14.wav#0001", "silent"),
+  }
 
 
 def test_sets_hold_the_same_clips_in_the_same_order(made):
@@ -148,8 +171,11 @@ def test_sets_hold_the_same_clips_in_the_same_order(made):
 
 
 def bytes_of(folder):
-  return {name: data for name, data in contents(folder).items() if ".work" not in name and "audio" not in name
-          and not name.endswith("report.html")}  # fmt: skip
+  return {
+    name: data
+    for name, data in contents(folder).items()
+    if ".work" not in name and "audio" not in name and not name.endswith("report.html")
+  }
 
 
 def test_the_same_bytes_from_two_workers_and_after_an_interruption(sounds, made, tmp_path, capsys):
@@ -168,7 +194,9 @@ def test_the_same_bytes_from_two_workers_and_after_an_interruption(sounds, made,
 def test_another_seed_draws_another_set(sounds, tmp_path, made):
   source = bgknown.Source(str(sounds / "foreground" / "0.wav"), "0.wav", ("class 0",))
   pool = [bgknown.Source(str(sounds / "background" / f"{i}.wav"), f"{i}.wav") for i in range(10)]
-  draw = lambda seed: known_background.draw(source, "0.wav#0000", pool, Recipe(RATE, 0.6, (0.0, 3.0), -23.0, seed))
+  draw = lambda seed: known_background.draw(
+    source, "0.wav#0000", pool, Recipe(RATE, 0.6, (0.0, 3.0), -23.0, seed)
+  )
   assert draw(0) == draw(0) != draw(1)
 
 
@@ -177,26 +205,37 @@ def test_what_would_clip_is_turned_down_alike(sounds):
   pool = [bgknown.Source(str(sounds / "background" / "9.wav"), "9.wav")]
   recipe = Recipe(RATE, 0.6, (3.0, 3.0), -5.0, 0)
   mixture = known_background.draw(source, "0", pool, recipe)
-  made = {c: known_background.sound(mixture, c, source.path, pool[0].path, recipe) for c in CONDITIONS}
-  assert max(np.abs(x).max() for x in made.values()) == pytest.approx(known_background.PEAK, abs=1e-5)
-  assert loudness(made["mix"] - made["a"], RATE) - loudness(made["a"], RATE) == pytest.approx(3.0, abs=0.1)
+  made = {
+    c: known_background.sound(mixture, c, source.path, pool[0].path, recipe) for c in CONDITIONS
+  }
+  assert max(np.abs(x).max() for x in made.values()) == pytest.approx(
+    known_background.PEAK, abs=1e-5
+  )
+  assert loudness(made["mix"] - made["a"], RATE) - loudness(made["a"], RATE) == pytest.approx(
+    3.0, abs=0.1
+  )
   assert mixture.background_lufs + mixture.background_gain_db < -6
 
 
 def test_table_reads_back():
-  rows = [Mixture("a b,\n'c\"", "train", "x;y", "f", "g", 1, 2, 3, 4, 0.1, -math.pi, -1e-9, 0.0, 5.5, 7)]
+  rows = [
+    Mixture("a b,\n'c\"", "train", "x;y", "f", "g", 1, 2, 3, 4, 0.1, -math.pi, -1e-9, 0.0, 5.5, 7)
+  ]
   assert known_background.from_table(known_background.to_table(rows)) == rows
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-  (["--snr=3,0"], "--snr=3,0: two numbers"),
-  (["--seconds=0.1"], "--seconds=0.1 is not between"),
-  (["--seconds=5"], "no background of 10 s on one side"),
-  (["--test_folds=9"], "--foreground: files by split {'train': 15}"),
-  (["--foreground_labels=dog"], "--foreground_labels: .* has no class dog; it has class 0"),
-  (["--background_layout=esc50"], "--background_layout=esc50 needs a folder"),
-  (["--backgruond_labels=x"], "did you mean '--background_labels'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--snr=3,0"], "--snr=3,0: two numbers"),
+    (["--seconds=0.1"], "--seconds=0.1 is not between"),
+    (["--seconds=5"], "no background of 10 s on one side"),
+    (["--test_folds=9"], "--foreground: files by split {'train': 15}"),
+    (["--foreground_labels=dog"], "--foreground_labels: .* has no class dog; it has class 0"),
+    (["--background_layout=esc50"], "--background_layout=esc50 needs a folder"),
+    (["--backgruond_labels=x"], "did you mean '--background_labels'"),
+  ],
+)
 def test_mistakes_are_one_line(sounds, tmp_path, capsys, flags, message):
   import re
 
@@ -207,20 +246,32 @@ def test_mistakes_are_one_line(sounds, tmp_path, capsys, flags, message):
 
 def test_a_file_cannot_be_both(sounds, tmp_path, capsys):
   same = sounds / "foreground" / "list.csv"
-  assert bgknown.main([f"--foreground={same}", f"--background={same}", f"--output={tmp_path / 'x'}", *FLAGS]) == 2
+  assert (
+    bgknown.main(
+      [f"--foreground={same}", f"--background={same}", f"--output={tmp_path / 'x'}", *FLAGS]
+    )
+    == 2
+  )
   assert "15 files are foreground and background" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing(sounds, tmp_path, capsys):
   assert build(sounds, tmp_path / "set", "--dry_run") == 0
-  assert "15 foregrounds; backgrounds of 1.2 s or more: 7 to train, 4 to test, 1 left out" in capsys.readouterr().out
+  assert (
+    "15 foregrounds; backgrounds of 1.2 s or more: 7 to train, 4 to test, 1 left out"
+    in capsys.readouterr().out
+  )
   assert not (tmp_path / "set").exists()
 
 
 def test_splits_and_hashes_divide_where_there_are_no_folds():
-  make = lambda **fields: [bgknown.Source(f"{i}", f"{i}", ("x",), **{k: v[i] for k, v in fields.items()})
-                           for i in range(200)]  # fmt: skip
-  by_split = bgknown.divided(make(split=["train", "valid", "test", "train"] * 50), "4,5", "foreground")
+  make = lambda **fields: [
+    bgknown.Source(f"{i}", f"{i}", ("x",), **{k: v[i] for k, v in fields.items()})
+    for i in range(200)
+  ]
+  by_split = bgknown.divided(
+    make(split=["train", "valid", "test", "train"] * 50), "4,5", "foreground"
+  )
   assert [source.split for source in by_split[:4]] == ["train", "valid", "test", "train"]
   drawn = bgknown.divided(make(), "4,5", "foreground")
   assert 0.3 < np.mean([source.split == "test" for source in drawn]) < 0.5
@@ -228,9 +279,17 @@ def test_splits_and_hashes_divide_where_there_are_no_folds():
 
 
 def test_sources_of_esc10_are_on_one_side(shared):
-  """Clips of one Freesound recording share a fold; what is tested shares none with what is trained on."""
-  args = bgknown._parser().parse([f"--foreground={shared / 'data' / 'esc10'}", "--foreground_layout=esc10",
-                                  "--background=x", "--output=x", "--frontend=atst"])  # fmt: skip
+  """Clips of one Freesound recording share a fold; what is tested shares none with what is trained
+  on."""
+  args = bgknown._parser().parse(
+    [
+      f"--foreground={shared / 'data' / 'esc10'}",
+      "--foreground_layout=esc10",
+      "--background=x",
+      "--output=x",
+      "--frontend=atst",
+    ]
+  )
   sides = collections.defaultdict(set)
   for source in bgknown._listing(args, "foreground").sources:
     sides[pathlib.PurePath(source.id).name.split("-")[1]].add(source.split)

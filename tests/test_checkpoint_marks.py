@@ -1,4 +1,5 @@
-"""What was saved is what is restored: on other devices, in a store, by another version, by the marks of its arrays."""
+"""What was saved is what is restored: on other devices, in a store, by another version, by the
+marks of its arrays."""
 
 import os
 import shutil
@@ -27,11 +28,15 @@ def test_fault_07_restore_onto_other_device_counts(tmp_path):
 
   def abstract(devices, spec):
     mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, 1), ("data", "fsdp"))
-    return {"w": jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=NamedSharding(mesh, spec))}
+    return {
+      "w": jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=NamedSharding(mesh, spec))
+    }
 
   state = {"w": jax.device_put(values, abstract(8, P("data"))["w"].sharding)}
   marks = fetch(fingerprint({"w": values})[0])
-  for step, (devices, spec) in enumerate([(8, P("data")), (4, P(None, "data")), (2, P()), (1, P())]):
+  for step, (devices, spec) in enumerate(
+    [(8, P("data")), (4, P(None, "data")), (2, P()), (1, P())]
+  ):
     target = abstract(devices, spec)
     checkpoints = open_checkpoints(tmp_path)
     if step:
@@ -51,12 +56,16 @@ def test_a_mark_sees_every_bit_and_every_place():
   swapped[[1, 4]] = swapped[[4, 1]]
   negative = np.where(x == x[0, 0], -x, x)
   assert len({mark(x) for x in (x, flipped, swapped, negative, x.T.copy())}) == 5
-  expected = int((x.view(np.uint32).ravel().astype(np.uint64) * (2 * np.arange(24, dtype=np.uint64) + 1)).sum() % 2**32)
+  expected = int(
+    (x.view(np.uint32).ravel().astype(np.uint64) * (2 * np.arange(24, dtype=np.uint64) + 1)).sum()
+    % 2**32
+  )
   assert mark(x) == expected and mark(np.int32(7)) == 7
 
 
 def test_a_folder_in_a_store_is_proved_alike():
-  """The same files in an object store: begun, proved, damaged, set aside, and removed there (without Orbax's part)."""
+  """The same files in an object store: begun, proved, damaged, set aside, and removed there
+  (without Orbax's part)."""
   fs = fsspec.filesystem("memory", use_listings_cache=False)
   fs.store.clear()
   shelf = Shelf("memory://bucket/checkpoints")
@@ -75,7 +84,10 @@ def test_a_folder_in_a_store_is_proved_alike():
   faults = {}
   assert newest_good(shelf.folder, entries(shelf.folder), faults).step == 2
   assert faults == {"3": "the contents of default/d/b are not what was written"}
-  assert shelf.choose({}, sound_only=False) == 2 and storage.names(shelf.folder) == ["2", "3.damaged"]
+  assert shelf.choose({}, sound_only=False) == 2 and storage.names(shelf.folder) == [
+    "2",
+    "3.damaged",
+  ]
   shelf.begin(4, 100)
   shelf.clean()
   assert storage.names(shelf.folder) == ["2", "3.damaged"]
@@ -83,15 +95,23 @@ def test_a_folder_in_a_store_is_proved_alike():
 
 def _golden_program():
   """The smallest train state, on one device."""
-  config = recipe.resolve(tiny_config(encoder__width="4", encoder__depth="1", heads__hidden="4", heads__out="4",
-                                      guard__window="4"), None)  # fmt: skip
-  return recipe.compile_for(config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False)
+  config = recipe.resolve(
+    tiny_config(
+      encoder__width="4", encoder__depth="1", heads__hidden="4", heads__out="4", guard__window="4"
+    ),
+    None,
+  )
+  return recipe.compile_for(
+    config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False
+  )
 
 
 def test_fault_41_an_old_checkpoint_restores(tmp_path):
-  """Written by jax 0.10.2 and orbax-checkpoint 0.12.8 (UPDATE_GOLDEN=1 writes it anew, where the state has changed).
+  """Written by jax 0.10.2 and orbax-checkpoint 0.12.8 (UPDATE_GOLDEN=1 writes it anew, where the
+  state has changed).
 
-  Every array is compared with its mark by the restore itself; the encoder is read as an export reads it.
+  Every array is compared with its mark by the restore itself; the encoder is read as an export
+  reads it.
   """
   golden, program = ROOT / "tests" / "golden" / "checkpoint", _golden_program()
   if os.environ.get("UPDATE_GOLDEN"):

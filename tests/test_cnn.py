@@ -1,4 +1,5 @@
-"""BYOL-A's encoders: sizes, padding, and BatchNorm's and dropout's two ways. Values: test_golden, test_convert."""
+"""BYOL-A's encoders: sizes, padding, and BatchNorm's and dropout's two ways. Values: test_golden,
+test_convert."""
 
 import functools
 
@@ -17,23 +18,35 @@ def _count(tree):
   return sum(x.size for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("version, width, hidden, expected", [
-  ("AudioNTT2020", 512, 512, 600_192), ("AudioNTT2020", 2048, 2048, 5_321_856), ("AudioNTT2022", 2048, 2048, 4_235_200),
-  ("AudioNTT2022", 3072, 2048, 6_333_376),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "version, width, hidden, expected",
+  [
+    ("AudioNTT2020", 512, 512, 600_192),
+    ("AudioNTT2020", 2048, 2048, 5_321_856),
+    ("AudioNTT2022", 2048, 2048, 4_235_200),
+    ("AudioNTT2022", 3072, 2048, 6_333_376),
+  ],
+)
 def test_parameter_counts(version, width, hidden, expected):
   encoder = make_encoder({**SMALL, "version": version, "width": width, "hidden": hidden})
   shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 96, 64)))
   assert _count(shapes["params"]) == expected
   y, before = jax.eval_shape(encoder.apply, shapes, jnp.zeros((2, 101, 64)))
-  assert y.shape == (2, width) and before["frames"].shape == (2, 101 // (8 if version == "AudioNTT2020" else 4), width)
+  assert y.shape == (2, width) and before["frames"].shape == (
+    2,
+    101 // (8 if version == "AudioNTT2020" else 4),
+    width,
+  )
 
 
 @pytest.mark.parametrize("width, expected", [(512, 3_158_272), (3072, 13_644_032)])
 def test_head_counts(width, expected):
   for in_features, count in ((width, expected), (256, 2_109_696)):
     head = functools.partial(MLPHead(4096, 256, True).init, train=False)
-    assert _count(jax.eval_shape(head, jax.random.key(0), jnp.zeros((1, in_features)))["params"]) == count
+    assert (
+      _count(jax.eval_shape(head, jax.random.key(0), jnp.zeros((1, in_features)))["params"])
+      == count
+    )
 
 
 @functools.cache
@@ -41,7 +54,9 @@ def _small(version):
   encoder = make_encoder({**SMALL, "version": version})
   variables = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 64)))
   x = np.random.default_rng(0).normal(size=(4, 64, 64)).astype(np.float32)
-  stats = encoder.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})[1]
+  stats = encoder.apply(
+    variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)}
+  )[1]
   return encoder, {**variables, **stats}
 
 
@@ -72,11 +87,15 @@ def test_initialisation_is_that_of_pytorch():
 def test_dropout_and_running_statistics():
   encoder, variables = _small("AudioNTT2022")
   x = np.random.default_rng(2).normal(2, 1, size=(4, 32, 64)).astype(np.float32)
-  run = lambda seed, **kw: encoder.apply(variables, x, train=True, mutable=["batch_stats"],
-                                         rngs={"dropout": jax.random.key(seed)}, **kw)  # fmt: skip
+  run = lambda seed, **kw: encoder.apply(
+    variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)}, **kw
+  )
   (a, _), new = run(0)
   (b, _), kept = run(1, track=False)
   assert np.abs(a - b).max() > 1e-3  # other units dropped
   np.testing.assert_array_equal(a[:, :1024], b[:, :1024])  # none of the convolutional features
   jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], variables["batch_stats"])
-  assert np.abs(new["batch_stats"]["norm_0"]["mean"] - variables["batch_stats"]["norm_0"]["mean"]).max() > 1e-4
+  assert (
+    np.abs(new["batch_stats"]["norm_0"]["mean"] - variables["batch_stats"]["norm_0"]["mean"]).max()
+    > 1e-4
+  )

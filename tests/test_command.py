@@ -15,15 +15,21 @@ from atst_jax.util.errors import UserError
 
 def _commands() -> list[str]:
   """The module of every `python -m …` command."""
-  files = [f for package in ("atst_jax", "data_pipeline") for f in sorted((ROOT / package).rglob("*.py"))]
+  files = [
+    f for package in ("atst_jax", "data_pipeline") for f in sorted((ROOT / package).rglob("*.py"))
+  ]
   return [
     ".".join(f.relative_to(ROOT).with_suffix("").parts)
     for f in files
-    if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in ast.parse(f.read_text()).body)
+    if any(
+      isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+      for node in ast.parse(f.read_text()).body
+    )
   ]
 
 
-COMMANDS = [name for name in _commands() if name != "atst_jax.performance.torch_step"]  # which `benchmark` starts, with JSON
+# which `benchmark` starts, with JSON
+COMMANDS = [name for name in _commands() if name != "atst_jax.performance.torch_step"]
 PARTS = {
   "data_pipeline.prepare": ("verify", "stats", "merge", "repair"),
   "atst_jax.benchmark": ("step", "input", "end_to_end", "prepare"),
@@ -31,10 +37,14 @@ PARTS = {
 
 
 def test_every_command_is_found():
-  assert {"atst_jax.main", "atst_jax.export", "atst_jax.embed", "data_pipeline.prepare"} <= {*COMMANDS}
+  assert {"atst_jax.main", "atst_jax.export", "atst_jax.embed", "data_pipeline.prepare"} <= {
+    *COMMANDS
+  }
 
 
-@pytest.mark.parametrize("name", [f"{c} {part}".strip() for c in COMMANDS for part in ("", *PARTS.get(c, ()))])
+@pytest.mark.parametrize(
+  "name", [f"{c} {part}".strip() for c in COMMANDS for part in ("", *PARTS.get(c, ()))]
+)
 def test_help_has_examples(name, capsys):
   module, *part = name.split()
   with pytest.raises(SystemExit) as end:
@@ -48,7 +58,9 @@ def test_help_has_examples(name, capsys):
 def test_a_mistyped_flag_is_answered_with_the_nearest(name, capsys):
   assert importlib.import_module(name).main(["--verbosty=quiet"]) == 2
   error = capsys.readouterr().err
-  assert "unknown flag --verbosty; did you mean '--verbosity'?" in error and "Traceback" not in error
+  assert (
+    "unknown flag --verbosty; did you mean '--verbosity'?" in error and "Traceback" not in error
+  )
 
 
 @pytest.fixture
@@ -92,8 +104,11 @@ def test_overrides_are_passed_on():
   parser.add_argument("--config", required=True)
   flags, rest = parser.parse_with_overrides(["--config=a.py", "--config.b=1", "--config.c.d=x y"])
   assert flags.config == "a.py" and rest == ["--config.b=1", "--config.c.d=x y"]
-  wrong = {"did you mean '--config'": ["--confg=a.py"], "required: --config; see `python -m x --help": [],
-           "--steps=8: unknown flag; overrides read": ["--config=a.py", "--steps=8"]}  # fmt: skip
+  wrong = {
+    "did you mean '--config'": ["--confg=a.py"],
+    "required: --config; see `python -m x --help": [],
+    "--steps=8: unknown flag; overrides read": ["--config=a.py", "--steps=8"],
+  }
   for message, argv in wrong.items():
     with pytest.raises(UserError, match=message):
       parser.parse_with_overrides(argv)
@@ -105,13 +120,16 @@ def _dry_run(flags, capsys) -> dict[str, str]:
 
 
 def test_dry_run_of_pretraining(tmp_path, capsys, monkeypatch):
-  """Checks and tells what would run; compiles and writes nothing, and finds what the run itself would refuse."""
+  """Checks and tells what would run; compiles and writes nothing, and finds what the run itself
+  would refuse."""
   root, workdir = write_dataset(tmp_path / "data"), tmp_path / "run"
   flags = [*tiny_flags(data__source="records", data__path=root), f"--workdir={workdir}"]
   shown = _dry_run(flags, capsys)
   assert "a new run" in shown["workdir"] and not workdir.exists()
   assert "26 clips in 4 shards" in shown["data"] and "3.69 epochs" in shown["data"]  # 6 steps of 16
-  assert shown["steps"].startswith("6 of 16 clips (2 on a device), warm-up 2; views of 32 frames, some shorter")
+  assert shown["steps"].startswith(
+    "6 of 16 clips (2 on a device), warm-up 2; views of 32 frames, some shorter"
+  )
   assert "parameters" in shown["network"] and "every 2 steps, 3 kept" in shown["writes"]
   (workdir / "checkpoints" / "4").mkdir(parents=True)
   assert "goes on from step 4" in _dry_run(flags, capsys)["workdir"]
@@ -121,11 +139,19 @@ def test_dry_run_of_pretraining(tmp_path, capsys, monkeypatch):
 
 def test_dry_run_of_linear_evaluation(tmp_path, capsys):
   root, encoder = write_dataset(tmp_path / "data", labels=2), write_encoder(tmp_path / "encoder")
-  flags = [f"--config={ROOT / 'configs/linear.py'}", f"--config.encoder={encoder}", f"--config.data.path={root}",
-           f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+  flags = [
+    f"--config={ROOT / 'configs/linear.py'}",
+    f"--config.encoder={encoder}",
+    f"--config.data.path={root}",
+    f"--workdir={tmp_path / 'run'}",
+  ]
   shown = _dry_run(flags, capsys)
-  assert "26 clips, 2 classes, one label each" in shown["data"] and shown["divisions"].startswith("3, ")
-  assert shown["probes"].startswith("90 of each kind of features: 3 divisions x 3 seeds x 10 rates, 100 epochs")
+  assert "26 clips, 2 classes, one label each" in shown["data"] and shown["divisions"].startswith(
+    "3, "
+  )
+  assert shown["probes"].startswith(
+    "90 of each kind of features: 3 divisions x 3 seeds x 10 rates, 100 epochs"
+  )
   assert not (tmp_path / "run").exists()
 
 
@@ -134,9 +160,20 @@ def test_every_job_has_a_dry_run():
 
 
 def test_dry_run_of_fine_tuning(tmp_path, capsys):
-  root, encoder = write_dataset(tmp_path / "data", labels=2, shards=8), write_encoder(tmp_path / "encoder")
-  flags = [f"--config={ROOT / 'configs/finetune.py'}", f"--config.encoder={encoder}", f"--config.data.path={root}",
-           "--config.batch_size=16", "--config.mixup.group=2", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+  root, encoder = (
+    write_dataset(tmp_path / "data", labels=2, shards=8),
+    write_encoder(tmp_path / "encoder"),
+  )
+  flags = [
+    f"--config={ROOT / 'configs/finetune.py'}",
+    f"--config.encoder={encoder}",
+    f"--config.data.path={root}",
+    "--config.batch_size=16",
+    "--config.mixup.group=2",
+    f"--workdir={tmp_path / 'run'}",
+  ]
   shown = _dry_run(flags, capsys)
-  assert "52 clips, 2 classes, one label each" in shown["data"] and shown["runs"].startswith("3: 3 divisions x 1 seeds")
+  assert "52 clips, 2 classes, one label each" in shown["data"] and shown["runs"].startswith(
+    "3: 3 divisions x 1 seeds"
+  )
   assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
-"""How the step is computed does not change what it computes: accumulation, rematerialisation, resizing, dtype."""
+"""How the step is computed does not change what it computes: accumulation, rematerialisation,
+resizing, dtype."""
 
 import functools
 import re
@@ -15,13 +16,21 @@ from atst_jax.pretraining.checks import check
 from atst_jax.runtime.mesh import make_mesh, put_batch
 from atst_jax.util.errors import UserError
 
-CNN = {"file": "byola.py", "encoder__width": "1040", "encoder__hidden": "8", "difference__weight": "0.5",
-       "views__normalization__mean": "-6", "views__normalization__std": "7"}  # fmt: skip
+CNN = {
+  "file": "byola.py",
+  "encoder__width": "1040",
+  "encoder__hidden": "8",
+  "difference__weight": "0.5",
+  "views__normalization__mean": "-6",
+  "views__normalization__std": "7",
+}
 
 
 def _lowered(**changes):
   config = recipe.resolve(tiny_config(**changes), None)
-  program = recipe.compile_for(config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False)
+  program = recipe.compile_for(
+    config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False
+  )
   return program.step.lower(program.state, program.batch)
 
 
@@ -45,22 +54,34 @@ def _close(a, b, **tolerances):
   jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerances), a, b)
 
 
-@pytest.mark.parametrize("changes", [
-  {"compute__accumulation": "4"}, {"compute__remat": "true"}, {"compute__accumulation": "2", "compute__remat": "true"},
-  {"compute__resize": "matrix"}, {"compute__resize": "gather"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"compute__accumulation": "4"},
+    {"compute__remat": "true"},
+    {"compute__accumulation": "2", "compute__remat": "true"},
+    {"compute__resize": "matrix"},
+    {"compute__resize": "gather"},
+  ],
+)
 def test_the_update_is_the_same(changes):
-  """Metrics, gradients by Adam's first moment, BatchNorm's statistics. Seen red with the loss of the parts averaged."""
+  """Metrics, gradients by Adam's first moment, BatchNorm's statistics. Seen red with the loss of
+  the parts averaged."""
   _, expected, metrics = _run()
   _, state, other = _run(**changes)
   _close(other, metrics, rtol=2e-5, atol=1e-6)
   _close(state.opt_state[0].mu, expected.opt_state[0].mu, rtol=1e-3, atol=1e-5)
-  _close((state.batch_stats, state.teacher.batch_stats), (expected.batch_stats, expected.teacher.batch_stats),
-         rtol=1e-4, atol=1e-6)  # fmt: skip
+  _close(
+    (state.batch_stats, state.teacher.batch_stats),
+    (expected.batch_stats, expected.teacher.batch_stats),
+    rtol=1e-4,
+    atol=1e-6,
+  )
 
 
 def test_accumulation_with_batch_norm_in_the_encoder():
-  """Each part is normalised by itself, so the loss differs a little; the running statistics see every part."""
+  """Each part is normalised by itself, so the loss differs a little; the running statistics see
+  every part."""
   _, whole, metrics = _run(**CNN)
   _, parts, other = _run(**CNN, compute__accumulation="2")
   assert 0 < abs(other["loss"] - metrics["loss"]) < 0.1
@@ -70,31 +91,46 @@ def test_accumulation_with_batch_norm_in_the_encoder():
 
 
 def test_accumulation_divides_memory_and_communicates_nothing_more():
-  options = {"encoder__width": "128", "encoder__heads": "4", "views__crop_frames": "64", "batch_size": "64",
-             "encoder__depth": "6"}  # fmt: skip
+  options = {
+    "encoder__width": "128",
+    "encoder__heads": "4",
+    "views__crop_frames": "64",
+    "batch_size": "64",
+    "encoder__depth": "6",
+  }
   whole, parts = (_run(8, **options, compute__accumulation=n)[0] for n in ("1", "4"))
-  assert parts.memory_analysis().temp_size_in_bytes < 0.6 * whole.memory_analysis().temp_size_in_bytes
+  assert (
+    parts.memory_analysis().temp_size_in_bytes < 0.6 * whole.memory_analysis().temp_size_in_bytes
+  )
   collectives = r"\b(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)\b"
   assert set(re.findall(collectives, parts.as_text())) == {"all-reduce"}
 
 
 def test_remat_computes_the_blocks_again():
-  """A third forward pass in the program, which a CPU's compiler may take out again (`tests/test_plan.py`: memory)."""
+  """A third forward pass in the program, which a CPU's compiler may take out again
+  (`tests/test_plan.py`: memory)."""
   options = {"encoder__width": "64", "encoder__depth": "4", "views__crop_frames": "64"}
-  kept, again = (_lowered(**options, compute__remat=value).cost_analysis()["flops"] for value in ("false", "true"))
+  kept, again = (
+    _lowered(**options, compute__remat=value).cost_analysis()["flops"]
+    for value in ("false", "true")
+  )
   assert 1.15 < again / kept < 1.35
 
 
 def test_what_the_program_resizes_with_follows_from_its_platform():
-  """Rows are gathered on a CPU, multiplied on a TPU: seen in the program that is lowered for each."""
+  """Rows are gathered on a CPU, multiplied on a TPU: seen in the program that is lowered for
+  each."""
   x, box = jnp.zeros((4, 100, 64)), jnp.tile(jnp.array([5, 40, 50, 80]), (4, 1))
   crop = jax.jit(jax.vmap(lambda x, box: augment.resize_crop(x, tuple(box), 100, canvas_time=1.5)))
-  products = lambda platform: crop.trace(x, box).lower(lowering_platforms=(platform,)).as_text().count("dot_general")
+  products = lambda platform: (
+    crop.trace(x, box).lower(lowering_platforms=(platform,)).as_text().count("dot_general")
+  )
   assert products("cpu") == 1 and products("tpu") == 2
 
 
 def test_bfloat16_keeps_statistics_and_state_in_float32():
-  """Compute in bfloat16: the loss is near that of float32, and everything that lasts is float32 (fault 28)."""
+  """Compute in bfloat16: the loss is near that of float32, and everything that lasts is float32
+  (fault 28)."""
   _, expected, metrics = _run()
   step, state, other = _run(dtype="bfloat16")
   assert 0 < abs(other["loss"] - metrics["loss"]) < 0.02
@@ -103,13 +139,16 @@ def test_bfloat16_keeps_statistics_and_state_in_float32():
   assert jax.tree.structure(state) == jax.tree.structure(expected)
 
 
-@pytest.mark.parametrize("changes, message", [
-  ({"compute__accumulation": "3"}, "compute.accumulation=3 does not divide the 16 clips"),
-  ({"compute__attention": "cudnn"}, "compute.attention=cudnn needs --config.dtype=bfloat16"),
-  ({"compute__attention": "flash"}, "choose one of xla, cudnn"),
-  ({**CNN, "compute__remat": "true"}, "need --config.encoder.kind=transformer"),
-  ({"compute__accumulation": "0"}, "must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"compute__accumulation": "3"}, "compute.accumulation=3 does not divide the 16 clips"),
+    ({"compute__attention": "cudnn"}, "compute.attention=cudnn needs --config.dtype=bfloat16"),
+    ({"compute__attention": "flash"}, "choose one of xla, cudnn"),
+    ({**CNN, "compute__remat": "true"}, "need --config.encoder.kind=transformer"),
+    ({"compute__accumulation": "0"}, "must be at least 1"),
+  ],
+)
 def test_what_cannot_be_is_refused(changes, message):
   with pytest.raises(UserError, match=message):
     check(recipe.resolve(tiny_config(**changes), None), None, 1, 1)

@@ -15,7 +15,9 @@ from docs import configuration
 
 GOLDEN = ROOT / "tests" / "golden"
 FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "__init__.py")
-ALL = [f"{p}:{v}" for p in FILES for v in __import__(f"configs.{p.stem}", fromlist=["VARIANTS"]).VARIANTS]
+ALL = [
+  f"{p}:{v}" for p in FILES for v in __import__(f"configs.{p.stem}", fromlist=["VARIANTS"]).VARIANTS
+]
 
 
 def _compare(name, text, folder=GOLDEN):
@@ -24,12 +26,18 @@ def _compare(name, text, folder=GOLDEN):
   if os.environ.get("UPDATE_GOLDEN"):
     folder.mkdir(exist_ok=True)
     path.write_text(text)
-  assert text == path.read_text(), f"{path} differs; if that is meant, run UPDATE_GOLDEN=1 pytest {__file__}"
+  assert text == path.read_text(), (
+    f"{path} differs; if that is meant, run UPDATE_GOLDEN=1 pytest {__file__}"
+  )
 
 
 def test_resolved_configs():
   values = {os.path.basename(p): configs.flatten(configs.to_json(configs.load(p))) for p in ALL}
-  lines = [f"{name}  {key} = {json.dumps(value)}" for name, flat in values.items() for key, value in flat.items()]
+  lines = [
+    f"{name}  {key} = {json.dumps(value)}"
+    for name, flat in values.items()
+    for key, value in flat.items()
+  ]
   _compare("configs.txt", "\n".join(lines) + "\n")
 
 
@@ -40,7 +48,11 @@ def test_configuration_reference():
 
 def test_every_key_is_explained():
   """By a comment where it is set first."""
-  rows = [line.split(" | ") for line in configuration.render(str(ROOT / "configs")).splitlines() if line.startswith("| `")]
+  rows = [
+    line.split(" | ")
+    for line in configuration.render(str(ROOT / "configs")).splitlines()
+    if line.startswith("| `")
+  ]
   assert len(rows) > 150 and not [row[0] for row in rows if not row[3].strip()]
 
 
@@ -72,9 +84,14 @@ def test_every_pretraining_config_builds(path):
   init, step = recipe.build(config, ragged=True)
   state = jax.eval_shape(init, jax.random.key(0))
   B, T = config.batch_size, config.data.clip_frames
-  batch = {"mel": jax.ShapeDtypeStruct((B, T, 64), "float16"), "length": jax.ShapeDtypeStruct((B,), "int32")}
+  batch = {
+    "mel": jax.ShapeDtypeStruct((B, T, 64), "float16"),
+    "length": jax.ShapeDtypeStruct((B,), "int32"),
+  }
   after, metrics = jax.eval_shape(step, state, batch)
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), state
+  )
   assert metrics["loss"].shape == ()
 
 
@@ -86,8 +103,12 @@ def test_parameter_table():
   config.data.source, config.total_steps, config.warmup_steps = "synthetic", 10, 1
   init, _ = recipe.build(recipe.resolve(config, None), ragged=False)
   params = jax.eval_shape(init, jax.random.key(0)).params
-  rows = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(decay_mask(params)), strict=True)
-  text = "".join(f"{'/'.join(k.key for k in path)} {x.shape} {'decay' if d else '-'}\n" for (path, x), d in rows)
+  rows = zip(
+    jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(decay_mask(params)), strict=True
+  )
+  text = "".join(
+    f"{'/'.join(k.key for k in path)} {x.shape} {'decay' if d else '-'}\n" for (path, x), d in rows
+  )
   _compare("parameters_base.txt", text + f"total {sum(x.size for x in jax.tree.leaves(params))}\n")
 
 
@@ -99,7 +120,8 @@ PUBLISHED = {  # of the released code: encoder, projector, predictor, student, t
 
 
 def test_parameter_counts():
-  """The released numbers, exactly, with the `mask_embed` (one token) that ATST's released encoder carries unused."""
+  """The released numbers, exactly, with the `mask_embed` (one token) that ATST's released encoder
+  carries unused."""
   lines = []
   for file, published in PUBLISHED.items():
     config = _pretraining(str(ROOT / "configs" / file))
@@ -112,7 +134,9 @@ def test_parameter_counts():
     mask = config.encoder.width if config.encoder.kind == "transformer" else 0
     assert tuple(n + m for n, m in zip(parts, (mask, 0, 0, mask, mask), strict=True)) == published
     names = ("encoder", "projector", "predictor", "student", "teacher")
-    lines += [f"{file} {name} {n}, released {p}" for name, n, p in zip(names, parts, published, strict=True)]
+    lines += [
+      f"{file} {name} {n}, released {p}" for name, n, p in zip(names, parts, published, strict=True)
+    ]
   _compare("parameter_counts.txt", "\n".join(lines) + "\n")
 
 
@@ -136,57 +160,104 @@ def test_overrides(key, text, value):
   assert configs.flatten(config)[key] == value and type(configs.flatten(config)[key]) is type(value)
 
 
-@pytest.mark.parametrize("key, text, message", [
-  ("batchsize", "1", "no such key; did you mean --config.batch_size"),
-  ("views.topdb", "1", "did you mean --config.views"),
-  ("base_lr", "1", "did you mean --config.optimizer.base_lr"),
-  ("views", "1", "is a section; set one of its keys: views.canvas_time"),
-  ("batch_size", "12.5", "expected int, for example 10"), ("optimizer.base_lr", "fast", "expected float"),
-  ("joint_views", "maybe", "expected bool, for example true"), ("views.freq_scale", "wide", "expected tuple"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "key, text, message",
+  [
+    ("batchsize", "1", "no such key; did you mean --config.batch_size"),
+    ("views.topdb", "1", "did you mean --config.views"),
+    ("base_lr", "1", "did you mean --config.optimizer.base_lr"),
+    ("views", "1", "is a section; set one of its keys: views.canvas_time"),
+    ("batch_size", "12.5", "expected int, for example 10"),
+    ("optimizer.base_lr", "fast", "expected float"),
+    ("joint_views", "maybe", "expected bool, for example true"),
+    ("views.freq_scale", "wide", "expected tuple"),
+  ],
+)
 def test_fault_11_wrong_overrides_name_the_remedy(key, text, message):
   with pytest.raises(UserError, match=message):
     configs.override(configs.load(str(ROOT / "configs" / "base.py")), key, text)
 
 
-@pytest.mark.parametrize("changes, message", [
-  ({"batch_size": "12"}, "batch_size 12 is not divisible by 8 devices; use a multiple of 8"),
-  ({"views__group": "3"}, "views.group 3 must be at least 2 and divide the 2 clips of a device"),
-  ({"views__crop_frames": "65"}, "65 must be at least 4, .* at most data.clip_frames 64 and encoder.max_frames 64"),
-  ({"views__crop_frames": "3"}, "views.crop_frames 3 must be at least 4, which make one vector"),
-  ({"log__every_steps": "0"}, "log.every_steps=0: must be at least 1"), ({"encoder__depth": "0"}, "must be at least 1"),
-  ({"views__freq_scale": "(0.6,)"}, "must be two positive numbers"),
-  ({"views__time_scale": "1.5,0.6"}, "the smaller first"),
-  ({"views__normalization__low": "40"}, "views.normalization.low=40.0: must be below views.normalization.high=40.0"),
-  ({"optimizer__b1": "2"}, "must lie between 0"),
-  ({"optimizer__base_lr": "nan"}, "must lie between 0"), ({"teacher__decay_end": "7"}, "must lie between 0 and 1"),
-  ({"views__canvas_time": "0.5"}, "must lie between 1"),
-  ({"encoder__heads": "3"}, "encoder.width 16 is not divisible by encoder.heads 3"),
-  ({"views__segments": "three"}, "views.segments=three: choose one of two, single"),
-  ({"difference__weight": "1.5"}, "difference.weight=1.5: must lie between 0 and 1"),
-  ({"difference__gamma_min": "0.7"}, "difference.gamma_min=0.7: must be below difference.gamma_max=0.6"),
-  ({"difference__mix_domain": "log"}, "choose one of normalized, energy"),
-  ({"encoder__kind": "cnnn"}, "choose one of transformer"), ({"dtype": "float16"}, "choose one of auto, float32"),
-  ({"warmup_steps": "9"}, "warmup_steps=9: must lie between 0 and 6"),
-  ({"views__first_frames": "33,20"}, r"first_frames=\(33, 20\): must be two numbers from 4 to views.crop_frames"),
-  ({"views__first_frames": "8,16", "views__second_frames": "8,16"}, "views.crop_frames 32 is longer than any view"),
-  ({"views__first_frames": "8,32", "views__padding": "silence"}, "need --config.views.padding=mask"),
-  ({"views__first_frames": "8,32", "views__segments": "single"}, "takes both views from one segment"),
-  ({"difference__level": "frame"}, "level=frame makes a difference only with --config.encoder.kind=cnn"),
-  ({"difference__track_mixtures": "false"}, "only with --config.encoder.kind=cnn"),
-  ({"difference__mix_stage": "pre_norm"}, "only with --config.views.post_norm=true"),
-  ({"difference__mix_stage": "pre_norm", "views__post_norm": "true"}, "mix_domain=normalized"),
-  ({"difference__joint_projector": "true", "difference__symmetric": "false"}, "difference.symmetric=true"),
-  ({"difference__mix_k": "3", "difference__mix_domain": "normalized"}, "mix_k is used only with"),
-  ({"views__normalization__kind": "standard"}, "views.normalization has no 'mean', which kind 'standard' needs"),
-  ({"views__first_frames": "8,16,32"}, "must be two whole numbers of frames"),
-  ({"views__first_frames": "8.5,32"}, "must be two whole numbers of frames"),
-  ({"encoder__kind": "cnn"}, "kind=cnn needs the keys dropout, hidden, version, width; start from a"),
-  ({"difference__stop_gradient": "true", "difference__subtrahend": "teacher"}, "subtrahend=student"),
-  ({"difference__gamma_shared": "true", "difference__symmetric": "false"}, "symmetric=true"),
-  ({"tail": "cut"}, "tail=cut: choose one of released"),
-  ({"export": "both"}, "export=both: choose one of teacher, student"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"batch_size": "12"}, "batch_size 12 is not divisible by 8 devices; use a multiple of 8"),
+    ({"views__group": "3"}, "views.group 3 must be at least 2 and divide the 2 clips of a device"),
+    (
+      {"views__crop_frames": "65"},
+      "65 must be at least 4, .* at most data.clip_frames 64 and encoder.max_frames 64",
+    ),
+    ({"views__crop_frames": "3"}, "views.crop_frames 3 must be at least 4, which make one vector"),
+    ({"log__every_steps": "0"}, "log.every_steps=0: must be at least 1"),
+    ({"encoder__depth": "0"}, "must be at least 1"),
+    ({"views__freq_scale": "(0.6,)"}, "must be two positive numbers"),
+    ({"views__time_scale": "1.5,0.6"}, "the smaller first"),
+    (
+      {"views__normalization__low": "40"},
+      "views.normalization.low=40.0: must be below views.normalization.high=40.0",
+    ),
+    ({"optimizer__b1": "2"}, "must lie between 0"),
+    ({"optimizer__base_lr": "nan"}, "must lie between 0"),
+    ({"teacher__decay_end": "7"}, "must lie between 0 and 1"),
+    ({"views__canvas_time": "0.5"}, "must lie between 1"),
+    ({"encoder__heads": "3"}, "encoder.width 16 is not divisible by encoder.heads 3"),
+    ({"views__segments": "three"}, "views.segments=three: choose one of two, single"),
+    ({"difference__weight": "1.5"}, "difference.weight=1.5: must lie between 0 and 1"),
+    (
+      {"difference__gamma_min": "0.7"},
+      "difference.gamma_min=0.7: must be below difference.gamma_max=0.6",
+    ),
+    ({"difference__mix_domain": "log"}, "choose one of normalized, energy"),
+    ({"encoder__kind": "cnnn"}, "choose one of transformer"),
+    ({"dtype": "float16"}, "choose one of auto, float32"),
+    ({"warmup_steps": "9"}, "warmup_steps=9: must lie between 0 and 6"),
+    (
+      {"views__first_frames": "33,20"},
+      r"first_frames=\(33, 20\): must be two numbers from 4 to views.crop_frames",
+    ),
+    (
+      {"views__first_frames": "8,16", "views__second_frames": "8,16"},
+      "views.crop_frames 32 is longer than any view",
+    ),
+    (
+      {"views__first_frames": "8,32", "views__padding": "silence"},
+      "need --config.views.padding=mask",
+    ),
+    (
+      {"views__first_frames": "8,32", "views__segments": "single"},
+      "takes both views from one segment",
+    ),
+    (
+      {"difference__level": "frame"},
+      "level=frame makes a difference only with --config.encoder.kind=cnn",
+    ),
+    ({"difference__track_mixtures": "false"}, "only with --config.encoder.kind=cnn"),
+    ({"difference__mix_stage": "pre_norm"}, "only with --config.views.post_norm=true"),
+    ({"difference__mix_stage": "pre_norm", "views__post_norm": "true"}, "mix_domain=normalized"),
+    (
+      {"difference__joint_projector": "true", "difference__symmetric": "false"},
+      "difference.symmetric=true",
+    ),
+    ({"difference__mix_k": "3", "difference__mix_domain": "normalized"}, "mix_k is used only with"),
+    (
+      {"views__normalization__kind": "standard"},
+      "views.normalization has no 'mean', which kind 'standard' needs",
+    ),
+    ({"views__first_frames": "8,16,32"}, "must be two whole numbers of frames"),
+    ({"views__first_frames": "8.5,32"}, "must be two whole numbers of frames"),
+    (
+      {"encoder__kind": "cnn"},
+      "kind=cnn needs the keys dropout, hidden, version, width; start from a",
+    ),
+    (
+      {"difference__stop_gradient": "true", "difference__subtrahend": "teacher"},
+      "subtrahend=student",
+    ),
+    ({"difference__gamma_shared": "true", "difference__symmetric": "false"}, "symmetric=true"),
+    ({"tail": "cut"}, "tail=cut: choose one of released"),
+    ({"export": "both"}, "export=both: choose one of teacher, student"),
+  ],
+)
 def test_fault_11_impossible_combinations_are_refused(changes, message):
   with pytest.raises(UserError, match=message):
     check(recipe.resolve(tiny_config(**changes), None), None, devices=8, processes=1)
@@ -195,6 +266,7 @@ def test_fault_11_impossible_combinations_are_refused(changes, message):
 def test_steps_follow_from_epochs_unless_set():
   assert recipe.resolve(tiny_config(total_epochs="3"), None).total_steps == 6
   with pytest.raises(
-    UserError, match=r"total_steps is not set and cannot follow from total_epochs=200\.0 with the 'synthetic'"
+    UserError,
+    match=r"total_steps is not set and cannot follow from total_epochs=200\.0 with the 'synthetic'",
   ):
     recipe.resolve(tiny_config(total_steps="none"), None)

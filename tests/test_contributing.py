@@ -1,4 +1,5 @@
-"""CONTRIBUTING.md does what it says: a toy encoder, a toy view and a toy task, added as its sections tell."""
+"""CONTRIBUTING.md does what it says: a toy encoder, a toy view and a toy task, added as its
+sections tell."""
 
 import json
 
@@ -37,11 +38,20 @@ def test_every_how_to_is_short():
   assert all(len(section.splitlines()) < 60 for section in sections)
 
 
-@pytest.mark.parametrize("file", [
-  "data_pipeline/sources/layouts.py", "data_pipeline/README.md", "atst_jax/method/augment.py", "atst_jax/downstream/papers/tasks.py",
-  "tests/test_layers.py", "tests/test_views.py", "tests/test_layouts.py", "atst_jax/method/train_step.py",
-  "atst_jax/pretraining/recipe.py",
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "file",
+  [
+    "data_pipeline/sources/layouts.py",
+    "data_pipeline/README.md",
+    "atst_jax/method/augment.py",
+    "atst_jax/downstream/papers/tasks.py",
+    "tests/test_layers.py",
+    "tests/test_views.py",
+    "tests/test_layouts.py",
+    "atst_jax/method/train_step.py",
+    "atst_jax/pretraining/recipe.py",
+  ],
+)
 def test_files_that_it_names_are_there(file):
   assert f"`{file}`" in TEXT and (ROOT / file).is_file()
 
@@ -64,7 +74,8 @@ class Bands(nn.Module):
 @pytest.fixture
 def bands(monkeypatch):
   monkeypatch.setitem(encoders.ENCODERS, "bands", Bands)
-  monkeypatch.setitem(checks.CHOICES, "encoder.kind", tuple(encoders.ENCODERS))  # as importing it anew would
+  # as importing it anew would
+  monkeypatch.setitem(checks.CHOICES, "encoder.kind", tuple(encoders.ENCODERS))
   monkeypatch.setitem(encoders.FRAMES_PER_VECTOR, "bands", lambda encoder: 2)
   return {"kind": "bands", "width": 16}
 
@@ -79,14 +90,25 @@ def test_an_encoder_pre_trains_and_embeds(bands, tmp_path):
   state = jax.jit(init)(jax.random.key(0))
   batch = next(recipe.batches(config, None, start_step=0, rows=(0, 16)))
   after, metrics = jax.jit(step)(state, batch)
-  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params["encoder"], after.params["encoder"])
+  moved = jax.tree.map(
+    lambda a, b: float(jnp.abs(a - b).max()), state.params["encoder"], after.params["encoder"]
+  )
   assert np.isfinite(metrics["loss"]) and min(jax.tree.leaves(moved)) > 0
 
-  export.write(str(tmp_path / "encoder"), {"params": after.params["encoder"]}, encoder=bands,
-               frontend=FRONTENDS["atst"], chunk_frames=32, tail="weighted", provenance={"step": 1},
-               normalization={"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0})  # fmt: skip
+  export.write(
+    str(tmp_path / "encoder"),
+    {"params": after.params["encoder"]},
+    encoder=bands,
+    frontend=FRONTENDS["atst"],
+    chunk_frames=32,
+    tail="weighted",
+    provenance={"step": 1},
+    normalization={"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0},
+  )
   sound = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
-  assert get_scene_embeddings([sound], load_model(str(tmp_path / "encoder")), sample_rate=16000).shape == (1, 16)
+  assert get_scene_embeddings(
+    [sound], load_model(str(tmp_path / "encoder")), sample_rate=16000
+  ).shape == (1, 16)
 
 
 def mask_frames(key, x, length, *, share):
@@ -119,22 +141,50 @@ def test_a_task_is_prepared_and_evaluated(monkeypatch, tmp_path, capsys):
   def toy(root: str) -> Listing:
     """CLASS/NNNN.wav, three folds in turn."""
     files = sorted((tmp_path / "sounds").rglob("*.wav"))
-    return Listing([Source(str(file), f"{file.parent.name}/{file.name}", (file.parent.name,), fold=int(file.stem) % 3)
-                    for file in files], "toy", ["a", "b", "c"])  # fmt: skip
+    return Listing(
+      [
+        Source(
+          str(file), f"{file.parent.name}/{file.name}", (file.parent.name,), fold=int(file.stem) % 3
+        )
+        for file in files
+      ],
+      "toy",
+      ["a", "b", "c"],
+    )
 
   monkeypatch.setitem(inputs.LAYOUTS, "toy", lambda path, root: toy(path))
   monkeypatch.setitem(tasks.TASKS, "toy", tasks.Task("Toy", 10, "fold", 4.0))
   write_inline(monkeypatch)
   synth.write_classes(str(tmp_path / "sounds"), seed=0, clips_per_class=3)
-  flags = [f"--input={tmp_path / 'sounds'}", "--layout=toy", f"--output={tmp_path / 'data'}", "--name=toy"]
+  flags = [
+    f"--input={tmp_path / 'sounds'}",
+    "--layout=toy",
+    f"--output={tmp_path / 'data'}",
+    "--name=toy",
+  ]
   assert prepare.main([*flags, "--frontend=atst", "--num_shards=1", "--workers=1"]) == 0
   capsys.readouterr()
   encoder = tmp_path / "encoder"
   write_encoder(encoder)
-  flags = {"encoder": encoder, "data.path": tmp_path / "data", "seeds": 1, "knn": 3, "blocks": "last",
-           "probe.epochs": 2, "probe.batch_size": 32, "probe.learning_rates": "0.01,0.1,1.0"}  # fmt: skip
-  argv = [f"--config={ROOT / 'configs/linear.py'}", *[f"--config.{key}={value}" for key, value in flags.items()]]
+  flags = {
+    "encoder": encoder,
+    "data.path": tmp_path / "data",
+    "seeds": 1,
+    "knn": 3,
+    "blocks": "last",
+    "probe.epochs": 2,
+    "probe.batch_size": 32,
+    "probe.learning_rates": "0.01,0.1,1.0",
+  }
+  argv = [
+    f"--config={ROOT / 'configs/linear.py'}",
+    *[f"--config.{key}={value}" for key, value in flags.items()],
+  ]
   assert main.main([*argv, f"--workdir={tmp_path / 'run'}", "--verbosity=quiet"]) == 0
   results = json.loads((tmp_path / "run" / "results.json").read_text())
-  assert results["data"]["name"] == "toy" and results["data"]["classes"] == 10 and abs(results["chance"] - 0.1) < 1e-9
+  assert (
+    results["data"]["name"] == "toy"
+    and results["data"]["classes"] == 10
+    and abs(results["chance"] - 0.1) < 1e-9
+  )
   assert len(results["data"]["divisions"]) == 3 and "toy: 30 clips" in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""Released PyTorch files: read whole or refused with a reason, run like the original, written back unchanged."""
+"""Released PyTorch files: read whole or refused with a reason, run like the original, written back
+unchanged."""
 
 import argparse
 import copy
@@ -21,7 +22,7 @@ from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.convert import main
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[torch]")
-import torch_method  # noqa: E402 - it needs torch
+import torch_method
 
 NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842}
 
@@ -39,21 +40,33 @@ def _backbone(width=64, depth=2, seed=0):
 
 def _dino(net):
   state = {f"module.backbone.{k}": x for k, x in net.state_dict().items()}
-  return {"student": state, "teacher": state | {"module.head.0.weight": torch.zeros(3)}, "epoch": 7,
-          "args": argparse.Namespace(arch="ast_tiny", anchor_len=6.0, patch_height=64, patch_width=4, pos_type="cut",
-                                     use_cls=True)}  # fmt: skip
+  return {
+    "student": state,
+    "teacher": state | {"module.head.0.weight": torch.zeros(3)},
+    "epoch": 7,
+    "args": argparse.Namespace(
+      arch="ast_tiny", anchor_len=6.0, patch_height=64, patch_width=4, pos_type="cut", use_cls=True
+    ),
+  }
 
 
 def _lightning(net):
   state = {f"model.teacher.encoder.{k}": x for k, x in net.state_dict().items()}
-  other = {"model.student.projector.0.weight": torch.zeros(3), "model.teacher.projector.3.weight": torch.zeros(3)}
-  return {"pytorch-lightning_version": "1.5.10", "state_dict": state | other,
-          "hyper_parameters": {"train_len": 1.0}}  # fmt: skip
+  other = {
+    "model.student.projector.0.weight": torch.zeros(3),
+    "model.teacher.projector.3.weight": torch.zeros(3),
+  }
+  return {
+    "pytorch-lightning_version": "1.5.10",
+    "state_dict": state | other,
+    "hyper_parameters": {"train_len": 1.0},
+  }
 
 
 @pytest.mark.parametrize("layout, chunk", [(_dino, 601), (_lightning, 101)])
 def test_converted_atst_runs_like_the_original(tmp_path, layout, chunk):
-  """From the waveform: front-end, clamp, scale, every block's CLS and mean. Seen red with the head width halved."""
+  """From the waveform: front-end, clamp, scale, every block's CLS and mean. Seen red with the head
+  width halved."""
   net = _backbone()
   torch.save(layout(net), tmp_path / "released.ckpt")
   assert _convert(tmp_path / "released.ckpt", tmp_path / "encoder", "--heads=2") == 0
@@ -97,15 +110,19 @@ def test_round_trip_of_atst(tmp_path, layout):
   torch.save(_dino(net), tmp_path / "released.ckpt")
   assert _convert(tmp_path / "released.ckpt", tmp_path / "encoder", "--heads=2") == 0
   assert _convert(tmp_path / "encoder", tmp_path / "back.pth", f"--layout={layout}") == 0
-  assert _convert(tmp_path / "back.pth", tmp_path / "again") == 0  # heads and the rest are in the file
+  # heads and the rest are in the file
+  assert _convert(tmp_path / "back.pth", tmp_path / "again") == 0
   first, again = (folder.read(str(tmp_path / name)) for name in ("encoder", "again"))
   jax.tree.map(np.testing.assert_array_equal, first[1], again[1])
   assert {k: v for k, v in first[0].items() if k != "provenance"} == {
     k: v for k, v in again[0].items() if k != "provenance"
   }
   content = torch.load(tmp_path / "back.pth", weights_only=False)
-  state, prefix = ((content["teacher"], "module.backbone.") if layout == "dino"
-                   else (content["state_dict"], "model.teacher.encoder."))  # fmt: skip
+  state, prefix = (
+    (content["teacher"], "module.backbone.")
+    if layout == "dino"
+    else (content["state_dict"], "model.teacher.encoder.")
+  )
   loaded = _backbone(seed=1)
   state = {k.removeprefix(prefix): x for k, x in state.items()}
   assert state.pop("mask_embed").shape == (1, 1, 64)
@@ -127,7 +144,8 @@ def test_round_trip_of_byola(tmp_path):
 
 
 def test_what_the_released_layouts_have_no_place_for_comes_back_too(tmp_path, capsys):
-  """Front-end, normalisation and chunks of this project's own; and the notes that released loaders differ."""
+  """Front-end, normalisation and chunks of this project's own; and the notes that released loaders
+  differ."""
   encoder = write_encoder(tmp_path / "encoder")
   assert _convert(encoder, tmp_path / "mine.pth") == 0
   notes = capsys.readouterr().err
@@ -144,11 +162,16 @@ def test_weights_of_other_precision_and_kind(tmp_path):
   net = torch_method.AudioNTT(2, 1056, 16)
   half = {k: x.bfloat16() if x.is_floating_point() else x for k, x in net.state_dict().items()}
   torch.save(half, tmp_path / "half.pth")
-  torch.save({**net.state_dict(), "fc.0.bias": torch.nn.Parameter(half["fc.0.bias"].float())}, tmp_path / "kind.pth")
+  torch.save(
+    {**net.state_dict(), "fc.0.bias": torch.nn.Parameter(half["fc.0.bias"].float())},
+    tmp_path / "kind.pth",
+  )
   for name in ("half", "kind"):
     assert _convert(tmp_path / f"{name}.pth", tmp_path / name, "--mean=0", "--std=1") == 0
   variables = folder.read(str(tmp_path / "half"))[1]
-  np.testing.assert_array_equal(variables["params"]["fc1"]["bias"], half["fc.0.bias"].float().numpy())
+  np.testing.assert_array_equal(
+    variables["params"]["fc1"]["bias"], half["fc.0.bias"].float().numpy()
+  )
 
 
 class Payload:
@@ -169,30 +192,51 @@ def _broken():
   prefix, wide = "module.backbone.", "model.teacher.encoder.patch_embed.patch_embed.weight"
   return {
     "lacks norm.bias": {**dino, "teacher": _without(teacher, f"{prefix}norm.bias")},
-    "lacks blocks.1.attn.qkv.weight": {**dino, "teacher": _without(teacher, f"{prefix}blocks.1.attn.qkv.weight")},
+    "lacks blocks.1.attn.qkv.weight": {
+      **dino,
+      "teacher": _without(teacher, f"{prefix}blocks.1.attn.qkv.weight"),
+    },
     "has keys of another model: extra.weight": {
-      **dino, "teacher": {**teacher, f"{prefix}extra.weight": torch.zeros(1)}},
+      **dino,
+      "teacher": {**teacher, f"{prefix}extra.weight": torch.zeros(1)},
+    },
     "keys that do not belong to this layout: module.tail.weight": {
-      **dino, "teacher": {**teacher, "module.tail.weight": torch.zeros(1)}},
+      **dino,
+      "teacher": {**teacher, "module.tail.weight": torch.zeros(1)},
+    },
     "keys that do not belong to this layout: model.other.weight": {
-      **lightning, "state_dict": {**lightning["state_dict"], "model.other.weight": torch.zeros(1)}},
+      **lightning,
+      "state_dict": {**lightning["state_dict"], "model.other.weight": torch.zeros(1)},
+    },
     "holds a student but no teacher": _without(dino, "teacher"),
-    "ATST-Frame is another model": {**dino, "teacher": {f"{prefix}norm_frame.weight": torch.zeros(64)}},
+    "ATST-Frame is another model": {
+      **dino,
+      "teacher": {f"{prefix}norm_frame.weight": torch.zeros(64)},
+    },
     "lacks fc.3.bias": _without(byola, "fc.3.bias"),
     "not a checkpoint of ATST": {"conv.weight": torch.zeros(2, 2)},
     "holds a Tensor, expected a dict": torch.zeros(3),
     "holds values that are not tensors among its weights: epoch": {**byola, "epoch": 3},
     "holds a Tensor where its weights should be": {**dino, "teacher": torch.zeros(3)},
     "norm/scale has shape .3,., the other tensors ask for .64,.": {
-      **dino, "teacher": {**teacher, f"{prefix}norm.weight": torch.zeros(3)}},
+      **dino,
+      "teacher": {**teacher, f"{prefix}norm.weight": torch.zeros(3)},
+    },
     "fc2/bias has shape .3,.": {**byola, "fc.3.bias": torch.zeros(3)},
     "holds NaN or infinity in norm.bias": {
-      **dino, "teacher": {**teacher, f"{prefix}norm.bias": torch.full((64,), torch.nan)}},
-    "its arguments say patch_height=16": {**dino, "args": argparse.Namespace(patch_height=16, patch_width=16)},
+      **dino,
+      "teacher": {**teacher, f"{prefix}norm.bias": torch.full((64,), torch.nan)},
+    },
+    "its arguments say patch_height=16": {
+      **dino,
+      "args": argparse.Namespace(patch_height=16, patch_width=16),
+    },
     "its patches hold 512 numbers": {
-      **lightning, "state_dict": {**lightning["state_dict"], wide: torch.zeros(64, 512)}},
+      **lightning,
+      "state_dict": {**lightning["state_dict"], wide: torch.zeros(64, 512)},
+    },
     "holds the Python object .*mkdir": {**dino, "callback": Payload()},
-  }  # fmt: skip
+  }
 
 
 @pytest.mark.parametrize("message", list(_broken()))
@@ -202,7 +246,9 @@ def test_fault_42_other_files_are_refused_with_their_reason(tmp_path, capsys, me
   assert _convert(tmp_path / "file.ckpt", tmp_path / "encoder", *flags) == 2
   error = capsys.readouterr().err
   assert re.search(message, error), error
-  assert sorted(os.listdir(tmp_path)) == ["file.ckpt"] and not os.path.exists("/tmp/should-never-exist")
+  assert sorted(os.listdir(tmp_path)) == ["file.ckpt"] and not os.path.exists(
+    "/tmp/should-never-exist"
+  )
 
 
 def test_damaged_files_and_wrong_flags_are_refused(tmp_path, capsys):
@@ -236,8 +282,8 @@ def test_damaged_files_and_wrong_flags_are_refused(tmp_path, capsys):
 
 
 def test_golden_checkpoints(shared, golden, tmp_path):
-  """The released layouts hold the golden weights; a waveform's vector is that of the original encoder on its golden
-  spectrogram, within 1e-4."""
+  """The released layouts hold the golden weights; a waveform's vector is that of the original
+  encoder on its golden spectrogram, within 1e-4."""
   files = {
     "atst_lightning.ckpt": ["--heads=3"],
     "atst_dino.ckpt": ["--heads=3"],
@@ -245,12 +291,21 @@ def test_golden_checkpoints(shared, golden, tmp_path):
   }
   for name, flags in files.items():
     assert _convert(shared / "golden" / name, tmp_path / name, *flags) == 0
-  weights = {k.removeprefix("before.teacher.encoder."): v for k, v in golden("atst_step").items()
-             if k.startswith("before.teacher.encoder.")}  # fmt: skip
+  weights = {
+    k.removeprefix("before.teacher.encoder."): v
+    for k, v in golden("atst_step").items()
+    if k.startswith("before.teacher.encoder.")
+  }
   for name in ("atst_lightning.ckpt", "atst_dino.ckpt"):
     variables = folder.read(str(tmp_path / name))[1]
-    jax.tree.map(np.testing.assert_array_equal, variables, to_variables(weights, transformer_names(3)))
-  after = {k.removeprefix("after."): v for k, v in golden("byola_encoder").items() if k.startswith("after.")}
+    jax.tree.map(
+      np.testing.assert_array_equal, variables, to_variables(weights, transformer_names(3))
+    )
+  after = {
+    k.removeprefix("after."): v
+    for k, v in golden("byola_encoder").items()
+    if k.startswith("after.")
+  }
   variables = folder.read(str(tmp_path / "byola_v2.pth"))[1]
   jax.tree.map(np.testing.assert_array_equal, variables, to_variables(after, cnn_names(2)))
   model, arrays = load_model(str(tmp_path / "atst_dino.ckpt")), golden("frontend")
@@ -270,6 +325,15 @@ def test_golden_checkpoints(shared, golden, tmp_path):
 def test_without_pytorch_one_sentence_says_what_to_install(tmp_path):
   script = "import sys; sys.modules['torch'] = None; from atst_jax.convert import main; sys.exit(main(sys.argv[1:]))"
   for source, target in (("a.pth", "x"), (write_encoder(tmp_path / "encoder"), "x.pth")):
-    run = subprocess.run([sys.executable, "-c", script, f"--from={source}", f"--to={tmp_path}/{target}"], cwd=ROOT,
-                         capture_output=True, text=True, check=False)  # fmt: skip
-    assert run.returncode == 2 and "pip install -e .[torch]" in run.stderr and "Traceback" not in run.stderr
+    run = subprocess.run(
+      [sys.executable, "-c", script, f"--from={source}", f"--to={tmp_path}/{target}"],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert (
+      run.returncode == 2
+      and "pip install -e .[torch]" in run.stderr
+      and "Traceback" not in run.stderr
+    )

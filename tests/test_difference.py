@@ -1,4 +1,5 @@
-"""BgKnown's evaluation: what is subtracted from what, who may see what, and the command from sounds to its table."""
+"""BgKnown's evaluation: what is subtracted from what, who may see what, and the command from sounds
+to its table."""
 
 import dataclasses
 import json
@@ -27,12 +28,15 @@ def encoder(tmp_path_factory):
 
 
 def write_set(root, *, name="bgknown_tones", frontend="atst", made_of=None, changed=None):
-  """The four sets of 36 mixtures, 24 of them for training. `made_of`: digests; `changed`: clips by condition."""
+  """The four sets of 36 mixtures, 24 of them for training. `made_of`: digests; `changed`: clips by
+  condition."""
   os.makedirs(root)
   for number, condition in enumerate(bgknown.CONDITIONS):
     clips = make_clips(36, folds=0, seed=number, loud=20.0 if condition == "mix" else 0.0)
-    clips = [Clip(c.id, c.mel, c.labels, split="test" if i % 3 == (i // 3) % 3 else "train")
-             for i, c in enumerate(clips)]  # fmt: skip
+    clips = [
+      Clip(c.id, c.mel, c.labels, split="test" if i % 3 == (i // 3) % 3 else "train")
+      for i, c in enumerate(clips)
+    ]
     clips = (changed or {}).get(condition, lambda x: x)(clips)
     folder = write_clips(os.path.join(root, condition), clips, name=name, frontend=frontend)
     path = os.path.join(folder, "dataset.json")
@@ -47,9 +51,17 @@ def write_set(root, *, name="bgknown_tones", frontend="atst", made_of=None, chan
 
 
 def flags(encoder, data, workdir, **overrides):
-  values = {**FAST, "encoder": encoder, "data.path": data, **{k.replace("__", "."): v for k, v in overrides.items()}}
-  return [f"--config={ROOT / 'configs' / 'bgknown.py'}", f"--workdir={workdir}",
-          *[f"--config.{key}={value}" for key, value in values.items()]]  # fmt: skip
+  values = {
+    **FAST,
+    "encoder": encoder,
+    "data.path": data,
+    **{k.replace("__", "."): v for k, v in overrides.items()},
+  }
+  return [
+    f"--config={ROOT / 'configs' / 'bgknown.py'}",
+    f"--workdir={workdir}",
+    *[f"--config.{key}={value}" for key, value in values.items()],
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +76,33 @@ def done(encoder, tmp_path_factory):
 
 def test_rows_and_provenance(done, encoder):
   results = done[0]
-  found = [(row["features"], row["name"], row["dimensions"], row["weight"]) for row in results["rows"]]
-  sizes = {"pre-trained": 8, "pre-trained, last block": 16, "random": 8, "random, last block": 16, "mel": 128}
-  assert found == [(kind, title, size, None if title == "Mix" else 1.0) for kind, size in sizes.items()
-                   for title in TITLES]  # fmt: skip
+  found = [
+    (row["features"], row["name"], row["dimensions"], row["weight"]) for row in results["rows"]
+  ]
+  sizes = {
+    "pre-trained": 8,
+    "pre-trained, last block": 16,
+    "random": 8,
+    "random, last block": 16,
+    "mel": 128,
+  }
+  assert found == [
+    (kind, title, size, None if title == "Mix" else 1.0)
+    for kind, size in sizes.items()
+    for title in TITLES
+  ]
   for row in results["rows"]:
-    assert row["per_seed"] == [run["score"] for run in row["runs"]] and [run["seed"] for run in row["runs"]] == [0, 1]
-    np.testing.assert_allclose([row["mean"], row["std"]], [np.mean(row["per_seed"]), np.std(row["per_seed"], ddof=1)])
-  assert (results["job"], results["protocol"], results["metric"]) == ("difference", "difference", "accuracy")
+    assert row["per_seed"] == [run["score"] for run in row["runs"]] and [
+      run["seed"] for run in row["runs"]
+    ] == [0, 1]
+    np.testing.assert_allclose(
+      [row["mean"], row["std"]], [np.mean(row["per_seed"]), np.std(row["per_seed"], ddof=1)]
+    )
+  assert (results["job"], results["protocol"], results["metric"]) == (
+    "difference",
+    "difference",
+    "accuracy",
+  )
   assert results["data"]["divisions"] == [{"train": 22, "valid": 2, "test": 12}]
   assert results["encoder"]["params_hash"] == load_model(encoder).config["params_hash"]
   assert results["chance"] == pytest.approx(1 / 3) and results["data"]["name"] == "bgknown_esc50"
@@ -81,7 +112,10 @@ def test_published_scores_stand_below_ours(done):
   results, workdir, _ = done
   text = (workdir / "results.md").read_text(encoding="utf-8")
   assert "| λ = 0.5 (Takeuchi et al., Table 1) |  | 47.33 | 58.96 | 54.63 | 50.50 |" in text
-  assert "| features | size | Mix | (a) 100% | (b) 50% | (c) 0% |" in text and text.count("|\n") == 2 + 5 + 1 + 5
+  assert (
+    "| features | size | Mix | (a) 100% | (b) 50% | (c) 0% |" in text
+    and text.count("|\n") == 2 + 5 + 1 + 5
+  )
   own = {**results, "published": []}
   assert "Takeuchi" not in tables.markdown(own) and "1 x background subtracted" in text
 
@@ -102,7 +136,9 @@ def test_without_baselines_the_rest_is_the_same(done, encoder, tmp_path):
 
 
 def with_vectors(monkeypatch, arrays):
-  monkeypatch.setattr(bgknown, "vectors", lambda *args: [("pre-trained", "y", {c: [x] for c, x in arrays.items()})])
+  monkeypatch.setattr(
+    bgknown, "vectors", lambda *args: [("pre-trained", "y", {c: [x] for c, x in arrays.items()})]
+  )
 
 
 def evaluate(arrays, targets, split, monkeypatch, **overrides):
@@ -111,32 +147,50 @@ def evaluate(arrays, targets, split, monkeypatch, **overrides):
   for key, value in overrides.items():
     configs.override(config, key.replace("__", "."), value)
   N = len(targets)
-  labels = features.Labels([str(i) for i in range(N)], targets, False, np.full(N, -1), np.full(N, "train"), [""] * N)
+  labels = features.Labels(
+    [str(i) for i in range(N)], targets, False, np.full(N, -1), np.full(N, "train"), [""] * N
+  )
   rows = bgknown.evaluate(config, None, None, labels, split, "")
   return {row["name"]: row["mean"] for row in rows}
 
 
 def test_the_known_background_is_subtracted(monkeypatch):
-  """Vectors that add up: what is subtracted exactly leaves the class, a relative of it some, nothing at weight 0."""
+  """Vectors that add up: what is subtracted exactly leaves the class, a relative of it some,
+  nothing at weight 0."""
   rng = np.random.default_rng(0)
   classes, N = rng.integers(0, 5, 400), 400
   targets = np.eye(5, dtype=np.uint8)[classes]
-  event, noise = targets @ rng.normal(size=(5, 16)), lambda scale: rng.normal(scale=scale, size=(N, 16))
+  event, noise = (
+    targets @ rng.normal(size=(5, 16)),
+    lambda scale: rng.normal(scale=scale, size=(N, 16)),
+  )
   background = noise(5)
-  arrays = {"mix": event + background + noise(0.3), "a": background, "b": background + noise(1.5), "c": noise(5)}
+  arrays = {
+    "mix": event + background + noise(0.3),
+    "a": background,
+    "b": background + noise(1.5),
+    "c": noise(5),
+  }
   arrays = {key: x.astype(np.float32) for key, x in arrays.items()}
   order = rng.permutation(N)
   split = Split(np.sort(order[:180]), np.sort(order[180:200]), np.sort(order[200:]))
   scores = evaluate(arrays, targets, split, monkeypatch)
-  assert scores["(a) 100%"] > 0.95 and scores["(a) 100%"] > scores["(b) 50%"] + 0.1 > scores["Mix"] + 0.2
+  assert (
+    scores["(a) 100%"] > 0.95 and scores["(a) 100%"] > scores["(b) 50%"] + 0.1 > scores["Mix"] + 0.2
+  )
   without = evaluate(arrays, targets, split, monkeypatch, weight="0")
   assert {*without.values()} == {scores["Mix"]}
   opposite = {**arrays, "a": 2 * arrays["a"]}
-  assert evaluate(opposite, targets, split, monkeypatch, weight="0.5")["(a) 100%"] == scores["(a) 100%"]
+  assert (
+    evaluate(opposite, targets, split, monkeypatch, weight="0.5")["(a) 100%"] == scores["(a) 100%"]
+  )
 
 
 def test_y_is_what_the_projector_sees(encoder):
-  model, mels = load_model(encoder), [clip.mel[:32].astype(np.float32) for clip in make_clips(4) if len(clip.mel) >= 32]
+  model, mels = (
+    load_model(encoder),
+    [clip.mel[:32].astype(np.float32) for clip in make_clips(4) if len(clip.mel) >= 32],
+  )
   x = model.embed(mels)
   batch = np.stack(mels)
   y, _ = model._encoded(model.variables, batch, batch.max((1, 2)), np.full(len(mels), 32))
@@ -147,14 +201,21 @@ def test_y_is_what_the_projector_sees(encoder):
 def test_a_convolutional_encoder_standardises_all_sets_by_the_mixtures(tmp_path):
   cnn, data = write_encoder(tmp_path / "cnn", kind="cnn"), write_set(tmp_path / "data")
   assert main.main(flags(cnn, data, tmp_path / "run", seeds="1")) == 0
-  found = [np.load(tmp_path / "run" / "features" / name) for name in os.listdir(tmp_path / "run" / "features")]
+  found = [
+    np.load(tmp_path / "run" / "features" / name)
+    for name in os.listdir(tmp_path / "run" / "features")
+  ]
   model = load_model(cnn).standardized({"log_mean": -7.0, "log_std": 3.0})
   for condition, dataset in bgknown.load(data).items():
     expected = model.embed([clip.mel.astype(np.float32) for clip in features.clips(dataset)])
-    assert any(x.shape == expected.shape and np.allclose(x, expected, atol=1e-5) for x in found), condition
+    assert any(x.shape == expected.shape and np.allclose(x, expected, atol=1e-5) for x in found), (
+      condition
+    )
   with open(tmp_path / "run" / "results.json", encoding="utf-8") as file:
     results = json.load(file)
-  assert [row["features"] for row in results["rows"]] == ["pre-trained"] * 4 + ["random"] * 4 + ["mel"] * 4
+  assert [row["features"] for row in results["rows"]] == ["pre-trained"] * 4 + ["random"] * 4 + [
+    "mel"
+  ] * 4
   assert results["config"]["statistics"] == "data" and results["published"] == []
 
 
@@ -173,8 +234,16 @@ def test_sets_that_do_not_belong_together_are_refused(encoder, tmp_path, capsys)
   order = write_set(tmp_path / "order", changed={"a": lambda clips: clips[::-1]})
   refused(capsys, "holds other clips or labels than", encoder, order, run)
   rename = lambda clips: [dataclasses.replace(clip, id=f"{clip.id}!") for clip in clips]
-  refused(capsys, "holds other clips or labels than", encoder, write_set(tmp_path / "ids", changed={"b": rename}), run)
-  refused(capsys, "with --frontend=atst", encoder, write_set(tmp_path / "frontend", frontend="byola"), run)
+  refused(
+    capsys,
+    "holds other clips or labels than",
+    encoder,
+    write_set(tmp_path / "ids", changed={"b": rename}),
+    run,
+  )
+  refused(
+    capsys, "with --frontend=atst", encoder, write_set(tmp_path / "frontend", frontend="byola"), run
+  )
   refused(capsys, "holds no folder `mix`", encoder, str(tmp_path), run)
   assert not run.exists()
 
@@ -190,16 +259,26 @@ def test_a_foreground_on_both_sides_is_refused(encoder, tmp_path, capsys):
 
   data = write_set(tmp_path / "data", changed=dict.fromkeys(bgknown.CONDITIONS, leak))
   refused(
-    capsys, "leaks: 1 source file in more than one part, the first is 'same.wav'", encoder, data, tmp_path / "run"
+    capsys,
+    "leaks: 1 source file in more than one part, the first is 'same.wav'",
+    encoder,
+    data,
+    tmp_path / "run",
   )
 
 
-@pytest.mark.parametrize(("key", "value", "pattern"), [
-  ("vectors", "'first',", "choose from y, last, all"),
-  ("baselines", "'chance',", "choose from random, mel"), ("weight", "nan", "must be finite"),
-  ("probe__monitor", "error", "choose one of accuracy, loss"), ("seeds", "0", "must be positive"),
-  ("protocol", "evar", "choose one of difference"), ("probe__learning_rates", "0.1,0.1", "positive and ascending"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("key", "value", "pattern"),
+  [
+    ("vectors", "'first',", "choose from y, last, all"),
+    ("baselines", "'chance',", "choose from random, mel"),
+    ("weight", "nan", "must be finite"),
+    ("probe__monitor", "error", "choose one of accuracy, loss"),
+    ("seeds", "0", "must be positive"),
+    ("protocol", "evar", "choose one of difference"),
+    ("probe__learning_rates", "0.1,0.1", "positive and ascending"),
+  ],
+)
 def test_values_that_cannot_work_are_refused(done, encoder, tmp_path, capsys, key, value, pattern):
   refused(capsys, pattern, encoder, done[2], tmp_path / "run", **{key: value})
 
@@ -210,6 +289,10 @@ def test_nan_embeddings_name_the_clip(encoder, tmp_path):
     return clips
 
   data = write_set(tmp_path / "data", changed={"b": damage})
-  config = configs.load_with_overrides(str(ROOT / "configs" / "bgknown.py"), flags(encoder, data, "")[2:])
-  with pytest.raises(UserError, match=r"pre-trained, \(b\) 50%: the embeddings of 1 of 36 clips are NaN"):
+  config = configs.load_with_overrides(
+    str(ROOT / "configs" / "bgknown.py"), flags(encoder, data, "")[2:]
+  )
+  with pytest.raises(
+    UserError, match=r"pre-trained, \(b\) 50%: the embeddings of 1 of 36 clips are NaN"
+  ):
     bgknown.run(config, str(tmp_path / "run"), allow_changed_config=False)

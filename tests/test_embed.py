@@ -1,4 +1,5 @@
-"""Audio to vectors: sounds of any length, rate and number; folders of files that survive a kill; a quick start."""
+"""Audio to vectors: sounds of any length, rate and number; folders of files that survive a kill; a
+quick start."""
 
 import dataclasses
 import json
@@ -39,18 +40,30 @@ def _audio(seconds, seed=0):
   return np.random.default_rng(seed).normal(0, 0.1, round(16000 * seconds)).astype(np.float32)
 
 
-WIDE_HOP = dataclasses.replace(FRONTENDS["difference"], n_fft=256, win_length=256, hop_length=250, n_mels=16)
+WIDE_HOP = dataclasses.replace(
+  FRONTENDS["difference"], n_fft=256, win_length=256, hop_length=250, n_mels=16
+)
 
 
 @pytest.mark.parametrize("frontend", [FRONTENDS["atst"], FRONTENDS["difference"], WIDE_HOP])
 def test_mel_of_pieces_is_that_of_the_whole(frontend):
-  """To the bit, whatever the pieces: a group of frames, one sample more or less, shorter than a window."""
+  """To the bit, whatever the pieces: a group of frames, one sample more or less, shorter than a
+  window."""
   filters, group = mel_filters(frontend), frontend.hop_length * 128
-  for number in (frontend.min_samples, 700, group + frontend.n_fft, 2 * group, 2 * group + 1, 70_001):
+  for number in (
+    frontend.min_samples,
+    700,
+    group + frontend.n_fft,
+    2 * group,
+    2 * group + 1,
+    70_001,
+  ):
     audio, whole = _audio(number / 16000), log_mel(_audio(number / 16000), frontend)
     for size in (4001, 1 << 18) if number > 1000 else (97,):
       pieces = (audio[i : i + size] for i in range(0, number, size))
-      np.testing.assert_array_equal(np.concatenate(list(log_mel_blocks(pieces, frontend, filters))), whole)
+      np.testing.assert_array_equal(
+        np.concatenate(list(log_mel_blocks(pieces, frontend, filters))), whole
+      )
   with pytest.raises(ValueError, match="need at least"):
     list(log_mel_blocks([_audio(0.005)], frontend, filters))
 
@@ -58,21 +71,33 @@ def test_mel_of_pieces_is_that_of_the_whole(frontend):
 @pytest.mark.parametrize("kind", ["transformer", "cnn"])
 def test_a_long_sound_is_embedded_like_a_short_one(kind, encoder, tmp_path, monkeypatch):
   """Beyond HELD_FRAMES the mel is computed again, in blocks: the same vectors, to the bit."""
-  model = load_model(encoder if kind == "transformer" else write_encoder(tmp_path / "cnn", kind="cnn"))
-  audio, tails = _audio(3.07) * np.linspace(1, 0, 49120, dtype=np.float32) ** 8, ("weighted", "released")
+  model = load_model(
+    encoder if kind == "transformer" else write_encoder(tmp_path / "cnn", kind="cnn")
+  )
+  audio, tails = (
+    _audio(3.07) * np.linspace(1, 0, 49120, dtype=np.float32) ** 8,
+    ("weighted", "released"),
+  )
   results = []
   for held in (10_000, 100):
     monkeypatch.setattr(waveforms, "HELD_FRAMES", held)
     mel = model.mel(audio, 16000)
     assert isinstance(mel, np.ndarray) == (held == 10_000) and len(mel) == 308
-    results.append([*(model.embed([mel], tail=tail) for tail in tails), model.embed([mel], max_frames=55),
-                    model.embed_frames(mel), model.log_mel(audio, 16000)])  # fmt: skip
+    results.append(
+      [
+        *(model.embed([mel], tail=tail) for tail in tails),
+        model.embed([mel], max_frames=55),
+        model.embed_frames(mel),
+        model.log_mel(audio, 16000),
+      ]
+    )
   for held, computed in zip(*results, strict=True):
     np.testing.assert_array_equal(held, computed)
 
 
 def test_memory_does_not_grow_with_the_length(model, monkeypatch):
-  """A minute more costs nothing (its mel would take 1.5 MB); the waveform itself is the caller's."""
+  """A minute more costs nothing (its mel would take 1.5 MB); the waveform itself is the
+  caller's."""
   monkeypatch.setattr(waveforms, "HELD_FRAMES", 1000)
   peaks = []
   for minutes in (0.5, 1, 2):  # the first one compiles
@@ -93,11 +118,16 @@ def test_resampling_in_pieces_is_resampling(model, monkeypatch):
   np.testing.assert_allclose(resampled, soxr.resample(audio, 44100, 16000), atol=1e-6)
 
 
-@pytest.mark.parametrize("audio, rate, message", [
-  ([np.zeros(9000, np.int16)], 16000, "int16: expected floats"), ([np.zeros(9000)], 16, "sample_rate=16: state"),
-  (np.zeros(9000), 16000, r"pass \[audio\]"), ([np.zeros(9000)], None, "sample_rate=None"),
-  ([np.zeros(100)], 16000, "100 samples at 16000 Hz; at least 513"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "audio, rate, message",
+  [
+    ([np.zeros(9000, np.int16)], 16000, "int16: expected floats"),
+    ([np.zeros(9000)], 16, "sample_rate=16: state"),
+    (np.zeros(9000), 16000, r"pass \[audio\]"),
+    ([np.zeros(9000)], None, "sample_rate=None"),
+    ([np.zeros(100)], 16000, "100 samples at 16000 Hz; at least 513"),
+  ],
+)
 def test_mistakes_are_refused(model, audio, rate, message):
   with pytest.raises(UserError, match=message):
     get_scene_embeddings(audio, model, rate)
@@ -119,25 +149,40 @@ def test_a_batch_may_be_ragged(model):
 
 
 def test_exports_of_every_format_load(encoder, model, tmp_path):
-  """Orbax alone is format 2; format 1 had one kind of normalisation and did not name it; newer ones are refused."""
+  """Orbax alone is format 2; format 1 had one kind of normalisation and did not name it; newer ones
+  are refused."""
   config, variables, _ = exported.read(encoder)
   folder = tmp_path / "old"
-  export.write(str(folder), variables, encoder=config["encoder"], frontend=model.frontend, tail=config["tail"],
-               chunk_frames=config["chunk_frames"], normalization=config["normalization"], provenance={},
-               artifacts=["params"])  # fmt: skip
+  export.write(
+    str(folder),
+    variables,
+    encoder=config["encoder"],
+    frontend=model.frontend,
+    tail=config["tail"],
+    chunk_frames=config["chunk_frames"],
+    normalization=config["normalization"],
+    provenance={},
+    artifacts=["params"],
+  )
   assert sorted(os.listdir(folder)) == ["config.json", "mel_filters.npy", "params"]
-  expected, stored = get_scene_embeddings([_audio(1)], model, 16000), json.loads((folder / "config.json").read_text())
+  expected, stored = (
+    get_scene_embeddings([_audio(1)], model, 16000),
+    json.loads((folder / "config.json").read_text()),
+  )
   nameless = {key: x for key, x in stored["normalization"].items() if key != "kind"}
   for old in ({"format": 3}, {"format": 2}, {"format": 1, "normalization": nameless}):
     (folder / "config.json").write_text(json.dumps({**stored, **old}))
-    np.testing.assert_array_equal(get_scene_embeddings([_audio(1)], load_model(str(folder)), 16000), expected)
+    np.testing.assert_array_equal(
+      get_scene_embeddings([_audio(1)], load_model(str(folder)), 16000), expected
+    )
   (folder / "config.json").write_text(json.dumps({**stored, "format": 4}))
   with pytest.raises(UserError, match="format 4, this code reads 1 to 3; install a newer"):
     load_model(str(folder))
 
 
 def test_it_starts_quickly_and_without_tensorflow(encoder):
-  """From the process's start to a loaded model: processor time, which a busy machine does not stretch. 1.7 s here."""
+  """From the process's start to a loaded model: processor time, which a busy machine does not
+  stretch. 1.7 s here."""
   script = (
     "import sys; from atst_jax.embed import load_model; load_model(sys.argv[1])\n"
     "heavy = {'tensorflow', 'torch', 'orbax', 'librosa', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
@@ -145,7 +190,9 @@ def test_it_starts_quickly_and_without_tensorflow(encoder):
   )
   spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
   before = spent()
-  done = subprocess.run([sys.executable, "-c", script, encoder], cwd=ROOT, capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "-c", script, encoder], cwd=ROOT, capture_output=True, text=True
+  )
   assert done.returncode == 0, done.stderr
   assert spent() - before < 6
 
@@ -167,29 +214,43 @@ def test_embed_command(encoder, tmp_path, capsys):
   """A folder, two of whose files are of no use, to an .npz; without TensorFlow or librosa."""
   folder = _recordings(tmp_path / "in")
   flags = [f"--encoder={encoder}", f"--input={folder}", f"--output={tmp_path}/v.npz", "--blocks=2"]
-  script = ("import sys; from atst_jax.embed import main; code = main(sys.argv[1:]); "
-            "assert not {'tensorflow', 'librosa'} & set(sys.modules); sys.exit(code)")  # fmt: skip
-  done = subprocess.run([sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True)
+  script = (
+    "import sys; from atst_jax.embed import main; code = main(sys.argv[1:]); "
+    "assert not {'tensorflow', 'librosa'} & set(sys.modules); sys.exit(code)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True
+  )
   assert done.returncode == 0, done.stderr
-  assert "left out broken.wav" in done.stderr and "6 vectors of 32 numbers, 2 files left out" in done.stdout
+  assert (
+    "left out broken.wav" in done.stderr
+    and "6 vectors of 32 numbers, 2 files left out" in done.stdout
+  )
   with np.load(tmp_path / "v.npz") as out:
     assert list(out["id"]) == ["0.wav", "1.wav", "2.wav", "a b.wav", "long.wav", "ü.flac"]
-    assert out["vector"].shape == (6, 32) and list(out["rejected"][:, 0]) == ["broken.wav", "short.wav"]
+    assert out["vector"].shape == (6, 32) and list(out["rejected"][:, 0]) == [
+      "broken.wav",
+      "short.wav",
+    ]
     expected = get_scene_embeddings([_audio(0.3, 1)], load_model(encoder), 16000, num_blocks=2)[0]
     np.testing.assert_allclose(out["vector"][1], expected, atol=1e-3)  # files of 16 bits
   assert not (tmp_path / "v.npz.part").exists()
   assert main(flags) == 0 and "nothing to do" in capsys.readouterr().out
   for change, message in (
-    (["--blocks=1"], "of another job"), ([f"--input={tmp_path}/none"], "does not exist"), (["--blocks=3"], "2 blocks"),
-    ([f"--output={tmp_path}/v.csv"], "must be a .npz"), (["--workers=0"], "at least one"),
-  ):  # fmt: skip
+    (["--blocks=1"], "of another job"),
+    ([f"--input={tmp_path}/none"], "does not exist"),
+    (["--blocks=3"], "2 blocks"),
+    ([f"--output={tmp_path}/v.csv"], "must be a .npz"),
+    (["--workers=0"], "at least one"),
+  ):
     assert main([*flags, *change]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
 def test_an_interrupted_job_goes_on(encoder, tmp_path, monkeypatch, capsys):
-  """Stopped after the second piece: run again, it computes the rest only, and the file is the same to the byte."""
+  """Stopped after the second piece: run again, it computes the rest only, and the file is the same
+  to the byte."""
   monkeypatch.setattr(vectors, "PIECE_FILES", 2)
   flags = [f"--encoder={encoder}", f"--input={_recordings(tmp_path / 'in')}", "--workers=2"]
   assert main([*flags, f"--output={tmp_path}/whole.npz"]) == 0
@@ -203,7 +264,9 @@ def test_an_interrupted_job_goes_on(encoder, tmp_path, monkeypatch, capsys):
 
   monkeypatch.setattr(vectors, "save_piece", stopped)
   assert main([*flags, f"--output={tmp_path}/v.npz"]) == 75
-  assert "run the same command again" in capsys.readouterr().err and not (tmp_path / "v.npz").exists()
+  assert (
+    "run the same command again" in capsys.readouterr().err and not (tmp_path / "v.npz").exists()
+  )
   (tmp_path / "in" / "2.wav").touch()  # changed since: its piece, the second, is computed again
   with open(saved[0], "r+b") as file:  # and one that a disk damaged
     file.truncate(100)
@@ -226,18 +289,27 @@ def test_an_interrupted_job_goes_on(encoder, tmp_path, monkeypatch, capsys):
 
 
 def test_dry_run_writes_nothing(encoder, tmp_path, monkeypatch, capsys):
-  """It tells the files, the numbers of a vector and the pieces that are there, and checks what a run checks."""
+  """It tells the files, the numbers of a vector and the pieces that are there, and checks what a
+  run checks."""
   monkeypatch.setattr(vectors, "PIECE_FILES", 3)
-  flags = [f"--encoder={encoder}", f"--input={_recordings(tmp_path / 'in')}", f"--output={tmp_path}/v.npz"]
+  flags = [
+    f"--encoder={encoder}",
+    f"--input={_recordings(tmp_path / 'in')}",
+    f"--output={tmp_path}/v.npz",
+  ]
   dry = [*flags, "--blocks=2", "--dry_run"]
   told = f"8 files to vectors of 32 numbers each in {tmp_path}/v.npz; {{}}; nothing written\n"
-  assert main(dry) == 0 and capsys.readouterr().out == told.format("0 of 3 pieces (0 files) are done")
+  assert main(dry) == 0 and capsys.readouterr().out == told.format(
+    "0 of 3 pieces (0 files) are done"
+  )
   assert os.listdir(tmp_path) == ["in"]
   monkeypatch.setattr(vectors, "write_npz", lambda *_: os.kill(os.getpid(), signal.SIGINT))
   assert main([*flags, "--blocks=2"]) == 75
   (tmp_path / "in" / "0.wav").touch()  # changed since: of three pieces the first is computed again
   before = contents(tmp_path)
-  assert main(dry) == 0 and capsys.readouterr().out == told.format("2 of 3 pieces (5 files) are done")
+  assert main(dry) == 0 and capsys.readouterr().out == told.format(
+    "2 of 3 pieces (5 files) are done"
+  )
   assert contents(tmp_path) == before
   assert main([*dry, "--blocks=3"]) == 2 and "2 blocks" in capsys.readouterr().err
 
@@ -251,7 +323,9 @@ def test_pieces_are_cut_by_number_and_bytes(monkeypatch):
 
 
 def test_parquet(encoder, tmp_path, monkeypatch):
-  parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install -e .[parquet]")
+  parquet = pytest.importorskip(
+    "pyarrow.parquet", reason="pyarrow is not installed: pip install -e .[parquet]"
+  )
   monkeypatch.setattr(vectors, "PIECE_FILES", 3)
   flags = [f"--encoder={encoder}", f"--input={_recordings(tmp_path / 'in')}"]
   for name in ("v.npz", "v.parquet", "v.parquet"):

@@ -18,8 +18,11 @@ def _count(module, *args, **kwargs):
 
 @pytest.mark.parametrize("width, heads, count", [(384, 6, 21_476_352), (768, 12, 85_420_032)])
 def test_exact_parameter_counts(width, heads, count):
-  """The released encoders', which hold a mask_embed of one width that ATST never uses and that is not built here."""
-  encoder = Transformer(width=width, depth=12, heads=heads, drop_path=0.1, patch_frames=4, max_frames=1001)
+  """The released encoders', which hold a mask_embed of one width that ATST never uses and that is
+  not built here."""
+  encoder = Transformer(
+    width=width, depth=12, heads=heads, drop_path=0.1, patch_frames=4, max_frames=1001
+  )
   assert _count(encoder, jnp.zeros((1, 601, 64))) == count - width
 
 
@@ -34,11 +37,17 @@ def test_initialisation():
   """Normal of 0.02 for linear layers, CLS and positions, zero biases; heads uniform by fan-in."""
   encoder = Transformer(width=128, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=1001)
   params = encoder.init(jax.random.key(0), jnp.zeros((1, 100, 64)))["params"]
-  for x in (params["patch_embed"]["kernel"], params["block_00"]["qkv"]["kernel"], params["block_01"]["fc2"]["kernel"],
-            params["pos_embed"]):  # fmt: skip
+  for x in (
+    params["patch_embed"]["kernel"],
+    params["block_00"]["qkv"]["kernel"],
+    params["block_01"]["fc2"]["kernel"],
+    params["pos_embed"],
+  ):
     assert abs(float(x.std()) - 0.02) < 1e-3
   assert not params["block_00"]["fc1"]["bias"].any() and "bias" not in params["block_00"]["qkv"]
-  head = MLPHead(512, 64, use_bias=True).init(jax.random.key(0), jnp.zeros((2, 128)), train=True)["params"]
+  head = MLPHead(512, 64, use_bias=True).init(jax.random.key(0), jnp.zeros((2, 128)), train=True)[
+    "params"
+  ]
   for name, fan_in in (("hidden", 128), ("out", 512)):
     for x in (head[name]["kernel"], head[name]["bias"]):
       assert np.abs(x).max() <= fan_in**-0.5 and np.abs(x).max() > 0.9 * fan_in**-0.5
@@ -47,7 +56,9 @@ def test_initialisation():
 def test_patches_are_mel_major():
   """Flat index mel · 4 + t. Seen red with the axes of a patch exchanged."""
   mel = np.arange(9)[None, :, None] + 100 * np.arange(3)[None, None]
-  np.testing.assert_array_equal(patchify(mel, 4)[0, 1], [4, 5, 6, 7, 104, 105, 106, 107, 204, 205, 206, 207])
+  np.testing.assert_array_equal(
+    patchify(mel, 4)[0, 1], [4, 5, 6, 7, 104, 105, 106, 107, 204, 205, 206, 207]
+  )
 
 
 def test_padding_does_not_change_the_embedding():
@@ -55,7 +66,9 @@ def test_padding_does_not_change_the_embedding():
   mel = rng.normal(size=(3, 80, 64)).astype(np.float32)
   length = np.array([40, 80, 13])
   variables = TINY.init(jax.random.key(0), mel)
-  y, out = TINY.apply(variables, np.where(np.arange(80)[None, :, None] < length[:, None, None], mel, 7.0), length)
+  y, out = TINY.apply(
+    variables, np.where(np.arange(80)[None, :, None] < length[:, None, None], mel, 7.0), length
+  )
   pooled = pool_blocks(out["blocks"], jnp.asarray(length), patch_frames=4, num_blocks=2)
   for clip, n in enumerate(length):
     alone, parts = TINY.apply(variables, mel[clip : clip + 1, : n // 4 * 4])

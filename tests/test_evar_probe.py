@@ -20,19 +20,45 @@ def data():
   return x, np.eye(C)[y], (rng.random((N, C)) < 0.4).astype(float)
 
 
-def fit(x, targets, *, known=TRAIN, rates=((0.02,),), seeds=(3,), epochs=12, batch_size=20, patience=20,
-        monitor="accuracy", multi_label=False):  # fmt: skip
-  return evar_probe.fit(x, targets, TRAIN, VALID, known=known, rates=rates, seeds=seeds, epochs=epochs,
-                        batch_size=batch_size, patience=patience, monitor=monitor, multi_label=multi_label)  # fmt: skip
+def fit(
+  x,
+  targets,
+  *,
+  known=TRAIN,
+  rates=((0.02,),),
+  seeds=(3,),
+  epochs=12,
+  batch_size=20,
+  patience=20,
+  monitor="accuracy",
+  multi_label=False,
+):
+  return evar_probe.fit(
+    x,
+    targets,
+    TRAIN,
+    VALID,
+    known=known,
+    rates=rates,
+    seeds=seeds,
+    epochs=epochs,
+    batch_size=batch_size,
+    patience=patience,
+    monitor=monitor,
+    multi_label=multi_label,
+  )
 
 
 def slow_fit(x, targets, *, known, rate, seed, epochs, batch_size, patience, monitor, multi_label):
-  """The protocol in float64 loops, with the documented keys. Returns (weights, bias, validation's course)."""
+  """The protocol in float64 loops, with the documented keys. Returns (weights, bias, validation's
+  course)."""
   x = x.astype(np.float64)
   std = x[known].std(0)
   x = (x - x[known].mean(0)) / np.where(std < 1e-6, 1, std)
   key = jax.random.key(seed)
-  draw = lambda stream, shape: np.asarray(jax.random.uniform(jax.random.fold_in(key, stream), shape, minval=-1), float)
+  draw = lambda stream, shape: np.asarray(
+    jax.random.uniform(jax.random.fold_in(key, stream), shape, minval=-1), float
+  )
   params = [draw(2**32 - 1, (D, C)) / D**0.5, draw(2**32 - 2, (C,)) / D**0.5]
   first, second, count = [0.0, 0.0], [0.0, 0.0], 0
 
@@ -40,7 +66,11 @@ def slow_fit(x, targets, *, known, rate, seed, epochs, batch_size, patience, mon
     logits = x[rows] @ params[0] + params[1]
     if multi_label:
       p = 1 / (1 + np.exp(-logits))
-      return -(targets[rows] * np.log(p) + (1 - targets[rows]) * np.log(1 - p)).mean(), (p - targets[rows]), logits
+      return (
+        -(targets[rows] * np.log(p) + (1 - targets[rows]) * np.log(1 - p)).mean(),
+        (p - targets[rows]),
+        logits,
+      )
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     return -(targets[rows] * np.log(p)).sum(1).mean() / C, p - targets[rows], logits
 
@@ -58,7 +88,9 @@ def slow_fit(x, targets, *, known, rate, seed, epochs, batch_size, patience, mon
         step = first[i] / (1 - 0.9**count) / (np.sqrt(second[i] / (1 - 0.999**count)) + 1e-8)
         params[i] = params[i] - rate * step
     loss, _, logits = loss_and_error(VALID)
-    course.append(-loss if monitor == "loss" else (logits.argmax(1) == targets[VALID].argmax(1)).mean())
+    course.append(
+      -loss if monitor == "loss" else (logits.argmax(1) == targets[VALID].argmax(1)).mean()
+    )
     if course[-1] >= score:
       best, score, since = [p.copy() for p in params], course[-1], 0
     else:
@@ -68,24 +100,41 @@ def slow_fit(x, targets, *, known, rate, seed, epochs, batch_size, patience, mon
   return *best, course
 
 
-@pytest.mark.parametrize(("multi_label", "monitor"), [(False, "accuracy"), (False, "loss"), (True, "loss")])
+@pytest.mark.parametrize(
+  ("multi_label", "monitor"), [(False, "accuracy"), (False, "loss"), (True, "loss")]
+)
 @pytest.mark.parametrize("batch_size", [20, 200])
 def test_equals_a_slow_numpy_twin(data, multi_label, monitor, batch_size):
   x, targets = data[0], data[2 if multi_label else 1]
-  settings = {"epochs": 12, "batch_size": batch_size, "patience": 20, "monitor": monitor, "multi_label": multi_label,
-              "known": np.arange(N)}  # fmt: skip
+  settings = {
+    "epochs": 12,
+    "batch_size": batch_size,
+    "patience": 20,
+    "monitor": monitor,
+    "multi_label": multi_label,
+    "known": np.arange(N),
+  }
   found = fit(x, targets, rates=[[0.02]], seeds=[3], **settings)
   weights, bias, _ = slow_fit(x, targets, rate=0.02, seed=3, **settings)
   np.testing.assert_allclose(found.weights[0, 0], weights, atol=2e-5)
   np.testing.assert_allclose(found.bias[0, 0], bias, atol=2e-5)
   logits = (x - x.mean(0)) / np.where(x.std(0) < 1e-6, 1, x.std(0)) @ weights + bias
-  np.testing.assert_allclose(atst_probe.scores(found, x, VALID, seed=0, rate=0), logits[VALID], atol=1e-3)
+  np.testing.assert_allclose(
+    atst_probe.scores(found, x, VALID, seed=0, rate=0), logits[VALID], atol=1e-3
+  )
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
 def test_stops_at_the_best_epoch_and_not_later(data, monitor):
   """A high rate overfits: after `patience` worse epochs even a later better one is not seen."""
-  settings = {"epochs": 80, "batch_size": 20, "patience": 2, "monitor": monitor, "multi_label": False, "known": TRAIN}
+  settings = {
+    "epochs": 80,
+    "batch_size": 20,
+    "patience": 2,
+    "monitor": monitor,
+    "multi_label": False,
+    "known": TRAIN,
+  }
   found = fit(data[0], data[1], rates=[[0.3]], seeds=[0], **settings)
   weights, _, course = slow_fit(data[0], data[1], rate=0.3, seed=0, **settings)
   assert len(course) < 80 and course[-1] < max(course)

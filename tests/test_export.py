@@ -1,4 +1,5 @@
-"""From a trained state to vectors: the export reads back the same, and audio of any kind becomes the right numbers."""
+"""From a trained state to vectors: the export reads back the same, and audio of any kind becomes
+the right numbers."""
 
 import json
 import os
@@ -22,7 +23,10 @@ def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("export") / "run"
   assert (
     main.main(
-      [f"--workdir={folder}", *tiny_flags(total_steps="2", difference__weight="0", checkpoint__every_steps="1")]
+      [
+        f"--workdir={folder}",
+        *tiny_flags(total_steps="2", difference__weight="0", checkpoint__every_steps="1"),
+      ]
     )
     == 0
   )
@@ -51,28 +55,43 @@ def test_export_is_the_teacher_of_the_newest_checkpoint(workdir, encoder, model)
   jax.tree.map(np.testing.assert_array_equal, model.variables["params"], teacher)
   assert not np.array_equal(teacher["cls_token"], student["cls_token"])
   assert model.config["provenance"]["step"] == 2 and model.frontend == FRONTENDS["atst"]
-  assert sorted(os.listdir(encoder)) == ["README.md", "config.json", "mel_filters.npy", "model.safetensors"]
+  assert sorted(os.listdir(encoder)) == [
+    "README.md",
+    "config.json",
+    "mel_filters.npy",
+    "model.safetensors",
+  ]
   assert restore_encoder(workdir / "checkpoints", 1)[1] == 1
 
 
 def test_checkpoints_elsewhere(tmp_path, capsys):
-  """`checkpoint.folder`: the config lies there too, so that no other run enters it, a run without it is not begun anew,
-  and the folder alone is enough to export."""
+  """`checkpoint.folder`: the config lies there too, so that no other run enters it, a run without
+  it is not begun anew, and the folder alone is enough to export."""
   folder = f"--config.checkpoint.folder={tmp_path}/store"
   flags = tiny_flags(total_steps="1", warmup_steps="1", difference__weight="0")
   assert main.main([*flags, folder, f"--workdir={tmp_path}/a"]) == 0
-  assert sorted(os.listdir(tmp_path / "store")) == ["1", "config.json"] and not (tmp_path / "a/checkpoints").exists()
+  assert (
+    sorted(os.listdir(tmp_path / "store")) == ["1", "config.json"]
+    and not (tmp_path / "a/checkpoints").exists()
+  )
   assert main.main([*flags, folder, f"--workdir={tmp_path}/b", "--config.seed=1"]) == 2
-  assert f"{tmp_path}/store belongs to a run with another config:\n  seed: 0 -> 1" in capsys.readouterr().err
+  assert (
+    f"{tmp_path}/store belongs to a run with another config:\n  seed: 0 -> 1"
+    in capsys.readouterr().err
+  )
   assert main.main([*flags, f"--workdir={tmp_path}/a"]) == 2
   assert "checkpoint.folder" in capsys.readouterr().err
-  assert main.main([*flags, folder, f"--workdir={tmp_path}/c"]) == 0 and "steps 1 to 1" in capsys.readouterr().err
+  assert (
+    main.main([*flags, folder, f"--workdir={tmp_path}/c"]) == 0
+    and "steps 1 to 1" in capsys.readouterr().err
+  )
   assert export.main([f"--workdir={tmp_path}/store", f"--output={tmp_path}/encoder"]) == 0
   assert load_model(str(tmp_path / "encoder")).config["provenance"]["step"] == 1
 
 
 def test_fault_40_embedding_is_that_of_the_training_model(workdir, model):
-  """One chunk, by hand: front-end, clamp, scale, encoder, [CLS, mean of patches]. Seen red without the clamp."""
+  """One chunk, by hand: front-end, clamp, scale, encoder, [CLS, mean of patches]. Seen red without
+  the clamp."""
   variables, _ = restore_encoder(workdir / "checkpoints")
   audio = _audio(0.3) * np.linspace(0, 1, 4800) ** 6
   mel = log_mel(audio, FRONTENDS["atst"])
@@ -85,28 +104,39 @@ def test_fault_40_embedding_is_that_of_the_training_model(workdir, model):
 
 
 def test_length_and_company_of_a_clip_do_not_matter(model):
-  """A clip alone, among others, and longer audio as the weighted mean of its chunks of 32 frames."""
-  mels = [log_mel(_audio(s, seed), FRONTENDS["atst"]) for seed, s in enumerate((0.05, 0.31, 0.2, 1.7, 0.1))]
+  """A clip alone, among others, and longer audio as the weighted mean of its chunks of 32
+  frames."""
+  mels = [
+    log_mel(_audio(s, seed), FRONTENDS["atst"])
+    for seed, s in enumerate((0.05, 0.31, 0.2, 1.7, 0.1))
+  ]
   together = model.embed(mels)
   assert together.shape == (5, 2 * 2 * 16) and together.dtype == np.float32
   for mel, vector in zip(mels, together, strict=True):
     np.testing.assert_allclose(model.embed([mel])[0], vector, atol=1e-5)
   long = mels[3]
   chunks = [long[s : s + 32] for s in range(0, len(long), 32)]
-  assert len(chunks) > 4 and 4 <= len(chunks[-1]) <= 16 and long.min() > long.max() - 80  # nothing is clamped
+  # nothing is clamped
+  assert len(chunks) > 4 and 4 <= len(chunks[-1]) <= 16 and long.min() > long.max() - 80
   parts = np.stack([model.embed([c])[0] for c in chunks])
   for tail, weights in (
     ("weighted", [len(c) for c in chunks]),
     ("keep", None),
     ("drop", [len(c) > 16 for c in chunks]),
   ):
-    np.testing.assert_allclose(model.embed([long], tail=tail)[0], np.average(parts, 0, weights), atol=1e-4)
-  assert not np.allclose(model.embed([long], tail="keep"), model.embed([long], tail="weighted"), atol=1e-3)
+    np.testing.assert_allclose(
+      model.embed([long], tail=tail)[0], np.average(parts, 0, weights), atol=1e-4
+    )
+  assert not np.allclose(
+    model.embed([long], tail="keep"), model.embed([long], tail="weighted"), atol=1e-3
+  )
 
 
 def test_central_crop(model):
   mel = log_mel(_audio(1.0), FRONTENDS["atst"])
-  np.testing.assert_allclose(model.embed([mel], max_frames=31), model.embed([mel[35:66]]), atol=1e-5)
+  np.testing.assert_allclose(
+    model.embed([mel], max_frames=31), model.embed([mel[35:66]]), atol=1e-5
+  )
 
 
 def test_timestamps(model):
@@ -125,10 +155,14 @@ def test_other_rates_are_resampled(model):
   assert np.abs(a - b).max() < 0.25 * np.abs(a - wrong).max()
 
 
-@pytest.mark.parametrize("audio, message", [
-  (np.zeros(100), "100 samples at 16000 Hz; at least 513"), (np.zeros((2, 9000)), "expected one axis"),
-  (np.full(9000, np.nan), "finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "audio, message",
+  [
+    (np.zeros(100), "100 samples at 16000 Hz; at least 513"),
+    (np.zeros((2, 9000)), "expected one axis"),
+    (np.full(9000, np.nan), "finite"),
+  ],
+)
 def test_bad_audio_is_refused(model, audio, message):
   with pytest.raises(UserError, match=message):
     get_scene_embeddings([audio], model, 16000)
@@ -136,8 +170,12 @@ def test_bad_audio_is_refused(model, audio, message):
 
 def test_random_baseline_has_the_same_form(model):
   again, other = model.reinitialized(1), model.reinitialized(2)
-  assert jax.tree.structure(again.variables["params"]) == jax.tree.structure(dict(model.variables["params"]))
-  assert not np.array_equal(again.variables["params"]["pos_embed"], other.variables["params"]["pos_embed"])
+  assert jax.tree.structure(again.variables["params"]) == jax.tree.structure(
+    dict(model.variables["params"])
+  )
+  assert not np.array_equal(
+    again.variables["params"]["pos_embed"], other.variables["params"]["pos_embed"]
+  )
 
 
 def test_a_damaged_export_is_refused(encoder, tmp_path):
@@ -161,7 +199,10 @@ def test_mistakes_of_export_are_one_line(workdir, encoder, tmp_path, capsys):
   for flags, message in (
     ([f"--workdir={workdir}", f"--output={encoder}"], "exists; choose another folder"),
     ([f"--workdir={tmp_path}", f"--output={tmp_path}/e"], "is not the workdir of a run"),
-    ([f"--workdir={workdir}", f"--output={tmp_path}/e", "--step=77"], "no checkpoint of step 77; there are [1, 2]"),
+    (
+      [f"--workdir={workdir}", f"--output={tmp_path}/e", "--step=77"],
+      "no checkpoint of step 77; there are [1, 2]",
+    ),
   ):
     assert export.main(flags) == 2
     error = capsys.readouterr().err
@@ -171,21 +212,31 @@ def test_mistakes_of_export_are_one_line(workdir, encoder, tmp_path, capsys):
 
 def test_byola_exports_the_student_with_its_running_statistics(tmp_path):
   """Sounds of any length, short ones too; frames every 40 ms."""
-  small = {"encoder__width": "1040", "encoder__hidden": "8", "views__normalization__mean": "-6", "total_steps": "2",
-           "views__normalization__std": "7", "checkpoint__every_steps": "2", "difference__weight": "0.2"}  # fmt: skip
+  small = {
+    "encoder__width": "1040",
+    "encoder__hidden": "8",
+    "views__normalization__mean": "-6",
+    "total_steps": "2",
+    "views__normalization__std": "7",
+    "checkpoint__every_steps": "2",
+    "difference__weight": "0.2",
+  }
   flags = tiny_flags(file="byola.py", **small)
   assert main.main([f"--workdir={tmp_path / 'run'}", *flags]) == 0
   assert export.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'encoder'}"]) == 0
   model = load_model(str(tmp_path / "encoder"))
   state = restore_tree(tmp_path / "run" / "checkpoints" / "2" / "default")
   jax.tree.map(np.testing.assert_array_equal, model.variables["params"], state["params"]["encoder"])
-  jax.tree.map(np.testing.assert_array_equal, model.variables["batch_stats"], state["batch_stats"]["encoder"])
+  jax.tree.map(
+    np.testing.assert_array_equal, model.variables["batch_stats"], state["batch_stats"]["encoder"]
+  )
   teacher = state["teacher"]["batch_stats"]["encoder"]["norm_0"]["mean"]
   assert not np.array_equal(model.variables["batch_stats"]["norm_0"]["mean"], teacher)
   sounds = [_audio(0.04), _audio(1.3, 1), _audio(3.0, 2)]
   vectors = get_scene_embeddings(sounds, model, 16000)
   assert vectors.shape == (3, 1040)
-  for sound, vector in zip(sounds, vectors, strict=True):  # whole, whatever the padding: maximum plus mean over time
+  # whole, whatever the padding: maximum plus mean over time
+  for sound, vector in zip(sounds, vectors, strict=True):
     frames, times = get_timestamp_embeddings([sound], model, 16000)
     np.testing.assert_allclose(frames[0].max(0) + frames[0].mean(0), vector, atol=1e-5)
   np.testing.assert_allclose(np.diff(times[0]), 40)

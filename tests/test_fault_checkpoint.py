@@ -54,7 +54,9 @@ def test_fault_05_no_good_checkpoint_is_refused_every_time(folder):
   for step in "123":
     flip(folder / step)
   for _ in range(2):
-    with pytest.raises(UserError, match=r"(?s)no checkpoint is good:\n  3: the contents.*\n  2: .*\n  1: .*move them"):
+    with pytest.raises(
+      UserError, match=r"(?s)no checkpoint is good:\n  3: the contents.*\n  2: .*\n  1: .*move them"
+    ):
       restore(folder)
   assert sorted(os.listdir(folder)) == ["1", "2", "3"] and restore(folder / "none") is None
 
@@ -80,9 +82,13 @@ def test_fault_05_arrays_that_were_read_wrongly_are_noticed(folder, warnings):
 def test_fault_05_export_reads_the_newest_good_checkpoint(folder, warnings):
   flip(folder / "3")
   variables, step = restore_encoder(str(folder))
-  np.testing.assert_array_equal(variables["params"]["kernel"], state_of(2)["teacher"]["params"]["encoder"]["kernel"])
+  np.testing.assert_array_equal(
+    variables["params"]["kernel"], state_of(2)["teacher"]["params"]["encoder"]["kernel"]
+  )
   assert step == 2 and "checkpoint 2 is read, since 3: the contents" in warnings[0]
-  with pytest.raises(UserError, match=r"no good checkpoint of step 3 \(3: the contents.*there are \[1, 2, 3\]"):
+  with pytest.raises(
+    UserError, match=r"no good checkpoint of step 3 \(3: the contents.*there are \[1, 2, 3\]"
+  ):
     restore_encoder(str(folder), 3)
   assert sorted(os.listdir(folder)) == ["1", "2", "3"]  # a reader moves nothing
 
@@ -94,7 +100,9 @@ def test_fault_06_a_copied_or_renamed_checkpoint_loads(folder, tmp_path, warning
   other = tmp_path / "other"
   shutil.copytree(tmp_path / "renamed" / "2", other / "70")
   assert restore(other) == 2
-  assert "is the checkpoint of step 2, and is renamed to that" in warnings[0] and os.listdir(other) == ["2"]
+  assert "is the checkpoint of step 2, and is renamed to that" in warnings[0] and os.listdir(
+    other
+  ) == ["2"]
 
 
 def test_fault_03_what_a_killed_save_leaves_is_removed(folder):

@@ -1,4 +1,5 @@
-"""Signals, stalls, dead partners, machines that lack something: the process ends in time, with a code and a reason."""
+"""Signals, stalls, dead partners, machines that lack something: the process ends in time, with a
+code and a reason."""
 
 import contextlib
 import json
@@ -25,8 +26,14 @@ from atst_jax.runtime.mesh import make_mesh
 from atst_jax.runtime.metric_writer import MetricWriter, read_metrics
 from atst_jax.util.errors import UserError
 
-FLAGS = {"total_steps": "20", "warmup_steps": "2", "checkpoint__every_steps": "4", "guard__window": "8",
-         "difference__weight": "0", "encoder__depth": "1"}  # fmt: skip
+FLAGS = {
+  "total_steps": "20",
+  "warmup_steps": "2",
+  "checkpoint__every_steps": "4",
+  "guard__window": "8",
+  "difference__weight": "0",
+  "encoder__depth": "1",
+}
 
 
 def _run(workdir, **overrides):
@@ -38,7 +45,9 @@ def _at(monkeypatch, actions):
   original = recipe.batches
 
   def batches(config, dataset, *, start_step, **options):
-    for number, batch in enumerate(original(config, dataset, start_step=start_step, **options), start_step + 1):
+    for number, batch in enumerate(
+      original(config, dataset, start_step=start_step, **options), start_step + 1
+    ):
       actions.get(number, lambda: None)()
       yield batch
 
@@ -46,8 +55,14 @@ def _at(monkeypatch, actions):
 
 
 def _python(code, **options):
-  return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True, **options)  # fmt: skip
+  return subprocess.Popen(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    **options,
+  )
 
 
 STARTING = """
@@ -65,10 +80,15 @@ except preemption.Interrupted as name:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_fault_01_a_signal_where_nothing_can_be_saved_ends_at_once(number):
-  """Between two instructions by an exception; inside a call that takes a minute, such as a compilation, by a thread."""
+  """Between two instructions by an exception; inside a call that takes a minute, such as a
+  compilation, by a thread."""
   for code, exit_code, told in (
     ("time.sleep(60)", 1, f"cleaned up after {number.name}"),
-    ("hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", 75, "stopped before there was anything to save"),
+    (
+      "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
+      75,
+      "stopped before there was anything to save",
+    ),
   ):
     process = _python(STARTING.format(code))
     assert process.stdout.readline() == "ready\n"
@@ -82,9 +102,12 @@ def test_fault_01_a_signal_where_nothing_can_be_saved_ends_at_once(number):
 
 
 def test_fault_01_processes_agree_by_the_number_of_their_questions(monkeypatch):
-  """Whatever steps a run is at: a continued one begins late, and every run of a fine-tuning at 0 again."""
+  """Whatever steps a run is at: a continued one begins late, and every run of a fine-tuning at 0
+  again."""
   asked = []
-  monkeypatch.setattr(preemption, "reached_preemption_sync_point", lambda number: asked.append(number) or number == 3)
+  monkeypatch.setattr(
+    preemption, "reached_preemption_sync_point", lambda number: asked.append(number) or number == 3
+  )
   with preemption.StopRequest(distributed=True) as stop:
     assert [stop.agreed() for _ in range(3)] == [False, False, True] and asked == [1, 2, 3]
   with preemption.StopRequest(distributed=False) as stop:
@@ -94,7 +117,8 @@ def test_fault_01_processes_agree_by_the_number_of_their_questions(monkeypatch):
 
 
 def test_fault_01_signals_are_the_loops_own_once_it_runs(tmp_path, monkeypatch, one_device, capsys):
-  """Before: exit 75 with nothing saved. In the loop: the step is finished and saved. Handlers are put back."""
+  """Before: exit 75 with nothing saved. In the loop: the step is finished and saved. Handlers are
+  put back."""
   handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
   stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
   with monkeypatch.context() as patch:
@@ -132,12 +156,16 @@ with watchdog.Watchdog({!r}, index=0, step_seconds=1.0, start_seconds=50.0) as d
 
 
 def test_fault_32_a_stalled_process_ends_with_its_stacks(tmp_path):
-  """A thread waits: exit 74, the place on standard error and in a file. A call keeps the interpreter's lock: exit 1."""
+  """A thread waits: exit 74, the place on standard error and in a file. A call keeps the
+  interpreter's lock: exit 1."""
   waiting = _python(STALLED.format(str(tmp_path), "time.sleep(60)"))
   locked = _python(STALLED.format(str(tmp_path / "none"), "ctypes.PyDLL(None).sleep(60)"))
   output, _ = waiting.communicate(timeout=50)
   assert waiting.returncode == 74, output
-  assert "stalled: nothing has moved for 1 s in phase 'step' after step 3" in output and "guard.step_seconds" in output
+  assert (
+    "stalled: nothing has moved for 1 s in phase 'step' after step 3" in output
+    and "guard.step_seconds" in output
+  )
   assert 'File "<string>", line 9 in <module>' in output
   assert 'File "<string>", line 9 in <module>' in (tmp_path / "stacks_process_0.txt").read_text()
   beat = json.loads((tmp_path / "heartbeat.json").read_text())
@@ -146,18 +174,29 @@ def test_fault_32_a_stalled_process_ends_with_its_stacks(tmp_path):
   assert locked.returncode == 1 and "Timeout" in output and "line 9 in <module>" in output, output
 
 
-def test_fault_32_stalled_input_is_noticed_and_the_heartbeat_tells(tmp_path, monkeypatch, one_device):
-  """The batch of step 6 does not come: the watchdog tells it within its limit (here it then comes after all)."""
+def test_fault_32_stalled_input_is_noticed_and_the_heartbeat_tells(
+  tmp_path, monkeypatch, one_device
+):
+  """The batch of step 6 does not come: the watchdog tells it within its limit (here it then comes
+  after all)."""
   moved, beats = threading.Event(), []
   monkeypatch.setattr(watchdog, "PERIOD", 0.05)
   monkeypatch.setattr(
-    watchdog.Watchdog, "_end", lambda self, limit: (beats.append((self._phase, self._step)), moved.set())
+    watchdog.Watchdog,
+    "_end",
+    lambda self, limit: (beats.append((self._phase, self._step)), moved.set()),
   )
   _at(monkeypatch, {6: lambda: moved.wait(60)})
   assert _run(tmp_path, guard__step_seconds="1.0", total_steps="8") == 0
-  assert beats[0] == ("step", 4)  # the step that is known to have ended: 5 is looked at after 6 is dispatched
+  # the step that is known to have ended: 5 is looked at after 6 is dispatched
+  assert beats[0] == ("step", 4)
   beat = json.loads((tmp_path / "heartbeat.json").read_text())
-  assert beat == beat | {"step": 8, "phase": "ended", "pid": os.getpid(), "host": socket.gethostname()}
+  assert beat == beat | {
+    "step": 8,
+    "phase": "ended",
+    "pid": os.getpid(),
+    "host": socket.gethostname(),
+  }
   assert abs(beat["time"] - time.time()) < 60 and beat["step_time"] <= beat["time"]
 
 
@@ -166,12 +205,32 @@ def _ranks(workdir, *program):
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
-  env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
-         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}  # fmt: skip
-  command = [sys.executable, *program, *flags, f"--workdir={workdir}", f"--coordinator=localhost:{port}",
-             "--num_processes=2"]  # fmt: skip
-  return [subprocess.Popen([*command, f"--process_id={p}"], cwd=ROOT, env=env, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True) for p in range(2)]  # fmt: skip
+  env = {
+    **os.environ,
+    "XLA_FLAGS": "",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+  }
+  command = [
+    sys.executable,
+    *program,
+    *flags,
+    f"--workdir={workdir}",
+    f"--coordinator=localhost:{port}",
+    "--num_processes=2",
+  ]
+  return [
+    subprocess.Popen(
+      [*command, f"--process_id={p}"],
+      cwd=ROOT,
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for p in range(2)
+  ]
 
 
 RAISING = """
@@ -191,7 +250,8 @@ main.end(main.main(sys.argv[1:]))
 
 @pytest.mark.parametrize("fault", ["dies", "raises"])
 def test_fault_36_when_one_process_dies_or_raises_the_other_ends(tmp_path, fault):
-  """Within a minute and not with 0; the one that raises ends with its own code, and does not wait for the other."""
+  """Within a minute and not with 0; the one that raises ends with its own code, and does not wait
+  for the other."""
   ranks = _ranks(tmp_path, *(("-c", RAISING) if fault == "raises" else ("-m", "atst_jax.main")))
   try:
     if fault == "dies":
@@ -206,7 +266,9 @@ def test_fault_36_when_one_process_dies_or_raises_the_other_ends(tmp_path, fault
     outputs[second] = ranks[second].communicate(timeout=60)[0]
     assert time.time() - started < 60 and ranks[second].returncode not in (0, 75), outputs
     if fault == "raises":
-      assert ranks[0].returncode == 2 and "a shard of process 0 alone is damaged" in outputs[0], outputs
+      assert ranks[0].returncode == 2 and "a shard of process 0 alone is damaged" in outputs[0], (
+        outputs
+      )
   finally:
     for process in ranks:
       with contextlib.suppress(ProcessLookupError):
@@ -217,13 +279,17 @@ def test_fault_36_when_one_process_dies_or_raises_the_other_ends(tmp_path, fault
 @pytest.fixture(scope="module")
 def program():
   config = recipe.resolve(tiny_config(**FLAGS), None)
-  return config, recipe.compile_for(config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False)
+  return config, recipe.compile_for(
+    config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False
+  )
 
 
 def test_fault_28_what_is_not_float32_is_refused_at_the_start(program):
   """A teacher, statistics, optimizer or loss in bfloat16."""
   _, tiny = program
-  half = lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, tree)
+  half = lambda tree: jax.tree.map(
+    lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, tree
+  )
   breaks = {
     "teacher": lambda s, m: (s._replace(teacher=half(s.teacher)), m),
     "batch_stats": lambda s, m: (s._replace(batch_stats=half(s.batch_stats)), m),
@@ -231,18 +297,27 @@ def test_fault_28_what_is_not_float32_is_refused_at_the_start(program):
     "loss": lambda s, m: (s, {**m, "loss": half(m["loss"])}),
   }
   for name, spoil in breaks.items():
-    step = jax.jit(lambda state, batch, spoil=spoil: spoil(state, {"loss": jnp.mean(batch["mel"].astype(jnp.float32))}))
-    with pytest.raises(TypeError, match=rf"results of the step are not float32, the first: .*{name}.* is bfloat16"):
+    step = jax.jit(
+      lambda state, batch, spoil=spoil: spoil(
+        state, {"loss": jnp.mean(batch["mel"].astype(jnp.float32))}
+      )
+    )
+    with pytest.raises(
+      TypeError, match=rf"results of the step are not float32, the first: .*{name}.* is bfloat16"
+    ):
       recipe.compile_step(tiny._replace(step=step))
 
 
 def test_fault_37_the_step_is_compiled_once(program):
-  """What was compiled cannot be compiled again: another shape or type is an error, not a slow step."""
+  """What was compiled cannot be compiled again: another shape or type is an error, not a slow
+  step."""
   config, tiny = program
   compiled = recipe.compile_step(tiny)
   state = tiny.init(jax.random.key(0))
-  batch = jax.device_put(next(recipe.batches(config, None, start_step=0, rows=None)),
-                         {k: v.sharding for k, v in tiny.batch.items()})  # fmt: skip
+  batch = jax.device_put(
+    next(recipe.batches(config, None, start_step=0, rows=None)),
+    {k: v.sharding for k, v in tiny.batch.items()},
+  )
   for _ in range(2):
     state, _ = compiled(state, batch)
   assert int(state.step) == 2
@@ -253,13 +328,21 @@ def test_fault_37_the_step_is_compiled_once(program):
 
 def test_fault_35_too_little_memory_names_what_helps(tmp_path, monkeypatch, one_device, capsys):
   def refuse(program):
-    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 26.46G of 15.75G")
+    raise jax.errors.JaxRuntimeError(
+      "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 26.46G of 15.75G"
+    )
 
   monkeypatch.setattr(recipe, "compile_step", refuse)
   assert _run(tmp_path) == 2
   error = capsys.readouterr().err
   assert "Used 26.46G of 15.75G" in error and "batch_size=16" in error and "Traceback" not in error
-  for knob in ("compute.accumulation", "compute.remat", "mesh.fsdp", "dtype=bfloat16", "atst_jax.plan"):
+  for knob in (
+    "compute.accumulation",
+    "compute.remat",
+    "mesh.fsdp",
+    "dtype=bfloat16",
+    "atst_jax.plan",
+  ):
     assert knob in error
 
 
@@ -277,7 +360,9 @@ def test_fault_33_memory_is_flat(tmp_path, monkeypatch, one_device):
       return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
   sizes = {}
-  _at(monkeypatch, {step: lambda step=step: sizes.update({step: resident()}) for step in (100, 600)})
+  _at(
+    monkeypatch, {step: lambda step=step: sizes.update({step: resident()}) for step in (100, 600)}
+  )
   assert _run(tmp_path, total_steps="600", checkpoint__every_steps="50", log__every_steps="5") == 0
   assert sizes[600] < 1.05 * sizes[100], {k: f"{v / 2**20:.1f} MiB" for k, v in sizes.items()}
 
@@ -291,5 +376,8 @@ def test_fault_34_a_logger_that_fails_warns_once_and_training_goes_on(tmp_path, 
   for step in (1, 2, 3):
     writer.write(step, {"loss": 1.0})
   writer.close()
-  assert sorted(re.match(r"logging to (\S+) failed", w)[1] for w in warnings) == ["TensorBoard", "metrics.jsonl"]
+  assert sorted(re.match(r"logging to (\S+) failed", w)[1] for w in warnings) == [
+    "TensorBoard",
+    "metrics.jsonl",
+  ]
   assert all("training goes on without it" in w for w in warnings)

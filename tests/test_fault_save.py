@@ -1,4 +1,5 @@
-"""Saves: killed at any instant, on a full disk, of a state that is not finite; there always is a good checkpoint."""
+"""Saves: killed at any instant, on a full disk, of a state that is not finite; there always is a
+good checkpoint."""
 
 import os
 import pathlib
@@ -20,7 +21,8 @@ class Killed(BaseException):
 
 
 def test_fault_04_there_is_a_good_checkpoint_at_every_instant(tmp_path, monkeypatch):
-  """Death before every single operation on files of a save and of the removal it entails, halves of them too."""
+  """Death before every single operation on files of a save and of the removal it entails, halves of
+  them too."""
   operations = ("write_text", "remove", "remove_folder", "make_folder", "move_folder")
   real = {name: getattr(storage, name) for name in operations}
   removed = real["remove_folder"]
@@ -71,9 +73,18 @@ def test_fault_04_there_is_a_good_checkpoint_at_every_instant(tmp_path, monkeypa
 
 
 def test_fault_04_sound_checkpoints_are_kept(tmp_path):
-  """The newest `keep` sound ones, the multiples of keep_every, and the newest; a rollback finds a sound one."""
+  """The newest `keep` sound ones, the multiples of keep_every, and the newest; a rollback finds a
+  sound one."""
   checkpoints = open_checkpoints(tmp_path, keep=2, keep_every=4)
-  for step, sound in ((2, True), (4, True), (5, False), (6, True), (8, True), (10, True), (11, False)):
+  for step, sound in (
+    (2, True),
+    (4, True),
+    (5, False),
+    (6, True),
+    (8, True),
+    (10, True),
+    (11, False),
+  ):
     checkpoints.save(step, state_of(step), sound=sound)
   checkpoints.save(11, state_of(11), sound=False)  # a step that is there is left alone
   checkpoints.close()
@@ -105,8 +116,14 @@ def small_disk(tmp_path):
   """A disk of 1 MiB."""
   disk = tmp_path / "disk"
   disk.mkdir()
-  if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False,
-                                    capture_output=True).returncode:  # fmt: skip
+  if (
+    os.geteuid()
+    or subprocess.run(
+      ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+      check=False,
+      capture_output=True,
+    ).returncode
+  ):
     pytest.skip("only root can mount a small disk")
   yield disk
   subprocess.run(["umount", str(disk)], check=True)
@@ -116,7 +133,9 @@ def test_fault_09_too_little_room_is_said_before_a_save(tmp_path, monkeypatch):
   save(tmp_path, 3)
   monkeypatch.setattr(storage, "free_bytes", lambda path: 1000)
   checkpoints = open_checkpoints(tmp_path)
-  with pytest.raises(StoreError, match=r"needs 0.0 MiB, 0.0 are free; make room.*checkpoints there are whole"):
+  with pytest.raises(
+    StoreError, match=r"needs 0.0 MiB, 0.0 are free; make room.*checkpoints there are whole"
+  ):
     checkpoints.save(4, state_of(4), sound=True)
   checkpoints.close()
   assert restore(tmp_path) == 3 and StoreError.exit_code == 74
@@ -127,10 +146,14 @@ def test_fault_09_a_full_disk_is_reported_at_once(small_disk, monkeypatch):
   monkeypatch.setattr(storage, "free_bytes", lambda path: float("inf"))
   save(small_disk, 1)
   checkpoints = open_checkpoints(small_disk)
-  big = state_of(2) | {"params": jnp.asarray(np.random.default_rng(0).normal(size=(1 << 20,)), jnp.float32)}
+  big = state_of(2) | {
+    "params": jnp.asarray(np.random.default_rng(0).normal(size=(1 << 20,)), jnp.float32)
+  }
   checkpoints.save(2, big, sound=True)
   deadline = time.time() + 60
-  with pytest.raises(StoreError, match=r"checkpoint of step 2 in .* could not be saved \(.*those before it are whole"):
+  with pytest.raises(
+    StoreError, match=r"checkpoint of step 2 in .* could not be saved \(.*those before it are whole"
+  ):
     while time.time() < deadline:
       checkpoints.poll()
       time.sleep(0.01)
@@ -154,4 +177,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, warnings):
   broken = state_of(1) | {"params": jnp.array([1.0, np.inf])}
   assert not checkpoints.save(1, broken, sound=True)
   checkpoints.close()
-  assert not os.listdir(tmp_path) and "step 1 is not saved: 1 arrays are not finite, the first is params" in warnings[0]
+  assert (
+    not os.listdir(tmp_path)
+    and "step 1 is not saved: 1 arrays are not finite, the first is params" in warnings[0]
+  )

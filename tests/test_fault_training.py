@@ -1,4 +1,5 @@
-"""Steps that go wrong: skipped inside the jitted step, undone by going back to a checkpoint, or the end with a dump."""
+"""Steps that go wrong: skipped inside the jitted step, undone by going back to a checkpoint, or the
+end with a dump."""
 
 import functools
 import os
@@ -29,7 +30,9 @@ HEALTHY = {"std_teacher": 0.2, "rank_teacher": 5.0}
 
 @functools.cache
 def _program():
-  config = recipe.resolve(tiny_config(guard__window="8", difference__weight="0", warmup_steps="6"), None)
+  config = recipe.resolve(
+    tiny_config(guard__window="8", difference__weight="0", warmup_steps="6"), None
+  )
   init, step = recipe.build(config, ragged=False)
   return config, jax.jit(init)(jax.random.key(0)), jax.jit(step)
 
@@ -41,7 +44,8 @@ def _batches(config, number):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_fault_25_a_step_that_is_not_finite_is_skipped(value):
-  """Student, optimizer, teacher, statistics and the schedules' counts stay bit for bit; `step` goes on."""
+  """Student, optimizer, teacher, statistics and the schedules' counts stay bit for bit; `step` goes
+  on."""
   config, state, step = _program()
   batches = _batches(config, 4)
   batches[2] = {**batches[2], "mel": batches[2]["mel"].copy()}
@@ -60,11 +64,14 @@ def test_fault_25_a_step_that_is_not_finite_is_skipped(value):
   assert [int(s.teacher.count) for s in history] == [0, 1, 2, 2, 3]
   assert counts("skipped") == [0, 0, 0, 1, 1] and int(metrics["skipped"]) == 1
   assert counts("bad") == [0, 0, 0, 1, 0] and counts("seen") == [0, 1, 2, 2, 3]
-  assert rates[2] == rates[3] > rates[1] > rates[0]  # the schedule waits, and what is reported is what is used
+  # the schedule waits, and what is reported is what is used
+  assert rates[2] == rates[3] > rates[1] > rates[0]
   with pytest.raises(AssertionError):
     same(after, history[4])
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(history[4]))
-  assert not all(np.isfinite(float(step(before, batches[2])[1][name])) for name in ("loss", "grad_norm"))
+  assert not all(
+    np.isfinite(float(step(before, batches[2])[1][name])) for name in ("loss", "grad_norm")
+  )
 
 
 @jax.jit
@@ -96,19 +103,24 @@ def test_fault_26_the_rule_of_a_spike():
   assert _judged([*calm, 3, np.nan, 3])[0][40:] == [1, 2, 3]  # both kinds are bad steps in a row
   assert not any(_judged([*calm, 3, 3], warm=False)[0])  # not during the warm-up
   assert _judged([*calm[:6], 3])[0][-1] == 0  # not before the window is full
-  assert not any(_judged([1.0] * 20 + [1.2] * 5)[0])  # a ripple on an even stretch is none: at least 2 % of the median
-  assert _judged([1.0] * 20 + [1.3] * 20)[0][20:] == [1, 2, 3, 4] + [0] * 16  # a new level is one after half a window
+  # a ripple on an even stretch is none: at least 2 % of the median
+  assert not any(_judged([1.0] * 20 + [1.2] * 5)[0])
+  # a new level is one after half a window
+  assert _judged([1.0] * 20 + [1.3] * 20)[0][20:] == [1, 2, 3, 4] + [0] * 16
   guard = _judged([*calm, np.nan, np.inf])[2]
   assert np.isfinite(guard.losses).all() and int(guard.seen) == 40 and int(guard.skipped) == 2
   assert float(deviations(jnp.float32(2), jnp.ones(8))) == pytest.approx(1 / 0.02)
 
 
 def _poisoned(monkeypatch, steps, at=None):
-  """Batches whose mels are NaN at these steps (counted from 1); `at` = {step: function} is called there."""
+  """Batches whose mels are NaN at these steps (counted from 1); `at` = {step: function} is called
+  there."""
   original = recipe.batches
 
   def batches(config, dataset, *, start_step, **options):
-    for number, batch in enumerate(original(config, dataset, start_step=start_step, **options), start_step + 1):
+    for number, batch in enumerate(
+      original(config, dataset, start_step=start_step, **options), start_step + 1
+    ):
       if number in steps:
         batch["mel"][:] = np.nan
       if at and number in at and not options.get("with_ids"):
@@ -119,9 +131,16 @@ def _poisoned(monkeypatch, steps, at=None):
 
 
 def _run(workdir, **overrides):
-  small = {"total_steps": "20", "warmup_steps": "2", "checkpoint__every_steps": "4", "checkpoint__keep": "1",
-           "guard__patience": "3", "guard__rollbacks": "1", "guard__window": "8",
-           "difference__weight": "0"}  # fmt: skip
+  small = {
+    "total_steps": "20",
+    "warmup_steps": "2",
+    "checkpoint__every_steps": "4",
+    "checkpoint__keep": "1",
+    "guard__patience": "3",
+    "guard__rollbacks": "1",
+    "guard__window": "8",
+    "difference__weight": "0",
+  }
   flags = tiny_flags(**small | overrides)
   return main.main([*flags, f"--workdir={workdir}"])
 
@@ -131,17 +150,25 @@ def _state(workdir, step):
 
 
 def test_fault_26_the_run_goes_back_and_skips_the_window(tmp_path, monkeypatch, warnings):
-  """Steps 10 to 12 are bad: back to the checkpoint of 8, and on with batch 13; 9 to 12 are lost. A run that is stopped
-  at 11, in the middle of the bad steps, ends bit for bit as one that is not, although it has a newer checkpoint."""
+  """Steps 10 to 12 are bad: back to the checkpoint of 8, and on with batch 13; 9 to 12 are lost. A
+  run that is stopped at 11, in the middle of the bad steps, ends bit for bit as one that is not,
+  although it has a newer checkpoint."""
   _poisoned(monkeypatch, {10, 11, 12})
   assert _run(tmp_path / "whole") == 0
   state = _state(tmp_path / "whole", 20)
   assert int(state["guard"]["skipped"]) == 4 and int(state["teacher"]["count"]) == 16
   assert int(state["guard"]["rollbacks"]) == 1 and int(state["step"]) == 20
   told = next(w for w in warnings if "Going back" in w)
-  assert re.search(r"steps 10 to 12 were bad \(loss nan.*clips: 0/9/0, 0/9/1, .*16 in all .*state of step 8, and on "
-                   r"with the data after step 12 \(1 of 1 times\)", told)  # fmt: skip
-  assert [w.split(" was")[0] for w in warnings if "was skipped" in w] == ["step 10", "step 11", "step 12"]
+  assert re.search(
+    r"steps 10 to 12 were bad \(loss nan.*clips: 0/9/0, 0/9/1, .*16 in all .*state of step 8, and on "
+    r"with the data after step 12 \(1 of 1 times\)",
+    told,
+  )
+  assert [w.split(" was")[0] for w in warnings if "was skipped" in w] == [
+    "step 10",
+    "step 11",
+    "step 12",
+  ]
   steps = [r["step"] for r in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
   assert steps == list(range(1, 21))
   with np.load(tmp_path / "whole" / "bad_batch_10_process_0.npz", allow_pickle=False) as dump:
@@ -156,16 +183,22 @@ def test_fault_26_the_run_goes_back_and_skips_the_window(tmp_path, monkeypatch, 
 
 
 def test_fault_26_a_run_that_stays_bad_ends_with_a_dump(tmp_path, monkeypatch, warnings, capsys):
-  """From the initial state, since there is no checkpoint yet; then exit code 3, with whole checkpoints."""
+  """From the initial state, since there is no checkpoint yet; then exit code 3, with whole
+  checkpoints."""
   _poisoned(monkeypatch, {2, 3, 4, *range(11, 21)})
   assert _run(tmp_path) == 3
-  assert any("Going back to the state of step 0, and on with the data after step 4" in w for w in warnings)
+  assert any(
+    "Going back to the state of step 0, and on with the data after step 4" in w for w in warnings
+  )
   error = capsys.readouterr().err
   told = r"diverged: steps 11 to 13 were bad .*0/10/0, .*bad_batch_11_process_0.npz.*went back 1 times before"
   assert re.search(told, error)
   assert (tmp_path / "bad_batch_11_process_0.npz").exists() and "Traceback" not in error
   state = _state(tmp_path, 8)
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state)) and int(state["guard"]["skipped"]) == 4
+  assert (
+    all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    and int(state["guard"]["skipped"]) == 4
+  )
 
 
 class Identity(nn.Module):
@@ -176,13 +209,25 @@ class Identity(nn.Module):
 
 
 def _toy(monkeypatch, steps, collapsing):
-  """The metrics of a tiny run on one device: without a predictor, its teacher the student itself, or a healthy one."""
-  overrides = {"difference__weight": "0", "total_steps": "400", "warmup_steps": "5", "encoder__depth": "1"}
+  """The metrics of a tiny run on one device: without a predictor, its teacher the student itself,
+  or a healthy one."""
+  overrides = {
+    "difference__weight": "0",
+    "total_steps": "400",
+    "warmup_steps": "5",
+    "encoder__depth": "1",
+  }
   with monkeypatch.context() as patch:
     if collapsing:
       make = method.make_network
-      patch.setattr(method, "make_network", lambda **options: make(**options).clone(predictor=Identity()))
-      overrides |= {"teacher__decay_start": "0", "teacher__decay_end": "0", "optimizer__base_lr": "0.1"}
+      patch.setattr(
+        method, "make_network", lambda **options: make(**options).clone(predictor=Identity())
+      )
+      overrides |= {
+        "teacher__decay_start": "0",
+        "teacher__decay_end": "0",
+        "optimizer__base_lr": "0.1",
+      }
     config = recipe.resolve(tiny_config(**overrides), None)
     init, step = recipe.build(config, ragged=False)
     state, step, history = jax.jit(init)(jax.random.key(0)), jax.jit(step), []
@@ -193,12 +238,13 @@ def _toy(monkeypatch, steps, collapsing):
 
 
 def test_fault_27_collapse_is_caught_and_health_is_not(tmp_path, monkeypatch, warnings):
-  """A toy without predictor at decay 0 collapses: a warning, once, or the end if so configured. A healthy toy does
-  neither: on the same noise, for twice as long."""
+  """A toy without predictor at decay 0 collapses: a warning, once, or the end if so configured. A
+  healthy toy does neither: on the same noise, for twice as long."""
   config, history = _toy(monkeypatch, 60, True)
   _, healthy = _toy(monkeypatch, 120, False)
   assert not any(m["collapsed"] or m["bad"] for m in healthy)
-  assert history[-1]["collapsed"] > 30 and history[-1]["loss"] < 0.01  # a perfect loss, by saying nothing
+  # a perfect loss, by saying nothing
+  assert history[-1]["collapsed"] > 30 and history[-1]["loss"] < 0.01
   assert history[-1]["std_teacher"] < 0.1 * 8**-0.5 < healthy[-1]["std_teacher"]
   config.guard.collapse_steps = 20
   recovery = Recovery(config, None, str(tmp_path), None, None, None)
@@ -206,17 +252,22 @@ def test_fault_27_collapse_is_caught_and_health_is_not(tmp_path, monkeypatch, wa
   assert not warnings and not any(needed)
   needed = [recovery.needed(step, metrics) for step, metrics in enumerate(history, 1)]
   assert not any(needed) and len(warnings) == 1
-  assert re.search(r"the teacher's outputs have been collapsed for 20 steps: std 0.0\d+ .*have 0.3536", warnings[0])
+  assert re.search(
+    r"the teacher's outputs have been collapsed for 20 steps: std 0.0\d+ .*have 0.3536", warnings[0]
+  )
   config.guard.collapse = "stop"
   with pytest.raises(FloatingPointError, match="collapsed for 20 steps"):
     for step, metrics in enumerate(history, 1):
       recovery.needed(step, metrics)
   flat = {"std_teacher": 0.2, "rank_teacher": 1.05}  # all on one line, and well spread there
-  assert int(_judged([1.0] * 3, **flat)[2].collapsed) == 3 and not int(_judged([1.0] * 3)[2].collapsed)
+  assert int(_judged([1.0] * 3, **flat)[2].collapsed) == 3 and not int(
+    _judged([1.0] * 3)[2].collapsed
+  )
 
 
 def test_output_rank():
-  """Equal along every axis of k dimensions: k; on a line: 1; the same everywhere: 0; below the entropy's rank."""
+  """Equal along every axis of k dimensions: k; on a line: 1; the same everywhere: 0; below the
+  entropy's rank."""
   from atst_jax.downstream.metrics import effective_rank
 
   rng = np.random.default_rng(0)
@@ -224,7 +275,9 @@ def test_output_rank():
   assert float(output_rank(sphere)) == pytest.approx(12, rel=0.01)
   plane = sphere * np.array([1, 1] + [0] * 10, np.float32)
   assert float(output_rank(plane)) == pytest.approx(2, rel=0.01)
-  assert float(output_rank(np.sign(sphere[:, :1]) * np.ones((1, 12), np.float32))) == pytest.approx(1, rel=1e-3)
+  assert float(output_rank(np.sign(sphere[:, :1]) * np.ones((1, 12), np.float32))) == pytest.approx(
+    1, rel=1e-3
+  )
   assert float(output_rank(np.eye(1, 12, dtype=np.float32).repeat(9, 0))) == 0
   decaying = sphere * 0.7 ** np.arange(12, dtype=np.float32)
   unit = decaying / np.linalg.norm(decaying, axis=1, keepdims=True)

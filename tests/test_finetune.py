@@ -1,4 +1,5 @@
-"""Fine-tuning from an export and a prepared set to its table: every kind of task, resuming, and what is refused."""
+"""Fine-tuning from an export and a prepared set to its table: every kind of task, resuming, and
+what is refused."""
 
 import functools
 import json
@@ -23,8 +24,14 @@ from atst_jax.util.errors import UserError
 from tests.evaluation import make_clips, write_clips, write_encoder
 from tests.tiny import ROOT
 
-OVERRIDES = {"batch_size": "16", "mixup.group": "2", "epochs": "6", "warmup_epochs": "1", "optimizer.base_lr": "4",
-             "log.every_steps": "1"}  # fmt: skip
+OVERRIDES = {
+  "batch_size": "16",
+  "mixup.group": "2",
+  "epochs": "6",
+  "warmup_epochs": "1",
+  "optimizer.base_lr": "4",
+  "log.every_steps": "1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,10 @@ def encoder(tmp_path_factory):
 def split_clips(n=60, **options):
   """Clips with splits of their own: every fifth is tested, every fifth validates."""
   names = ("test", "valid", "train", "train", "train")
-  return [Clip(c.id, c.mel, c.labels, False, -1, names[i % 5]) for i, c in enumerate(make_clips(n, folds=0, **options))]
+  return [
+    Clip(c.id, c.mel, c.labels, False, -1, names[i % 5])
+    for i, c in enumerate(make_clips(n, folds=0, **options))
+  ]
 
 
 def run(encoder, data, workdir, variant="as20k", devices=1, **overrides):
@@ -45,7 +55,9 @@ def run(encoder, data, workdir, variant="as20k", devices=1, **overrides):
   for key, value in {"encoder": encoder, "data.path": data, **values}.items():
     configs.override(config, key, value)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(job, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:devices]))
+    patch.setattr(
+      job, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:devices])
+    )
     code = job.run(config, str(workdir), allow_changed_config=False)
   path = pathlib.Path(workdir, "results.json")
   return code, json.loads(path.read_text()) if path.exists() else None
@@ -67,16 +79,29 @@ def test_folds_give_rows_scores_and_provenance(done, encoder):
   best, last = results["rows"]
   for row in results["rows"]:
     assert [(r["seed"], r["fold"]) for r in row["runs"]] == [(0, 0), (0, 1), (0, 2)]
-    assert row["mean"] == pytest.approx(np.mean([r["score"] for r in row["runs"]])) and row["std"] is None
-  assert best["mean"] > 0.8 > results["chance"]  # the class is the spectrum: an untrained head is at chance
+    assert (
+      row["mean"] == pytest.approx(np.mean([r["score"] for r in row["runs"]]))
+      and row["std"] is None
+    )
+  # the class is the spectrum: an untrained head is at chance
+  assert best["mean"] > 0.8 > results["chance"]
   assert all(b["valid"] >= v["valid"] for b, v in zip(best["runs"], last["runs"], strict=True))
   assert last["epoch"] == 6 and all(1 <= r["epoch"] <= 6 for r in best["runs"])
-  assert (results["job"], results["protocol"], results["metric"]) == ("finetune", "finetune", "accuracy")
+  assert (results["job"], results["protocol"], results["metric"]) == (
+    "finetune",
+    "finetune",
+    "accuracy",
+  )
   assert results["encoder"]["path"] == encoder and results["encoder"]["provenance"] == {"step": 123}
   assert results["config"]["padding"] == "mask" and results["config"]["drop_path"] == 0.1
   assert results["config"]["tail"] == "weighted"
   text = table(results)
-  assert "finetune accuracy" in text and "protocol finetune" in text and "CHOSEN" not in text and "3 folds" in text
+  assert (
+    "finetune accuracy" in text
+    and "protocol finetune" in text
+    and "CHOSEN" not in text
+    and "3 folds" in text
+  )
   assert "| pre-trained, best |" in (workdir / "results.md").read_text()
   records = read_metrics(workdir / "seed0-division1" / "metrics.jsonl")
   assert [r["step"] for r in records if "valid" in r] == [2, 4, 6, 8, 10, 12]
@@ -90,10 +115,14 @@ def test_a_finished_run_is_only_tested_again(done, encoder, monkeypatch):
   assert code == 0
   for new, old in zip(again["rows"][0]["runs"], results["rows"][0]["runs"], strict=True):
     assert new == old
-  assert [r["score"] for r in again["rows"][1]["runs"]] == [r["score"] for r in results["rows"][1]["runs"]]
+  assert [r["score"] for r in again["rows"][1]["runs"]] == [
+    r["score"] for r in results["rows"][1]["runs"]
+  ]
 
 
-def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(done, encoder, tmp_path, monkeypatch):
+def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(
+  done, encoder, tmp_path, monkeypatch
+):
   """Stopped inside an epoch of the second division, and after an epoch; then to the end."""
   results, workdir, data = done
 
@@ -119,8 +148,11 @@ def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(d
       assert run(encoder, data, tmp_path / "run", devices=8)[0] == 75
   code, again = run(encoder, data, tmp_path / "run", devices=8)
   assert code == 0 and again["rows"] == results["rows"]
-  losses = lambda folder: [(r["step"], r["loss"]) for r in read_metrics(folder / "seed0-division1" / "metrics.jsonl")
-                           if "loss" in r]  # fmt: skip
+  losses = lambda folder: [
+    (r["step"], r["loss"])
+    for r in read_metrics(folder / "seed0-division1" / "metrics.jsonl")
+    if "loss" in r
+  ]
   assert losses(tmp_path / "run") == losses(workdir)
 
 
@@ -134,7 +166,9 @@ def test_several_labels_give_map_and_d_prime(encoder, tmp_path):
   data = write_clips(tmp_path / "data", clips, name="audioset")
   _, results = run(encoder, data, tmp_path / "run", epochs="8")
   best = results["rows"][0]
-  assert results["metric"] == "mAP" and best["mean"] > results["chance"] + 0.1 and best["d_prime"] > 0.5
+  assert (
+    results["metric"] == "mAP" and best["mean"] > results["chance"] + 0.1 and best["d_prime"] > 0.5
+  )
   assert [row["name"] for row in results["published"]][-2:] == ["ATST Small", "ATST Base"]
   text = table(results)
   assert "finetune mAP" in text and "d′" in text and "one division" in text and "37.4" in text
@@ -143,10 +177,14 @@ def test_several_labels_give_map_and_d_prime(encoder, tmp_path):
 def test_splits_without_mixup_use_cross_entropy(encoder, tmp_path):
   """The VoxCeleb1 recipe: a first loss of about ln 3, where the binary one is about ln 2."""
   data = write_clips(tmp_path / "data", split_clips())
-  _, results = run(encoder, data, tmp_path / "run", variant="vox1", epochs="4", optimizer__base_lr="0.5")
+  _, results = run(
+    encoder, data, tmp_path / "run", variant="vox1", epochs="4", optimizer__base_lr="0.5"
+  )
   first = read_metrics(tmp_path / "run" / "seed0-division0" / "metrics.jsonl")[0]["loss"]
   assert first == pytest.approx(np.log(3), abs=0.1)
-  assert results["rows"][0]["mean"] > 0.6 and results["data"]["divisions"] == [{"train": 36, "valid": 12, "test": 12}]
+  assert results["rows"][0]["mean"] > 0.6 and results["data"]["divisions"] == [
+    {"train": 36, "valid": 12, "test": 12}
+  ]
 
 
 def test_selection_on_test_clips_says_so(encoder, tmp_path):
@@ -164,7 +202,11 @@ def test_a_convolutional_encoder_is_trained_on_clips_filled_with_silence(tmp_pat
   _, results = run(cnn, data, tmp_path / "run", epochs="2", optimizer__base_lr="0.1")
   assert results["config"]["padding"] == "silence" and results["config"]["drop_path"] is None
   assert results["rows"][0]["mean"] > 0.5
-  for key, value in {"drop_path": "0.1", "padding": "mask", "optimizer__layer_decay": "0.75"}.items():
+  for key, value in {
+    "drop_path": "0.1",
+    "padding": "mask",
+    "optimizer__layer_decay": "0.75",
+  }.items():
     with pytest.raises(UserError, match=f"{key.replace('__', '.')}={value} is for transformers"):
       run(cnn, data, tmp_path / "no", **{key: value})
 
@@ -182,36 +224,66 @@ def refused(pattern, encoder, data, workdir, **overrides):
   assert not os.path.exists(os.path.join(workdir, "results.json"))
 
 
-def test_fault_24_38_39_data_that_cannot_be_used_is_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
+def test_fault_24_38_39_data_that_cannot_be_used_is_refused_before_anything_is_computed(
+  encoder, tmp_path, monkeypatch
+):
   monkeypatch.setattr(job.recipe, "compile_for", None)
   other = write_clips(tmp_path / "front-end", make_clips(), frontend="audiossl")
-  refused("'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst", encoder, other, tmp_path / "run")
+  refused(
+    "'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst",
+    encoder,
+    other,
+    tmp_path / "run",
+  )
   clips = make_clips()
   clips[3] = Clip("0.wav#0000", clips[3].mel, clips[3].labels, fold=clips[3].fold)
   clips[7] = Clip("0.wav#0001", clips[7].mel, clips[7].labels, fold=clips[7].fold)
-  refused("leaks: 1 source file .* '0.wav'", encoder, write_clips(tmp_path / "leak", clips), tmp_path / "run")
+  refused(
+    "leaks: 1 source file .* '0.wav'",
+    encoder,
+    write_clips(tmp_path / "leak", clips),
+    tmp_path / "run",
+  )
   clips = make_clips()
   clips[4] = Clip("bare.wav", clips[4].mel, fold=0)
-  refused("1 of 36 clips have no label", encoder, write_clips(tmp_path / "bare", clips), tmp_path / "run")
+  refused(
+    "1 of 36 clips have no label", encoder, write_clips(tmp_path / "bare", clips), tmp_path / "run"
+  )
   one = [Clip(c.id, c.mel, (0,), False, -1, c.split) for c in split_clips()]
   refused("hold 1 class of 3", encoder, write_clips(tmp_path / "one", one), tmp_path / "run")
-  new = [Clip(c.id, c.mel, (2,) if c.split == "test" and i % 2 else (i // 5 % 2,), False, -1, c.split)
-         for i, c in enumerate(split_clips())]  # fmt: skip
-  refused("1 of 2 tested classes have no training clip: high", encoder, write_clips(tmp_path / "new", new),
-          tmp_path / "run")  # fmt: skip
+  new = [
+    Clip(c.id, c.mel, (2,) if c.split == "test" and i % 2 else (i // 5 % 2,), False, -1, c.split)
+    for i, c in enumerate(split_clips())
+  ]
+  refused(
+    "1 of 2 tested classes have no training clip: high",
+    encoder,
+    write_clips(tmp_path / "new", new),
+    tmp_path / "run",
+  )
   few = write_clips(tmp_path / "few", split_clips(20))
-  refused("12 clips to train on are less than one batch of 16; lower", encoder, few, tmp_path / "run")
+  refused(
+    "12 clips to train on are less than one batch of 16; lower", encoder, few, tmp_path / "run"
+  )
 
 
-@pytest.mark.parametrize(("overrides", "pattern"), [
-  ({"batch_size": "12", "devices": 8}, "batch_size 12 is not divisible by 8 devices"),
-  ({"mixup__group": "3"}, "mixup.group 3 must be at least 2 and divide the 16 clips of a device"),
-  ({"epochs": "0"}, "epochs=0: must lie between 1"), ({"warmup_epochs": "7"}, "warmup_epochs=7.0: must lie between 0"),
-  ({"tail": "cut"}, "tail=cut: choose one of released"), ({"initial": "best"}, "choose one of pre-trained, random"),
-  ({"crop__freq_scale": "1.5,0.6"}, "crop.freq_scale=.* the smaller first"), ({"seeds": "0"}, "seeds=0: must be at"),
-  ({"optimizer__layer_decay": "2"}, "layer_decay=2.0: must lie"), ({"params_hash": "abc"}, "params_hash=abc, but what"),
-  ({"compute__attention": "cudnn"}, "needs --config.dtype=bfloat16"), ({"platform": "tpu"}, "JAX found 'cpu'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("overrides", "pattern"),
+  [
+    ({"batch_size": "12", "devices": 8}, "batch_size 12 is not divisible by 8 devices"),
+    ({"mixup__group": "3"}, "mixup.group 3 must be at least 2 and divide the 16 clips of a device"),
+    ({"epochs": "0"}, "epochs=0: must lie between 1"),
+    ({"warmup_epochs": "7"}, "warmup_epochs=7.0: must lie between 0"),
+    ({"tail": "cut"}, "tail=cut: choose one of released"),
+    ({"initial": "best"}, "choose one of pre-trained, random"),
+    ({"crop__freq_scale": "1.5,0.6"}, "crop.freq_scale=.* the smaller first"),
+    ({"seeds": "0"}, "seeds=0: must be at"),
+    ({"optimizer__layer_decay": "2"}, "layer_decay=2.0: must lie"),
+    ({"params_hash": "abc"}, "params_hash=abc, but what"),
+    ({"compute__attention": "cudnn"}, "needs --config.dtype=bfloat16"),
+    ({"platform": "tpu"}, "JAX found 'cpu'"),
+  ],
+)
 def test_values_that_cannot_work_are_refused(done, encoder, tmp_path, overrides, pattern):
   refused(pattern, encoder, done[2], tmp_path / "run", **overrides)
 
@@ -220,8 +292,13 @@ def test_fault_38_clips_that_are_not_numbers_are_named_or_stop_the_training(enco
   clips = split_clips()
   clips[5].mel[3, 7] = np.nan  # a test clip
   data = write_clips(tmp_path / "test", clips)
-  refused("the logits of 1 of 12 clips are NaN or infinite, the first is of '5.wav'", encoder, data, tmp_path / "run",
-          epochs="1")  # fmt: skip
+  refused(
+    "the logits of 1 of 12 clips are NaN or infinite, the first is of '5.wav'",
+    encoder,
+    data,
+    tmp_path / "run",
+    epochs="1",
+  )
   clips = split_clips()
   for clip in clips[2:5]:
     clip.mel[3, 7] = np.nan
@@ -231,8 +308,12 @@ def test_fault_38_clips_that_are_not_numbers_are_named_or_stop_the_training(enco
 
 
 def test_the_command_ends_with_2_and_one_message(done, tmp_path, capsys):
-  flags = [f"--config={ROOT / 'configs' / 'finetune.py'}", f"--workdir={tmp_path / 'run'}", "--config.encoder=nowhere",
-           f"--config.data.path={done[2]}"]  # fmt: skip
+  flags = [
+    f"--config={ROOT / 'configs' / 'finetune.py'}",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.encoder=nowhere",
+    f"--config.data.path={done[2]}",
+  ]
   assert main.main(flags) == 2
   assert capsys.readouterr().err.startswith("error: ")
 
@@ -247,10 +328,15 @@ def test_one_device_computes_what_eight_compute(done, encoder, tmp_path):
   """Batch normalisation takes the statistics of the global batch."""
   _, workdir, data = done
   run(encoder, data, tmp_path / "run")
-  read = lambda folder: {r["step"]: r["loss"] for r in read_metrics(folder / "seed0-division0" / "metrics.jsonl")
-                         if "loss" in r}  # fmt: skip
+  read = lambda folder: {
+    r["step"]: r["loss"]
+    for r in read_metrics(folder / "seed0-division0" / "metrics.jsonl")
+    if "loss" in r
+  }
   there, here = read(workdir), read(tmp_path / "run")
-  np.testing.assert_allclose([here[i] for i in range(1, 5)], [there[i] for i in range(1, 5)], rtol=2e-4)
+  np.testing.assert_allclose(
+    [here[i] for i in range(1, 5)], [there[i] for i in range(1, 5)], rtol=2e-4
+  )
 
 
 @pytest.mark.slow
@@ -258,15 +344,25 @@ def test_two_processes_equal_one(encoder, tmp_path):
   """Two processes of one device on localhost, each reading its rows, against one process."""
   data = write_clips(tmp_path / "data", split_clips())
   values = OVERRIDES | {"encoder": encoder, "data.path": data, "epochs": "3"}
-  flags = [f"--config={ROOT / 'configs' / 'finetune.py'}", *[f"--config.{k}={v}" for k, v in values.items()]]
+  flags = [
+    f"--config={ROOT / 'configs' / 'finetune.py'}",
+    *[f"--config.{k}={v}" for k, v in values.items()],
+  ]
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
-  env = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+  env = {
+    **os.environ,
+    "XLA_FLAGS": "",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+  }
 
   def start(name, *more):
     command = [sys.executable, "-m", "atst_jax.main", *flags, f"--workdir={tmp_path / name}", *more]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+      command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
   together = [
     f"--coordinator=localhost:{port}",
@@ -277,9 +373,17 @@ def test_two_processes_equal_one(encoder, tmp_path):
   for process in runs:
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
-  rows = [json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("alone", "two0")]
+  rows = [
+    json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("alone", "two0")
+  ]
   assert [row["per_seed"] for row in rows[0]] == [row["per_seed"] for row in rows[1]]
-  losses = [[r["loss"] for r in read_metrics(tmp_path / name / "seed0-division0" / "metrics.jsonl") if "loss" in r]
-            for name in ("alone", "two0")]  # fmt: skip
+  losses = [
+    [
+      r["loss"]
+      for r in read_metrics(tmp_path / name / "seed0-division0" / "metrics.jsonl")
+      if "loss" in r
+    ]
+    for name in ("alone", "two0")
+  ]
   np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
   assert not os.path.exists(tmp_path / "two1" / "results.json")

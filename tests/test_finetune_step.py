@@ -13,7 +13,13 @@ import pytest
 
 from atst_jax.artifacts.model import TAILS, load_model
 from atst_jax.data.dataset import Dataset
-from atst_jax.data.labelled_batches import ClipReader, all_clips, epoch_order, steps_per_epoch, train_clips
+from atst_jax.data.labelled_batches import (
+  ClipReader,
+  all_clips,
+  epoch_order,
+  steps_per_epoch,
+  train_clips,
+)
 from atst_jax.data.tfrecord import RecordError
 from atst_jax.downstream.features import Labels, clips
 from atst_jax.downstream.finetune import recipe
@@ -29,8 +35,16 @@ NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0}
 
 
 def classifier(tail="weighted", drop_path=0.0, encoder=ENCODER):
-  return make_classifier(encoder, classes=3, drop_path=drop_path, chunk_frames=32, tail=tail, dtype=None,
-                         attention="xla", remat=False)  # fmt: skip
+  return make_classifier(
+    encoder,
+    classes=3,
+    drop_path=drop_path,
+    chunk_frames=32,
+    tail=tail,
+    dtype=None,
+    attention="xla",
+    remat=False,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +78,10 @@ def batch_of(mels, frames):
 def test_a_clip_is_embedded_as_the_exported_encoder_embeds_it(model, tail):
   """Chunks, their lengths and weights, for clips below, at and above one, two and three chunks."""
   rng = np.random.default_rng(0)
-  mels = [rng.normal(-40, 15, (n, 64)).astype(np.float32) for n in (5, 31, 32, 33, 47, 48, 49, 64, 65, 81, 90, 96)]
+  mels = [
+    rng.normal(-40, 15, (n, 64)).astype(np.float32)
+    for n in (5, 31, 32, 33, 47, 48, 49, 64, 65, 81, 90, 96)
+  ]
   network = classifier(tail)
   x, length = finetune_step.normalized(*batch_of(mels, 96), padding="mask", **NORMALIZATION)
   variables = {"params": {"encoder": model.variables["params"]}}
@@ -74,11 +91,17 @@ def test_a_clip_is_embedded_as_the_exported_encoder_embeds_it(model, tail):
 
 def test_training_sees_all_tokens_and_pre_training_the_same_as_before(model):
   """With no stochastic depth the embedding in training is that of evaluation."""
-  x, length = jnp.asarray(np.random.default_rng(1).normal(size=(4, 40, 64)), jnp.float32), jnp.array([40, 33, 20, 7])
+  x, length = (
+    jnp.asarray(np.random.default_rng(1).normal(size=(4, 40, 64)), jnp.float32),
+    jnp.array([40, 33, 20, 7]),
+  )
   network = classifier()
   variables = {"params": {"encoder": model.variables["params"]}}
-  np.testing.assert_allclose(embedded(network, variables, x, length, train=True),
-                             embedded(network, variables, x, length), atol=1e-6)  # fmt: skip
+  np.testing.assert_allclose(
+    embedded(network, variables, x, length, train=True),
+    embedded(network, variables, x, length),
+    atol=1e-6,
+  )
 
 
 def test_head_normalises_without_scale_and_starts_small():
@@ -86,10 +109,14 @@ def test_head_normalises_without_scale_and_starts_small():
   x = jnp.asarray(np.random.default_rng(2).normal(size=(6, 32, 64)), jnp.float32)
   length = jnp.full(6, 32)
   variables = jax.jit(functools.partial(network.init, train=False))(jax.random.key(0), x, length)
-  assert set(variables["params"]) == {"encoder", "head"} and set(variables["batch_stats"]) == {"head_norm"}
+  assert set(variables["params"]) == {"encoder", "head"} and set(variables["batch_stats"]) == {
+    "head_norm"
+  }
   kernel = variables["params"]["head"]["kernel"]
   assert kernel.shape == (16, 3) and 0.005 < float(kernel.std()) < 0.015
-  logits, new = jax.jit(functools.partial(network.apply, train=True, mutable=["batch_stats"]))(variables, x, length)
+  logits, new = jax.jit(functools.partial(network.apply, train=True, mutable=["batch_stats"]))(
+    variables, x, length
+  )
   y = np.asarray(embedded(network, variables, x, length))
   expected = (y - y.mean(0)[None]) / np.sqrt(y.var(0) + 1e-5)[None] @ kernel
   np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -103,10 +130,14 @@ def test_mixup_mixes_clips_and_labels_with_the_same_weight():
   x = jnp.broadcast_to(jnp.arange(B, dtype=jnp.float32)[:, None, None], (B, T, 3))
   targets = jnp.eye(B)
   options = {"length": jnp.full(B, T), "targets": targets, "alpha": 0.5, "group": 4}
-  mix = jax.jit(functools.partial(finetune_step.mix_labelled, **options), static_argnames="probability")
+  mix = jax.jit(
+    functools.partial(finetune_step.mix_labelled, **options), static_argnames="probability"
+  )
   mixed, labels = mix(jax.random.key(0), x, probability=1.0)
   np.testing.assert_allclose(labels.sum(-1), 1, atol=1e-6)
-  np.testing.assert_allclose(mixed, jnp.broadcast_to((labels @ jnp.arange(B))[:, None, None], (B, T, 3)), atol=1e-5)
+  np.testing.assert_allclose(
+    mixed, jnp.broadcast_to((labels @ jnp.arange(B))[:, None, None], (B, T, 3)), atol=1e-5
+  )
   for i, row in enumerate(np.asarray(labels)):
     partners = set(np.flatnonzero(row)) - {i}
     assert len(partners) <= 1 and all(p // 4 == i // 4 for p in partners)
@@ -115,13 +146,19 @@ def test_mixup_mixes_clips_and_labels_with_the_same_weight():
   np.testing.assert_array_equal(kept, targets)
   draw = jax.vmap(lambda key: jnp.diagonal(mix(key, x, probability=1.0)[1]))
   weights = np.asarray(draw(jax.random.split(jax.random.key(1), 400))).ravel()
-  quantiles = np.quantile(weights, (0.1, 0.25, 0.5, 0.75, 0.9))  # of Beta(1/2, 1/2), the arcsine law
-  np.testing.assert_allclose(quantiles, np.sin(np.pi / 2 * np.array([0.1, 0.25, 0.5, 0.75, 0.9])) ** 2, atol=0.04)
+  # of Beta(1/2, 1/2), the arcsine law
+  quantiles = np.quantile(weights, (0.1, 0.25, 0.5, 0.75, 0.9))
+  np.testing.assert_allclose(
+    quantiles, np.sin(np.pi / 2 * np.array([0.1, 0.25, 0.5, 0.75, 0.9])) ** 2, atol=0.04
+  )
 
 
 def test_mixup_of_unequal_clips_leaves_the_rest_alone():
-  """A shorter partner lies somewhere inside; of a longer one a window of the clip's length is taken."""
-  x = jnp.stack([jnp.full((10, 2), 1.0), jnp.where(jnp.arange(10)[:, None] < 4, 5.0, 0.0) * jnp.ones((1, 2))])
+  """A shorter partner lies somewhere inside; of a longer one a window of the clip's length is
+  taken."""
+  x = jnp.stack(
+    [jnp.full((10, 2), 1.0), jnp.where(jnp.arange(10)[:, None] < 4, 5.0, 0.0) * jnp.ones((1, 2))]
+  )
   mix = jax.jit(functools.partial(finetune_step.mix_labelled, alpha=0.5, probability=1.0, group=2))
   mixed, labels = mix(jax.random.key(3), x, jnp.array([10, 4]), jnp.eye(2))
   inside = np.flatnonzero(np.abs(np.asarray(mixed[0, :, 0]) - 1) > 1e-6)
@@ -136,24 +173,43 @@ def test_losses():
   logits, targets = rng.normal(size=(5, 4)), rng.random((5, 4))
   p = 1 / (1 + np.exp(-logits))
   binary = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean()
-  assert float(finetune_step.mean_loss(jnp.asarray(logits), targets, binary=True)) == pytest.approx(binary, rel=1e-5)
+  assert float(finetune_step.mean_loss(jnp.asarray(logits), targets, binary=True)) == pytest.approx(
+    binary, rel=1e-5
+  )
   one = np.eye(4)[[0, 2, 1, 3, 3]]
   softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   expected = -np.log((softmax * one).sum(-1)).mean()
-  assert float(finetune_step.mean_loss(jnp.asarray(logits), one, binary=False)) == pytest.approx(expected, rel=1e-5)
+  assert float(finetune_step.mean_loss(jnp.asarray(logits), one, binary=False)) == pytest.approx(
+    expected, rel=1e-5
+  )
 
 
 def test_an_update_is_sgd_with_momentum_of_the_clipped_gradient():
   """Two steps against the same written out, with a rate for each layer."""
   state, network, tx = fresh_state()
   scales = finetune_step.layer_scales(state.params, depth=2, decay=0.5)
-  step = jax.jit(finetune_step.make_train_step(
-    network=network, tx=tx, scales=scales, normalization=NORMALIZATION, mixup={"probability": 0.0}, crop=None,
-    padding="mask", binary=False, resize="auto"))  # fmt: skip
+  step = jax.jit(
+    finetune_step.make_train_step(
+      network=network,
+      tx=tx,
+      scales=scales,
+      normalization=NORMALIZATION,
+      mixup={"probability": 0.0},
+      crop=None,
+      padding="mask",
+      binary=False,
+      resize="auto",
+    )
+  )
   rng = np.random.default_rng(0)
-  batch = {"mel": rng.normal(-40, 15, (8, 32, 64)).astype(np.float16), "length": np.full(8, 32, np.int32),
-           "target": np.eye(3, dtype=np.uint8)[rng.integers(3, size=8)]}  # fmt: skip
-  x, length = finetune_step.normalized(batch["mel"], batch["length"], padding="mask", **NORMALIZATION)
+  batch = {
+    "mel": rng.normal(-40, 15, (8, 32, 64)).astype(np.float16),
+    "length": np.full(8, 32, np.int32),
+    "target": np.eye(3, dtype=np.uint8)[rng.integers(3, size=8)],
+  }
+  x, length = finetune_step.normalized(
+    batch["mel"], batch["length"], padding="mask", **NORMALIZATION
+  )
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
@@ -168,10 +224,14 @@ def test_an_update_is_sgd_with_momentum_of_the_clipped_gradient():
     norm = float(optax.tree.norm(grads))
     assert norm > 0.05  # the clipping does something
     grads = jax.tree.map(lambda g, norm=norm: g * 0.05 / norm, grads)
-    velocity = grads if velocity is None else jax.tree.map(lambda v, g: 0.9 * v + g, velocity, grads)
+    velocity = (
+      grads if velocity is None else jax.tree.map(lambda v, g: 0.9 * v + g, velocity, grads)
+    )
     params = jax.tree.map(lambda p, v, s, rate=rate: p - rate * s * v, params, velocity, scales)
     state, metrics = step(state, batch, np.float32(rate), np.uint32(0))
-    assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5) and int(state.step) == number
+    assert (
+      float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5) and int(state.step) == number
+    )
     assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), state.params, params)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), state.batch_stats, stats)
@@ -180,17 +240,28 @@ def test_an_update_is_sgd_with_momentum_of_the_clipped_gradient():
 def test_layer_scales(model):
   params = {"encoder": model.variables["params"], "head": {"kernel": jnp.zeros(3)}}
   scales = finetune_step.layer_scales(params, depth=2, decay=0.5)
-  by_name = {"/".join(k.key for k in path): s for path, s in jax.tree_util.tree_leaves_with_path(scales)}
+  by_name = {
+    "/".join(k.key for k in path): s for path, s in jax.tree_util.tree_leaves_with_path(scales)
+  }
   assert by_name["head/kernel"] == 1 and by_name["encoder/norm/scale"] == 0.5
-  assert by_name["encoder/block_01/fc1/kernel"] == 0.5 and by_name["encoder/block_00/fc1/kernel"] == 0.25
-  assert by_name["encoder/patch_embed/kernel"] == by_name["encoder/cls_token"] == by_name["encoder/pos_embed"] == 0.25
+  assert (
+    by_name["encoder/block_01/fc1/kernel"] == 0.5 and by_name["encoder/block_00/fc1/kernel"] == 0.25
+  )
+  assert (
+    by_name["encoder/patch_embed/kernel"]
+    == by_name["encoder/cls_token"]
+    == by_name["encoder/pos_embed"]
+    == 0.25
+  )
   assert set(jax.tree.leaves(finetune_step.layer_scales(params, depth=2, decay=1.0))) == {1.0}
 
 
 def test_the_best_parameters_stay_when_training_goes_on():
   state = jax.tree.map(jnp.copy, fresh_state()[0])
   keep = jax.jit(finetune_step.keep_best, donate_argnums=0)
-  move = jax.jit(lambda s: s._replace(params=jax.tree.map(lambda p: p + 1, s.params)), donate_argnums=0)
+  move = jax.jit(
+    lambda s: s._replace(params=jax.tree.map(lambda p: p + 1, s.params)), donate_argnums=0
+  )
   before = jax.tree.map(np.asarray, state.params)
   state = move(keep(state, np.float32(0.5), np.int32(3)))
   jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state.best.params), before)
@@ -212,18 +283,37 @@ def test_every_recipe_builds_at_full_size(variant):
   config.dtype, config.padding, config.tail, config.drop_path = "bfloat16", "mask", "released", 0.1
   encoder = configs.load(str(ROOT / "configs" / "atst_base.py")).encoder.to_dict()
   exported = {"encoder": encoder, "chunk_frames": 601, "normalization": NORMALIZATION}
-  network = make_classifier(encoder, classes=1, drop_path=0.1, chunk_frames=601, tail="released", dtype=None,
-                            attention="xla", remat=False)  # fmt: skip
+  network = make_classifier(
+    encoder,
+    classes=1,
+    drop_path=0.1,
+    chunk_frames=601,
+    tail="released",
+    dtype=None,
+    attention="xla",
+    remat=False,
+  )
   variables = jax.eval_shape(network.encoder.init, jax.random.key(0), jnp.zeros((1, 601, 64)))
   classes, frames = {"as20k": (527, 1001), "spcv2": (35, 101), "vox1": (1251, 1201)}[variant]
-  labels = Labels([], np.zeros((0, classes), np.uint8), variant == "as20k", np.zeros(0), np.zeros(0), [])
-  program = recipe.compile_for(config, exported, variables, make_mesh(data=-1, fsdp=1), frames=frames,
-                                        n_mels=64, labels=labels)  # fmt: skip
-  batch = {"mel": jax.ShapeDtypeStruct((512, frames, 64), "float16"), "length": jax.ShapeDtypeStruct((512,), "int32"),
-           "target": jax.ShapeDtypeStruct((512, classes), "uint8")}  # fmt: skip
+  labels = Labels(
+    [], np.zeros((0, classes), np.uint8), variant == "as20k", np.zeros(0), np.zeros(0), []
+  )
+  program = recipe.compile_for(
+    config, exported, variables, make_mesh(data=-1, fsdp=1), frames=frames, n_mels=64, labels=labels
+  )
+  batch = {
+    "mel": jax.ShapeDtypeStruct((512, frames, 64), "float16"),
+    "length": jax.ShapeDtypeStruct((512,), "int32"),
+    "target": jax.ShapeDtypeStruct((512, classes), "uint8"),
+  }
   after, metrics = jax.eval_shape(program.step, program.state, batch, np.float32(1), np.uint32(0))
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), program.state)
-  assert metrics["loss"].shape == () and program.state.params["head"]["kernel"].shape == (1536, classes)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), program.state
+  )
+  assert metrics["loss"].shape == () and program.state.params["head"]["kernel"].shape == (
+    1536,
+    classes,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +342,9 @@ def test_a_reader_gives_any_clips_with_their_targets_cropped_centrally(dataset):
 
 def test_epochs_visit_every_clip_at_most_once_in_an_order_of_their_own():
   index = np.arange(100, 150)
-  take = lambda n, **options: [next(stream) for stream in [train_clips(index, **options)] for _ in range(n)]
+  take = lambda n, **options: [
+    next(stream) for stream in [train_clips(index, **options)] for _ in range(n)
+  ]
   options = {"batch_size": 8, "seed": 3, "start_step": 0, "rows": (0, 8)}
   first = take(12, **options)
   for epoch in (first[:6], first[6:]):
@@ -285,7 +377,9 @@ def test_a_damaged_clip_ends_the_reading(dataset, tmp_path):
   data[len(data) // 2] ^= 1
   file.write_bytes(data)
   with pytest.raises(RecordError, match=r"checksum|clip of this schema"):
-    list(ClipReader(Dataset.load(str(copy)), 41).batches([np.arange(20)], np.zeros((60, 1), np.uint8)))
+    list(
+      ClipReader(Dataset.load(str(copy)), 41).batches([np.arange(20)], np.zeros((60, 1), np.uint8))
+    )
 
 
 def test_the_export_is_read_without_a_model(model, tmp_path):

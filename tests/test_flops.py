@@ -9,18 +9,39 @@ from atst_jax.performance.cost import main
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.recipe import clip_flops
 
-BASE = {"encoder__width": "192", "encoder__depth": "3", "heads__hidden": "512", "heads__out": "64", "batch_size": "8",
-        "views__crop_frames": "64", "data__clip_frames": "64", "encoder__max_frames": "64"}  # fmt: skip
-BYOLA = {"encoder__width": "2048", "encoder__hidden": "512", "batch_size": "8", "views__crop_frames": "64"}
+BASE = {
+  "encoder__width": "192",
+  "encoder__depth": "3",
+  "heads__hidden": "512",
+  "heads__out": "64",
+  "batch_size": "8",
+  "views__crop_frames": "64",
+  "data__clip_frames": "64",
+  "encoder__max_frames": "64",
+}
+BYOLA = {
+  "encoder__width": "2048",
+  "encoder__hidden": "512",
+  "batch_size": "8",
+  "views__crop_frames": "64",
+}
 
 
-@pytest.mark.parametrize("file, changes", [
-  ("base.py", {}), ("base.py", {"difference__weight": "0"}), ("base.py", {"difference__symmetric": "false"}),
-  ("byola.py", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "file, changes",
+  [
+    ("base.py", {}),
+    ("base.py", {"difference__weight": "0"}),
+    ("base.py", {"difference__symmetric": "false"}),
+    ("byola.py", {}),
+  ],
+)
 def test_model_flops_are_xlas(file, changes):
-  """Within 12 %: XLA also counts element-wise work and the views. Seen red with the backward pass counted once."""
-  config = recipe.resolve(tiny_config(file=file, **{**(BASE if file == "base.py" else BYOLA), **changes}), None)
+  """Within 12 %: XLA also counts element-wise work and the views. Seen red with the backward pass
+  counted once."""
+  config = recipe.resolve(
+    tiny_config(file=file, **{**(BASE if file == "base.py" else BYOLA), **changes}), None
+  )
   init, step = recipe.build(config, ragged=False)
   state = jax.eval_shape(init, jax.random.key(0))
   batch = next(recipe.batches(config, None, start_step=0, rows=None))
@@ -29,8 +50,8 @@ def test_model_flops_are_xlas(file, changes):
 
 
 def test_known_sizes():
-  """ATST Base on 6 s: 12 blocks on 151 tokens, 2 · 85 M parameters each, and the attention's products; the last block
-  works for CLS alone, which needs keys and values of all tokens."""
+  """ATST Base on 6 s: 12 blocks on 151 tokens, 2 · 85 M parameters each, and the attention's
+  products; the last block works for CLS alone, which needs keys and values of all tokens."""
   base = {"kind": "transformer", "width": 768, "depth": 12, "patch_frames": 4}
   expected = 151 * 2 * 12 * 12 * 768**2 + 12 * 4 * 151**2 * 768 + 150 * 2 * 256 * 768
   expected -= 150 * (2 * 10 * 768**2 + 4 * 151 * 768)
@@ -40,6 +61,8 @@ def test_known_sizes():
 def test_command(capsys):
   assert main(["--config=configs/atst_small.py", "--clips=200000"]) == 0
   lines = capsys.readouterr().out.splitlines()
-  assert "51.15 GFLOP per clip, 39062 steps of 1536" in lines[0] and any("H100" in line for line in lines)
+  assert "51.15 GFLOP per clip, 39062 steps of 1536" in lines[0] and any(
+    "H100" in line for line in lines
+  )
   assert main(["--config=configs/atst_small.py"]) == 2 and "--clips=N" in capsys.readouterr().err
   assert main(["--config=configs/atst_small.py", "--clips=5", "--mfu=2"]) == 2

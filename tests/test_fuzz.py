@@ -1,7 +1,9 @@
-"""Hostile config overrides, manifests, shards and their records, and dataset.json: only documented errors, no hang, no
-memory that no file backs, no half-written output. Sound files, exports and PyTorch files are in test_fuzz_*.py.
+"""Hostile config overrides, manifests, shards and their records, and dataset.json: only documented
+errors, no hang, no memory that no file backs, no half-written output. Sound files, exports and
+PyTorch files are in test_fuzz_*.py.
 
-The suite runs a few cases, always the same; `make fuzz` runs thousands, others every time, and prints how many.
+The suite runs a few cases, always the same; `make fuzz` runs thousands, others every time, and
+prints how many.
 """
 
 import copy
@@ -12,7 +14,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from hostile import bounded, damaged_trees, edits, figures, fuzz, mutate  # noqa: F401 (a fixture)
+from hostile import bounded, damaged_trees, edits, fuzz, mutate
 from hypothesis import given
 from hypothesis import strategies as st
 from preparing import contents, write_inline
@@ -21,7 +23,13 @@ from tiny_clips import FRONTEND, make_clip
 
 from atst_jax.data.dataset import Clip, Dataset, Shard
 from atst_jax.data.plain_reader import Damage, ShardReader
-from atst_jax.data.tfrecord import RecordError, decode_example, find_feature, frame_record, read_records
+from atst_jax.data.tfrecord import (
+  RecordError,
+  decode_example,
+  find_feature,
+  frame_record,
+  read_records,
+)
 from atst_jax.downstream import features
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
@@ -37,17 +45,54 @@ RATE = 16000
 
 # Config overrides
 
-CONFIGS = {name: configs.load(str(ROOT / "configs" / name)) for name in ("base.py", "byola.py", "linear.py")}
+CONFIGS = {
+  name: configs.load(str(ROOT / "configs" / name)) for name in ("base.py", "byola.py", "linear.py")
+}
 KEYS = {name: list(configs.flatten(config)) for name, config in CONFIGS.items()}
 nasty = st.sampled_from(
-  ["", "none", "nan", "inf", "-1", "0", "1e999", "1" * 5000, "true", "()", "(", "[[", "(1,2)", "{1:2}", "({1: 2},)",
-   "\0", "({1: 2, 3: 4})", "(1).__class__", "__import__('os').system('x')", "(" * 300, "-" * 300 + "1", "9" * 30, "٣",
-   "\ud800", "(nan,)", "(1e999,1)", "'a',", "float32", "cnn", "standard"])  # fmt: skip
+  [
+    "",
+    "none",
+    "nan",
+    "inf",
+    "-1",
+    "0",
+    "1e999",
+    "1" * 5000,
+    "true",
+    "()",
+    "(",
+    "[[",
+    "(1,2)",
+    "{1:2}",
+    "({1: 2},)",
+    "\0",
+    "({1: 2, 3: 4})",
+    "(1).__class__",
+    "__import__('os').system('x')",
+    "(" * 300,
+    "-" * 300 + "1",
+    "9" * 30,
+    "٣",
+    "\ud800",
+    "(nan,)",
+    "(1e999,1)",
+    "'a',",
+    "float32",
+    "cnn",
+    "standard",
+  ]
+)
 words = st.one_of(
-  nasty, st.text(max_size=12), st.integers(-(2**70), 2**70).map(str), st.integers(0, 64).map(str),
-  st.floats(0, 1).map(str), st.floats().map(str),
+  nasty,
+  st.text(max_size=12),
+  st.integers(-(2**70), 2**70).map(str),
+  st.integers(0, 64).map(str),
+  st.floats(0, 1).map(str),
+  st.floats().map(str),
   st.sampled_from(["true", "false", "single", "energy", "batch", "8,32"]),
-  st.lists(st.one_of(st.integers(-3, 700), st.floats(-2, 2)), max_size=3).map(str))  # fmt: skip
+  st.lists(st.one_of(st.integers(-3, 700), st.floats(-2, 2)), max_size=3).map(str),
+)
 
 
 @fuzz(60)
@@ -55,8 +100,13 @@ words = st.one_of(
 def test_config_overrides(data):
   name = data.draw(st.sampled_from(sorted(CONFIGS)))
   config = copy.deepcopy(CONFIGS[name])
-  key = st.sampled_from([*KEYS[name], *KEYS[name], "", "views", "a.b", "encoder.", "__class__", "\ud800"])
-  flags = [f"--config.{k}={v}" for k, v in data.draw(st.lists(st.tuples(key, words), min_size=1, max_size=2))]
+  key = st.sampled_from(
+    [*KEYS[name], *KEYS[name], "", "views", "a.b", "encoder.", "__class__", "\ud800"]
+  )
+  flags = [
+    f"--config.{k}={v}"
+    for k, v in data.draw(st.lists(st.tuples(key, words), min_size=1, max_size=2))
+  ]
   with bounded("config overrides", UserError):
     for flag in flags:
       key, _, value = flag.removeprefix("--config.").partition("=")
@@ -72,15 +122,46 @@ def test_config_overrides(data):
 # Manifests
 
 cells = st.one_of(
-  st.sampled_from(["a.wav", "../a.wav", "/a.wav", "x/../../a.wav", "..\\a.wav", "C:\\a.wav", "gs://b/a.wav",
-                   "link/a.wav", "file.wav", ".",
-                   "", " ", "a\0.wav",
-                   '"', '"a\nb"', "a\nb", "1", "-1", "9" * 30, "train", "all", "../x", "a;b", ";", "\ufeff",
-                   "a" * 300, "a.wav#0001", "=cmd()", "\u2028", "\x1b[2J"]),
-  st.text(max_size=6))  # fmt: skip
+  st.sampled_from(
+    [
+      "a.wav",
+      "../a.wav",
+      "/a.wav",
+      "x/../../a.wav",
+      "..\\a.wav",
+      "C:\\a.wav",
+      "gs://b/a.wav",
+      "link/a.wav",
+      "file.wav",
+      ".",
+      "",
+      " ",
+      "a\0.wav",
+      '"',
+      '"a\nb"',
+      "a\nb",
+      "1",
+      "-1",
+      "9" * 30,
+      "train",
+      "all",
+      "../x",
+      "a;b",
+      ";",
+      "\ufeff",
+      "a" * 300,
+      "a.wav#0001",
+      "=cmd()",
+      "\u2028",
+      "\x1b[2J",
+    ]
+  ),
+  st.text(max_size=6),
+)
 rows = st.lists(st.lists(cells, min_size=1, max_size=5), max_size=3)
 sound = st.lists(st.sampled_from("abcdefgh"), max_size=5, unique=True).map(
-  lambda names: [[f"{name}.wav", name, "1", "train", ""] for name in names])  # fmt: skip
+  lambda names: [[f"{name}.wav", name, "1", "train", ""] for name in names]
+)
 headers = st.one_of(
   st.just(["path", "label", "fold", "split", "id"]),
   st.permutations(["path", "label", "fold", "split", "id"]),
@@ -139,7 +220,9 @@ def _read_all(path, clips):
 
 
 def _batch(path, clips):
-  reader = ShardReader(Shard(path, clips, os.path.getsize(path), ""), FRONTEND.n_mels, Damage(0, clips))
+  reader = ShardReader(
+    Shard(path, clips, os.path.getsize(path), ""), FRONTEND.n_mels, Damage(0, clips)
+  )
   try:
     out = np.empty((5, FRONTEND.n_mels), np.float16)
     for number in range(clips):
@@ -163,7 +246,10 @@ def test_shards(tmp_path_factory, damage, framed, clips):
 
 
 @fuzz(80)
-@given(st.one_of(edits.map(lambda damage: mutate(PAYLOADS[0], damage)), st.binary(max_size=200)), st.integers(0, 600))
+@given(
+  st.one_of(edits.map(lambda damage: mutate(PAYLOADS[0], damage)), st.binary(max_size=200)),
+  st.integers(0, 600),
+)
 def test_examples(data, cut):
   with bounded("examples", ValueError, IndexError, KeyError):
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from evaluation import write_encoder
-from hostile import bounded, damaged_trees, edits, figures, fuzz, mutate  # noqa: F401 (a fixture)
+from hostile import bounded, damaged_trees, edits, fuzz, mutate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,9 +25,17 @@ def sounds(tmp_path_factory):
   """Bytes of small files of every format."""
   folder, found = tmp_path_factory.mktemp("sounds"), {}
   samples = np.random.default_rng(0).uniform(-0.4, 0.4, (3000, 2))
-  for name, subtype in (("a.wav", "PCM_16"), ("b.wav", "FLOAT"), ("c.wav", "PCM_24"), ("d.wav", "MS_ADPCM"),
-                        ("a.flac", None), ("a.ogg", "VORBIS"), ("b.ogg", "OPUS"), ("a.mp3", None),
-                        ("a.aiff", None)):  # fmt: skip
+  for name, subtype in (
+    ("a.wav", "PCM_16"),
+    ("b.wav", "FLOAT"),
+    ("c.wav", "PCM_24"),
+    ("d.wav", "MS_ADPCM"),
+    ("a.flac", None),
+    ("a.ogg", "VORBIS"),
+    ("b.ogg", "OPUS"),
+    ("a.mp3", None),
+    ("a.aiff", None),
+  ):
     soundfile.write(folder / name, samples, 48000 if subtype == "OPUS" else 44100, subtype=subtype)
     found[name] = (folder / name).read_bytes()
   return found
@@ -40,7 +48,9 @@ def test_audio(sounds, tmp_path_factory, data):
   path = tmp_path_factory.getbasetemp() / f"fuzzed{os.path.splitext(name)[1]}"
   path.write_bytes(mutate(sounds[name], data.draw(edits)))
   with bounded(f"audio {name.split('.')[1]}", decode.Reject):
-    for _, piece in decode.read_pieces(str(path), sample_rate=RATE, min_samples=513, max_seconds=0.05):
+    for _, piece in decode.read_pieces(
+      str(path), sample_rate=RATE, min_samples=513, max_seconds=0.05
+    ):
       assert piece.dtype == np.float32 and np.isfinite(piece).all() and 0 < len(piece) <= 800
   with bounded(f"audio {name.split('.')[1]}", UserError):
     assert np.isfinite(decode.load_audio(str(path), RATE)).all()

@@ -1,11 +1,12 @@
-"""Hostile PyTorch files: damaged bytes, and sound files that hold what no checkpoint of the methods does."""
+"""Hostile PyTorch files: damaged bytes, and sound files that hold what no checkpoint of the methods
+does."""
 
 import argparse
 import json
 import os
 
 import pytest
-from hostile import bounded, damaged_trees, edits, figures, fuzz, mutate  # noqa: F401 (a fixture)
+from hostile import bounded, damaged_trees, edits, fuzz, mutate
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_clips import FRONTEND
@@ -14,33 +15,57 @@ from atst_jax.artifacts import convert, export
 from atst_jax.util.errors import UserError
 
 torch = pytest.importorskip("torch")
-import torch_method  # noqa: E402 (imports torch)
+import torch_method
 
 
 def _checkpoints():
   torch.manual_seed(0)
   net = torch_method.Transformer(64, 1, 2, positions=250)
   state = {f"module.backbone.{k}": x for k, x in net.state_dict().items()}
-  arguments = {"patch_height": 64, "patch_width": 4, "pos_type": "cut", "use_cls": True, "anchor_len": 6.0}
+  arguments = {
+    "patch_height": 64,
+    "patch_width": 4,
+    "pos_type": "cut",
+    "use_cls": True,
+    "anchor_len": 6.0,
+  }
   normalization = {"kind": "min_max", "top_db": 80.0, "low": -80.0, "high": 50.0}
-  ours = {"frontend": FRONTEND.to_json(), "normalization": normalization,
-          "chunk_frames": 601, "tail": "weighted", "heads": 2, "patch_frames": 4}  # fmt: skip
+  ours = {
+    "frontend": FRONTEND.to_json(),
+    "normalization": normalization,
+    "chunk_frames": 601,
+    "tail": "weighted",
+    "heads": 2,
+    "patch_frames": 4,
+  }
   lightning = {f"model.teacher.encoder.{k}": x for k, x in net.state_dict().items()}
   return {
     "dino": {"teacher": state, "args": arguments, "epoch": 3},
     "namespace": {"teacher": state, "args": argparse.Namespace(**arguments)},
-    "lightning": {"pytorch-lightning_version": "1.5.10", "state_dict": lightning,
-                  "hyper_parameters": {"train_len": 6.0, convert.OURS: ours}},
+    "lightning": {
+      "pytorch-lightning_version": "1.5.10",
+      "state_dict": lightning,
+      "hyper_parameters": {"train_len": 6.0, convert.OURS: ours},
+    },
     "byola": dict(torch_method.AudioNTT(2, 1056, 16).state_dict()),
-  }  # fmt: skip
+  }
 
 
 CHECKPOINTS = _checkpoints()
-TENSORS = [torch.zeros(3), torch.zeros(0), torch.zeros(()), torch.full((64,), torch.nan),
-           torch.zeros(1).expand(2**40), torch.zeros(1, 1, 64),
-           torch.ones(64, dtype=torch.int64), torch.ones(64, dtype=torch.complex64),
-           torch.ones(64, dtype=torch.bool), torch.ones(2, 2).to_sparse(), torch.empty(2**30, device="meta"),
-           torch.nn.Parameter(torch.ones(64, 256))]  # fmt: skip
+TENSORS = [
+  torch.zeros(3),
+  torch.zeros(0),
+  torch.zeros(()),
+  torch.full((64,), torch.nan),
+  torch.zeros(1).expand(2**40),
+  torch.zeros(1, 1, 64),
+  torch.ones(64, dtype=torch.int64),
+  torch.ones(64, dtype=torch.complex64),
+  torch.ones(64, dtype=torch.bool),
+  torch.ones(2, 2).to_sparse(),
+  torch.empty(2**30, device="meta"),
+  torch.nn.Parameter(torch.ones(64, 256)),
+]
 NASTY = [
   *TENSORS,
   *TENSORS,
@@ -80,7 +105,11 @@ def test_torch_files(tmp_path_factory, data):
     patch.setattr(export, "write", lambda folder, **parts: written.append(parts))
     with bounded("torch files", UserError):
       convert.from_torch(
-        str(path), str(base / "encoder"), heads=data.draw(st.sampled_from([None, 2])), mean=None, std=None
+        str(path),
+        str(base / "encoder"),
+        heads=data.draw(st.sampled_from([None, 2])),
+        mean=None,
+        std=None,
       )
     with bounded("torch files", UserError):
       convert.from_torch(str(path), str(base / "encoder"), mean=0.0, std=1.0)

@@ -1,4 +1,5 @@
-"""The released code's numbers (../shared/golden, whose README gives tolerances) against this project's own parts."""
+"""The released code's numbers (../shared/golden, whose README gives tolerances) against this
+project's own parts."""
 
 import functools
 
@@ -18,14 +19,21 @@ from atst_jax.method.optimizer import decay_mask, make_optimizer
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.transformer import Transformer
 
-ENCODER = {"width": 48, "depth": 3, "heads": 3, "drop_path": 0.0, "patch_frames": 4, "max_frames": 1001}
+ENCODER = {
+  "width": 48,
+  "depth": 3,
+  "heads": 3,
+  "drop_path": 0.0,
+  "patch_frames": 4,
+  "max_frames": 1001,
+}
 
 
 @pytest.mark.parametrize("clip", range(4))
 @pytest.mark.parametrize("frontend, key", [("audiossl", "released_db"), ("atst", "paper_db")])
 def test_frontend(golden, clip, frontend, key):
-  """Within 75 dB of a frame's loudest bin. Further down a float32 FFT holds its own rounding noise: there the golden
-  numbers themselves lie up to 0.065 dB from float64."""
+  """Within 75 dB of a frame's loudest bin. Further down a float32 FFT holds its own rounding noise:
+  there the golden numbers themselves lie up to 0.065 dB from float64."""
   arrays = golden("frontend")
   expected = arrays[f"{key}_{clip}"]
   mel = log_mel(arrays[f"wave_{clip}"], FRONTENDS[frontend])
@@ -40,7 +48,9 @@ def test_frontend(golden, clip, frontend, key):
 def test_normalization(golden, clip):
   arrays = golden("frontend")
   db = jnp.asarray(arrays[f"released_db_{clip}"])
-  normalized = normalization.normalize(db, kind="min_max", peak=db.max(), top_db=80.0, low=-79.6482, high=50.6842)
+  normalized = normalization.normalize(
+    db, kind="min_max", peak=db.max(), top_db=80.0, low=-79.6482, high=50.6842
+  )
   np.testing.assert_allclose(normalized, arrays[f"released_norm_{clip}"], atol=1e-5)
 
 
@@ -49,14 +59,18 @@ def test_random_resize_crop(golden, box):
   """Seen red with the mel and time offsets exchanged, and with the cubic coefficient -0.5."""
   arrays = golden("augment")
   mel = jnp.asarray(arrays["mel"])
-  out = jax.jit(functools.partial(augment.resize_crop, canvas_time=1.5))(mel, tuple(arrays[f"rrc_box_{box}"]), len(mel))
+  out = jax.jit(functools.partial(augment.resize_crop, canvas_time=1.5))(
+    mel, tuple(arrays[f"rrc_box_{box}"]), len(mel)
+  )
   np.testing.assert_allclose(out, arrays[f"rrc_{box}"], atol=1e-5)
 
 
 @pytest.mark.parametrize("draw", range(4))
 def test_mixup(golden, draw):
   arrays = golden("augment")
-  out = augment.mixup(jnp.asarray(arrays["mel"]), jnp.asarray(arrays["partner"]), arrays[f"mix_alpha_{draw}"])
+  out = augment.mixup(
+    jnp.asarray(arrays["mel"]), jnp.asarray(arrays["partner"]), arrays[f"mix_alpha_{draw}"]
+  )
   np.testing.assert_allclose(out, arrays[f"mix_{draw}"], atol=1e-5)
 
 
@@ -66,14 +80,18 @@ def test_difference_mixture(golden):
   pair, gamma = jnp.asarray(arrays["views"]).swapaxes(0, 1), jnp.asarray(arrays["gamma"]).T
   literal, _ = mixtures.mix_neighbours(pair, None, gamma, group=len(pair), scale=1.0)
   np.testing.assert_allclose(literal.swapaxes(0, 1), arrays["mixed"], atol=1e-5)
-  energy, _ = mixtures.mix_neighbours(pair, None, gamma, group=len(pair), scale=float(arrays["energy_k"]))
+  energy, _ = mixtures.mix_neighbours(
+    pair, None, gamma, group=len(pair), scale=float(arrays["energy_k"])
+  )
   np.testing.assert_allclose(energy[:, 0], arrays["mixed_energy_view0"], atol=1e-5)
 
 
 def test_linear_fader_and_post_normalization(golden):
   arrays = golden("augment")
   mel = jnp.asarray(arrays["mel"])
-  np.testing.assert_allclose(augment.fade(mel, *arrays["fade_head_tail"], len(mel)), arrays["fade"], atol=1e-5)
+  np.testing.assert_allclose(
+    augment.fade(mel, *arrays["fade_head_tail"], len(mel)), arrays["fade"], atol=1e-5
+  )
   batch = jnp.asarray(arrays["norm_in"])  # both views of three clips, one after the other
   out, _ = normalization.normalize_batch(batch.reshape(2, 3, *mel.shape).swapaxes(0, 1), None)
   np.testing.assert_allclose(out.swapaxes(0, 1).reshape(batch.shape), arrays["norm_out"], atol=1e-5)
@@ -84,22 +102,38 @@ def test_encoder_forward(golden):
   arrays = golden("atst_step")
   params, _ = transformer_variables(arrays, "before.student.")
   length = jnp.asarray(arrays["length"])
-  y, out = Transformer(**ENCODER).apply({"params": params["encoder"]}, jnp.asarray(arrays["views"][0, 0]), length)
+  y, out = Transformer(**ENCODER).apply(
+    {"params": params["encoder"]}, jnp.asarray(arrays["views"][0, 0]), length
+  )
   np.testing.assert_allclose(y, arrays["eval_cls"], atol=1e-5)
   for clip, tokens in enumerate(length // 4 + 1):  # tokens of padding are arbitrary
-    np.testing.assert_allclose(out["blocks"][:, clip, :tokens], arrays["eval_blocks"][:, clip, :tokens], atol=1e-5)
+    np.testing.assert_allclose(
+      out["blocks"][:, clip, :tokens], arrays["eval_blocks"][:, clip, :tokens], atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("num_blocks, key", [(3, "long_embed_all_blocks"), (1, "long_embed_last_block")])
+@pytest.mark.parametrize(
+  "num_blocks, key", [(3, "long_embed_all_blocks"), (1, "long_embed_last_block")]
+)
 def test_embedding_of_long_clips(golden, num_blocks, key):
-  """Chunks of 601 frames by the released rule, through the embedder; the golden clips are normalised already."""
+  """Chunks of 601 frames by the released rule, through the embedder; the golden clips are
+  normalised already."""
   arrays = golden("atst_step")
   params, _ = transformer_variables(arrays, "before.student.")
-  model = Model({"encoder": {"kind": "transformer", **ENCODER}, "frontend": FRONTENDS["audiossl"].to_json(),
-                 "normalization": {"kind": "min_max", "top_db": 1e9, "low": -1.0, "high": 1.0}, "chunk_frames": 601,
-                 "tail": "released"},
-                {"params": params["encoder"]}, None)  # fmt: skip
-  clips = [mel[:length] for mel, length in zip(arrays["long_mel"], arrays["long_length"], strict=True)]
+  model = Model(
+    {
+      "encoder": {"kind": "transformer", **ENCODER},
+      "frontend": FRONTENDS["audiossl"].to_json(),
+      "normalization": {"kind": "min_max", "top_db": 1e9, "low": -1.0, "high": 1.0},
+      "chunk_frames": 601,
+      "tail": "released",
+    },
+    {"params": params["encoder"]},
+    None,
+  )
+  clips = [
+    mel[:length] for mel, length in zip(arrays["long_mel"], arrays["long_length"], strict=True)
+  ]
   np.testing.assert_allclose(model.embed(clips, num_blocks=num_blocks), arrays[key], atol=1e-5)
 
 
@@ -111,20 +145,38 @@ def test_three_steps(golden):
   """Gradients of the first step and the state after three, through the project's own update."""
   arrays = golden("atst_step")
   table = lambda values: lambda step: jnp.asarray(values, jnp.float32)[step]
-  network = method.make_network(encoder={"kind": "transformer", **ENCODER}, joint_views=True, difference_weight=0.0,
-                                heads={"hidden": 64, "out": 32, "use_bias": False}, dtype=jnp.float32,
-                                subtraction=method.Subtraction())  # fmt: skip
+  network = method.make_network(
+    encoder={"kind": "transformer", **ENCODER},
+    joint_views=True,
+    difference_weight=0.0,
+    heads={"hidden": 64, "out": 32, "use_bias": False},
+    dtype=jnp.float32,
+    subtraction=method.Subtraction(),
+  )
   spy = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (grads, grads))
   adamw = optax.adamw(
-    table(arrays["lr"]), b1=0.9, b2=0.999, eps=1e-6, weight_decay=table(arrays["wd"]), mask=decay_mask
+    table(arrays["lr"]),
+    b1=0.9,
+    b2=0.999,
+    eps=1e-6,
+    weight_decay=table(arrays["wd"]),
+    mask=decay_mask,
   )
   tx = optax.chain(spy, adamw)
   teacher = ema(table(arrays["ema"]))
-  update = jax.jit(method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, difference_weight=0.0,
-                                      group=5))  # fmt: skip
+  update = jax.jit(
+    method.make_update(
+      network=network, tx=tx, teacher=teacher, schedules={}, difference_weight=0.0, group=5
+    )
+  )
   params, batch_stats = transformer_variables(arrays, "before.student.")
-  state = method.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params),
-                            teacher.init(*transformer_variables(arrays, "before.teacher.")))  # fmt: skip
+  state = method.TrainState(
+    jnp.zeros((), jnp.int32),
+    params,
+    batch_stats,
+    tx.init(params),
+    teacher.init(*transformer_variables(arrays, "before.teacher.")),
+  )
   for step in range(3):
     pair = jnp.asarray(arrays["views"][step]).swapaxes(0, 1)
     state, metrics = update(state, jax.random.key(0), pair)
@@ -132,12 +184,14 @@ def test_three_steps(golden):
     np.testing.assert_allclose(values, arrays["trace_loss_stds_stdt"][step], rtol=1e-5)
     if step == 0:
       grads, _ = transformer_variables(arrays, "grad.")
-      # The last LayerNorm's bias moves all rows alike, which the projector's BatchNorm removes: its gradient is
-      # rounding noise, of which Adam makes steps of the learning rate.
+      # The last LayerNorm's bias moves all rows alike, which the projector's BatchNorm removes: its
+      # gradient is rounding noise, of which Adam makes steps of the learning rate.
       ours = jax.tree.map(np.asarray, state.opt_state[0])
       for tree in (ours, grads):
         assert np.abs(tree["encoder"]["norm"].pop("bias")).max() < 1e-6
-      gap = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads)
+      gap = jax.tree.map(
+        lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads
+      )
       assert max(jax.tree.leaves(gap)) < 1e-4
   expected, expected_stats = transformer_variables(arrays, "after.student.")
   del state.params["encoder"]["norm"]["bias"], expected["encoder"]["norm"]["bias"]
@@ -152,12 +206,14 @@ CNN = {"kind": "cnn", "version": "AudioNTT2022", "width": 1088, "hidden": 32, "d
 
 
 def test_cnn_encoder(golden):
-  """BatchNorm on the batch's statistics, the running ones after that, and with them; a clip of another length."""
+  """BatchNorm on the batch's statistics, the running ones after that, and with them; a clip of
+  another length."""
   arrays = golden("byola_encoder")
   encoder = make_encoder(CNN)
   params, stats = cnn_variables(arrays, "weights.", heads=False)
-  (y, _), new = encoder.apply({"params": params, "batch_stats": stats}, arrays["mel"], train=True,
-                              mutable=["batch_stats"])  # fmt: skip
+  (y, _), new = encoder.apply(
+    {"params": params, "batch_stats": stats}, arrays["mel"], train=True, mutable=["batch_stats"]
+  )
   np.testing.assert_allclose(y, arrays["train_out"], atol=1e-5)
   params, stats = cnn_variables(arrays, "after.", heads=False)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), new["batch_stats"], stats)
@@ -165,36 +221,83 @@ def test_cnn_encoder(golden):
   y, before = encoder.apply(variables, arrays["mel"])
   np.testing.assert_allclose(y, arrays["eval_out"], atol=1e-5)
   np.testing.assert_allclose(before["frames"], arrays["eval_frames"], atol=1e-5)
-  np.testing.assert_allclose(encoder.apply(variables, arrays["long_mel"])[0], arrays["long_out"], atol=1e-5)
+  np.testing.assert_allclose(
+    encoder.apply(variables, arrays["long_mel"])[0], arrays["long_out"], atol=1e-5
+  )
   padded = np.pad(arrays["long_mel"], ((0, 0), (0, 37), (0, 0)))
   y, _ = encoder.apply(variables, padded, jnp.array([250, 250]))
   np.testing.assert_allclose(y, arrays["long_out"], atol=1e-5)
 
 
 def test_difference_step(golden):
-  """One step of BYOL-A with the subtraction: outputs, losses, gradients, Adam, teacher, running statistics."""
+  """One step of BYOL-A with the subtraction: outputs, losses, gradients, Adam, teacher, running
+  statistics."""
   arrays = golden("difference_step")
-  network = method.make_network(encoder=CNN, joint_views=False, difference_weight=0.5, dtype=jnp.float32,
-                                heads={"hidden": 48, "out": 16, "use_bias": True},
-                                subtraction=method.Subtraction())  # fmt: skip
+  network = method.make_network(
+    encoder=CNN,
+    joint_views=False,
+    difference_weight=0.5,
+    dtype=jnp.float32,
+    heads={"hidden": 48, "out": 16, "use_bias": True},
+    subtraction=method.Subtraction(),
+  )
   spy = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (grads, grads))
-  adam, _ = make_optimizer(total_steps=10, batch_size=6, form="optax", schedule="constant", base_lr=float(arrays["lr"]),
-                           reference_batch=0, end_lr=0.0, warmup_steps=0, weight_decay_start=0.0, weight_decay_end=0.0,
-                           b1=0.9, b2=0.999, eps=1e-8)  # fmt: skip
+  adam, _ = make_optimizer(
+    total_steps=10,
+    batch_size=6,
+    form="optax",
+    schedule="constant",
+    base_lr=float(arrays["lr"]),
+    reference_batch=0,
+    end_lr=0.0,
+    warmup_steps=0,
+    weight_decay_start=0.0,
+    weight_decay_end=0.0,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+  )
   tx = optax.chain(spy, adam)
   teacher = ema(lambda _: jnp.float32(arrays["ema"]))
-  update = jax.jit(method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, group=6,
-                                      difference_weight=float(arrays["lam"])))  # fmt: skip
+  update = jax.jit(
+    method.make_update(
+      network=network,
+      tx=tx,
+      teacher=teacher,
+      schedules={},
+      group=6,
+      difference_weight=float(arrays["lam"]),
+    )
+  )
   params, batch_stats = cnn_variables(arrays, "before.student.")
-  state = method.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params),
-                            teacher.init(*cnn_variables(arrays, "before.teacher.")))  # fmt: skip
+  state = method.TrainState(
+    jnp.zeros((), jnp.int32),
+    params,
+    batch_stats,
+    tx.init(params),
+    teacher.init(*cnn_variables(arrays, "before.teacher.")),
+  )
   pair, gamma = jnp.asarray(arrays["views"]).swapaxes(0, 1), jnp.asarray(arrays["gamma"]).T
   mixed, _ = mixtures.mix_neighbours(pair, None, gamma, group=6, scale=1.0)
-  (z, y), _ = network.apply({"params": state.teacher.params, "batch_stats": state.teacher.batch_stats}, pair, None,
-                            method=method.Network.teach, mutable=["batch_stats"])  # fmt: skip
+  (z, y), _ = network.apply(
+    {"params": state.teacher.params, "batch_stats": state.teacher.batch_stats},
+    pair,
+    None,
+    method=method.Network.teach,
+    mutable=["batch_stats"],
+  )
   np.testing.assert_allclose(z.swapaxes(0, 1), arrays["z_teacher"], atol=1e-5)
-  (p, p_difference), _ = network.apply({"params": params, "batch_stats": batch_stats}, pair, None, mixed, None, gamma,
-                                       6, y, mutable=["batch_stats"])  # fmt: skip
+  (p, p_difference), _ = network.apply(
+    {"params": params, "batch_stats": batch_stats},
+    pair,
+    None,
+    mixed,
+    None,
+    gamma,
+    6,
+    y,
+    mutable=["batch_stats"],
+  )
   # Behind four BatchNorms of six rows a float32 pass is 1e-5 from float64.
   np.testing.assert_allclose(p.swapaxes(0, 1), arrays["q"], atol=2e-5)
   np.testing.assert_allclose(p_difference.swapaxes(0, 1), arrays["q_difference"], atol=2e-5)
@@ -204,18 +307,29 @@ def test_difference_step(golden):
   grads, _ = cnn_variables(arrays, "grad.")
   expected, expected_stats = cnn_variables(arrays, "after.student.")
   ours = jax.tree.map(np.asarray, state.opt_state[0])
-  # A bias in front of a BatchNorm plays no part: its gradient is rounding noise, of which Adam makes whole steps.
+  # A bias in front of a BatchNorm plays no part: its gradient is rounding noise, of which Adam
+  # makes whole steps.
   for tree in (ours, grads, state.params, expected):
     noise = [tree["encoder"][f"conv_{i}"].pop("bias") for i in (0, 1)]
-    noise += [tree[head]["hidden"].pop("bias") for head in ("projector", "predictor", "predictor_difference")]
+    noise += [
+      tree[head]["hidden"].pop("bias")
+      for head in ("projector", "predictor", "predictor_difference")
+    ]
     noise += [tree["projector"]["out"].pop("bias")]  # the predictors' BatchNorm comes next
     assert tree is state.params or tree is expected or max(np.abs(x).max() for x in noise) < 2e-5
-  gap = jax.tree.map(lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads)
+  gap = jax.tree.map(
+    lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads
+  )
   assert max(jax.tree.leaves(gap)) < 3e-4  # compiled without optimisations 1.2e-4
   # Adam's first step is the rate times the gradient's sign: near 0 that is rounding noise too.
   clear = jax.tree.map(lambda g: np.abs(g) > 1e-2 * np.sqrt(np.mean(np.square(g))), grads)
-  gap = jax.tree.map(lambda a, b, c: float(np.abs((a - b)[c]).max(initial=0)), state.params, expected, clear)
-  assert max(jax.tree.leaves(gap)) < 1e-4 and _largest_difference(state.params, expected) < 2.01 * arrays["lr"]
+  gap = jax.tree.map(
+    lambda a, b, c: float(np.abs((a - b)[c]).max(initial=0)), state.params, expected, clear
+  )
+  assert (
+    max(jax.tree.leaves(gap)) < 1e-4
+    and _largest_difference(state.params, expected) < 2.01 * arrays["lr"]
+  )
   assert np.mean(np.concatenate([c.ravel() for c in jax.tree.leaves(clear)])) > 0.5
   assert _largest_difference(state.batch_stats, expected_stats) < 1e-4
   expected, expected_stats = cnn_variables(arrays, "after.teacher.")

@@ -1,4 +1,5 @@
-"""What an exported encoder is given and carries: rates, partial batches, its own front-end; and damaged folders."""
+"""What an exported encoder is given and carries: rates, partial batches, its own front-end; and
+damaged folders."""
 
 import json
 import os
@@ -49,8 +50,12 @@ def test_fault_17_other_rates_are_resampled_whatever_reads_them(model, tmp_path,
   soundfile.write(tmp_path / "a.wav", tone, rate, subtype="FLOAT")
   mel = model.log_mel(load_audio(str(tmp_path / "a.wav"), 16000), 16000)
   np.testing.assert_allclose(mel, model.log_mel(tone, rate), atol=1e-3)
-  assert mel.mean(0).argmax() == model.log_mel(0.3 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000), 16000).mean(
-    0).argmax()  # fmt: skip
+  assert (
+    mel.mean(0).argmax()
+    == model.log_mel(0.3 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000), 16000)
+    .mean(0)
+    .argmax()
+  )
 
 
 def test_whole_numbers_are_no_samples(model):
@@ -81,7 +86,9 @@ def test_fault_40_the_front_end_travels_with_the_export(encoder, tmp_path, monke
   copy = shutil.copytree(encoder, tmp_path / "copy")
   filters = np.load(copy / "mel_filters.npy", allow_pickle=False)
   np.save(copy / "mel_filters.npy", 2 * filters)
-  np.testing.assert_allclose(load_model(str(copy)).log_mel(noise(), 16000), mel + 10 * np.log10(2), atol=1e-4)
+  np.testing.assert_allclose(
+    load_model(str(copy)).log_mel(noise(), 16000), mel + 10 * np.log10(2), atol=1e-4
+  )
 
 
 def _edit(folder, change):
@@ -93,23 +100,32 @@ def _edit(folder, change):
     json.dump(config, file)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-  (lambda c: c.clear(), "KeyError"),
-  (lambda c: c["encoder"].update(kind="cnnn"), "KeyError: 'cnnn'"),
-  (lambda c: c["encoder"].update(width=2**40), "encoder.width is 1099511627776"),
-  (lambda c: c["encoder"].update(width=16), r"\d+ arrays are not those of the encoder in config.json, the first is"),
-  (lambda c: c["encoder"].update(depth=3), r"arrays are not those of the encoder .*: absent, not "),
-  (lambda c: c["encoder"].update(width=2**15), "an encoder of .* bytes in"),
-  (lambda c: c["encoder"].update(heads=3), "not divisible by its 3 heads"),
-  (lambda c: c["encoder"].update(drop_path=float("nan")), "drop_path is nan"),
-  (lambda c: c["encoder"].pop("max_frames"), "needs width, depth"),
-  (lambda c: c["normalization"].update(low=40), "divides by nothing"),
-  (lambda c: c["normalization"].update(kind="standard"), "needs mean, std"),
-  (lambda c: c.update(chunk_frames=2**40), "do not fit the encoder"),
-  (lambda c: c.update(chunk_frames="32"), "chunk_frames '32' do not fit"),
-  (lambda c: c.update(provenance=[]), "provenance is a list"),
-  (lambda c: c.update(frontend=[1]), "front-end is a list"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda c: c.clear(), "KeyError"),
+    (lambda c: c["encoder"].update(kind="cnnn"), "KeyError: 'cnnn'"),
+    (lambda c: c["encoder"].update(width=2**40), "encoder.width is 1099511627776"),
+    (
+      lambda c: c["encoder"].update(width=16),
+      r"\d+ arrays are not those of the encoder in config.json, the first is",
+    ),
+    (
+      lambda c: c["encoder"].update(depth=3),
+      r"arrays are not those of the encoder .*: absent, not ",
+    ),
+    (lambda c: c["encoder"].update(width=2**15), "an encoder of .* bytes in"),
+    (lambda c: c["encoder"].update(heads=3), "not divisible by its 3 heads"),
+    (lambda c: c["encoder"].update(drop_path=float("nan")), "drop_path is nan"),
+    (lambda c: c["encoder"].pop("max_frames"), "needs width, depth"),
+    (lambda c: c["normalization"].update(low=40), "divides by nothing"),
+    (lambda c: c["normalization"].update(kind="standard"), "needs mean, std"),
+    (lambda c: c.update(chunk_frames=2**40), "do not fit the encoder"),
+    (lambda c: c.update(chunk_frames="32"), "chunk_frames '32' do not fit"),
+    (lambda c: c.update(provenance=[]), "provenance is a list"),
+    (lambda c: c.update(frontend=[1]), "front-end is a list"),
+  ],
+)
 def test_a_config_that_does_not_describe_the_export(encoder, tmp_path, change, message):
   copy = shutil.copytree(encoder, tmp_path / "copy")
   _edit(copy, change)
@@ -131,12 +147,18 @@ def test_filters_that_cannot_be(encoder, tmp_path, weight):
 def test_filters_that_claim_more_than_their_file_holds(encoder, tmp_path):
   copy = shutil.copytree(encoder, tmp_path / "copy")
   data = (copy / "mel_filters.npy").read_bytes()
-  for claimed, message in ((b"(513, 9999999999), ", "mmap|larger|size"), (b"(64, 513), ", "no float32 array of shape")):
+  for claimed, message in (
+    (b"(513, 9999999999), ", "mmap|larger|size"),
+    (b"(64, 513), ", "no float32 array of shape"),
+  ):
     header = data[:128].replace(b"(513, 64), ", claimed)
-    (copy / "mel_filters.npy").write_bytes(header[: 128 - len(claimed) + 11].ljust(127) + b"\n" + data[128:])
+    (copy / "mel_filters.npy").write_bytes(
+      header[: 128 - len(claimed) + 11].ljust(127) + b"\n" + data[128:]
+    )
     with pytest.raises(UserError, match=f"damaged export .*({message})"):
       folder.read(str(copy))
-  for place, value in ((53, b"\xff" * 8), (10, b"((((((((")):  # found by fuzzing: numpy reads headers as Python
+  # found by fuzzing: numpy reads headers as Python
+  for place, value in ((53, b"\xff" * 8), (10, b"((((((((")):
     broken = bytearray(data)
     broken[place : place + len(value)] = value
     (copy / "mel_filters.npy").write_bytes(broken)
@@ -155,7 +177,9 @@ def test_a_temporary_folder_of_somebody_else_is_left_alone(tmp_path, encoder):
   other = tmp_path / f"e.tmp-{os.getpid()}"
   other.mkdir()
   config, variables, _ = folder.read(encoder)
-  keep = {key: config[key] for key in ("encoder", "normalization", "chunk_frames", "tail", "provenance")}
+  keep = {
+    key: config[key] for key in ("encoder", "normalization", "chunk_frames", "tail", "provenance")
+  }
   export.write(str(tmp_path / "e"), variables, frontend=FRONTENDS["atst"], **keep)
   assert sorted(os.listdir(tmp_path)) == ["e", other.name]
   assert jax.tree.structure(folder.read(str(tmp_path / "e"))[1]) == jax.tree.structure(variables)

@@ -1,4 +1,5 @@
-"""The order of the data: a pure function of (seed, step), whatever reads it and whenever it starts."""
+"""The order of the data: a pure function of (seed, step), whatever reads it and whenever it
+starts."""
 
 import contextlib
 import itertools
@@ -22,8 +23,15 @@ from atst_jax.data.plain_reader import Damage, ShardReader
 from atst_jax.data.tfrecord import _field, _fields, encode_example, frame_record
 from atst_jax.util.errors import UserError
 
-PIPELINE = {"split": "train", "clip_frames": 64, "streams": 4, "shuffle_window": 3, "batch_size": 8, "seed": 5,
-            "with_ids": True}  # fmt: skip
+PIPELINE = {
+  "split": "train",
+  "clip_frames": 64,
+  "streams": 4,
+  "shuffle_window": 3,
+  "batch_size": 8,
+  "seed": 5,
+  "with_ids": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +50,9 @@ def reference(dataset):
 
 def _expected_ids(dataset, steps, *, seed, streams, block, window):
   """A slow twin: lists of ids, moved about by the published order."""
-  shards = [[f"{s}-{i}" for i in range(shard.num_clips)] for s, shard in enumerate(dataset.shards("train"))]
+  shards = [
+    [f"{s}-{i}" for i in range(shard.num_clips)] for s, shard in enumerate(dataset.shards("train"))
+  ]
   rows = []
   for stream in range(streams):
     owned, out, epoch = shards[stream::streams], [], 0
@@ -67,12 +77,16 @@ def test_any_number_of_processes_gives_the_same_global_batch(dataset, reference)
     parts = [_take(dataset, 4, rows=(p * share, (p + 1) * share)) for p in range(processes)]
     for step in range(4):
       for key in ("id", "mel", "length"):
-        np.testing.assert_array_equal(np.concatenate([p[step][key] for p in parts]), reference[step][key])
+        np.testing.assert_array_equal(
+          np.concatenate([p[step][key] for p in parts]), reference[step][key]
+        )
 
 
 @pytest.mark.parametrize("start", [1, 6, 13, 29])
 def test_fault_29_resuming_gives_the_same_batches(dataset, reference, start):
-  for batch, expected in zip(_take(dataset, 30 - start, start_step=start)[:2], reference[start:], strict=False):
+  for batch, expected in zip(
+    _take(dataset, 30 - start, start_step=start)[:2], reference[start:], strict=False
+  ):
     for key in ("id", "mel", "length"):
       np.testing.assert_array_equal(batch[key], expected[key])
 
@@ -86,8 +100,10 @@ def test_a_stream_shows_every_clip_once_in_an_epoch(dataset, reference):
 
 
 def test_order_changes_with_the_seed(dataset, reference):
-  assert (np.concatenate([b["id"] for b in _take(dataset, 3, seed=6)]) !=
-          np.concatenate([b["id"] for b in reference[:3]])).any()  # fmt: skip
+  assert (
+    np.concatenate([b["id"] for b in _take(dataset, 3, seed=6)])
+    != np.concatenate([b["id"] for b in reference[:3]])
+  ).any()
 
 
 def test_fault_19_clips_are_padded_or_windowed_and_never_altered(dataset, reference):
@@ -97,7 +113,11 @@ def test_fault_19_clips_are_padded_or_windowed_and_never_altered(dataset, refere
     for clip_id, mel, length in zip(batch["id"], batch["mel"], batch["length"], strict=True):
       whole = clips[clip_id]
       assert length == min(len(whole), 64) and not mel[length:].any() and mel.dtype == np.float16
-      starts = [s for s in range(len(whole) - length + 1) if np.array_equal(mel[:length], whole[s : s + length])]
+      starts = [
+        s
+        for s in range(len(whole) - length + 1)
+        if np.array_equal(mel[:length], whole[s : s + length])
+      ]
       assert len(starts) == 1
       if len(whole) > 64:
         longer.add(starts[0])
@@ -113,11 +133,17 @@ def test_a_visit_to_the_middle_is_arithmetic():
     assert (there.epoch, there.shard, there.skip) == clips[position]
 
 
-@pytest.mark.parametrize("numbers, message", [
-  ({"batch_size": 10, "streams": 4}, "batch_size 10 is not divisible by data.streams 4"),
-  ({"streams": 6, "batch_size": 12, "processes": 4}, "data.streams 6 is not divisible by the 4 processes"),
-  ({"shards": 3}, "3 shards cannot feed data.streams=4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "numbers, message",
+  [
+    ({"batch_size": 10, "streams": 4}, "batch_size 10 is not divisible by data.streams 4"),
+    (
+      {"streams": 6, "batch_size": 12, "processes": 4},
+      "data.streams 6 is not divisible by the 4 processes",
+    ),
+    ({"shards": 3}, "3 shards cannot feed data.streams=4"),
+  ],
+)
 def test_numbers_that_do_not_fit_are_refused(numbers, message):
   with pytest.raises(UserError, match=message):
     check_streams(**{"batch_size": 8, "streams": 4, "shards": 9, "processes": 1, **numbers})
@@ -142,9 +168,11 @@ def _foreign(path, position):
 
 @pytest.mark.parametrize(
   ("damage", "message"),
-  [(_flip, r"train-00002-of-00004.tfrecord: record 0: checksum of the data"),
-   (_foreign, r"train-00002-of-00004.tfrecord: record 0: .* feature 'num_frames' is missing")],
-)  # fmt: skip
+  [
+    (_flip, r"train-00002-of-00004.tfrecord: record 0: checksum of the data"),
+    (_foreign, r"train-00002-of-00004.tfrecord: record 0: .* feature 'num_frames' is missing"),
+  ],
+)
 def test_fault_14_a_damaged_record_is_named(tmp_path, damage, message):
   root = write_dataset(tmp_path / "data", shards=4)
   damage(os.path.join(root, "train-00002-of-00004.tfrecord"), 5000)
@@ -158,7 +186,9 @@ def test_damage_that_comes_while_reading_is_named(tmp_path):
   next(batches)
   path = os.path.join(root, "train-00001-of-00004.tfrecord")
   os.truncate(path, os.path.getsize(path) // 2)
-  with pytest.raises(RecordError, match=r"train-00001-of-00004.tfrecord: record \d+: file ends inside the record"):
+  with pytest.raises(
+    RecordError, match=r"train-00001-of-00004.tfrecord: record \d+: file ends inside the record"
+  ):
     for _ in range(30):
       next(batches)
 
@@ -171,10 +201,14 @@ def test_threads_change_nothing(dataset, reference, threads):
 
 
 def test_records_of_other_writers_are_read(tmp_path):
-  """Features in another order and with long ones before the spectrogram, as TensorFlow's writer may choose."""
+  """Features in another order and with long ones before the spectrogram, as TensorFlow's writer may
+  choose."""
   mel = np.arange(40 * 64, dtype=np.float16).reshape(40, 64) / 64
   features = {"split": "s" * 2000, "mel": mel.tobytes(), "num_frames": 40, "id": "x"}
-  messages = [dict(_fields(memoryview(encode_example({key: value}))))[1].tobytes() for key, value in features.items()]
+  messages = [
+    dict(_fields(memoryview(encode_example({key: value}))))[1].tobytes()
+    for key, value in features.items()
+  ]
   path = tmp_path / "shard"
   path.write_bytes(frame_record(_field(1, b"".join(messages))))
   out = np.ones((50, 64), np.float16)
@@ -187,7 +221,9 @@ def test_records_of_other_writers_are_read(tmp_path):
 def test_fault_14_a_share_of_damaged_records_may_be_left_out(tmp_path, monkeypatch):
   """Replaced by others of their shard: the counts, and so the order of all other streams, stay."""
   warnings = []
-  monkeypatch.setattr(logging.getLogger("atst_jax"), "warning", lambda text, *args: warnings.append(text % args))
+  monkeypatch.setattr(
+    logging.getLogger("atst_jax"), "warning", lambda text, *args: warnings.append(text % args)
+  )
   root = write_dataset(tmp_path / "data", shards=4)
   dataset = Dataset.load(root)
   sound = _take(dataset, 30)
@@ -197,7 +233,11 @@ def test_fault_14_a_share_of_damaged_records_may_be_left_out(tmp_path, monkeypat
   shown = {id for batch in batches for id in batch["id"].tolist()}
   lost = {id for batch in sound for id in batch["id"].tolist()} - shown
   assert lost == {b"2-0"}
-  shown = [(was, now) for a, b in zip(sound, batches, strict=True) for was, now in zip(a["id"], b["id"], strict=True)]
+  shown = [
+    (was, now)
+    for a, b in zip(sound, batches, strict=True)
+    for was, now in zip(a["id"], b["id"], strict=True)
+  ]
   ((was, now),) = {(was, now) for was, now in shown if was != now}
   assert was == b"2-0" and now.startswith(b"2-")
   (warning,) = warnings  # once, however often the record is met

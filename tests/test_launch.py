@@ -1,4 +1,5 @@
-"""Launch scripts: what they would run, and two processes as SLURM starts, signals and requeues them."""
+"""Launch scripts: what they would run, and two processes as SLURM starts, signals and requeues
+them."""
 
 import os
 import pathlib
@@ -23,7 +24,9 @@ GKE = ["--name=atst", "--image=i", "--accelerator=tpu-v5-lite-podslice", "--topo
 
 
 def _run(script, *arguments, **env):
-  return subprocess.run([LAUNCH / script, *arguments], capture_output=True, text=True, env={**os.environ, **env})
+  return subprocess.run(
+    [LAUNCH / script, *arguments], capture_output=True, text=True, env={**os.environ, **env}
+  )
 
 
 def _fake(folder: pathlib.Path, name: str, body: str) -> None:
@@ -33,19 +36,26 @@ def _fake(folder: pathlib.Path, name: str, body: str) -> None:
 
 
 def test_scripts_are_clean():
-  shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
+  shellcheck = shutil.which(
+    "shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+  )
   if not shellcheck:
     pytest.skip("shellcheck is not installed")
   checked = subprocess.run([shellcheck, *SCRIPTS, ROOT / ".ci/run"], capture_output=True, text=True)
   assert checked.returncode == 0, checked.stdout
 
 
-@pytest.mark.parametrize(("script", "arguments", "message"), [
-  ("slurm.sh", [], "give the flags of atst_jax.main"), ("tpu.sh", TPU, "--name, --zone and --type are needed"),
-  ("tpu.sh", ["--nmae=x"], "--nmae=x: unknown flag"), ("gke.sh", [*GKE, "--chips=7", "--", "x"], "256 chips"),
-  ("tpu.sh", ["--name=a", "--zone=z", "--type=v9-8", "--", "x"], "name its software"),
-  ("dataflow.sh", ["--project=p"], "are needed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("script", "arguments", "message"),
+  [
+    ("slurm.sh", [], "give the flags of atst_jax.main"),
+    ("tpu.sh", TPU, "--name, --zone and --type are needed"),
+    ("tpu.sh", ["--nmae=x"], "--nmae=x: unknown flag"),
+    ("gke.sh", [*GKE, "--chips=7", "--", "x"], "256 chips"),
+    ("tpu.sh", ["--name=a", "--zone=z", "--type=v9-8", "--", "x"], "name its software"),
+    ("dataflow.sh", ["--project=p"], "are needed"),
+  ],
+)
 def test_mistakes_are_named(script, arguments, message):
   ran = _run(script, *arguments)
   assert ran.returncode == 2 and message in ran.stderr
@@ -60,18 +70,33 @@ def test_the_manifest_is_filled_in():
   spec = slice_["template"]["spec"]
   (container,) = spec["template"]["spec"]["containers"]
   assert (job["kind"], job["metadata"]["name"], slice_["replicas"]) == ("JobSet", "atst", 2)
-  assert spec["parallelism"] == spec["completions"] == 64 and container["resources"]["limits"] == {"google.com/tpu": 4}
+  assert spec["parallelism"] == spec["completions"] == 64 and container["resources"]["limits"] == {
+    "google.com/tpu": 4
+  }
   assert container["args"] == ["atst_jax.main", "--distributed", *MAIN, odd]
   (rule,) = spec["podFailurePolicy"]["rules"]
-  assert rule["onExitCodes"]["containerName"] == container["name"] and 75 not in rule["onExitCodes"]["values"]
+  assert (
+    rule["onExitCodes"]["containerName"] == container["name"]
+    and 75 not in rule["onExitCodes"]["values"]
+  )
   assert spec["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
 
 
 def test_tpu_commands():
-  lines = [shlex.split(line) for line in _run("tpu.sh", *TPU, "--spot", "--dry_run", "--", *MAIN).stdout.splitlines()]
+  lines = [
+    shlex.split(line)
+    for line in _run("tpu.sh", *TPU, "--spot", "--dry_run", "--", *MAIN).stdout.splitlines()
+  ]
   create, copy, set_up, train, delete = lines
-  assert create[3:6] == ["queued-resources", "create", "atst"] and {"--spot", "--node-id=atst"} <= set(create)
-  assert "--runtime-version=v2-alpha-tpuv5-lite" in create and "--worker=all" in copy and "delete" in delete
+  assert create[3:6] == ["queued-resources", "create", "atst"] and {
+    "--spot",
+    "--node-id=atst",
+  } <= set(create)
+  assert (
+    "--runtime-version=v2-alpha-tpuv5-lite" in create
+    and "--worker=all" in copy
+    and "delete" in delete
+  )
   assert set_up[-1].endswith("-e .[tpu,gcs]")
   words = shlex.split(train[-1].removeprefix("--command="))
   assert words[-2:] == MAIN and "launch/run.sh" in words and "--distributed" in words
@@ -82,7 +107,10 @@ def test_tpu_commands():
 
 def test_tpu_restarts(tmp_path):
   """Created; stopped with 75 and started again; taken back and asked for anew; done; deleted."""
-  _fake(tmp_path / "bin", "gcloud", f"""
+  _fake(
+    tmp_path / "bin",
+    "gcloud",
+    f"""
 import pathlib, sys
 log = pathlib.Path({str(tmp_path / "log")!r})
 done = log.read_text().split() if log.exists() else []
@@ -96,10 +124,21 @@ elif word == "ssh" and "launch/run.sh" in sys.argv[-1]:
   sys.exit(code)
 elif word in ("create", "delete"):
   log.write_text(" ".join([*done, word]))
-""")  # fmt: skip
-  ran = _run("tpu.sh", *TPU, "--", *MAIN, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", PAUSE="0")
+""",
+  )
+  ran = _run(
+    "tpu.sh", *TPU, "--", *MAIN, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", PAUSE="0"
+  )
   assert ran.returncode == 0, ran.stderr
-  assert (tmp_path / "log").read_text().split() == ["create", "75", "lost", "delete", "create", "0", "delete"]
+  assert (tmp_path / "log").read_text().split() == [
+    "create",
+    "75",
+    "lost",
+    "delete",
+    "create",
+    "0",
+    "delete",
+  ]
 
 
 def test_dataflow_command():
@@ -120,17 +159,36 @@ def test_dataflow_command():
 
 def test_sweep(tmp_path):
   """Every run once more after 75; a failure keeps no other from running."""
-  _fake(tmp_path, "launcher", f"""
+  _fake(
+    tmp_path,
+    "launcher",
+    f"""
 import pathlib, sys
 workdir = next(a for a in sys.argv if a.startswith("--workdir="))
 log = pathlib.Path({str(tmp_path / "log")!r})
 seen = log.read_text().split() if log.exists() else []
 log.write_text(" ".join([*seen, workdir.rpartition("=")[2]]))
 sys.exit(75 if workdir.endswith("=0.1") and len(seen) == 1 else workdir.endswith("=0.2"))
-""")  # fmt: skip
-  command = [sys.executable, LAUNCH / "sweep.py", "--config=configs/difference.py", "--workdir=w", "--sweep=lambda"]
-  ran = subprocess.run([*command, f"--with={tmp_path / 'launcher'}"], cwd=ROOT, capture_output=True, text=True)
-  assert ran.returncode == 1 and (tmp_path / "log").read_text().split() == ["0.0", "0.1", "0.1", "0.2", "0.5", "0.8"]
+""",
+  )
+  command = [
+    sys.executable,
+    LAUNCH / "sweep.py",
+    "--config=configs/difference.py",
+    "--workdir=w",
+    "--sweep=lambda",
+  ]
+  ran = subprocess.run(
+    [*command, f"--with={tmp_path / 'launcher'}"], cwd=ROOT, capture_output=True, text=True
+  )
+  assert ran.returncode == 1 and (tmp_path / "log").read_text().split() == [
+    "0.0",
+    "0.1",
+    "0.1",
+    "0.2",
+    "0.5",
+    "0.8",
+  ]
   dry = subprocess.run([*command, "--dry_run"], cwd=ROOT, capture_output=True, text=True)
   assert len(dry.stdout.splitlines()) == 5 and "--config.difference.weight=0.8" in dry.stdout
   command[-1] = "--sweep=nothing"
@@ -139,40 +197,80 @@ sys.exit(75 if workdir.endswith("=0.1") and len(seen) == 1 else workdir.endswith
 
 def test_the_image_holds_what_it_copies():
   lines = [line.split() for line in (LAUNCH / "Dockerfile").read_text().splitlines()]
-  copied = [path for line in lines if line[:1] == ["COPY"] and "--from" not in line[1] for path in line[1:-1]]
+  copied = [
+    path
+    for line in lines
+    if line[:1] == ["COPY"] and "--from" not in line[1]
+    for path in line[1:-1]
+  ]
   assert copied and all((ROOT / path).exists() for path in copied)
   assert {line[3] for line in lines if line[:1] == ["FROM"]} >= {"cpu", "cuda", "tpu", "beam"}
 
 
 def test_two_processes_of_slurm(tmp_path):
-  """Started by the script as on two nodes, signalled as --signal=USR1@120 does, queued again, and finished."""
-  _fake(tmp_path / "bin", "srun", """
+  """Started by the script as on two nodes, signalled as --signal=USR1@120 does, queued again, and
+  finished."""
+  _fake(
+    tmp_path / "bin",
+    "srun",
+    """
 import os, signal, subprocess, sys, time
 tasks = [subprocess.Popen(sys.argv[2:], env={**os.environ, "SLURM_PROCID": str(i), "SLURM_LOCALID": "0"})
          for i in range(2)]
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
 sys.exit(max(task.wait() for task in tasks))
-""")  # fmt: skip
-  _fake(
-    tmp_path / "bin", "scontrol", f"import sys; open({str(tmp_path / 'requeued')!r}, 'w').write(' '.join(sys.argv[1:]))"
+""",
   )
-  env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()),
-         "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_SUBMIT_DIR": str(ROOT), "ATST_PLATFORM": "cpu",
-         "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}  # fmt: skip
-  flags = [*tiny_flags(total_steps="100", log__every_steps="2", checkpoint__every_steps="100", encoder__depth="1",
-                       difference__weight="0"),
-           f"--workdir={tmp_path / 'run'}"]  # fmt: skip
-  job = subprocess.Popen([LAUNCH / "slurm.sh", *flags], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         text=True, start_new_session=True)  # fmt: skip
+  _fake(
+    tmp_path / "bin",
+    "scontrol",
+    f"import sys; open({str(tmp_path / 'requeued')!r}, 'w').write(' '.join(sys.argv[1:]))",
+  )
+  env = {
+    **os.environ,
+    "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    "SLURM_JOB_ID": str(os.getpid()),
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_SUBMIT_DIR": str(ROOT),
+    "ATST_PLATFORM": "cpu",
+    "XLA_FLAGS": "",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+  }
+  flags = [
+    *tiny_flags(
+      total_steps="100",
+      log__every_steps="2",
+      checkpoint__every_steps="100",
+      encoder__depth="1",
+      difference__weight="0",
+    ),
+    f"--workdir={tmp_path / 'run'}",
+  ]
+  job = subprocess.Popen(
+    [LAUNCH / "slurm.sh", *flags],
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    start_new_session=True,
+  )
   deadline = time.time() + 240
-  while time.time() < deadline and not read_metrics(tmp_path / "run" / "metrics.jsonl") and job.poll() is None:
+  while (
+    time.time() < deadline
+    and not read_metrics(tmp_path / "run" / "metrics.jsonl")
+    and job.poll() is None
+  ):
     time.sleep(0.1)
   subprocess.run(["pkill", "-USR1", "-s", str(job.pid), "-f", "bin/srun"], check=True)
   output, _ = job.communicate(timeout=240)
   assert job.returncode == 0 and output.count("stopped after step") == 2, output
   assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}"
   before = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
-  again = subprocess.run([LAUNCH / "slurm.sh", *flags], env=env, capture_output=True, text=True, timeout=240)
+  again = subprocess.run(
+    [LAUNCH / "slurm.sh", *flags], env=env, capture_output=True, text=True, timeout=240
+  )
   assert again.returncode == 0, again.stderr
   steps = [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
   assert before < 100 and set(steps) >= set(range(2, 101, 2))

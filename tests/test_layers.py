@@ -10,7 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Package -> the packages it may use besides itself. From the ground up: a row names earlier rows only.
+# Package -> the packages it may use besides itself. From the ground up: a row names earlier rows
+# only.
 PACKAGES = {
   "atst_jax.util": (),
   "atst_jax.models": ("util",),
@@ -20,10 +21,38 @@ PACKAGES = {
   "atst_jax.runtime": ("util", "audio", "data"),
   "atst_jax.artifacts": ("util", "models", "method", "audio", "data", "runtime"),
   "atst_jax.downstream": ("util", "models", "method", "audio", "data", "runtime", "artifacts"),
-  "atst_jax.figures": ("util", "models", "method", "audio", "data", "runtime", "artifacts", "downstream"),
-  "atst_jax.pretraining": ("util", "models", "method", "audio", "data", "runtime", "artifacts", "downstream"),
+  "atst_jax.figures": (
+    "util",
+    "models",
+    "method",
+    "audio",
+    "data",
+    "runtime",
+    "artifacts",
+    "downstream",
+  ),
+  "atst_jax.pretraining": (
+    "util",
+    "models",
+    "method",
+    "audio",
+    "data",
+    "runtime",
+    "artifacts",
+    "downstream",
+  ),
   "atst_jax.performance": (
-    *("util", "models", "method", "audio", "data", "runtime", "artifacts", "downstream", "pretraining"),
+    *(
+      "util",
+      "models",
+      "method",
+      "audio",
+      "data",
+      "runtime",
+      "artifacts",
+      "downstream",
+      "pretraining",
+    ),
   ),
   "data_pipeline.sources": ("util", "audio", "data"),
   "data_pipeline.shards": ("util", "audio", "data", "sources"),
@@ -35,8 +64,27 @@ MOST_MODULES, MOST_FLOORS = 12, 8
 
 # Inside functions only: the model trains, exports and embeds on hosts that have none of these.
 LAZY = {
-  *("apache_beam", "librosa", "matplotlib", "mlflow", "onnx", "onnxruntime", "pyarrow", "pyloudnorm", "safetensors"),
-  *("sklearn", "soundfile", "soxr", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch", "transformers"),
+  *(
+    "apache_beam",
+    "librosa",
+    "matplotlib",
+    "mlflow",
+    "onnx",
+    "onnxruntime",
+    "pyarrow",
+    "pyloudnorm",
+    "safetensors",
+  ),
+  *(
+    "sklearn",
+    "soundfile",
+    "soxr",
+    "tensorboardX",
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+    "transformers",
+  ),
   "wandb",
 }
 EAGER = {("atst_jax.audio.decode", "soundfile"), ("atst_jax.audio.decode", "soxr")}
@@ -46,15 +94,22 @@ Import = collections.namedtuple("Import", "target top_level line")
 
 def _modules() -> dict[str, pathlib.Path]:
   """Dotted name -> file of every module of the three packages."""
-  files = [f for package in ("atst_jax", "configs", "data_pipeline") for f in sorted((ROOT / package).rglob("*.py"))]
-  return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
+  files = [
+    f
+    for package in ("atst_jax", "configs", "data_pipeline")
+    for f in sorted((ROOT / package).rglob("*.py"))
+  ]
+  return {
+    ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files
+  }
 
 
 MODULES = _modules()
 
 
 def _imports(module: str) -> list[Import]:
-  """Every import of a module with its absolute target, wherever it stands; `top_level` means run by importing."""
+  """Every import of a module with its absolute target, wherever it stands; `top_level` means run by
+  importing."""
   path = MODULES[module]
   package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
   found = []
@@ -68,7 +123,10 @@ def _imports(module: str) -> list[Import]:
       source = ".".join(base + ([node.module] if node.module else []))
       submodules = [f"{source}.{alias.name}" for alias in node.names]
       targets = [name if name in MODULES else source for name in submodules]
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module"):
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+      "importlib.import_module",
+      "import_module",
+    ):
       targets = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
     found.extend(Import(target, top_level, node.lineno) for target in targets)
     inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
@@ -80,13 +138,18 @@ def _imports(module: str) -> list[Import]:
 
 
 def _package(module: str) -> str:
-  """The package of PACKAGES that a module belongs to; "" for a command of atst_jax and for the package itself."""
+  """The package of PACKAGES that a module belongs to; "" for a command of atst_jax and for the
+  package itself."""
   room = ".".join(module.split(".")[:2])
   return next((name for name in (room, module.split(".")[0]) if name in PACKAGES), "")
 
 
 def _ours(module: str) -> list[Import]:
-  return [i for i in _imports(module) if i.target.split(".")[0] in ("atst_jax", "configs", "data_pipeline")]
+  return [
+    i
+    for i in _imports(module)
+    if i.target.split(".")[0] in ("atst_jax", "configs", "data_pipeline")
+  ]
 
 
 def test_a_package_uses_only_those_below_it():
@@ -98,16 +161,22 @@ def test_a_package_uses_only_those_below_it():
   for module in MODULES:
     if not (package := _package(module)):
       continue  # a command of atst_jax may use everything
-    allowed = {package, "", *(name for name in PACKAGES if name.rpartition(".")[2] in PACKAGES[package])}
+    allowed = {
+      package,
+      "",
+      *(name for name in PACKAGES if name.rpartition(".")[2] in PACKAGES[package]),
+    }
     for target, _, line in _ours(module):
-      of_a_command = target.count(".") == 1 and not _package(target)  # the package itself, "atst_jax", is its version
+      # the package itself, "atst_jax", is its version
+      of_a_command = target.count(".") == 1 and not _package(target)
       if _package(target) not in allowed or of_a_command:
         wrong.append(f"{MODULES[module]}:{line}: {package} must not import {target}")
   assert not wrong, "\n".join(wrong)
 
 
 def test_no_package_is_crowded_and_no_floor_is_high():
-  """At most so many modules in a room, no circle among them, and at most so many floors between packages and modules."""
+  """At most so many modules in a room, no circle among them, and at most so many floors between
+  packages and modules."""
   rooms = collections.defaultdict(list)
   for module, path in MODULES.items():
     if path.name != "__init__.py" and not module.startswith("configs"):
@@ -115,7 +184,9 @@ def test_no_package_is_crowded_and_no_floor_is_high():
   crowded = {room: len(modules) for room, modules in rooms.items() if len(modules) > MOST_MODULES}
   assert not crowded
   for room, modules in rooms.items():
-    below = {m: {i.target for i in _ours(m) if i.target in modules and i.target != m} for m in modules}
+    below = {
+      m: {i.target for i in _ours(m) if i.target in modules and i.target != m} for m in modules
+    }
     floors = 0
     while below:
       ground = {m for m, targets in below.items() if not targets & set(below)}
@@ -147,7 +218,9 @@ def test_the_method_and_the_models_see_no_config_object():
   for module in MODULES:
     if _package(module) in ("atst_jax.method", "atst_jax.models"):
       targets = {i.target for i in _imports(module)}
-      assert not {t for t in targets if t == "atst_jax.util.config" or t.startswith("ml_collections")}, module
+      assert not {
+        t for t in targets if t == "atst_jax.util.config" or t.startswith("ml_collections")
+      }, module
 
 
 def test_importing_everything_loads_neither_tensorflow_nor_librosa():
@@ -158,5 +231,7 @@ def test_importing_everything_loads_neither_tensorflow_nor_librosa():
     "loaded = sorted({name.split('.')[0] for name in sys.modules})\n"
     "sys.exit(f'loaded: {loaded}' if {'tensorflow', 'librosa'} & set(loaded) else 0)\n"
   )
-  run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+  run = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+  )
   assert run.returncode == 0, run.stderr

@@ -1,4 +1,5 @@
-"""The benchmark data sets as their owners ship them, each in miniature: files, labels, folds and splits."""
+"""The benchmark data sets as their owners ship them, each in miniature: files, labels, folds and
+splits."""
 
 import json
 import os
@@ -30,93 +31,195 @@ def _table(*rows: str) -> str:
 
 ESC50 = {
   "ESC-50-master/meta/esc50.csv": _table(
-    "filename,fold,target,category,esc10,src_file,take", "1-100032-A-0.wav,1,0,dog,True,100032,A",
-    "5-9032-A-0.wav,5,0,dog,True,9032,A", "2-7-B-14.wav,2,14,chirping_birds,False,7,B"),
-  "ESC-50-master/audio/1-100032-A-0.wav": "", "ESC-50-master/audio/2-7-B-14.wav": "",
-}  # fmt: skip
+    "filename,fold,target,category,esc10,src_file,take",
+    "1-100032-A-0.wav,1,0,dog,True,100032,A",
+    "5-9032-A-0.wav,5,0,dog,True,9032,A",
+    "2-7-B-14.wav,2,14,chirping_birds,False,7,B",
+  ),
+  "ESC-50-master/audio/1-100032-A-0.wav": "",
+  "ESC-50-master/audio/2-7-B-14.wav": "",
+}
 NSYNTH = {
-  f"nsynth-{split}/examples.json": json.dumps({f"{family}_acoustic_00{n}-060-100": {"instrument_family_str": family}
-                                               for n, family in enumerate(families)})
+  f"nsynth-{split}/examples.json": json.dumps(
+    {
+      f"{family}_acoustic_00{n}-060-100": {"instrument_family_str": family}
+      for n, family in enumerate(families)
+    }
+  )
   for split, families in (("train", ["bass", "flute"]), ("valid", ["bass"]), ("test", ["organ"]))
-}  # fmt: skip
+}
 AUDIOSET = {
-  "class_labels_indices.csv": _table("index,mid,display_name", "0,/m/09x0r,Speech", '1,/m/05zppz,"Male speech, man"'),
+  "class_labels_indices.csv": _table(
+    "index,mid,display_name", "0,/m/09x0r,Speech", '1,/m/05zppz,"Male speech, man"'
+  ),
   "balanced_train_segments.csv": _table(
-    "# Segments csv created Sun Mar  5 10:54:31 2017", "# num_ytids=2", "# YTID, start_seconds, end_seconds, labels",
-    '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/m/05zppz"', 'Y1234567890, 0.000, 10.000, "/m/09x0r"',
-    'abcdefghijk, 7.500, 17.500, "/m/05zppz"'),
+    "# Segments csv created Sun Mar  5 10:54:31 2017",
+    "# num_ytids=2",
+    "# YTID, start_seconds, end_seconds, labels",
+    '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/m/05zppz"',
+    'Y1234567890, 0.000, 10.000, "/m/09x0r"',
+    'abcdefghijk, 7.500, 17.500, "/m/05zppz"',
+  ),
   "eval_segments.csv": _table("# comment", '_0123456789, 5.000, 13.000, "/m/09x0r"'),
-  "audio/--PJHxphWEs_30.000.wav": "", "audio/YY1234567890.wav": "", "eval/_0123456789_5000_13000.flac": "",
+  "audio/--PJHxphWEs_30.000.wav": "",
+  "audio/YY1234567890.wav": "",
+  "eval/_0123456789_5000_13000.flac": "",
   "more/--PJHxphWEs_30.000.wav": "",
-}  # fmt: skip
+}
 
 # layout -> (files, the expected {id: (labels, fold, split, whether the file is there)})
 CASES = {
-  "esc50": (ESC50, {
-    "ESC-50-master/audio/1-100032-A-0.wav": (("dog",), 1, "train", True),
-    "ESC-50-master/audio/5-9032-A-0.wav": (("dog",), 5, "train", False),
-    "ESC-50-master/audio/2-7-B-14.wav": (("chirping_birds",), 2, "train", True)}),
-  "esc10": (ESC50, {
-    "ESC-50-master/audio/1-100032-A-0.wav": (("dog",), 1, "train", True),
-    "ESC-50-master/audio/5-9032-A-0.wav": (("dog",), 5, "train", False)}),
-  "fsdd": ({"7_jackson_32.wav": "", "0_theo_1.wav": ""}, {
-    "7_jackson_32.wav": (("7",), 0, "train", True), "0_theo_1.wav": (("0",), 1, "train", True)}),
-  "urbansound8k": ({
-    "metadata/UrbanSound8K.csv": _table(
-      "slice_file_name,fsID,start,end,salience,fold,classID,class", "100032-3-0-0.wav,100032,0.0,0.3,1,5,3,dog_bark",
-      "7-1-0-0.wav,7,0,4,1,10,1,car_horn"),
-    "audio/fold5/100032-3-0-0.wav": ""}, {
-    "audio/fold5/100032-3-0-0.wav": (("dog_bark",), 5, "train", True),
-    "audio/fold10/7-1-0-0.wav": (("car_horn",), 10, "train", False)}),
-  "speech_commands": ({
-    "validation_list.txt": _table("yes/a_nohash_0.wav"), "testing_list.txt": _table("no/b_nohash_0.wav", "no/gone.wav"),
-    "yes/a_nohash_0.wav": "", "yes/c_nohash_1.wav": "", "no/b_nohash_0.wav": "",
-    "_background_noise_/white.wav": ""}, {
-    "yes/a_nohash_0.wav": (("yes",), -1, "valid", True), "yes/c_nohash_1.wav": (("yes",), -1, "train", True),
-    "no/b_nohash_0.wav": (("no",), -1, "test", True), "no/gone.wav": (("no",), -1, "test", False)}),
-  "voxceleb1": ({
-    "iden_split.txt": _table("1 id10001/1zcIwhmdeo4/00001.wav", "2 id10002/x/00002.wav", "3 id10001/y/00003.wav"),
-    "wav/id10001/1zcIwhmdeo4/00001.wav": ""}, {
-    "wav/id10001/1zcIwhmdeo4/00001.wav": (("id10001",), -1, "train", True),
-    "wav/id10002/x/00002.wav": (("id10002",), -1, "valid", False),
-    "wav/id10001/y/00003.wav": (("id10001",), -1, "test", False)}),
-  "nsynth": ({**NSYNTH, "nsynth-train/audio/bass_acoustic_000-060-100.wav": ""}, {
-    "nsynth-train/audio/bass_acoustic_000-060-100.wav": (("bass",), -1, "train", True),
-    "nsynth-train/audio/flute_acoustic_001-060-100.wav": (("flute",), -1, "train", False),
-    "nsynth-valid/audio/bass_acoustic_000-060-100.wav": (("bass",), -1, "valid", False),
-    "nsynth-test/audio/organ_acoustic_000-060-100.wav": (("organ",), -1, "test", False)}),
-  "gtzan": ({
-    "train_filtered.txt": _table("blues/blues.00029.wav"), "valid_filtered.txt": _table("rock/rock.00001.wav"),
-    "test_filtered.txt": _table("blues/blues.00002.wav"), "genres/blues/blues.00029.wav": "",
-    "genres/rock/rock.00001.wav": "", "genres/rock/rock.00099.wav": ""}, {
-    "genres/blues/blues.00029.wav": (("blues",), -1, "train", True),
-    "genres/rock/rock.00001.wav": (("rock",), -1, "valid", True),
-    "genres/blues/blues.00002.wav": (("blues",), -1, "test", False)}),
-  "crema_d": ({"AudioWAV/1001_DFA_ANG_XX.wav": "", "AudioWAV/1001_IEO_SAD_HI.wav": ""}, {
-    "AudioWAV/1001_DFA_ANG_XX.wav": (("ANG",), -1, split_of("crema_d 1001", {"train": 0.7, "valid": 0.1, "test": 0.2}),
-                                     True),
-    "AudioWAV/1001_IEO_SAD_HI.wav": (("SAD",), -1, split_of("crema_d 1001", {"train": 0.7, "valid": 0.1, "test": 0.2}),
-                                     True)}),
-  "voxforge": ({"de/anna-20080320-rgz/wav/de7-58.wav": ""}, {
-    "de/anna-20080320-rgz/wav/de7-58.wav": (
-      ("de",), -1, split_of("voxforge de/anna", {"train": 0.7, "valid": 0.15, "test": 0.15}), True)}),
-  "surge": ({"presets/Basses/Attacky/21.ogg": ""}, {
-    "presets/Basses/Attacky/21.ogg": (
-      ("21",), -1, split_of("surge presets/Basses/Attacky", {"train": 0.81, "valid": 0.095, "test": 0.095}), True)}),
-  "fsd50k": ({
-    "FSD50K.ground_truth/dev.csv": _table("fname,labels,mids,split", '64760,"Electric_guitar,Guitar",/m/02sgy,train',
-                                          "7,Bark,/m/0bt9lr,val"),
-    "FSD50K.ground_truth/eval.csv": _table("fname,labels,mids", "37199,Bark,/m/0bt9lr"),
-    "FSD50K.dev_audio/64760.wav": ""}, {
-    "FSD50K.dev_audio/64760.wav": (("Electric_guitar", "Guitar"), -1, "train", True),
-    "FSD50K.dev_audio/7.wav": (("Bark",), -1, "valid", False),
-    "FSD50K.eval_audio/37199.wav": (("Bark",), -1, "test", False)}),
-  "audioset": (AUDIOSET, {
-    "--PJHxphWEs_30.000": (("Speech", "Male speech, man"), -1, "train", True),
-    "Y1234567890_0.000": (("Speech",), -1, "train", True),
-    "abcdefghijk_7.500": (("Male speech, man",), -1, "train", False),
-    "_0123456789_5.000": (("Speech",), -1, "test", True)}),
-}  # fmt: skip
+  "esc50": (
+    ESC50,
+    {
+      "ESC-50-master/audio/1-100032-A-0.wav": (("dog",), 1, "train", True),
+      "ESC-50-master/audio/5-9032-A-0.wav": (("dog",), 5, "train", False),
+      "ESC-50-master/audio/2-7-B-14.wav": (("chirping_birds",), 2, "train", True),
+    },
+  ),
+  "esc10": (
+    ESC50,
+    {
+      "ESC-50-master/audio/1-100032-A-0.wav": (("dog",), 1, "train", True),
+      "ESC-50-master/audio/5-9032-A-0.wav": (("dog",), 5, "train", False),
+    },
+  ),
+  "fsdd": (
+    {"7_jackson_32.wav": "", "0_theo_1.wav": ""},
+    {"7_jackson_32.wav": (("7",), 0, "train", True), "0_theo_1.wav": (("0",), 1, "train", True)},
+  ),
+  "urbansound8k": (
+    {
+      "metadata/UrbanSound8K.csv": _table(
+        "slice_file_name,fsID,start,end,salience,fold,classID,class",
+        "100032-3-0-0.wav,100032,0.0,0.3,1,5,3,dog_bark",
+        "7-1-0-0.wav,7,0,4,1,10,1,car_horn",
+      ),
+      "audio/fold5/100032-3-0-0.wav": "",
+    },
+    {
+      "audio/fold5/100032-3-0-0.wav": (("dog_bark",), 5, "train", True),
+      "audio/fold10/7-1-0-0.wav": (("car_horn",), 10, "train", False),
+    },
+  ),
+  "speech_commands": (
+    {
+      "validation_list.txt": _table("yes/a_nohash_0.wav"),
+      "testing_list.txt": _table("no/b_nohash_0.wav", "no/gone.wav"),
+      "yes/a_nohash_0.wav": "",
+      "yes/c_nohash_1.wav": "",
+      "no/b_nohash_0.wav": "",
+      "_background_noise_/white.wav": "",
+    },
+    {
+      "yes/a_nohash_0.wav": (("yes",), -1, "valid", True),
+      "yes/c_nohash_1.wav": (("yes",), -1, "train", True),
+      "no/b_nohash_0.wav": (("no",), -1, "test", True),
+      "no/gone.wav": (("no",), -1, "test", False),
+    },
+  ),
+  "voxceleb1": (
+    {
+      "iden_split.txt": _table(
+        "1 id10001/1zcIwhmdeo4/00001.wav", "2 id10002/x/00002.wav", "3 id10001/y/00003.wav"
+      ),
+      "wav/id10001/1zcIwhmdeo4/00001.wav": "",
+    },
+    {
+      "wav/id10001/1zcIwhmdeo4/00001.wav": (("id10001",), -1, "train", True),
+      "wav/id10002/x/00002.wav": (("id10002",), -1, "valid", False),
+      "wav/id10001/y/00003.wav": (("id10001",), -1, "test", False),
+    },
+  ),
+  "nsynth": (
+    {**NSYNTH, "nsynth-train/audio/bass_acoustic_000-060-100.wav": ""},
+    {
+      "nsynth-train/audio/bass_acoustic_000-060-100.wav": (("bass",), -1, "train", True),
+      "nsynth-train/audio/flute_acoustic_001-060-100.wav": (("flute",), -1, "train", False),
+      "nsynth-valid/audio/bass_acoustic_000-060-100.wav": (("bass",), -1, "valid", False),
+      "nsynth-test/audio/organ_acoustic_000-060-100.wav": (("organ",), -1, "test", False),
+    },
+  ),
+  "gtzan": (
+    {
+      "train_filtered.txt": _table("blues/blues.00029.wav"),
+      "valid_filtered.txt": _table("rock/rock.00001.wav"),
+      "test_filtered.txt": _table("blues/blues.00002.wav"),
+      "genres/blues/blues.00029.wav": "",
+      "genres/rock/rock.00001.wav": "",
+      "genres/rock/rock.00099.wav": "",
+    },
+    {
+      "genres/blues/blues.00029.wav": (("blues",), -1, "train", True),
+      "genres/rock/rock.00001.wav": (("rock",), -1, "valid", True),
+      "genres/blues/blues.00002.wav": (("blues",), -1, "test", False),
+    },
+  ),
+  "crema_d": (
+    {"AudioWAV/1001_DFA_ANG_XX.wav": "", "AudioWAV/1001_IEO_SAD_HI.wav": ""},
+    {
+      "AudioWAV/1001_DFA_ANG_XX.wav": (
+        ("ANG",),
+        -1,
+        split_of("crema_d 1001", {"train": 0.7, "valid": 0.1, "test": 0.2}),
+        True,
+      ),
+      "AudioWAV/1001_IEO_SAD_HI.wav": (
+        ("SAD",),
+        -1,
+        split_of("crema_d 1001", {"train": 0.7, "valid": 0.1, "test": 0.2}),
+        True,
+      ),
+    },
+  ),
+  "voxforge": (
+    {"de/anna-20080320-rgz/wav/de7-58.wav": ""},
+    {
+      "de/anna-20080320-rgz/wav/de7-58.wav": (
+        ("de",),
+        -1,
+        split_of("voxforge de/anna", {"train": 0.7, "valid": 0.15, "test": 0.15}),
+        True,
+      )
+    },
+  ),
+  "surge": (
+    {"presets/Basses/Attacky/21.ogg": ""},
+    {
+      "presets/Basses/Attacky/21.ogg": (
+        ("21",),
+        -1,
+        split_of("surge presets/Basses/Attacky", {"train": 0.81, "valid": 0.095, "test": 0.095}),
+        True,
+      )
+    },
+  ),
+  "fsd50k": (
+    {
+      "FSD50K.ground_truth/dev.csv": _table(
+        "fname,labels,mids,split",
+        '64760,"Electric_guitar,Guitar",/m/02sgy,train',
+        "7,Bark,/m/0bt9lr,val",
+      ),
+      "FSD50K.ground_truth/eval.csv": _table("fname,labels,mids", "37199,Bark,/m/0bt9lr"),
+      "FSD50K.dev_audio/64760.wav": "",
+    },
+    {
+      "FSD50K.dev_audio/64760.wav": (("Electric_guitar", "Guitar"), -1, "train", True),
+      "FSD50K.dev_audio/7.wav": (("Bark",), -1, "valid", False),
+      "FSD50K.eval_audio/37199.wav": (("Bark",), -1, "test", False),
+    },
+  ),
+  "audioset": (
+    AUDIOSET,
+    {
+      "--PJHxphWEs_30.000": (("Speech", "Male speech, man"), -1, "train", True),
+      "Y1234567890_0.000": (("Speech",), -1, "train", True),
+      "abcdefghijk_7.500": (("Male speech, man",), -1, "train", False),
+      "_0123456789_5.000": (("Speech",), -1, "test", True),
+    },
+  ),
+}
 
 
 def test_every_layout_is_tested():
@@ -164,14 +267,27 @@ def test_fault_43_linked_folders_that_lead_out_are_refused(tmp_path):
     list_sources(str(root), layout="esc50")
 
 
-@pytest.mark.parametrize("name, old, new, layout", [
-  ("balanced_train_segments.csv", "abcdefghijk, 7.500, 17.500", "../secret/x, 7.500, 17.500", "audioset"),
-  ("balanced_train_segments.csv", 'abcdefghijk, 7.500, 17.500, "/m/05zppz"', "abcdefghijk, 7.500", "audioset"),
-  ("balanced_train_segments.csv", "7.500", "soon", "audioset"),
-  ("ESC-50-master/meta/esc50.csv", "0.wav,1,0,dog", "0.wav,one,0,dog", "esc50"),
-  ("nsynth-train/examples.json", "instrument_family_str", "family", "nsynth"),
-  ("nsynth-train/examples.json", "{", "", "nsynth"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "name, old, new, layout",
+  [
+    (
+      "balanced_train_segments.csv",
+      "abcdefghijk, 7.500, 17.500",
+      "../secret/x, 7.500, 17.500",
+      "audioset",
+    ),
+    (
+      "balanced_train_segments.csv",
+      'abcdefghijk, 7.500, 17.500, "/m/05zppz"',
+      "abcdefghijk, 7.500",
+      "audioset",
+    ),
+    ("balanced_train_segments.csv", "7.500", "soon", "audioset"),
+    ("ESC-50-master/meta/esc50.csv", "0.wav,1,0,dog", "0.wav,one,0,dog", "esc50"),
+    ("nsynth-train/examples.json", "instrument_family_str", "family", "nsynth"),
+    ("nsynth-train/examples.json", "{", "", "nsynth"),
+  ],
+)
 def test_lists_that_do_not_read_are_refused(tmp_path, name, old, new, layout):
   files = dict(CASES[layout][0])
   files[name] = files[name].replace(old, new)
@@ -179,12 +295,25 @@ def test_lists_that_do_not_read_are_refused(tmp_path, name, old, new, layout):
     list_sources(_write(tmp_path, files), layout=layout)
 
 
-@pytest.mark.parametrize("stem", ["abcdefghijk", "Yabcdefghijk", "abcdefghijk_7.5", "abcdefghijk_7.500_17.500",
-                                  "abcdefghijk_7.5-17.5", "Yabcdefghijk_7.500"])  # fmt: skip
+@pytest.mark.parametrize(
+  "stem",
+  [
+    "abcdefghijk",
+    "Yabcdefghijk",
+    "abcdefghijk_7.5",
+    "abcdefghijk_7.500_17.500",
+    "abcdefghijk_7.5-17.5",
+    "Yabcdefghijk_7.500",
+  ],
+)
 def test_names_that_downloaders_give(tmp_path, stem):
-  listing = list_sources(_write(tmp_path, {**AUDIOSET, f"clips/{stem}.m4a.wav": "", f"clips/{stem}.wav": ""}),
-                         layout="audioset")  # fmt: skip
-  assert {s.id: os.path.basename(s.path) for s in listing.sources}["abcdefghijk_7.500"] == f"{stem}.wav"
+  listing = list_sources(
+    _write(tmp_path, {**AUDIOSET, f"clips/{stem}.m4a.wav": "", f"clips/{stem}.wav": ""}),
+    layout="audioset",
+  )
+  assert {s.id: os.path.basename(s.path) for s in listing.sources}[
+    "abcdefghijk_7.500"
+  ] == f"{stem}.wav"
 
 
 def test_groups_are_split_whole_and_near_their_shares():
@@ -211,7 +340,8 @@ def test_subset_is_nested_and_leaves_other_splits(tmp_path):
 
 
 def test_a_new_class_in_the_input_of_a_subset_is_another_plan(tmp_path, capsys):
-  """Labels are numbered over the classes of all files, so a class that the subset does not hold would shift them."""
+  """Labels are numbered over the classes of all files, so a class that the subset does not hold
+  would shift them."""
   import soundfile
 
   def add(label, number):
@@ -220,7 +350,13 @@ def test_a_new_class_in_the_input_of_a_subset_is_another_plan(tmp_path, capsys):
 
   for i in range(12):
     add("bc"[i % 2], i)
-  flags = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--frontend=atst", "--subset=6", "--workers=1"]
+  flags = [
+    f"--input={tmp_path / 'in'}",
+    f"--output={tmp_path / 'out'}",
+    "--frontend=atst",
+    "--subset=6",
+    "--workers=1",
+  ]
   assert prepare.main(flags) == 0
   kept = {source.id for source in list_sources(str(tmp_path / "in"), number=6).sources}
   for i in range(100):
@@ -240,10 +376,20 @@ def test_fault_23_audioset_with_clips_missing_on_disk(tmp_path, capsys):
   for name in AUDIOSET:
     if name.endswith((".wav", ".flac")):
       soundfile.write(root / name, np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
-  flags = [f"--input={root}", f"--output={tmp_path / 'out'}", "--layout=audioset", "--frontend=atst", "--workers=1"]
+  flags = [
+    f"--input={root}",
+    f"--output={tmp_path / 'out'}",
+    "--layout=audioset",
+    "--frontend=atst",
+    "--workers=1",
+  ]
   assert prepare.main(flags) == 0
   dataset = Dataset.load(str(tmp_path / "out"))
-  assert dataset.num_clips("train") == 2 and dataset.num_clips("test") == 1 and dataset.manifest["multi_label"]
+  assert (
+    dataset.num_clips("train") == 2
+    and dataset.num_clips("test") == 1
+    and dataset.manifest["multi_label"]
+  )
   coverage = dataset.manifest["counts"]["coverage"]
   assert coverage["Male speech, man"] == {"listed": 2, "missing": 1, "rejected": 0}
   assert coverage["Speech"] == {"listed": 3, "missing": 0, "rejected": 0}
@@ -255,5 +401,7 @@ def test_fault_23_audioset_with_clips_missing_on_disk(tmp_path, capsys):
     and part.manifest["label_names"] == dataset.manifest["label_names"]
   )
   for name, row in part.manifest["counts"]["coverage"].items():
-    assert row["listed"] == coverage[name]["listed"] and row["missing"] == coverage[name]["missing"], name
+    assert (
+      row["listed"] == coverage[name]["listed"] and row["missing"] == coverage[name]["missing"]
+    ), name
   assert sum(row.get("not_drawn", 0) for row in part.manifest["counts"]["coverage"].values()) > 0

@@ -20,8 +20,13 @@ from atst_jax.util.errors import UserError
 from tests.evaluation import OVERRIDES, evaluate, make_clips, refused, write_clips, write_encoder
 from tests.tiny import ROOT
 
-ROWS = ["pre-trained, all blocks", "pre-trained, last block", "random, all blocks", "random, last block",
-        "mel mean and std"]  # fmt: skip
+ROWS = [
+  "pre-trained, all blocks",
+  "pre-trained, last block",
+  "random, all blocks",
+  "random, last block",
+  "mel mean and std",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +50,17 @@ def test_rows_scores_and_provenance(done, encoder):
   assert mel["mean"] == mel["knn"] == 1.0 and mel["std"] == 0.0  # the class is the spectrum
   for row in results["rows"]:
     assert len(row["runs"]) == 2 * 3 and {run["seed"] for run in row["runs"]} == {0, 1}
-    assert all(len(run["valid_scores"]) == 3 and run["learning_rate"] in (0.01, 0.1, 1.0) for run in row["runs"])
-    per_seed = [np.mean([run["score"] for run in row["runs"] if run["seed"] == seed]) for seed in (0, 1)]
+    assert all(
+      len(run["valid_scores"]) == 3 and run["learning_rate"] in (0.01, 0.1, 1.0)
+      for run in row["runs"]
+    )
+    per_seed = [
+      np.mean([run["score"] for run in row["runs"] if run["seed"] == seed]) for seed in (0, 1)
+    ]
     np.testing.assert_allclose(row["per_seed"], per_seed)
-    np.testing.assert_allclose([row["mean"], row["std"]], [np.mean(per_seed), np.std(per_seed, ddof=1)])
+    np.testing.assert_allclose(
+      [row["mean"], row["std"]], [np.mean(per_seed), np.std(per_seed, ddof=1)]
+    )
     assert 1 <= row["effective_rank"] <= min(35, row["dimensions"])
   assert any(row["std"] > 0 for row in results["rows"])
   assert results["metric"] == "accuracy" and results["chance"] == pytest.approx(1 / 3)
@@ -70,14 +82,26 @@ def test_random_encoders_differ_between_seeds(done):
 def test_table_is_aligned_and_markdown_holds_the_same(done):
   results, workdir, _ = done
   head, empty, *lines = table(results).splitlines()
-  assert "tones: 36 clips, 3 classes, 3 folds" in head and "after 123 steps" in head and "2 seeds" in head and not empty
+  assert (
+    "tones: 36 clips, 3 classes, 3 folds" in head
+    and "after 123 steps" in head
+    and "2 seeds" in head
+    and not empty
+  )
   assert lines[0].split() == ["features", "size", "linear", "accuracy", "3-NN", "effective", "rank"]
   assert [line.split("  ")[0] for line in lines[2:]] == [*ROWS, "chance"]
   assert len({len(line) for line in lines[:-1]}) == 1
   assert "100.0 ± 0.0" in lines[-2] and lines[-1].split() == ["chance", "33.3"]
   text = (workdir / "results.md").read_text(encoding="utf-8")
   assert text.count("|\n") == 8 and "| mel mean and std | 128 | 100.0 ± 0.0 | 100.0 |" in text
-  assert sorted(os.listdir(workdir)) == [".lock", "config.json", "features", "results.json", "results.md", "rows"]
+  assert sorted(os.listdir(workdir)) == [
+    ".lock",
+    "config.json",
+    "features",
+    "results.json",
+    "results.md",
+    "rows",
+  ]
 
 
 def test_rerun_reads_the_features_and_gives_the_same(done, encoder, monkeypatch, capsys):
@@ -95,7 +119,8 @@ def test_rerun_reads_the_features_and_gives_the_same(done, encoder, monkeypatch,
 
 
 def test_fault_01_a_stopped_evaluation_keeps_what_is_finished(done, encoder, tmp_path, monkeypatch):
-  """SIGTERM in the third row: exit code 75; the same command computes that row and those after it."""
+  """SIGTERM in the third row: exit code 75; the same command computes that row and those after
+  it."""
   results, workdir, data = done
   shutil.copytree(workdir / "features", tmp_path / "run" / "features")
   run_row, titles = job.run_row, []
@@ -108,7 +133,10 @@ def test_fault_01_a_stopped_evaluation_keeps_what_is_finished(done, encoder, tmp
 
   monkeypatch.setattr(job, "run_row", count)
   values = {"encoder": encoder, "data.path": data, **OVERRIDES}
-  flags = [f"--config={ROOT / 'configs' / 'linear.py'}", *[f"--config.{key}={value}" for key, value in values.items()]]
+  flags = [
+    f"--config={ROOT / 'configs' / 'linear.py'}",
+    *[f"--config.{key}={value}" for key, value in values.items()],
+  ]
   assert main.main([*flags, f"--workdir={tmp_path / 'run'}"]) == 75 and titles == ROWS[:3]
   assert not (tmp_path / "run" / "results.json").exists()
   assert main.main([*flags, f"--workdir={tmp_path / 'run'}"]) == 0 and titles == ROWS[:3] + ROWS[2:]
@@ -127,14 +155,19 @@ def test_a_damaged_cache_is_computed_again(done, encoder, tmp_path):
 def test_features_are_those_of_the_encoder_with_the_central_crop(encoder, tmp_path):
   data = write_clips(tmp_path / "data", make_clips(12, folds=3))
   evaluate(encoder, data, tmp_path / "run", max_seconds="0.4", seeds="1", probe__epochs="2")
-  found = [np.load(tmp_path / "run" / "features" / f) for f in os.listdir(tmp_path / "run" / "features")]
+  found = [
+    np.load(tmp_path / "run" / "features" / f) for f in os.listdir(tmp_path / "run" / "features")
+  ]
   crops = []
   for clip in make_clips(12, folds=3):
     start = max(len(clip.mel) - 41, 0) // 2
     crops.append(clip.mel[start : start + 41].astype(np.float32))
   model = load_model(encoder)
-  expected = [model.embed(crops), model.reinitialized(0).embed(crops),
-              np.stack([np.r_[mel.mean(0, np.float64), mel.std(0, np.float64)] for mel in crops])]  # fmt: skip
+  expected = [
+    model.embed(crops),
+    model.reinitialized(0).embed(crops),
+    np.stack([np.r_[mel.mean(0, np.float64), mel.std(0, np.float64)] for mel in crops]),
+  ]
   for x in expected:
     assert any(f.shape == x.shape and np.allclose(f, x, atol=1e-5) for f in found)
 
@@ -155,26 +188,46 @@ def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):
   results = evaluate(encoder, write_clips(tmp_path / "data", clips), tmp_path / "run", seeds="1")
   assert results["metric"] == "mAP" and len(results["data"]["divisions"]) == 1
   assert results["rows"][-1]["mean"] > 0.9 > results["chance"] and results["rows"][0]["std"] is None
-  assert "one division" in table(results) and "linear mAP" in table(results) and "one seed" in table(results)
+  assert (
+    "one division" in table(results)
+    and "linear mAP" in table(results)
+    and "one seed" in table(results)
+  )
 
 
 def test_splits_with_one_label_give_accuracy_and_take_the_rates_of_the_task(encoder, tmp_path):
-  """The validation split chooses; the rates that the protocol's authors name stand beside the ladder's."""
+  """The validation split chooses; the rates that the protocol's authors name stand beside the
+  ladder's."""
   names = ("test", "valid", "train", "train")
-  clips = [Clip(c.id, c.mel, c.labels, False, -1, names[i // 3 % 4]) for i, c in enumerate(make_clips(36, folds=0))]
+  clips = [
+    Clip(c.id, c.mel, c.labels, False, -1, names[i // 3 % 4])
+    for i, c in enumerate(make_clips(36, folds=0))
+  ]
   data = write_clips(tmp_path / "data", clips, name="speech_commands")
   few = {"seeds": "1", "probe__epochs": "3", "blocks": "'last',"}
   results = evaluate(encoder, data, tmp_path / "run", **few)
-  assert results["data"]["divisions"] == [{"train": 18, "valid": 9, "test": 9}] and results["metric"] == "accuracy"
+  assert (
+    results["data"]["divisions"] == [{"train": 18, "valid": 9, "test": 9}]
+    and results["metric"] == "accuracy"
+  )
   assert results["config"]["probe"]["learning_rates"] == [0.002, 0.01, 0.1, 1.0]
-  assert (results["job"], results["protocol"], results["selected_on_test"]) == ("linear", "atst", False)
-  assert [row["features"] for row in results["rows"]] == ["pre-trained", "random", "mel mean and std"]
+  assert (results["job"], results["protocol"], results["selected_on_test"]) == (
+    "linear",
+    "atst",
+    False,
+  )
+  assert [row["features"] for row in results["rows"]] == [
+    "pre-trained",
+    "random",
+    "mel mean and std",
+  ]
   alone = evaluate(encoder, data, tmp_path / "alone", **few, probe__task_rates="False")
   assert alone["config"]["probe"]["learning_rates"] == [0.01, 0.1, 1.0]
 
 
 def test_evar_protocol(tmp_path):
-  """Clips cut or filled to the unit, standardised by the evaluated set, early stopping, confidence intervals."""
+  """Clips cut or filled to the unit, standardised by the evaluated set, early stopping, confidence
+  intervals."""
   cnn = write_encoder(tmp_path / "cnn", kind="cnn")
   data = write_clips(tmp_path / "data", make_clips(36, loud=8.0))
   overrides = {"seeds": "3", "probe__epochs": "30", "probe__learning_rates": "0.001,0.01"}
@@ -182,37 +235,63 @@ def test_evar_protocol(tmp_path):
   config = results["config"]
   assert (config["crop"], config["statistics"], config["probe"]["refit"]) == ("unit", "data", False)
   row = results["rows"][-1]
-  assert row["mean"] > 0.9 and row["ci95"] == pytest.approx(4.302653 * row["std"] / 3**0.5, rel=1e-5)
+  assert row["mean"] > 0.9 and row["ci95"] == pytest.approx(
+    4.302653 * row["std"] / 3**0.5, rel=1e-5
+  )
   assert results["data"]["divisions"] == [{"train": 22, "valid": 2, "test": 12}] * 3
   assert "± 95 % confidence interval over 3 seeds; protocol evar" in table(results)
-  mels = [features.cut_or_fill(clip.mel.astype(np.float32), 41, silence=-100.0, rng=None) for clip in make_clips(
-    36, loud=8.0)]  # fmt: skip
+  mels = [
+    features.cut_or_fill(clip.mel.astype(np.float32), 41, silence=-100.0, rng=None)
+    for clip in make_clips(36, loud=8.0)
+  ]
   expected = load_model(cnn).standardized(Dataset.load(data).statistics).embed(mels)
-  found = [np.load(tmp_path / "run" / "features" / name) for name in os.listdir(tmp_path / "run" / "features")]
+  found = [
+    np.load(tmp_path / "run" / "features" / name)
+    for name in os.listdir(tmp_path / "run" / "features")
+  ]
   assert any(x.shape == expected.shape and np.allclose(x, expected, atol=1e-4) for x in found)
   refused("'tones' is not in the table of tasks", cnn, data, tmp_path / "other", variant="evar")
 
 
 def test_crops_of_the_unit(tmp_path):
-  """Clips that are tested begin at their start, others anywhere; a seed gives the same again; silence is -100 dB."""
-  clips = [Clip(f"{i}", np.arange(80 * 64, dtype=np.float16).reshape(80, 64) / 64, (i % 3,), False, -1,
-                ("train", "valid", "test")[i % 3]) for i in range(9)]  # fmt: skip
-  dataset = Dataset.load(write_clips(tmp_path / "data", [*clips, Clip("s", clips[0].mel[:5], (0,), False, -1, "test")]))
+  """Clips that are tested begin at their start, others anywhere; a seed gives the same again;
+  silence is -100 dB."""
+  clips = [
+    Clip(
+      f"{i}",
+      np.arange(80 * 64, dtype=np.float16).reshape(80, 64) / 64,
+      (i % 3,),
+      False,
+      -1,
+      ("train", "valid", "test")[i % 3],
+    )
+    for i in range(9)
+  ]
+  dataset = Dataset.load(
+    write_clips(tmp_path / "data", [*clips, Clip("s", clips[0].mel[:5], (0,), False, -1, "test")])
+  )
   read = lambda seed: list(features.mels(dataset, 10, "", unit=40, seed=seed))
   found = {clip.id: mel for clip, mel in zip(features.clips(dataset), read(0), strict=True)}
   assert all(mel.shape == (40, 64) for mel in found.values())
   starts = {id: round(float(mel[0, 0])) for id, mel in found.items()}
-  assert all(starts[str(i)] == 0 for i in (2, 5, 8)) and len({starts[str(i)] for i in (0, 1, 3, 4, 6, 7)}) > 3
+  assert (
+    all(starts[str(i)] == 0 for i in (2, 5, 8))
+    and len({starts[str(i)] for i in (0, 1, 3, 4, 6, 7)}) > 3
+  )
   np.testing.assert_array_equal(found["s"][:5], clips[0].mel[:5])
   assert np.allclose(found["s"][5:], -100)
-  assert all(map(np.array_equal, read(0), read(0))) and not all(map(np.array_equal, read(0), read(1)))
+  assert all(map(np.array_equal, read(0), read(0))) and not all(
+    map(np.array_equal, read(0), read(1))
+  )
 
 
 def test_selection_on_test_clips_says_so(encoder, done, tmp_path):
   """The rate that the test clips prefer, the probe of all other clips; the table shouts."""
   results = evaluate(encoder, done[2], tmp_path / "run", select_on_test="True", blocks="'last',")
   assert results["data"]["divisions"] == [{"train": 24, "valid": 12, "test": 12}] * 3
-  assert all(run["score"] == max(run["valid_scores"]) for row in results["rows"] for run in row["runs"])
+  assert all(
+    run["score"] == max(run["valid_scores"]) for row in results["rows"] for run in row["runs"]
+  )
   assert "CHOSEN ON THE TEST CLIPS" in table(results) and "CHOSEN" not in table(done[0])
 
 
@@ -246,8 +325,12 @@ def test_a_convolutional_encoder_has_one_row_and_may_standardise_by_the_data(tmp
   assert [row["name"] for row in own["rows"]] == ["pre-trained", "random", "mel mean and std"]
   assert [row["dimensions"] for row in own["rows"]] == [1032, 1032, 128]
   evaluate(cnn, data, tmp_path / "data_statistics", **few, statistics="data")
-  read = lambda name: {f: np.load(tmp_path / name / "features" / f) for f in os.listdir(tmp_path / name / "features")}
-  arrays = [x for name in ("own", "data_statistics") for x in read(name).values() if x.shape[1] == 1032]
+  read = lambda name: {
+    f: np.load(tmp_path / name / "features" / f) for f in os.listdir(tmp_path / name / "features")
+  }
+  arrays = [
+    x for name in ("own", "data_statistics") for x in read(name).values() if x.shape[1] == 1032
+  ]
   assert len(arrays) == 4 and len({x.tobytes() for x in arrays}) == 4
   model = load_model(cnn).standardized({"log_mean": -7.0, "log_std": 3.0})
   mels = [clip.mel.astype(np.float32) for clip in Dataset.load(data).clips("train")]

@@ -24,23 +24,39 @@ def data(tmp_path_factory):
 
 def test_fault_24_40_other_front_end_is_refused_with_the_remedy(encoder, tmp_path):
   data = write_clips(tmp_path / "data", make_clips(), frontend="audiossl")
-  refused("'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst", encoder, data, tmp_path / "run")
+  refused(
+    "'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst",
+    encoder,
+    data,
+    tmp_path / "run",
+  )
 
 
-def test_fault_39_leaking_folds_are_refused_before_anything_is_computed(encoder, tmp_path, monkeypatch):
+def test_fault_39_leaking_folds_are_refused_before_anything_is_computed(
+  encoder, tmp_path, monkeypatch
+):
   clips = make_clips()
   clips[3] = Clip("0.wav#0000", clips[3].mel, clips[3].labels, fold=clips[3].fold)
   clips[7] = Clip("0.wav#0001", clips[7].mel, clips[7].labels, fold=clips[7].fold)
   monkeypatch.setattr(Model, "embed", None)
-  refused("leaks: 1 source file .* '0.wav'", encoder, write_clips(tmp_path / "data", clips), tmp_path / "run")
+  refused(
+    "leaks: 1 source file .* '0.wav'",
+    encoder,
+    write_clips(tmp_path / "data", clips),
+    tmp_path / "run",
+  )
 
 
 def test_fault_38_embeddings_that_are_nan_name_the_clip(encoder, tmp_path):
   clips = make_clips()
   clips[5].mel[3, 7] = np.nan
   data = write_clips(tmp_path / "data", clips)
-  refused(r"pre-trained: the embeddings of 1 of 36 clips are NaN or infinite, the first is of '5.wav'", encoder, data,
-          tmp_path / "run")  # fmt: skip
+  refused(
+    r"pre-trained: the embeddings of 1 of 36 clips are NaN or infinite, the first is of '5.wav'",
+    encoder,
+    data,
+    tmp_path / "run",
+  )
   assert not os.path.exists(tmp_path / "run" / "features")
 
 
@@ -51,18 +67,25 @@ def test_clips_without_label_are_refused(encoder, tmp_path):
   refused("1 of 36 clips have no label, the first is 'bare.wav'", encoder, data, tmp_path)
 
 
-@pytest.mark.parametrize(("key", "value", "pattern"), [
-  ("probe.learning_rates", "0.1,0.01", "must be positive and ascending"),
-  ("blocks", "'all','first'", "choose from all, last"),
-  ("seeds", "0", r"seeds=0: must be positive"),
-  ("params_hash", "abc", "params_hash=abc, but what --config.encoder names has"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("key", "value", "pattern"),
+  [
+    ("probe.learning_rates", "0.1,0.01", "must be positive and ascending"),
+    ("blocks", "'all','first'", "choose from all, last"),
+    ("seeds", "0", r"seeds=0: must be positive"),
+    ("params_hash", "abc", "params_hash=abc, but what --config.encoder names has"),
+  ],
+)
 def test_values_that_cannot_work_are_refused(encoder, data, tmp_path, key, value, pattern):
   refused(pattern, encoder, data, tmp_path / "run", **{key.replace(".", "__"): value})
 
 
 def test_the_command_ends_with_2_and_one_message(data, tmp_path, capsys):
-  flags = [f"--config={ROOT / 'configs' / 'linear.py'}", f"--workdir={tmp_path / 'run'}", "--config.encoder=nowhere",
-           f"--config.data.path={data}"]  # fmt: skip
+  flags = [
+    f"--config={ROOT / 'configs' / 'linear.py'}",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.encoder=nowhere",
+    f"--config.data.path={data}",
+  ]
   assert main.main(flags) == 2
   assert capsys.readouterr().err.startswith("error: ")

@@ -11,12 +11,14 @@ RATE = 16000
 
 
 def sine(seconds, hz=997, amplitude=1.0):
-  return (amplitude * np.sin(2 * np.pi * hz * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+  return (amplitude * np.sin(2 * np.pi * hz * np.arange(round(seconds * RATE)) / RATE)).astype(
+    np.float32
+  )
 
 
 def test_full_scale_sine_is_at_minus_3_lufs():
-  """BS.1770: a sine of 997 Hz at full scale in one channel reads -3.01 LKFS. The filter of a rate other than 48 kHz
-  is derived from its analogue form, and differs a little."""
+  """BS.1770: a sine of 997 Hz at full scale in one channel reads -3.01 LKFS. The filter of a rate
+  other than 48 kHz is derived from its analogue form, and differs a little."""
   assert loudness(sine(2.0), RATE) == pytest.approx(-3.01, abs=0.1)
   assert loudness(sine(2.0, amplitude=0.1), RATE) == pytest.approx(-23.01, abs=0.1)
 
@@ -33,7 +35,9 @@ def test_gain_reaches_the_target():
 
 def test_pauses_do_not_count():
   noise = np.random.default_rng(0).normal(0, 0.05, 2 * RATE)
-  assert loudness(np.concatenate([noise, np.zeros(4 * RATE)]), RATE) == pytest.approx(loudness(noise, RATE), abs=0.5)
+  assert loudness(np.concatenate([noise, np.zeros(4 * RATE)]), RATE) == pytest.approx(
+    loudness(noise, RATE), abs=0.5
+  )
 
 
 def test_short_sounds_have_a_loudness():

@@ -1,4 +1,5 @@
-"""What bad input gets: one message with the remedy, exit code 2, nothing compiled and nothing half-written."""
+"""What bad input gets: one message with the remedy, exit code 2, nothing compiled and nothing
+half-written."""
 
 import json
 import os
@@ -29,18 +30,30 @@ def _fails(flags, message, capsys, workdir):
   assert not os.path.exists(workdir) or os.listdir(workdir) in ([], [".lock"])
 
 
-@pytest.mark.parametrize("flags, message", [
-  (["--config=configs/bose.py"], "--config=configs/bose.py: no such file"),
-  ([f"--config={BASE}:papr"], "has no variant 'papr'; there are paper"),
-  ([f"--config={BASE}", "--config.encoder.widht=8"], "did you mean --config.encoder.width?"),
-  ([f"--config={BASE}", "--steps=8"], "--steps=8: unknown flag; overrides read --config.KEY=VALUE"),
-  ([f"--config={BASE}", "--config.batch_size=many"], "expected int"),
-  ([f"--config={BASE}", "--config.job=pretain"], "--config.job=pretain: choose one of pretrain, linear"),
-  ([f"--config={BASE}", "--config.data.path=/nowhere"], "/nowhere/dataset.json does not exist"),
-  (tiny_flags(batch_size="12"), "batch_size 12 is not divisible by 8 devices; use a multiple of 8"),
-  (tiny_flags(mesh__fsdp="3"), "mesh.data=-1 x mesh.fsdp=3 does not use the 8 devices"),
-  (tiny_flags(platform="tpu"), "platform 'tpu' is asked for, but JAX found 'cpu'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--config=configs/bose.py"], "--config=configs/bose.py: no such file"),
+    ([f"--config={BASE}:papr"], "has no variant 'papr'; there are paper"),
+    ([f"--config={BASE}", "--config.encoder.widht=8"], "did you mean --config.encoder.width?"),
+    (
+      [f"--config={BASE}", "--steps=8"],
+      "--steps=8: unknown flag; overrides read --config.KEY=VALUE",
+    ),
+    ([f"--config={BASE}", "--config.batch_size=many"], "expected int"),
+    (
+      [f"--config={BASE}", "--config.job=pretain"],
+      "--config.job=pretain: choose one of pretrain, linear",
+    ),
+    ([f"--config={BASE}", "--config.data.path=/nowhere"], "/nowhere/dataset.json does not exist"),
+    (
+      tiny_flags(batch_size="12"),
+      "batch_size 12 is not divisible by 8 devices; use a multiple of 8",
+    ),
+    (tiny_flags(mesh__fsdp="3"), "mesh.data=-1 x mesh.fsdp=3 does not use the 8 devices"),
+    (tiny_flags(platform="tpu"), "platform 'tpu' is asked for, but JAX found 'cpu'"),
+  ],
+)
 def test_fault_11_mistakes_in_flags(flags, message, capsys, tmp_path, no_compilation):
   _fails(flags, message, capsys, tmp_path / "work")
 
@@ -65,11 +78,17 @@ def _edit(root, change):
       "holds no statistics; run `python -m data_pipeline.prepare",
     ),
     (lambda m, root: m.update(schema=99), {}, "schema version 99"),
-    (lambda m, root: (root / "train-00001-of-00004.tfrecord").unlink(), {}, "1 of 4 shards are missing"),
+    (
+      lambda m, root: (root / "train-00001-of-00004.tfrecord").unlink(),
+      {},
+      "1 of 4 shards are missing",
+    ),
     (lambda m, root: os.truncate(root / "train-00003-of-00004.tfrecord", 4000), {}, "4000 bytes,"),
   ],
 )
-def test_fault_12_24_30_mistakes_in_data(change, overrides, message, capsys, tmp_path, no_compilation):
+def test_fault_12_24_30_mistakes_in_data(
+  change, overrides, message, capsys, tmp_path, no_compilation
+):
   root = tmp_path / "data"
   write_dataset(root)
   flags = tiny_flags(data__source="records", data__path=str(root), **overrides)
@@ -87,21 +106,33 @@ def test_fault_10_a_workdir_that_cannot_be_written(capsys, tmp_path, no_compilat
 
 def test_print_config(capsys, tmp_path):
   assert main.main([*tiny_flags(), f"--workdir={tmp_path}/w", "--print_config"]) == 0
-  assert json.loads(capsys.readouterr().out)["encoder"]["width"] == 16 and not (tmp_path / "w").exists()
+  assert (
+    json.loads(capsys.readouterr().out)["encoder"]["width"] == 16 and not (tmp_path / "w").exists()
+  )
 
 
 def test_sweeps_print_their_commands(capsys, tmp_path):
   """One command for each run, with the flags given and a workdir of its own; nothing is run."""
-  flags = [f"--config={ROOT / 'configs' / 'atst_small.py'}", f"--workdir={tmp_path}/runs", "--config.seed=3"]
+  flags = [
+    f"--config={ROOT / 'configs' / 'atst_small.py'}",
+    f"--workdir={tmp_path}/runs",
+    "--config.seed=3",
+  ]
   assert main.main([*flags, "--sweep=views"]) == 0
   lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 4 and all(line.startswith("python -m atst_jax.main --config=") for line in lines)
+  assert len(lines) == 4 and all(
+    line.startswith("python -m atst_jax.main --config=") for line in lines
+  )
   assert all("--config.seed=3" in line for line in lines)
   assert f"--workdir={tmp_path}/runs/segments=two_crop_frames=601" in lines[3]
   assert "--config.views.segments=two --config.views.crop_frames=601" in lines[3]
-  assert len({line.split("--workdir=")[1].split()[0] for line in lines}) == 4 and not os.listdir(tmp_path)
+  assert len({line.split("--workdir=")[1].split()[0] for line in lines}) == 4 and not os.listdir(
+    tmp_path
+  )
   assert main.main([*flags, "--sweep=views", "--config.checkpoint.folder=gs://b/runs"]) == 0
-  folders = [line.split("checkpoint.folder=")[1].split()[0] for line in capsys.readouterr().out.splitlines()]
+  folders = [
+    line.split("checkpoint.folder=")[1].split()[0] for line in capsys.readouterr().out.splitlines()
+  ]
   assert len(set(folders)) == 4 and folders[3] == "gs://b/runs/segments=two_crop_frames=601"
   parsed = main.parse(shlex.split(lines[0])[3:])[1]
   assert parsed.views.segments == "single" and parsed.views.crop_frames == 101 and parsed.seed == 3

@@ -25,10 +25,17 @@ STEPS = 4
 CONFIGS = {
   "base.py": {"encoder__width": "128"},
   # Post-normalisation over the batch, BatchNorm and dropout in the encoder, one pass for each view.
-  "byola.py": {"encoder__width": "1040", "encoder__hidden": "8", "views__normalization__mean": "-6",
-               "views__normalization__std": "7", "difference__weight": "0.5",
-               "optimizer__base_lr": "1e-4", "optimizer__eps": "1e-4", "warmup_steps": "0"},
-}  # fmt: skip
+  "byola.py": {
+    "encoder__width": "1040",
+    "encoder__hidden": "8",
+    "views__normalization__mean": "-6",
+    "views__normalization__std": "7",
+    "difference__weight": "0.5",
+    "optimizer__base_lr": "1e-4",
+    "optimizer__eps": "1e-4",
+    "warmup_steps": "0",
+  },
+}
 
 
 @functools.cache
@@ -37,7 +44,10 @@ def _compiled(devices, fsdp, file="base.py"):
   mesh = make_mesh(data=-1, fsdp=fsdp, devices=jax.devices()[:devices])
   program = recipe.compile_for(config, mesh, ragged=False)
   state = program.init(jax.random.key(0))
-  batches = [put_batch(mesh, b) for b in itertools.islice(recipe.batches(config, None, start_step=0, rows=None), STEPS)]
+  batches = [
+    put_batch(mesh, b)
+    for b in itertools.islice(recipe.batches(config, None, start_step=0, rows=None), STEPS)
+  ]
   return program.step.lower(state, batches[0]).compile(), state, batches
 
 
@@ -47,24 +57,33 @@ def _losses(devices, fsdp, file="base.py"):
   state, losses = jax.tree.map(jnp.copy, state), []  # the step donates its state
   for batch in batches:
     state, metrics = step(state, batch)
-    losses.append([float(metrics[k]) for k in ("loss_byol", "loss_difference", "grad_norm", "std_student")])
+    losses.append(
+      [float(metrics[k]) for k in ("loss_byol", "loss_difference", "grad_norm", "std_student")]
+    )
   return np.array(losses), jax.device_get(state.batch_stats)
 
 
-@pytest.mark.parametrize("devices, fsdp, file", [(8, 1, "base.py"), (8, 4, "base.py"), (8, 1, "byola.py")])
+@pytest.mark.parametrize(
+  "devices, fsdp, file", [(8, 1, "base.py"), (8, 4, "base.py"), (8, 1, "byola.py")]
+)
 def test_fault_07_losses_and_batch_statistics_do_not_depend_on_the_mesh(devices, fsdp, file):
-  """BatchNorm's statistics are those of the global batch. Seen red with the statistics of one device."""
+  """BatchNorm's statistics are those of the global batch. Seen red with the statistics of one
+  device."""
   losses, stats = _losses(devices, fsdp, file)
   expected, expected_stats = _losses(1, 1, file)
   np.testing.assert_allclose(losses, expected, rtol=2e-4)
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), stats, expected_stats)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), stats, expected_stats
+  )
 
 
 @pytest.mark.parametrize("file", CONFIGS)
 def test_views_and_mixing_do_not_communicate(file):
   """The data-parallel step gathers and permutes nothing: its collectives are sums."""
   text = _compiled(8, 1, file)[0].as_text()
-  collectives = set(re.findall(r"\b(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)\b", text))
+  collectives = set(
+    re.findall(r"\b(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)\b", text)
+  )
   assert collectives == {"all-reduce"}
 
 
@@ -95,21 +114,33 @@ def test_mesh_numbers_are_refused():
 
 
 def _main(flags, devices, workdir):
-  env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
-         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}  # fmt: skip
+  env = {
+    **os.environ,
+    "XLA_FLAGS": "",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+  }
   command = [sys.executable, "-m", "atst_jax.main", f"--workdir={workdir}", *flags]
-  return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  return subprocess.Popen(
+    command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
 
 
 def test_fault_07_two_processes_equal_one(tmp_path):
-  """Two processes of two devices on localhost, records read by both, against one process of one device."""
+  """Two processes of two devices on localhost, records read by both, against one process of one
+  device."""
   data = write_dataset(tmp_path / "data", frames=(40, 90))
   flags = tiny_flags(data__source="records", data__path=data, total_steps="3", warmup_steps="1")
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
   runs = [
-    _main([*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"], 2, tmp_path / "two")
+    _main(
+      [*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"],
+      2,
+      tmp_path / "two",
+    )
     for p in range(2)
   ]
   alone = _main(flags, 1, tmp_path / "one")
@@ -119,9 +150,13 @@ def test_fault_07_two_processes_equal_one(tmp_path):
   two, one = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
   assert [r["step"] for r in two] == [1, 2, 3]
   for a, b in zip(two, one, strict=True):
-    np.testing.assert_allclose([a[k] for k in ("loss_byol", "loss_difference", "std_student")],
-                               [b[k] for k in ("loss_byol", "loss_difference", "std_student")], rtol=2e-4)  # fmt: skip
-  # What two processes have saved is read by one, array for array (`Checkpoints.restore` compares their marks).
+    np.testing.assert_allclose(
+      [a[k] for k in ("loss_byol", "loss_difference", "std_student")],
+      [b[k] for k in ("loss_byol", "loss_difference", "std_student")],
+      rtol=2e-4,
+    )
+  # What two processes have saved is read by one, array for array (`Checkpoints.restore` compares
+  # their marks).
   process = _main(flags, 1, tmp_path / "two")
   output, _ = process.communicate(timeout=240)
   assert process.returncode == 0 and "steps 3 to 3" in output, output
@@ -133,8 +168,14 @@ def test_fault_01_sigterm_to_one_process_stops_both(tmp_path):
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
-  runs = [_main([*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"], 1, tmp_path)
-          for p in range(2)]  # fmt: skip
+  runs = [
+    _main(
+      [*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"],
+      1,
+      tmp_path,
+    )
+    for p in range(2)
+  ]
   deadline = time.time() + 240
   while time.time() < deadline and len(read_metrics(tmp_path / "metrics.jsonl")) < 3:
     time.sleep(0.1)

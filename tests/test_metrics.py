@@ -26,7 +26,9 @@ def test_fault_38_mean_average_precision_is_that_of_scikit_learn_with_and_withou
 
 def test_average_precision_of_a_worked_example():
   # Ranks 1 and 3 are hits: (1/1 + 2/3) / 2.
-  assert metrics.average_precision(np.array([4.0, 3, 2, 1]), np.array([1, 0, 1, 0])) == pytest.approx(5 / 6, abs=1e-15)
+  assert metrics.average_precision(
+    np.array([4.0, 3, 2, 1]), np.array([1, 0, 1, 0])
+  ) == pytest.approx(5 / 6, abs=1e-15)
 
 
 def test_fault_38_mean_average_precision_without_any_label_raises():
@@ -62,7 +64,9 @@ def test_effective_rank_is_the_entropy_of_squared_singular_values(rng, shape):
   energy = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
   share = energy / energy.sum()
   share = share[share > 1e-15]
-  assert metrics.effective_rank(x) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-9)
+  assert metrics.effective_rank(x) == pytest.approx(
+    np.exp(-(share * np.log(share)).sum()), rel=1e-9
+  )
 
 
 def test_effective_rank_of_nan_raises():
@@ -81,7 +85,8 @@ def test_scale_zeroes_constant_columns(rng):
 
 
 def slow_knn(train_x, train_y, test_x, k):
-  """One clip at a time: the class with most votes, of equal ones that with the larger sum of cosines."""
+  """One clip at a time: the class with most votes, of equal ones that with the larger sum of
+  cosines."""
   mean, std = train_x.mean(0), train_x.std(0)
   unit = lambda v: (v - mean) / std / np.linalg.norm((v - mean) / std)
   out = []
@@ -89,15 +94,23 @@ def slow_knn(train_x, train_y, test_x, k):
     cosines = np.array([unit(x) @ unit(t) for t in train_x])
     nearest = sorted(range(len(train_x)), key=lambda i: -cosines[i])[:k]
     classes = sorted({train_y[i] for i in nearest})
-    votes = {c: (sum(train_y[i] == c for i in nearest), sum(cosines[i] for i in nearest if train_y[i] == c))
-             for c in classes}  # fmt: skip
+    votes = {
+      c: (
+        sum(train_y[i] == c for i in nearest),
+        sum(cosines[i] for i in nearest if train_y[i] == c),
+      )
+      for c in classes
+    }
     out.append(max(classes, key=lambda c: votes[c]))
   return np.array(out)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 40])
 def test_knn_is_that_of_a_slow_twin(rng, k):
-  train_x, test_x = rng.normal(size=(40, 6)) * [1, 50, 1, 1, 0.01, 1] + 20, rng.normal(size=(60, 6)) + 20
+  train_x, test_x = (
+    rng.normal(size=(40, 6)) * [1, 50, 1, 1, 0.01, 1] + 20,
+    rng.normal(size=(60, 6)) + 20,
+  )
   train_y, test_y = rng.integers(4, size=40), rng.integers(4, size=60)
   expected = slow_knn(train_x, train_y, test_x, k)
   scores = metrics.knn_scores(train_x, np.eye(4)[train_y], test_x, k=k)
@@ -106,7 +119,10 @@ def test_knn_is_that_of_a_slow_twin(rng, k):
 
 
 def test_more_votes_win_however_near_the_others_are():
-  train_x, labels = np.array([[1, 1], [1.1, 1], [-1, -1], [-1, 0.5], [0, -1]]), np.array([0, 0, 1, 1, 1])
+  train_x, labels = (
+    np.array([[1, 1], [1.1, 1], [-1, -1], [-1, 0.5], [0, -1]]),
+    np.array([0, 0, 1, 1, 1]),
+  )
   assert metrics.knn_accuracy(train_x, labels, np.ones((1, 2)), np.array([1]), k=5) == 1
 
 
@@ -127,8 +143,12 @@ def test_d_prime_is_that_of_scikit_learns_mean_auc(rng, levels):
   targets = (rng.random((200, 6)) < [0.5, 0.3, 0.02, 0, 1, 0.2]).astype(np.uint8)
   scores += targets / 3
   aucs = [roc_auc_score(targets[:, c], scores[:, c]) for c in (0, 1, 2, 5)]
-  np.testing.assert_allclose([metrics.roc_auc(scores[:, c], targets[:, c]) for c in (0, 1, 2, 5)], aucs, atol=1e-12)
-  assert metrics.d_prime(scores, targets) == pytest.approx(np.sqrt(2) * scipy.stats.norm.ppf(np.mean(aucs)), rel=1e-9)
+  np.testing.assert_allclose(
+    [metrics.roc_auc(scores[:, c], targets[:, c]) for c in (0, 1, 2, 5)], aucs, atol=1e-12
+  )
+  assert metrics.d_prime(scores, targets) == pytest.approx(
+    np.sqrt(2) * scipy.stats.norm.ppf(np.mean(aucs)), rel=1e-9
+  )
 
 
 def test_d_prime_of_a_worked_example():
@@ -146,12 +166,22 @@ def test_recall_at_k_is_scikit_learns_top_k_accuracy(rng):
   from sklearn.metrics import top_k_accuracy_score
 
   similarity, wanted = rng.normal(size=(60, 25)), rng.integers(25, size=60)
-  expected = [top_k_accuracy_score(wanted, similarity, k=k, labels=np.arange(25)) for k in (1, 5, 10)]
-  np.testing.assert_allclose(metrics.recall_at(similarity, wanted, (1, 5, 10)), expected, atol=1e-12)
+  expected = [
+    top_k_accuracy_score(wanted, similarity, k=k, labels=np.arange(25)) for k in (1, 5, 10)
+  ]
+  np.testing.assert_allclose(
+    metrics.recall_at(similarity, wanted, (1, 5, 10)), expected, atol=1e-12
+  )
 
 
 def test_recall_of_equal_similarities_is_chance():
-  assert metrics.recall_at(np.ones((4, 20)), np.arange(4), (1, 5, 10, 20, 30)) == [0.05, 0.25, 0.5, 1, 1]
+  assert metrics.recall_at(np.ones((4, 20)), np.arange(4), (1, 5, 10, 20, 30)) == [
+    0.05,
+    0.25,
+    0.5,
+    1,
+    1,
+  ]
   assert metrics.recall_at(np.array([[3.0, 2, 2]]), np.array([2]), (1, 2, 3)) == [0, 0.5, 1]
   with pytest.raises(ValueError, match="K must be at least 1"):
     metrics.recall_at(np.ones((2, 2)), np.arange(2), (0, 1))

@@ -1,4 +1,5 @@
-"""Mixtures of the subtraction: whose γ it is, in which domain, at which level, and how γ is drawn."""
+"""Mixtures of the subtraction: whose γ it is, in which domain, at which level, and how γ is
+drawn."""
 
 import functools
 
@@ -7,12 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax.method.mixtures import draw_gamma, make_mixtures, mix_neighbours, mixing_options, mixing_scale
+from atst_jax.method.mixtures import (
+  draw_gamma,
+  make_mixtures,
+  mix_neighbours,
+  mixing_options,
+  mixing_scale,
+)
 from atst_jax.method.normalization import nepers_per_unit, normalize, normalize_batch
 
-OPTIONS = {"k": 5.0, "group": 4, "gamma_min": 0.4, "gamma_max": 0.6, "gamma_per": "clip", "gamma_shared": False,
-           "mix_domain": "normalized", "mix_stage": "post_norm", "match_level": False, "renormalize": "none",
-           "symmetric": True}  # fmt: skip
+OPTIONS = {
+  "k": 5.0,
+  "group": 4,
+  "gamma_min": 0.4,
+  "gamma_max": 0.6,
+  "gamma_per": "clip",
+  "gamma_shared": False,
+  "mix_domain": "normalized",
+  "mix_stage": "post_norm",
+  "match_level": False,
+  "renormalize": "none",
+  "symmetric": True,
+}
 
 
 def _views(clips=8, seed=0):
@@ -34,12 +51,17 @@ def test_gamma_belongs_to_the_clip_and_weighs_the_neighbour():
     neighbour = clip // 4 * 4 + (clip + 1) % 4
     for k in (0, 1):
       g = float(gamma[clip, k])
-      np.testing.assert_allclose(mixtures[clip, k], np.log(g * np.exp(v[neighbour, k]) + (1 - g) * np.exp(v[clip, k])),
-                                 atol=1e-5)  # fmt: skip
+      np.testing.assert_allclose(
+        mixtures[clip, k],
+        np.log(g * np.exp(v[neighbour, k]) + (1 - g) * np.exp(v[clip, k])),
+        atol=1e-5,
+      )
 
 
-@pytest.mark.parametrize("per, shared, distinct", [("clip", False, 16), ("clip", True, 8), ("batch", False, 2),
-                                                   ("batch", True, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+  "per, shared, distinct",
+  [("clip", False, 16), ("clip", True, 8), ("batch", False, 2), ("batch", True, 1)],
+)
 def test_draws_of_gamma(per, shared, distinct):
   gamma = draw_gamma(jax.random.key(0), 8, low=0.4, high=0.6, per=per, shared=shared)
   assert gamma.shape == (8, 2) and gamma.min() >= 0.4 and gamma.max() <= 0.6
@@ -49,12 +71,15 @@ def test_draws_of_gamma(per, shared, distinct):
 
 
 def test_energies_are_mixed_whatever_stands_between():
-  """Through standardisation and post-normalisation: the mixture's power is the weighted sum of the parts' powers."""
+  """Through standardisation and post-normalisation: the mixture's power is the weighted sum of the
+  parts' powers."""
   db = np.random.default_rng(0).normal(-30, 8, (4, 2, 12, 5))
   constants = {"kind": "standard", "mean": -7.0, "std": 4.5}
   x = normalize(jnp.asarray(db, jnp.float32), peak=0.0, **constants)
   views, post_std = normalize_batch(x, None)
-  scale = mixing_scale(domain="energy", stage="post_norm", k=nepers_per_unit(**constants), post_std=post_std)
+  scale = mixing_scale(
+    domain="energy", stage="post_norm", k=nepers_per_unit(**constants), post_std=post_std
+  )
   gamma = jnp.full((4, 2), 0.3)
   mixed, _ = mix_neighbours(views, None, gamma, group=4, scale=scale)
   shift = np.asarray(x - views * post_std)[0, 0, 0, 0]
@@ -108,8 +133,15 @@ def test_one_direction_mixes_one_view():
 
 
 def test_options_from_a_config():
-  views = {"normalization": {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842}, "group": 6}
-  difference = {**{k: v for k, v in OPTIONS.items() if k not in ("k", "group")}, "mix_k": None, "neighbour": "group"}
+  views = {
+    "normalization": {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842},
+    "group": 6,
+  }
+  difference = {
+    **{k: v for k, v in OPTIONS.items() if k not in ("k", "group")},
+    "mix_k": None,
+    "neighbour": "group",
+  }
   options = mixing_options(views, difference, 24)
   assert options["group"] == 6 and abs(options["k"] - 15.005) < 1e-3
   options = mixing_options(views, {**difference, "mix_k": 2.0, "neighbour": "batch"}, 24)

@@ -1,4 +1,5 @@
-"""Pairs of mixed clips: what is in them, who shares what with whom, and the published pairs' files."""
+"""Pairs of mixed clips: what is in them, who shares what with whom, and the published pairs'
+files."""
 
 import collections
 import itertools
@@ -17,7 +18,14 @@ from data_pipeline.prepare import main as prepare
 from tests.preparing import contents, write_inline
 from tests.scene_sounds import RATE, rows, write_scene_sounds
 
-FLAGS = ["--frontend=atst", "--seconds=2", "--train_pairs=12", "--valid_pairs=4", "--test_pairs=5", "--num_shards=3"]
+FLAGS = [
+  "--frontend=atst",
+  "--seconds=2",
+  "--train_pairs=12",
+  "--valid_pairs=4",
+  "--test_pairs=5",
+  "--num_shards=3",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +34,14 @@ def sounds(tmp_path_factory):
 
 
 def flags_of(sounds, output, *more):
-  return [f"--foreground={sounds / 'events'}", "--foreground_layout=esc10", f"--background={sounds / 'weather'}",
-          f"--output={output}", *FLAGS, *map(str, more)]  # fmt: skip
+  return [
+    f"--foreground={sounds / 'events'}",
+    "--foreground_layout=esc10",
+    f"--background={sounds / 'weather'}",
+    f"--output={output}",
+    *FLAGS,
+    *map(str, more),
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +53,20 @@ def made(sounds, tmp_path_factory):
 
 def test_is_a_prepared_set_whose_ids_pair(made):
   dataset, table = Dataset.load(str(made)), rows(made / "pairs.csv")
-  assert dataset.splits == ["test", "train", "valid"] and dataset.label_names == ["clock", "dog_bark", "horn"]
+  assert dataset.splits == ["test", "train", "valid"] and dataset.label_names == [
+    "clock",
+    "dog_bark",
+    "horn",
+  ]
   assert collections.Counter((row["scene"], row["split"]) for row in table) == {
-    (scene, split): n for scene in ("rain", "wind") for split, n in (("train", 12), ("valid", 4), ("test", 5))
+    (scene, split): n
+    for scene in ("rain", "wind")
+    for split, n in (("train", 12), ("valid", 4), ("test", 5))
   }
   clips = {clip.id: clip for split in dataset.splits for clip in dataset.clips(split)}
-  assert clips.keys() == {row[key] for row in table for key in ("id1", "id2")} and len(clips) == 2 * len(table)
+  assert clips.keys() == {row[key] for row in table for key in ("id1", "id2")} and len(
+    clips
+  ) == 2 * len(table)
   assert all(clip.mel.shape == (201, 64) and clip.multi_label for clip in clips.values())
   assert all(clips[row["id1"]].split == clips[row["id2"]].split == row["split"] for row in table)
   assert prepare(["verify", str(made)]) == 0
@@ -54,14 +76,24 @@ def test_the_clips_of_a_pair_differ_as_its_row_says(made):
   dataset, mixed = Dataset.load(str(made)), collections.defaultdict(dict)
   for row in rows(made / "mixtures.csv"):
     mixed[row["clip"]].setdefault(row["role"], []).append(row)
-  labels = {clip.id: {dataset.label_names[i] for i in clip.labels} for s in dataset.splits for clip in dataset.clips(s)}
+  labels = {
+    clip.id: {dataset.label_names[i] for i in clip.labels}
+    for s in dataset.splits
+    for clip in dataset.clips(s)
+  }
   kinds = collections.Counter()
   for pair in rows(made / "pairs.csv"):
     one, other = (mixed[pair[key]] for key in ("id1", "id2"))
     key = lambda scene: [(row["source"], row["lufs"], row["snr_db"]) for row in scene["background"]]
-    assert key(one) == key(other) and len(key(one)) == 2  # the same two recordings at the same level, but
-    assert [r["source_time"] for r in one["background"]] != [r["source_time"] for r in other["background"]]
-    levels = [{row["label"]: float(row["snr_db"]) for row in scene.get("event", [])} for scene in (one, other)]
+    # the same two recordings at the same level, but
+    assert key(one) == key(other) and len(key(one)) == 2
+    assert [r["source_time"] for r in one["background"]] != [
+      r["source_time"] for r in other["background"]
+    ]
+    levels = [
+      {row["label"]: float(row["snr_db"]) for row in scene.get("event", [])}
+      for scene in (one, other)
+    ]
     before, after = (scene.pop(pair["event"], None) for scene in levels)
     assert levels[0] == levels[1] and len(levels[0]) <= 1  # all else that is heard is the same
     assert {
@@ -79,9 +111,12 @@ def test_the_clips_of_a_pair_differ_as_its_row_says(made):
 def test_no_recording_is_in_two_splits(made):
   owners = collections.defaultdict(set)
   for row in rows(made / "mixtures.csv"):
-    recording = row["source"].rsplit("-", 1)[0] if row["role"] == "event" else row["source"]  # takes of a sound
+    # takes of a sound
+    recording = row["source"].rsplit("-", 1)[0] if row["role"] == "event" else row["source"]
     owners[row["role"], recording].add(row["split"])
-    assert row["role"] == "background" or (row["source"].split("/")[1][0] == "5") == (row["split"] == "test")
+    assert row["role"] == "background" or (row["source"].split("/")[1][0] == "5") == (
+      row["split"] == "test"
+    )
   assert all(len(splits) == 1 for splits in owners.values())
   assert len({splits.pop() for splits in owners.values()}) == 3
 
@@ -94,7 +129,10 @@ def test_levels_and_mixture_are_those_of_the_manifest(made, sounds):
   for clip in itertools.islice(dataset.clips("train"), 12):
     total = np.zeros(2 * RATE)
     for row in mixed[clip.id]:
-      number = {key: float(row[key]) for key in ("source_time", "time", "heard", "snr_db", "lufs", "gain_db")}
+      number = {
+        key: float(row[key])
+        for key in ("source_time", "time", "heard", "snr_db", "lufs", "gain_db")
+      }
       folder = "weather" if row["role"] == "background" else "events"
       sound, _ = soundfile.read(sounds / folder / row["source"])
       if row["role"] == "background":
@@ -103,8 +141,11 @@ def test_levels_and_mixture_are_those_of_the_manifest(made, sounds):
         target = number["lufs"]
       else:
         loud = np.flatnonzero(np.abs(sound) > 0)
-        near = sound[loud[0] - 93 : loud[-1] + 93]  # half a window of 512 / 44100 s at most is kept around a sound
-        sound = trimmed(near, RATE)[: round(number["heard"] * RATE)] * 10 ** (number["gain_db"] / 20)
+        # half a window of 512 / 44100 s at most is kept around a sound
+        near = sound[loud[0] - 93 : loud[-1] + 93]
+        sound = trimmed(near, RATE)[: round(number["heard"] * RATE)] * 10 ** (
+          number["gain_db"] / 20
+        )
         assert 0.95 < len(trimmed(near, RATE)) / RATE < 1.02
         target = number["lufs"] + number["snr_db"]
       assert loudness(sound, RATE) == pytest.approx(target, abs=0.01)
@@ -121,24 +162,35 @@ def test_levels_and_mixture_are_those_of_the_manifest(made, sounds):
 def test_bytes_depend_on_the_seed_only(made, sounds, tmp_path, monkeypatch, capsys):
   assert pairs.main(flags_of(sounds, tmp_path / "two", "--workers=2")) == 0
   one, two = (contents(root) for root in (made, tmp_path / "two"))
-  assert {k: v for k, v in one.items() if ".work" not in k} == {k: v for k, v in two.items() if ".work" not in k}
+  assert {k: v for k, v in one.items() if ".work" not in k} == {
+    k: v for k, v in two.items() if ".work" not in k
+  }
   (tmp_path / "two" / "train-00001-of-00003.tfrecord").unlink()
   done, write_tasks = [], pairs.write_tasks
   monkeypatch.setattr(
-    pairs, "write_tasks", lambda tasks, *args, **kw: done.extend(tasks) or write_tasks(tasks, *args, **kw)
+    pairs,
+    "write_tasks",
+    lambda tasks, *args, **kw: done.extend(tasks) or write_tasks(tasks, *args, **kw),
   )
   assert pairs.main(flags_of(sounds, tmp_path / "two")) == 0
   assert [task.file for task in done] == ["train-00001-of-00003.tfrecord"]
   assert contents(tmp_path / "two")[done[0].file] == one[done[0].file]
   assert contents(tmp_path / "two")["mixtures.csv"] == one["mixtures.csv"]
-  assert pairs.main(flags_of(sounds, tmp_path / "two", "--seed=1")) == 2  # not into shards of another seed
+  # not into shards of another seed
+  assert pairs.main(flags_of(sounds, tmp_path / "two", "--seed=1")) == 2
   assert "was prepared with" in capsys.readouterr().err
-  drawn = lambda seed: pairs._pairs(pairs._parser().parse(flags_of(sounds, "out", f"--seed={seed}")), FRONTENDS["atst"])
-  assert all(a.id == b.id and a.query.parts != b.query.parts for a, b in zip(drawn(0), drawn(1), strict=True))
+  drawn = lambda seed: pairs._pairs(
+    pairs._parser().parse(flags_of(sounds, "out", f"--seed={seed}")), FRONTENDS["atst"]
+  )
+  assert all(
+    a.id == b.id and a.query.parts != b.query.parts for a, b in zip(drawn(0), drawn(1), strict=True)
+  )
 
 
 def test_more_pairs_begin_with_the_same(sounds):
-  draw = lambda *more: pairs._pairs(pairs._parser().parse(flags_of(sounds, "out", *more)), FRONTENDS["atst"])
+  draw = lambda *more: pairs._pairs(
+    pairs._parser().parse(flags_of(sounds, "out", *more)), FRONTENDS["atst"]
+  )
   few = {pair.id: pair for pair in draw()}
   many = {pair.id: pair for pair in draw("--train_pairs=40")}
   assert len(many) == len(few) + 56 and all(many[id] == pair for id, pair in few.items())
@@ -148,7 +200,8 @@ def test_same_takes_are_shared(sounds):
   flags = flags_of(sounds, "out", "--same_takes", "--train_pairs=40")
   for pair in pairs._pairs(pairs._parser().parse(flags), FRONTENDS["atst"]):
     one, other = (
-      {e.label: (e.source, e.time, e.duration) for e in scene.events} for scene in (pair.query, pair.target)
+      {e.label: (e.source, e.time, e.duration) for e in scene.events}
+      for scene in (pair.query, pair.target)
     )
     assert all(one[label] == other[label] for label in one.keys() & other.keys())
 
@@ -159,8 +212,12 @@ def test_a_recording_that_is_silent_costs_its_pairs_and_is_counted(sounds, tmp_p
   for file in (sounds / "weather" / "rain").iterdir():
     (tmp_path / "dry" / file.name).write_bytes(file.read_bytes())
   soundfile.write(tmp_path / "dry" / "3.wav", np.zeros(3 * RATE), RATE)
-  (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"dry/{i}.wav,rain\n" for i in range(12)))
-  flags = [flag for flag in flags_of(sounds, tmp_path / "out") if not flag.startswith("--background=")]
+  (tmp_path / "list.csv").write_text(
+    "path,label\n" + "".join(f"dry/{i}.wav,rain\n" for i in range(12))
+  )
+  flags = [
+    flag for flag in flags_of(sounds, tmp_path / "out") if not flag.startswith("--background=")
+  ]
   assert pairs.main([*flags, f"--background={tmp_path / 'list.csv'}", "--train_pairs=30"]) == 0
   manifest = Dataset.load(str(tmp_path / "out")).manifest
   table = rows(tmp_path / "out" / "pairs.csv")
@@ -169,17 +226,20 @@ def test_a_recording_that_is_silent_costs_its_pairs_and_is_counted(sounds, tmp_p
   assert len(table) == 39 - len(lost) and not lost & {row["id"] for row in table}
 
 
-@pytest.mark.parametrize(("more", "message"), [
-  (["--events=dog_bark,hornn"], "no class 'hornn'; did you mean 'horn'?"),
-  (["--events=dog_bark"], "--shared_events=1 needs 2 classes"),
-  (["--eval_fold=9"], "--eval_fold=9: --foreground has the folds 1, 2, 3, 4, 5"),
-  (["--train_pairs=0", "--valid_pairs=0", "--test_pairs=0"], "no pair to write"),
-  (["--snr=12,3"], "invalid LOW,HIGH value: '12,3'"),
-  (["--level_change=0,3"], "nobody hears a difference"),
-  (["--seconds=0.5"], "--seconds=0.5 is not between"),
-  (["--jams=nowhere"], "--jams=nowhere is not a folder"),
-  (["--frontend=mel"], "unknown front-end"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("more", "message"),
+  [
+    (["--events=dog_bark,hornn"], "no class 'hornn'; did you mean 'horn'?"),
+    (["--events=dog_bark"], "--shared_events=1 needs 2 classes"),
+    (["--eval_fold=9"], "--eval_fold=9: --foreground has the folds 1, 2, 3, 4, 5"),
+    (["--train_pairs=0", "--valid_pairs=0", "--test_pairs=0"], "no pair to write"),
+    (["--snr=12,3"], "invalid LOW,HIGH value: '12,3'"),
+    (["--level_change=0,3"], "nobody hears a difference"),
+    (["--seconds=0.5"], "--seconds=0.5 is not between"),
+    (["--jams=nowhere"], "--jams=nowhere is not a folder"),
+    (["--frontend=mel"], "unknown front-end"),
+  ],
+)
 def test_mistakes_are_one_line(sounds, tmp_path, capsys, more, message):
   assert pairs.main(flags_of(sounds, tmp_path / "out", *more)) == 2
   error = capsys.readouterr().err
@@ -190,13 +250,18 @@ def test_dry_run_writes_nothing(made, sounds, tmp_path, capsys):
   """Its numbers are those of what is made without it."""
   assert pairs.main(flags_of(sounds, tmp_path / "out", "--dry_run")) == 0
   mixed = rows(made / "mixtures.csv")
-  heard = {role: len({row["source"] for row in mixed if row["role"] == role}) for role in ("event", "background")}
+  heard = {
+    role: len({row["source"] for row in mixed if row["role"] == role})
+    for role in ("event", "background")
+  }
   manifest = Dataset.load(str(made)).manifest
   hours = sum(split["num_clips"] for split in manifest["splits"].values()) * 2 / 3600
   assert capsys.readouterr().out.splitlines() == [
-    "rain: 12 train, 4 valid, 5 test", "wind: 12 train, 4 valid, 5 test",
+    "rain: 12 train, 4 valid, 5 test",
+    "wind: 12 train, 4 valid, 5 test",
     f"42 pairs of {heard['event']} foregrounds and {heard['background']} backgrounds, about {hours:.2f} hours and 0.00 "
-    "GiB; nothing written"]  # fmt: skip
+    "GiB; nothing written",
+  ]
   assert not (tmp_path / "out").exists()
   before = contents(made)
   assert pairs.main(flags_of(sounds, made, "--dry_run")) == 0 and contents(made) == before
@@ -205,7 +270,11 @@ def test_dry_run_writes_nothing(made, sounds, tmp_path, capsys):
 
 
 def test_a_class_that_is_event_and_background_is_refused(sounds, tmp_path, capsys):
-  flags = [f"--foreground={sounds / 'weather'}", f"--background={sounds / 'weather'}", f"--output={tmp_path / 'out'}"]
+  flags = [
+    f"--foreground={sounds / 'weather'}",
+    f"--background={sounds / 'weather'}",
+    f"--output={tmp_path / 'out'}",
+  ]
   assert pairs.main([*flags, *FLAGS]) == 2
   assert "'rain' is a class of events and of backgrounds" in capsys.readouterr().err
 
@@ -227,16 +296,19 @@ def scene_of(*events, name="rain"):
   return Scene("", "x", name=name, parts=parts)
 
 
-@pytest.mark.parametrize(("one", "other", "expected"), [
-  ([], [("dog", 5)], [("add", "dog")]),
-  ([("dog", 5), ("thunder", 3)], [("thunder", 3)], [("remove", "dog")]),
-  ([("dog", 5)], [("dog", 12)], [("louder", "dog")]),
-  ([("thunder", 3)], [("dog", 3.3), ("thunder", -9)], [("add", "dog"), ("quieter", "thunder")]),
-  ([], [("rain", 10)], [("louder", "rain")]),
-  ([("rain", 10)], [], [("quieter", "rain")]),
-  ([("dog", 5)], [("dog", 5.2)], []),
-  ([("dog", 5)], [("dog", 5), ("dog", 9)], [("add", "dog")]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("one", "other", "expected"),
+  [
+    ([], [("dog", 5)], [("add", "dog")]),
+    ([("dog", 5), ("thunder", 3)], [("thunder", 3)], [("remove", "dog")]),
+    ([("dog", 5)], [("dog", 12)], [("louder", "dog")]),
+    ([("thunder", 3)], [("dog", 3.3), ("thunder", -9)], [("add", "dog"), ("quieter", "thunder")]),
+    ([], [("rain", 10)], [("louder", "rain")]),
+    ([("rain", 10)], [], [("quieter", "rain")]),
+    ([("dog", 5)], [("dog", 5.2)], []),
+    ([("dog", 5)], [("dog", 5), ("dog", 9)], [("add", "dog")]),
+  ],
+)
 def test_changes_between_scenes(one, other, expected):
   found = changes(scene_of(*one), scene_of(*other))
   assert found == expected

@@ -21,13 +21,33 @@ def sounds(tmp_path_factory):
 
 def jams_text(parts, *, seconds=2.0, ref_db=-33.0):
   keys = ("label", "source_file", "source_time", "event_time", "event_duration", "snr", "role")
-  data = [{"time": part[3], "duration": part[4], "confidence": 1.0,
-           "value": {**dict(zip(keys, part, strict=True)), "pitch_shift": None, "time_stretch": None}}
-          for part in parts]  # fmt: skip
-  scaper = {"duration": seconds, "sr": 44100, "ref_db": ref_db, "reverb": None, "fix_clipping": False,
-            "peak_normalization": False}  # fmt: skip
-  annotation = {"namespace": "scaper", "data": data, "sandbox": {"scaper": scaper}, "time": 0, "duration": seconds}
-  return json.dumps({"annotations": [annotation], "file_metadata": {"duration": seconds}, "sandbox": {}})
+  data = [
+    {
+      "time": part[3],
+      "duration": part[4],
+      "confidence": 1.0,
+      "value": {**dict(zip(keys, part, strict=True)), "pitch_shift": None, "time_stretch": None},
+    }
+    for part in parts
+  ]
+  scaper = {
+    "duration": seconds,
+    "sr": 44100,
+    "ref_db": ref_db,
+    "reverb": None,
+    "fix_clipping": False,
+    "peak_normalization": False,
+  }
+  annotation = {
+    "namespace": "scaper",
+    "data": data,
+    "sandbox": {"scaper": scaper},
+    "time": 0,
+    "duration": seconds,
+  }
+  return json.dumps(
+    {"annotations": [annotation], "file_metadata": {"duration": seconds}, "sandbox": {}}
+  )
 
 
 def behind(i, time, split="dev"):
@@ -43,10 +63,12 @@ def published(tmp_path):
   test = ("dog", "source/eval/foreground/dog/5-505-A.wav", 0, 0.5, 1.0, 6.0, "foreground")
   folder = tmp_path / "datasets" / "apwd_rain_sc"
   folder.mkdir(parents=True)
-  content = {"dev_00000": ([behind(0, 0.4), behind(1, 1.2), dog, horn], [behind(0, 1.0), behind(1, 0.2)]),
-             "dev_00001": ([behind(0, 0.4)], [behind(0, 1.4), more]),
-             "dev_00002": ([behind(0, 0.4), dog], [behind(0, 1.4), dog]),
-             "eval_000": ([behind(7, 0, "eval"), test], [behind(7, 2.5, "eval")])}  # fmt: skip
+  content = {
+    "dev_00000": ([behind(0, 0.4), behind(1, 1.2), dog, horn], [behind(0, 1.0), behind(1, 0.2)]),
+    "dev_00001": ([behind(0, 0.4)], [behind(0, 1.4), more]),
+    "dev_00002": ([behind(0, 0.4), dog], [behind(0, 1.4), dog]),
+    "eval_000": ([behind(7, 0, "eval"), test], [behind(7, 2.5, "eval")]),
+  }
   for name, scenes in content.items():
     for which, parts in zip(("s1", "s2"), scenes, strict=True):
       (folder / f"apwd_rain_sc_{name}_{which}.jams").write_text(jams_text(parts))
@@ -55,28 +77,45 @@ def published(tmp_path):
 
 def jams_flags(sounds, published, output):
   rain = sounds / "weather" / "rain"
-  return [f"--jams={published.parent}", f"--foreground={sounds / 'events'}", f"--background={rain}",
-          f"--output={output}", "--frontend=difference"]  # fmt: skip
+  return [
+    f"--jams={published.parent}",
+    f"--foreground={sounds / 'events'}",
+    f"--background={rain}",
+    f"--output={output}",
+    "--frontend=difference",
+  ]
 
 
 def test_published_pairs_are_mixed_and_worded(sounds, published, tmp_path, monkeypatch, capsys):
   write_inline(monkeypatch, pairs)
   assert pairs.main(jams_flags(sounds, published, tmp_path / "out")) == 0
   assert (
-    "1 pairs are left out, as nothing tells them apart; the first is apwd_rain_sc_dev_00002" in capsys.readouterr().err
+    "1 pairs are left out, as nothing tells them apart; the first is apwd_rain_sc_dev_00002"
+    in capsys.readouterr().err
   )
-  table = {row["id"].removeprefix("apwd_rain_sc_"): row for row in rows(tmp_path / "out" / "pairs.csv")}
-  assert {id: (row["kind"], row["event"], row["split"], row["scene"]) for id, row in table.items()} == {
+  table = {
+    row["id"].removeprefix("apwd_rain_sc_"): row for row in rows(tmp_path / "out" / "pairs.csv")
+  }
+  assert {
+    id: (row["kind"], row["event"], row["split"], row["scene"]) for id, row in table.items()
+  } == {
     "dev_00000": ("remove+remove", "dog;horn", "train", "rain"),
     "dev_00001": ("louder", "rain", "train", "rain"),
     "eval_000": ("remove", "dog", "test", "rain"),
   }
   dataset = Dataset.load(str(tmp_path / "out"))
   assert dataset.label_names == ["dog", "horn", "rain"]
-  clips = {clip.id.removeprefix("apwd_rain_sc_"): clip for split in dataset.splits for clip in dataset.clips(split)}
+  clips = {
+    clip.id.removeprefix("apwd_rain_sc_"): clip
+    for split in dataset.splits
+    for clip in dataset.clips(split)
+  }
   assert clips["dev_00000_s1"].labels == (0, 1) and clips["dev_00000_s2"].labels == ()
-  levels = [(row["label"], row["role"], float(row["lufs"]), float(row["snr_db"])) for row in rows(
-    tmp_path / "out" / "mixtures.csv") if row["clip"] == "apwd_rain_sc_dev_00000_s1"]  # fmt: skip
+  levels = [
+    (row["label"], row["role"], float(row["lufs"]), float(row["snr_db"]))
+    for row in rows(tmp_path / "out" / "mixtures.csv")
+    if row["clip"] == "apwd_rain_sc_dev_00000_s1"
+  ]
   rain = ("rain", "background", -33.0, 0.0)
   assert levels == [rain, rain, ("dog", "event", -33.0, 6.0), ("horn", "event", -33.0, 9.0)]
 
@@ -91,17 +130,41 @@ def test_a_louder_background_is_a_background_that_repeats(sounds):
   assert both[0, 1] > 0.999
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-  (lambda f: next(f.glob("*eval_000_s2.jams")).unlink(), "1 files have no partner"),
-  (lambda f: next(f.glob("*eval_000_s2.jams")).write_text("{}"), "not a JAMS file of scaper (KeyError: 'annotations')"),
-  (lambda f: next(f.glob("*eval_000_s2.jams")).rename(f / "eval_000.jams"), "does not end in _s1.jams or _s2.jams"),
-  (lambda f: [p.rename(f / p.name.replace("eval", "x")) for p in f.glob("*eval*")], "neither _dev_ nor _eval_"),
-  (lambda f: next(f.glob("*eval_000_s2.jams")).write_text(jams_text([behind("none", 0, "eval")])),
-   "the recording source/eval/background/rain/none.wav is in neither"),
-  (lambda f: next(f.glob("*eval_000_s2.jams")).write_text(jams_text([behind(0, 0, "eval")])), "the division leaks: 1"),
-  (lambda f: [p.write_text(p.read_text().replace('"reverb": null', '"reverb": 0.5')) for p in f.glob("*eval*")],
-   "reverb, fix_clipping and peak_normalization are not done here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("spoil", "message"),
+  [
+    (lambda f: next(f.glob("*eval_000_s2.jams")).unlink(), "1 files have no partner"),
+    (
+      lambda f: next(f.glob("*eval_000_s2.jams")).write_text("{}"),
+      "not a JAMS file of scaper (KeyError: 'annotations')",
+    ),
+    (
+      lambda f: next(f.glob("*eval_000_s2.jams")).rename(f / "eval_000.jams"),
+      "does not end in _s1.jams or _s2.jams",
+    ),
+    (
+      lambda f: [p.rename(f / p.name.replace("eval", "x")) for p in f.glob("*eval*")],
+      "neither _dev_ nor _eval_",
+    ),
+    (
+      lambda f: next(f.glob("*eval_000_s2.jams")).write_text(
+        jams_text([behind("none", 0, "eval")])
+      ),
+      "the recording source/eval/background/rain/none.wav is in neither",
+    ),
+    (
+      lambda f: next(f.glob("*eval_000_s2.jams")).write_text(jams_text([behind(0, 0, "eval")])),
+      "the division leaks: 1",
+    ),
+    (
+      lambda f: [
+        p.write_text(p.read_text().replace('"reverb": null', '"reverb": 0.5'))
+        for p in f.glob("*eval*")
+      ],
+      "reverb, fix_clipping and peak_normalization are not done here",
+    ),
+  ],
+)
 def test_published_pairs_that_will_not_do(sounds, published, tmp_path, capsys, spoil, message):
   spoil(published)
   assert pairs.main(jams_flags(sounds, published, tmp_path / "out")) == 2

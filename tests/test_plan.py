@@ -1,4 +1,5 @@
-"""The plan for a pod: compiled by the TPU compiler itself where libtpu is installed, and its arithmetic."""
+"""The plan for a pod: compiled by the TPU compiler itself where libtpu is installed, and its
+arithmetic."""
 
 import functools
 import importlib.util
@@ -15,8 +16,15 @@ from atst_jax.performance.collectives import Collective, find_collectives
 from atst_jax.pretraining import recipe
 from atst_jax.util import config as configs
 
-WIDE = {"encoder__width": "128", "heads__hidden": "256", "difference__weight": "0", "batch_size": "16"}
-needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed: .[tpu]")
+WIDE = {
+  "encoder__width": "128",
+  "heads__hidden": "256",
+  "difference__weight": "0",
+  "batch_size": "16",
+}
+needs_libtpu = pytest.mark.skipif(
+  not importlib.util.find_spec("libtpu"), reason="libtpu is not installed: .[tpu]"
+)
 
 
 def _plan(capsys, *flags, **changes):
@@ -35,27 +43,37 @@ def _slice(topology, slices=1, **changes):
 
 @needs_libtpu
 def test_a_slice():
-  """The compiler's own numbers: the state is as large as the arrays, the only collectives are sums."""
+  """The compiler's own numbers: the state is as large as the arrays, the only collectives are
+  sums."""
   result = _slice("v5e:2x2")
   config = recipe.resolve(tiny_config(**WIDE), None)
   state = jax.eval_shape(recipe.build(config, ragged=False)[0], jax.random.key(0))
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-  assert result["chips"] == 4 and result["chip"] == "TPU v5e" and result["mesh"] == {"data": 4, "fsdp": 1}
+  assert (
+    result["chips"] == 4
+    and result["chip"] == "TPU v5e"
+    and result["mesh"] == {"data": 4, "fsdp": 1}
+  )
   assert size <= result["state_bytes"] < 1.5 * size  # the TPU pads small arrays
   assert list(result["collectives"]) == ["all-reduce"]
   params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
-  assert params * 3 / 4 < result["sent_bytes"] < 2 * params * 3 / 4  # kernels' gradients are summed in bfloat16
+  # kernels' gradients are summed in bfloat16
+  assert params * 3 / 4 < result["sent_bytes"] < 2 * params * 3 / 4
   assert result["dtype"] == "bfloat16" and result["memory_bytes"] > result["state_bytes"]
   bound = result["times"]["bound"]
   assert bound["seconds"] == max(result["compute_seconds"], result["network_seconds"])
-  assert bound["hours"] == bound["seconds"] and bound["chip_hours"] == 4 * bound["seconds"]  # 3600 steps
+  # 3600 steps
+  assert bound["hours"] == bound["seconds"] and bound["chip_hours"] == 4 * bound["seconds"]
   assert result["times"]["roofline"]["seconds"] == max(bound["seconds"], result["memory_seconds"])
 
 
 @needs_libtpu
 def test_fsdp_divides_the_state():
   parts = _slice("v5e:2x2", mesh__data="1", mesh__fsdp="4")
-  assert parts["state_bytes"] < 0.5 * _slice("v5e:2x2")["state_bytes"] and "all-gather" in parts["collectives"]
+  assert (
+    parts["state_bytes"] < 0.5 * _slice("v5e:2x2")["state_bytes"]
+    and "all-gather" in parts["collectives"]
+  )
 
 
 @needs_libtpu
@@ -73,7 +91,9 @@ def test_remat_saves_memory():
   temporary = {}
   for remat in ("false", "true"):
     flags = ["--config.batch_size=192", f"--config.compute.remat={remat}", "--config.total_steps=1"]
-    config = configs.load_with_overrides("configs/atst_small.py", [*flags, "--config.warmup_steps=1"])
+    config = configs.load_with_overrides(
+      "configs/atst_small.py", [*flags, "--config.warmup_steps=1"]
+    )
     result = pod.on_tpu(config, pod.describe("v5e:1x1", 1), 1)
     temporary[remat] = result["memory_bytes"] - result["state_bytes"]
   assert temporary["true"] < 0.6 * temporary["false"]
@@ -81,18 +101,31 @@ def test_remat_saves_memory():
 
 @needs_libtpu
 def test_what_does_not_fit_is_refused_by_the_compiler():
-  config = configs.load_with_overrides("configs/atst_small.py", [
-    "--config.encoder.depth=2", "--config.batch_size=6144", "--config.total_steps=100", "--config.warmup_steps=1"
-  ])  # fmt: skip
+  config = configs.load_with_overrides(
+    "configs/atst_small.py",
+    [
+      "--config.encoder.depth=2",
+      "--config.batch_size=6144",
+      "--config.total_steps=100",
+      "--config.warmup_steps=1",
+    ],
+  )
   with pytest.raises(pod.DoesNotFit) as error:
     pod.compile_step(config, pod.describe("v5e:1x1", 1))
   assert error.value.needed > error.value.limit > 15 * 2**30
 
 
 @needs_libtpu
-@pytest.mark.parametrize(("topology", "chips", "hosts"), [
-  ("v4:2x2x4", 16, 4), ("v5e:1x1", 1, 1), ("v5e:16x16", 256, 64), ("v5p:2x2x2", 8, 2), ("v6e:2x4", 8, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("topology", "chips", "hosts"),
+  [
+    ("v4:2x2x4", 16, 4),
+    ("v5e:1x1", 1, 1),
+    ("v5e:16x16", 256, 64),
+    ("v5p:2x2x2", 8, 2),
+    ("v6e:2x4", 8, 2),
+  ],
+)
 def test_topologies(topology, chips, hosts):
   devices = pod.describe(topology, 1)
   assert (len(devices), len({device.process_index for device in devices})) == (chips, hosts)
@@ -105,7 +138,9 @@ def test_the_remedy_is_the_first_that_compiles(capsys, monkeypatch):
   def compile_step(config, devices):
     tried.append((config.compute.remat, config.compute.accumulation))
     if config.compute.accumulation < 4:
-      raise pod.DoesNotFit("RESOURCE_EXHAUSTED: the total memory required (43.24G) exceeds available HBM (15.75G)")
+      raise pod.DoesNotFit(
+        "RESOURCE_EXHAUSTED: the total memory required (43.24G) exceeds available HBM (15.75G)"
+      )
     return config, None
 
   monkeypatch.setattr(pod, "compile_step", compile_step)
@@ -113,7 +148,10 @@ def test_the_remedy_is_the_first_that_compiles(capsys, monkeypatch):
   monkeypatch.setattr(pod, "memory_of", lambda compiled: 2**30)
   assert plan.main([*tiny_flags(), "--topology=v5e:1x1"]) == 1
   text = capsys.readouterr().out
-  assert "does not fit: 43.24 of 15.75 GiB a chip; it does with --config.compute.accumulation=4 (1.00 GiB)" in text
+  assert (
+    "does not fit: 43.24 of 15.75 GiB a chip; it does with --config.compute.accumulation=4 (1.00 GiB)"
+    in text
+  )
   assert tried == [(False, 1), (True, 1), (False, 2), (False, 4)]
 
 
@@ -131,9 +169,12 @@ def test_the_largest_batch_is_searched(monkeypatch):
   monkeypatch.setattr(pod, "memory_of", lambda batch: (100 + 10 * batch) << 20)
   monkeypatch.setattr(plan, "find_chip", lambda kind: "TPU v5e")
   config = tiny_config(batch_size="16", views__group="2", data__streams="4")
-  assert plan.largest_batch(config, jax.devices()[:1], 260 << 20, 100 << 20, 3) == 1464 and compiled == [1464]
+  assert plan.largest_batch(
+    config, jax.devices()[:1], 260 << 20, 100 << 20, 3
+  ) == 1464 and compiled == [1464]
   compiled.clear()
-  found = plan.largest_batch(config, jax.devices()[:1], 180 << 20, 100 << 20, 4)  # half as much as it will be
+  # half as much as it will be
+  found = plan.largest_batch(config, jax.devices()[:1], 180 << 20, 100 << 20, 4)
   assert compiled[0] > 1600 and 1400 < found <= 1600
 
 
@@ -145,13 +186,19 @@ def test_gpus_are_counted(capsys):
   assert result["sent_bytes"] == 2 * 4 * sum(x.size for x in jax.tree.leaves(params)) * 7 / 8
   assumed = result["times"]["assumed"]
   assert result["memory_bytes"] is None and assumed["hours"] == 2 * assumed["seconds"]
-  assert assumed["seconds"] == pytest.approx(max(result["compute_seconds"] / 0.4, result["network_seconds"]))
+  assert assumed["seconds"] == pytest.approx(
+    max(result["compute_seconds"] / 0.4, result["network_seconds"])
+  )
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-  (["--topology=h200:0"], "write h200:NUMBER"), (["--topology=h200:3"], "batch_size 16 is not divisible by 3"),
-  (["--topology=h200:8", "--mfu=2"], "--mfu must lie"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--topology=h200:0"], "write h200:NUMBER"),
+    (["--topology=h200:3"], "batch_size 16 is not divisible by 3"),
+    (["--topology=h200:8", "--mfu=2"], "--mfu must lie"),
+  ],
+)
 def test_mistakes_are_one_line(capsys, flags, message):
   code, text = _plan(capsys, *flags)
   last = text.splitlines()[-1]
@@ -159,11 +206,17 @@ def test_mistakes_are_one_line(capsys, flags, message):
 
 
 @needs_libtpu
-@pytest.mark.parametrize(("flags", "message"), [
-  (["--topology=v5e:3x5"], "not divisible"), (["--topology=v9:2x2"], "for example v5e:16x16"),
-  (["--topology=v5e:16x16", "--config.data.streams=16", "--config.batch_size=512"],
-   "data.streams 16 is not divisible by the 64 processes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--topology=v5e:3x5"], "not divisible"),
+    (["--topology=v9:2x2"], "for example v5e:16x16"),
+    (
+      ["--topology=v5e:16x16", "--config.data.streams=16", "--config.batch_size=512"],
+      "data.streams 16 is not divisible by the 64 processes",
+    ),
+  ],
+)
 def test_slices_that_cannot_be(capsys, flags, message):
   code, text = _plan(capsys, *flags)
   assert code == 2 and message in text
@@ -180,8 +233,13 @@ def test_collectives_are_read_from_the_text():
   %h = token[] send-done(%g), channel_id=4
   %f = f32[8]{0} fusion(%all-reduce), calls=%g"""
   assert find_collectives(text, 16) == [
-    Collective("all-reduce", 4 * 768 + 2 * 6, 8), Collective("reduce-scatter", 4 * 256, 4),
-    Collective("all-gather", 4 * 256, 4), Collective("collective-permute", 8, 16),
-    Collective("send", 16, 0)]  # fmt: skip
-  assert Collective("all-reduce", 800, 8).sent == 1400 and Collective("all-gather", 800, 8).sent == 700
+    Collective("all-reduce", 4 * 768 + 2 * 6, 8),
+    Collective("reduce-scatter", 4 * 256, 4),
+    Collective("all-gather", 4 * 256, 4),
+    Collective("collective-permute", 8, 16),
+    Collective("send", 16, 0),
+  ]
+  assert (
+    Collective("all-reduce", 800, 8).sent == 1400 and Collective("all-gather", 800, 8).sent == 700
+  )
   assert Collective("collective-permute", 8, 16).sent == 8

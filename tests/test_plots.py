@@ -33,9 +33,22 @@ def pixels(path):
 
 def records(n=120, **changes):
   rng = np.random.default_rng(0)
-  return [{"step": 10 * i, "time": i, "loss": 2 / (1 + i / 9) + 0.1 * rng.random(), "loss_byol": 1.0,
-           "loss_difference": 1.5, "std_student": 0.3, "std_teacher": 0.25, "learning_rate": 1e-3,
-           "ema_decay": 0.99 + i / n / 100, "clips_per_second": 50.0, **changes} for i in range(n)]  # fmt: skip
+  return [
+    {
+      "step": 10 * i,
+      "time": i,
+      "loss": 2 / (1 + i / 9) + 0.1 * rng.random(),
+      "loss_byol": 1.0,
+      "loss_difference": 1.5,
+      "std_student": 0.3,
+      "std_teacher": 0.25,
+      "learning_rate": 1e-3,
+      "ema_decay": 0.99 + i / n / 100,
+      "clips_per_second": 50.0,
+      **changes,
+    }
+    for i in range(n)
+  ]
 
 
 @pytest.mark.parametrize("n", [1, 120])
@@ -94,7 +107,9 @@ def test_the_sheet_shows_what_make_views_drew():
 @pytest.mark.parametrize(("lengths", "weight"), [((20, 64, 9, 31), "0.2"), ((64, 64), "0")])
 def test_view_sheet_is_written(tmp_path, lengths, weight):
   path = str(tmp_path / "views.png")
-  view_sheet.view_sheet(resolved(difference__weight=weight), clips(lengths), path, 0, frontend=FRONTENDS["atst"])
+  view_sheet.view_sheet(
+    resolved(difference__weight=weight), clips(lengths), path, 0, frontend=FRONTENDS["atst"]
+  )
   pixels(path)
 
 
@@ -102,9 +117,12 @@ def test_frequency_axis_is_in_hertz():
   places, names = view_sheet.frequency_ticks(FRONTENDS["atst"])
   assert names == ["125", "250", "500", "1k", "2k", "4k"]
   assert (np.diff(places) > 1).all() and places[0] > 0 and places[-1] < 63
-  # HTK: mel = 2595·log10(1 + f / 700), 66 points from 60 to 7800 Hz, the first and last are no centres.
+  # HTK: mel = 2595·log10(1 + f / 700), 66 points from 60 to 7800 Hz, the first and last are no
+  # centres.
   mel = lambda hz: 2595 * np.log10(1 + hz / 700)
-  np.testing.assert_allclose(places[3], (mel(1000) - mel(60)) / (mel(7800) - mel(60)) * 65 - 1, atol=0.02)
+  np.testing.assert_allclose(
+    places[3], (mel(1000) - mel(60)) / (mel(7800) - mel(60)) * 65 - 1, atol=0.02
+  )
 
 
 @pytest.mark.parametrize("classes", [3, 25])
@@ -112,7 +130,13 @@ def test_embedding_map_is_written(tmp_path, classes):
   rng = np.random.default_rng(0)
   labels = np.arange(60) % classes
   points = maps.project(rng.normal(size=(60, 12)) + 5 * rng.normal(size=(classes, 12))[labels])
-  maps.embedding_map(points, labels, [f"class {i}" for i in range(classes)], str(tmp_path / "map.png"), title="a title")
+  maps.embedding_map(
+    points,
+    labels,
+    [f"class {i}" for i in range(classes)],
+    str(tmp_path / "map.png"),
+    title="a title",
+  )
   pixels(tmp_path / "map.png")
   with pytest.raises(UserError, match="3 clips make no map"):
     maps.project(np.ones((3, 2)))
@@ -120,7 +144,8 @@ def test_embedding_map_is_written(tmp_path, classes):
 
 @pytest.mark.parametrize("classes", [2, 35, 200])
 def test_classes_are_told_apart(classes):
-  """By colour and marker together, as long as there are enough of them; labels need not start at 0."""
+  """By colour and marker together, as long as there are enough of them; labels need not start at
+  0."""
   styles = maps.class_styles(np.arange(classes) + 7)
   assert list(styles) == list(range(7, 7 + classes)) and len(set(styles.values())) == classes
   assert styles[7][0] == ("#0072B2" if classes <= 35 else "#30123b")
@@ -130,7 +155,10 @@ def test_a_map_draws_at_most_max_points(tmp_path, monkeypatch):
   """Labelled clips alone, drawn evenly, with the mels that belong to them."""
   monkeypatch.setattr(maps, "MAX_POINTS", 5)
   monkeypatch.setattr(maps, "project", lambda features: features[:, :2])
-  data = [dataclasses.replace(clip, labels=() if i % 2 else clip.labels) for i, clip in enumerate(make_clips(20))]
+  data = [
+    dataclasses.replace(clip, labels=() if i % 2 else clip.labels)
+    for i, clip in enumerate(make_clips(20))
+  ]
   dataset = Dataset.load(write_clips(tmp_path / "data", data))
   model = load_model(write_encoder(tmp_path / "encoder"))
   clips, labels, points = maps.labelled(model, dataset, name="encoder")
@@ -140,13 +168,24 @@ def test_a_map_draws_at_most_max_points(tmp_path, monkeypatch):
     assert (clip.mel == every[clip.id].mel).all() and label == every[clip.id].labels[0]
     np.testing.assert_allclose(point, model.embed([clip.mel], num_blocks=1)[0, :2], atol=1e-5)
   with pytest.raises(UserError, match="expects 'byola'"):
-    maps.labelled(load_model(write_encoder(tmp_path / "other", frontend="byola")), dataset, name="encoder")
+    maps.labelled(
+      load_model(write_encoder(tmp_path / "other", frontend="byola")), dataset, name="encoder"
+    )
 
 
 def test_online_scores_are_drawn_beside_the_others(tmp_path):
   """Their records hold nothing else, and leave no gaps in the other curves."""
-  online = [{"step": s, "online_ridge_map": 0.4, "online_knn_map": None, "online_mel_map": 0.3,
-             "online_effective_rank": 9.0, "online_seconds": 1.0} for s in (0, 600, 1190)]  # fmt: skip
+  online = [
+    {
+      "step": s,
+      "online_ridge_map": 0.4,
+      "online_knn_map": None,
+      "online_mel_map": 0.3,
+      "online_effective_rank": 9.0,
+      "online_seconds": 1.0,
+    }
+    for s in (0, 600, 1190)
+  ]
   found = sorted(records(120) + online, key=lambda r: r["step"])
   curves.training_curve(found, str(tmp_path / "with.png"), outputs=8)
   curves.training_curve(records(120), str(tmp_path / "without.png"), outputs=8)
@@ -159,9 +198,13 @@ def test_command_writes_all_pictures_of_a_run(tmp_path, capsys):
   run = tmp_path / "run"
   run.mkdir()
   write_json(str(run / "config.json"), resolved(data__source="records", data__path=data))
-  (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(5)), encoding="utf-8")
+  (run / "metrics.jsonl").write_text(
+    "".join(json.dumps(r) + "\n" for r in records(5)), encoding="utf-8"
+  )
   assert curves.main([f"--workdir={run}", f"--encoder={encoder}", f"--data={data}"]) == 0
-  assert capsys.readouterr().out.split() == [str(run / f"{n}.png") for n in ("training_curve", "views", "embeddings")]
+  assert capsys.readouterr().out.split() == [
+    str(run / f"{n}.png") for n in ("training_curve", "views", "embeddings")
+  ]
   for name in ("training_curve", "views", "embeddings"):
     pixels(run / f"{name}.png")
 

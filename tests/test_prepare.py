@@ -1,4 +1,5 @@
-"""Preparation: shards that depend on the input and the seed only, and a dataset.json that describes them exactly."""
+"""Preparation: shards that depend on the input and the seed only, and a dataset.json that describes
+them exactly."""
 
 import collections
 import hashlib
@@ -22,8 +23,20 @@ from data_pipeline import prepare
 from data_pipeline.shards.mel_statistics import MelStatistics, merge_statistics
 
 RATE = 16000
-KEYS = {"schema", "name", "frontend", "label_names", "multi_label", "fold_names", "folds", "splits", "statistics",
-        "rejects", "counts", "preparation"}  # fmt: skip
+KEYS = {
+  "schema",
+  "name",
+  "frontend",
+  "label_names",
+  "multi_label",
+  "fold_names",
+  "folds",
+  "splits",
+  "statistics",
+  "rejects",
+  "counts",
+  "preparation",
+}
 
 
 def noise(path, seconds=0.3, seed=0, rate=RATE):
@@ -64,7 +77,9 @@ def prepared(audio, tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_fault_22_bytes_do_not_depend_on_the_workers(audio, prepared, tmp_path, workers):
-  assert run(f"--input={audio}", f"--output={tmp_path}", f"--workers={workers}", "--max_seconds=3") == 0
+  assert (
+    run(f"--input={audio}", f"--output={tmp_path}", f"--workers={workers}", "--max_seconds=3") == 0
+  )
   assert contents(tmp_path) == prepared[1]
 
 
@@ -75,20 +90,35 @@ def test_dataset_json(audio, prepared):
   assert set(manifest) == KEYS
   assert manifest["label_names"] == [f"class {i}" for i in range(4)]
   assert [(r["id"], r["reason"]) for r in manifest["rejects"]] == [
-    ("class 1/text.wav", "undecodable"), ("class 2/zero.wav", "empty"), ("short.wav", "too_short")]  # fmt: skip
+    ("class 1/text.wav", "undecodable"),
+    ("class 2/zero.wav", "empty"),
+    ("short.wav", "too_short"),
+  ]
   pieces = [f"class 0/long.flac#{i:04d}" for i in range(3)]
   assert set(clips) == {*(f"class {i % 4}/{i}.wav" for i in range(36)), *pieces}
   assert [len(clips[id].mel) for id in pieces] == [301, 301, 101]
-  assert len(train["shards"]) == 16 and train["num_clips"] == len(clips) == 39 and train["num_files"] == 37
-  assert train["num_frames"] == sum(len(clip.mel) for clip in clips.values()) and train["max_frames"] == 301
+  assert (
+    len(train["shards"]) == 16
+    and train["num_clips"] == len(clips) == 39
+    and train["num_files"] == 37
+  )
+  assert (
+    train["num_frames"] == sum(len(clip.mel) for clip in clips.values())
+    and train["max_frames"] == 301
+  )
   assert train["class_counts"] == collections.Counter(id.split("/")[0] for id in clips)
-  assert manifest["counts"]["split_files"] == 1 and manifest["counts"]["sample_rates"] == {"16000": 37}
+  assert manifest["counts"]["split_files"] == 1 and manifest["counts"]["sample_rates"] == {
+    "16000": 37
+  }
   assert manifest["counts"]["coverage"]["class 1"] == {"listed": 10, "missing": 0, "rejected": 1}
   assert manifest["fold_names"] == manifest["folds"] == [] and manifest["preparation"]["seed"] == 0
   for id, clip in clips.items():
     assert dataset.label_names[clip.labels[0]] == id.split("/")[0] and clip.fold == -1
-  wanted = log_mel(load_audio(str(audio / "class 1/13.wav"), RATE), get_frontend("atst")).astype(np.float16)
-  np.testing.assert_allclose(clips["class 1/13.wav"].mel, wanted, atol=0.07)  # matrix products differ by threads
+  wanted = log_mel(load_audio(str(audio / "class 1/13.wav"), RATE), get_frontend("atst")).astype(
+    np.float16
+  )
+  # matrix products differ by threads
+  np.testing.assert_allclose(clips["class 1/13.wav"].mel, wanted, atol=0.07)
 
 
 def test_files_are_dealt_in_hash_order(prepared):
@@ -98,7 +128,12 @@ def test_files_are_dealt_in_hash_order(prepared):
   for shard in shards:
     for clip in dataset.shard_clips(shard):
       held[shard.path].append(clip.id.split("#")[0])
-  ids = {*(id for ids in held.values() for id in ids), "class 1/text.wav", "class 2/zero.wav", "short.wav"}
+  ids = {
+    *(id for ids in held.values() for id in ids),
+    "class 1/text.wav",
+    "class 2/zero.wav",
+    "short.wav",
+  }
   ordered = sorted(ids, key=lambda id: hashlib.sha256(f"0:{id}".encode()).hexdigest())
   bad = {"class 1/text.wav", "class 2/zero.wav", "short.wav"}
   for i, shard in enumerate(shards):
@@ -111,9 +146,13 @@ def test_statistics_are_those_of_the_stored_values(prepared, audio, tmp_path, in
   statistics = dataset.statistics
   assert statistics["num_values"] == len(values) and statistics["split"] == "train"
   assert (statistics["min"], statistics["max"]) == (values.min(), values.max())
-  np.testing.assert_allclose([statistics["mean"], statistics["std"]], [values.mean(), values.std()], rtol=1e-12)
+  np.testing.assert_allclose(
+    [statistics["mean"], statistics["std"]], [values.mean(), values.std()], rtol=1e-12
+  )
   logs = np.log(10.0 ** (values / 10) + 2.0**-23)  # BYOL-A's
-  np.testing.assert_allclose([statistics["log_mean"], statistics["log_std"]], [logs.mean(), logs.std()], rtol=1e-7)
+  np.testing.assert_allclose(
+    [statistics["log_mean"], statistics["log_std"]], [logs.mean(), logs.std()], rtol=1e-7
+  )
   found = []
   for change in (["--num_shards=3", "--seed=9"], ["--num_shards=30"]):
     output = tmp_path / str(len(found))
@@ -123,12 +162,19 @@ def test_statistics_are_those_of_the_stored_values(prepared, audio, tmp_path, in
   manifest = json.loads((output / "dataset.json").read_text())
   (output / "dataset.json").write_text(json.dumps({**manifest, "statistics": {}}))
   assert prepare.main(["stats", str(output)]) == 0
-  assert json.loads(capsys.readouterr().out.splitlines()[-1]) == Dataset.load(str(output)).statistics == found[1]
+  assert (
+    json.loads(capsys.readouterr().out.splitlines()[-1])
+    == Dataset.load(str(output)).statistics
+    == found[1]
+  )
 
 
 def test_statistics_merge_exactly():
   rng = np.random.default_rng(0)
-  mels = [(rng.normal(-30, 25, (n, 8)) * 10.0 ** rng.integers(-6, 1, (n, 8))).astype(np.float16) for n in (3, 70, 200)]
+  mels = [
+    (rng.normal(-30, 25, (n, 8)) * 10.0 ** rng.integers(-6, 1, (n, 8))).astype(np.float16)
+    for n in (3, 70, 200)
+  ]
   parts = []
   for mel in mels:
     part = MelStatistics()
@@ -180,9 +226,13 @@ def test_fault_23_manifest_with_missing_files(tmp_path, inline, capsys):
   assert run(f"--input={tmp_path / 'list.csv'}", f"--output={tmp_path / 'out'}") == 0
   dataset = Dataset.load(str(tmp_path / "out"))
   manifest = dataset.manifest
-  assert manifest["multi_label"] and manifest["folds"] == [0, 1, 2, 3, 4] and manifest["name"] == "list"
+  assert (
+    manifest["multi_label"] and manifest["folds"] == [0, 1, 2, 3, 4] and manifest["name"] == "list"
+  )
   assert {split: dataset.num_clips(split) for split in dataset.splits} == {"test": 6, "train": 12}
-  assert [(r["id"], r["reason"]) for r in manifest["rejects"]] == [(f"{i}.wav", "missing") for i in range(18, 24)]
+  assert [(r["id"], r["reason"]) for r in manifest["rejects"]] == [
+    (f"{i}.wav", "missing") for i in range(18, 24)
+  ]
   assert manifest["counts"]["coverage"]["a"] == {"listed": 12, "missing": 3, "rejected": 0}
   assert all(len(clip.labels) == 2 and clip.fold >= 0 for clip in dataset.clips("train"))
   assert manifest["statistics"]["num_values"] == manifest["splits"]["train"]["num_frames"] * 64
@@ -200,10 +250,22 @@ def test_dry_run_writes_nothing(audio, tmp_path, capsys):
 @pytest.mark.parametrize(("layout", "clips", "folds"), [("esc10", 400, 5), ("fsdd", 3000, 6)])
 def test_shared_sets(shared, tmp_path, layout, clips, folds):
   output = tmp_path / "out"
-  assert run(f"--input={shared / 'data' / layout}", f"--output={output}", f"--layout={layout}", "--workers=2") == 0
+  assert (
+    run(
+      f"--input={shared / 'data' / layout}",
+      f"--output={output}",
+      f"--layout={layout}",
+      "--workers=2",
+    )
+    == 0
+  )
   dataset = Dataset.load(str(output))
   manifest = dataset.manifest
-  assert dataset.num_clips("train") == clips and manifest["rejects"] == [] and len(manifest["folds"]) == folds
+  assert (
+    dataset.num_clips("train") == clips
+    and manifest["rejects"] == []
+    and len(manifest["folds"]) == folds
+  )
   assert set(manifest["splits"]["train"]["class_counts"].values()) == {clips // 10}
   counts = [shard.num_clips for shard in dataset.shards("train")]
   assert len(counts) == 16 and max(counts) - min(counts) <= 1
@@ -219,10 +281,14 @@ def test_a_part_of_the_shared_sets(shared, tmp_path, inline, layout, rate, folds
   ]:
     os.makedirs((tmp_path / path.relative_to(shared / "data")).parent, exist_ok=True)
     shutil.copy(path, tmp_path / path.relative_to(shared / "data"))
-  assert run(f"--input={tmp_path / layout}", f"--output={tmp_path / 'out'}", f"--layout={layout}") == 0
+  assert (
+    run(f"--input={tmp_path / layout}", f"--output={tmp_path / 'out'}", f"--layout={layout}") == 0
+  )
   dataset = Dataset.load(str(tmp_path / "out"))
   manifest = dataset.manifest
-  assert manifest["rejects"] == [] and manifest["folds"] == folds and len(manifest["label_names"]) == 10
+  assert (
+    manifest["rejects"] == [] and manifest["folds"] == folds and len(manifest["label_names"]) == 10
+  )
   assert manifest["counts"]["sample_rates"] == {rate: dataset.num_clips("train")}
   for clip in dataset.clips("train"):
     name = dataset.label_names[clip.labels[0]]
@@ -244,13 +310,16 @@ def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):
     "sys.exit(str({'jax', 'tensorflow', 'tensorflow_datasets', 'librosa', 'numba'} & set(sys.modules)))\n"
   )
   command = [sys.executable, "-c", code, str(audio / "class 0/long.flac"), str(tmp_path)]
-  done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, check=False
+  )
   assert (done.stdout, done.stderr) == ("0 0\n1 1\n", "set()\n")  # before and after the file
 
 
 @pytest.mark.slow
 def test_ten_hours(tmp_path):
-  """One file of ten hours in a new process: a clip a minute, in less than 1 GB whatever a worker holds."""
+  """One file of ten hours in a new process: a clip a minute, in less than 1 GB whatever a worker
+  holds."""
   rng = np.random.default_rng(0)
   minute = rng.uniform(-0.3, 0.3, (60 * 44100, 2)).astype(np.float32)
   (tmp_path / "in").mkdir()
@@ -258,13 +327,28 @@ def test_ten_hours(tmp_path):
     for _ in range(600):
       file.write(minute)
   started = time.perf_counter()
-  command = [sys.executable, "-m", "data_pipeline.prepare", f"--input={tmp_path}/in", f"--output={tmp_path}/out"]
+  command = [
+    sys.executable,
+    "-m",
+    "data_pipeline.prepare",
+    f"--input={tmp_path}/in",
+    f"--output={tmp_path}/out",
+  ]
   # From a process without other children, so that the largest is one of this job's.
-  code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr); "
-          "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")  # fmt: skip
-  done = subprocess.run([sys.executable, "-c", code, *command, "--frontend=atst"], check=True, text=True,
-                        stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).parents[1])  # fmt: skip
+  code = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code, *command, "--frontend=atst"],
+    check=True,
+    text=True,
+    stdout=subprocess.PIPE,
+    cwd=pathlib.Path(__file__).parents[1],
+  )
   megabytes = int(done.stdout) / 1024
-  print(f"ten hours in {time.perf_counter() - started:.0f} s, {megabytes:.0f} MB in the largest process")
+  print(
+    f"ten hours in {time.perf_counter() - started:.0f} s, {megabytes:.0f} MB in the largest process"
+  )
   dataset = Dataset.load(str(tmp_path / "out"))
   assert dataset.num_clips("train") == 600 and megabytes < 1000

@@ -1,4 +1,5 @@
-"""What preparation survives: bad files, damaged and foreign folders, mistyped commands; and what `verify` finds."""
+"""What preparation survives: bad files, damaged and foreign folders, mistyped commands; and what
+`verify` finds."""
 
 import json
 import os
@@ -32,8 +33,12 @@ def test_a_rerun_rebuilds_what_is_gone(small):
   before = contents(output)
   shard = output / "train-00002-of-00005.tfrecord"
   inode = (output / "train-00001-of-00005.tfrecord").stat().st_ino
-  for damage in (shard.unlink, lambda: os.truncate(shard, 100), (output / "dataset.json").unlink,
-                 (output / ".work" / "train-00002-of-00005.json").unlink):  # fmt: skip
+  for damage in (
+    shard.unlink,
+    lambda: os.truncate(shard, 100),
+    (output / "dataset.json").unlink,
+    (output / ".work" / "train-00002-of-00005.json").unlink,
+  ):
     damage()
     (output / "train-00002-of-00005.tfrecord.tmp-123").write_text("left by a killed job")
     assert contents(output) != before
@@ -64,13 +69,16 @@ def _repeat_a_record(path):
 @pytest.mark.parametrize(
   ("damage", "message"),
   [
-    (_flip, "record"), (_cut_on_a_boundary, "3 clips, 4 expected"), (pathlib.Path.unlink, "missing, 4 clips expected"),
-    (_swap_records, "sha256 differs"), (_repeat_a_record, "occurs twice"),
+    (_flip, "record"),
+    (_cut_on_a_boundary, "3 clips, 4 expected"),
+    (pathlib.Path.unlink, "missing, 4 clips expected"),
+    (_swap_records, "sha256 differs"),
+    (_repeat_a_record, "occurs twice"),
     (lambda path: os.truncate(path, path.stat().st_size - 9), "ends inside the record"),
     (lambda path: path.write_bytes(b""), "0 clips, 4 expected"),
     (lambda path: path.write_bytes(frame_record(b"no example")), "record 0"),
   ],
-)  # fmt: skip
+)
 def test_verify_names_the_bad_shard(small, capsys, damage, message):
   output = small[1]
   assert prepare.main(["verify", str(output)]) == 0
@@ -85,8 +93,12 @@ def test_verify_finds_strays_and_needs_a_dataset(small, tmp_path, capsys):
   (small[1] / "train-00005-of-00005.tfrecord").write_bytes(b"")
   assert prepare.main(["verify", str(small[1])]) == 2
   assert "train-00005-of-00005.tfrecord: not listed" in capsys.readouterr().err
-  for text, message in ((None, "not a prepared dataset"), ("{", "not a dataset.json"), ("{}", "not a dataset.json"),
-                        ('{"schema": 99}', "schema version 99")):  # fmt: skip
+  for text, message in (
+    (None, "not a prepared dataset"),
+    ("{", "not a dataset.json"),
+    ("{}", "not a dataset.json"),
+    ('{"schema": 99}', "schema version 99"),
+  ):
     if text is not None:
       (tmp_path / "dataset.json").write_text(text)
     assert prepare.main(["verify", str(tmp_path)]) == 2
@@ -103,9 +115,13 @@ def test_another_plan_is_refused(small, tmp_path, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error and "choose another --output" in error
 
-  changes = [(["--seed=1"], "seed 0, now it is 1"), (["--num_shards=4"], "num_shards 5, now it is 4"),
-             (["--frontend=byola"], "frontend 'atst "), (["--max_seconds=2"], "max_seconds 60.0"),
-             (["--name=x"], "name 'audio', now it is 'x'")]  # fmt: skip
+  changes = [
+    (["--seed=1"], "seed 0, now it is 1"),
+    (["--num_shards=4"], "num_shards 5, now it is 4"),
+    (["--frontend=byola"], "frontend 'atst "),
+    (["--max_seconds=2"], "max_seconds 60.0"),
+    (["--name=x"], "name 'audio', now it is 'x'"),
+  ]
   for change in changes:
     refused(*change)
   for path in (output / ".work").iterdir():
@@ -132,27 +148,41 @@ def test_one_job_at_a_time(small):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--inptu=x"], "unknown flag --inptu; did you mean '--input'"), ([], "required: --output, --frontend"),
-    (["--input=absent"], "--input=absent does not exist"), (["--input=empty"], "holds no audio"),
-    (["--frontend=atts"], "unknown front-end 'atts'; choose one of atst"), (["--workers=0"], "--workers=0 is not"),
-    (["--layout=esc51"], "unknown --layout=esc51; choose one of folder, manifest, audioset, crema_d, esc10, esc50,"),
+    (["--inptu=x"], "unknown flag --inptu; did you mean '--input'"),
+    ([], "required: --output, --frontend"),
+    (["--input=absent"], "--input=absent does not exist"),
+    (["--input=empty"], "holds no audio"),
+    (["--frontend=atts"], "unknown front-end 'atts'; choose one of atst"),
+    (["--workers=0"], "--workers=0 is not"),
+    (
+      ["--layout=esc51"],
+      "unknown --layout=esc51; choose one of folder, manifest, audioset, crema_d, esc10, esc50,",
+    ),
     (["--runner=DirectRuner"], "unknown --runner=DirectRuner; choose one of DirectRunner"),
     (["--beam_options=--x=1"], "--beam_options=--x=1 needs --runner"),
-    (["--seed=x"], "invalid int value: 'x'"), (["--max_seconds=0.5"], "--max_seconds=0.5 is not between 1"),
-    (["--max_seconds=nan"], "--max_seconds=nan is not"), (["--output=list.csv"], "--output=list.csv is a file"),
-    (["--output=/proc/x"], "cannot write to --output=/proc/x"), (["--input=list.csv"], "set --root"),
+    (["--seed=x"], "invalid int value: 'x'"),
+    (["--max_seconds=0.5"], "--max_seconds=0.5 is not between 1"),
+    (["--max_seconds=nan"], "--max_seconds=nan is not"),
+    (["--output=list.csv"], "--output=list.csv is a file"),
+    (["--output=/proc/x"], "cannot write to --output=/proc/x"),
+    (["--input=list.csv"], "set --root"),
     (["--input=bad"], "none of the 1 files can be used; the first is 'a.wav': undecodable"),
-    (["verify"], "required: dataset"), (["verify", "empty"], "not a prepared dataset"), (["stats", "empty"], "prepare"),
+    (["verify"], "required: dataset"),
+    (["verify", "empty"], "not a prepared dataset"),
+    (["stats", "empty"], "prepare"),
   ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(small, monkeypatch, capsys, arguments, message):
   monkeypatch.chdir(small[0].parent)
   os.mkdir("empty")
   os.mkdir("bad")
   pathlib.Path("bad/a.wav").write_text("text")
   pathlib.Path("list.csv").write_text("path\nabsent.wav\n")
-  valid = [] if arguments[:1] in ([], ["verify"], ["stats"]) else [
-    "--input=audio", "--output=new", "--frontend=atst", "--workers=1"]  # fmt: skip
+  valid = (
+    []
+    if arguments[:1] in ([], ["verify"], ["stats"])
+    else ["--input=audio", "--output=new", "--frontend=atst", "--workers=1"]
+  )
   capsys.readouterr()
   assert prepare.main([*valid, *arguments]) == 2
   error = capsys.readouterr().err.rpartition("1 of 1 shards to write, 1 workers\n")[2]
@@ -202,5 +232,8 @@ def test_a_shard_that_is_a_copy_of_another_does_not_condemn_it(small):
   good, copy = (output / f"train-0000{i}-of-00005.tfrecord" for i in (3, 1))
   inode = good.stat().st_ino
   copy.write_bytes(good.read_bytes())
-  assert run("repair", f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5") == 0
+  assert (
+    run("repair", f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5")
+    == 0
+  )
   assert contents(output) == before and good.stat().st_ino == inode

@@ -1,4 +1,5 @@
-"""Preparation that ends early, by a signal, a dead worker or a full disk, and is continued to the same bytes."""
+"""Preparation that ends early, by a signal, a dead worker or a full disk, and is continued to the
+same bytes."""
 
 import multiprocessing
 import os
@@ -21,8 +22,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def command(audio, output, *more) -> list[str]:
-  return [sys.executable, "-m", "data_pipeline.prepare", f"--input={audio}", f"--output={output}", "--frontend=atst",
-          "--num_shards=32", "--workers=1", *more]  # fmt: skip
+  return [
+    sys.executable,
+    "-m",
+    "data_pipeline.prepare",
+    f"--input={audio}",
+    f"--output={output}",
+    "--frontend=atst",
+    "--num_shards=32",
+    "--workers=1",
+    *more,
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,8 @@ def audio(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(audio, tmp_path_factory):
-  """The contents of an output that was prepared in one go, with one thread; interrupted jobs are offered several."""
+  """The contents of an output that was prepared in one go, with one thread; interrupted jobs are
+  offered several."""
   output = tmp_path_factory.mktemp("reference")
   environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
   subprocess.run(command(audio, output), cwd=ROOT, capture_output=True, check=True, env=environment)
@@ -91,13 +102,21 @@ def signal_all(number):
   ("action", "message"),
   [
     (signal_all(signal.SIGINT), "stopped: by a signal; run the same command again"),
-    (lambda workers: os.kill(os.getpid(), signal.SIGTERM), "stopped: by a signal; run the same command again"),
+    (
+      lambda workers: os.kill(os.getpid(), signal.SIGTERM),
+      "stopped: by a signal; run the same command again",
+    ),
     (lambda workers: os.kill(workers[0], signal.SIGKILL), "stopped: a worker process died"),
   ],
-)  # fmt: skip
-def test_fault_21_interrupted_and_continued(audio, reference, tmp_path, monkeypatch, capfd, action, message):
+)
+def test_fault_21_interrupted_and_continued(
+  audio, reference, tmp_path, monkeypatch, capfd, action, message
+):
   monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
-  arguments, handlers = command(audio, tmp_path)[3:], list(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
+  arguments, handlers = (
+    command(audio, tmp_path)[3:],
+    list(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))),
+  )
   interruption = Interruption(tmp_path, 2, action)
   interruption.start()
   assert prepare.main(arguments) == 75
@@ -129,16 +148,20 @@ def test_the_signal_handler_does_not_raise():
   stop = multiprocessing.get_context("spawn").RawValue("b", 0)
   with workers._signals(stop):
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.value == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one kills
+    # a second one kills
+    assert stop.value == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_fault_21_killed_and_continued(audio, reference, tmp_path):
-  """SIGKILL of the job with all its workers, then of the job alone: the workers leave by themselves."""
+  """SIGKILL of the job with all its workers, then of the job alone: the workers leave by
+  themselves."""
   for kill, count in ((os.killpg, 2), (os.kill, 6)):
     with subprocess.Popen(
       command(audio, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
-      interruption = Interruption(tmp_path, count, lambda workers: kill(process.pid, signal.SIGKILL))  # noqa: B023
+      interruption = Interruption(
+        tmp_path, count, lambda workers, kill=kill: kill(process.pid, signal.SIGKILL)
+      )
       interruption.start()
       assert process.wait() == -signal.SIGKILL
       wait_for_group(process.pid)

@@ -1,4 +1,5 @@
-"""Files that cannot or shall not be used: rejects with reasons; and faults that are not a file's."""
+"""Files that cannot or shall not be used: rejects with reasons; and faults that are not a
+file's."""
 
 import errno
 import os
@@ -34,7 +35,9 @@ def test_fault_16_18_every_kind_of_bad_file_is_a_reject_and_nothing_more(small, 
   (audio / "zero.wav").touch()
   (audio / "text.flac").write_text("text")
   (audio / "dead.ogg").symlink_to("nowhere")
-  soundfile.write(audio / "nan.wav", np.where(samples > 0.49, np.nan, samples), RATE, subtype="FLOAT")
+  soundfile.write(
+    audio / "nan.wav", np.where(samples > 0.49, np.nan, samples), RATE, subtype="FLOAT"
+  )
   soundfile.write(audio / "huge.wav", samples * 1e25, RATE, subtype="FLOAT")
   soundfile.write(audio / "short.mp3", samples[:300], 48000)
   soundfile.write(audio / "loud.wav", (samples - samples.mean()) * 1e6, RATE, subtype="FLOAT")
@@ -45,19 +48,26 @@ def test_fault_16_18_every_kind_of_bad_file_is_a_reject_and_nothing_more(small, 
   dataset = Dataset.load(str(tmp_path / "all"))
   clips = {clip.id: clip.mel for clip in dataset.clips("train")}
   assert {r["id"]: r["reason"] for r in dataset.manifest["rejects"]} == {
-    "zero.wav": "empty", "text.flac": "undecodable", "dead.ogg": "missing", "nan.wav": "non_finite",
-    "huge.wav": "non_finite", "short.mp3": "too_short"}  # fmt: skip
+    "zero.wav": "empty",
+    "text.flac": "undecodable",
+    "dead.ogg": "missing",
+    "nan.wav": "non_finite",
+    "huge.wav": "non_finite",
+    "short.mp3": "too_short",
+  }
   counts = dataset.manifest["counts"]
   assert len(clips) == 24 and (counts["silent"], counts["clipped"], counts["dc"]) == (1, 2, 1)
   assert all(np.isfinite(mel).all() for mel in clips.values())
   assert (clips["silent.flac"] == -100).all() and len(clips["silent.flac"]) == 101
   assert (
-    "6 of 30 files rejected: 1 empty, 1 missing, 2 non_finite, 1 too_short, 1 undecodable" in capsys.readouterr().out
+    "6 of 30 files rejected: 1 empty, 1 missing, 2 non_finite, 1 too_short, 1 undecodable"
+    in capsys.readouterr().out
   )
 
 
 def test_fault_21_a_file_that_crashes_the_decoder_is_a_reject(small, tmp_path, monkeypatch, capsys):
-  """Its process dies of it; the job goes on without it, and the other clips are where they are without the crash."""
+  """Its process dies of it; the job goes on without it, and the other clips are where they are
+  without the crash."""
   (tmp_path / "site").mkdir()
   (tmp_path / "site" / "sitecustomize.py").write_text(
     "import os, soundfile\n"
@@ -71,11 +81,15 @@ def test_fault_21_a_file_that_crashes_the_decoder_is_a_reject(small, tmp_path, m
   monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
   assert prepare.main([*flags, f"--output={tmp_path / 'all'}"]) == 0
   dataset = Dataset.load(str(tmp_path / "all"))
-  assert dataset.manifest["rejects"] == [{"id": "crash.wav", "reason": "undecodable", "detail": "the decoder crashes"}]
+  assert dataset.manifest["rejects"] == [
+    {"id": "crash.wav", "reason": "undecodable", "detail": "the decoder crashes"}
+  ]
   monkeypatch.delenv("PYTHONPATH")
   assert prepare.main([*flags, f"--output={tmp_path / 'sound'}"]) == 0
-  ids = lambda root: [[clip.id for clip in Dataset.load(str(root)).shard_clips(shard)] for shard in
-                      Dataset.load(str(root)).shards("train")]  # fmt: skip
+  ids = lambda root: [
+    [clip.id for clip in Dataset.load(str(root)).shard_clips(shard)]
+    for shard in Dataset.load(str(root)).shards("train")
+  ]
   without = [[id for id in shard if id != "crash.wav"] for shard in ids(tmp_path / "sound")]
   assert ids(tmp_path / "all") == without
 
@@ -104,7 +118,9 @@ def test_what_the_machine_lacks_is_no_fault_of_a_file(small, monkeypatch, number
     raise OSError(number, os.strerror(number), path)
 
   monkeypatch.setattr(decoder, "_handle", fail)
-  with pytest.raises(StoreError, match=rf"7\.wav: {os.strerror(number)}; run the same command again"):
+  with pytest.raises(
+    StoreError, match=rf"7\.wav: {os.strerror(number)}; run the same command again"
+  ):
     decoder.duration(str(small[0] / "7.wav"))
   with pytest.raises(StoreError):
     list(decoder.read_pieces(str(small[0] / "7.wav"), sample_rate=RATE))
@@ -120,7 +136,8 @@ def test_any_error_of_a_decoder_is_a_reject(small, tmp_path, monkeypatch):
   monkeypatch.setattr(shards, "log_mel", failing)
   assert run(f"--input={small[0]}", f"--output={tmp_path / 'all'}", "--frontend=atst") == 0
   assert Dataset.load(str(tmp_path / "all")).manifest["rejects"] == [
-    {"id": "bad.wav", "reason": "undecodable", "detail": "MemoryError: no room"}]  # fmt: skip
+    {"id": "bad.wav", "reason": "undecodable", "detail": "MemoryError: no room"}
+  ]
 
 
 def test_silent_files_and_duplicates_are_left_out_if_asked(small, tmp_path):
@@ -134,8 +151,10 @@ def test_silent_files_and_duplicates_are_left_out_if_asked(small, tmp_path):
   assert run(*flags, "--reject_silent", "--reject_duplicates") == 0
   dataset = Dataset.load(str(tmp_path / "clean"))
   assert [(r["id"], r["reason"], r["detail"]) for r in dataset.manifest["rejects"]] == [
-    ("7.wav", "duplicate", "of 0 copy.wav"), ("quiet.wav", "silent", "peak 5e-05 of full scale"),
-    ("sub/copy.wav", "duplicate", "of 0 copy.wav")]  # fmt: skip
+    ("7.wav", "duplicate", "of 0 copy.wav"),
+    ("quiet.wav", "silent", "peak 5e-05 of full scale"),
+    ("sub/copy.wav", "duplicate", "of 0 copy.wav"),
+  ]
   assert dataset.num_clips("train") == 20
   assert run(*flags) == 2  # of another plan
 
@@ -144,7 +163,12 @@ def test_duplicates_are_looked_for_once(small, tmp_path, monkeypatch):
   """A rerun of the same job takes what the first start found, and reads no file for it."""
   audio = small[0]
   (audio / "copy.wav").write_bytes((audio / "7.wav").read_bytes())
-  flags = [f"--input={audio}", f"--output={tmp_path / 'clean'}", "--frontend=atst", "--reject_duplicates"]
+  flags = [
+    f"--input={audio}",
+    f"--output={tmp_path / 'clean'}",
+    "--frontend=atst",
+    "--reject_duplicates",
+  ]
   assert run(*flags) == 0
   before = contents(tmp_path / "clean")
   monkeypatch.setattr(job, "find_duplicates", None)
@@ -161,7 +185,15 @@ def test_of_duplicates_the_evaluation_clip_stays(tmp_path):
   (tmp_path / "audio" / "empty 2.wav").touch()
   rows = "path,split\na.wav,train\nb.wav,test\nc.wav,train\nempty 1.wav,train\nempty 2.wav,train\n"
   (tmp_path / "list.csv").write_text(rows)
-  assert run(f"--input={tmp_path / 'list.csv'}", f"--root={tmp_path / 'audio'}", f"--output={tmp_path / 'out'}",
-             "--frontend=atst", "--reject_duplicates") == 0  # fmt: skip
+  assert (
+    run(
+      f"--input={tmp_path / 'list.csv'}",
+      f"--root={tmp_path / 'audio'}",
+      f"--output={tmp_path / 'out'}",
+      "--frontend=atst",
+      "--reject_duplicates",
+    )
+    == 0
+  )
   rejects = {r["id"]: r["reason"] for r in Dataset.load(str(tmp_path / "out")).manifest["rejects"]}
   assert rejects == {"a.wav": "duplicate", "empty 1.wav": "empty", "empty 2.wav": "empty"}

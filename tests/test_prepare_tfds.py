@@ -1,4 +1,5 @@
-"""TensorFlow's own readers agree with ours: TFDS on the whole dataset, tf.train.Example on every record."""
+"""TensorFlow's own readers agree with ours: TFDS on the whole dataset, tf.train.Example on every
+record."""
 
 import warnings
 
@@ -18,10 +19,19 @@ def test_opens_with_tfds(tmp_path, monkeypatch):
   rng, rows = np.random.default_rng(0), ["path,label,split,fold"]
   for i in range(20):
     soundfile.write(tmp_path / f"é {i}.wav", rng.uniform(-0.5, 0.5, 1600 + 160 * i), 16000)
-    rows.append(f"é {i}.wav,{'dog' if i % 2 else 'cat 語'},{'test' if i % 4 == 0 else 'train'},{i % 5}")
-  for name, change in (("single", lambda row: row), ("multi", lambda row: row.replace(",dog", ",dog;barks"))):
+    rows.append(
+      f"é {i}.wav,{'dog' if i % 2 else 'cat 語'},{'test' if i % 4 == 0 else 'train'},{i % 5}"
+    )
+  for name, change in (
+    ("single", lambda row: row),
+    ("multi", lambda row: row.replace(",dog", ",dog;barks")),
+  ):
     (tmp_path / f"{name}.csv").write_text("\n".join(map(change, rows)))
-    arguments = [f"--input={tmp_path / f'{name}.csv'}", f"--output={tmp_path / name}", "--frontend=atst"]
+    arguments = [
+      f"--input={tmp_path / f'{name}.csv'}",
+      f"--output={tmp_path / name}",
+      "--frontend=atst",
+    ]
     assert prepare.main(arguments) == 0
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -34,12 +44,17 @@ def test_opens_with_tfds(tmp_path, monkeypatch):
       assert set(builder.info.splits) == {"test", "train"}
       for split in dataset.splits:
         ours = {clip.id: clip for clip in dataset.clips(split)}
-        theirs = {example["id"].decode(): example for example in tfds.as_numpy(builder.as_dataset(split=split))}
+        theirs = {
+          example["id"].decode(): example
+          for example in tfds.as_numpy(builder.as_dataset(split=split))
+        }
         assert set(ours) == set(theirs) and len(ours) == builder.info.splits[split].num_examples
         for id, clip in ours.items():
           assert theirs[id]["mel"].dtype == np.float16 and theirs[id]["fold"] == clip.fold
           np.testing.assert_array_equal(theirs[id]["mel"], clip.mel)
-          np.testing.assert_array_equal(np.ravel(theirs[id]["labels" if clip.multi_label else "label"]), clip.labels)
+          np.testing.assert_array_equal(
+            np.ravel(theirs[id]["labels" if clip.multi_label else "label"]), clip.labels
+          )
       feature = builder.info.features["labels" if name == "multi" else "label"]
       assert (feature.feature if name == "multi" else feature).names == dataset.label_names
     paths = [shard.path for shard in dataset.shards("train")]
@@ -49,7 +64,10 @@ def test_opens_with_tfds(tmp_path, monkeypatch):
       assert features["mel"].bytes_list.value[0] == clip.mel.tobytes()
       assert list(features["labels"].int64_list.value) == list(clip.labels)
       assert features["num_frames"].int64_list.value[0] == len(clip.mel)
-      assert features["split"].bytes_list.value[0] == b"train" and features["fold"].int64_list.value[0] == clip.fold
+      assert (
+        features["split"].bytes_list.value[0] == b"train"
+        and features["fold"].int64_list.value[0] == clip.fold
+      )
 
 
 def test_files_of_another_data_set_are_not_taken_for_ours(tmp_path):
@@ -60,11 +78,15 @@ def test_files_of_another_data_set_are_not_taken_for_ours(tmp_path):
 
 
 def test_a_data_set_of_tfds_becomes_files_and_is_prepared(tmp_path, monkeypatch, capsys):
-  """A builder of this test's own: labels, splits, sample rate and every sample arrive; a rerun writes nothing anew."""
+  """A builder of this test's own: labels, splits, sample rate and every sample arrive; a rerun
+  writes nothing anew."""
   write_inline(monkeypatch)
   rng = np.random.default_rng(0)
-  sounds = {f"{split}{i}": rng.integers(-9000, 9000, 2000 + 10 * i) for split in ("train", "validation")
-            for i in range(6)}  # fmt: skip
+  sounds = {
+    f"{split}{i}": rng.integers(-9000, 9000, 2000 + 10 * i)
+    for split in ("train", "validation")
+    for i in range(6)
+  }
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import tensorflow_datasets as tfds
@@ -73,8 +95,11 @@ def test_a_data_set_of_tfds_becomes_files_and_is_prepared(tmp_path, monkeypatch,
       VERSION = tfds.core.Version("1.0.0")
 
       def _info(self):
-        features = {"audio": tfds.features.Audio(sample_rate=8000), "label": tfds.features.ClassLabel(names=["a", "b"]),
-                    "speaker": tfds.features.FeaturesDict({"name": tfds.features.Text()})}  # fmt: skip
+        features = {
+          "audio": tfds.features.Audio(sample_rate=8000),
+          "label": tfds.features.ClassLabel(names=["a", "b"]),
+          "speaker": tfds.features.FeaturesDict({"name": tfds.features.Text()}),
+        }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
       def _split_generators(self, dl_manager):
@@ -83,19 +108,32 @@ def test_a_data_set_of_tfds_becomes_files_and_is_prepared(tmp_path, monkeypatch,
       def _generate_examples(self, split):
         for key, samples in sounds.items():
           if key.startswith(split):
-            yield key, {"audio": samples, "label": int(key[-1]) % 2, "speaker": {"name": f"s{key[-1]}"}}
+            yield (
+              key,
+              {"audio": samples, "label": int(key[-1]) % 2, "speaker": {"name": f"s{key[-1]}"}},
+            )
 
-    flags = ["--tfds=toy_audio", f"--tfds_dir={tmp_path / 'tfds'}", f"--output={tmp_path / 'out'}", "--frontend=atst"]
+    flags = [
+      "--tfds=toy_audio",
+      f"--tfds_dir={tmp_path / 'tfds'}",
+      f"--output={tmp_path / 'out'}",
+      "--frontend=atst",
+    ]
     assert prepare.main(flags) == 0
     dataset = Dataset.load(str(tmp_path / "out"))
-    assert dataset.num_clips("train") == dataset.num_clips("valid") == 6 and dataset.label_names == ["a", "b"]
-    assert dataset.manifest["name"] == "toy_audio" and dataset.manifest["counts"]["sample_rates"] == {"8000": 12}
+    assert dataset.num_clips("train") == dataset.num_clips(
+      "valid"
+    ) == 6 and dataset.label_names == ["a", "b"]
+    assert dataset.manifest["name"] == "toy_audio" and dataset.manifest["counts"][
+      "sample_rates"
+    ] == {"8000": 12}
     found = {}
     for path in sorted((tmp_path / "out.audio").rglob("*.wav")):
       samples, rate = soundfile.read(path, dtype="int16")
       found[samples.tobytes()] = (path.parent.name, rate)
     assert found == {
-      v.astype(np.int16).tobytes(): ("valid" if k[0] == "v" else "train", 8000) for k, v in sounds.items()
+      v.astype(np.int16).tobytes(): ("valid" if k[0] == "v" else "train", 8000)
+      for k, v in sounds.items()
     }
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.audio").rglob("*.wav")}
     assert prepare.main(flags) == 0
@@ -104,9 +142,11 @@ def test_a_data_set_of_tfds_becomes_files_and_is_prepared(tmp_path, monkeypatch,
     assert prepare.main([*other, "--tfds_label=speaker/name"]) == 0
     assert Dataset.load(str(tmp_path / "other")).label_names == [f"s{i}" for i in range(6)]
     capsys.readouterr()
-    for change, message in ((["--tfds_label=class"], "--tfds_label=class: toy_audio has the features audio, label"),
-                            (["--tfds=no_such_set"], "--tfds=no_such_set: "),
-                            (["--input=x"], "either --input=DIR_or_MANIFEST or --tfds=NAME")):  # fmt: skip
+    for change, message in (
+      (["--tfds_label=class"], "--tfds_label=class: toy_audio has the features audio, label"),
+      (["--tfds=no_such_set"], "--tfds=no_such_set: "),
+      (["--input=x"], "either --input=DIR_or_MANIFEST or --tfds=NAME"),
+    ):
       assert prepare.main([*other, *change]) == 2
       error = capsys.readouterr().err
       assert message in error and "Traceback" not in error, error

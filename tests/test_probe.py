@@ -21,19 +21,32 @@ def data():
   return x, np.eye(C, dtype=np.float32)[rng.integers(C, size=N)], labels
 
 
-def fit(x, targets, index, *, rates=((0.1,),), seeds=(0,), epochs=4, batch_size=16, multi_label=False):
-  return atst_probe.fit(x, targets, index, rates=rates, seeds=seeds, epochs=epochs, batch_size=batch_size,
-                   multi_label=multi_label)  # fmt: skip
+def fit(
+  x, targets, index, *, rates=((0.1,),), seeds=(0,), epochs=4, batch_size=16, multi_label=False
+):
+  return atst_probe.fit(
+    x,
+    targets,
+    index,
+    rates=rates,
+    seeds=seeds,
+    epochs=epochs,
+    batch_size=batch_size,
+    multi_label=multi_label,
+  )
 
 
 def choose(x, targets, split, score, *, rates, seeds, refit, **options):
   """`selection.evaluate` with ATST's probe."""
-  train = lambda index, valid, rates: atst_probe.fit(x, targets, index, rates=rates, seeds=seeds, **options)
+  train = lambda index, valid, rates: atst_probe.fit(
+    x, targets, index, rates=rates, seeds=seeds, **options
+  )
   return selection.evaluate(train, x, targets, split, score, rates=rates, seeds=seeds, refit=refit)
 
 
 def slow_fit(x, targets, index, *, rate, seed, epochs, batch_size, multi_label):
-  """The protocol in float64 loops; weights and order from the documented keys. Returns weights, bias, mean, std."""
+  """The protocol in float64 loops; weights and order from the documented keys. Returns weights,
+  bias, mean, std."""
   x, targets = x.astype(np.float64), targets.astype(np.float64)
   key = jax.random.key(seed)
   w = 0.01 * np.asarray(jax.random.normal(jax.random.fold_in(key, 2**32 - 1), (D, C)), np.float64)
@@ -60,7 +73,8 @@ def slow_fit(x, targets, index, *, rate, seed, epochs, batch_size, multi_label):
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("batch_size", [16, 15, 45, 1024])  # the last of 3 x 16 holds 13; 45 is one batch
+# the last of 3 x 16 holds 13; 45 is one batch
+@pytest.mark.parametrize("batch_size", [16, 15, 45, 1024])
 def test_equals_a_slow_numpy_twin(data, batch_size, multi_label):
   x, targets = data[0], data[2 if multi_label else 1]
   index = np.arange(N)[N // 4 :]
@@ -68,13 +82,19 @@ def test_equals_a_slow_numpy_twin(data, batch_size, multi_label):
   settings = {"epochs": 6, "batch_size": batch_size, "multi_label": multi_label}
   found = fit(x, targets, index, rates=[[rate]], seeds=[3], **settings)
   expected = slow_fit(x, targets, index, rate=rate, seed=3, **settings)
-  for name, a, b in zip(found._fields, (found.weights[0, 0], found.bias[0, 0], found.mean[0], found.std[0]), expected,
-                        strict=True):  # fmt: skip
+  for name, a, b in zip(
+    found._fields,
+    (found.weights[0, 0], found.bias[0, 0], found.mean[0], found.std[0]),
+    expected,
+    strict=True,
+  ):
     scale = max(1, np.abs(b).max())
     np.testing.assert_allclose(np.asarray(a) / scale, b / scale, atol=1e-5, rtol=0, err_msg=name)
   assert np.abs(expected[0]).max() > 0.05  # it learned something
   logits = (x[:9] - expected[2]) / expected[3] @ expected[0] + expected[1]
-  np.testing.assert_allclose(atst_probe.scores(found, x, np.arange(9), seed=0, rate=0), logits, atol=1e-4)
+  np.testing.assert_allclose(
+    atst_probe.scores(found, x, np.arange(9), seed=0, rate=0), logits, atol=1e-4
+  )
 
 
 def test_rates_and_seeds_at_once_equal_single_runs(data):
@@ -114,13 +134,24 @@ def test_solves_a_separable_problem():
   targets = np.eye(4)[y]
   split = Split(np.arange(200), np.arange(200, 300), np.arange(300, 400))
   score = lambda logits, targets: accuracy(logits, targets.argmax(-1))
-  (result,) = choose(x, targets, split, score, rates=(1e-3, 0.1, 1.0), seeds=[0], epochs=30, batch_size=64,
-                             refit=True, multi_label=False)  # fmt: skip
+  (result,) = choose(
+    x,
+    targets,
+    split,
+    score,
+    rates=(1e-3, 0.1, 1.0),
+    seeds=[0],
+    epochs=30,
+    batch_size=64,
+    refit=True,
+    multi_label=False,
+  )
   assert score(result.test_logits, targets[split.test]) >= 0.98
 
 
 def spy(data, valid_scores, *, refit=False):
-  """`evaluate` with a score that returns the given numbers in turn: what is chosen is then known."""
+  """`evaluate` with a score that returns the given numbers in turn: what is chosen is then
+  known."""
   x, targets, _ = data
   split = Split(np.arange(30), np.arange(30, 45), np.arange(45, 60))
   seen, numbers = [], iter(valid_scores)
@@ -129,8 +160,18 @@ def spy(data, valid_scores, *, refit=False):
     seen.append(part)
     return next(numbers)
 
-  (result,) = choose(x, targets, split, score, rates=(0.01, 0.1, 1.0), seeds=[4], epochs=3, batch_size=16,
-                             refit=refit, multi_label=False)  # fmt: skip
+  (result,) = choose(
+    x,
+    targets,
+    split,
+    score,
+    rates=(0.01, 0.1, 1.0),
+    seeds=[4],
+    epochs=3,
+    batch_size=16,
+    refit=refit,
+    multi_label=False,
+  )
   for part in seen:
     np.testing.assert_array_equal(part, targets[30:45])  # validation clips only
   return result
@@ -140,7 +181,8 @@ def test_the_rate_is_chosen_on_validation_and_of_equals_the_smallest(data):
   assert spy(data, [0.5, 0.7, 0.7])[:3] == (0.1, False, (0.5, 0.7, 0.7))
   assert spy(data, [0.5, 0.6, 0.7])[:2] == (1.0, True)
   assert spy(data, [0.8, 0.6, 0.9 - 0.2])[:2] == (0.01, True)
-  assert spy(data, [0.8, 0.8, 0.8])[:2] == (0.01, False)  # no better than the middle: the grid is long enough
+  # no better than the middle: the grid is long enough
+  assert spy(data, [0.8, 0.8, 0.8])[:2] == (0.01, False)
 
 
 @pytest.mark.parametrize("refit", [False, True])
@@ -169,17 +211,24 @@ AS20K = (20_886 + 18_886, 18_432, 527)  # clips, ATST Base's features of all blo
 
 @pytest.mark.parametrize(("protocol", "rates"), [("atst", 13), ("evar", 5)])
 def test_features_of_as_20k_stay_within_memory(protocol, rates):
-  """Three seeds and every rate of the ladder at once: the program's arguments, result and temporaries, compiled at full
-  size; 2.7 GiB are the features themselves."""
+  """Three seeds and every rate of the ladder at once: the program's arguments, result and
+  temporaries, compiled at full size; 2.7 GiB are the features themselves."""
   N, D, C = AS20K
   shape = jax.ShapeDtypeStruct
   columns = [] if protocol == "atst" else [shape((D,), "float32")] * 2
   rows = [shape((18_798,), "int32"), shape((2_088,), "int32")][: 1 if protocol == "atst" else 2]
-  arguments = (shape((N, D), "float32"), *columns, shape((N, C), "float32"), *rows, shape((3, rates), "float32"),
-               shape((3,), "uint32"))  # fmt: skip
+  arguments = (
+    shape((N, D), "float32"),
+    *columns,
+    shape((N, C), "float32"),
+    *rows,
+    shape((3, rates), "float32"),
+    shape((3,), "uint32"),
+  )
   options = {"patience": 20, "monitor": "loss"} if protocol == "evar" else {}
   lowered = (atst_probe if protocol == "atst" else evar_probe)._fit.lower(
-    *arguments, epochs=100, batch_size=1024, multi_label=True, **options)  # fmt: skip
+    *arguments, epochs=100, batch_size=1024, multi_label=True, **options
+  )
   memory = lowered.compile().memory_analysis()
   used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
   assert 2.7 * GIB < used < 6 * GIB

@@ -10,7 +10,10 @@ from atst_jax.downstream.papers.published import TABLES, published
 from atst_jax.downstream.papers.tasks import TASKS, known_rates
 from data_pipeline.sources.layouts import LAYOUTS
 
-AVERAGES = {"atst-1": (71.4, 74.9, 73.1, 76.5, 78.2), "difference-3": (71.95, 71.93, 71.79, 71.49, 71.18)}
+AVERAGES = {
+  "atst-1": (71.4, 74.9, 73.1, 76.5, 78.2),
+  "difference-3": (71.95, 71.93, 71.79, 71.49, 71.18),
+}
 
 
 def test_averages_are_those_that_the_papers_print():
@@ -20,9 +23,13 @@ def test_averages_are_those_that_the_papers_print():
     np.testing.assert_allclose(means, printed, atol=0.051)  # the papers round
 
 
-@pytest.mark.parametrize("file, keys", [("atst", ("atst-1", "atst-2", "atst-3")),
-                                        ("difference_aware", ("difference-1", "difference-2", "difference-3")),
-                                       ])  # fmt: skip
+@pytest.mark.parametrize(
+  "file, keys",
+  [
+    ("atst", ("atst-1", "atst-2", "atst-3")),
+    ("difference_aware", ("difference-1", "difference-2", "difference-3")),
+  ],
+)
 def test_every_score_stands_in_its_paper(shared, file, keys):
   """Every number of a table is in the paper's text, as often as in the table at least."""
   text = (shared / "papers" / f"{file}.txt").read_text()
@@ -37,8 +44,21 @@ def test_every_score_stands_in_its_paper(shared, file, keys):
 
 def test_every_task_of_the_issue_is_there_with_a_layout_and_its_columns():
   assert set(TASKS) <= set(LAYOUTS)
-  counts = {"audioset": 527, "urbansound8k": 10, "speech_commands": 35, "voxceleb1": 1251, "nsynth": 11, "esc50": 50,
-            "esc10": 10, "surge": 88, "fsd50k": 200, "fsdd": 10, "gtzan": 10, "crema_d": 6, "voxforge": 6}  # fmt: skip
+  counts = {
+    "audioset": 527,
+    "urbansound8k": 10,
+    "speech_commands": 35,
+    "voxceleb1": 1251,
+    "nsynth": 11,
+    "esc50": 50,
+    "esc10": 10,
+    "surge": 88,
+    "fsd50k": 200,
+    "fsdd": 10,
+    "gtzan": 10,
+    "crema_d": 6,
+    "voxforge": 6,
+  }
   assert {name: task.classes for name, task in TASKS.items()} == counts
   for key in ("atst-1", "atst-2", "atst-3", "difference-3"):
     assert set(TABLES[key].columns) <= set(TASKS)
@@ -46,14 +66,24 @@ def test_every_task_of_the_issue_is_there_with_a_layout_and_its_columns():
 
 
 def test_published_rows_are_found_by_protocol_and_column():
-  assert [row.name for row in published("finetune", "voxceleb1")][-2:] == ["ATST Small", "ATST Base"]
+  assert [row.name for row in published("finetune", "voxceleb1")][-2:] == [
+    "ATST Small",
+    "ATST Base",
+  ]
   assert len(published("atst", "audioset")) == 2  # Table 2's; the ablation is no other method
   assert published("difference")[3].scores["(a) 100%"] == 58.96 and not published("atst", "esc50")
 
 
 def test_known_rates():
-  assert known_rates("atst", "audioset") == (0.5, 1.0, 2.0, 4.0) and known_rates("evar", "voxceleb1") == (4e-5,)
-  assert known_rates("atst", "tones") == known_rates("atst", "esc50") == known_rates("evar", "audioset") == ()
+  assert known_rates("atst", "audioset") == (0.5, 1.0, 2.0, 4.0) and known_rates(
+    "evar", "voxceleb1"
+  ) == (4e-5,)
+  assert (
+    known_rates("atst", "tones")
+    == known_rates("atst", "esc50")
+    == known_rates("evar", "audioset")
+    == ()
+  )
 
 
 def test_summary_of_seeds():

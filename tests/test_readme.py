@@ -1,4 +1,5 @@
-"""What the documents tell people to type works: run on tiny sounds, or at least accepted by its parser."""
+"""What the documents tell people to type works: run on tiny sounds, or at least accepted by its
+parser."""
 
 import importlib
 import os
@@ -16,8 +17,14 @@ from tiny import OVERRIDES, ROOT
 from atst_jax.util import config as configs
 from data_pipeline.synth import write_wav
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "data_pipeline/README.md", "launch/README.md", "docs/configuration.md",
-             "docs/troubleshooting.md")  # fmt: skip
+DOCUMENTS = (
+  "README.md",
+  "CONTRIBUTING.md",
+  "data_pipeline/README.md",
+  "launch/README.md",
+  "docs/configuration.md",
+  "docs/troubleshooting.md",
+)
 # What is not run here, and where it is; its flags are parsed all the same.
 ELSEWHERE = {
   r"python -m atst_jax\.benchmark ": "minutes of measuring: tests/test_benchmark.py",
@@ -40,10 +47,22 @@ FOREIGN = {
   r"python launch/": "tests/test_launch.py",
   r"(git clone|cd|tensorboard|pre-commit) ?": "not ours",
 }
-PLACEHOLDER = re.compile(r"…|\b(NAME|DIR|FILE|KEY|RUNS?)\b")  # what such a line leaves out may be needed
-TINY = {key: value for key, value in OVERRIDES.items() if not key.startswith(("data.source", "views.normalization"))}
-TINY |= {"total_steps": "2", "warmup_steps": "1", "seeds": "1", "blocks": "last", "probe.epochs": "2",
-         "probe.learning_rates": "0.01,0.1,1.0", "probe.batch_size": "32"}  # fmt: skip
+# what such a line leaves out may be needed
+PLACEHOLDER = re.compile(r"…|\b(NAME|DIR|FILE|KEY|RUNS?)\b")
+TINY = {
+  key: value
+  for key, value in OVERRIDES.items()
+  if not key.startswith(("data.source", "views.normalization"))
+}
+TINY |= {
+  "total_steps": "2",
+  "warmup_steps": "1",
+  "seeds": "1",
+  "blocks": "last",
+  "probe.epochs": "2",
+  "probe.learning_rates": "0.01,0.1,1.0",
+  "probe.batch_size": "32",
+}
 
 
 def _is(line: str, table: dict[str, str]) -> bool:
@@ -61,9 +80,13 @@ def sandbox(tmp_path_factory):
   """A folder with recordings named as the README says, and the configs."""
   root = tmp_path_factory.mktemp("readme")
   os.symlink(ROOT / "configs", root / "configs")
-  for number, (label, fold, take) in enumerate((c, f, t) for c in ("dog", "rain") for f in range(1, 6) for t in "AB"):
+  for number, (label, fold, take) in enumerate(
+    (c, f, t) for c in ("dog", "rain") for f in range(1, 6) for t in "AB"
+  ):
     _tone(root / f"recordings/esc10/{label}/{fold}-{100 + number}-{take}.wav", number, 0.7)
-  for number, (digit, speaker) in enumerate((d, s) for d in (0, 1) for s in ("ann", "ben", "cy", "dee", "eve", "flo")):
+  for number, (digit, speaker) in enumerate(
+    (d, s) for d in (0, 1) for s in ("ann", "ben", "cy", "dee", "eve", "flo")
+  ):
     _tone(root / f"recordings/fsdd/{digit}_{speaker}_0.wav", number, 0.5)
   for number in range(20):
     _tone(root / f"labelled/{'ab'[number % 2]}/{number}.wav", number, 0.6)
@@ -79,9 +102,15 @@ def _run(argv: list[str], monkeypatch) -> None:
   if module == "atst_jax.main":
     path = next(flag for flag in flags if flag.startswith("--config=")).removeprefix("--config=")
     keys, given = configs.flatten(configs.load(path)), " ".join(flags)
-    flags += [f"--config.{k}={v}" for k, v in TINY.items() if k in keys and f"--config.{k}=" not in given]
+    flags += [
+      f"--config.{k}={v}" for k, v in TINY.items() if k in keys and f"--config.{k}=" not in given
+    ]
   if module == "atst_jax.preview":
-    flags += [f"--config.{k}={v}" for k, v in TINY.items() if k in configs.flatten(configs.load("configs/base.py"))]
+    flags += [
+      f"--config.{k}={v}"
+      for k, v in TINY.items()
+      if k in configs.flatten(configs.load("configs/base.py"))
+    ]
   assert importlib.import_module(module).main(flags) == 0, argv
 
 
@@ -90,7 +119,8 @@ def _sections(document: str) -> list[tuple[str, str]]:
 
 
 def test_the_commands_and_the_python_of_the_readme(sandbox, monkeypatch):
-  """Every block is run in order, in one folder; a command that is neither run nor accounted for fails."""
+  """Every block is run in order, in one folder; a command that is neither run nor accounted for
+  fails."""
   monkeypatch.chdir(sandbox)
   ran = []
   for language, text in _sections("README.md"):
@@ -105,18 +135,25 @@ def test_the_commands_and_the_python_of_the_readme(sandbox, monkeypatch):
       else:
         assert line.startswith("python -m "), f"{line}: run it, or say in this file why not"
         argv = words(line)
-        again = any(argv[:4] == other[:4] and "linear" in argv[3] for other in ran)  # the first shows the way
+        # the first shows the way
+        again = any(argv[:4] == other[:4] and "linear" in argv[3] for other in ran)
         _run([*argv, "--dry_run"] if again else argv, monkeypatch)
         ran.append(argv)
     assert language in ("sh", "python", "text"), language
-  assert {"data_pipeline.prepare", "atst_jax.main", "atst_jax.export", "atst_jax.embed"} <= {r[2] for r in ran}
+  assert {"data_pipeline.prepare", "atst_jax.main", "atst_jax.export", "atst_jax.embed"} <= {
+    r[2] for r in ran
+  }
   assert "python" in ran
 
 
 def _run_python(text: str) -> None:
   rng = np.random.default_rng(0)
   names = {"waveform": rng.normal(0, 0.1, 44100).astype(np.float32)}
-  if "load_model(" in text and (found := re.search(r'load_model\("([^"]+)"\)', text)) and not os.path.isdir(found[1]):
+  if (
+    "load_model(" in text
+    and (found := re.search(r'load_model\("([^"]+)"\)', text))
+    and not os.path.isdir(found[1])
+  ):
     shutil.copytree(next(pathlib.Path("encoders").iterdir()), found[1])
   exec(compile(text, "README.md", "exec"), names)
   assert "vectors" not in names or np.isfinite(names["vectors"]).all()
@@ -138,14 +175,18 @@ def test_commands_in_running_text_are_accepted(document, monkeypatch):
   text = (ROOT / document).read_text(encoding="utf-8")
   lines = inline(text)
   if document != "README.md":
-    lines += [line for language, block in blocks(text) if language == "sh" for line in commands(block)]
+    lines += [
+      line for language, block in blocks(text) if language == "sh" for line in commands(block)
+    ]
   for line in lines:
     argv = words(line)
     if len(argv) > 3 and not _is(line, FOREIGN) and not PLACEHOLDER.search(line):
       parse_only(monkeypatch, argv)
 
 
-CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
+CONFIGS = sorted(
+  path.name for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py"
+)
 
 
 @pytest.mark.parametrize("file", CONFIGS)

@@ -1,4 +1,5 @@
-"""Prepared datasets on disk: what is written comes back, and what does not belong together is refused."""
+"""Prepared datasets on disk: what is written comes back, and what does not belong together is
+refused."""
 
 import dataclasses
 import json
@@ -66,7 +67,9 @@ def test_write_shard_keeps_the_old_file_when_it_fails(tmp_path):
 
 
 def test_folder_without_manifest(tmp_path):
-  with pytest.raises(UserError, match=rf"{MANIFEST} does not exist.*python -m data_pipeline\.prepare"):
+  with pytest.raises(
+    UserError, match=rf"{MANIFEST} does not exist.*python -m data_pipeline\.prepare"
+  ):
     Dataset.load(str(tmp_path))
 
 
@@ -94,13 +97,17 @@ def test_fault_15_other_schema_version(dataset):
 @pytest.mark.parametrize(("key", "value"), [("f_max", 8000.0), ("hash", "0" * 16)])
 def test_edited_frontend(dataset, key, value):
   edit_manifest(dataset, lambda manifest: manifest["frontend"].update({key: value}))
-  with pytest.raises(UserError, match=rf"{MANIFEST}: front-end 'tiny': stored hash .*; prepare .* again"):
+  with pytest.raises(
+    UserError, match=rf"{MANIFEST}: front-end 'tiny': stored hash .*; prepare .* again"
+  ):
     Dataset.load(dataset)
 
 
 def test_frontend_with_another_key(dataset):
   edit_manifest(dataset, lambda manifest: manifest["frontend"].update(preemphasis=0.97))
-  with pytest.raises(UserError, match=rf"{MANIFEST}: front-end .*'preemphasis'.*; prepare .* again"):
+  with pytest.raises(
+    UserError, match=rf"{MANIFEST}: front-end .*'preemphasis'.*; prepare .* again"
+  ):
     Dataset.load(dataset)
 
 
@@ -116,16 +123,34 @@ def test_shard_of_another_size(dataset, change):
   path = os.path.join(dataset, "train-0.tfrecord")
   size = os.path.getsize(path)
   os.truncate(path, size + change)
-  message = rf"train-0\.tfrecord: {size + change} bytes, {size} expected for its 3 clips; delete it and run"
+  message = (
+    rf"train-0\.tfrecord: {size + change} bytes, {size} expected for its 3 clips; delete it and run"
+  )
   with pytest.raises(UserError, match=message):
     Dataset.load(dataset)
 
 
 @pytest.mark.parametrize(
-  "name", ["../train-0.tfrecord", "/train-0.tfrecord", "..", ".", "", "a\\..\\b.tfrecord", "a/b.tfrecord",
-           "a\0.tfrecord", "train-0.txt", 3, None, ["train-0.tfrecord"]])  # fmt: skip
+  "name",
+  [
+    "../train-0.tfrecord",
+    "/train-0.tfrecord",
+    "..",
+    ".",
+    "",
+    "a\\..\\b.tfrecord",
+    "a/b.tfrecord",
+    "a\0.tfrecord",
+    "train-0.txt",
+    3,
+    None,
+    ["train-0.tfrecord"],
+  ],
+)
 def test_fault_43_a_shard_outside_of_the_folder(dataset, name):
-  edit_manifest(dataset, lambda manifest: manifest["splits"]["train"]["shards"][0].update(file=name))
+  edit_manifest(
+    dataset, lambda manifest: manifest["splits"]["train"]["shards"][0].update(file=name)
+  )
   for load in (Dataset.load, verify.verify):
     with pytest.raises(UserError, match=r"not a dataset\.json of this schema"):
       load(dataset)
@@ -133,25 +158,40 @@ def test_fault_43_a_shard_outside_of_the_folder(dataset, name):
 
 def test_fault_43_a_split_whose_files_would_lie_outside_of_the_folder(dataset, tmp_path):
   """`merge` names its shards after the splits."""
-  edit_manifest(dataset, lambda manifest: manifest["splits"].update({"../evil": manifest["splits"]["train"]}))
+  edit_manifest(
+    dataset, lambda manifest: manifest["splits"].update({"../evil": manifest["splits"]["train"]})
+  )
   with pytest.raises(UserError, match=r"split '\.\./evil' is not a word"):
     Dataset.load(dataset)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-  ("num_clips", 0), ("num_clips", 2**40), ("num_clips", True), ("num_clips", -3), ("num_clips", 1.5),
-  ("num_bytes", float("nan")), ("num_bytes", "9"), ("sha256", "x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("num_clips", 0),
+    ("num_clips", 2**40),
+    ("num_clips", True),
+    ("num_clips", -3),
+    ("num_clips", 1.5),
+    ("num_bytes", float("nan")),
+    ("num_bytes", "9"),
+    ("sha256", "x"),
+  ],
+)
 def test_fault_12_numbers_that_no_shard_can_have(dataset, key, value):
   """An empty shard among them; and nothing is allocated by what the file claims."""
-  edit_manifest(dataset, lambda manifest: manifest["splits"]["train"]["shards"][0].update({key: value}))
+  edit_manifest(
+    dataset, lambda manifest: manifest["splits"]["train"]["shards"][0].update({key: value})
+  )
   with pytest.raises(UserError, match=r"train-0\.tfrecord' has "):
     Dataset.load(dataset)
 
 
 def test_fault_12_an_empty_shard(dataset):
   os.truncate(os.path.join(dataset, "train-1.tfrecord"), 0)
-  with pytest.raises(UserError, match=r"train-1\.tfrecord: 0 bytes, \d+ expected for its 2 clips; delete it and run"):
+  with pytest.raises(
+    UserError, match=r"train-1\.tfrecord: 0 bytes, \d+ expected for its 2 clips; delete it and run"
+  ):
     Dataset.load(dataset)
 
 
@@ -162,9 +202,14 @@ def test_labels_that_no_class_has(dataset):
     list(Dataset.load(dataset).clips("train"))
 
 
-@pytest.mark.parametrize("change", [
-  {"name": "\ud800"}, {"label_names": ["a", "\udfff"]}, {"rejects": [{"id": "\ud800", "reason": "", "detail": ""}]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"name": "\ud800"},
+    {"label_names": ["a", "\udfff"]},
+    {"rejects": [{"id": "\ud800", "reason": "", "detail": ""}]},
+  ],
+)
 def test_halves_of_characters(dataset, change):
   """JSON can escape them, but what is made of the set could not be written."""
   path = os.path.join(dataset, MANIFEST)
@@ -179,8 +224,12 @@ def test_halves_of_characters(dataset, change):
 @pytest.mark.parametrize("value", [2**70, float("inf"), float("nan"), "1", True, None, -2e6])
 def test_fault_24_statistics_that_cannot_be(dataset, value):
   """Found by fuzzing: a whole number beyond 64 bits is no number to numpy."""
-  edit_manifest(dataset, lambda manifest: manifest.update(statistics={"mean": -30.0, "log_std": value}))
-  with pytest.raises(UserError, match=r"not a dataset\.json of this schema .*the statistics say log_std"):
+  edit_manifest(
+    dataset, lambda manifest: manifest.update(statistics={"mean": -30.0, "log_std": value})
+  )
+  with pytest.raises(
+    UserError, match=r"not a dataset\.json of this schema .*the statistics say log_std"
+  ):
     Dataset.load(dataset)
 
 
@@ -198,10 +247,19 @@ def test_a_manifest_nested_without_end(dataset):
     Dataset.load(dataset)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-  ("n_fft", 2**40), ("win_length", 2048), ("hop_length", 0), ("n_mels", -4), ("window", "(print(1))"), ("f_max", 9e9),
-  ("sample_rate", "16000"), ("mel_scale", "bark"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("n_fft", 2**40),
+    ("win_length", 2048),
+    ("hop_length", 0),
+    ("n_mels", -4),
+    ("window", "(print(1))"),
+    ("f_max", 9e9),
+    ("sample_rate", "16000"),
+    ("mel_scale", "bark"),
+  ],
+)
 def test_a_front_end_that_cannot_be(dataset, key, value):
   wrong = dataclasses.replace(FRONTEND, **{key: value})
   edit_manifest(dataset, lambda manifest: manifest.update(frontend=wrong.to_json()))
@@ -215,5 +273,7 @@ def test_unknown_split(dataset):
 
 
 def test_fault_24_missing_statistics(dataset):
-  with pytest.raises(UserError, match=r"no statistics; run `python -m data_pipeline\.prepare stats"):
+  with pytest.raises(
+    UserError, match=r"no statistics; run `python -m data_pipeline\.prepare stats"
+  ):
     _ = Dataset.load(dataset).statistics

@@ -1,4 +1,5 @@
-"""The papers' tables with our rows: what goes where, what is chosen, and that every score leads to its run."""
+"""The papers' tables with our rows: what goes where, what is chosen, and that every score leads to
+its run."""
 
 import copy
 import csv
@@ -13,22 +14,49 @@ from atst_jax.downstream.metrics import summary
 from atst_jax.downstream.papers.comparison import average, choose_rates, compare, read_runs
 from atst_jax.downstream.papers.published import TABLES
 
-PRETRAINING = {"encoder": {"kind": "transformer", "width": 384, "depth": 12}, "difference": {"weight": 0.2},
-               "views": {"segments": "two", "crop_frames": 601}}  # fmt: skip
+PRETRAINING = {
+  "encoder": {"kind": "transformer", "width": 384, "depth": 12},
+  "difference": {"weight": 0.2},
+  "views": {"segments": "two", "crop_frames": 601},
+}
 
 
 def row(name, scores=(0.5, 0.6, 0.7), **more):
   return {"name": name, "features": name.partition(",")[0], **summary(list(scores)), **more}
 
 
-def write_run(folder, protocol, data, rows, *, encoder="encoders/ours", pretraining=PRETRAINING, config=None, **more):
+def write_run(
+  folder,
+  protocol,
+  data,
+  rows,
+  *,
+  encoder="encoders/ours",
+  pretraining=PRETRAINING,
+  config=None,
+  **more,
+):
   """A results.json as an evaluation writes it. Returns the workdir."""
   results = {
-    "job": {"atst": "linear", "evar": "linear"}.get(protocol, protocol), "protocol": protocol, "metric": "accuracy",
-    "data": {"name": data, "path": f"data/{data}", "fingerprint": "f00d"}, "selected_on_test": False, "chance": 0.02,
-    "encoder": {"path": encoder, "params_hash": "0123456789abcdef", "frontend": FRONTENDS["atst"].to_json(),
-                "provenance": {"step": 39000, "config": pretraining} if pretraining else {"converted_from": "x"}},
-    "config": {"seeds": 3, **(config or {})}, "versions": {"atst_jax": "1"}, "rows": rows, **more}  # fmt: skip
+    "job": {"atst": "linear", "evar": "linear"}.get(protocol, protocol),
+    "protocol": protocol,
+    "metric": "accuracy",
+    "data": {"name": data, "path": f"data/{data}", "fingerprint": "f00d"},
+    "selected_on_test": False,
+    "chance": 0.02,
+    "encoder": {
+      "path": encoder,
+      "params_hash": "0123456789abcdef",
+      "frontend": FRONTENDS["atst"].to_json(),
+      "provenance": {"step": 39000, "config": pretraining}
+      if pretraining
+      else {"converted_from": "x"},
+    },
+    "config": {"seeds": 3, **(config or {})},
+    "versions": {"atst_jax": "1"},
+    "rows": rows,
+    **more,
+  }
   os.makedirs(folder)
   with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
     json.dump(results, file)
@@ -36,10 +64,19 @@ def write_run(folder, protocol, data, rows, *, encoder="encoders/ours", pretrain
 
 
 def finetuned(folder, rate, valid, score=0.3, **config):
-  config = {"optimizer": {"base_lr": rate, "momentum": 0.9}, "data": {"path": str(folder), "fingerprint": "f00d"},
-            **{key: {} for key in ("compute", "mesh", "log", "checkpoint")}, "encoder": str(folder), "platform": "auto",
-            "seeds": 1, **config}  # fmt: skip
-  rows = [row("pre-trained, best", [score], valid=valid), row("pre-trained, last", [score - 0.1], valid=valid)]
+  config = {
+    "optimizer": {"base_lr": rate, "momentum": 0.9},
+    "data": {"path": str(folder), "fingerprint": "f00d"},
+    **{key: {} for key in ("compute", "mesh", "log", "checkpoint")},
+    "encoder": str(folder),
+    "platform": "auto",
+    "seeds": 1,
+    **config,
+  }
+  rows = [
+    row("pre-trained, best", [score], valid=valid),
+    row("pre-trained, last", [score - 0.1], valid=valid),
+  ]
   return write_run(folder, "finetune", "audioset", rows, config=config, metric="mAP")
 
 
@@ -50,21 +87,48 @@ CONDITIONS = ("Mix", "(a) 100%", "(b) 50%", "(c) 0%")
 def runs(tmp_path_factory):
   """A run for each of the papers' tables, and for a set that no paper has."""
   root = tmp_path_factory.mktemp("runs")
-  linear = [row("pre-trained, all blocks"), row("pre-trained, last block", (0.4, 0.4, 0.5)), row("random, all blocks", (
-    0.1, 0.1, 0.2)), row("mel mean and std", (0.2, 0.2, 0.2))]  # fmt: skip
+  linear = [
+    row("pre-trained, all blocks"),
+    row("pre-trained, last block", (0.4, 0.4, 0.5)),
+    row("random, all blocks", (0.1, 0.1, 0.2)),
+    row("mel mean and std", (0.2, 0.2, 0.2)),
+  ]
   single = {**PRETRAINING, "views": {"segments": "single", "crop_frames": 101}}
   names = ("audioset", "speech_commands", "voxceleb1", "nsynth", "urbansound8k")
   out = [write_run(root / f"atst-{name}", "atst", name, linear) for name in names]
-  out.append(write_run(root / "single", "atst", "nsynth", linear, encoder="encoders/single", pretraining=single))
+  out.append(
+    write_run(
+      root / "single", "atst", "nsynth", linear, encoder="encoders/single", pretraining=single
+    )
+  )
   out.append(write_run(root / "esc10", "evar", "esc10", [row("pre-trained")]))
-  out.append(write_run(root / "esc50", "evar", "esc50", [row("pre-trained")], encoder="encoders/other",
-                       pretraining=None))  # fmt: skip
-  out += [finetuned(root / f"rate{rate}", rate, valid) for rate, valid in ((0.5, 0.1), (1.0, 0.3), (2.0, 0.2))]
-  known = [{**row(name), "features": kind} for kind in ("pre-trained", "random") for name in CONDITIONS]
+  out.append(
+    write_run(
+      root / "esc50",
+      "evar",
+      "esc50",
+      [row("pre-trained")],
+      encoder="encoders/other",
+      pretraining=None,
+    )
+  )
+  out += [
+    finetuned(root / f"rate{rate}", rate, valid)
+    for rate, valid in ((0.5, 0.1), (1.0, 0.3), (2.0, 0.2))
+  ]
+  known = [
+    {**row(name), "features": kind} for kind in ("pre-trained", "random") for name in CONDITIONS
+  ]
   out.append(write_run(root / "known", "difference", "bgknown", known))
-  pairs = [row(f"R@{k}", (0.1 * k**0.5,) * 3, scene=scene, system=system) | {"features": "pre-trained"}
-           for system in ("audio + text", "audio") for scene in ("rain", "traffic") for k in (1, 5, 10)]  # fmt: skip
-  out.append(write_run(root / "pairs", "retrieval", "apwd", pairs, metric="recall", selected_on_test=True))
+  pairs = [
+    row(f"R@{k}", (0.1 * k**0.5,) * 3, scene=scene, system=system) | {"features": "pre-trained"}
+    for system in ("audio + text", "audio")
+    for scene in ("rain", "traffic")
+    for k in (1, 5, 10)
+  ]
+  out.append(
+    write_run(root / "pairs", "retrieval", "apwd", pairs, metric="recall", selected_on_test=True)
+  )
   return out
 
 
@@ -90,7 +154,12 @@ def test_every_table_is_there_with_published_and_own_rows(runs):
     published = [line for line in comparison.lines if line.kind == "published"]
     assert [line.name for line in published] == [r.name for r in TABLES[key].rows]
     assert all(cell.run is None for line in published for cell in line.cells.values())
-    assert all(c.run is not None for line in comparison.lines if line.kind != "published" for c in line.cells.values())
+    assert all(
+      c.run is not None
+      for line in comparison.lines
+      if line.kind != "published"
+      for c in line.cells.values()
+    )
 
 
 def test_scores_stand_in_their_columns(runs):
@@ -99,29 +168,45 @@ def test_scores_stand_in_their_columns(runs):
   assert set(line.cells) == set(CONDITIONS) and line.cells["Mix"].score == pytest.approx(60)
   line = next(line for line in found["difference-2"].lines if line.kind == "ours")
   assert line.cells["traffic R@10"].score == pytest.approx(10 * 10**0.5)
-  assert any(line.name.endswith("audio") and line.kind == "baseline" for line in found["difference-2"].lines)
+  assert any(
+    line.name.endswith("audio") and line.kind == "baseline" for line in found["difference-2"].lines
+  )
   third = found["difference-3"]
   assert third.columns["esc10"] == "ESC-10" and "esc10" not in TABLES["difference-3"].columns
   line = next(line for line in third.lines if line.kind == "ours")
-  assert line.cells["esc10"].spread == pytest.approx(24.84, abs=0.01) and line.cells["esc10"].spread_kind == "ci95"
+  assert (
+    line.cells["esc10"].spread == pytest.approx(24.84, abs=0.01)
+    and line.cells["esc10"].spread_kind == "ci95"
+  )
   line = next(line for line in found["atst-2"].lines if line.kind == "ours")
-  assert line.cells["nsynth"].spread == pytest.approx(10) and line.cells["nsynth"].spread_kind == "std"
+  assert (
+    line.cells["nsynth"].spread == pytest.approx(10) and line.cells["nsynth"].spread_kind == "std"
+  )
 
 
 def test_averages_only_where_all_columns_are_there(runs):
   found = {c.key: c for c in compare(read_runs(runs))}
   by_name = {line.name: line for line in found["atst-1"].lines}
-  assert average(found["atst-1"], by_name["ours: ATST Small, two segments, 6 s, all blocks"]) == pytest.approx(60)
-  assert average(found["atst-1"], by_name["single: ATST Small, single segment, 1 s, all blocks"]) is None
+  assert average(
+    found["atst-1"], by_name["ours: ATST Small, two segments, 6 s, all blocks"]
+  ) == pytest.approx(60)
+  assert (
+    average(found["atst-1"], by_name["single: ATST Small, single segment, 1 s, all blocks"]) is None
+  )
   assert average(found["atst-2"], found["atst-2"].lines[0]) is None
 
 
 def test_of_several_rates_validation_chooses(runs, tmp_path):
   chosen = [(run.path, note) for run, note in choose_rates(read_runs(runs)) if note]
   assert [(os.path.basename(path), note) for path, note in chosen] == [
-    ("rate1.0", "rate 1 of 0.5, 1, 2, by validation")]  # fmt: skip
-  more = [finetuned(tmp_path / "seed1", 1.0, 0.4, seed=1), finetuned(tmp_path / "a", 1.0, 0.2),
-          finetuned(tmp_path / "c", 4.0, 0.3), finetuned(tmp_path / "b", 2.0, 0.3)]  # fmt: skip
+    ("rate1.0", "rate 1 of 0.5, 1, 2, by validation")
+  ]
+  more = [
+    finetuned(tmp_path / "seed1", 1.0, 0.4, seed=1),
+    finetuned(tmp_path / "a", 1.0, 0.2),
+    finetuned(tmp_path / "c", 4.0, 0.3),
+    finetuned(tmp_path / "b", 2.0, 0.3),
+  ]
   assert [os.path.basename(run.path) for run, _ in choose_rates(read_runs(more))] == ["seed1", "b"]
 
 
@@ -144,7 +229,9 @@ def test_csv_has_a_line_for_every_score(runs, output):
   published = sum(len(r.scores) for t in TABLES.values() for r in t.rows)
   assert sum(line["kind"] == "published" for line in lines) == published
   ours = [line for line in lines if line["kind"] == "ours"]
-  assert all(line["run"] in runs and line["params_hash"] and len(line["config_hash"]) == 8 for line in ours)
+  assert all(
+    line["run"] in runs and line["params_hash"] and len(line["config_hash"]) == 8 for line in ours
+  )
   assert {line["selected_on_test"] for line in ours} == {"True", "False"}
 
 
@@ -158,7 +245,10 @@ def test_a_set_evaluated_twice_has_two_lines(tmp_path):
   paths = [write_run(tmp_path / name, "evar", "esc50", [row("pre-trained")]) for name in ("a", "b")]
   (comparison,) = compare(read_runs(paths))
   names = [line.name for line in comparison.lines if line.kind == "ours"]
-  assert names == ["ours: ATST Small, λ = 0.2, 39000 steps", f"ours: ATST Small, λ = 0.2, 39000 steps ({paths[1]})"]
+  assert names == [
+    "ours: ATST Small, λ = 0.2, 39000 steps",
+    f"ours: ATST Small, λ = 0.2, 39000 steps ({paths[1]})",
+  ]
 
 
 def test_what_is_no_run_is_refused(runs, tmp_path, capsys):

@@ -1,4 +1,5 @@
-"""The page about a prepared set: what is in it, what is not, and that it needs nothing from outside."""
+"""The page about a prepared set: what is in it, what is not, and that it needs nothing from
+outside."""
 
 import html.parser
 import re
@@ -42,9 +43,16 @@ def page(tmp_path_factory):
   for label, seconds in (("<b>bark", 1.5), ("rain & wind", 3.2)):
     (root / "audio" / label).mkdir(parents=True)
     for i in range(9):
-      soundfile.write(root / "audio" / label / f"{i}.wav", rng.normal(0, 0.1, int(16000 * seconds)), 16000)
+      soundfile.write(
+        root / "audio" / label / f"{i}.wav", rng.normal(0, 0.1, int(16000 * seconds)), 16000
+      )
   (root / "audio" / "rain & wind" / "bad.wav").write_text("text")
-  flags = [f"--input={root / 'audio'}", f"--output={root / 'out'}", "--frontend=atst", "--workers=1"]
+  flags = [
+    f"--input={root / 'audio'}",
+    f"--output={root / 'out'}",
+    "--frontend=atst",
+    "--workers=1",
+  ]
   assert prepare.main(flags) == 0
   return (root / "out" / "report.html").read_text(), Dataset.load(str(root / "out"))
 
@@ -53,7 +61,9 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(page):
   checker = Checker()
   checker.feed(page[0])
   assert checker.open in ([], ["html"]) and "://" not in page[0]
-  assert len(checker.sources) == 18 and all(s.startswith("data:image/png;base64,") for s in checker.sources)
+  assert len(checker.sources) == 18 and all(
+    s.startswith("data:image/png;base64,") for s in checker.sources
+  )
   assert "<b>bark" not in page[0] and "&lt;b&gt;bark" in page[0]
 
 
@@ -75,6 +85,13 @@ def test_the_page_says_what_is_there_and_what_is_not(page):
 
 def test_bars_and_long_tables():
   drawn = bars({"-50": 1, "-40": 4}, "dB", 5)
-  assert drawn.count("<rect") == 2 and "-50 dB" in drawn and "-35 dB" in drawn and bars({}, "s", 1) == "<p>none</p>"
+  assert (
+    drawn.count("<rect") == 2
+    and "-50 dB" in drawn
+    and "-35 dB" in drawn
+    and bars({}, "s", 1) == "<p>none</p>"
+  )
   assert bars({str(i): 1 for i in range(3600)}, "s", 1).count("<rect") == 200
-  assert "… and 100 more in dataset.json" in table(["a"], [[i] for i in range(2100)], rest=" in dataset.json")
+  assert "… and 100 more in dataset.json" in table(
+    ["a"], [[i] for i in range(2100)], rest=" in dataset.json"
+  )

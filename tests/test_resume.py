@@ -1,4 +1,5 @@
-"""A run that is stopped or killed ends bit for bit like one that never was (real processes, real signals)."""
+"""A run that is stopped or killed ends bit for bit like one that never was (real processes, real
+signals)."""
 
 import os
 import re
@@ -21,20 +22,32 @@ STEPS = 60
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
   data = write_dataset(tmp_path_factory.mktemp("resume") / "data", frames=(40, 90))
-  return tiny_flags(data__source="records", data__path=data, total_steps=str(STEPS), warmup_steps="4",
-                    checkpoint__every_steps="20", encoder__width="32")  # fmt: skip
+  return tiny_flags(
+    data__source="records",
+    data__path=data,
+    total_steps=str(STEPS),
+    warmup_steps="4",
+    checkpoint__every_steps="20",
+    encoder__width="32",
+  )
 
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory):
   """One device, and one compilation for all runs."""
-  return {**os.environ, "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-          "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}  # fmt: skip
+  return {
+    **os.environ,
+    "XLA_FLAGS": "",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+  }
 
 
 def _start(workdir, flags, env):
   command = [sys.executable, "-m", "atst_jax.main", f"--workdir={workdir}", *flags]
-  return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  return subprocess.Popen(
+    command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
 
 
 def _finish(process, code):
@@ -76,7 +89,9 @@ def test_fault_01_sigterm_saves_and_the_same_command_continues(tmp_path, flags, 
   process = _start(tmp_path, flags, env)
   _wait_for_step(tmp_path, 5, process)
   process.send_signal(signal.SIGTERM)
-  stopped = re.search(r"stopped after step (\d+) of 60; the same command continues it", _finish(process, 75))
+  stopped = re.search(
+    r"stopped after step (\d+) of 60; the same command continues it", _finish(process, 75)
+  )
   assert stopped[1] in os.listdir(tmp_path / "checkpoints")
   _finish(_start(tmp_path, flags, env), 0)
   _assert_same(tmp_path, uninterrupted)
@@ -87,7 +102,8 @@ def test_fault_03_kill_9_goes_on_from_the_last_checkpoint(tmp_path, flags, env, 
   _wait_for_step(tmp_path, 29, process)
   process.kill()
   _finish(process, -signal.SIGKILL)
-  (tmp_path / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir(exist_ok=True)  # what a killed save leaves
+  # what a killed save leaves
+  (tmp_path / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir(exist_ok=True)
   _finish(_start(tmp_path, flags, env), 0)
   _assert_same(tmp_path, uninterrupted)
 
@@ -99,7 +115,11 @@ def test_a_finished_run_has_nothing_to_do(flags, env, uninterrupted):
 def test_fault_08_another_config_is_refused_with_the_keys(flags, env, uninterrupted):
   changed = [*flags, "--config.seed=1", "--config.optimizer.b1=0.8", "--config.log.every_steps=2"]
   output = _finish(_start(uninterrupted, changed, env), 2)
-  assert "seed: 0 -> 1" in output and "optimizer.b1: 0.9 -> 0.8" in output and "log.every_steps" not in output
+  assert (
+    "seed: 0 -> 1" in output
+    and "optimizer.b1: 0.9 -> 0.8" in output
+    and "log.every_steps" not in output
+  )
   assert "--allow_changed_config" in output and "Traceback" not in output
 
 

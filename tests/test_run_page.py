@@ -20,22 +20,38 @@ from tests.test_plots import records
 from tests.test_report_page import Checker
 from tests.tiny import tiny_config
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+  filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 CLASSES = ("<b>bark", 'rain & "wind"', "tone")
 RESULTS = {
-  "job": "linear", "protocol": "atst", "selected_on_test": False,
+  "job": "linear",
+  "protocol": "atst",
+  "selected_on_test": False,
   "data": {"name": "<i>tones", "clips": 18, "classes": 3, "divisions": [{}, {}]},
   "encoder": {"path": "enc", "provenance": {"step": 6}},
   "config": {"seeds": 3, "knn": 10},
-  "metric": "accuracy", "chance": 0.33, "published": [],
-  "rows": [{"name": "pre-trained, last block", "dimensions": 16, "mean": 0.876, "std": 0.01, "ci95": 0.02, "knn": 0.8,
-            "effective_rank": 3.2}],
-}  # fmt: skip
+  "metric": "accuracy",
+  "chance": 0.33,
+  "published": [],
+  "rows": [
+    {
+      "name": "pre-trained, last block",
+      "dimensions": 16,
+      "mean": 0.876,
+      "std": 0.01,
+      "ci95": 0.02,
+      "knn": 0.8,
+      "effective_rank": 3.2,
+    }
+  ],
+}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-  """Recordings, the set prepared from them, an encoder, and the workdir of a run and of an evaluation."""
+  """Recordings, the set prepared from them, an encoder, and the workdir of a run and of an
+  evaluation."""
   root = tmp_path_factory.mktemp("report")
   rng = np.random.default_rng(0)
   for label, rate in zip(CLASSES, (16000, 8000, 44100), strict=True):
@@ -48,10 +64,18 @@ def folders(tmp_path_factory):
   config = configs.to_json(tiny_config(data__source="records", data__path=f"{root}/data"))
   (root / "run").mkdir()
   write_json(str(root / "run" / "config.json"), config)
-  online = {"step": 600, "online_ridge_accuracy": 0.71, "online_knn_accuracy": None, "online_mel_accuracy": 0.5,
-            "online_effective_rank": 3.5, "online_seconds": 1.0}  # fmt: skip
+  online = {
+    "step": 600,
+    "online_ridge_accuracy": 0.71,
+    "online_knn_accuracy": None,
+    "online_mel_accuracy": 0.5,
+    "online_effective_rank": 3.5,
+    "online_seconds": 1.0,
+  }
   lines = [*records(120, data_wait=0.01), online]
-  (root / "run" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines), encoding="utf-8")
+  (root / "run" / "metrics.jsonl").write_text(
+    "".join(json.dumps(r) + "\n" for r in lines), encoding="utf-8"
+  )
   record_start(str(root / "run"), 0)
   write_encoder(root / "encoder")
   (root / "linear").mkdir()
@@ -61,8 +85,13 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(folders):
-  flags = [f"--workdir={folders}/run", f"--encoder={folders}/encoder", f"--data={folders}/data",
-           f"--audio={folders}/audio", f"--results={folders}/linear"]  # fmt: skip
+  flags = [
+    f"--workdir={folders}/run",
+    f"--encoder={folders}/encoder",
+    f"--data={folders}/data",
+    f"--audio={folders}/audio",
+    f"--results={folders}/linear",
+  ]
   assert report.main(flags) == 0
   return folders / "run" / "report.html"
 
@@ -73,7 +102,8 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(page):
   assert checker.open == []
   embedded = [s for s in checker.sources if not s.startswith("#")]
   assert all(re.match(r"data:(image/png|audio/mpeg|audio/wav);base64,", s) for s in embedded)
-  assert sum(s.startswith("data:audio") for s in embedded) == 18  # of every clip: fewer than PLAYERS
+  # of every clip: fewer than PLAYERS
+  assert sum(s.startswith("data:audio") for s in embedded) == 18
   assert "://" not in text and "default-src 'none'" in text
   assert "<b>bark" not in text and "&lt;b&gt;bark" in text and "<i>tones" not in text
   assert 'rain & "wind"' not in text and "take '" not in text
@@ -81,14 +111,22 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(page):
 
 
 def test_the_page_says_what_is_known_of_the_run(page, folders):
-  text = " ".join(re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8").partition("<h1>")[2]).split())
+  text = " ".join(
+    re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8").partition("<h1>")[2]).split()
+  )
   (start,) = read_starts(str(folders / "run"))
   for words in (
-    "steps 1,190 of 6", "clips seen 19,040", "clips per second: median, and 10 % to 90 % 50.0, 50.0 to 50.0",
-    "time that waited for data: median 1.0 %", "600 0.71 not finite 0.5 3.5 1",
-    "pre-trained, last block 16 87.6 ± 1.0 80.0 3.2", "views.crop_frames 32", f"0 {start['host']} 8 x cpu 1",
-    "tone (6)", "18 files listed, 0 not used",
-  ):  # fmt: skip
+    "steps 1,190 of 6",
+    "clips seen 19,040",
+    "clips per second: median, and 10 % to 90 % 50.0, 50.0 to 50.0",
+    "time that waited for data: median 1.0 %",
+    "600 0.71 not finite 0.5 3.5 1",
+    "pre-trained, last block 16 87.6 ± 1.0 80.0 3.2",
+    "views.crop_frames 32",
+    f"0 {start['host']} 8 x cpu 1",
+    "tone (6)",
+    "18 files listed, 0 not used",
+  ):
     assert words in text, words
   assert "Attention" in text and start["versions"]["jax"] in text
 
@@ -97,7 +135,11 @@ def test_the_page_of_a_run_with_nothing_to_show(tmp_path, capsys):
   write_json(str(tmp_path / "config.json"), configs.to_json(tiny_config()))
   assert report.main([f"--workdir={tmp_path}"]) == 0
   text = (tmp_path / "report.html").read_text(encoding="utf-8")
-  assert "no metrics yet" in text and "the run trains on noise" in text and "did not record its starts" in text
+  assert (
+    "no metrics yet" in text
+    and "the run trains on noise" in text
+    and "did not record its starts" in text
+  )
 
 
 def test_mistakes_are_refused_in_one_line(folders, tmp_path, capsys):
@@ -110,7 +152,10 @@ def test_mistakes_are_refused_in_one_line(folders, tmp_path, capsys):
   for flags, message in (
     ([f"--workdir={tmp_path}"], "is not the workdir of a run"),
     ([run, encoder[0]], "needs both --encoder and --data"),
-    ([run, *encoder, f"--audio={tmp_path}/other"], "none of its 1 files is one of the data set's clips"),
+    (
+      [run, *encoder, f"--audio={tmp_path}/other"],
+      "none of its 1 files is one of the data set's clips",
+    ),
     ([run, f"--results={tmp_path}"], "results.json does not exist"),
     ([run, f"--results={tmp_path}/broken"], "is not that of an evaluation"),
   ):
@@ -147,8 +192,17 @@ Promise.all(sounds.map(ready)).then(() => {
 
 def visit(path):
   """(DOM, lines of the console) of a page in a headless browser."""
-  command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom",
-             "--enable-logging=stderr", f"--user-data-dir={path.parent}/profile", path.as_uri()]  # fmt: skip
+  command = [
+    BROWSER,
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--virtual-time-budget=20000",
+    "--dump-dom",
+    "--enable-logging=stderr",
+    f"--user-data-dir={path.parent}/profile",
+    path.as_uri(),
+  ]
   run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
   return run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
 
@@ -156,21 +210,36 @@ def visit(path):
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium")
 def test_a_browser_shows_the_page_without_errors(page, tmp_path):
   """Pictures are drawn, sounds can be played, points say their names, classes can be picked out."""
-  (tmp_path / "visited.html").write_text(page.read_text(encoding="utf-8").replace("</body>", VISITOR), encoding="utf-8")
+  (tmp_path / "visited.html").write_text(
+    page.read_text(encoding="utf-8").replace("</body>", VISITOR), encoding="utf-8"
+  )
   dom, console = visit(tmp_path / "visited.html")
   assert console == []
-  content = re.search(r'data-found="([^"]*)"', dom)[1].replace("&quot;", '"').replace("&amp;", "&").replace("&lt;", "<")
+  content = (
+    re.search(r'data-found="([^"]*)"', dom)[1]
+    .replace("&quot;", '"')
+    .replace("&amp;", "&")
+    .replace("&lt;", "<")
+  )
   found = json.loads(content.replace("&gt;", ">").replace("&#39;", "'"))
-  assert len(found["seconds"]) == 18 and all(s == pytest.approx(1, abs=0.1) for s in found["seconds"])
+  assert len(found["seconds"]) == 18 and all(
+    s == pytest.approx(1, abs=0.1) for s in found["seconds"]
+  )
   assert min(found["pictures"]) > 50 and len(found["pictures"]) > 18
   label, _, id = found["tip"][0].partition(": ")
-  assert label in CLASSES and id.startswith(label) and found["tip"][1] == "block" and found["after"] == "none"
+  assert (
+    label in CLASSES
+    and id.startswith(label)
+    and found["tip"][1] == "block"
+    and found["after"] == "none"
+  )
   assert found["points"] == 18 and found["dim"] == 12 and found["undim"] == 0 and found["on"] == 1
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium")
 def test_the_browser_would_report_errors_and_loads(page, tmp_path):
-  """The control: a script that fails, and a picture from outside, which the page's policy refuses."""
+  """The control: a script that fails, and a picture from outside, which the page's policy
+  refuses."""
   text = page.read_text(encoding="utf-8")
   bad = '<script>missing()</script><img src="http://127.0.0.1:9/x.png"></body>'
   (tmp_path / "bad.html").write_text(text.replace("</body>", bad), encoding="utf-8")

@@ -1,4 +1,5 @@
-"""What comes from elsewhere is never run: no code of files, no shell of names, no tags and no lines of their own."""
+"""What comes from elsewhere is never run: no code of files, no shell of names, no tags and no lines
+of their own."""
 
 import ast
 import html.parser
@@ -19,18 +20,49 @@ from data_pipeline import prepare
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(
-  path for part in ("atst_jax", "configs", "data_pipeline", "launch") for path in (ROOT / part).rglob("*.py")
+  path
+  for part in ("atst_jax", "configs", "data_pipeline", "launch")
+  for path in (ROOT / part).rglob("*.py")
 )
 FORBIDDEN = {  # by the name it is called by
-  "eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler",
-  "marshal.load", "marshal.loads", "shelve.open", "dill.load", "dill.loads", "joblib.load", "cloudpickle.load",
-  "cloudpickle.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "tempfile.mktemp", "os.tempnam",
-  "pandas.read_pickle", "subprocess.getoutput", "subprocess.getstatusoutput", "shutil.unpack_archive",
-  "loader.load_module", "runpy.run_path",
-}  # fmt: skip
+  "eval",
+  "exec",
+  "compile",
+  "__import__",
+  "os.system",
+  "os.popen",
+  "pickle.load",
+  "pickle.loads",
+  "pickle.Unpickler",
+  "marshal.load",
+  "marshal.loads",
+  "shelve.open",
+  "dill.load",
+  "dill.loads",
+  "joblib.load",
+  "cloudpickle.load",
+  "cloudpickle.loads",
+  "yaml.load",
+  "yaml.unsafe_load",
+  "yaml.full_load",
+  "tempfile.mktemp",
+  "os.tempnam",
+  "pandas.read_pickle",
+  "subprocess.getoutput",
+  "subprocess.getstatusoutput",
+  "shutil.unpack_archive",
+  "loader.load_module",
+  "runpy.run_path",
+}
 METHODS = {"extractall", "extract", "exec_module"}  # whatever they are called on
 ALLOWED = {("atst_jax/util/config.py", "exec_module")}  # a config file is the user's own program
-NEEDED = {"load": {"np": ("allow_pickle", False), "numpy": ("allow_pickle", False), "torch": ("weights_only", True)}}
+NEEDED = {
+  "load": {
+    "np": ("allow_pickle", False),
+    "numpy": ("allow_pickle", False),
+    "torch": ("weights_only", True),
+  }
+}
 
 
 def faults(source: str, name: str = "") -> list[str]:
@@ -59,11 +91,25 @@ def test_nothing_that_is_read_is_run(path):
   assert not faults(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("source", [
-  "eval(x)", "exec(x)", "os.system(x)", "pickle.loads(x)", "subprocess.run(x, shell=True)", "np.load(x)",
-  "np.load(x, allow_pickle=True)", "torch.load(x)", "torch.load(x, weights_only=False)", "yaml.load(x)",
-  "archive.extractall()", "tempfile.mktemp()", "importlib.import_module(x)", "spec.loader.exec_module(m)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "source",
+  [
+    "eval(x)",
+    "exec(x)",
+    "os.system(x)",
+    "pickle.loads(x)",
+    "subprocess.run(x, shell=True)",
+    "np.load(x)",
+    "np.load(x, allow_pickle=True)",
+    "torch.load(x)",
+    "torch.load(x, weights_only=False)",
+    "yaml.load(x)",
+    "archive.extractall()",
+    "tempfile.mktemp()",
+    "importlib.import_module(x)",
+    "spec.loader.exec_module(m)",
+  ],
+)
 def test_the_search_finds(source):
   assert faults(source)
 
@@ -71,13 +117,25 @@ def test_the_search_finds(source):
 def test_launchers_run_nothing_of_their_flags(tmp_path):
   """Bash evaluates what stands in arithmetic, `x[$(command)]` too."""
   trap = f"a[$(touch {tmp_path}/ran)]"
-  gke = {"name": "a", "image": "i", "accelerator": "t", "topology": "4x4", "slices": "1", "chips": "4"}
+  gke = {
+    "name": "a",
+    "image": "i",
+    "accelerator": "t",
+    "topology": "4x4",
+    "slices": "1",
+    "chips": "4",
+  }
   tpu = {"name": "a", "zone": "z", "type": "v4-8", "slices": "2"}
   for script, flags in (("gke.sh", gke), ("tpu.sh", tpu)):
     for key in flags:
-      if (script, key) in (("tpu.sh", "zone"), ("tpu.sh", "type")):  # words of gcloud's own command line
+      # words of gcloud's own command line
+      if (script, key) in (("tpu.sh", "zone"), ("tpu.sh", "type")):
         continue
-      command = [ROOT / "launch" / script, *(f"--{k}={trap if k == key else v}" for k, v in flags.items()), "--dry_run"]
+      command = [
+        ROOT / "launch" / script,
+        *(f"--{k}={trap if k == key else v}" for k, v in flags.items()),
+        "--dry_run",
+      ]
       ran = subprocess.run([*command, "--", "--config=c"], capture_output=True, text=True)
       assert ran.returncode == 2 and ran.stderr.startswith("error: --"), (script, key, ran.stderr)
   assert not list(tmp_path.iterdir())
@@ -93,7 +151,9 @@ def test_a_flag_of_dataflow_stays_one_word():
     "--",
     "--input=gs://a",
   ]
-  ran = subprocess.run([ROOT / "launch/dataflow.sh", *flags], capture_output=True, text=True, check=True)
+  ran = subprocess.run(
+    [ROOT / "launch/dataflow.sh", *flags], capture_output=True, text=True, check=True
+  )
   options = shlex.split(shlex.split(ran.stdout)[-1].removeprefix("--beam_options="))
   assert options[:3] == ["--project=p --runner=x", "--region=it's", "--temp_location=gs://t/a b"]
 
@@ -102,9 +162,13 @@ NAME = "a\n12:00:00 step 9 loss 0.0\x1b[2K\r\u202egnp.exe"
 
 
 def test_names_write_no_lines_of_their_own(capsys, monkeypatch):
-  """Every line after the first of a message is indented; nothing moves the cursor or turns the direction of writing."""
+  """Every line after the first of a message is indented; nothing moves the cursor or turns the
+  direction of writing."""
   message = str(UserError(f"{NAME}: no such file"))
-  assert message == "a\n  12:00:00 step 9 loss 0.0\\x1b[2K\\r\\u202egnp.exe: no such file" and plain(message) == message
+  assert (
+    message == "a\n  12:00:00 step 9 loss 0.0\\x1b[2K\\r\\u202egnp.exe: no such file"
+    and plain(message) == message
+  )
   monkeypatch.setattr(logs.log, "handlers", [])
   monkeypatch.setattr(logs.log, "propagate", True)
   monkeypatch.setattr(logs.log, "level", logging.INFO)
@@ -132,10 +196,19 @@ def test_the_report_escapes_names_and_labels(tmp_path):
     soundfile.write(tmp_path / "audio" / name, np.random.default_rng(0).normal(0, 0.1, 4000), 16000)
   (tmp_path / "audio" / "<iframe>.wav").write_text("no audio")
   quoted = '"' + evil.replace('"', '""') + '"'
-  rows = [f"{name},{quoted},,,{quoted if name == 'plain.wav' else ''}" for name in [*names, "<iframe>.wav"]]
+  rows = [
+    f"{name},{quoted},,,{quoted if name == 'plain.wav' else ''}"
+    for name in [*names, "<iframe>.wav"]
+  ]
   (tmp_path / "list.csv").write_text("\n".join(["path,label,fold,split,id", *rows]))
-  flags = [f"--input={tmp_path / 'list.csv'}", f"--root={tmp_path / 'audio'}", f"--output={tmp_path / 'out'}",
-           "--frontend=atst", "--workers=1", f"--name={evil}"]  # fmt: skip
+  flags = [
+    f"--input={tmp_path / 'list.csv'}",
+    f"--root={tmp_path / 'audio'}",
+    f"--output={tmp_path / 'out'}",
+    "--frontend=atst",
+    "--workers=1",
+    f"--name={evil}",
+  ]
   assert prepare.main(flags) == 0
   text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
   page = Page()
@@ -146,6 +219,10 @@ def test_the_report_escapes_names_and_labels(tmp_path):
   path = tmp_path / "out" / "dataset.json"
   manifest = json.loads(path.read_text(encoding="utf-8"))
   for key in ("listed_files", "silent"):
-    path.write_text(json.dumps(manifest | {"counts": manifest["counts"] | {key: {"<img src=x onerror=alert(1)>": 1}}}))
+    path.write_text(
+      json.dumps(
+        manifest | {"counts": manifest["counts"] | {key: {"<img src=x onerror=alert(1)>": 1}}}
+      )
+    )
     with pytest.raises(UserError, match=f"{key} holds something else than whole numbers"):
       Dataset.load(str(tmp_path / "out"))

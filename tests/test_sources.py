@@ -1,4 +1,5 @@
-"""Listing an input: labels, folds and ids from names and manifests, and the refusal of what will not do."""
+"""Listing an input: labels, folds and ids from names and manifests, and the refusal of what will
+not do."""
 
 import os
 import pathlib
@@ -43,7 +44,9 @@ def test_folder(tmp_path):
     ("b/z.aiff", ("b",), -1, "train"),
     ("root.mp3", (), -1, "train"),
   ]
-  assert listing.label_names == ["a/deep", "b"] and not listing.multi_label and listing.kind == "folder"
+  assert (
+    listing.label_names == ["a/deep", "b"] and not listing.multi_label and listing.kind == "folder"
+  )
   assert listing.sources[0].path == str(tmp_path / "a/deep/y.FLAC")
 
 
@@ -89,11 +92,13 @@ def test_fault_43_links(tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "match"),
   [
-    ({"path": "absent"}, "absent does not exist"), ({"path": "."}, "holds no audio .*wav"),
-    ({"path": ".", "layout": "manifest"}, "needs a file"), ({"path": "f.csv", "layout": "folder"}, "needs a folder"),
+    ({"path": "absent"}, "absent does not exist"),
+    ({"path": "."}, "holds no audio .*wav"),
+    ({"path": ".", "layout": "manifest"}, "needs a file"),
+    ({"path": "f.csv", "layout": "folder"}, "needs a folder"),
     ({"path": ".", "root": "x"}, "only serves a manifest"),
   ],
-)  # fmt: skip
+)
 def test_unfit_inputs(tmp_path, monkeypatch, arguments, match):
   monkeypatch.chdir(tmp_path)
   touch(tmp_path, "f.csv", "song.txt")
@@ -103,15 +108,21 @@ def test_unfit_inputs(tmp_path, monkeypatch, arguments, match):
 
 def test_layouts(tmp_path):
   touch(tmp_path / "esc", "dog/1-100-A.ogg", "dog/5-7-B.ogg", "rain/2-9-A.wav")
-  assert [(s.labels, s.fold) for s in list_sources(str(tmp_path / "esc"), layout="esc10").sources] == [
-    (("dog",), 1), (("dog",), 5), (("rain",), 2)]  # fmt: skip
+  assert [
+    (s.labels, s.fold) for s in list_sources(str(tmp_path / "esc"), layout="esc10").sources
+  ] == [(("dog",), 1), (("dog",), 5), (("rain",), 2)]
   touch(tmp_path / "fsdd", "0_theo_1.flac", "9_ann_0.flac", "3_theo_12.flac")
   listing = list_sources(str(tmp_path / "fsdd"), layout="fsdd")
   assert [(s.id, s.labels, s.fold) for s in listing.sources] == [
-    ("0_theo_1.flac", ("0",), 1), ("3_theo_12.flac", ("3",), 1), ("9_ann_0.flac", ("9",), 0)]  # fmt: skip
+    ("0_theo_1.flac", ("0",), 1),
+    ("3_theo_12.flac", ("3",), 1),
+    ("9_ann_0.flac", ("9",), 0),
+  ]
   assert listing.fold_names == ["ann", "theo"]
   touch(tmp_path / "fsdd", "theo.flac")
-  with pytest.raises(UserError, match=r"theo.flac is not named like DIGIT_SPEAKER_INDEX.flac.*--layout=folder"):
+  with pytest.raises(
+    UserError, match=r"theo.flac is not named like DIGIT_SPEAKER_INDEX.flac.*--layout=folder"
+  ):
     list_sources(str(tmp_path / "fsdd"), layout="fsdd")
 
 
@@ -120,12 +131,21 @@ def test_shared_sets(shared):
   assert len(esc10.sources) == 400 and len(esc10.label_names) == 10
   assert {source.fold for source in esc10.sources} == {1, 2, 3, 4, 5}
   fsdd = list_sources(str(shared / "data" / "fsdd"), layout="fsdd")
-  assert len(fsdd.sources) == 3000 and fsdd.label_names == list("0123456789") and len(fsdd.fold_names) == 6
+  assert (
+    len(fsdd.sources) == 3000
+    and fsdd.label_names == list("0123456789")
+    and len(fsdd.fold_names) == 6
+  )
 
 
 def test_manifest(tmp_path):
   touch(tmp_path, "audio/a.wav")
-  rows = ["\ufeffpath,label,fold,split,id", "audio/a.wav,dog,3,test,one", '"b\nc,d.wav",,,,', "./audio//z.wav,cat,0,,"]
+  rows = [
+    "\ufeffpath,label,fold,split,id",
+    "audio/a.wav,dog,3,test,one",
+    '"b\nc,d.wav",,,,',
+    "./audio//z.wav,cat,0,,",
+  ]
   path = manifest(tmp_path, "\r\n".join(rows))
   expected = [
     Source(str(tmp_path / "audio/z.wav"), "audio/z.wav", ("cat",), False, 0, "train"),
@@ -136,7 +156,9 @@ def test_manifest(tmp_path):
   rows = "path\tlabel\tid\na.wav\tdog; cat ;dog\tx\nb.wav\tcat\ty\n"
   listing = list_sources(manifest(tmp_path, rows, "m.tsv"), root=str(tmp_path / "audio"))
   assert [(s.path, s.labels) for s in listing.sources] == [
-    (str(tmp_path / "audio/a.wav"), ("dog", "cat")), (str(tmp_path / "audio/b.wav"), ("cat",))]  # fmt: skip
+    (str(tmp_path / "audio/a.wav"), ("dog", "cat")),
+    (str(tmp_path / "audio/b.wav"), ("cat",)),
+  ]
   assert listing.multi_label and all(source.multi_label for source in listing.sources)
   assert listing.label_names == ["cat", "dog"]
 
@@ -149,7 +171,9 @@ def test_groups_of_a_manifest(tmp_path):
 def test_row_order_does_not_matter(tmp_path):
   rows = [f"{i}.wav,c{i % 3},{i % 5},train\n" for i in range(30)]
   listing = list_sources(manifest(tmp_path, "path,label,fold,split\n" + "".join(rows)))
-  assert list_sources(manifest(tmp_path, "path,label,fold,split\n" + "".join(rows[::-1]))) == listing
+  assert (
+    list_sources(manifest(tmp_path, "path,label,fold,split\n" + "".join(rows[::-1]))) == listing
+  )
 
 
 @pytest.mark.parametrize(
@@ -177,7 +201,7 @@ def test_row_order_does_not_matter(tmp_path):
     ('path\n"a.wav\n', r"line \d: .*quote"),
     (b"path\n\xff\xfe.wav\n", r"is not UTF-8"),
   ],
-)  # fmt: skip
+)
 def test_fault_20_43_manifest_faults_name_the_line(tmp_path, text, match):
   refused(tmp_path, text, match)
 
@@ -210,6 +234,8 @@ _, missing = plan.hash_sources(sources, "/data")
 tasks, _ = plan.deal(sources, frontend=get_frontend("atst"), seed=0, shard_mb=48, num_shards=5000)
 print(len(missing), len(tasks), time.time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
-  run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+  run = subprocess.run(
+    [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+  )
   missing, shards, seconds, gib = map(float, run.stdout.split())
   assert (missing, shards) == (2_000_000, 5000) and seconds < 60 and gib < 2, run.stdout

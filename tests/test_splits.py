@@ -1,4 +1,5 @@
-"""Divisions of labelled sets: complete, disjoint, stratified, and refused where they leak or cannot be learned."""
+"""Divisions of labelled sets: complete, disjoint, stratified, and refused where they leak or cannot
+be learned."""
 
 import numpy as np
 import pytest
@@ -11,10 +12,18 @@ NAMES = ["bark", "crow", "rain", "wind"]
 
 def columns(n=48, classes=4, **changes):
   """A set of n files, class i mod classes, without folds and splits."""
-  found = {"ids": [f"{i}.wav" for i in range(n)], "groups": [""] * n,
-           "targets": np.eye(classes, dtype=int)[np.arange(n) % classes],
-           "folds": np.full(n, -1), "splits": np.full(n, "train"), "label_names": NAMES[:classes], "way": "auto",
-           "num_folds": 5, "hold_out": "fold", "seed": 0}  # fmt: skip
+  found = {
+    "ids": [f"{i}.wav" for i in range(n)],
+    "groups": [""] * n,
+    "targets": np.eye(classes, dtype=int)[np.arange(n) % classes],
+    "folds": np.full(n, -1),
+    "splits": np.full(n, "train"),
+    "label_names": NAMES[:classes],
+    "way": "auto",
+    "num_folds": 5,
+    "hold_out": "fold",
+    "seed": 0,
+  }
   return {**found, **changes}
 
 
@@ -111,8 +120,13 @@ def refusal(pattern, **changes):
 def test_what_the_columns_do_not_allow_is_refused():
   folds, halves = np.arange(48) % 3, np.array(["train", "test"])[np.arange(48) % 2]
   refusal("way=sideways: choose one of auto, fold, split, random", way="sideways")
-  refusal("folds and a test split; set --config.splits.way to fold or split", folds=folds, splits=halves)
-  refusal(r"\{'train': 24, 'eval': 24\}, none of them `test`", splits=np.array(["train", "eval"])[np.arange(48) % 2])
+  refusal(
+    "folds and a test split; set --config.splits.way to fold or split", folds=folds, splits=halves
+  )
+  refusal(
+    r"\{'train': 24, 'eval': 24\}, none of them `test`",
+    splits=np.array(["train", "eval"])[np.arange(48) % 2],
+  )
   refusal("48 of 48 clips have no fold", way="fold")
   refusal(r"\{'train': 48\}; needed are `train`, `test`", way="split")
   refusal("num_folds=99: 48 files allow 2 to 48 folds", num_folds=99)
@@ -121,24 +135,36 @@ def test_what_the_columns_do_not_allow_is_refused():
 
 def test_fault_39_pieces_of_one_file_in_two_folds_leak():
   ids = [f"{i}.wav" for i in range(46)] + ["long.wav#0000", "long.wav#0001"]
-  refusal(r"leaks: 1 source file in more than one part, the first is 'long.wav' in .* \(16 train, 16 valid, 16 test ",
-          ids=ids, folds=np.arange(48) % 3)  # fmt: skip
+  refusal(
+    r"leaks: 1 source file in more than one part, the first is 'long.wav' in .* \(16 train, 16 valid, 16 test ",
+    ids=ids,
+    folds=np.arange(48) % 3,
+  )
 
 
 def test_fault_39_an_id_in_two_parts_leaks():
   ids = [f"{i % 47}.wav" for i in range(48)]
-  refusal("leaks: 1 id in more than one part, the first is '0.wav' in test and train", ids=ids,
-          splits=np.where(np.arange(48) < 36, "train", "test"))  # fmt: skip
+  refusal(
+    "leaks: 1 id in more than one part, the first is '0.wav' in test and train",
+    ids=ids,
+    splits=np.where(np.arange(48) < 36, "train", "test"),
+  )
 
 
 def test_fault_39_a_speaker_in_two_parts_leaks():
   """By folds and by splits; clips of which nothing is known are no group."""
   speakers = [f"speaker {i % 8}" for i in range(48)]
-  refusal(r"leaks: 8 groups in more than one part, the first is 'speaker 0' in test and train and valid ",
-          groups=speakers, folds=np.arange(48) // 4 % 3)  # fmt: skip
+  refusal(
+    r"leaks: 8 groups in more than one part, the first is 'speaker 0' in test and train and valid ",
+    groups=speakers,
+    folds=np.arange(48) // 4 % 3,
+  )
   names = np.where(np.arange(48) < 36, "train", "test")
-  refusal("leaks: 1 group in more than one part, the first is 'theo' in test and train", splits=names,
-          groups=["theo" if i in (3, 40) else "" for i in range(48)])  # fmt: skip
+  refusal(
+    "leaks: 1 group in more than one part, the first is 'theo' in test and train",
+    splits=names,
+    groups=["theo" if i in (3, 40) else "" for i in range(48)],
+  )
   for split in make_splits(
     **columns(groups=[f"speaker {i // 4 % 3}" for i in range(48)], folds=np.arange(48) // 4 % 3)
   ):
@@ -170,6 +196,14 @@ def test_fault_38_one_tested_class_is_refused():
 
 def test_an_empty_part_is_refused():
   part = np.arange(4)
-  with pytest.raises(UserError, match=r"this one: a part is empty \(4 train, 0 valid, 4 test clips\)"):
-    check(Split(part, part[:0], part + 4), ids=list("abcdefgh"), groups=[""] * 8, targets=np.ones((8, 2), int),
-          label_names=NAMES[:2], name="this one")  # fmt: skip
+  with pytest.raises(
+    UserError, match=r"this one: a part is empty \(4 train, 0 valid, 4 test clips\)"
+  ):
+    check(
+      Split(part, part[:0], part + 4),
+      ids=list("abcdefgh"),
+      groups=[""] * 8,
+      targets=np.ones((8, 2), int),
+      label_names=NAMES[:2],
+      name="this one",
+    )

@@ -1,4 +1,5 @@
-"""Paths of object stores: data sets are listed, prepared, verified and read there as they are here."""
+"""Paths of object stores: data sets are listed, prepared, verified and read there as they are
+here."""
 
 import csv
 import io
@@ -41,9 +42,14 @@ def send(folder: pathlib.Path, url: str) -> None:
 
 def contents(folder) -> dict[str, bytes]:
   if isinstance(folder, str):
-    return {name: storage.open_binary(f"{folder}/{name}").read() for name, _ in storage.find(folder)}
-  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*")
-          if p.is_file() and p.name != "lock"}  # fmt: skip
+    return {
+      name: storage.open_binary(f"{folder}/{name}").read() for name, _ in storage.find(folder)
+    }
+  return {
+    p.relative_to(folder).as_posix(): p.read_bytes()
+    for p in folder.rglob("*")
+    if p.is_file() and p.name != "lock"
+  }
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,8 @@ def inline(monkeypatch):
 
 
 def test_prepared_in_a_store_as_here(audio, tmp_path, inline, capsys):
-  """From and to a store: every byte as from and to a folder; continued, verified, repaired, merged and read there."""
+  """From and to a store: every byte as from and to a folder; continued, verified, repaired, merged
+  and read there."""
   flags = ["--frontend=atst", "--num_shards=5", "--name=x"]
   send(audio, f"{STORE}/sounds")
   assert prepare.main([f"--input={audio}", f"--output={tmp_path / 'out'}", *flags]) == 0
@@ -77,7 +84,9 @@ def test_prepared_in_a_store_as_here(audio, tmp_path, inline, capsys):
   assert contents(f"{STORE}/out") == expected and len(expected) == 5 + 5 + 1 + 5
 
   storage.remove(f"{STORE}/out/train-00002-of-00005.tfrecord")
-  with pytest.raises(UserError, match="1 of 5 shards are missing, the first is memory://bucket/out/train-00002"):
+  with pytest.raises(
+    UserError, match="1 of 5 shards are missing, the first is memory://bucket/out/train-00002"
+  ):
     Dataset.load(f"{STORE}/out")
   assert prepare.main(["verify", f"{STORE}/out"]) == 2
   assert "train-00002-of-00005.tfrecord: missing" in capsys.readouterr().err
@@ -89,15 +98,26 @@ def test_prepared_in_a_store_as_here(audio, tmp_path, inline, capsys):
   assert "seed 0, now it is 1" in capsys.readouterr().err
 
   send(tmp_path / "out", f"{STORE}/copy")
-  storage.write_text(f"{STORE}/copy/dataset.json",
-                     storage.read_text(f"{STORE}/copy/dataset.json").replace('"name": "x"', '"name": "y"'))  # fmt: skip
+  storage.write_text(
+    f"{STORE}/copy/dataset.json",
+    storage.read_text(f"{STORE}/copy/dataset.json").replace('"name": "x"', '"name": "y"'),
+  )
   assert prepare.main(["merge", f"{STORE}/out", f"{STORE}/copy", f"--output={STORE}/both"]) == 0
   assert Dataset.load(f"{STORE}/both").num_clips("train") == 40
   assert prepare.main(["stats", f"{STORE}/both"]) == 0
 
   def batches(root):
-    stream = record_batches(Dataset.load(str(root)), split="train", clip_frames=20, streams=5, shuffle_window=3,
-                            batch_size=10, seed=0, start_step=1, with_ids=True)  # fmt: skip
+    stream = record_batches(
+      Dataset.load(str(root)),
+      split="train",
+      clip_frames=20,
+      streams=5,
+      shuffle_window=3,
+      batch_size=10,
+      seed=0,
+      start_step=1,
+      with_ids=True,
+    )
     return [next(stream) for _ in range(5)]
 
   for here, remote in zip(batches(tmp_path / "out"), batches(f"{STORE}/out"), strict=True):
@@ -110,7 +130,12 @@ def test_the_pool_writes_through_a_store(audio, tmp_path, monkeypatch):
   monkeypatch.setitem(fsspec.config.conf, "local", {"auto_mkdir": True})
   send(audio, f"local://{tmp_path}/sounds")
   flags = ["--frontend=atst", "--num_shards=5", "--name=x", "--workers=2"]
-  assert prepare.main([f"--input=local://{tmp_path}/sounds", f"--output=local://{tmp_path}/there", *flags]) == 0
+  assert (
+    prepare.main(
+      [f"--input=local://{tmp_path}/sounds", f"--output=local://{tmp_path}/there", *flags]
+    )
+    == 0
+  )
   assert prepare.main([f"--input={audio}", f"--output={tmp_path}/here", *flags]) == 0
   assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
@@ -118,7 +143,9 @@ def test_the_pool_writes_through_a_store(audio, tmp_path, monkeypatch):
 def test_s3(audio, tmp_path, monkeypatch):
   """The S3 protocol, spoken with a server on this machine."""
   pytest.importorskip("s3fs", reason="s3fs is not installed: pip install -e .[s3]")
-  server = pytest.importorskip("moto.server", reason="moto is not installed: pip install moto[server]")
+  server = pytest.importorskip(
+    "moto.server", reason="moto is not installed: pip install moto[server]"
+  )
   monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
   monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
   moto = server.ThreadedMotoServer(port=0)
@@ -150,11 +177,18 @@ def test_a_known_layout_and_a_manifest_in_a_store(audio, tmp_path):
   send(tmp_path, f"{STORE}/esc")
   listing = list_sources(f"{STORE}/esc", layout="esc50")
   assert [s.path for s in listing.sources] == [f"{STORE}/esc/audio/{i}.wav" for i in range(7)]
-  assert listing.sources[3].id == "audio/3.wav" and listing.sources[3].fold == 4 and listing.root == f"{STORE}/esc"
+  assert (
+    listing.sources[3].id == "audio/3.wav"
+    and listing.sources[3].fold == 4
+    and listing.root == f"{STORE}/esc"
+  )
   storage.write_text(f"{STORE}/list.csv", "path,label\nsub/a.wav,x\n")
   (source,) = list_sources(f"{STORE}/list.csv").sources
   assert (source.path, source.id, source.labels) == (f"{STORE}/sub/a.wav", "sub/a.wav", ("x",))
-  for path, message in (("../a.wav", "line 2: .*absolute or holds"), ("s3://other/a.wav", "line 2: .*names a store")):
+  for path, message in (
+    ("../a.wav", "line 2: .*absolute or holds"),
+    ("s3://other/a.wav", "line 2: .*names a store"),
+  ):
     storage.write_text(f"{STORE}/list.csv", f"path,label\n{path},x\n")
     with pytest.raises(UserError, match=message):
       list_sources(f"{STORE}/list.csv")
@@ -177,7 +211,11 @@ def test_formats_decode_as_from_a_file(tmp_path, monkeypatch, form, whole):
 def test_missing_empty_and_foreign_files_are_rejects(store):
   storage.write_text(f"{STORE}/empty.wav", "")
   storage.write_text(f"{STORE}/text.wav", "text")
-  for name, reason in (("absent.wav", "missing"), ("empty.wav", "empty"), ("text.wav", "undecodable")):
+  for name, reason in (
+    ("absent.wav", "missing"),
+    ("empty.wav", "empty"),
+    ("text.wav", "undecodable"),
+  ):
     with pytest.raises(Reject) as error:
       duration(f"{STORE}/{name}")
     assert error.value.reason == reason
@@ -204,8 +242,11 @@ def test_a_broken_connection_is_not_the_end_of_a_file(audio, inline, tmp_path, m
   flags = [f"--input={STORE}", f"--output={tmp_path / 'out'}", "--frontend=atst"]
   with monkeypatch.context() as patch:
     opened = storage.open_binary
-    patch.setattr(storage, "open_binary",
-                  lambda name: Failing(path.read_bytes()) if name.endswith("a.wav") else opened(name))  # fmt: skip
+    patch.setattr(
+      storage,
+      "open_binary",
+      lambda name: Failing(path.read_bytes()) if name.endswith("a.wav") else opened(name),
+    )
     assert prepare.main(flags) == 74
   assert "reset by peer; run the same command again" in capsys.readouterr().err
   assert prepare.main(flags) == 0
@@ -230,7 +271,9 @@ def test_names_with_colons_and_large_files(store, monkeypatch):
       file.write(name.encode() * 1000)
   monkeypatch.setattr(storage, "WHOLE_BYTES", 10)
   with storage.open_binary(f"{STORE}/a.bin::b.bin") as file:
-    assert file.read(12) == b"a.bin::b.bin" and file.seek(12 * 999) and file.read() == b"a.bin::b.bin"
+    assert (
+      file.read(12) == b"a.bin::b.bin" and file.seek(12 * 999) and file.read() == b"a.bin::b.bin"
+    )
 
   def reset(self, size=-1):
     raise ConnectionResetError("reset by peer")
@@ -257,7 +300,9 @@ def test_what_a_store_says_is_one_line(store, monkeypatch):
     raise RuntimeError("quota\nexceeded")
 
   monkeypatch.setattr(type(store), "info", refuse)
-  with pytest.raises(StoreError, match=r"memory://bucket/a: RuntimeError: quota exceeded; run the same"):
+  with pytest.raises(
+    StoreError, match=r"memory://bucket/a: RuntimeError: quota exceeded; run the same"
+  ):
     storage.size(f"{STORE}/a")
 
 

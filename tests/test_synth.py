@@ -14,7 +14,9 @@ from data_pipeline import synth
 def test_files(tmp_path):
   for name in ("a", "b"):
     assert synth.main([f"--output={tmp_path / name}", "--seed=3", "--clips_per_class=2"]) == 0
-  files = sorted(os.path.relpath(p, tmp_path / "a") for p in map(str, (tmp_path / "a").rglob("*.wav")))
+  files = sorted(
+    os.path.relpath(p, tmp_path / "a") for p in map(str, (tmp_path / "a").rglob("*.wav"))
+  )
   assert files == sorted(f"{label}/{i:04d}.wav" for label in synth.CLASSES for i in range(2))
   assert not filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", files, shallow=False)[1]
   for file in files:
@@ -34,9 +36,14 @@ def test_the_seed_and_the_number_of_clips(tmp_path):
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
-  [(["--output=."], "not an empty folder"), (["--outptu=x"], "did you mean '--output'"), ([], "required: --output"),
-   (["--output=x", "--seed=a"], "invalid int value: 'a'"), (["--output=x", "--clips_per_class=0"], "at least 1")],
-)  # fmt: skip
+  [
+    (["--output=."], "not an empty folder"),
+    (["--outptu=x"], "did you mean '--output'"),
+    ([], "required: --output"),
+    (["--output=x", "--seed=a"], "invalid int value: 'a'"),
+    (["--output=x", "--clips_per_class=0"], "at least 1"),
+  ],
+)
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
   (tmp_path / "file").touch()
   monkeypatch.chdir(tmp_path)
@@ -77,5 +84,7 @@ def test_the_average_spectrum_does_not_tell_the_class():
       features.append(np.concatenate([mel.mean(0), mel.std(0)]))
       labels.append(number)
   model = make_pipeline(StandardScaler(), linear_model.LogisticRegression(C=0.1, max_iter=1000))
-  scores = cross_val_score(model, np.array(features), labels, cv=StratifiedKFold(5, shuffle=True, random_state=0))
+  scores = cross_val_score(
+    model, np.array(features), labels, cv=StratifiedKFold(5, shuffle=True, random_state=0)
+  )
   assert scores.mean() < 0.5

@@ -1,4 +1,5 @@
-"""The codec, the framing and the prepared datasets on disk: what is written comes back, and no damage passes."""
+"""The codec, the framing and the prepared datasets on disk: what is written comes back, and no
+damage passes."""
 
 import dataclasses
 import os
@@ -10,7 +11,13 @@ import pytest
 from tiny_clips import FRONTEND, make_clip, same_clip, write_tiny_dataset
 
 from atst_jax.data.dataset import Clip, Dataset
-from atst_jax.data.tfrecord import RecordError, decode_example, encode_example, frame_record, read_records
+from atst_jax.data.tfrecord import (
+  RecordError,
+  decode_example,
+  encode_example,
+  frame_record,
+  read_records,
+)
 
 INT64 = np.iinfo(np.int64)
 
@@ -32,11 +39,14 @@ def test_example_round_trip():
         features[f"bytes-{index}"] = rng.bytes(int(rng.integers(0, 300)))
       else:
         ints = rng.integers(INT64.min, INT64.max, rng.integers(0, 40), endpoint=True)
-        features[f"ints-{index}"] = [int(i) >> int(rng.integers(64)) for i in ints]  # every length of varint
+        # every length of varint
+        features[f"ints-{index}"] = [int(i) >> int(rng.integers(64)) for i in ints]
     assert decode_example(encode_example(features)) == features
 
 
-@pytest.mark.parametrize("value", [0, 1, -1, 127, 128, -128, 2**31, -(2**31) - 1, int(INT64.max), int(INT64.min)])
+@pytest.mark.parametrize(
+  "value", [0, 1, -1, 127, 128, -128, 2**31, -(2**31) - 1, int(INT64.max), int(INT64.min)]
+)
 def test_integers_come_back_with_their_sign(value):
   assert decode_example(encode_example({"one": value, "two": [value, 5, value]})) == {
     "one": [value],
@@ -83,7 +93,9 @@ def test_equal_features_give_equal_bytes():
   assert encode_example({"b": 1, "a": b"x"}) == encode_example({"a": b"x", "b": 1})
 
 
-@pytest.mark.parametrize("name", ["kısa-ğüşiöç.wav", "音/声 2.flac", "e\u0301", "🔊", "a" * 1000, ""])
+@pytest.mark.parametrize(
+  "name", ["kısa-ğüşiöç.wav", "音/声 2.flac", "e\u0301", "🔊", "a" * 1000, ""]
+)
 def test_clip_round_trip_of_ids(name):
   clip = dataclasses.replace(make_clip(1), id=name)
   assert same_clip(Clip.decode(clip.encode(), FRONTEND.n_mels, "here"), clip)
@@ -96,9 +108,12 @@ def test_clip_round_trip():
     labels = tuple(int(i) for i in rng.integers(0, 600, rng.integers(0, 5 if multi_label else 2)))
     clip = dataclasses.replace(
       make_clip(number, frames=int(rng.integers(1, 200))),
-      labels=labels, multi_label=multi_label, fold=int(rng.integers(-1, 10)), split=str(rng.choice(["train", "valid"])),
+      labels=labels,
+      multi_label=multi_label,
+      fold=int(rng.integers(-1, 10)),
+      split=str(rng.choice(["train", "valid"])),
       group=str(rng.choice(["", "speaker 7"])),
-    )  # fmt: skip
+    )
     assert same_clip(Clip.decode(clip.encode(), FRONTEND.n_mels, "here"), clip)
 
 

@@ -1,7 +1,8 @@
 """Trackers: a continued run goes on in the same one, and no failure of theirs reaches the training.
 
-Stand-ins take the place of both libraries: they keep what they are given in files, as the libraries do without a
-network. Where the libraries are installed, the last test runs them in a process of its own.
+Stand-ins take the place of both libraries: they keep what they are given in files, as the libraries
+do without a network. Where the libraries are installed, the last test runs them in a process of its
+own.
 """
 
 import importlib.machinery
@@ -45,7 +46,9 @@ class Wandb:
     rows, finished = [], []
 
     class Run:
-      define_metric = staticmethod(lambda name, *, hidden=False, step_metric=None: rows.append((name, step_metric)))
+      define_metric = staticmethod(
+        lambda name, *, hidden=False, step_metric=None: rows.append((name, step_metric))
+      )
       log = staticmethod(lambda data: rows.append(dict(data)))
       finish = staticmethod(lambda: finished.append(True))
 
@@ -68,7 +71,11 @@ class Mlflow:
 
     class Client:
       def get_experiment_by_name(self, name):
-        return types.SimpleNamespace(experiment_id=store.experiments[name]) if name in store.experiments else None
+        return (
+          types.SimpleNamespace(experiment_id=store.experiments[name])
+          if name in store.experiments
+          else None
+        )
 
       def create_experiment(self, name):
         return store.experiments.setdefault(name, str(len(store.experiments)))
@@ -99,7 +106,10 @@ class Mlflow:
 
   def modules(self):
     entities = module("mlflow.entities", Metric=lambda *values: values, Param=lambda *pair: pair)
-    return {"mlflow": module("mlflow", MlflowClient=self.client, entities=entities), "mlflow.entities": entities}
+    return {
+      "mlflow": module("mlflow", MlflowClient=self.client, entities=entities),
+      "mlflow.entities": entities,
+    }
 
 
 @pytest.fixture
@@ -113,7 +123,9 @@ def stand_ins(monkeypatch, tmp_path):
 
 def write(workdir, start, steps, names=NAMES, config=None):
   workdir.mkdir(exist_ok=True)
-  writer = MetricWriter(str(workdir), start_step=start, trackers=trackers.chosen(names, str(workdir), config or {}))
+  writer = MetricWriter(
+    str(workdir), start_step=start, trackers=trackers.chosen(names, str(workdir), config or {})
+  )
   for step in steps:
     writer.write(step, {"loss": 1.0 / step})
   writer.close()
@@ -121,23 +133,40 @@ def write(workdir, start, steps, names=NAMES, config=None):
 
 def test_a_continued_run_goes_on_in_the_same_run(stand_ins, tmp_path):
   wandb, mlflow = stand_ins
-  write(tmp_path / "run", 0, (1, 2, 3), config={"a": {"b": 1}, "long": "x" * 900, **{f"k{i}": i for i in range(150)}})
+  write(
+    tmp_path / "run",
+    0,
+    (1, 2, 3),
+    config={"a": {"b": 1}, "long": "x" * 900, **{f"k{i}": i for i in range(150)}},
+  )
   write(tmp_path / "run", 2, (3, 4))
   first, second = wandb.inits
   assert first["id"] == second["id"] and first["project"] == "project" and first["name"] == "run"
   assert first["dir"] == str(tmp_path / "run") and first["finished"] and second["finished"]
-  assert first["rows"] == [("step", None), ("*", "step"), *({"step": s, "loss": 1 / s} for s in (1, 2, 3))]
+  assert first["rows"] == [
+    ("step", None),
+    ("*", "step"),
+    *({"step": s, "loss": 1 / s} for s in (1, 2, 3)),
+  ]
   assert second["rows"][2:] == [{"step": s, "loss": 1 / s} for s in (3, 4)]
   (run,) = mlflow.runs.values()
   assert [(name, value, step) for name, value, _, step in run["metrics"]] == [
-    ("loss", 1 / s, s) for s in (1, 2, 3, 3, 4)]  # fmt: skip
+    ("loss", 1 / s, s) for s in (1, 2, 3, 3, 4)
+  ]
   assert all(time > 1.7e12 for _, _, time, _ in run["metrics"])  # milliseconds
-  assert run["status"] == ["RUNNING", "RUNNING", "FINISHED", "RUNNING", "FINISHED"] and run["name"] == "run"
-  assert run["params"]["a.b"] == "1" and len(run["params"]) == 152 and len(run["params"]["long"]) == 500
+  assert (
+    run["status"] == ["RUNNING", "RUNNING", "FINISHED", "RUNNING", "FINISHED"]
+    and run["name"] == "run"
+  )
+  assert (
+    run["params"]["a.b"] == "1" and len(run["params"]) == 152 and len(run["params"]["long"]) == 500
+  )
   assert mlflow.experiments == {"an experiment": "0"}
   assert mlflow.uris == [f"sqlite:///{tmp_path}/run/mlflow.db"] * 2
   write(tmp_path / "other", 0, (1,))
-  assert wandb.inits[2]["id"] != first["id"] and len(mlflow.runs) == 2 and len(mlflow.experiments) == 1
+  assert (
+    wandb.inits[2]["id"] != first["id"] and len(mlflow.runs) == 2 and len(mlflow.experiments) == 1
+  )
 
 
 def test_the_environment_names_another_store(stand_ins, tmp_path, monkeypatch):
@@ -183,11 +212,20 @@ def test_training_never_waits_for_a_tracker(stand_ins, tmp_path, monkeypatch, wa
   release.set()
 
 
-@pytest.mark.parametrize("names, message", [
-  ({"wandb": "a/b", "mlflow": None}, "--config.log.wandb='a/b': must be 1 to 128 characters, none of"),
-  ({"wandb": None, "mlflow": ""}, "--config.log.mlflow='': must be"),
-  ({"wandb": "p", "mlflow": None}, r"wandb=p: Weights & Biases is not installed; pip install -e .\[wandb\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "names, message",
+  [
+    (
+      {"wandb": "a/b", "mlflow": None},
+      "--config.log.wandb='a/b': must be 1 to 128 characters, none of",
+    ),
+    ({"wandb": None, "mlflow": ""}, "--config.log.mlflow='': must be"),
+    (
+      {"wandb": "p", "mlflow": None},
+      r"wandb=p: Weights & Biases is not installed; pip install -e .\[wandb\]",
+    ),
+  ],
+)
 def test_mistakes_are_refused(names, message, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match=message):
@@ -200,7 +238,9 @@ def test_the_trainer_opens_what_its_config_names(stand_ins, tmp_path):
   writer.write(4, {"loss": 1.0})
   writer.close()
   (init,) = stand_ins[0].inits
-  assert init["config"] == configs.to_json(config) and init["rows"][2:] == [{"step": 4, "loss": 1.0}]
+  assert init["config"] == configs.to_json(config) and init["rows"][2:] == [
+    {"step": 4, "loss": 1.0}
+  ]
   assert init["finished"] and not stand_ins[1].uris
   assert [start["step"] for start in read_starts(str(tmp_path))] == [3]
 
@@ -209,7 +249,10 @@ def test_a_tracker_that_is_not_there_is_refused_at_the_start(tmp_path, capsys):
   if importlib.util.find_spec("wandb"):
     pytest.skip("wandb is installed")
   assert main.main([*tiny_flags(log__wandb="project"), f"--workdir={tmp_path}/run"]) == 2
-  assert "Weights & Biases is not installed" in capsys.readouterr().err and not (tmp_path / "run").exists()
+  assert (
+    "Weights & Biases is not installed" in capsys.readouterr().err
+    and not (tmp_path / "run").exists()
+  )
 
 
 REAL = """
@@ -242,12 +285,20 @@ def test_the_real_library_without_a_network(name, tmp_path, monkeypatch):
   monkeypatch.setenv("WANDB_MODE", "offline")
   monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
   names = json.dumps({"wandb": None, "mlflow": None, name: "project"})
-  run = subprocess.run([sys.executable, "-c", REAL, str(tmp_path), names], cwd=ROOT, capture_output=True, text=True,
-                       timeout=240, check=True)  # fmt: skip
+  run = subprocess.run(
+    [sys.executable, "-c", REAL, str(tmp_path), names],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=240,
+    check=True,
+  )
   assert "failed" not in run.stderr
   id = (tmp_path / f"{name}_run_id").read_text().strip()
   if name == "wandb":
-    folders = [path.name for path in (tmp_path / "wandb").iterdir() if path.name.startswith("offline-run")]
+    folders = [
+      path.name for path in (tmp_path / "wandb").iterdir() if path.name.startswith("offline-run")
+    ]
     assert len(folders) == 2 and all(folder.endswith(f"-{id}") for folder in folders)
     return
   command = [sys.executable, "-c", HISTORY, f"sqlite:///{tmp_path}/mlflow.db", id]

@@ -1,4 +1,5 @@
-"""The train step: what it computes at its limits, and that it is a pure function of state and batch."""
+"""The train step: what it computes at its limits, and that it is a pure function of state and
+batch."""
 
 import functools
 
@@ -11,7 +12,12 @@ from tiny import tiny_config
 
 from atst_jax.method.ema import ema
 from atst_jax.method.losses import cosine_loss, cross_loss, output_std
-from atst_jax.method.optimizer import cosine_schedule, decay_mask, make_optimizer, transformers_adamw
+from atst_jax.method.optimizer import (
+  cosine_schedule,
+  decay_mask,
+  make_optimizer,
+  transformers_adamw,
+)
 from atst_jax.models.layers import BatchNorm
 from atst_jax.pretraining import recipe
 
@@ -55,7 +61,8 @@ def test_teacher_starts_as_the_student_in_buffers_of_its_own():
 
 
 def test_teacher_follows_by_its_decay():
-  """At decay 1 it never moves, at 0 it is the student, and the step uses the schedule's value of its count."""
+  """At decay 1 it never moves, at 0 it is the student, and the step uses the schedule's value of
+  its count."""
   student, teacher = {"w": jnp.full(3, 2.0)}, {"w": jnp.full(3, 1.0)}
   for decay, expected in ((1.0, 1.0), (0.0, 2.0), (0.9995, 1.0005)):
     average = ema(lambda count, decay=decay: jnp.float32(decay))
@@ -65,10 +72,19 @@ def test_teacher_follows_by_its_decay():
   before, after = history[1], history[2]
   decay = cosine_schedule(0.9, 1.0, total_steps=6)(1)
   expected = jax.tree.map(
-    lambda t, s: decay * t + (1 - decay) * s, before.teacher.params["encoder"], after.params["encoder"]
+    lambda t, s: decay * t + (1 - decay) * s,
+    before.teacher.params["encoder"],
+    after.params["encoder"],
   )
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.teacher.params["encoder"], expected)
-  assert np.abs(after.params["encoder"]["cls_token"] - before.params["encoder"]["cls_token"]).max() > 1e-4
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-6),
+    after.teacher.params["encoder"],
+    expected,
+  )
+  assert (
+    np.abs(after.params["encoder"]["cls_token"] - before.params["encoder"]["cls_token"]).max()
+    > 1e-4
+  )
 
 
 def test_without_the_subtraction_nothing_of_it_exists():
@@ -76,15 +92,21 @@ def test_without_the_subtraction_nothing_of_it_exists():
   _, with_init, with_step = _built()
   batch = next(recipe.batches(config, None, start_step=0, rows=None))
   states = [jax.eval_shape(f, jax.random.key(0)) for f in (init, with_init)]
-  assert "predictor_difference" not in states[0].params and "predictor_difference" in states[1].params
-  flops = [f.lower(s, batch).cost_analysis()["flops"] for f, s in zip((step, with_step), states, strict=True)]
+  assert (
+    "predictor_difference" not in states[0].params and "predictor_difference" in states[1].params
+  )
+  flops = [
+    f.lower(s, batch).cost_analysis()["flops"]
+    for f, s in zip((step, with_step), states, strict=True)
+  ]
   assert flops[0] < 0.7 * flops[1]
   _, metrics = jax.eval_shape(step, states[0], batch)
   assert "loss_difference" not in metrics
 
 
 def test_views_change_with_the_step():
-  """The learning rate of step 0 is 0 and the teacher is the student: another loss on the same batch is other views."""
+  """The learning rate of step 0 is 0 and the teacher is the student: another loss on the same batch
+  is other views."""
   config, init, step = _built()
   batch = next(recipe.batches(config, None, start_step=0, rows=None))
   state, first = step(init(jax.random.key(0)), batch)
@@ -100,7 +122,9 @@ def test_losses():
   np.testing.assert_allclose(cross_loss(p, z), expected, rtol=1e-5)
   assert abs(float(cosine_loss(p, p))) < 1e-6 and abs(float(cosine_loss(p, -p)) - 4) < 1e-6
   sphere = rng.normal(size=(4000, 64))
-  assert abs(float(output_std(sphere)) - 1 / 8) < 2e-3 and float(output_std(np.ones((9, 64)))) < 2e-3
+  assert (
+    abs(float(output_std(sphere)) - 1 / 8) < 2e-3 and float(output_std(np.ones((9, 64)))) < 2e-3
+  )
 
 
 def test_batch_norm_is_torch_batch_norm():
@@ -116,9 +140,12 @@ def test_batch_norm_is_torch_batch_norm():
 
 
 def test_schedules_at_their_corners():
-  """Small: lr at 0, 1299, 1300 and the last of 39,100 steps; the teacher's decay ends 1.6e-11 below 1."""
+  """Small: lr at 0, 1299, 1300 and the last of 39,100 steps; the teacher's decay ends 1.6e-11 below
+  1."""
   lr = cosine_schedule(5e-4 * 1536 / 256, 1e-6, total_steps=39_100, warmup_steps=1300)
-  np.testing.assert_allclose([lr(0), lr(1299), lr(1300), lr(39_099)], [0, 3e-3, 3e-3, 1e-6], rtol=1e-4)
+  np.testing.assert_allclose(
+    [lr(0), lr(1299), lr(1300), lr(39_099)], [0, 3e-3, 3e-3, 1e-6], rtol=1e-4
+  )
   assert all(lr(s) < lr(s + 100) for s in range(0, 1200, 100)) and lr(20_000) > lr(30_000)
   decay = cosine_schedule(0.99, 1.0, total_steps=39_100)
   assert decay(0) == np.float32(0.99) and 0 <= 1 - float(decay(39_099)) < 1e-7
@@ -128,30 +155,57 @@ def test_schedules_at_their_corners():
 
 def test_decay_mask_covers_kernels_cls_and_positions():
   mask = decay_mask(_run(0)[0][0].params)
-  assert mask["encoder"]["cls_token"] and mask["encoder"]["pos_embed"] and mask["projector"]["hidden"]["kernel"]
-  assert mask["encoder"]["block_00"]["qkv"]["kernel"] and not mask["encoder"]["block_00"]["fc1"]["bias"]
+  assert (
+    mask["encoder"]["cls_token"]
+    and mask["encoder"]["pos_embed"]
+    and mask["projector"]["hidden"]["kernel"]
+  )
+  assert (
+    mask["encoder"]["block_00"]["qkv"]["kernel"] and not mask["encoder"]["block_00"]["fc1"]["bias"]
+  )
   assert not mask["encoder"]["norm"]["scale"] and not mask["predictor"]["norm"]["scale"]
 
 
 @functools.cache
 def _byola(**overrides):
-  """One step of BYOL-A with the subtraction, under other options: (state before, state after, metrics)."""
-  small = {"encoder__width": "1040", "encoder__hidden": "8", "difference__weight": "0.5", "batch_size": "8",
-           "views__normalization__mean": "-6", "views__normalization__std": "7", "warmup_steps": "0",
-           "encoder__dropout": "0"}  # fmt: skip
+  """One step of BYOL-A with the subtraction, under other options: (state before, state after,
+  metrics)."""
+  small = {
+    "encoder__width": "1040",
+    "encoder__hidden": "8",
+    "difference__weight": "0.5",
+    "batch_size": "8",
+    "views__normalization__mean": "-6",
+    "views__normalization__std": "7",
+    "warmup_steps": "0",
+    "encoder__dropout": "0",
+  }
   config = recipe.resolve(tiny_config(file="byola.py", **{**small, **overrides}), None)
   init, step = recipe.build(config, ragged=False)
-  before = _byola()[0] if overrides else jax.jit(init)(jax.random.key(0))  # the options add no parameters
+  # the options add no parameters
+  before = _byola()[0] if overrides else jax.jit(init)(jax.random.key(0))
   batch = next(recipe.batches(config, None, start_step=0, rows=None))
-  after, metrics = step(before, batch)  # not compiled as a whole: its operations are compiled once for all options
+  # not compiled as a whole: its operations are compiled once for all options
+  after, metrics = step(before, batch)
   return before, after, {k: float(v) for k, v in metrics.items()}
 
 
 OPTIONS = {
-  "symmetric": "false", "subtrahend": "teacher", "stop_gradient": "true", "rescale": "true", "level": "frame",
-  "joint_projector": "true", "track_mixtures": "false", "mix_domain": "energy", "mix_stage": "pre_norm",
-  "renormalize": "batch", "match_level": "true", "neighbour": "batch", "gamma_per": "batch", "gamma_shared": "true",
-}  # fmt: skip
+  "symmetric": "false",
+  "subtrahend": "teacher",
+  "stop_gradient": "true",
+  "rescale": "true",
+  "level": "frame",
+  "joint_projector": "true",
+  "track_mixtures": "false",
+  "mix_domain": "energy",
+  "mix_stage": "pre_norm",
+  "renormalize": "batch",
+  "match_level": "true",
+  "neighbour": "batch",
+  "gamma_per": "batch",
+  "gamma_shared": "true",
+}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -162,9 +216,14 @@ def test_every_choice_of_the_subtraction_acts(option):
   # One BatchNorm over encodings and differences changes both losses.
   assert (abs(other["loss_byol"] - metrics["loss_byol"]) < 1e-5) == (option != "joint_projector")
   loss = abs(other["loss_difference"] - metrics["loss_difference"])
-  gap = lambda a, b: max(jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)))
-  if option in ("stop_gradient", "subtrahend"):  # at first the teacher is the student: only gradients differ
-    assert loss < 1e-5 and abs(other["grad_norm"] - metrics["grad_norm"]) > 1e-3 * metrics["grad_norm"]
+  gap = lambda a, b: max(
+    jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b))
+  )
+  # at first the teacher is the student: only gradients differ
+  if option in ("stop_gradient", "subtrahend"):
+    assert (
+      loss < 1e-5 and abs(other["grad_norm"] - metrics["grad_norm"]) > 1e-3 * metrics["grad_norm"]
+    )
   elif option == "track_mixtures":
     assert loss < 1e-5 and gap(plain.batch_stats["encoder"], changed.batch_stats["encoder"]) > 1e-4
     assert gap(plain.batch_stats["projector"], changed.batch_stats["projector"]) < 1e-6
@@ -175,18 +234,27 @@ def test_every_choice_of_the_subtraction_acts(option):
 
 
 def test_byola_trains_and_keeps_its_own_statistics():
-  """Running statistics follow the passes of each network; the teacher's parameters follow by 0.99."""
+  """Running statistics follow the passes of each network; the teacher's parameters follow by
+  0.99."""
   before, after, metrics = _byola(teacher__decay_start="0.99")
   assert np.isfinite(metrics["loss"]) and metrics["ema_decay"] == np.float32(0.99)
   mean = lambda state: state.batch_stats["encoder"]["norm_0"]["mean"]
   assert np.abs(mean(after) - mean(before)).max() > 1e-4
-  assert np.abs(mean(after) - mean(after.teacher)).max() > 1e-5  # the mixtures are the student's alone
-  expected = jax.tree.map(lambda t, s: 0.99 * t + 0.01 * s, before.teacher.params["encoder"], after.params["encoder"])
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.teacher.params["encoder"], expected)
+  # the mixtures are the student's alone
+  assert np.abs(mean(after) - mean(after.teacher)).max() > 1e-5
+  expected = jax.tree.map(
+    lambda t, s: 0.99 * t + 0.01 * s, before.teacher.params["encoder"], after.params["encoder"]
+  )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-6),
+    after.teacher.params["encoder"],
+    expected,
+  )
 
 
 def test_transformers_adamw_by_hand():
-  """Three steps in float64: eps before the bias correction, decay of the parameters after the step."""
+  """Three steps in float64: eps before the bias correction, decay of the parameters after the
+  step."""
   rng = np.random.default_rng(0)
   params = {
     "kernel": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32),
@@ -198,7 +266,9 @@ def test_transformers_adamw_by_hand():
   p, m, v = ({k: np.asarray(x, np.float64) * f for k, x in params.items()} for f in (1, 0, 0))
   for t in range(3):
     grads = {k: rng.normal(size=x.shape) * 1e-3 for k, x in params.items()}
-    updates, state = tx.update(jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads), state, params)
+    updates, state = tx.update(
+      jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads), state, params
+    )
     params = optax.apply_updates(params, updates)
     for k, g in grads.items():
       m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g * g
@@ -209,8 +279,18 @@ def test_transformers_adamw_by_hand():
 
 
 def test_constant_rate_and_unscaled_batch():
-  common = {"total_steps": 100, "form": "optax", "base_lr": 1e-3, "end_lr": 1e-6, "warmup_steps": 0, "b1": 0.9,
-            "b2": 0.999, "eps": 1e-8, "weight_decay_start": 0.0, "weight_decay_end": 0.0}  # fmt: skip
+  common = {
+    "total_steps": 100,
+    "form": "optax",
+    "base_lr": 1e-3,
+    "end_lr": 1e-6,
+    "warmup_steps": 0,
+    "b1": 0.9,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "weight_decay_start": 0.0,
+    "weight_decay_end": 0.0,
+  }
   _, schedules = make_optimizer(batch_size=512, schedule="constant", reference_batch=0, **common)
   np.testing.assert_allclose([schedules["learning_rate"](t) for t in (0, 50, 100)], 1e-3, rtol=1e-6)
   _, schedules = make_optimizer(batch_size=512, schedule="constant", reference_batch=256, **common)

@@ -18,7 +18,9 @@ def _source_strings() -> list[str]:
     for path in sorted((ROOT / package).rglob("*.py")):
       for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
-          found.append("".join(part.value if isinstance(part, ast.Constant) else HOLE for part in node.values))
+          found.append(
+            "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in node.values)
+          )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
           found.append(re.sub(r"%[-.\d]*[sdfg]", HOLE, node.value))
   return found
@@ -42,7 +44,9 @@ def test_a_quoted_message_is_printed(message):
 
 def test_messages_are_found_and_others_are_not():
   assert len(MESSAGES) >= 40
-  assert _is_printed("batch_size … is not divisible by … devices") and not _is_printed("batch_size … is divisible by …")
+  assert _is_printed("batch_size … is not divisible by … devices") and not _is_printed(
+    "batch_size … is divisible by …"
+  )
 
 
 def test_every_exit_code_is_explained():

@@ -46,4 +46,6 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, pyplot, capsys):
 
 
 def test_the_tutorial_holds_no_outputs():
-  assert not [cell["id"] for cell in NOTEBOOK["cells"] if cell.get("outputs") or cell.get("execution_count")]
+  assert not [
+    cell["id"] for cell in NOTEBOOK["cells"] if cell.get("outputs") or cell.get("execution_count")
+  ]

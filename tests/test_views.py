@@ -40,11 +40,16 @@ def _mel(clips=8, frames=100, seed=0):
 
 
 def test_segments_of_ten_seconds_overlap_by_two():
-  """Two crops of 601 frames in 1001: starts cover [0, 400] with both ends, so at least 201 frames are shared."""
+  """Two crops of 601 frames in 1001: starts cover [0, 400] with both ends, so at least 201 frames
+  are shared."""
   keys = jax.random.split(jax.random.key(1), 3000)
   crop = jax.vmap(
     lambda k: V.crop(
-      jax.random.split(k), jnp.zeros((1001, 1)), jnp.int32(1001), crop_frames=601, frames_range=(601, 601)
+      jax.random.split(k),
+      jnp.zeros((1001, 1)),
+      jnp.int32(1001),
+      crop_frames=601,
+      frames_range=(601, 601),
     )[2]
   )
   start = np.asarray(crop(keys))
@@ -72,13 +77,22 @@ def test_partners_differ_between_views_and_from_the_clip():
 def test_partners_come_from_the_group():
   x = np.arange(12.0)[:, None]
   shifts = np.array([1, 2, 3])
-  np.testing.assert_array_equal(V.take_partners(x, shifts, 4)[:, 0], [1, 2, 3, 0, 6, 7, 4, 5, 11, 8, 9, 10])
-  np.testing.assert_array_equal(groups.shift_in_group(x, 4)[:, 0], [1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8])
+  np.testing.assert_array_equal(
+    V.take_partners(x, shifts, 4)[:, 0], [1, 2, 3, 0, 6, 7, 4, 5, 11, 8, 9, 10]
+  )
+  np.testing.assert_array_equal(
+    groups.shift_in_group(x, 4)[:, 0], [1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8]
+  )
 
 
 def test_without_augmentation_a_view_is_the_normalised_crop():
   mel, length = _mel(), np.full(8, 100, np.int32)
-  exact = {"mixup_ratio": 0.0, "freq_scale": (1.0, 1.0), "time_scale": (1.5, 1.5), "canvas_time": 1.0}
+  exact = {
+    "mixup_ratio": 0.0,
+    "freq_scale": (1.0, 1.0),
+    "time_scale": (1.5, 1.5),
+    "canvas_time": 1.0,
+  }
   pair, _, drawn = _make_views(False, **exact)(jax.random.key(3), mel, length)
   for clip in range(8):
     for k in range(2):
@@ -125,7 +139,11 @@ def test_partners_of_other_length_are_placed_inside(partner_length, length):
   for seed in range(60):
     moved, both = augment.place(jax.random.key(seed), partner, partner_length, length)
     inside = np.asarray(moved)[np.asarray(both), 0]
-    assert len(inside) == min(partner_length, length) and (np.diff(inside) == 1).all() and inside.min() >= 1
+    assert (
+      len(inside) == min(partner_length, length)
+      and (np.diff(inside) == 1).all()
+      and inside.min() >= 1
+    )
     assert np.flatnonzero(both).max() < length
     starts.add((int(np.flatnonzero(both)[0]), int(inside[0])))
   assert len(starts) == min(abs(partner_length - length) + 1, len(starts)) and len(starts) > 10 * (
@@ -134,14 +152,20 @@ def test_partners_of_other_length_are_placed_inside(partner_length, length):
 
 
 def test_energy_mixture_adds_powers():
-  """In the energy domain w is the log-mel of γ·P(neighbour) + (1 - γ)·P(clip); seen red with γ on the clip."""
+  """In the energy domain w is the log-mel of γ·P(neighbour) + (1 - γ)·P(clip); seen red with γ on
+  the clip."""
   low, high = -79.6482, 50.6842
-  assert abs(normalization.nepers_per_unit(kind="min_max", top_db=80.0, low=low, high=high) - 15.005) < 1e-3
+  assert (
+    abs(normalization.nepers_per_unit(kind="min_max", top_db=80.0, low=low, high=high) - 15.005)
+    < 1e-3
+  )
   power = np.random.default_rng(0).lognormal(0, 3, (4, 2, 10, 64))
   to_unit = lambda p: 2 * (10 * np.log10(p) - low) / (high - low) - 1
   gamma = np.array([[0.4, 0.5], [0.45, 0.6], [0.5, 0.55], [0.6, 0.42]])
   scale = normalization.nepers_per_unit(kind="min_max", top_db=80.0, low=low, high=high)
-  w, _ = mixtures.mix_neighbours(jnp.asarray(to_unit(power)), None, jnp.asarray(gamma), group=2, scale=scale)
+  w, _ = mixtures.mix_neighbours(
+    jnp.asarray(to_unit(power)), None, jnp.asarray(gamma), group=2, scale=scale
+  )
   neighbour = power[[1, 0, 3, 2]]
   g = gamma[..., None, None]
   np.testing.assert_allclose(w, to_unit(g * neighbour + (1 - g) * power), atol=1e-4)
@@ -175,7 +199,8 @@ def test_byola_standardises_the_logarithm_of_power():
 
 @pytest.mark.parametrize("kind", ["standard", "min_max"])
 def test_silence_fills_short_clips(kind):
-  """As if the clip had been followed by zeros: the floor of the shards, clamped and normalised like sound."""
+  """As if the clip had been followed by zeros: the floor of the shards, clamped and normalised like
+  sound."""
   changes = BYOLA if kind == "standard" else {"padding": "silence"}
   mel = _mel()
   mel[:, 25:] = 77.0  # whatever stands there
@@ -195,7 +220,9 @@ def test_lengths_are_drawn_for_every_clip_and_view():
   run = _make_views(True, first_frames=(10, 40), second_frames=(20, 20))
   views, frames, drawn = run(jax.random.key(0), mel, length)
   frames, start = np.asarray(frames), np.asarray(drawn["start"])
-  assert frames[:, 0].min() == 10 and frames[:, 0].max() == 40 and len(np.unique(frames[:, 0])) == 31
+  assert (
+    frames[:, 0].min() == 10 and frames[:, 0].max() == 40 and len(np.unique(frames[:, 0])) == 31
+  )
   assert (frames[:, 1] == 20).all() and start[:, 1].min() == 0 and start[:, 1].max() == 40
   assert (start + frames <= 60).all() and (start[:, 0] + frames[:, 0] == 60).any()
   outside = np.arange(40)[None, None] >= frames[..., None]
@@ -229,11 +256,16 @@ def test_post_normalisation_is_of_all_views_together():
   ragged, frames, _ = _make_views(True, post_norm=True)(jax.random.key(0), mel, length)
   valid = np.arange(40) < np.asarray(frames)[..., None]
   values = np.asarray(ragged, np.float64)[valid]
-  assert abs(values.mean()) < 1e-4 and abs(values.std(ddof=1) - 1) < 1e-4 and not np.asarray(ragged)[~valid].any()
+  assert (
+    abs(values.mean()) < 1e-4
+    and abs(values.std(ddof=1) - 1) < 1e-4
+    and not np.asarray(ragged)[~valid].any()
+  )
 
 
 def test_partners_keep_apart_from_the_subtractions_neighbour():
-  """Neither the next clip nor the one before, still different for both views; small groups have no room for that."""
+  """Neither the next clip nor the one before, still different for both views; small groups have no
+  room for that."""
   shifts = np.asarray(V.partner_shifts(jax.random.key(0), 3000, 6, apart=True))
   assert {tuple(s) for s in shifts} == {(a, b) for a in (2, 3, 4) for b in (2, 3, 4) if a != b}
   shifts = np.asarray(V.partner_shifts(jax.random.key(0), 3000, 4, apart=True))
@@ -241,24 +273,38 @@ def test_partners_keep_apart_from_the_subtractions_neighbour():
 
 
 def test_draws_of_a_view_are_independent():
-  """Start, weight, box and fader of a clip, of both views: no pair is correlated. Seen red with the fader's key folded
-  from the box's: its head was then a function of the box's width."""
+  """Start, weight, box and fader of a clip, of both views: no pair is correlated. Seen red with the
+  fader's key folded from the box's: its head was then a function of the box's width."""
   n = 4096
   mel, length = np.zeros((n, 100, 1), np.float16), np.full(n, 100, np.int32)
-  run = _make_views(True, first_frames=(10, 40), second_frames=(10, 40), fader_gain=1.0, mixup_ratio=0.4)
+  run = _make_views(
+    True, first_frames=(10, 40), second_frames=(10, 40), fader_gain=1.0, mixup_ratio=0.4
+  )
   views, frames, drawn = run(jax.random.key(0), mel, length)
-  _, _, plain = _make_views(True, first_frames=(10, 40), second_frames=(10, 40))(jax.random.key(0), mel, length)
+  _, _, plain = _make_views(True, first_frames=(10, 40), second_frames=(10, 40))(
+    jax.random.key(0), mel, length
+  )
   np.testing.assert_array_equal(drawn["box"], plain["box"])
   faded = np.asarray(views)[..., 0]
   unfaded = np.asarray(
-    _make_views(True, first_frames=(10, 40), second_frames=(10, 40))(jax.random.key(0), mel, length)[0]
+    _make_views(True, first_frames=(10, 40), second_frames=(10, 40))(
+      jax.random.key(0), mel, length
+    )[0]
   )
   head = faded[..., 0] - unfaded[..., 0, 0]
   last = np.take_along_axis(faded - unfaded[..., 0], np.asarray(frames)[..., None] - 1, 2)[..., 0]
   width = drawn["box"][..., 3] / frames
-  left = drawn["box"][..., 1] / np.maximum(np.floor(1.5 * np.asarray(frames)) - drawn["box"][..., 3], 1)
+  left = drawn["box"][..., 1] / np.maximum(
+    np.floor(1.5 * np.asarray(frames)) - drawn["box"][..., 3], 1
+  )
   start = drawn["start"] / (100 - frames)
-  columns = np.stack([x[:, k] for x in map(np.asarray, (head, last, width, left, start, drawn["weight"], frames))
-                      for k in (0, 1)], 1)  # fmt: skip
+  columns = np.stack(
+    [
+      x[:, k]
+      for x in map(np.asarray, (head, last, width, left, start, drawn["weight"], frames))
+      for k in (0, 1)
+    ],
+    1,
+  )
   correlation = np.corrcoef(columns.T) - np.eye(columns.shape[1])
   assert np.abs(correlation).max() < 0.1, correlation.round(2)

@@ -12,15 +12,28 @@ from atst_jax.util import config as configs
 ROOT = pathlib.Path(__file__).parents[1]
 
 OVERRIDES = {
-  "data.source": "synthetic", "data.clip_frames": "64", "data.streams": "4", "data.shuffle_window": "5",
-  "views.crop_frames": "32", "views.group": "2", "views.normalization.low": "-100",
+  "data.source": "synthetic",
+  "data.clip_frames": "64",
+  "data.streams": "4",
+  "data.shuffle_window": "5",
+  "views.crop_frames": "32",
+  "views.group": "2",
+  "views.normalization.low": "-100",
   "views.normalization.high": "40",
-  "encoder.width": "16", "encoder.depth": "2", "encoder.heads": "2", "encoder.max_frames": "64",
-  "heads.hidden": "32", "heads.out": "8", "batch_size": "16",
-  "total_steps": "6", "warmup_steps": "2",
-  "optimizer.base_lr": "1e-2", "teacher.decay_start": "0.9", "log.every_steps": "1",
+  "encoder.width": "16",
+  "encoder.depth": "2",
+  "encoder.heads": "2",
+  "encoder.max_frames": "64",
+  "heads.hidden": "32",
+  "heads.out": "8",
+  "batch_size": "16",
+  "total_steps": "6",
+  "warmup_steps": "2",
+  "optimizer.base_lr": "1e-2",
+  "teacher.decay_start": "0.9",
+  "log.every_steps": "1",
   "checkpoint.every_steps": "2",
-}  # fmt: skip
+}
 
 
 def _values(file, overrides):
@@ -30,7 +43,8 @@ def _values(file, overrides):
 
 
 def tiny_config(file="base.py", **overrides):
-  """A config file made tiny; overrides are given with `__` for the dots. Keys that the file does not have are left."""
+  """A config file made tiny; overrides are given with `__` for the dots. Keys that the file does
+  not have are left."""
   config = configs.load(str(ROOT / "configs" / file))
   for key, value in _values(file, overrides).items():
     configs.override(config, key, value)
@@ -39,11 +53,17 @@ def tiny_config(file="base.py", **overrides):
 
 def tiny_flags(file="base.py", **overrides):
   """The same as command-line flags of `atst_jax.main`."""
-  return [f"--config={ROOT / 'configs' / file}", *[f"--config.{k}={v}" for k, v in _values(file, overrides).items()]]
+  return [
+    f"--config={ROOT / 'configs' / file}",
+    *[f"--config.{k}={v}" for k, v in _values(file, overrides).items()],
+  ]
 
 
-def write_dataset(root, *, shards=4, clips_per_shard=(7, 6, 5, 8), frames=(20, 90), seed=0, labels=0):
-  """A prepared dataset of noise: clip `s-i` of shard s; with `labels`, clip i has label i mod labels. Returns root."""
+def write_dataset(
+  root, *, shards=4, clips_per_shard=(7, 6, 5, 8), frames=(20, 90), seed=0, labels=0
+):
+  """A prepared dataset of noise: clip `s-i` of shard s; with `labels`, clip i has label i mod
+  labels. Returns root."""
   rng = np.random.default_rng(seed)
   os.makedirs(root, exist_ok=True)
   written, lengths = [], []
@@ -52,15 +72,46 @@ def write_dataset(root, *, shards=4, clips_per_shard=(7, 6, 5, 8), frames=(20, 9
     for i in range(clips_per_shard[s % len(clips_per_shard)]):
       lengths.append(int(rng.integers(frames[0], frames[1] + 1)))
       mel = rng.normal(-30, 15, (lengths[-1], 64)).astype(np.float16)
-      clips.append(Clip(f"{s}-{i}", mel, (i % labels,) if labels else (), fold=i % 3 if labels else -1))
+      clips.append(
+        Clip(f"{s}-{i}", mel, (i % labels,) if labels else (), fold=i % 3 if labels else -1)
+      )
     name = f"train-{s:05d}-of-{shards:05d}.tfrecord"
     shard = write_shard(os.path.join(root, name), (clip.encode() for clip in clips))
-    written.append({"file": name, "num_clips": shard.num_clips, "num_bytes": shard.num_bytes, "sha256": shard.sha256})
-  split = {"num_clips": len(lengths), "min_frames": min(lengths), "max_frames": max(lengths), "shards": written}
-  statistics = {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0, "log_mean": -7.0, "log_std": 3.0,
-                "split": "train"}  # fmt: skip
-  write_json(os.path.join(root, "dataset.json"), {
-    "schema": SCHEMA_VERSION, "name": "tiny", "frontend": FRONTENDS["atst"].to_json(), "splits": {"train": split},
-    "label_names": [f"class {i}" for i in range(labels)], "multi_label": False, "fold_names": [], "folds": [],
-    "statistics": statistics})  # fmt: skip
+    written.append(
+      {
+        "file": name,
+        "num_clips": shard.num_clips,
+        "num_bytes": shard.num_bytes,
+        "sha256": shard.sha256,
+      }
+    )
+  split = {
+    "num_clips": len(lengths),
+    "min_frames": min(lengths),
+    "max_frames": max(lengths),
+    "shards": written,
+  }
+  statistics = {
+    "min": -100.0,
+    "max": 40.0,
+    "mean": -30.0,
+    "std": 15.0,
+    "log_mean": -7.0,
+    "log_std": 3.0,
+    "split": "train",
+  }
+  write_json(
+    os.path.join(root, "dataset.json"),
+    {
+      "schema": SCHEMA_VERSION,
+      "name": "tiny",
+      "frontend": FRONTENDS["atst"].to_json(),
+      "splits": {"train": split},
+      "label_names": [f"class {i}" for i in range(labels)],
+      "multi_label": False,
+      "fold_names": [],
+      "folds": [],
+      "statistics": statistics,
+    },
+  )
   return str(root)

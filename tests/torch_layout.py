@@ -4,7 +4,8 @@ import jax.numpy as jnp
 
 
 def transformer_variables(arrays, prefix):
-  """`{prefix}encoder.…`, `{prefix}projector.…` -> (params, batch_stats). mask_embed is unused by ATST and left out."""
+  """`{prefix}encoder.…`, `{prefix}projector.…` -> (params, batch_stats). mask_embed is unused by
+  ATST and left out."""
   torch = {k[len(prefix) :]: jnp.asarray(v) for k, v in arrays.items() if k.startswith(prefix)}
 
   def linear(name):
@@ -13,27 +14,48 @@ def transformer_variables(arrays, prefix):
 
   norm = lambda name: {"scale": torch[f"{name}.weight"], "bias": torch[f"{name}.bias"]}
   depth = 1 + max(int(k.split(".")[2]) for k in torch if k.startswith("encoder.blocks."))
-  encoder = {"cls_token": torch["encoder.cls_token"], "pos_embed": torch["encoder.pos_embed"],
-             "patch_embed": linear("encoder.patch_embed.patch_embed"), "norm": norm("encoder.norm")}  # fmt: skip
-  names = {"norm1": (norm, "norm1"), "qkv": (linear, "attn.qkv"), "proj": (linear, "attn.proj"),
-           "norm2": (norm, "norm2"), "fc1": (linear, "mlp.fc1"), "fc2": (linear, "mlp.fc2")}  # fmt: skip
+  encoder = {
+    "cls_token": torch["encoder.cls_token"],
+    "pos_embed": torch["encoder.pos_embed"],
+    "patch_embed": linear("encoder.patch_embed.patch_embed"),
+    "norm": norm("encoder.norm"),
+  }
+  names = {
+    "norm1": (norm, "norm1"),
+    "qkv": (linear, "attn.qkv"),
+    "proj": (linear, "attn.proj"),
+    "norm2": (norm, "norm2"),
+    "fc1": (linear, "mlp.fc1"),
+    "fc2": (linear, "mlp.fc2"),
+  }
   for i in range(depth):
-    encoder[f"block_{i:02d}"] = {k: read(f"encoder.blocks.{i}.{name}") for k, (read, name) in names.items()}
+    encoder[f"block_{i:02d}"] = {
+      k: read(f"encoder.blocks.{i}.{name}") for k, (read, name) in names.items()
+    }
   params, batch_stats = {"encoder": encoder}, {}
   for head in ("projector", "predictor"):
     if f"{head}.0.weight" in torch:
-      params[head] = {"hidden": linear(f"{head}.0"), "norm": norm(f"{head}.1"), "out": linear(f"{head}.3")}
+      params[head] = {
+        "hidden": linear(f"{head}.0"),
+        "norm": norm(f"{head}.1"),
+        "out": linear(f"{head}.3"),
+      }
     if f"{head}.1.running_mean" in torch:
-      batch_stats[head] = {"norm": {"mean": torch[f"{head}.1.running_mean"], "var": torch[f"{head}.1.running_var"]}}
+      batch_stats[head] = {
+        "norm": {"mean": torch[f"{head}.1.running_mean"], "var": torch[f"{head}.1.running_var"]}
+      }
   return params, batch_stats
 
 
 def cnn_variables(arrays, prefix, heads=True):
   """`{prefix}encoder.features.…`, `{prefix}projector.…` of BYOL-A -> (params, batch_stats)."""
   torch = {k[len(prefix) :]: jnp.asarray(v) for k, v in arrays.items() if k.startswith(prefix)}
-  kernel = {2: lambda w: w.T, 4: lambda w: w.transpose(3, 2, 1, 0)}  # (out, in, mel, time) -> (time, mel, in, out)
-  layer = lambda name: {"kernel": kernel[torch[f"{name}.weight"].ndim](torch[f"{name}.weight"]),
-                        "bias": torch[f"{name}.bias"]}  # fmt: skip
+  # (out, in, mel, time) -> (time, mel, in, out)
+  kernel = {2: lambda w: w.T, 4: lambda w: w.transpose(3, 2, 1, 0)}
+  layer = lambda name: {
+    "kernel": kernel[torch[f"{name}.weight"].ndim](torch[f"{name}.weight"]),
+    "bias": torch[f"{name}.bias"],
+  }
   norm = lambda name: {"scale": torch[f"{name}.weight"], "bias": torch[f"{name}.bias"]}
   stats = lambda name: {"mean": torch[f"{name}.running_mean"], "var": torch[f"{name}.running_var"]}
   root = "encoder." if heads else ""
@@ -48,7 +70,11 @@ def cnn_variables(arrays, prefix, heads=True):
   params, batch_stats = {"encoder": encoder}, {"encoder": encoder_stats}
   for head in ("projector", "predictor", "predictor_difference"):
     if f"{head}.0.weight" in torch:
-      params[head] = {"hidden": layer(f"{head}.0"), "norm": norm(f"{head}.1"), "out": layer(f"{head}.3")}
+      params[head] = {
+        "hidden": layer(f"{head}.0"),
+        "norm": norm(f"{head}.1"),
+        "out": layer(f"{head}.3"),
+      }
     if f"{head}.1.running_mean" in torch:
       batch_stats[head] = {"norm": stats(f"{head}.1")}
   return params, batch_stats

@@ -28,7 +28,8 @@ from atst_jax.models.encoders import check_encoder, make_encoder
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
-ATST_NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842}  # dB, of the released code
+# dB, of the released code
+ATST_NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842}
 
 HEAD_WIDTH = 64  # of ATST small and base
 
@@ -44,8 +45,10 @@ LAYOUTS = ("dino", "lightning")
 
 PARTS = {"frontend": dict, "normalization": dict, "chunk_frames": int, "tail": str}
 
+
 def seconds_of(hyper: dict) -> float:
-  """Length of the segments that a checkpoint was trained on, where it says so; otherwise the paper's 6 s."""
+  """Length of the segments that a checkpoint was trained on, where it says so; otherwise the
+  paper's 6 s."""
   for key in ("train_len", "anchor_len"):
     value = hyper.get(key)
     value = value[-1] if isinstance(value, (list, tuple)) and value else value
@@ -53,17 +56,21 @@ def seconds_of(hyper: dict) -> float:
       return float(value)
   return 6.0
 
+
 def check_family(hyper: dict) -> None:
-  """Raises UserError where a checkpoint's own arguments say that it is another model than ATST-Clip."""
+  """Raises UserError where a checkpoint's own arguments say that it is another model than
+  ATST-Clip."""
   expected = {"patch_height": 64, "patch_h": 64, "pos_type": "cut", "use_cls": True}
   for key, value in expected.items():
     if key in hyper and not (type(hyper[key]) is type(value) and hyper[key] == value):
       raise UserError(f"its arguments say {key}={hyper[key]!r}; an ATST-Clip encoder has {value!r}")
 
+
 def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | None) -> dict:
   """Keyword arguments of `export.write` for ATST's tensors."""
   check_family(hyper)
-  ours = hyper.get(OURS, {})  # what the released layouts have no place for, where this project wrote the file
+  # what the released layouts have no place for, where this project wrote the file
+  ours = hyper.get(OURS, {})
   blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.[0-9]{1,3}\.", name)}
   for name in ("cls_token", "pos_embed", "patch_embed.patch_embed.weight"):
     if name not in tensors:
@@ -86,7 +93,9 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
   heads = ours.get("heads") if heads is None else heads
   if heads is None:
     if width % HEAD_WIDTH:
-      raise UserError(f"the encoder is {width} wide, not a multiple of {HEAD_WIDTH}: state its --heads")
+      raise UserError(
+        f"the encoder is {width} wide, not a multiple of {HEAD_WIDTH}: state its --heads"
+      )
     heads = width // HEAD_WIDTH
   if type(heads) is not int or heads < 1 or width % heads:
     raise UserError(f"--heads={heads}: must divide the encoder's width {width}")
@@ -98,49 +107,90 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
       f"its patches hold {inputs} numbers, not {frontend.n_mels} mel bins x {patch} frames: another model"
     )
   positions = tensors["pos_embed"].shape[1] - 1
-  encoder = {"kind": "transformer", "width": width, "depth": len(blocks), "heads": heads, "drop_path": 0.1,
-             "patch_frames": patch, "max_frames": positions * patch + 1}  # fmt: skip
+  encoder = {
+    "kind": "transformer",
+    "width": width,
+    "depth": len(blocks),
+    "heads": heads,
+    "drop_path": 0.1,
+    "patch_frames": patch,
+    "max_frames": positions * patch + 1,
+  }
   if seconds is None and ours:
     chunk = ours["chunk_frames"]
   else:
-    chunk = frontend.num_frames(round((seconds_of(hyper) if seconds is None else seconds) * frontend.sample_rate))
+    chunk = frontend.num_frames(
+      round((seconds_of(hyper) if seconds is None else seconds) * frontend.sample_rate)
+    )
   if not patch <= chunk <= encoder["max_frames"]:
-    raise UserError(f"chunks of {chunk} frames do not fit the encoder's {encoder['max_frames']}; state --chunk_seconds")
-  return {"variables": to_variables(tensors, transformer_names(len(blocks))), "encoder": encoder, "frontend": frontend,
-          "normalization": ours.get("normalization", ATST_NORMALIZATION), "chunk_frames": chunk,
-          "tail": ours.get("tail", "released")}  # fmt: skip
+    raise UserError(
+      f"chunks of {chunk} frames do not fit the encoder's {encoder['max_frames']}; state --chunk_seconds"
+    )
+  return {
+    "variables": to_variables(tensors, transformer_names(len(blocks))),
+    "encoder": encoder,
+    "frontend": frontend,
+    "normalization": ours.get("normalization", ATST_NORMALIZATION),
+    "chunk_frames": chunk,
+    "tail": ours.get("tail", "released"),
+  }
+
 
 def read_byola(tensors: dict, mean: float | None, std: float | None) -> dict:
   """Keyword arguments of `export.write` for BYOL-A's tensors."""
   if mean is None or std is None or not (math.isfinite(mean) and 0 < std < math.inf):
-    raise UserError("BYOL-A's files lack the mean and deviation that its input is standardised by; state --mean and "
-                    "--std in nepers: `log_mean` and `log_std` of your data's dataset.json, prepared with "
-                    "--frontend=byola")  # fmt: skip
+    raise UserError(
+      "BYOL-A's files lack the mean and deviation that its input is standardised by; state --mean and "
+      "--std in nepers: `log_mean` and `log_std` of your data's dataset.json, prepared with "
+      "--frontend=byola"
+    )
   version = "AudioNTT2020" if "features.8.weight" in tensors else "AudioNTT2022"
   names = cnn_names(BLOCKS[version])
   variables = to_variables(tensors, names)
-  if variables["params"]["fc1"]["kernel"].ndim != 2 or variables["params"]["fc2"]["kernel"].ndim != 2:
+  if (
+    variables["params"]["fc1"]["kernel"].ndim != 2 or variables["params"]["fc2"]["kernel"].ndim != 2
+  ):
     raise UserError("the encoder's fc.0.weight and fc.3.weight must be matrices")
   features, hidden = variables["params"]["fc1"]["kernel"].shape
   out = variables["params"]["fc2"]["kernel"].shape[1]
-  encoder = {"kind": "cnn", "version": version, "width": features + out if version == "AudioNTT2022" else out,
-             "hidden": hidden, "dropout": 0.3}  # fmt: skip
-  return {"variables": variables, "encoder": encoder, "frontend": FRONTENDS["byola"], "tail": "weighted",
-          "normalization": {"kind": "standard", "mean": mean, "std": std},
-          "chunk_frames": export.CNN_CHUNK}  # fmt: skip
+  encoder = {
+    "kind": "cnn",
+    "version": version,
+    "width": features + out if version == "AudioNTT2022" else out,
+    "hidden": hidden,
+    "dropout": 0.3,
+  }
+  return {
+    "variables": variables,
+    "encoder": encoder,
+    "frontend": FRONTENDS["byola"],
+    "tail": "weighted",
+    "normalization": {"kind": "standard", "mean": mean, "std": std},
+    "chunk_frames": export.CNN_CHUNK,
+  }
+
 
 def from_torch(path: str, folder: str, *, heads=None, seconds=None, mean=None, std=None) -> dict:
-  """Converts a PyTorch file to an export, which is read back and run before it gets its name. Returns the encoder."""
+  """Converts a PyTorch file to an export, which is read back and run before it gets its name.
+  Returns the encoder."""
   content = load_torch(path)
   try:
     family, tensors, hyper = find_encoder(content)
-    unused = {"atst": {"--mean": mean, "--std": std}, "byola": {"--heads": heads, "--chunk_seconds": seconds}}[family]
+    unused = {
+      "atst": {"--mean": mean, "--std": std},
+      "byola": {"--heads": heads, "--chunk_seconds": seconds},
+    }[family]
     if given := [flag for flag, value in unused.items() if value is not None]:
       raise UserError(f"{' and '.join(given)} do not belong to a file of {family}")
-    parts = read_atst(tensors, hyper, heads, seconds) if family == "atst" else read_byola(tensors, mean, std)
+    parts = (
+      read_atst(tensors, hyper, heads, seconds)
+      if family == "atst"
+      else read_byola(tensors, mean, std)
+    )
     check_encoder(parts["encoder"], parts["frontend"].n_mels)
     check_normalization(**parts["normalization"])
-  except (ValueError, KeyError, TypeError) as error:  # of the two checks; a UserError is a ValueError
+  # of the two checks; a UserError is a ValueError
+  except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"--from={path}: {error}") from error
   noise = jax.ShapeDtypeStruct((1, parts["chunk_frames"], parts["frontend"].n_mels), np.float32)
   expected = jax.eval_shape(make_encoder(parts["encoder"]).init, jax.random.key(0), noise)
@@ -148,9 +198,14 @@ def from_torch(path: str, folder: str, *, heads=None, seconds=None, mean=None, s
     check_shapes(parts["variables"], expected)
   except UserError as error:
     raise UserError(f"--from={path}: {error}") from error
-  provenance = {"converted_from": os.path.basename(path), "family": family, "atst_jax": atst_jax.__version__}
+  provenance = {
+    "converted_from": os.path.basename(path),
+    "family": family,
+    "atst_jax": atst_jax.__version__,
+  }
   export.write(folder, provenance=provenance, **parts)
   return parts["encoder"]
+
 
 def to_torch(folder: str, path: str, layout: str) -> dict:
   """Writes an export as a PyTorch file in the released layout. Returns the export's config."""
@@ -158,7 +213,9 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
   config, variables, _ = export.read(folder)
   encoder = config["encoder"]
   names = (
-    transformer_names(encoder["depth"]) if encoder["kind"] == "transformer" else cnn_names(BLOCKS[encoder["version"]])
+    transformer_names(encoder["depth"])
+    if encoder["kind"] == "transformer"
+    else cnn_names(BLOCKS[encoder["version"]])
   )
 
   def tensor(path):
@@ -170,7 +227,8 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
   state = {name: tensor(path) for name, path in names.items()}
   if encoder["kind"] == "cnn":
     content = state | {
-      f"features.{4 * i + 1}.num_batches_tracked": torch.tensor(0) for i in range(BLOCKS[encoder["version"]])
+      f"features.{4 * i + 1}.num_batches_tracked": torch.tensor(0)
+      for i in range(BLOCKS[encoder["version"]])
     }
   else:
     state["mask_embed"] = torch.zeros(1, 1, encoder["width"])  # released loaders look for it
@@ -178,15 +236,27 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
     seconds = (config["chunk_frames"] - 1) * frontend.hop_length / frontend.sample_rate
     size = (encoder["width"], encoder["depth"], encoder["heads"])
     arch = RELEASED_SIZES.get(size, "x".join(map(str, size)))
-    rest = {"heads": encoder["heads"], "patch_frames": encoder["patch_frames"],
-            **{key: config[key] for key in PARTS}}  # fmt: skip
+    rest = {
+      "heads": encoder["heads"],
+      "patch_frames": encoder["patch_frames"],
+      **{key: config[key] for key in PARTS},
+    }
     if layout == "lightning":
-      content = {LIGHTNING: "1.5.10", "state_dict": {f"model.teacher.encoder.{k}": x for k, x in state.items()},
-                 "hyper_parameters": {"arch": arch, "train_len": seconds, OURS: rest}}  # fmt: skip
+      content = {
+        LIGHTNING: "1.5.10",
+        "state_dict": {f"model.teacher.encoder.{k}": x for k, x in state.items()},
+        "hyper_parameters": {"arch": arch, "train_len": seconds, OURS: rest},
+      }
     else:
-      arguments = argparse.Namespace(arch=f"ast_{arch}", pos_type="cut", patch_height=frontend.n_mels, use_cls=True,
-                                     patch_width=encoder["patch_frames"], anchor_len=seconds,
-                                     **{OURS: rest})  # fmt: skip
+      arguments = argparse.Namespace(
+        arch=f"ast_{arch}",
+        pos_type="cut",
+        patch_height=frontend.n_mels,
+        use_cls=True,
+        patch_width=encoder["patch_frames"],
+        anchor_len=seconds,
+        **{OURS: rest},
+      )
       backbone = {f"module.backbone.{k}": x for k, x in state.items()}
       content = {"student": backbone, "teacher": backbone, "args": arguments}
   try:

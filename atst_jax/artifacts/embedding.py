@@ -1,8 +1,8 @@
 """Waveforms to vectors with an exported encoder, under HEAR's names: numpy in, numpy out.
 
-Sounds may have any length: they are cut into chunks (for a transformer as long as the training crop, because positions
-beyond it were never trained), padding is masked, and the chunks' embeddings are averaged. Needs neither TensorFlow nor
-librosa.
+Sounds may have any length: they are cut into chunks (for a transformer as long as the training
+crop, because positions beyond it were never trained), padding is masked, and the chunks' embeddings
+are averaged. Needs neither TensorFlow nor librosa.
 """
 
 import numpy as np
@@ -12,12 +12,13 @@ from atst_jax.util.errors import UserError
 
 __all__ = ["Model", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
+
 def get_scene_embeddings(audio, model: Model, sample_rate: float, **options) -> np.ndarray:
   """One vector for each sound (HEAR's name and shapes).
 
   Args:
-    audio: (B, N) samples, or a list of (N_i,) arrays; floats of full scale 1.0. Long ones take no more memory than
-      they are.
+    audio: (B, N) samples, or a list of (N_i,) arrays; floats of full scale 1.0. Long ones take no
+      more memory than they are.
     model: of `load_model`.
     sample_rate: Hz of `audio`; it is resampled to the model's.
     options: of `Model.embed`; the last block alone by default.
@@ -28,29 +29,38 @@ def get_scene_embeddings(audio, model: Model, sample_rate: float, **options) -> 
   Raises:
     UserError: audio that is not a batch, too short, not finite, or not floats; a rate that is none.
   """
-  return model.embed((model.mel(a, sample_rate) for a in _batch(audio)), **{"num_blocks": 1, **options})
+  return model.embed(
+    (model.mel(a, sample_rate) for a in _batch(audio)), **{"num_blocks": 1, **options}
+  )
 
-def get_timestamp_embeddings(audio, model: Model, sample_rate: float) -> tuple[np.ndarray, np.ndarray]:
+
+def get_timestamp_embeddings(
+  audio, model: Model, sample_rate: float
+) -> tuple[np.ndarray, np.ndarray]:
   """A vector for every `model.hop` frames (HEAR's name and shapes).
 
   Args:
     audio, model, sample_rate: as of `get_scene_embeddings`.
 
   Returns:
-    (B, T, D) float32, and (B, T) float64, their centres in milliseconds. Where lengths differ, T is the longest's;
-    behind the end of a shorter sound vectors are 0 and times NaN.
+    (B, T, D) float32, and (B, T) float64, their centres in milliseconds. Where lengths differ, T is
+    the longest's; behind the end of a shorter sound vectors are 0 and times NaN.
   """
   found = [model.embed_frames(model.mel(a, sample_rate)) for a in _batch(audio)]
   longest = max(map(len, found), default=0)
   frame_ms = 1000 * model.frontend.hop_length / model.sample_rate
-  centres = (np.arange(longest) * model.hop + (model.hop - 1) / 2) * frame_ms  # frame i is centred at i · frame_ms
+  # frame i is centred at i · frame_ms
+  centres = (np.arange(longest) * model.hop + (model.hop - 1) / 2) * frame_ms
   out = np.zeros((len(found), longest, model.config["encoder"]["width"]), np.float32)
   times = np.full(out.shape[:2], np.nan)
   for i, rows in enumerate(found):
     out[i, : len(rows)], times[i, : len(rows)] = rows, centres[: len(rows)]
   return out, times
 
+
 def _batch(audio):
   if getattr(audio, "ndim", 2) < 2:
-    raise UserError(f"audio of shape {audio.shape}: expected a batch of sounds; for one sound pass [audio]")
+    raise UserError(
+      f"audio of shape {audio.shape}: expected a batch of sounds; for one sound pass [audio]"
+    )
   return audio

@@ -9,7 +9,16 @@ import numpy as np
 
 import atst_jax
 from atst_jax.artifacts import jax_program, model_card, onnx_graph
-from atst_jax.artifacts.folder import CONFIG, FILTERS, FORMAT, ORBAX, SAFETENSORS, params_hash, read, write_weights
+from atst_jax.artifacts.folder import (
+  CONFIG,
+  FILTERS,
+  FORMAT,
+  ORBAX,
+  SAFETENSORS,
+  params_hash,
+  read,
+  write_weights,
+)
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import FrontEnd, get_frontend, mel_filters
 from atst_jax.data.dataset import write_json
@@ -19,7 +28,8 @@ from atst_jax.runtime.workdir import read_config
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 
-CNN_CHUNK = 6000  # frames, a minute: nothing in a convolutional encoder is bound to the training crop
+# frames, a minute: nothing in a convolutional encoder is bound to the training crop
+CNN_CHUNK = 6000
 
 WEIGHTS = ("safetensors", "params")  # Orbax, the latter
 
@@ -31,10 +41,23 @@ TOLERANCE = 1e-5  # between the exported and the restored encoder on the same in
 
 FOREIGN_TOLERANCE = 1e-3  # of another runtime's products, relative to the greatest number
 
-def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normalization: dict, chunk_frames: int,
-          tail: str, provenance: dict, artifacts: Collection[str] = DEFAULT, license: str = "unknown",
-          results: Collection[str] = ()) -> None:  # fmt: skip
-  """Writes an export, reads it back, compares the embeddings of both, and only then gives it its final name.
+
+def write(
+  output: str,
+  variables,
+  *,
+  encoder: dict,
+  frontend: FrontEnd,
+  normalization: dict,
+  chunk_frames: int,
+  tail: str,
+  provenance: dict,
+  artifacts: Collection[str] = DEFAULT,
+  license: str = "unknown",
+  results: Collection[str] = (),
+) -> None:
+  """Writes an export, reads it back, compares the embeddings of both, and only then gives it its
+  final name.
 
   Args:
     output: folder; must not exist.
@@ -53,8 +76,10 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
     RuntimeError: what was read back differs.
   """
   if not set(artifacts) <= set(ARTIFACTS) or not set(artifacts) & set(WEIGHTS):
-    raise UserError(f"--artifacts={','.join(artifacts)}: choose from {', '.join(ARTIFACTS)}, with at least one of "
-                    f"{' and '.join(WEIGHTS)}")  # fmt: skip
+    raise UserError(
+      f"--artifacts={','.join(artifacts)}: choose from {', '.join(ARTIFACTS)}, with at least one of "
+      f"{' and '.join(WEIGHTS)}"
+    )
   if storage.is_remote(output):
     raise UserError(f"--output={output}: exports are written to a local folder; copy it from there")
   if os.path.exists(output):
@@ -79,25 +104,42 @@ def write(output: str, variables, *, encoder: dict, frontend: FrontEnd, normaliz
     np.save(os.path.join(temporary, FILTERS), mel_filters(frontend))
     write_json(os.path.join(temporary, CONFIG), config)
     model = Model(*read(temporary))
-    noise = np.random.Generator(np.random.Philox(0)).normal(size=(2, chunk_frames, frontend.n_mels)).astype(np.float32)
-    forward = jax.jit(lambda variables: make_encoder(model.config["encoder"]).apply(variables, noise)[0])
+    noise = (
+      np.random.Generator(np.random.Philox(0))
+      .normal(size=(2, chunk_frames, frontend.n_mels))
+      .astype(np.float32)
+    )
+    forward = jax.jit(
+      lambda variables: make_encoder(model.config["encoder"]).apply(variables, noise)[0]
+    )
     difference = float(np.abs(forward(variables) - forward(model.variables)).max())
     if not difference <= TOLERANCE:
-      raise RuntimeError(f"{temporary}: embeddings of the export differ by {difference} from the checkpoint's")
+      raise RuntimeError(
+        f"{temporary}: embeddings of the export differ by {difference} from the checkpoint's"
+      )
     for artifact in ("jax", "onnx"):
       if artifact in artifacts:
         add_program(temporary, artifact, model)
     if "card" in artifacts:
       measured = [model_card.read_results(path, config["params_hash"]) for path in results]
-      text = model_card.card(os.path.basename(os.path.abspath(output)), model.config, variables, license=license,
-                             results=measured, artifacts=artifacts)  # fmt: skip
+      text = model_card.card(
+        os.path.basename(os.path.abspath(output)),
+        model.config,
+        variables,
+        license=license,
+        results=measured,
+        artifacts=artifacts,
+      )
       storage.write_text(os.path.join(temporary, model_card.NAME), text)
     os.rename(temporary, output)
   except OSError as error:
-    raise StoreError(f"--output={output}: cannot be written ({error.strerror}); make room or choose another "
-                     "folder, and run the same command again") from error  # fmt: skip
+    raise StoreError(
+      f"--output={output}: cannot be written ({error.strerror}); make room or choose another "
+      "folder, and run the same command again"
+    ) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
 
 def add_program(folder: str, kind: str, model: Model) -> None:
   """Writes `encoder.jax` or `encoder.onnx` and runs it beside the model, on noise of two lengths.
@@ -108,7 +150,11 @@ def add_program(folder: str, kind: str, model: Model) -> None:
   """
   path = os.path.join(folder, f"encoder.{kind}")
   with storage.writing(path) as file:
-    file.write(jax_program.serialize(model) if kind == "jax" else onnx_graph.build(model.config, model.variables))
+    file.write(
+      jax_program.serialize(model)
+      if kind == "jax"
+      else onnx_graph.build(model.config, model.variables)
+    )
   encode = jax_program.load_program(path) if kind == "jax" else onnx_graph.load(path)
   rng = np.random.Generator(np.random.Philox(1))
   for frames in sorted({min(model.chunk_frames, 3 * model.hop + 1), min(model.chunk_frames, 203)}):
@@ -116,14 +162,19 @@ def add_program(folder: str, kind: str, model: Model) -> None:
     length, peak = np.array([frames, model.hop], np.int32), np.array([mel[0].max(), 10], np.float32)
     expected, found = model.outputs(model.variables, mel, length, peak), encode(mel, length, peak)
     for name, x in expected.items():
-      valid = [np.asarray(y)[0] for y in (x, found[name])] if name == "frames" else [np.asarray(x), found[name]]
+      valid = (
+        [np.asarray(y)[0] for y in (x, found[name])]
+        if name == "frames"
+        else [np.asarray(x), found[name]]
+      )
       difference = float(np.abs(valid[0] - valid[1]).max())
       if not difference <= FOREIGN_TOLERANCE * float(np.abs(valid[0]).max()):
         raise RuntimeError(f"{path}: {name} differs by {difference} from the model's")
 
+
 def settings(config: dict) -> dict:
-  """What an encoder of a pre-training run needs beside its parameters: the keyword arguments of `write` that follow
-  from the run's resolved config."""
+  """What an encoder of a pre-training run needs beside its parameters: the keyword arguments of
+  `write` that follow from the run's resolved config."""
   cnn = config["encoder"]["kind"] == "cnn"
   return {
     "encoder": config["encoder"],
@@ -133,10 +184,13 @@ def settings(config: dict) -> dict:
     "chunk_frames": CNN_CHUNK if cnn else config["views"]["crop_frames"],
   }
 
-def export_run(workdir: str, output: str, step: int | None = None, **options) -> dict:
-  """Exports the encoder of a pre-training run (its newest checkpoint by default). Returns the provenance.
 
-  The config's `export` says whose: ATST exports the teacher's, BYOL-A the student's with its running statistics.
+def export_run(workdir: str, output: str, step: int | None = None, **options) -> dict:
+  """Exports the encoder of a pre-training run (its newest checkpoint by default). Returns the
+  provenance.
+
+  The config's `export` says whose: ATST exports the teacher's, BYOL-A the student's with its
+  running statistics.
 
   Args:
     workdir: may also be the run's `checkpoint.folder`, which may lie in a store.
@@ -148,18 +202,30 @@ def export_run(workdir: str, output: str, step: int | None = None, **options) ->
       f"--workdir={workdir} holds a {config['job']!r} run; only pre-training runs have an encoder to export"
     )
   if missing := [key for key in ("export", "tail") if key not in config]:
-    raise UserError(f"--workdir={workdir} was written by an older version (its config lacks {', '.join(missing)}); "
-                    "train it again, or export it with that version")  # fmt: skip
-  is_folder = any(name.isdigit() for name in storage.names(workdir))  # of checkpoints, with their config beside them
+    raise UserError(
+      f"--workdir={workdir} was written by an older version (its config lacks {', '.join(missing)}); "
+      "train it again, or export it with that version"
+    )
+  # of checkpoints, with their config beside them
+  is_folder = any(name.isdigit() for name in storage.names(workdir))
   folder = workdir if is_folder else checkpoint_folder(workdir, config["checkpoint"].get("folder"))
   variables, step = restore_encoder(folder, step, network=config["export"])
-  provenance = {"step": step, "network": config["export"], "atst_jax": atst_jax.__version__, "config": config}
+  provenance = {
+    "step": step,
+    "network": config["export"],
+    "atst_jax": atst_jax.__version__,
+    "config": config,
+  }
   write(output, variables, provenance=provenance, **settings(config), **options)
   return provenance
 
+
 def export_again(encoder: str, output: str, **options) -> dict:
-  """Exports an exported encoder, with other artifacts (`options` of `write`). Returns its provenance."""
+  """Exports an exported encoder, with other artifacts (`options` of `write`). Returns its
+  provenance."""
   config, variables, _ = read(encoder)
-  kept = {key: config[key] for key in ("encoder", "normalization", "chunk_frames", "tail", "provenance")}
+  kept = {
+    key: config[key] for key in ("encoder", "normalization", "chunk_frames", "tail", "provenance")
+  }
   write(output, variables, frontend=FrontEnd.from_json(config["frontend"]), **kept, **options)
   return config["provenance"]

@@ -1,7 +1,8 @@
 """The folder of an exported encoder: `config.json`, the front-end's mel filters, and the weights.
 
-Weights lie in `model.safetensors` (variables flattened, their names joined by "/"), in `params/` (Orbax), or in both.
-`format` counts up when older code would misread what newer code writes; every earlier format is still read:
+Weights lie in `model.safetensors` (variables flattened, their names joined by "/"), in `params/`
+(Orbax), or in both. `format` counts up when older code would misread what newer code writes; every
+earlier format is still read:
 
 1: `normalization` has no `kind`; weights in `params/`.
 2: weights in `params/`.
@@ -34,12 +35,15 @@ def params_hash(variables) -> str:
   """16 hexadecimal digits over names, shapes and values of all arrays."""
   digest = hashlib.sha256()
   for path, x in jax.tree_util.tree_leaves_with_path(variables):
-    digest.update(f"{jax.tree_util.keystr(path)} {np.shape(x)}".encode() + np.asarray(x, np.float32).tobytes())
+    digest.update(
+      f"{jax.tree_util.keystr(path)} {np.shape(x)}".encode() + np.asarray(x, np.float32).tobytes()
+    )
   return digest.hexdigest()[:16]
 
 
 def upgrade(config: dict, path: str) -> dict:
-  """The config of an export of any format in today's form. Raises UserError for a format of newer code."""
+  """The config of an export of any format in today's form. Raises UserError for a format of newer
+  code."""
   number = config["format"]
   if number not in range(1, FORMAT + 1):
     raise UserError(
@@ -67,22 +71,29 @@ def _read_weights(path: str, expected) -> dict:
   try:
     arrays = safetensors.numpy.load_file(path)
   except Exception as error:  # of the format's own, and what numpy says of strange types
-    raise UserError(f"{path}: cannot be read as exported parameters ({type(error).__name__}: {error})") from error
+    raise UserError(
+      f"{path}: cannot be read as exported parameters ({type(error).__name__}: {error})"
+    ) from error
   leaves, tree = jax.tree_util.tree_flatten_with_path(expected)
   wanted = {"/".join(key.key for key in keys): x for keys, x in leaves}
   describe = lambda x: "absent" if x is None else f"{tuple(x.shape)} {np.dtype(x.dtype)}"
-  wrong = [n for n in sorted({*wanted, *arrays}) if describe(wanted.get(n)) != describe(arrays.get(n))]
+  wrong = [
+    n for n in sorted({*wanted, *arrays}) if describe(wanted.get(n)) != describe(arrays.get(n))
+  ]
   if wrong:
-    raise UserError(f"{path}: {len(wrong)} arrays are not those of the encoder in {CONFIG}, the first is {wrong[0]}: "
-                    f"{describe(arrays.get(wrong[0]))}, not {describe(wanted.get(wrong[0]))}")  # fmt: skip
+    raise UserError(
+      f"{path}: {len(wrong)} arrays are not those of the encoder in {CONFIG}, the first is {wrong[0]}: "
+      f"{describe(arrays.get(wrong[0]))}, not {describe(wanted.get(wrong[0]))}"
+    )
   return jax.tree.unflatten(tree, [arrays[name] for name in wanted])
 
 
 def read(folder: str):
-  """(config, variables as numpy arrays, mel filters) of an export. Raises UserError naming what is wrong with it.
+  """(config, variables as numpy arrays, mel filters) of an export. Raises UserError naming what is
+  wrong with it.
 
-  The folder may come from anywhere: everything is checked before it is used, and no more memory is asked for than an
-  encoder of the size that config.json states needs.
+  The folder may come from anywhere: everything is checked before it is used, and no more memory is
+  asked for than an encoder of the size that config.json states needs.
   """
   path = os.path.join(folder, CONFIG)
   weights = os.path.join(folder, SAFETENSORS)
@@ -95,26 +106,33 @@ def read(folder: str):
     filters = _read_filters(os.path.join(folder, FILTERS), frontend)
     _check_size(weights, expected)
   except FileNotFoundError as error:
-    raise UserError(f"{error.filename} does not exist: {folder!r} is not an exported encoder; make one with "
-                    f"`python -m atst_jax.export --workdir=… --output={folder}`") from None  # fmt: skip
+    raise UserError(
+      f"{error.filename} does not exist: {folder!r} is not an exported encoder; make one with "
+      f"`python -m atst_jax.export --workdir=… --output={folder}`"
+    ) from None
   except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
     if isinstance(error, UserError):
       raise
-    raise UserError(f"{folder}: damaged export ({type(error).__name__}: {error}); export it again") from error
+    raise UserError(
+      f"{folder}: damaged export ({type(error).__name__}: {error}); export it again"
+    ) from error
   if weights.endswith(SAFETENSORS):
     variables = _read_weights(weights, expected)
   else:
-    from atst_jax.runtime.checkpoint import restore_like  # Orbax takes a third of a second to import
+    # Orbax takes a third of a second to import
+    from atst_jax.runtime.checkpoint import restore_like
 
     variables = restore_like(weights, expected)
   if params_hash(variables) != config["params_hash"]:
-    raise UserError(f"{weights}: contents do not match params_hash in {CONFIG}; the export is damaged, make it again")
+    raise UserError(
+      f"{weights}: contents do not match params_hash in {CONFIG}; the export is damaged, make it again"
+    )
   return config, variables, filters
 
 
 def _checked(config: dict, frontend: FrontEnd):
-  """The shapes of the variables that a config.json describes. Raises ValueError, KeyError, TypeError or AttributeError
-  for what no export says."""
+  """The shapes of the variables that a config.json describes. Raises ValueError, KeyError,
+  TypeError or AttributeError for what no export says."""
   check_encoder(config["encoder"], frontend.n_mels)
   check_normalization(**config["normalization"])
   chunk, longest = config["chunk_frames"], config["encoder"].get("max_frames", MAX_CHUNK)
@@ -139,9 +157,12 @@ def _read_filters(path: str, frontend: FrontEnd) -> np.ndarray:
 
 
 def _check_size(weights: str, expected) -> None:
-  """Raises ValueError if the variables would take very much more memory than the folder or file has bytes."""
+  """Raises ValueError if the variables would take very much more memory than the folder or file has
+  bytes."""
   files = (
-    [weights] if os.path.isfile(weights) else (os.path.join(d, f) for d, _, names in os.walk(weights) for f in names)
+    [weights]
+    if os.path.isfile(weights)
+    else (os.path.join(d, f) for d, _, names in os.walk(weights) for f in names)
   )
   stored = sum(map(os.path.getsize, files))
   wanted = sum(4 * x.size for x in jax.tree.leaves(expected))
@@ -152,4 +173,6 @@ def _check_size(weights: str, expected) -> None:
 def describe_encoder(path: str, exported: dict) -> str:
   """The line of a dry run about an exported encoder."""
   encoder = exported["encoder"]
-  return f"encoder     {path}: {encoder['kind']} of width {encoder['width']}, {exported['params_hash']}"
+  return (
+    f"encoder     {path}: {encoder['kind']} of width {encoder['width']}, {exported['params_hash']}"
+  )

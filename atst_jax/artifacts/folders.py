@@ -1,4 +1,5 @@
-"""Many files to one file of vectors with an exported encoder, piece by piece, so that an interruption costs one piece."""
+"""Many files to one file of vectors with an exported encoder, piece by piece, so that an
+interruption costs one piece."""
 
 import collections
 import concurrent.futures
@@ -18,7 +19,8 @@ from atst_jax.util.logs import Progress, log
 
 
 def prefetch(function: Callable, items: Iterable, workers: int) -> Generator:
-  """Yields `function(item)` in order, computed by threads that stay at most 2 · workers items ahead."""
+  """Yields `function(item)` in order, computed by threads that stay at most 2 · workers items
+  ahead."""
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     waiting: collections.deque = collections.deque()
     try:
@@ -46,7 +48,9 @@ def file_mel(model: Model, path: str) -> Mel | str:
   return mel
 
 
-def embed_piece(model: Model, ids: list[str], mels: Iterator[Mel | str], done: Callable[[], None], **options):
+def embed_piece(
+  model: Model, ids: list[str], mels: Iterator[Mel | str], done: Callable[[], None], **options
+):
   """The piece of some files, from as many of `mels`; `done` is called after each file."""
   kept, rejected = [], []
 
@@ -64,16 +68,22 @@ def embed_piece(model: Model, ids: list[str], mels: Iterator[Mel | str], done: C
 
 
 def stamp(path: str) -> tuple[int, int]:
-  """(bytes, time of change) of a file: when they differ, so may its contents. A store gives no time."""
+  """(bytes, time of change) of a file: when they differ, so may its contents. A store gives no
+  time."""
   changed = 0
   if not storage.is_remote(path) and os.path.exists(path):
     changed = os.stat(path).st_mtime_ns
   return storage.size(path), changed
 
 
-def plan(model: Model, files: list[tuple[str, str]], options: dict) -> dict[str, list[tuple[str, str]]]:
-  """Name of each piece -> its files, as (id, path). A name depends on the encoder, the options and the files alone."""
-  decisive = {key: x for key, x in model.config.items() if key not in ("format", "tail", "provenance")}
+def plan(
+  model: Model, files: list[tuple[str, str]], options: dict
+) -> dict[str, list[tuple[str, str]]]:
+  """Name of each piece -> its files, as (id, path). A name depends on the encoder, the options and
+  the files alone."""
+  decisive = {
+    key: x for key, x in model.config.items() if key not in ("format", "tail", "provenance")
+  }
   stamps = [stamp(path) for _, path in files]
   pieces = {}
   for part in vectors.groups(size for size, _ in stamps):
@@ -82,7 +92,9 @@ def plan(model: Model, files: list[tuple[str, str]], options: dict) -> dict[str,
   return pieces
 
 
-def compute(model: Model, pieces: dict[str, list[tuple[str, str]]], *, workers: int, options: dict) -> None:
+def compute(
+  model: Model, pieces: dict[str, list[tuple[str, str]]], *, workers: int, options: dict
+) -> None:
   """Computes and writes the pieces (path -> files) that are not there, with progress."""
   missing = {piece: files for piece, files in pieces.items() if vectors.load_piece(piece) is None}
   total, todo = (sum(map(len, part.values())) for part in (pieces, missing))
@@ -100,9 +112,16 @@ def compute(model: Model, pieces: dict[str, list[tuple[str, str]]], *, workers: 
 
 
 def embed_files(
-  model: Model, files: list[tuple[str, str]], output: str, *, workers: int, options: dict, dry_run: bool = False
+  model: Model,
+  files: list[tuple[str, str]],
+  output: str,
+  *,
+  workers: int,
+  options: dict,
+  dry_run: bool = False,
 ) -> str:
-  """Writes the vectors of files, given as (id, path), to OUTPUT.npz or OUTPUT.parquet; returns a line about it.
+  """Writes the vectors of files, given as (id, path), to OUTPUT.npz or OUTPUT.parquet; returns a
+  line about it.
 
   What was computed before an interruption lies in OUTPUT.part and is taken from there.
 

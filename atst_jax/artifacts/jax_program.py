@@ -1,13 +1,14 @@
-"""An encoder as one serialised program (`jax.export`): weights inside, any batch and length, for CPU, CUDA and TPU.
+"""An encoder as one serialised program (`jax.export`): weights inside, any batch and length, for
+CPU, CUDA and TPU.
 
   from jax import export
   encode = export.deserialize(bytearray(open("encoders/base/encoder.jax", "rb").read())).call
   vectors = encode(mel, length, peak)  # {"scene": (B, 2·D), "frames": (B, N, D)}
 
-mel (B, T, F) float32 dB of the export's front-end, padded at will; length (B,) int32 valid frames; peak (B,) float32,
-the whole clip's maximum in dB. T is from `hop` to `chunk_frames` of a transformer, without an end otherwise: longer
-clips are cut into chunks and their vectors averaged, as `Model.embed` does. A program loads with the version of JAX
-that wrote it and with newer ones.
+mel (B, T, F) float32 dB of the export's front-end, padded at will; length (B,) int32 valid frames;
+peak (B,) float32, the whole clip's maximum in dB. T is from `hop` to `chunk_frames` of a
+transformer, without an end otherwise: longer clips are cut into chunks and their vectors averaged,
+as `Model.embed` does. A program loads with the version of JAX that wrote it and with newer ones.
 """
 
 from collections.abc import Callable
@@ -38,11 +39,16 @@ def serialize(model: Model) -> bytes:
 
 
 def load_program(path: str) -> Callable:
-  """The function (mel, length, peak) -> {"scene", "frames"} of a file. Raises UserError if it is none."""
+  """The function (mel, length, peak) -> {"scene", "frames"} of a file. Raises UserError if it is
+  none."""
   try:
     with open(path, "rb") as file:
       return export.deserialize(bytearray(file.read())).call
   except FileNotFoundError as error:
-    raise UserError(f"{path} does not exist; write it with `python -m atst_jax.export --artifacts=…,jax`") from error
+    raise UserError(
+      f"{path} does not exist; write it with `python -m atst_jax.export --artifacts=…,jax`"
+    ) from error
   except Exception as error:  # whatever flatbuffers and MLIR raise
-    raise UserError(f"{path}: not a program that this version of JAX ({jax.__version__}) reads: {error}") from error
+    raise UserError(
+      f"{path}: not a program that this version of JAX ({jax.__version__}) reads: {error}"
+    ) from error

@@ -49,7 +49,8 @@ class Model:
     self._pool = jax.jit(self.pooled, static_argnames="num_blocks")
 
   def normalized(self, mel, peak, length):
-    """What the encoder sees of chunks: (B, T, F) dB, (B,) maximum of their clip, (B,) valid frames -> (B, T, F)."""
+    """What the encoder sees of chunks: (B, T, F) dB, (B,) maximum of their clip, (B,) valid frames
+    -> (B, T, F)."""
     x = normalize(mel.astype(jnp.float32), peak=peak[:, None, None], **self.config["normalization"])
     return jnp.where((jnp.arange(mel.shape[1])[None] < length[:, None])[..., None], x, 0)
 
@@ -73,7 +74,9 @@ class Model:
     y, before = self._encoded(variables, mel, peak, length)
     if "blocks" not in before:
       return y
-    return pool_blocks(before["blocks"], length, patch_frames=self.hop, num_blocks=num_blocks, mean_over=mean_over)
+    return pool_blocks(
+      before["blocks"], length, patch_frames=self.hop, num_blocks=num_blocks, mean_over=mean_over
+    )
 
   def outputs(self, variables, mel, length, peak) -> dict:
     """One chunk's vectors as a function of arrays, to be traced: what exported programs compute.
@@ -85,7 +88,8 @@ class Model:
       peak: (B,) dB, maximum of the whole clip.
 
     Returns:
-      {"scene": (B, 2D) [CLS, mean] of the last block, or (B, D) of a convolutional encoder; "frames": (B, N, D)}.
+      {"scene": (B, 2D) [CLS, mean] of the last block, or (B, D) of a convolutional encoder;
+      "frames": (B, N, D)}.
     """
     y, before = self._encoded(variables, mel, peak, length)
     if "blocks" not in before:
@@ -94,34 +98,41 @@ class Model:
     return {"scene": scene, "frames": before["blocks"][-1, :, 1:]}
 
   def reinitialized(self, seed: int) -> "Model":
-    """The same architecture, front-end and normalisation with fresh random parameters: the baseline of every probe."""
+    """The same architecture, front-end and normalisation with fresh random parameters: the baseline
+    of every probe."""
     noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels))
     return Model(self.config, self.encoder.init(jax.random.key(seed), noise), self._filters)
 
   def standardized(self, statistics: dict) -> "Model":
-    """The same encoder with other constants of normalisation: BYOL-A standardises by those of the data it is used on.
+    """The same encoder with other constants of normalisation: BYOL-A standardises by those of the
+    data it is used on.
 
     Args:
-      statistics: of that data (`Dataset.statistics`): `log_mean` and `log_std`, of ln(power + 2^-23) in nepers.
+      statistics: of that data (`Dataset.statistics`): `log_mean` and `log_std`, of ln(power +
+        2^-23) in nepers.
 
     Raises:
       UserError: the encoder does not standardise.
     """
     if self.config["normalization"]["kind"] != "standard":
-      raise UserError("this encoder does not standardise its input: its normalisation is "
-                      f"{self.config['normalization']}")  # fmt: skip
+      raise UserError(
+        "this encoder does not standardise its input: its normalisation is "
+        f"{self.config['normalization']}"
+      )
     constants = {"kind": "standard", "mean": statistics["log_mean"], "std": statistics["log_std"]}
     return Model({**self.config, "normalization": constants}, self.variables, self._filters)
 
   def mel(self, audio: np.ndarray, sample_rate: float) -> Mel:
-    """(N,) samples at `sample_rate` Hz -> log-mel dB: (T, F), or what stands for it where it is long.
+    """(N,) samples at `sample_rate` Hz -> log-mel dB: (T, F), or what stands for it where it is
+    long.
 
     Raises UserError for audio that is too short, not finite, not floats or not mono.
     """
     return self.mel_of(lambda: pieces(audio, sample_rate, self.sample_rate))
 
   def mel_of(self, waveform: Callable[[], Iterator[np.ndarray]]) -> Mel:
-    """The same of a sound that is read in pieces at the model's rate, from its start at every call."""
+    """The same of a sound that is read in pieces at the model's rate, from its start at every
+    call."""
     return mel_of(waveform, self.frontend, self._filters)
 
   def log_mel(self, audio: np.ndarray, sample_rate: float) -> np.ndarray:
@@ -130,7 +141,8 @@ class Model:
     return central(mel, len(mel))
 
   def chunks(self, mel, tail):
-    """Yields (chunk, frames that its mean is divided by, weight) of a clip, by the rule that `embed` describes."""
+    """Yields (chunk, frames that its mean is divided by, weight) of a clip, by the rule that
+    `embed` describes."""
     drop_to = self.chunk_frames // 2 if tail in ("released", "drop") else self.hop - 1
     for i, chunk in enumerate(cut(mel, self.chunk_frames)):
       if i == 0 or len(chunk) > drop_to:
@@ -138,25 +150,34 @@ class Model:
         yield chunk, mean_over, len(chunk) if tail == "weighted" else 1
 
   def _padded_sizes(self) -> list[int]:
-    """Lengths that chunks are padded to, ascending: few to compile, short clips cheap. Padding is masked."""
+    """Lengths that chunks are padded to, ascending: few to compile, short clips cheap. Padding is
+    masked."""
     sizes = [self.chunk_frames]
     while sizes[0] > min(128, self.chunk_frames // 4):
       sizes.insert(0, -(-sizes[0] // 2))
     return sizes
 
-  def embed(self, mels: Iterable[Mel], *, num_blocks: int | None = None, max_frames: int | None = None,
-            tail: str | None = None) -> np.ndarray:  # fmt: skip
+  def embed(
+    self,
+    mels: Iterable[Mel],
+    *,
+    num_blocks: int | None = None,
+    max_frames: int | None = None,
+    tail: str | None = None,
+  ) -> np.ndarray:
     """Embeds log-mel clips of any lengths.
 
     Args:
-      mels: (T, F) dB arrays of this model's front-end, or what `mel` returns. The clamp refers to the whole clip's
-        maximum (released code).
-      num_blocks: how many of a transformer's last blocks to concatenate, [CLS…, mean…]; all of them by default.
+      mels: (T, F) dB arrays of this model's front-end, or what `mel` returns. The clamp refers to
+        the whole clip's maximum (released code).
+      num_blocks: how many of a transformer's last blocks to concatenate, [CLS…, mean…]; all of them
+        by default.
       max_frames: longer clips are cropped centrally (ATST's protocol: 12 s); no limit by default.
-      tail: how the chunks of a longer clip are averaged; the export's own rule by default. "weighted": by length.
-        "keep": all alike. "drop": alike, but a chunk after the first counts only if more than half of it is there.
-        "released": as "drop", and the sum over a chunk's patches is divided by the patches from its start to the end
-        of the clip, as ATST's released code does (a 10-s clip's first mean is 0.6 of itself).
+      tail: how the chunks of a longer clip are averaged; the export's own rule by default.
+        "weighted": by length. "keep": all alike. "drop": alike, but a chunk after the first counts
+        only if more than half of it is there. "released": as "drop", and the sum over a chunk's
+        patches is divided by the patches from its start to the end of the clip, as ATST's released
+        code does (a 10-s clip's first mean is 0.6 of itself).
 
     Returns:
       (clips, 2 · num_blocks · D) float32; (clips, D) of a convolutional encoder.
@@ -202,20 +223,25 @@ class Model:
       for chunk, mean_over, weight in self.chunks(mel, tail):
         size = next(size for size in sizes if len(chunk) <= size)
         # A copy, so that a chunk that waits does not hold its whole clip.
-        waiting.setdefault(size, []).append((index, peak, np.array(chunk, np.float32), mean_over, weight))
+        waiting.setdefault(size, []).append(
+          (index, peak, np.array(chunk, np.float32), mean_over, weight)
+        )
         if len(waiting[size]) == batch_rows(size):
           flush(size)
     for size in list(waiting):
       flush(size)
     out = np.empty((len(sums), self.width(num_blocks)), np.float32)
     for i, weight in enumerate(weights):
-      out[i], sums[i] = sums[i] / weight, None  # let go: the features of a large set fill memory once, not twice
+      # let go: the features of a large set fill memory once, not twice
+      out[i], sums[i] = sums[i] / weight, None
     return out
 
   def check(self, mel, index=0) -> None:
     """Raises UserError for a spectrogram that cannot be embedded."""
     if isinstance(mel, np.ndarray) and (mel.ndim != 2 or mel.shape[1] != self.frontend.n_mels):
-      raise UserError(f"clip {index} has shape {mel.shape}; expected (frames, {self.frontend.n_mels})")
+      raise UserError(
+        f"clip {index} has shape {mel.shape}; expected (frames, {self.frontend.n_mels})"
+      )
     if len(mel) < self.hop:
       raise UserError(f"a clip of {len(mel)} frames; this encoder needs at least {self.hop}")
 
@@ -225,7 +251,8 @@ class Model:
     return encoder["width"] * (2 * num_blocks if encoder["kind"] == "transformer" else 1)
 
   def embed_frames(self, mel: Mel) -> np.ndarray:
-    """(T, F) dB -> (T // hop, D): the last block's patch tokens, or a convolutional encoder's frames."""
+    """(T, F) dB -> (T // hop, D): the last block's patch tokens, or a convolutional encoder's
+    frames."""
     self.check(mel)
     peak = np.full(1, peak_of(mel), np.float32)
     out = []

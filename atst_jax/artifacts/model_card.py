@@ -1,4 +1,5 @@
-"""The model card of an export: README.md with what it is, how it was made, what it scored and where it ends."""
+"""The model card of an export: README.md with what it is, how it was made, what it scored and where
+it ends."""
 
 import json
 import os
@@ -13,30 +14,47 @@ from atst_jax.util.markdown import table_lines
 
 NAME = "README.md"
 # Keys of a run's config that a reader compares first; config.json holds all of them.
-RECIPE = ("batch_size", "total_steps", "warmup_steps", "optimizer.base_lr", "optimizer.reference_batch",
-          "views.segments", "views.crop_frames", "views.mixup_ratio", "difference.weight", "difference.mix_domain",
-          "teacher.decay_start", "dtype", "seed")  # fmt: skip
+RECIPE = (
+  "batch_size",
+  "total_steps",
+  "warmup_steps",
+  "optimizer.base_lr",
+  "optimizer.reference_batch",
+  "views.segments",
+  "views.crop_frames",
+  "views.mixup_ratio",
+  "difference.weight",
+  "difference.mix_domain",
+  "teacher.decay_start",
+  "dtype",
+  "seed",
+)
 USES = {
   "safetensors": "`model.safetensors`: the weights, names joined by `/`",
   "params": "`params/`: the weights as an Orbax checkpoint",
   "jax": "`encoder.jax`: a `jax.export` program with the weights, any batch and length, for cpu, cuda and tpu:\n"
-         "  `jax.export.deserialize(bytearray(open(\"encoder.jax\", \"rb\").read())).call(mel, length, peak)`",
+  '  `jax.export.deserialize(bytearray(open("encoder.jax", "rb").read())).call(mel, length, peak)`',
   "onnx": "`encoder.onnx`: the same as an ONNX graph, with the inputs `mel`, `length` and `peak`",
-}  # fmt: skip
+}
 
 
 def read_results(path: str, params_hash: str) -> dict:
-  """The results.json of a linear evaluation of this encoder. Raises UserError for another's, or another file."""
+  """The results.json of a linear evaluation of this encoder. Raises UserError for another's, or
+  another file."""
   try:
     with open(path, encoding="utf-8") as file:
       results = json.load(file)
     measured, job = results["encoder"]["params_hash"], results["job"]
   except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-    raise UserError(f"--results={path}: not the results.json of a linear evaluation ({error})") from error
+    raise UserError(
+      f"--results={path}: not the results.json of a linear evaluation ({error})"
+    ) from error
   if job != "linear":
     raise UserError(f"--results={path}: of the job {job}; the card holds linear evaluations")
   if measured != params_hash:
-    raise UserError(f"--results={path}: measured the encoder {measured}, this one is {params_hash}; evaluate this one")
+    raise UserError(
+      f"--results={path}: measured the encoder {measured}, this one is {params_hash}; evaluate this one"
+    )
   return results
 
 
@@ -51,17 +69,27 @@ def _origin(provenance: dict) -> list[str]:
     known = {key: value for key, value in provenance.items() if key != "atst_jax"}
     return ["## Data and recipe", f"Not known to this program beyond: `{json.dumps(known)}`."]
   data = config["data"]
-  flat = {f"{a}.{b}": x for a, part in config.items() if isinstance(part, dict) for b, x in part.items()} | config
+  flat = {
+    f"{a}.{b}": x for a, part in config.items() if isinstance(part, dict) for b, x in part.items()
+  } | config
   if data["source"] == "records":
-    text = (f"Pre-trained without labels on the split `{data['split']}` of `{os.path.basename(data['path'])}` "
-            f"(fingerprint `{data['fingerprint']}`).")  # fmt: skip
+    text = (
+      f"Pre-trained without labels on the split `{data['split']}` of `{os.path.basename(data['path'])}` "
+      f"(fingerprint `{data['fingerprint']}`)."
+    )
   else:
     text = f"Trained on the `{data['source']}` source: noise, to try the code; of no use for sound."
-  recipe = table_lines([["key", "value"], *([key, f"`{flat[key]}`"] for key in RECIPE if key in flat)])
-  return ["## Data", text, "## Recipe",
-          f"The {provenance['network']}'s encoder after {provenance['step']} updates, by atst_jax "
-          f"{provenance['atst_jax']}. Every key lies in `config.json` under `provenance`.",
-          "\n".join(recipe)]  # fmt: skip
+  recipe = table_lines(
+    [["key", "value"], *([key, f"`{flat[key]}`"] for key in RECIPE if key in flat)]
+  )
+  return [
+    "## Data",
+    text,
+    "## Recipe",
+    f"The {provenance['network']}'s encoder after {provenance['step']} updates, by atst_jax "
+    f"{provenance['atst_jax']}. Every key lies in `config.json` under `provenance`.",
+    "\n".join(recipe),
+  ]
 
 
 def _scores(results: list[dict]) -> list[str]:
@@ -71,17 +99,28 @@ def _scores(results: list[dict]) -> list[str]:
   for result in results:
     for row in result["rows"]:
       spread = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
-      table.append([result["data"]["name"], row["name"], str(row["dimensions"]),
-                    f"{result['metric']} {100 * row['mean']:.1f}{spread}", f"{result['config']['seeds']} seeds, "
-                    f"{len(result['data']['divisions'])} folds"])  # fmt: skip
+      table.append(
+        [
+          result["data"]["name"],
+          row["name"],
+          str(row["dimensions"]),
+          f"{result['metric']} {100 * row['mean']:.1f}{spread}",
+          f"{result['config']['seeds']} seeds, {len(result['data']['divisions'])} folds",
+        ]
+      )
     table.append([result["data"]["name"], "chance", "", f"{100 * result['chance']:.1f}", ""])
   chosen = any(result["config"]["select_on_test"] for result in results)
   note = " Rates were CHOSEN ON THE TEST CLIPS for some: these are too good." if chosen else ""
-  return ["## Scores", f"Linear evaluation of frozen vectors; mean and standard deviation over the seeds.{note}",
-          "\n".join(table_lines(table))]  # fmt: skip
+  return [
+    "## Scores",
+    f"Linear evaluation of frozen vectors; mean and standard deviation over the seeds.{note}",
+    "\n".join(table_lines(table)),
+  ]
 
 
-def card(name: str, config: dict, variables: dict, *, license: str, results: list[dict], artifacts) -> str:
+def card(
+  name: str, config: dict, variables: dict, *, license: str, results: list[dict], artifacts
+) -> str:
   """The text of README.md.
 
   Args:
@@ -98,15 +137,26 @@ def card(name: str, config: dict, variables: dict, *, license: str, results: lis
   count = sum(int(np.size(x)) for x in jax.tree.leaves(variables["params"]))
   hop = frames_per_vector(encoder)
   chunk = _seconds(config["chunk_frames"], frontend)
-  kind = f"transformer of {encoder['depth']} blocks" if transformer else encoder.get("version", encoder["kind"])
-  front = table_lines([["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
-                       ["sample rate", f"{frontend.sample_rate} Hz"],
-                       ["window", f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"],
-                       ["hop", f"{frontend.hop_length} samples"],
-                       ["mel", f"{frontend.n_mels} bins, {frontend.f_min:g} to {frontend.f_max:g} Hz, scale "
-                               f"{frontend.mel_scale}, area normalisation {frontend.mel_norm}"],
-                       ["unit", "dB of power; no clamp"],
-                       ["normalisation", f"`{json.dumps(config['normalization'])}`"]])  # fmt: skip
+  kind = (
+    f"transformer of {encoder['depth']} blocks"
+    if transformer
+    else encoder.get("version", encoder["kind"])
+  )
+  front = table_lines(
+    [
+      ["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
+      ["sample rate", f"{frontend.sample_rate} Hz"],
+      ["window", f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"],
+      ["hop", f"{frontend.hop_length} samples"],
+      [
+        "mel",
+        f"{frontend.n_mels} bins, {frontend.f_min:g} to {frontend.f_max:g} Hz, scale "
+        f"{frontend.mel_scale}, area normalisation {frontend.mel_norm}",
+      ],
+      ["unit", "dB of power; no clamp"],
+      ["normalisation", f"`{json.dumps(config['normalization'])}`"],
+    ]
+  )
   limits = [
     f"- Mono sound at {frontend.sample_rate} Hz; the caller states the rate and other rates are resampled.",
     f"- At least {frontend.min_samples} samples and {hop} frames ({_seconds(hop, frontend)}).",
@@ -133,6 +183,8 @@ def card(name: str, config: dict, variables: dict, *, license: str, results: lis
     "## Limits",
     "\n".join(limits),
     "## Licence",
-    "None was stated when this was exported (`--license`)." if license == "unknown" else f"`{license}`",
+    "None was stated when this was exported (`--license`)."
+    if license == "unknown"
+    else f"`{license}`",
   ]
   return "\n\n".join(parts) + "\n"

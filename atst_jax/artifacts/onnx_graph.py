@@ -1,7 +1,8 @@
 """An encoder as an ONNX graph, written node by node: log-mel in, vectors out, any batch and length.
 
-Inputs and outputs are those of `atst_jax.artifacts.jax_program`. Opset 17, float32, for every runtime of ONNX. (jax2onnx, which
-translates functions of JAX, asks for an orbax-checkpoint older than this project's.) Needs pip install -e .[onnx].
+Inputs and outputs are those of `atst_jax.artifacts.jax_program`. Opset 17, float32, for every
+runtime of ONNX. (jax2onnx, which translates functions of JAX, asks for an orbax-checkpoint older
+than this project's.) Needs pip install -e .[onnx].
 """
 
 from collections.abc import Callable
@@ -27,7 +28,9 @@ class Graph:
     from onnx import numpy_helper
 
     name = f"c{len(self.constants)}"
-    self.constants.append(numpy_helper.from_array(np.ascontiguousarray(np.asarray(array, dtype)), name))
+    self.constants.append(
+      numpy_helper.from_array(np.ascontiguousarray(np.asarray(array, dtype)), name)
+    )
     return name
 
   def ints(self, *values) -> str:
@@ -45,16 +48,26 @@ class Graph:
     return self.op("Gather", self.op("Shape", x), self.ints(axis))
 
   def mask(self, x: str, axis: int, length: str, axes: list[int]) -> str:
-    """Whether a position of an axis lies before `length` (B,); `axes` are added to (B, positions)."""
+    """Whether a position of an axis lies before `length` (B,); `axes` are added to (B,
+    positions)."""
     positions = self.op(
-      "Range", self.const(0, np.int64), self.op("Squeeze", self.size(x, axis)), self.const(1, np.int64)
+      "Range",
+      self.const(0, np.int64),
+      self.op("Squeeze", self.size(x, axis)),
+      self.const(1, np.int64),
     )
-    valid = self.op("Less", self.op("Unsqueeze", positions, self.ints(0)), self.op("Unsqueeze", length, self.ints(1)))
+    valid = self.op(
+      "Less",
+      self.op("Unsqueeze", positions, self.ints(0)),
+      self.op("Unsqueeze", length, self.ints(1)),
+    )
     return self.op("Unsqueeze", valid, self.ints(*axes)) if axes else valid
 
   def dense(self, x: str, weights: dict) -> str:
     """(..., D) -> (..., D'): x @ kernel + bias."""
-    return self.op("Add", self.op("MatMul", x, self.const(weights["kernel"])), self.const(weights["bias"]))
+    return self.op(
+      "Add", self.op("MatMul", x, self.const(weights["kernel"])), self.const(weights["bias"])
+    )
 
   def norm(self, x: str, weights: dict) -> str:
     """LayerNorm over the last axis, epsilon 1e-6 as flax has it."""
@@ -112,7 +125,9 @@ def transformer(g: Graph, x: str, encoder: dict, params: dict) -> tuple[str, str
     y = g.op("MatMul", g.op("Softmax", scores, axis=-1), heads(v, [0, 2, 1, 3]))
     y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, D))
     x = g.op("Add", x, g.dense(y, block["proj"]))
-    x = g.op("Add", x, g.dense(g.gelu(g.dense(g.norm(x, block["norm2"]), block["fc1"])), block["fc2"]))
+    x = g.op(
+      "Add", x, g.dense(g.gelu(g.dense(g.norm(x, block["norm2"]), block["fc1"])), block["fc2"])
+    )
   x = g.norm(x, params["norm"])
   cls = g.op("Squeeze", g.op("Slice", x, g.ints(0), g.ints(1), g.ints(1)), g.ints(1))
   frames = g.op("Slice", x, g.ints(1), g.ints(np.iinfo(np.int64).max), g.ints(1))
@@ -171,21 +186,30 @@ def build(config: dict, variables: dict) -> bytes:
     g.nodes.append(helper.make_node("Identity", [value], [name]))
   info = helper.make_tensor_value_info
   width, scene = encoder["width"], encoder["width"] * (2 if encoder["kind"] == "transformer" else 1)
-  inputs = [info("mel", TensorProto.FLOAT, ["B", "T", encoder["n_mels"]]), info("length", TensorProto.INT32, ["B"]),
-            info("peak", TensorProto.FLOAT, ["B"])]  # fmt: skip
-  outputs = [info("scene", TensorProto.FLOAT, ["B", scene]), info("frames", TensorProto.FLOAT, ["B", "N", width])]
+  inputs = [
+    info("mel", TensorProto.FLOAT, ["B", "T", encoder["n_mels"]]),
+    info("length", TensorProto.INT32, ["B"]),
+    info("peak", TensorProto.FLOAT, ["B"]),
+  ]
+  outputs = [
+    info("scene", TensorProto.FLOAT, ["B", scene]),
+    info("frames", TensorProto.FLOAT, ["B", "N", width]),
+  ]
   graph = helper.make_graph(g.nodes, "encoder", inputs, outputs, g.constants)
   model = helper.make_model(
     graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="atst_jax"
   )
   if (size := model.ByteSize()) >= LIMIT:
-    raise UserError(f"an ONNX file holds at most {LIMIT} bytes, this encoder would take {size}; leave out onnx")
+    raise UserError(
+      f"an ONNX file holds at most {LIMIT} bytes, this encoder would take {size}; leave out onnx"
+    )
   onnx.checker.check_model(model, full_check=True)
   return model.SerializeToString()
 
 
 def load(path: str) -> Callable:
-  """The function (mel, length, peak) -> {"scene", "frames"} of a file, run by onnxruntime on the CPU."""
+  """The function (mel, length, peak) -> {"scene", "frames"} of a file, run by onnxruntime on the
+  CPU."""
   try:
     import onnxruntime
   except ImportError as error:
@@ -194,6 +218,8 @@ def load(path: str) -> Callable:
   names = ["scene", "frames"]
 
   def encode(mel, length, peak):
-    return dict(zip(names, session.run(names, {"mel": mel, "length": length, "peak": peak}), strict=True))
+    return dict(
+      zip(names, session.run(names, {"mel": mel, "length": length, "peak": peak}), strict=True)
+    )
 
   return encode

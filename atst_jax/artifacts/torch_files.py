@@ -1,4 +1,5 @@
-"""Released PyTorch files: how they are opened, what their tensors are called, and where those belong here."""
+"""Released PyTorch files: how they are opened, what their tensors are called, and where those
+belong here."""
 
 import _codecs
 import argparse
@@ -42,22 +43,31 @@ def cnn_names(blocks: int) -> dict[str, tuple[str, ...]]:
   names = {}
   for i in range(blocks):
     conv, norm = f"features.{4 * i}", f"features.{4 * i + 1}"
-    names |= {f"{conv}.weight": ("params", f"conv_{i}", "kernel"), f"{conv}.bias": ("params", f"conv_{i}", "bias"),
-              f"{norm}.weight": ("params", f"norm_{i}", "scale"), f"{norm}.bias": ("params", f"norm_{i}", "bias"),
-              f"{norm}.running_mean": ("batch_stats", f"norm_{i}", "mean"),
-              f"{norm}.running_var": ("batch_stats", f"norm_{i}", "var")}  # fmt: skip
+    names |= {
+      f"{conv}.weight": ("params", f"conv_{i}", "kernel"),
+      f"{conv}.bias": ("params", f"conv_{i}", "bias"),
+      f"{norm}.weight": ("params", f"norm_{i}", "scale"),
+      f"{norm}.bias": ("params", f"norm_{i}", "bias"),
+      f"{norm}.running_mean": ("batch_stats", f"norm_{i}", "mean"),
+      f"{norm}.running_var": ("batch_stats", f"norm_{i}", "var"),
+    }
   for i, name in ((0, "fc1"), (3, "fc2")):
-    names |= {f"fc.{i}.weight": ("params", name, "kernel"), f"fc.{i}.bias": ("params", name, "bias")}
+    names |= {
+      f"fc.{i}.weight": ("params", name, "kernel"),
+      f"fc.{i}.bias": ("params", name, "bias"),
+    }
   return names
 
 
 def is_unused(name: str) -> bool:
-  """Tensors of the released files that inference never reads: counters, and the mask that ATST-Clip does not use."""
+  """Tensors of the released files that inference never reads: counters, and the mask that ATST-Clip
+  does not use."""
   return name == "mask_embed" or name.endswith(".num_batches_tracked")
 
 
 def turn(x: np.ndarray) -> np.ndarray:
-  """Kernels between (out, in[, mel, time]) and ([time, mel,] in, out): its own inverse. Other tensors stay."""
+  """Kernels between (out, in[, mel, time]) and ([time, mel,] in, out): its own inverse. Other
+  tensors stay."""
   return np.ascontiguousarray(x.T) if x.ndim in (2, 4) else x
 
 
@@ -66,16 +76,26 @@ def import_torch():
   try:
     import torch
   except ImportError as error:
-    raise UserError("PyTorch is needed to read and write its files: pip install -e .[torch]") from error
+    raise UserError(
+      "PyTorch is needed to read and write its files: pip install -e .[torch]"
+    ) from error
   return torch
 
 
 def load_torch(path: str) -> dict:
-  """The content of a PyTorch file: tensors and plain values only. Raises UserError for anything else."""
+  """The content of a PyTorch file: tensors and plain values only. Raises UserError for anything
+  else."""
   torch = import_torch()
   scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # where pickles of NumPy 2 look for it
-  allowed = [argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, _codecs.encode, scalar,
-             (scalar, "numpy.core.multiarray.scalar")]  # fmt: skip
+  allowed = [
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    _codecs.encode,
+    scalar,
+    (scalar, "numpy.core.multiarray.scalar"),
+  ]
   check_archive(path)
   try:
     with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
@@ -98,7 +118,8 @@ def load_torch(path: str) -> dict:
 
 
 def check_archive(path: str) -> None:
-  """Raises UserError for a zip file that would unpack to more than it holds: PyTorch stores its records as they are."""
+  """Raises UserError for a zip file that would unpack to more than it holds: PyTorch stores its
+  records as they are."""
   if not zipfile.is_zipfile(path):
     return
   try:
@@ -108,28 +129,43 @@ def check_archive(path: str) -> None:
   except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
     raise UserError(f"--from={path}: truncated, or no PyTorch file ({error})") from None
   if packed or size > os.path.getsize(path):
-    raise UserError(f"--from={path}: is no PyTorch file, whose records are stored uncompressed and lie side by side")
+    raise UserError(
+      f"--from={path}: is no PyTorch file, whose records are stored uncompressed and lie side by side"
+    )
 
 
 def _is_plain(x) -> bool:
-  """Whether a value is a dense tensor of numbers that are all in its file: by strides one could be repeated."""
-  if not hasattr(x, "untyped_storage") or str(x.layout) != "torch.strided" or x.device.type != "cpu" or x.is_quantized:
+  """Whether a value is a dense tensor of numbers that are all in its file: by strides one could be
+  repeated."""
+  if (
+    not hasattr(x, "untyped_storage")
+    or str(x.layout) != "torch.strided"
+    or x.device.type != "cpu"
+    or x.is_quantized
+  ):
     return False
   return not x.is_complex() and x.numel() * x.element_size() <= x.untyped_storage().nbytes()
 
 
 def to_arrays(state) -> dict[str, np.ndarray]:
-  """Float32 arrays of a state dict of any precision (counters stay whole). Raises UserError for other content."""
+  """Float32 arrays of a state dict of any precision (counters stay whole). Raises UserError for
+  other content."""
   if not isinstance(state, dict):
     raise UserError(f"holds a {type(state).__name__} where its weights should be")
   other = [key for key, x in state.items() if not isinstance(key, str) or not _is_plain(x)]
   if other:
-    raise UserError(f"holds values that are not tensors among its weights: {', '.join(map(str, other[:5]))[:300]}")
-  return {key: (x.detach().float() if x.is_floating_point() else x.detach()).numpy() for key, x in state.items()}
+    raise UserError(
+      f"holds values that are not tensors among its weights: {', '.join(map(str, other[:5]))[:300]}"
+    )
+  return {
+    key: (x.detach().float() if x.is_floating_point() else x.detach()).numpy()
+    for key, x in state.items()
+  }
 
 
 def under(prefix: str, state: dict, others: tuple[str, ...]) -> dict[str, np.ndarray]:
-  """Tensors below a prefix without it. Raises UserError for keys below none of the `others` either."""
+  """Tensors below a prefix without it. Raises UserError for keys below none of the `others`
+  either."""
   state = to_arrays(state)
   foreign = [key for key in state if not key.startswith((prefix, *others))]
   if foreign:
@@ -146,9 +182,12 @@ def _arguments(value) -> dict:
 
 
 def find_encoder(content: dict) -> tuple[str, dict[str, np.ndarray], dict]:
-  """(family, the encoder's tensors by their PyTorch names, hyper-parameters) of a file's content."""
+  """(family, the encoder's tensors by their PyTorch names, hyper-parameters) of a file's
+  content."""
   if LIGHTNING in content and "state_dict" in content:
-    tensors = under("model.teacher.encoder.", content["state_dict"], ("model.teacher.", "model.student."))
+    tensors = under(
+      "model.teacher.encoder.", content["state_dict"], ("model.teacher.", "model.student.")
+    )
     return "atst", tensors, _arguments(content.get("hyper_parameters"))
   if {"student", "teacher"} & set(content):
     if "teacher" not in content:
@@ -163,12 +202,15 @@ def find_encoder(content: dict) -> tuple[str, dict[str, np.ndarray], dict]:
 
 
 def to_variables(tensors: dict[str, np.ndarray], names: dict[str, tuple[str, ...]]) -> dict:
-  """Variables with every tensor used exactly once. Raises UserError naming those missing, left over or not finite."""
+  """Variables with every tensor used exactly once. Raises UserError naming those missing, left over
+  or not finite."""
   missing = [name for name in names if name not in tensors]
   extra = [name for name in tensors if name not in names and not is_unused(name)]
   for what, keys in (("lacks", missing), ("has keys of another model:", extra)):
     if keys:
-      raise UserError(f"the encoder {what} {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)} in all)")
+      raise UserError(
+        f"the encoder {what} {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)} in all)"
+      )
   broken = [name for name in names if not np.isfinite(tensors[name]).all()]
   if broken:
     raise UserError(f"the encoder holds NaN or infinity in {', '.join(broken[:5])}")
@@ -182,11 +224,14 @@ def to_variables(tensors: dict[str, np.ndarray], names: dict[str, tuple[str, ...
 
 
 def check_shapes(variables: dict, expected: dict) -> None:
-  """Raises UserError naming the first tensor whose shape is not that of the encoder built from the others."""
+  """Raises UserError naming the first tensor whose shape is not that of the encoder built from the
+  others."""
 
   def check(path, x, y):
     if x.shape != y.shape:
       name = "/".join(key.key for key in path[1:])
-      raise UserError(f"the encoder's {name} has shape {x.shape}, the other tensors ask for {y.shape}")
+      raise UserError(
+        f"the encoder's {name} has shape {x.shape}, the other tensors ask for {y.shape}"
+      )
 
   jax.tree_util.tree_map_with_path(check, variables, expected)

@@ -1,7 +1,7 @@
 """Vectors of many files on disk: pieces that outlive a kill, and the one file that they become.
 
-A piece holds some of the files, in order; its name is a hash of all that decides its contents, so that a job that is
-run again takes from `OUTPUT.part` what fits and computes the rest.
+A piece holds some of the files, in order; its name is a hash of all that decides its contents, so
+that a job that is run again takes from `OUTPUT.part` what fits and computes the rest.
 """
 
 import hashlib
@@ -35,7 +35,8 @@ def digest(value) -> str:
 
 
 def groups(sizes: Iterable[int]) -> Iterator[slice]:
-  """Cuts files of so many bytes into pieces of at most PIECE_FILES files and, unless it is one, PIECE_BYTES."""
+  """Cuts files of so many bytes into pieces of at most PIECE_FILES files and, unless it is one,
+  PIECE_BYTES."""
   start, total, end = 0, 0, 0
   for end, size in enumerate(sizes):
     if end > start and (end - start == PIECE_FILES or total + size > PIECE_BYTES):
@@ -58,7 +59,8 @@ def load_piece(path: str) -> Piece | None:
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
       rejected = [(str(id), str(reason)) for id, reason in arrays["rejected"]]
       return Piece([str(id) for id in arrays["id"]], arrays["vector"], rejected)
-  except Exception:  # damage shows in the readers of zip files and of numpy's headers as any of them
+  # damage shows in the readers of zip files and of numpy's headers as any of them
+  except Exception:
     return None
 
 
@@ -71,7 +73,8 @@ def finished_piece(path: str) -> Piece:
 
 
 def job_of(path: str) -> str | None:
-  """The job that a finished file holds the vectors of, or None if there is no file. Raises UserError for another's."""
+  """The job that a finished file holds the vectors of, or None if there is no file. Raises
+  UserError for another's."""
   if not os.path.exists(path):
     return None
   try:
@@ -80,7 +83,9 @@ def job_of(path: str) -> str | None:
         return str(arrays["job"])
     return json.loads(import_parquet(path).read_schema(path).metadata[b"atst_jax"])["job"]
   except Exception as error:  # pyarrow and zipfile raise what they like
-    raise UserError(f"--output={path} exists and is not of this program; choose another name") from error
+    raise UserError(
+      f"--output={path} exists and is not of this program; choose another name"
+    ) from error
 
 
 def import_parquet(path: str):
@@ -88,13 +93,15 @@ def import_parquet(path: str):
   try:
     import pyarrow.parquet
   except ImportError as error:
-    raise UserError(f"--output={path} needs pyarrow: pip install -e .[parquet], or write an .npz") from error
+    raise UserError(
+      f"--output={path} needs pyarrow: pip install -e .[parquet], or write an .npz"
+    ) from error
   return pyarrow.parquet
 
 
 def write_npz(path: str, pieces: list[str], about: dict) -> None:
-  """Joins pieces to `id` (N,), `vector` (N, D), `rejected` (M, 2) of ids and reasons, and a scalar for each key of
-  `about`; only one piece is in memory."""
+  """Joins pieces to `id` (N,), `vector` (N, D), `rejected` (M, 2) of ids and reasons, and a scalar
+  for each key of `about`; only one piece is in memory."""
   small = [(piece.ids, piece.rejected) for piece in map(finished_piece, pieces)]
   ids = np.array([id for names, _ in small for id in names], str)
   rejected = np.array([pair for _, pairs in small for pair in pairs], str).reshape(-1, 2)
@@ -111,17 +118,22 @@ def write_npz(path: str, pieces: list[str], about: dict) -> None:
 
 
 def write_parquet(path: str, pieces: list[str], about: dict) -> None:
-  """Joins pieces to the columns `id` and `vector`; `about` and the rejected files are JSON under the schema's key
-  `atst_jax`."""
+  """Joins pieces to the columns `id` and `vector`; `about` and the rejected files are JSON under
+  the schema's key `atst_jax`."""
   parquet = import_parquet(path)
   import pyarrow as pa
 
   rejected = [pair for piece in pieces for pair in finished_piece(piece).rejected]
   vector = pa.list_(pa.float32(), about["dimensions"])
-  schema = pa.schema([("id", pa.string()), ("vector", vector)],
-                     {"atst_jax": json.dumps({**about, "rejected": rejected})})  # fmt: skip
+  schema = pa.schema(
+    [("id", pa.string()), ("vector", vector)],
+    {"atst_jax": json.dumps({**about, "rejected": rejected})},
+  )
   with storage.writing(path) as file, parquet.ParquetWriter(file, schema) as writer:
     for piece in map(finished_piece, pieces):
       flat = pa.array(piece.vectors.ravel(), pa.float32())
-      columns = [pa.array(piece.ids, pa.string()), pa.FixedSizeListArray.from_arrays(flat, type=vector)]
+      columns = [
+        pa.array(piece.ids, pa.string()),
+        pa.FixedSizeListArray.from_arrays(flat, type=vector),
+      ]
       writer.write_table(pa.table(columns, schema=schema))

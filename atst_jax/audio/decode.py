@@ -1,4 +1,5 @@
-"""Audio files to mono waveforms at the front-end's rate, block by block: memory is bounded by the longest piece."""
+"""Audio files to mono waveforms at the front-end's rate, block by block: memory is bounded by the
+longest piece."""
 
 import contextlib
 import dataclasses
@@ -21,13 +22,22 @@ FULL_SCALE = 127 / 128  # the highest value of 8 bits
 CLIPPED_SHARE = 0.01
 DC_OFFSET = 0.02
 SYSTEM_ERROR = 2  # of libsndfile: the operating system said no
-OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT,
-                  errno.ENODEV, errno.EHOSTDOWN}  # fmt: skip
+OF_THE_MACHINE = {
+  errno.EMFILE,
+  errno.ENFILE,
+  errno.ENOMEM,
+  errno.ESTALE,
+  errno.ENOTCONN,
+  errno.ETIMEDOUT,
+  errno.ENODEV,
+  errno.EHOSTDOWN,
+}
 MAX_PEAK = 1e9  # full scale is 1.0; far beyond, the power overflows float32
 
 
 class Reject(Exception):
-  """A file that cannot be used: `reason` is one of REASONS, `detail` says more and names no path."""
+  """A file that cannot be used: `reason` is one of REASONS, `detail` says more and names no
+  path."""
 
   def __init__(self, reason: str, detail: str = ""):
     super().__init__(f"{reason} ({detail})" if detail else reason)
@@ -43,7 +53,8 @@ class Quality:
   values: int = 0
   full_scale_values: int = 0
   total: float = 0.0
-  notes: list = dataclasses.field(default_factory=list)  # JSON, of what makes the sound rather than reads it
+  # JSON, of what makes the sound rather than reads it
+  notes: list = dataclasses.field(default_factory=list)
 
   def update(self, block: np.ndarray) -> None:
     """Adds a (N, C) block. Raises Reject for NaN, infinite or absurdly large samples."""
@@ -73,7 +84,8 @@ class Quality:
 
 
 class _Remote:
-  """A remote file for libsndfile, which takes an error in the middle for the end of the file: `error` keeps it."""
+  """A remote file for libsndfile, which takes an error in the middle for the end of the file:
+  `error` keeps it."""
 
   def __init__(self, file):
     self._file, self.error = file, None
@@ -97,7 +109,8 @@ class _Remote:
 
 @contextlib.contextmanager
 def _handle(path: str):
-  """What soundfile opens: a file name, or an object that reads from a store. Raises Reject, OSError, StoreError."""
+  """What soundfile opens: a file name, or an object that reads from a store. Raises Reject,
+  OSError, StoreError."""
   if not storage.is_remote(path):
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
@@ -119,14 +132,16 @@ def _handle(path: str):
 
 
 def _raise_unless_of_the_file(path: str, error: OSError) -> None:
-  """Raises StoreError for what the machine lacks or a disk that is gone; the next start may read the file."""
+  """Raises StoreError for what the machine lacks or a disk that is gone; the next start may read
+  the file."""
   if error.errno in OF_THE_MACHINE:
     raise StoreError(f"{path}: {error.strerror}; run the same command again") from error
 
 
 @contextlib.contextmanager
 def _open(path: str):
-  """A soundfile.SoundFile; whatever fails while it is open is a Reject, but for a store that does not answer."""
+  """A soundfile.SoundFile; whatever fails while it is open is a Reject, but for a store that does
+  not answer."""
   import soundfile
 
   try:
@@ -142,22 +157,29 @@ def _open(path: str):
     raise Reject("missing") from error
   except OSError as error:
     _raise_unless_of_the_file(path, error)
-    raise Reject("undecodable", os.strerror(error.errno) if error.errno else type(error).__name__) from error
-  except (soundfile.SoundFileError, TypeError, ValueError) as error:  # the latter two for headerless formats
+    raise Reject(
+      "undecodable", os.strerror(error.errno) if error.errno else type(error).__name__
+    ) from error
+  # the latter two for headerless formats
+  except (soundfile.SoundFileError, TypeError, ValueError) as error:
     if getattr(error, "code", 0) == SYSTEM_ERROR and not storage.is_remote(path):
       try:
         open(path, "rb").close()
       except OSError as system:
         _raise_unless_of_the_file(path, system)
-    raise Reject("undecodable", getattr(error, "error_string", "") or "format not recognised") from error
+    raise Reject(
+      "undecodable", getattr(error, "error_string", "") or "format not recognised"
+    ) from error
 
 
 def _blocks(file, quality: Quality) -> Iterator[np.ndarray]:
-  """Yields (N,) float32 mono blocks at the file's own rate. A file cut short ends where its decoder ends."""
+  """Yields (N,) float32 mono blocks at the file's own rate. A file cut short ends where its decoder
+  ends."""
   quality.sample_rate = file.samplerate
   size = max(1, BLOCK_VALUES // file.channels)
   read = size
-  while read == size:  # less is the end: to ask once more costs a short file a twentieth of its time
+  # less is the end: to ask once more costs a short file a twentieth of its time
+  while read == size:
     block = file.read(size, dtype="float32", always_2d=True)
     read = len(block)
     if read:
@@ -174,7 +196,8 @@ def _resampled(file, sample_rate: int, quality: Quality) -> Iterator[np.ndarray]
 
   blocks = _blocks(file, quality)
   first, second = next(blocks, None), next(blocks, None)
-  if first is not None and second is None:  # the same samples as from a stream, which costs half as much again
+  # the same samples as from a stream, which costs half as much again
+  if first is not None and second is None:
     yield soxr.resample(first, file.samplerate, sample_rate)
     return
   stream = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
@@ -190,7 +213,12 @@ def duration(path: str) -> float:
 
 
 def read_pieces(
-  path: str, *, sample_rate: int, min_samples: int = 1, max_seconds: float = 60.0, quality: Quality | None = None
+  path: str,
+  *,
+  sample_rate: int,
+  min_samples: int = 1,
+  max_seconds: float = 60.0,
+  quality: Quality | None = None,
 ) -> Iterator[tuple[int | None, np.ndarray]]:
   """Decodes a file, mixes it to mono (mean), resamples it and cuts it if it is long.
 
@@ -198,12 +226,13 @@ def read_pieces(
     path: anything libsndfile reads, any rate, width and number of channels.
     sample_rate: Hz of the result.
     min_samples: fewer samples at that rate are rejected.
-    max_seconds: a longer file is cut into consecutive pieces of this length. A last piece of less than a second is
-      dropped. `math.inf` never cuts.
+    max_seconds: a longer file is cut into consecutive pieces of this length. A last piece of less
+      than a second is dropped. `math.inf` never cuts.
     quality: filled in by the time the first piece is yielded.
 
   Yields:
-    (number, (N,) float32): number is None for a whole file, 0, 1, ... for the pieces of one that was cut.
+    (number, (N,) float32): number is None for a whole file, 0, 1, ... for the pieces of one that
+    was cut.
 
   Raises:
     Reject: always before the first piece; a long file is decoded once beforehand to be sure of it.
@@ -233,10 +262,11 @@ def read_pieces(
 
 
 def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
-  """Yields a whole file as (n,) float32 mono blocks at `sample_rate` Hz; memory does not grow with its length.
+  """Yields a whole file as (n,) float32 mono blocks at `sample_rate` Hz; memory does not grow with
+  its length.
 
-  Raises UserError naming the file and the reason if it cannot be decoded, is empty or holds NaN, after the blocks
-  before the damage.
+  Raises UserError naming the file and the reason if it cannot be decoded, is empty or holds NaN,
+  after the blocks before the damage.
   """
   try:
     with _open(path) as file:
@@ -246,5 +276,6 @@ def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
 
 
 def load_audio(path: str, sample_rate: int) -> np.ndarray:
-  """(N,) float32 mono waveform of a whole file at `sample_rate` Hz. Raises UserError as `read_blocks`."""
+  """(N,) float32 mono waveform of a whole file at `sample_rate` Hz. Raises UserError as
+  `read_blocks`."""
   return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, sample_rate)])

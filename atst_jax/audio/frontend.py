@@ -1,6 +1,7 @@
 """Log-mel front-ends in numpy: the only mel spectrogram in the repository.
 
-`T` frames, `F` mel bins. Values are dB, 10·log10(max(power, 1e-10)), neither clamped nor normalised.
+`T` frames, `F` mel bins. Values are dB, 10·log10(max(power, 1e-10)), neither clamped nor
+normalised.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ BLOCK_FRAMES = 128  # frames transformed at a time: what they need stays in a co
 
 @dataclasses.dataclass(frozen=True)
 class FrontEnd:
-  """Parameters of a log-mel spectrogram; frames are centred, edges reflected, windows periodic, power spectrum."""
+  """Parameters of a log-mel spectrogram; frames are centred, edges reflected, windows periodic,
+  power spectrum."""
 
   name: str
   sample_rate: int  # Hz
@@ -36,7 +38,8 @@ class FrontEnd:
 
   @property
   def hash(self) -> str:
-    """16 hexadecimal digits over every parameter but the name. Two front-ends are the same if these agree."""
+    """16 hexadecimal digits over every parameter but the name. Two front-ends are the same if these
+    agree."""
     values = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
     text = json.dumps({**values, "db_power_floor": POWER_FLOOR, "pad": "reflect"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -61,32 +64,47 @@ class FrontEnd:
     if not isinstance(values, dict):
       raise UserError(f"front-end is a {type(values).__name__}, expected its parameters")
     if set(values) != fields | {"hash"}:
-      raise UserError(f"front-end holds the keys {sorted(values)}, expected {sorted(fields | {'hash'})}")
+      raise UserError(
+        f"front-end holds the keys {sorted(values)}, expected {sorted(fields | {'hash'})}"
+      )
     frontend = cls(**{k: v for k, v in values.items() if k != "hash"})
     if frontend.hash != values["hash"]:
       raise UserError(
         f"front-end {frontend.name!r}: stored hash {values['hash']} but its parameters give {frontend.hash}"
       )
     if not frontend.is_possible:
-      raise UserError(f"front-end {frontend.name!r}: its parameters are no log-mel spectrogram's: {values}")
+      raise UserError(
+        f"front-end {frontend.name!r}: its parameters are no log-mel spectrogram's: {values}"
+      )
     return frontend
 
   @property
   def is_possible(self) -> bool:
-    """Whether types and ranges are those of a spectrogram that can be computed: it may have been read from a file."""
-    whole = {"sample_rate": 1_000_000, "n_fft": 1 << 16, "win_length": self.n_fft, "hop_length": self.n_fft,
-             "n_mels": 1 << 12}  # fmt: skip
+    """Whether types and ranges are those of a spectrogram that can be computed: it may have been
+    read from a file."""
+    whole = {
+      "sample_rate": 1_000_000,
+      "n_fft": 1 << 16,
+      "win_length": self.n_fft,
+      "hop_length": self.n_fft,
+      "n_mels": 1 << 12,
+    }
     return (
       isinstance(self.name, str)
-      and all(type(getattr(self, key)) is int and 1 <= getattr(self, key) <= most for key, most in whole.items())
+      and all(
+        type(getattr(self, key)) is int and 1 <= getattr(self, key) <= most
+        for key, most in whole.items()
+      )
       and all(type(value) in (int, float) for value in (self.f_min, self.f_max))
       and 0 <= self.f_min < self.f_max <= self.sample_rate / 2
-      and self.window in WINDOWS and self.mel_scale in ("htk", "slaney") and self.mel_norm in ("none", "slaney")
-    )  # fmt: skip
+      and self.window in WINDOWS
+      and self.mel_scale in ("htk", "slaney")
+      and self.mel_norm in ("none", "slaney")
+    )
 
 
-# The paper's, the released code's (audiossl), released BYOL-A v2's, and the difference-aware paper's, whose n_fft and
-# mel scale are not stated: 400 (no padding) and Slaney as in BYOL-A v2.
+# The paper's, the released code's (audiossl), released BYOL-A v2's, and the difference-aware
+# paper's, whose n_fft and mel scale are not stated: 400 (no padding) and Slaney as in BYOL-A v2.
 FRONTENDS = {
   frontend.name: frontend
   for frontend in (
@@ -112,8 +130,15 @@ def mel_filters(frontend: FrontEnd) -> np.ndarray:
 
   norm = None if frontend.mel_norm == "none" else frontend.mel_norm
   filters = mel(
-    sr=frontend.sample_rate, n_fft=frontend.n_fft, n_mels=frontend.n_mels, fmin=frontend.f_min, fmax=frontend.f_max,
-    htk=frontend.mel_scale == "htk", norm=norm, dtype=np.float32)  # fmt: skip
+    sr=frontend.sample_rate,
+    n_fft=frontend.n_fft,
+    n_mels=frontend.n_mels,
+    fmin=frontend.f_min,
+    fmax=frontend.f_max,
+    htk=frontend.mel_scale == "htk",
+    norm=norm,
+    dtype=np.float32,
+  )
   return np.ascontiguousarray(filters.T)
 
 
@@ -127,13 +152,16 @@ def _window(frontend: FrontEnd) -> np.ndarray:
   return np.pad(window, (before, after)).astype(np.float32)
 
 
-def log_mel(waveform: np.ndarray, frontend: FrontEnd, filters: np.ndarray | None = None) -> np.ndarray:
+def log_mel(
+  waveform: np.ndarray, frontend: FrontEnd, filters: np.ndarray | None = None
+) -> np.ndarray:
   """Log-mel spectrogram of a mono waveform at `frontend.sample_rate`.
 
   Args:
     waveform: (N,) float samples, full scale 1.0, at least `frontend.min_samples` of them.
     frontend: parameters.
-    filters: (n_fft // 2 + 1, F) mel filters, where they travel with an export; `mel_filters(frontend)` otherwise.
+    filters: (n_fft // 2 + 1, F) mel filters, where they travel with an export;
+      `mel_filters(frontend)` otherwise.
 
   Returns:
     (T, F) float32 dB, T = N // hop_length + 1.
@@ -142,13 +170,17 @@ def log_mel(waveform: np.ndarray, frontend: FrontEnd, filters: np.ndarray | None
     ValueError: the waveform is not one-dimensional or too short.
   """
   if waveform.ndim != 1 or len(waveform) < frontend.min_samples:
-    raise ValueError(f"waveform of shape {waveform.shape}: need one axis of at least {frontend.min_samples} samples")
+    raise ValueError(
+      f"waveform of shape {waveform.shape}: need one axis of at least {frontend.min_samples} samples"
+    )
   filters = mel_filters(frontend) if filters is None else filters
   padded = np.pad(waveform.astype(np.float32, copy=False), frontend.n_fft // 2, mode="reflect")
   frames = np.lib.stride_tricks.sliding_window_view(padded, frontend.n_fft)[:: frontend.hop_length]
   out = np.empty((len(frames), frontend.n_mels), np.float32)
   for start in range(0, len(frames), BLOCK_FRAMES):
-    out[start : start + BLOCK_FRAMES] = _transform(frames[start : start + BLOCK_FRAMES], frontend, filters)
+    out[start : start + BLOCK_FRAMES] = _transform(
+      frames[start : start + BLOCK_FRAMES], frontend, filters
+    )
   return out
 
 
@@ -160,24 +192,27 @@ def _transform(frames, frontend, filters):
   return 10.0 * np.log10(np.maximum((spectrum.real**2 + spectrum.imag**2) @ filters, POWER_FLOOR))
 
 
-def log_mel_blocks(pieces: Iterable[np.ndarray], frontend: FrontEnd,
-                   filters: np.ndarray | None = None) -> Iterator[np.ndarray]:  # fmt: skip
-  """Log-mel spectrogram of a waveform that comes in pieces, in memory that does not grow with its length.
+def log_mel_blocks(
+  pieces: Iterable[np.ndarray], frontend: FrontEnd, filters: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+  """Log-mel spectrogram of a waveform that comes in pieces, in memory that does not grow with its
+  length.
 
   Args:
     pieces: (n,) float32 samples each, of any lengths; together at least `frontend.min_samples`.
     frontend, filters: as of `log_mel`.
 
   Yields:
-    (t, F) float32 dB, t <= BLOCK_FRAMES. Their concatenation is `log_mel` of the concatenation, to the bit.
+    (t, F) float32 dB, t <= BLOCK_FRAMES. Their concatenation is `log_mel` of the concatenation, to
+    the bit.
 
   Raises:
     ValueError: the pieces are too short together.
   """
   filters = mel_filters(frontend) if filters is None else filters
   half, hop = frontend.n_fft // 2, frontend.hop_length
-  # Frames are transformed in the same groups as by `log_mel`, because a product's rounding depends on its rows. Half a
-  # window stays behind each group: the end of the sound is reflected.
+  # Frames are transformed in the same groups as by `log_mel`, because a product's rounding depends
+  # on its rows. Half a window stays behind each group: the end of the sound is reflected.
   group = frontend.n_fft + (BLOCK_FRAMES - 1) * hop
   held, begun = np.zeros(0, np.float32), False
   for piece in pieces:

@@ -1,4 +1,5 @@
-"""Waveforms of any rate and length as log-mel: short ones as arrays, long ones computed whenever they are read."""
+"""Waveforms of any rate and length as log-mel: short ones as arrays, long ones computed whenever
+they are read."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -14,10 +15,14 @@ HELD_FRAMES = 60_000  # ten minutes at 10 ms: 15 MB of mel are held, more are no
 
 def check_rate(sample_rate) -> None:
   """Raises UserError for what cannot be a sample rate in Hz."""
-  if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float, np.integer, np.floating)):
+  if isinstance(sample_rate, bool) or not isinstance(
+    sample_rate, (int, float, np.integer, np.floating)
+  ):
     raise UserError(f"sample_rate={sample_rate!r}: state the rate of the audio in Hz")
   if not MIN_RATE <= sample_rate <= MAX_RATE:
-    raise UserError(f"sample_rate={sample_rate}: state the rate of the audio in Hz, {MIN_RATE} to {MAX_RATE}")
+    raise UserError(
+      f"sample_rate={sample_rate}: state the rate of the audio in Hz, {MIN_RATE} to {MAX_RATE}"
+    )
 
 
 def pieces(audio, sample_rate: float, target_rate: int) -> Iterator[np.ndarray]:
@@ -29,9 +34,13 @@ def pieces(audio, sample_rate: float, target_rate: int) -> Iterator[np.ndarray]:
   check_rate(sample_rate)
   audio = np.asarray(audio)
   if audio.ndim != 1:
-    raise UserError(f"audio of shape {audio.shape}: expected one axis of samples (mix channels to mono first)")
+    raise UserError(
+      f"audio of shape {audio.shape}: expected one axis of samples (mix channels to mono first)"
+    )
   if audio.dtype.kind != "f":
-    raise UserError(f"audio of {audio.dtype}: expected floats of full scale 1.0 (divide 16-bit integers by 32768)")
+    raise UserError(
+      f"audio of {audio.dtype}: expected floats of full scale 1.0 (divide 16-bit integers by 32768)"
+    )
   stream = None
   if sample_rate != target_rate:
     import soxr
@@ -67,11 +76,14 @@ class LongMel:
 Mel = np.ndarray | LongMel
 
 
-def mel_of(waveform: Callable[[], Iterable[np.ndarray]], frontend: FrontEnd, filters: np.ndarray | None) -> Mel:
+def mel_of(
+  waveform: Callable[[], Iterable[np.ndarray]], frontend: FrontEnd, filters: np.ndarray | None
+) -> Mel:
   """The log-mel of a sound: an array of at most HELD_FRAMES, or a LongMel.
 
   Args:
-    waveform: gives the sound's (n,) pieces at the front-end's rate from the start, each time it is called.
+    waveform: gives the sound's (n,) pieces at the front-end's rate from the start, each time it is
+      called.
 
   Raises:
     UserError: fewer samples than the front-end needs.
@@ -91,8 +103,10 @@ def mel_of(waveform: Callable[[], Iterable[np.ndarray]], frontend: FrontEnd, fil
     except ValueError as error:
       if isinstance(error, UserError) or read >= frontend.min_samples:
         raise
-      raise UserError(f"audio of {read} samples at {frontend.sample_rate} Hz; at least {frontend.min_samples} are "
-                      "needed") from error  # fmt: skip
+      raise UserError(
+        f"audio of {read} samples at {frontend.sample_rate} Hz; at least {frontend.min_samples} are "
+        "needed"
+      ) from error
 
   held, frames, peak = [], 0, -np.inf
   for block in blocks():

@@ -1,7 +1,8 @@
 """Prepared datasets on disk: shards of log-mel clips and the `dataset.json` that describes them.
 
-A shard is an uncompressed TFRecord file of `tf.train.Example` with the features `mel` (bytes, float16 dB, (T, F)
-row-major), `num_frames`, `id` and, where known, `label` or `labels` (ints), `fold`, `split`, `group`.
+A shard is an uncompressed TFRecord file of `tf.train.Example` with the features `mel` (bytes,
+float16 dB, (T, F) row-major), `num_frames`, `id` and, where known, `label` or `labels` (ints),
+`fold`, `split`, `group`.
 """
 
 import dataclasses
@@ -15,18 +16,33 @@ import numpy as np
 
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.schema import SCHEMA_VERSION, STATISTICS, check_manifest
-from atst_jax.data.tfrecord import RecordError, decode_example, encode_example, frame_record, read_records
+from atst_jax.data.tfrecord import (
+  RecordError,
+  decode_example,
+  encode_example,
+  frame_record,
+  read_records,
+)
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 MANIFEST = "dataset.json"
-FEATURES = {"mel": bytes, "num_frames": list, "id": bytes, "label": list, "labels": list, "fold": list, "split": bytes,
-            "group": bytes}  # fmt: skip
+FEATURES = {
+  "mel": bytes,
+  "num_frames": list,
+  "id": bytes,
+  "label": list,
+  "labels": list,
+  "fold": list,
+  "split": bytes,
+  "group": bytes,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """One prepared clip. `labels` are indices into the dataset's label names; `fold` is -1 where there is none."""
+  """One prepared clip. `labels` are indices into the dataset's label names; `fold` is -1 where
+  there is none."""
 
   id: str
   mel: np.ndarray  # (T, F) float16 dB
@@ -64,10 +80,14 @@ class Clip:
           raise ValueError(f"feature {key!r} is missing; found {sorted(features)}")
       for key, kind in FEATURES.items():
         if key in features and not isinstance(features[key], kind):
-          raise TypeError(f"feature {key!r} holds {type(features[key]).__name__}, expected {kind.__name__}")
+          raise TypeError(
+            f"feature {key!r} holds {type(features[key]).__name__}, expected {kind.__name__}"
+          )
       (frames,) = features["num_frames"]
       if not frames or len(features["mel"]) != 2 * frames * n_mels:
-        raise ValueError(f"mel of {len(features['mel'])} bytes is not {frames} frames of {n_mels} float16")
+        raise ValueError(
+          f"mel of {len(features['mel'])} bytes is not {frames} frames of {n_mels} float16"
+        )
       (fold,) = features.get("fold", [-1])
       return cls(
         id=features["id"].decode(),
@@ -102,15 +122,19 @@ class Dataset:
 
   @classmethod
   def described(cls, root: str) -> "Dataset":
-    """Reads `root/dataset.json`, whose shards may be damaged or missing. Raises UserError, as `load`.
+    """Reads `root/dataset.json`, whose shards may be damaged or missing. Raises UserError, as
+    `load`.
 
-    What it says may come from anywhere: names stay in the folder, and no number asks for memory that no file backs.
+    What it says may come from anywhere: names stay in the folder, and no number asks for memory
+    that no file backs.
     """
     path = os.path.join(root, MANIFEST)
     if not storage.is_file(path):
-      raise UserError(f"{path} does not exist: {root!r} is not a prepared dataset, or its preparation has not ended; "
-                      f"`python -m data_pipeline.prepare --input=DIR --output={root} --frontend=atst` "
-                      "makes one")  # fmt: skip
+      raise UserError(
+        f"{path} does not exist: {root!r} is not a prepared dataset, or its preparation has not ended; "
+        f"`python -m data_pipeline.prepare --input=DIR --output={root} --frontend=atst` "
+        "makes one"
+      )
     try:
       manifest = storage.read_json(path)
       version = manifest["schema"]
@@ -126,7 +150,9 @@ class Dataset:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       if isinstance(error, UserError):
         raise
-      raise UserError(f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})") from error
+      raise UserError(
+        f"{path}: not a dataset.json of this schema ({type(error).__name__}: {error})"
+      ) from error
     return cls(root, manifest, frontend)
 
   @classmethod
@@ -140,16 +166,21 @@ class Dataset:
     sizes = storage.sizes([shard.path for shard in shards], root)
     missing = [shard.path for shard, size in zip(shards, sizes, strict=True) if size < 0]
     if missing:
-      raise UserError(f"{root}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}; "
-                      "run the same `prepare` command again to rebuild them")  # fmt: skip
+      raise UserError(
+        f"{root}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}; "
+        "run the same `prepare` command again to rebuild them"
+      )
     for shard, size in zip(shards, sizes, strict=True):
       if size != shard.num_bytes:
-        raise UserError(f"{shard.path}: {size} bytes, {shard.num_bytes} expected for its "
-                        f"{shard.num_clips} clips; delete it and run the same `prepare` command again")  # fmt: skip
+        raise UserError(
+          f"{shard.path}: {size} bytes, {shard.num_bytes} expected for its "
+          f"{shard.num_clips} clips; delete it and run the same `prepare` command again"
+        )
     return dataset
 
   def shards(self, split: str) -> list[Shard]:
-    """The shards of a split in their order. Raises UserError for an unknown split, listing those there are."""
+    """The shards of a split in their order. Raises UserError for an unknown split, listing those
+    there are."""
     splits = self.manifest["splits"]
     if split not in splits:
       raise UserError(f"{self.root}: no split {split!r}; there are {', '.join(sorted(splits))}")
@@ -163,11 +194,14 @@ class Dataset:
     return sum(shard.num_clips for shard in self.shards(split))
 
   def check_frontend(self, frontend: FrontEnd, encoder: str) -> None:
-    """Raises UserError if the shards hold another spectrogram than an encoder expects, which `encoder` names."""
+    """Raises UserError if the shards hold another spectrogram than an encoder expects, which
+    `encoder` names."""
     if self.frontend.hash != frontend.hash:
-      raise UserError(f"{self.root} was prepared with the front-end {self.frontend.name!r} ({self.frontend.hash}), the "
-                      f"encoder {encoder} expects {frontend.name!r} ({frontend.hash}); prepare the data with "
-                      f"--frontend={frontend.name}")  # fmt: skip
+      raise UserError(
+        f"{self.root} was prepared with the front-end {self.frontend.name!r} ({self.frontend.hash}), the "
+        f"encoder {encoder} expects {frontend.name!r} ({frontend.hash}); prepare the data with "
+        f"--frontend={frontend.name}"
+      )
 
   def min_frames(self, split: str) -> int:
     """Frames of the shortest clip of a split."""
@@ -175,7 +209,9 @@ class Dataset:
 
   def fingerprint(self, split: str) -> str:
     """16 hexadecimal digits over the contents of a split's shards."""
-    return hashlib.sha256("".join(shard.sha256 for shard in self.shards(split)).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+      "".join(shard.sha256 for shard in self.shards(split)).encode()
+    ).hexdigest()[:16]
 
   @property
   def splits(self) -> list[str]:
@@ -189,7 +225,8 @@ class Dataset:
 
   @property
   def statistics(self) -> dict:
-    """Over the training split: `min`, `max`, `mean`, `std` in dB, `log_mean`, `log_std` of ln(power + 2^-23) in nepers.
+    """Over the training split: `min`, `max`, `mean`, `std` in dB, `log_mean`, `log_std` of ln(power
+    + 2^-23) in nepers.
 
     Raises UserError where they are missing.
     """
@@ -199,12 +236,15 @@ class Dataset:
         f"{self.root}: {MANIFEST} holds no statistics; run `python -m data_pipeline.prepare stats {self.root}`"
       )
     if missing := set(STATISTICS) - set(statistics):
-      raise UserError(f"{self.root}: {MANIFEST} lacks the statistics {', '.join(sorted(missing))} (an older version "
-                      f"wrote it); run `python -m data_pipeline.prepare stats {self.root}`")  # fmt: skip
+      raise UserError(
+        f"{self.root}: {MANIFEST} lacks the statistics {', '.join(sorted(missing))} (an older version "
+        f"wrote it); run `python -m data_pipeline.prepare stats {self.root}`"
+      )
     return statistics
 
   def clips(self, split: str) -> Iterator[Clip]:
-    """All clips of a split in shard order. Raises RecordError on damage or when a shard holds another count."""
+    """All clips of a split in shard order. Raises RecordError on damage or when a shard holds
+    another count."""
     for shard in self.shards(split):
       yield from self.shard_clips(shard)
 
@@ -214,10 +254,14 @@ class Dataset:
     for number, data in enumerate(read_records(shard.path)):
       clip = Clip.decode(data, self.frontend.n_mels, f"{shard.path}: record {number}")
       if not all(0 <= label < len(self.label_names) for label in clip.labels):
-        raise RecordError(f"{shard.path}: record {number}: labels {clip.labels} of {len(self.label_names)} classes")
+        raise RecordError(
+          f"{shard.path}: record {number}: labels {clip.labels} of {len(self.label_names)} classes"
+        )
       yield clip
     if number + 1 != shard.num_clips:
-      raise RecordError(f"{shard.path}: {number + 1} clips, {shard.num_clips} expected; cut on a record boundary?")
+      raise RecordError(
+        f"{shard.path}: {number + 1} clips, {shard.num_clips} expected; cut on a record boundary?"
+      )
 
 
 def write_shard(path: str, payloads: Iterable[bytes]) -> Shard:

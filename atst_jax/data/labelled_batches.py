@@ -1,10 +1,11 @@
 """Batches of labelled clips of one division of a data set: any clips of any shards, in any order.
 
-Pre-training reads whole splits in streams (`input_pipeline`). A division may be every clip of nine folds of ten, and a
-labelled set fits a host: so a batch is a list of clips, read from their places.
+Pre-training reads whole splits in streams (`input_pipeline`). A division may be every clip of nine
+folds of ten, and a labelled set fits a host: so a batch is a list of clips, read from their places.
 
-The global batch of step s is a pure function of (seed, s), whatever the number of processes: every epoch is a
-permutation drawn from (seed, epoch) and cut into whole batches; what is left over differs from epoch to epoch.
+The global batch of step s is a pure function of (seed, s), whatever the number of processes: every
+epoch is a permutation drawn from (seed, epoch) and cut into whole batches; what is left over
+differs from epoch to epoch.
 """
 
 import collections
@@ -23,7 +24,8 @@ from atst_jax.util.errors import UserError
 
 
 class ClipReader:
-  """Reads clips by their number in the order of `features.clips`, cropped centrally or padded with zeros.
+  """Reads clips by their number in the order of `features.clips`, cropped centrally or padded with
+  zeros.
 
   Args:
     dataset: a prepared set.
@@ -35,12 +37,13 @@ class ClipReader:
     self._first = np.cumsum([0] + [shard.num_clips for shard in self._shards])
     self._n_mels, self._frames = dataset.frontend.n_mels, frames
     self._indices: dict[int, Index] = {}
-    self._damage = Damage(0.0, int(self._first[-1]))  # a clip in another's place would have another label
+    # a clip in another's place would have another label
+    self._damage = Damage(0.0, int(self._first[-1]))
     self._threads = STORE_THREADS if storage.is_remote(dataset.root) else 1
 
   def batches(self, clips: Iterable[np.ndarray], targets: np.ndarray) -> Iterator[dict]:
-    """A batch for each array of clips, made ahead of its use: {"mel": (B, T, F) float16 dB, "length": (B,) int32,
-    "target": (B, C) uint8, their rows of `targets`}.
+    """A batch for each array of clips, made ahead of its use: {"mel": (B, T, F) float16 dB,
+    "length": (B,) int32, "target": (B, C) uint8, their rows of `targets`}.
 
     Raises RecordError or StoreError where a clip cannot be read.
     """
@@ -63,7 +66,9 @@ class ClipReader:
       rows[int(shard)].append(row)
 
     def fill(shard):
-      reader = ShardReader(self._shards[shard], self._n_mels, self._damage, self._indices.get(shard))
+      reader = ShardReader(
+        self._shards[shard], self._n_mels, self._damage, self._indices.get(shard)
+      )
       with contextlib.closing(reader):
         self._indices[shard] = reader.index
         for row in rows[shard]:
@@ -83,7 +88,9 @@ def epoch_order(index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 def steps_per_epoch(clips: int, batch_size: int) -> int:
   """Whole batches. Raises UserError if there is none."""
   if clips < batch_size:
-    raise UserError(f"{clips} clips to train on are less than one batch of {batch_size}; lower --config.batch_size")
+    raise UserError(
+      f"{clips} clips to train on are less than one batch of {batch_size}; lower --config.batch_size"
+    )
   return clips // batch_size
 
 
@@ -100,7 +107,8 @@ def train_clips(index, *, batch_size, seed, start_step, rows) -> Iterator[np.nda
 
 
 def all_clips(index, *, batch_size, rows) -> Iterator[np.ndarray]:
-  """Clips of this process's rows of batches that hold each clip once; the last one is filled up with its last clip."""
+  """Clips of this process's rows of batches that hold each clip once; the last one is filled up
+  with its last clip."""
   start, stop = rows
   for first in range(0, len(index), batch_size):
     batch = index[first : first + batch_size]

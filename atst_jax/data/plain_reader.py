@@ -12,12 +12,20 @@ import google_crc32c
 import numpy as np
 
 from atst_jax.data.dataset import Clip, Shard
-from atst_jax.data.tfrecord import CHECKSUM, RecordError, file_size, find_feature, masked, read_length
+from atst_jax.data.tfrecord import (
+  CHECKSUM,
+  RecordError,
+  file_size,
+  find_feature,
+  masked,
+  read_length,
+)
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.logs import log
 
-HEAD_BYTES = 512  # of a record: what comes before the spectrogram lies in them, or else the record is read whole
+# of a record: what comes before the spectrogram lies in them, or else the record is read whole
+HEAD_BYTES = 512
 
 
 class Span(NamedTuple):
@@ -30,7 +38,8 @@ class Span(NamedTuple):
 
 
 class Index:
-  """The spans of a shard's clips, found by reading the heads of its records; of what is broken, the reason."""
+  """The spans of a shard's clips, found by reading the heads of its records; of what is broken, the
+  reason."""
 
   def __init__(self, shard: Shard, n_mels: int, file: IO[bytes]):
     self.shard, self.n_mels = shard, n_mels
@@ -116,14 +125,17 @@ class ShardReader:
     try:
       yield
     except OSError as error:
-      raise StoreError(f"{self.shard.path}: cannot be read ({error.strerror or error}); run the same "
-                               "command again when it can") from error  # fmt: skip
+      raise StoreError(
+        f"{self.shard.path}: cannot be read ({error.strerror or error}); run the same "
+        "command again when it can"
+      ) from error
 
   def read(self, number: int, where: np.float32, out: np.ndarray) -> tuple[int, int]:
-    """Reads a clip into `out`, (T, F) float16: padded with zeros, or the window that begins at the share `where` of
-    what is too long. Returns (its valid frames, the number of the record taken).
+    """Reads a clip into `out`, (T, F) float16: padded with zeros, or the window that begins at the
+    share `where` of what is too long. Returns (its valid frames, the number of the record taken).
 
-    A broken record is replaced by a sound one of the shard, always by the same, if some damage is allowed.
+    A broken record is replaced by a sound one of the shard, always by the same, if some damage is
+    allowed.
 
     Raises UserError: no record is sound, or too many are not.
     """
@@ -134,18 +146,25 @@ class ShardReader:
         return self._read(record, where, out), record
       except RecordError as error:
         self.damage.add(self.shard.path, record, error)
-      if others is None:  # an order of its own for each number: a lost part is replaced by all of the rest
+      # an order of its own for each number: a lost part is replaced by all of the rest
+      if others is None:
         draws = np.random.Philox(key=[number, 0]).random_raw(len(self.index.spans))
         others = iter(np.argsort(draws, kind="stable").tolist())
       if (following := next(others, None)) is None:
         break
       record = following
-    raise UserError(f"{self.shard.path}: no sound record; run `python -m data_pipeline.prepare repair`")
+    raise UserError(
+      f"{self.shard.path}: no sound record; run `python -m data_pipeline.prepare repair`"
+    )
 
   def centre(self, number: int, frames: int) -> np.float32:
     """The share `where` with which `read` takes the central window of so many frames."""
     span = self.index.spans[number]
-    extra = 0 if isinstance(span, RecordError) else max(span.mel_size // (2 * self.index.n_mels) - frames, 0)
+    extra = (
+      0
+      if isinstance(span, RecordError)
+      else max(span.mel_size // (2 * self.index.n_mels) - frames, 0)
+    )
     return np.float32((extra // 2 + 0.5) / (extra + 1))
 
   def clip(self, number: int) -> Clip:
@@ -158,8 +177,8 @@ class ShardReader:
     return Clip.decode(payload.tobytes(), self.index.n_mels, f"{self.shard.path}: record {number}")
 
   def _fill(self, offset: int, *parts: np.ndarray) -> int:
-    """Reads what follows `offset` into the parts, by one system call if the file is here. Returns the bytes read, less
-    than asked for only where the file ends."""
+    """Reads what follows `offset` into the parts, by one system call if the file is here. Returns
+    the bytes read, less than asked for only where the file ends."""
     with self._named():
       if isinstance(self._file, io.FileIO) and hasattr(os, "preadv"):
         got = os.preadv(self._file.fileno(), parts, offset)  # type: ignore[arg-type]  # arrays are buffers
@@ -198,7 +217,8 @@ class ShardReader:
 
 
 class Damage:
-  """Counts the broken records of a run, each once, and says when there are too many. Used from several threads.
+  """Counts the broken records of a run, each once, and says when there are too many. Used from
+  several threads.
 
   Args:
     share: of the clips that may be broken; at 0 the first one is an error.
@@ -218,7 +238,13 @@ class Damage:
         return
       self._found.add((path, record))
       if len(self._found) > self.allowed:
-        raise UserError(f"{error}: {len(self._found)} damaged clips, data.max_damaged allows {self.allowed}; run "
-                        "`python -m data_pipeline.prepare repair`, or raise it")  # fmt: skip
-      log.warning("%s; another clip of the shard takes its place, %d of this run so far (allowed: %d)", error,
-                  len(self._found), self.allowed)  # fmt: skip
+        raise UserError(
+          f"{error}: {len(self._found)} damaged clips, data.max_damaged allows {self.allowed}; run "
+          "`python -m data_pipeline.prepare repair`, or raise it"
+        )
+      log.warning(
+        "%s; another clip of the shard takes its place, %d of this run so far (allowed: %d)",
+        error,
+        len(self._found),
+        self.allowed,
+      )

@@ -1,4 +1,5 @@
-"""What a `dataset.json` may hold. It may come from anywhere, so everything that is used is checked here first."""
+"""What a `dataset.json` may hold. It may come from anywhere, so everything that is used is checked
+here first."""
 
 import re
 
@@ -7,13 +8,16 @@ SPLIT = r"[A-Za-z][A-Za-z0-9_]{0,63}"  # it becomes a part of file names
 MOST_DECIBELS = 1e6  # of statistics: float16 ends at 65504
 RECORD_BYTES = 16  # of a record's frame: no file holds more records than a sixteenth of its bytes
 STATISTICS = ("min", "max", "mean", "std", "log_mean", "log_std")
-TABLES = ("seconds", "levels", "sample_rates", "reasons")  # among the counts; the others are whole numbers
+# among the counts; the others are whole numbers
+TABLES = ("seconds", "levels", "sample_rates", "reasons")
 LEVEL_STEP = 5  # dB, of the histogram of clips' levels
-TOTALS = ("num_clips", "num_files", "num_frames", "min_frames", "max_frames")  # of a split; whole numbers
+# of a split; whole numbers
+TOTALS = ("num_clips", "num_files", "num_frames", "min_frames", "max_frames")
 
 
 def is_number(value, *kinds: type) -> bool:
-  """Whether a JSON value is a finite number of these kinds: to Python True is 1, and NaN is JSON."""
+  """Whether a JSON value is a finite number of these kinds: to Python True is 1, and NaN is
+  JSON."""
   return type(value) in kinds and abs(value) < float("inf")
 
 
@@ -22,7 +26,8 @@ def _is_counts(value) -> bool:
 
 
 def _is_text(value) -> bool:
-  """Whether it can be written again: JSON can escape halves of characters, which UTF-8 cannot hold."""
+  """Whether it can be written again: JSON can escape halves of characters, which UTF-8 cannot
+  hold."""
   return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
@@ -37,7 +42,11 @@ def _check_split(name: str, split: dict) -> None:
     file, clips, size = shard["file"], shard["num_clips"], shard["num_bytes"]
     if not re.fullmatch(r"[^/\\\x00]+\.tfrecord", file):
       raise ValueError(f"the shard {file!r} is not the name of a .tfrecord in the folder")
-    if not is_number(clips, int) or not is_number(size, int) or not 1 <= clips <= size // RECORD_BYTES:
+    if (
+      not is_number(clips, int)
+      or not is_number(size, int)
+      or not 1 <= clips <= size // RECORD_BYTES
+    ):
       raise ValueError(f"the shard {file!r} has {clips!r} clips in {size!r} bytes")
     if not re.fullmatch(r"[0-9a-f]{64}", shard["sha256"]):
       raise ValueError(f"the shard {file!r} has the sha256 {shard['sha256']!r}")
@@ -50,8 +59,13 @@ def _check_split(name: str, split: dict) -> None:
 
 def _check_counts(counts: dict) -> None:
   for key, value in counts.items():
-    if not (all(map(_is_counts, value.values())) if key == "coverage" else _is_counts(value) if key in TABLES
-            else is_number(value, int)):  # fmt: skip
+    if not (
+      all(map(_is_counts, value.values()))
+      if key == "coverage"
+      else _is_counts(value)
+      if key in TABLES
+      else is_number(value, int)
+    ):
       raise ValueError(f"counts: {key} holds something else than whole numbers")
   for key in ("seconds", "levels", "sample_rates"):
     if not all(re.fullmatch(r"-?[0-9]{1,12}", edge) for edge in counts.get(key, {})):
@@ -59,7 +73,8 @@ def _check_counts(counts: dict) -> None:
 
 
 def check_manifest(manifest: dict) -> None:
-  """Raises ValueError, KeyError, TypeError or AttributeError for what the rest of the code could not work with.
+  """Raises ValueError, KeyError, TypeError or AttributeError for what the rest of the code could
+  not work with.
 
   Names of shards and splits stay in the folder; no number asks for memory that no file backs.
   """
@@ -72,7 +87,9 @@ def check_manifest(manifest: dict) -> None:
   if not isinstance(statistics, dict):
     raise TypeError(f"statistics is a {type(statistics).__name__}, not a table")
   for key in STATISTICS:
-    if key in statistics and not (is_number(statistics[key], int, float) and abs(statistics[key]) < MOST_DECIBELS):
+    if key in statistics and not (
+      is_number(statistics[key], int, float) and abs(statistics[key]) < MOST_DECIBELS
+    ):
       raise ValueError(f"the statistics say {key} {statistics[key]!r}")
   if not _is_text(manifest.get("name", "")):
     raise TypeError("name is not a text")

@@ -1,7 +1,8 @@
-"""TFRecord files of `tf.train.Example` messages with bytes and int64 features, read and written in plain Python.
+"""TFRecord files of `tf.train.Example` messages with bytes and int64 features, read and written in
+plain Python.
 
-Neither TensorFlow nor protobuf is needed: the framing and the field types used are a few lines each, and the bytes
-written depend on nothing but their content.
+Neither TensorFlow nor protobuf is needed: the framing and the field types used are a few lines
+each, and the bytes written depend on nothing but their content.
 """
 
 import itertools
@@ -18,7 +19,8 @@ from atst_jax.util.errors import UserError
 
 
 class RecordError(UserError):
-  """A shard that is damaged, foreign or of another schema; the message names the file and the record."""
+  """A shard that is damaged, foreign or of another schema; the message names the file and the
+  record."""
 
 
 CHECKSUM = "{path}: record {number}: checksum of the data does not match"
@@ -56,7 +58,8 @@ def encode_example(features: dict[str, bytes | str | int | list[int]]) -> bytes:
 
 
 def _read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
-  """(value below 2^64, where the next thing begins). Raises ValueError beyond 10 bytes, IndexError at the end."""
+  """(value below 2^64, where the next thing begins). Raises ValueError beyond 10 bytes, IndexError
+  at the end."""
   value = 0
   for shift in range(0, 70, 7):
     byte = data[position]
@@ -99,9 +102,11 @@ def _ints(payload: int | memoryview) -> list[int]:
 
 
 def find_feature(data: bytes, key: bytes) -> tuple[int, int]:
-  """(offset, bytes) of a feature of bytes in a serialised tf.train.Example, of which the beginning up to it suffices.
+  """(offset, bytes) of a feature of bytes in a serialised tf.train.Example, of which the beginning
+  up to it suffices.
 
-  Raises KeyError if it is not there, ValueError or IndexError on bytes that are malformed or end before it.
+  Raises KeyError if it is not there, ValueError or IndexError on bytes that are malformed or end
+  before it.
   """
 
   def enter(position, field):
@@ -125,7 +130,8 @@ def find_feature(data: bytes, key: bytes) -> tuple[int, int]:
 
 
 def decode_example(data: bytes) -> dict[str, bytes | list[int]]:
-  """Parses a tf.train.Example of bytes and int64 features. Raises ValueError or IndexError on malformed bytes."""
+  """Parses a tf.train.Example of bytes and int64 features. Raises ValueError or IndexError on
+  malformed bytes."""
   features: dict[str, bytes | list[int]] = {}
   for number, payload in _fields(memoryview(data)):
     if number != 1:
@@ -156,11 +162,17 @@ def _masked_crc(data: bytes) -> int:
 def frame_record(payload: bytes) -> bytes:
   """One TFRecord: length, masked CRC32-C of the length, payload, masked CRC32-C of the payload."""
   length = struct.pack("<Q", len(payload))
-  return length + struct.pack("<I", _masked_crc(length)) + payload + struct.pack("<I", _masked_crc(payload))
+  return (
+    length
+    + struct.pack("<I", _masked_crc(length))
+    + payload
+    + struct.pack("<I", _masked_crc(payload))
+  )
 
 
 def read_records(path: str) -> Iterator[bytes]:
-  """Yields the payloads of a TFRecord file. Raises RecordError naming file and record at the first damage."""
+  """Yields the payloads of a TFRecord file. Raises RecordError naming file and record at the first
+  damage."""
   for _, payload, problem in scan_records(path):
     if problem:
       raise problem
@@ -175,19 +187,23 @@ def file_size(file: IO[bytes]) -> int:
 
 
 def read_length(file: IO[bytes], path: str, number: int) -> int | None:
-  """Bytes of the payload that follows in a TFRecord file, or None at the end. Raises RecordError."""
+  """Bytes of the payload that follows in a TFRecord file, or None at the end. Raises
+  RecordError."""
   header = file.read(12)
   if not header:
     return None
   if number == 0 and header[:2] == b"\x1f\x8b":
     raise RecordError(f"{path}: is gzip-compressed; shards are uncompressed TFRecords")
   if len(header) < 12 or struct.unpack("<I", header[8:])[0] != _masked_crc(header[:8]):
-    raise RecordError(f"{path}: record {number}: damaged length (file cut short, or not a TFRecord)")
+    raise RecordError(
+      f"{path}: record {number}: damaged length (file cut short, or not a TFRecord)"
+    )
   return struct.unpack("<Q", header[:8])[0]
 
 
 def scan_records(path: str) -> Iterator[tuple[int, bytes, RecordError | None]]:
-  """Yields (number, payload, what is wrong with it) of every record; the file is lost from a damaged length on."""
+  """Yields (number, payload, what is wrong with it) of every record; the file is lost from a
+  damaged length on."""
   with storage.open_binary(path) as file:
     end = file_size(file)
     for number in itertools.count():
@@ -206,4 +222,8 @@ def scan_records(path: str) -> Iterator[tuple[int, bytes, RecordError | None]]:
         yield number, b"", RecordError(f"{path}: record {number}: file ends inside the record")
         return
       sound = struct.unpack("<I", crc)[0] == _masked_crc(payload)
-      yield number, payload, None if sound else RecordError(CHECKSUM.format(path=path, number=number))
+      yield (
+        number,
+        payload,
+        None if sound else RecordError(CHECKSUM.format(path=path, number=number)),
+      )

@@ -1,4 +1,5 @@
-"""BgKnown: whether what is left of a mixture's vector, once that of its background is subtracted, tells the foreground.
+"""BgKnown: whether what is left of a mixture's vector, once that of its background is subtracted,
+tells the foreground.
 
 Source: the difference-aware paper (5.2, Table 1). `data_pipeline.bgknown` makes the set.
 """
@@ -30,7 +31,8 @@ from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
 FREE_KEYS = ("encoder", "data.path")  # params_hash and data.fingerprint say what they are
-CONDITIONS = {"mix": "Mix", "a": "(a) 100%", "b": "(b) 50%", "c": "(c) 0%"}  # folder of the set -> the paper's name
+# folder of the set -> the paper's name
+CONDITIONS = {"mix": "Mix", "a": "(a) 100%", "b": "(b) 50%", "c": "(c) 0%"}
 VECTORS = ("y", "last", "all")
 BASELINES = ("random", "mel")
 COUNTS = ("epochs", "batch_size", "patience")  # of the probe
@@ -38,25 +40,37 @@ BENCHMARK = "bgknown_esc50"  # what the published scores are of
 
 
 def load(root: str) -> dict[str, Dataset]:
-  """The four sets of `data_pipeline.bgknown`. Raises UserError unless they are of the same mixtures."""
+  """The four sets of `data_pipeline.bgknown`. Raises UserError unless they are of the same
+  mixtures."""
   if not storage.is_folder(os.path.join(root, "mix")):
-    raise UserError(f"--config.data.path={root} holds no folder `mix`: it is not a set of known backgrounds; make one "
-                    "with `python -m data_pipeline.bgknown`")  # fmt: skip
+    raise UserError(
+      f"--config.data.path={root} holds no folder `mix`: it is not a set of known backgrounds; make one "
+      "with `python -m data_pipeline.bgknown`"
+    )
   sets = {condition: Dataset.load(os.path.join(root, condition)) for condition in CONDITIONS}
   made_of = {key: dataset.manifest["preparation"].get("mixtures") for key, dataset in sets.items()}
-  if len({*made_of.values()}) > 1 or None in made_of.values() or len({d.frontend.hash for d in sets.values()}) > 1:
-    raise UserError(f"the sets in {root} are not of the same mixtures or front-end: {made_of}; make them again with "
-                    "`python -m data_pipeline.bgknown`")  # fmt: skip
+  if (
+    len({*made_of.values()}) > 1
+    or None in made_of.values()
+    or len({d.frontend.hash for d in sets.values()}) > 1
+  ):
+    raise UserError(
+      f"the sets in {root} are not of the same mixtures or front-end: {made_of}; make them again with "
+      "`python -m data_pipeline.bgknown`"
+    )
   return sets
 
 
 def read_labels(sets: dict[str, Dataset]) -> features.Labels:
-  """What is known of the mixtures. Raises UserError if a set has other clips, or has them in another order."""
+  """What is known of the mixtures. Raises UserError if a set has other clips, or has them in
+  another order."""
   found = {condition: features.read_labels(dataset) for condition, dataset in sets.items()}
   for condition, labels in found.items():
     if labels.ids != found["mix"].ids or not np.array_equal(labels.targets, found["mix"].targets):
-      raise UserError(f"{sets[condition].root} holds other clips or labels than {sets['mix'].root}; make the sets "
-                      "again with `python -m data_pipeline.bgknown`")  # fmt: skip
+      raise UserError(
+        f"{sets[condition].root} holds other clips or labels than {sets['mix'].root}; make the sets "
+        "again with `python -m data_pipeline.bgknown`"
+      )
   return found["mix"]
 
 
@@ -66,28 +80,42 @@ def fingerprint(sets: dict[str, Dataset]) -> str:
 
 
 def resolve(config: ConfigDict, model: Model, sets: dict[str, Dataset]) -> ConfigDict:
-  """Fills the placeholders from encoder and data, and checks values. Raises UserError with key, value and remedy."""
+  """Fills the placeholders from encoder and data, and checks values. Raises UserError with key,
+  value and remedy."""
   sets["mix"].check_frontend(model.frontend, config.encoder)
   config = config.copy_and_resolve_references()
-  for key, section, value, source in (("params_hash", config, model.config["params_hash"], "encoder"),
-                                      ("fingerprint", config.data, fingerprint(sets), "data.path")):  # fmt: skip
+  for key, section, value, source in (
+    ("params_hash", config, model.config["params_hash"], "encoder"),
+    ("fingerprint", config.data, fingerprint(sets), "data.path"),
+  ):
     if section[key] not in (None, value):
-      raise UserError(f"{key} is set to {section[key]}, but what --config.{source} names has {value}; leave it out")
+      raise UserError(
+        f"{key} is set to {section[key]}, but what --config.{source} names has {value}; leave it out"
+      )
     section[key] = value
-  config.statistics = config.statistics or ("data" if model.config["encoder"]["kind"] == "cnn" else "encoder")
-  for key, value, choices in (("protocol", config.protocol, ("difference",)),
-                              ("statistics", config.statistics, ("encoder", "data")),
-                              ("probe.monitor", config.probe.monitor, evar_probe.MONITORS)):  # fmt: skip
+  config.statistics = config.statistics or (
+    "data" if model.config["encoder"]["kind"] == "cnn" else "encoder"
+  )
+  for key, value, choices in (
+    ("protocol", config.protocol, ("difference",)),
+    ("statistics", config.statistics, ("encoder", "data")),
+    ("probe.monitor", config.probe.monitor, evar_probe.MONITORS),
+  ):
     if value not in choices:
       raise UserError(f"--config.{key}={value}: choose one of {', '.join(choices)}")
   if not config.vectors or not set(config.vectors) <= set(VECTORS):
     raise UserError(f"--config.vectors={config.vectors}: choose from {', '.join(VECTORS)}")
   if not set(config.baselines) <= set(BASELINES):
-    raise UserError(f"--config.baselines={config.baselines}: choose from {', '.join(BASELINES)}, or () for none")
+    raise UserError(
+      f"--config.baselines={config.baselines}: choose from {', '.join(BASELINES)}, or () for none"
+    )
   rates = config.probe.learning_rates
   if not rates or rates[0] <= 0 or any(b <= a for a, b in itertools.pairwise(rates)):
     raise UserError(f"--config.probe.learning_rates={rates}: must be positive and ascending")
-  for key, value in {"seeds": config.seeds, **{f"probe.{k}": config.probe[k] for k in COUNTS}}.items():
+  for key, value in {
+    "seeds": config.seeds,
+    **{f"probe.{k}": config.probe[k] for k in COUNTS},
+  }.items():
     if value <= 0:
       raise UserError(f"--config.{key}={value}: must be positive")
   if not np.isfinite(config.weight):
@@ -95,10 +123,17 @@ def resolve(config: ConfigDict, model: Model, sets: dict[str, Dataset]) -> Confi
   return config
 
 
-def vectors(config: ConfigDict, model: Model, sets: dict[str, Dataset], ids: list[str], folder: str) -> Iterator[tuple]:
-  """Yields (name of the features, which vector, {condition: [(N, D), one for all seeds or one for each]})."""
+def vectors(
+  config: ConfigDict, model: Model, sets: dict[str, Dataset], ids: list[str], folder: str
+) -> Iterator[tuple]:
+  """Yields (name of the features, which vector, {condition: [(N, D), one for all seeds or one for
+  each]})."""
   common = {"data": config.data.fingerprint, "frontend": model.frontend.hash}
-  longest = max(split["max_frames"] for dataset in sets.values() for split in dataset.manifest["splits"].values())
+  longest = max(
+    split["max_frames"]
+    for dataset in sets.values()
+    for split in dataset.manifest["splits"].values()
+  )
 
   def embed(encoder: Model, name: str) -> dict[str, np.ndarray]:
     settings = {k: v for k, v in encoder.config.items() if k not in ("provenance", "params_hash")}
@@ -107,8 +142,9 @@ def vectors(config: ConfigDict, model: Model, sets: dict[str, Dataset], ids: lis
     for condition, dataset in sets.items():
       title = f"{name}, {CONDITIONS[condition]}"
       read = functools.partial(features.mels, dataset, len(ids), title)
-      found[condition] = features.cached(folder, {**key, "condition": condition}, title, ids,
-                                         functools.partial(vectors, read))  # fmt: skip
+      found[condition] = features.cached(
+        folder, {**key, "condition": condition}, title, ids, functools.partial(vectors, read)
+      )
     return found
 
   def each(name: str, arrays: list[dict[str, np.ndarray]]):
@@ -123,39 +159,73 @@ def vectors(config: ConfigDict, model: Model, sets: dict[str, Dataset], ids: lis
   yield from each("pre-trained", [embed(model, "pre-trained")])
   if "random" in config.baselines:
     seeds = range(config.seed, config.seed + config.seeds)
-    yield from each("random", [embed(model.reinitialized(seed), f"random {seed}") for seed in seeds])
+    yield from each(
+      "random", [embed(model.reinitialized(seed), f"random {seed}") for seed in seeds]
+    )
   if "mel" not in config.baselines:
     return
   mel = lambda condition, dataset: features.cached(
-    folder, {**common, "params": "mel", "condition": condition}, "mel", ids,
-    lambda: features.mel_statistics(features.mels(dataset, len(ids), "mel"), max_frames=longest))  # fmt: skip
-  yield "mel", "mean and std", {condition: [mel(condition, dataset)] for condition, dataset in sets.items()}
+    folder,
+    {**common, "params": "mel", "condition": condition},
+    "mel",
+    ids,
+    lambda: features.mel_statistics(features.mels(dataset, len(ids), "mel"), max_frames=longest),
+  )
+  yield (
+    "mel",
+    "mean and std",
+    {condition: [mel(condition, dataset)] for condition, dataset in sets.items()},
+  )
 
 
 def choose(x: np.ndarray, vector: str, depth: int) -> np.ndarray:
-  """(N, 2·depth·D) of all blocks, [CLS…, mean…] -> what `vector` names; "y" is the last block's CLS."""
+  """(N, 2·depth·D) of all blocks, [CLS…, mean…] -> what `vector` names; "y" is the last block's
+  CLS."""
   if vector == "all":
     return x
   last = features.last_blocks(x, depth=depth, num_blocks=1)
   return np.ascontiguousarray(last[:, : last.shape[1] // 2]) if vector == "y" else last
 
 
-def probe(arrays: list[np.ndarray], labels: features.Labels, split: Split, config: ConfigDict, score: Callable) -> dict:
+def probe(
+  arrays: list[np.ndarray],
+  labels: features.Labels,
+  split: Split,
+  config: ConfigDict,
+  score: Callable,
+) -> dict:
   """Scores of a linear probe on (N, D) vectors, shared by the seeds or one array for each."""
   c, seeds = config.probe, [config.seed + i for i in range(config.seeds)]
   own = (labels.splits == "valid").any()
   known = split.train if own else np.sort(np.concatenate([split.train, split.valid]))
-  options = {"known": known, "epochs": c.epochs, "batch_size": c.batch_size, "patience": c.patience,
-             "monitor": "loss" if labels.multi_label else c.monitor, "multi_label": labels.multi_label}  # fmt: skip
+  options = {
+    "known": known,
+    "epochs": c.epochs,
+    "batch_size": c.batch_size,
+    "patience": c.patience,
+    "monitor": "loss" if labels.multi_label else c.monitor,
+    "multi_label": labels.multi_label,
+  }
   runs = []
-  for array, group in zip(arrays, [seeds] if len(arrays) == 1 else [[seed] for seed in seeds], strict=True):
+  for array, group in zip(
+    arrays, [seeds] if len(arrays) == 1 else [[seed] for seed in seeds], strict=True
+  ):
     x = jnp.asarray(array)
-    fit = lambda index, valid, rates, x=x, group=group: evar_probe.fit(x, labels.targets, index, valid, rates=rates,
-                                                                       seeds=group, **options)  # fmt: skip
-    results = selection.evaluate(fit, x, labels.targets, split, score, seeds=group, rates=tuple(c.learning_rates),
-                                 refit=False)  # fmt: skip
-    runs += [{"seed": seed, "fold": None, "score": score(result.test_logits, labels.targets[split.test]),
-              "learning_rate": result.rate} for seed, result in zip(group, results, strict=True)]  # fmt: skip
+    fit = lambda index, valid, rates, x=x, group=group: evar_probe.fit(
+      x, labels.targets, index, valid, rates=rates, seeds=group, **options
+    )
+    results = selection.evaluate(
+      fit, x, labels.targets, split, score, seeds=group, rates=tuple(c.learning_rates), refit=False
+    )
+    runs += [
+      {
+        "seed": seed,
+        "fold": None,
+        "score": score(result.test_logits, labels.targets[split.test]),
+        "learning_rate": result.rate,
+      }
+      for seed, result in zip(group, results, strict=True)
+    ]
   return {**summary([run["score"] for run in runs]), "runs": runs}
 
 
@@ -166,27 +236,48 @@ def evaluate(config, model, sets, labels, split: Split, folder: str) -> list[dic
     for condition, title in CONDITIONS.items():
       arrays = found["mix"]
       if condition != "mix":
-        arrays = [mix - config.weight * known for mix, known in zip(arrays, found[condition], strict=True)]
-      rows.append({"name": title, "features": name, "vector": vector, "dimensions": arrays[0].shape[1],
-                   "weight": None if condition == "mix" else config.weight,
-                   **probe(arrays, labels, split, config, score)})  # fmt: skip
+        arrays = [
+          mix - config.weight * known for mix, known in zip(arrays, found[condition], strict=True)
+        ]
+      rows.append(
+        {
+          "name": title,
+          "features": name,
+          "vector": vector,
+          "dimensions": arrays[0].shape[1],
+          "weight": None if condition == "mix" else config.weight,
+          **probe(arrays, labels, split, config, score),
+        }
+      )
       log.info("%s, %s: %.4f", name, title, rows[-1]["mean"])
   return rows
 
 
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
-  """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns 0."""
+  """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns
+  0."""
   if jax.process_count() > 1:
-    raise UserError(f"this evaluation runs in one process, not in {jax.process_count()}; leave out --distributed")
+    raise UserError(
+      f"this evaluation runs in one process, not in {jax.process_count()}; leave out --distributed"
+    )
   model, sets = load_model(config.encoder), load(config.data.path)
   config = resolve(config, model, sets)
   mix = sets["mix"]
   if config.statistics == "data":
     model = model.standardized(mix.statistics)
   labels = read_labels(sets)
-  (split,) = make_splits(ids=labels.ids, groups=labels.groups, targets=labels.targets, folds=labels.folds,
-                         splits=labels.splits, label_names=mix.label_names, way="split", num_folds=2, hold_out="tenth",
-                         seed=config.seed)  # fmt: skip
+  (split,) = make_splits(
+    ids=labels.ids,
+    groups=labels.groups,
+    targets=labels.targets,
+    folds=labels.folds,
+    splits=labels.splits,
+    label_names=mix.label_names,
+    way="split",
+    num_folds=2,
+    hold_out="tenth",
+    seed=config.seed,
+  )
   lock = claim(workdir)
   try:
     agree(workdir, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config)
@@ -195,20 +286,32 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     results = {
       "job": config.job,
       "protocol": config.protocol,
-      "data": {"name": name, "path": config.data.path, "fingerprint": config.data.fingerprint,
-               "clips": len(labels.ids), "classes": len(mix.label_names), "multi_label": labels.multi_label,
-               "mixtures": mix.manifest["preparation"]["mixtures"],
-               "divisions": [{key: len(part) for key, part in split._asdict().items()}]},
-      "encoder": {"path": config.encoder, "params_hash": config.params_hash, "frontend": model.frontend.to_json(),
-                  "provenance": model.config["provenance"]},
+      "data": {
+        "name": name,
+        "path": config.data.path,
+        "fingerprint": config.data.fingerprint,
+        "clips": len(labels.ids),
+        "classes": len(mix.label_names),
+        "multi_label": labels.multi_label,
+        "mixtures": mix.manifest["preparation"]["mixtures"],
+        "divisions": [{key: len(part) for key, part in split._asdict().items()}],
+      },
+      "encoder": {
+        "path": config.encoder,
+        "params_hash": config.params_hash,
+        "frontend": model.frontend.to_json(),
+        "provenance": model.config["provenance"],
+      },
       "config": configs.to_json(config),
       "versions": {"atst_jax": atst_jax.__version__, "jax": jax.__version__},
       "metric": "mAP" if labels.multi_label else "accuracy",
       "selected_on_test": False,
-      "published": [row._asdict() for row in published(config.protocol)] if name == BENCHMARK else [],
+      "published": [row._asdict() for row in published(config.protocol)]
+      if name == BENCHMARK
+      else [],
       "chance": chance(labels.targets, [split], labels.multi_label),
       "rows": rows,
-    }  # fmt: skip
+    }
     write_json(os.path.join(workdir, "results.json"), results)
     storage.write_text(os.path.join(workdir, "results.md"), tables.markdown(results))
     print(tables.markdown(results), end="")

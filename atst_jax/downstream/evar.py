@@ -1,12 +1,14 @@
-"""EVAR's audio representation, `AR_ATST_JAX`: a class on EVAR's own base, as its guide to new models asks for.
+"""EVAR's audio representation, `AR_ATST_JAX`: a class on EVAR's own base, as its guide to new
+models asks for.
 
-In a checkout of EVAR: a file `evar/ar_atst_jax.py` with the line `from atst_jax.downstream.evar import AR_ATST_JAX`,
-the line `import evar.ar_atst_jax` in lineareval.py, and a config, which this prints:
+In a checkout of EVAR: a file `evar/ar_atst_jax.py` with the line `from atst_jax.downstream.evar
+import AR_ATST_JAX`, the line `import evar.ar_atst_jax` in lineareval.py, and a config, which this
+prints:
 
   python -m atst_jax.downstream.evar --encoder=encoders/base --blocks=1 > config/atst_jax.yaml
 
-Nothing of EVAR is here (its licence is for evaluation only): the interface is taken from its description. Needs
-pip install -e .[torch].
+Nothing of EVAR is here (its licence is for evaluation only): the interface is taken from its
+description. Needs pip install -e .[torch].
 """
 
 import functools
@@ -31,22 +33,36 @@ def config_text(path: str, blocks: int) -> str:
     raise UserError(f"--blocks={blocks}: the encoder has {model.depth} blocks")
   frontend = model.frontend
   values = {
-    "audio_repr": "ar_atst_jax.AR_ATST_JAX", "weight_file": path, "feature_d": model.width(blocks), "n_blocks": blocks,
+    "audio_repr": "ar_atst_jax.AR_ATST_JAX",
+    "weight_file": path,
+    "feature_d": model.width(blocks),
+    "n_blocks": blocks,
     "max_seconds": MAX_SECONDS if model.config["encoder"]["kind"] == "transformer" else 0.0,
-    "sample_rate": frontend.sample_rate, "n_fft": frontend.n_fft, "window_size": frontend.win_length,
-    "hop_size": frontend.hop_length, "n_mels": frontend.n_mels, "f_min": frontend.f_min, "f_max": frontend.f_max,
-    "temporal_pooling_type": "mean", "batch_size": 64, "lr_lineareval": 0.0003, "report_per_epochs": 50,
+    "sample_rate": frontend.sample_rate,
+    "n_fft": frontend.n_fft,
+    "window_size": frontend.win_length,
+    "hop_size": frontend.hop_length,
+    "n_mels": frontend.n_mels,
+    "f_min": frontend.f_min,
+    "f_max": frontend.f_max,
+    "temporal_pooling_type": "mean",
+    "batch_size": 64,
+    "lr_lineareval": 0.0003,
+    "report_per_epochs": 50,
     "early_stop_epochs": 20,
-  }  # fmt: skip
+  }
   return "".join(f"{key}: {value}\n" for key, value in values.items())
 
 
 def statistics(model: Model, batches) -> dict:
-  """`log_mean` and `log_std` of ln(power + 2^-23) over all frames of (audio, …) batches, for `Model.standardized`."""
+  """`log_mean` and `log_std` of ln(power + 2^-23) over all frames of (audio, …) batches, for
+  `Model.standardized`."""
   count = total = squares = 0.0
   for batch in batches:
     for sound in samples(batch[0], model):
-      x = np.logaddexp(NEPERS_PER_DB * model.log_mel(sound, model.sample_rate).astype(np.float64), np.log(LOG_EPS))
+      x = np.logaddexp(
+        NEPERS_PER_DB * model.log_mel(sound, model.sample_rate).astype(np.float64), np.log(LOG_EPS)
+      )
       count, total, squares = count + x.size, total + x.sum(), squares + np.square(x).sum()
   mean = total / count
   return {"log_mean": mean, "log_std": (squares / count - mean**2) ** 0.5}
@@ -57,19 +73,26 @@ def adapter(base: type) -> type:
   """The class AR_ATST_JAX on EVAR's `BaseAudioRepr`."""
 
   class AR_ATST_JAX(base):
-    """(B, N) waveforms to (B, feature_d) vectors by an export; computes in JAX, whatever the device of the tensors."""
+    """(B, N) waveforms to (B, feature_d) vectors by an export; computes in JAX, whatever the device
+    of the tensors."""
 
     def __init__(self, cfg):
       super().__init__(cfg)
       self.encoder = open_encoder(cfg.weight_file)
-      found = {"sample_rate": self.encoder.sample_rate, "feature_d": self.encoder.width(cfg.n_blocks)}
+      found = {
+        "sample_rate": self.encoder.sample_rate,
+        "feature_d": self.encoder.width(cfg.n_blocks),
+      }
       for key, value in found.items():
         if getattr(cfg, key) != value:
-          raise UserError(f"{key} is {getattr(cfg, key)} in the config and {value} in {cfg.weight_file} with n_blocks: "
-                          f"{cfg.n_blocks}; print the config again")  # fmt: skip
+          raise UserError(
+            f"{key} is {getattr(cfg, key)} in the config and {value} in {cfg.weight_file} with n_blocks: "
+            f"{cfg.n_blocks}; print the config again"
+          )
 
     def precompute(self, device, data_loader):
-      """BYOL-A's protocol: an encoder that standardises does so by the evaluated set. No other learns from it."""
+      """BYOL-A's protocol: an encoder that standardises does so by the evaluated set. No other
+      learns from it."""
       if self.encoder.config["normalization"]["kind"] == "standard":
         self.encoder = self.encoder.standardized(statistics(self.encoder, data_loader))
 
@@ -77,12 +100,17 @@ def adapter(base: type) -> type:
       """(B, N) -> (B, feature_d) float32."""
       sounds, encoder = samples(batch_audio, self.encoder), self.encoder
       rate = encoder.sample_rate
-      frames = encoder.frontend.num_frames(round(self.cfg.max_seconds * rate)) if self.cfg.max_seconds else None
+      frames = (
+        encoder.frontend.num_frames(round(self.cfg.max_seconds * rate))
+        if self.cfg.max_seconds
+        else None
+      )
       sizes = {"num_blocks": self.cfg.n_blocks, "max_frames": frames}
       return like(get_scene_embeddings(sounds, encoder, rate, **sizes), batch_audio)
 
     def encode_frames(self, batch_audio):
-      """(B, N) -> (B, D, T) float32: the last block's patches, or a convolutional encoder's frames."""
+      """(B, N) -> (B, D, T) float32: the last block's patches, or a convolutional encoder's
+      frames."""
       sounds = samples(batch_audio, self.encoder)
       vectors, _ = get_timestamp_embeddings(sounds, self.encoder, self.encoder.sample_rate)
       return like(vectors.swapaxes(1, 2), batch_audio)
@@ -96,7 +124,9 @@ def __getattr__(name: str):
   try:
     from evar.ar_base import BaseAudioRepr
   except ImportError as error:
-    raise UserError(f"evar/ar_base.py cannot be imported ({error}); run from the root of its checkout") from error
+    raise UserError(
+      f"evar/ar_base.py cannot be imported ({error}); run from the root of its checkout"
+    ) from error
   return adapter(BaseAudioRepr)
 
 
@@ -104,7 +134,9 @@ def main(argv=None) -> int:
   """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.downstream.evar", __doc__)
   parser.add_argument("--encoder", required=True, help="exported encoder")
-  parser.add_argument("--blocks", type=int, default=1, help="how many of the last blocks to concatenate (default 1)")
+  parser.add_argument(
+    "--blocks", type=int, default=1, help="how many of the last blocks to concatenate (default 1)"
+  )
   return guard(lambda: _main(parser.parse(argv)))
 
 

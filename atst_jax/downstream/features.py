@@ -40,13 +40,16 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def read_labels(dataset: Dataset) -> Labels:
-  """Raises UserError if clips of a single-label set have no label, with their number and the first id."""
+  """Raises UserError if clips of a single-label set have no label, with their number and the first
+  id."""
   found = [(c.id, c.labels, c.multi_label, c.fold, c.split, c.group) for c in clips(dataset)]
   ids, labels, multi, folds, splits, groups = zip(*found, strict=True)
   bare = [id for id, label in zip(ids, labels, strict=True) if not label]
   if bare and (not any(multi) or len(bare) == len(ids)):
-    raise UserError(f"{dataset.root}: {len(bare)} of {len(ids)} clips have no label, the first is {bare[0]!r}; prepare "
-                    "the data from class folders, or from a manifest with a column `label`")  # fmt: skip
+    raise UserError(
+      f"{dataset.root}: {len(bare)} of {len(ids)} clips have no label, the first is {bare[0]!r}; prepare "
+      "the data from class folders, or from a manifest with a column `label`"
+    )
   targets = np.zeros((len(ids), len(dataset.label_names)), np.uint8)
   for row, label in zip(targets, labels, strict=True):
     row[list(label)] = 1
@@ -54,7 +57,8 @@ def read_labels(dataset: Dataset) -> Labels:
 
 
 def mel_statistics(mels: Iterable[np.ndarray], *, max_frames: int) -> np.ndarray:
-  """Mean and standard deviation over time of log-mel dB, of the same central crop as an encoder's: (N, 2F) float32.
+  """Mean and standard deviation over time of log-mel dB, of the same central crop as an encoder's:
+  (N, 2F) float32.
 
   Args:
     mels: (T, F) dB arrays.
@@ -69,17 +73,21 @@ def mel_statistics(mels: Iterable[np.ndarray], *, max_frames: int) -> np.ndarray
 
 
 def last_blocks(x: np.ndarray, *, depth: int, num_blocks: int) -> np.ndarray:
-  """(N, 2·depth·D) of all blocks -> (N, 2·num_blocks·D) of the last ones, [CLS…, mean…] as `Model.embed` gives."""
+  """(N, 2·depth·D) of all blocks -> (N, 2·num_blocks·D) of the last ones, [CLS…, mean…] as
+  `Model.embed` gives."""
   N = len(x)
   if num_blocks == depth:
     return x
   return np.ascontiguousarray(x.reshape(N, 2, depth, -1)[:, :, depth - num_blocks :].reshape(N, -1))
 
 
-def cached(folder: str, key: dict, name: str, ids: list[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
+def cached(
+  folder: str, key: dict, name: str, ids: list[str], compute: Callable[[], np.ndarray]
+) -> np.ndarray:
   """`compute()`, or what it returned before under the same key; a file of the folder holds it.
 
-  The result is that file's, read when it is used: features of a large set, once for each seed, need no memory.
+  The result is that file's, read when it is used: features of a large set, once for each seed, need
+  no memory.
 
   Args:
     key: JSON; everything that decides the result.
@@ -97,16 +105,20 @@ def cached(folder: str, key: dict, name: str, ids: list[str], compute: Callable[
   x = compute()
   bad = np.flatnonzero([not np.isfinite(row).all() for row in x])
   if len(bad):
-    raise UserError(f"{name}: the embeddings of {len(bad)} of {len(x)} clips are NaN or infinite, the first is of "
-                    f"{ids[bad[0]]!r}; the encoder diverged or the clip is damaged: export an earlier checkpoint "
-                    "(--step), or check the data with `python -m data_pipeline.prepare verify`")  # fmt: skip
+    raise UserError(
+      f"{name}: the embeddings of {len(bad)} of {len(x)} clips are NaN or infinite, the first is of "
+      f"{ids[bad[0]]!r}; the encoder diverged or the clip is damaged: export an earlier checkpoint "
+      "(--step), or check the data with `python -m data_pipeline.prepare verify`"
+    )
   os.makedirs(folder, exist_ok=True)
   with storage.writing(path) as file:
     np.save(file, x)
   del x
   x = _load(path, len(ids))
   if x is None:
-    raise UserError(f"{path}: what was written cannot be read back; check the disk and run the same command again")
+    raise UserError(
+      f"{path}: what was written cannot be read back; check the disk and run the same command again"
+    )
   return x
 
 
@@ -118,10 +130,14 @@ def _load(path: str, rows: int) -> np.ndarray | None:
   return x if x.ndim == 2 and len(x) == rows else None
 
 
-def cut_or_fill(mel: np.ndarray, frames: int, *, silence: float, rng: np.random.Generator | None) -> np.ndarray:
-  """(T, F) -> (frames, F): silence at the end of shorter clips; of longer ones the start, or a crop drawn from `rng`.
+def cut_or_fill(
+  mel: np.ndarray, frames: int, *, silence: float, rng: np.random.Generator | None
+) -> np.ndarray:
+  """(T, F) -> (frames, F): silence at the end of shorter clips; of longer ones the start, or a crop
+  drawn from `rng`.
 
-  The waveform is filled and cropped in EVAR; here its spectrogram, which differs in the frames at the seams.
+  The waveform is filled and cropped in EVAR; here its spectrogram, which differs in the frames at
+  the seams.
   """
   if len(mel) < frames:
     return np.pad(mel, ((0, frames - len(mel)), (0, 0)), constant_values=silence)
@@ -129,15 +145,20 @@ def cut_or_fill(mel: np.ndarray, frames: int, *, silence: float, rng: np.random.
   return mel[start : start + frames]
 
 
-def mels(dataset: Dataset, total: int, name: str, *, unit: int | None = None, seed: int = 0) -> Iterator[np.ndarray]:
+def mels(
+  dataset: Dataset, total: int, name: str, *, unit: int | None = None, seed: int = 0
+) -> Iterator[np.ndarray]:
   """The (T, F) float32 dB arrays of all clips, with a progress bar.
 
   Args:
-    unit: frames that every clip is cut or filled to, if given: longer clips of the training and validation splits are
-      cropped at random, those of a test split or with a fold (tested in turn) from their start (EVAR).
+    unit: frames that every clip is cut or filled to, if given: longer clips of the training and
+      validation splits are cropped at random, those of a test split or with a fold (tested in turn)
+      from their start (EVAR).
     seed: of these crops; a clip's is drawn from it and the clip's id.
   """
-  silence = float(log_mel(np.zeros(dataset.frontend.min_samples, np.float32), dataset.frontend).max())
+  silence = float(
+    log_mel(np.zeros(dataset.frontend.min_samples, np.float32), dataset.frontend).max()
+  )
   with progress_bar(total, 0, "clip") as bar:
     bar.set_description(name)
     for clip in clips(dataset):

@@ -1,11 +1,12 @@
-"""HEAR's common interface (HEAR 2021, v2021.1): a module that its validator and its evaluation kit load by name.
+"""HEAR's common interface (HEAR 2021, v2021.1): a module that its validator and its evaluation kit
+load by name.
 
   hear-validator atst_jax.downstream.hear --model encoders/base
   python -m heareval.embeddings.runner atst_jax.downstream.hear --model encoders/base --tasks-dir tasks
   python -m heareval.embeddings.runner … --model-options '{"num_blocks": 12}'
 
-Scene vectors are [CLS, mean of the patches] of the last block, or of the last `num_blocks`; timestamp vectors are the
-last block's patches, every 40 ms. Needs pip install -e .[torch].
+Scene vectors are [CLS, mean of the patches] of the last block, or of the last `num_blocks`;
+timestamp vectors are the last block's patches, every 40 ms. Needs pip install -e .[torch].
 """
 
 from atst_jax.artifacts.embedding import get_scene_embeddings as scene
@@ -15,7 +16,8 @@ from atst_jax.util.errors import UserError
 
 
 def load_model(model_file_path: str = "", num_blocks: int = 1):
-  """A torch.nn.Module with `sample_rate` (Hz), `scene_embedding_size` and `timestamp_embedding_size`.
+  """A torch.nn.Module with `sample_rate` (Hz), `scene_embedding_size` and
+  `timestamp_embedding_size`.
 
   Args:
     model_file_path: the folder of an export; by default the environment's ATST_JAX_ENCODER.
@@ -35,12 +37,16 @@ def load_model(model_file_path: str = "", num_blocks: int = 1):
 
 
 def get_scene_embeddings(audio, model):
-  """(B, N) tensor at `model.sample_rate` -> (B, scene_embedding_size) float32, on the audio's device."""
+  """(B, N) tensor at `model.sample_rate` -> (B, scene_embedding_size) float32, on the audio's
+  device."""
   sounds, encoder = samples(audio, model.encoder), model.encoder
   return like(scene(sounds, encoder, encoder.sample_rate, num_blocks=model.num_blocks), audio)
 
 
 def get_timestamp_embeddings(audio, model):
-  """(B, N) tensor -> (B, T, timestamp_embedding_size) float32, and (B, T) their centres in milliseconds."""
-  vectors, times = timestamps(samples(audio, model.encoder), model.encoder, model.encoder.sample_rate)
+  """(B, N) tensor -> (B, T, timestamp_embedding_size) float32, and (B, T) their centres in
+  milliseconds."""
+  vectors, times = timestamps(
+    samples(audio, model.encoder), model.encoder, model.encoder.sample_rate
+  )
   return like(vectors, audio), like(times, audio)

@@ -26,7 +26,8 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-  """Area under the step-wise precision-recall curve, Σ (R_n - R_{n-1})·P_n over the distinct scores.
+  """Area under the step-wise precision-recall curve, Σ (R_n - R_{n-1})·P_n over the distinct
+  scores.
 
   Clips of equal score enter together, as in scikit-learn's average_precision_score.
 
@@ -36,13 +37,15 @@ def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
   """
   order = np.argsort(-scores, kind="stable")
   hits = np.cumsum(targets[order])
-  last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # of every run of equal scores
+  # of every run of equal scores
+  last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
   recall = hits[last] / hits[-1]
   return float(np.sum(np.diff(recall, prepend=0) * hits[last] / (last + 1)))
 
 
 def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
-  """(mAP, labels present): the unweighted mean of the average precision of every label that occurs (ATST 3.2).
+  """(mAP, labels present): the unweighted mean of the average precision of every label that occurs
+  (ATST 3.2).
 
   Args:
     scores: (N, C).
@@ -55,7 +58,9 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> tuple[flo
   present = np.flatnonzero(targets.any(0))
   if not len(present):
     raise ValueError(f"none of the {targets.shape[1]} labels occurs in the {len(targets)} clips")
-  return float(np.mean([average_precision(scores[:, c], targets[:, c]) for c in present])), len(present)
+  return float(np.mean([average_precision(scores[:, c], targets[:, c]) for c in present])), len(
+    present
+  )
 
 
 def roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -69,13 +74,16 @@ def roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
   rank = (np.cumsum(count) - (count - 1) / 2)[place]  # of equal scores the mean of theirs, from 1
   positives = int(targets.sum())
   if not 0 < positives < len(targets):
-    raise ValueError(f"{positives} of {len(targets)} clips are positive; at least one of each kind is needed")
+    raise ValueError(
+      f"{positives} of {len(targets)} clips are positive; at least one of each kind is needed"
+    )
   above = rank[targets.astype(bool)].sum() - positives * (positives + 1) / 2
   return float(above / (positives * (len(targets) - positives)))
 
 
 def d_prime(scores: np.ndarray, targets: np.ndarray) -> float:
-  """√2·Φ⁻¹(mean AUC of the labels that some clips have and some have not): AudioSet's second measure (Gemmeke 2017).
+  """√2·Φ⁻¹(mean AUC of the labels that some clips have and some have not): AudioSet's second
+  measure (Gemmeke 2017).
 
   Infinite where the order is perfect.
 
@@ -99,8 +107,8 @@ def d_prime(scores: np.ndarray, targets: np.ndarray) -> float:
 def recall_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -> list[float]:
   """R@K: the share of queries whose wanted candidate is among the K most similar, for each K.
 
-  Of candidates as similar as the wanted one, the expectation over their order counts: equal similarities give K / M,
-  not 1.
+  Of candidates as similar as the wanted one, the expectation over their order counts: equal
+  similarities give K / M, not 1.
 
   Args:
     similarity: (N, M) of queries and candidates, higher is nearer.
@@ -119,11 +127,12 @@ def recall_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -
 
 
 def effective_rank(x: np.ndarray) -> float:
-  """exp(H(p)), p_i = σ_i² / Σ σ_j², with σ the singular values of x after subtracting the mean of every column.
+  """exp(H(p)), p_i = σ_i² / Σ σ_j², with σ the singular values of x after subtracting the mean of
+  every column.
 
-  H is the entropy in nats. p is the share of the variance along each principal axis, so the result lies between 1 (all
-  on one line) and min(N - 1, D) (equal along every axis). Squared singular values: Roy and Vetterli (2007) take
-  them unsquared. Features that do not vary have rank 0.
+  H is the entropy in nats. p is the share of the variance along each principal axis, so the result
+  lies between 1 (all on one line) and min(N - 1, D) (equal along every axis). Squared singular
+  values: Roy and Vetterli (2007) take them unsquared. Features that do not vary have rank 0.
 
   Args:
     x: (N, D) features, as they are (not standardised).
@@ -143,17 +152,21 @@ def effective_rank(x: np.ndarray) -> float:
 
 
 def scale_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(mean, factor) of every column, float64: (x - mean) · factor has standard deviation 1, or is 0 if constant."""
+  """(mean, factor) of every column, float64: (x - mean) · factor has standard deviation 1, or is 0
+  if constant."""
   mean = x.mean(0, dtype=np.float64)
   # Column by column in blocks, since numpy would make a float64 copy of all of x.
-  std = np.concatenate([x[:, i : i + 256].std(0, dtype=np.float64) for i in range(0, x.shape[1], 256)])
+  std = np.concatenate(
+    [x[:, i : i + 256].std(0, dtype=np.float64) for i in range(0, x.shape[1], 256)]
+  )
   return mean, np.divide(1, std, out=np.zeros_like(std), where=std > 1e-9 * (1 + np.abs(mean)))
 
 
 def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
   """(N, C) votes of the k nearest training clips by cosine of standardised, L2-normalised features.
 
-  Equal votes are decided by the sum of the neighbours' cosines: it is added, scaled to less than half a vote.
+  Equal votes are decided by the sum of the neighbours' cosines: it is added, scaled to less than
+  half a vote.
 
   Args:
     train_x, test_x: (M, D) and (N, D).
@@ -164,7 +177,8 @@ def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
     raise ValueError(f"k = {k} neighbours of {len(train_x)} training clips")
   mean, factor = scale_of(train_x)
 
-  def unit(x):  # in float32 and in place: features of a large set fill memory once more, not four times
+  # in float32 and in place: features of a large set fill memory once more, not four times
+  def unit(x):
     x = np.subtract(x, mean.astype(np.float32), dtype=np.float32)
     x *= factor.astype(np.float32)
     x /= np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
@@ -196,13 +210,18 @@ def knn_accuracy(train_x, train_y, test_x, test_y, *, k: int) -> float:
 
 
 def confidence(scores: list[float]) -> float | None:
-  """Half the width of the 95 % confidence interval of the mean of n scores, by Student's t with n - 1 degrees."""
+  """Half the width of the 95 % confidence interval of the mean of n scores, by Student's t with n -
+  1 degrees."""
   if len(scores) < 2:
     return None
-  return float(scipy.stats.t.ppf(0.975, len(scores) - 1) * np.std(scores, ddof=1) / np.sqrt(len(scores)))
+  return float(
+    scipy.stats.t.ppf(0.975, len(scores) - 1) * np.std(scores, ddof=1) / np.sqrt(len(scores))
+  )
+
 
 def summary(per_seed: list[float]) -> dict:
-  """{"mean", "std", "ci95", "per_seed"} of one score for each seed; spreads are None for a single one."""
+  """{"mean", "std", "ci95", "per_seed"} of one score for each seed; spreads are None for a single
+  one."""
   per_seed = [float(score) for score in per_seed]
   return {
     "mean": float(np.mean(per_seed)),

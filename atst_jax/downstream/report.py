@@ -2,9 +2,9 @@
 
   python -m atst_jax.downstream.report RUNS… --output=DIR
 
-RUNS are workdirs of the jobs linear, finetune, difference and retrieval. Writes into DIR: report.md, report.csv (one
-line for each score) and a picture of each table. Of fine-tunings that differ in nothing but the learning rate, the one
-that the validation clips prefer is taken.
+RUNS are workdirs of the jobs linear, finetune, difference and retrieval. Writes into DIR:
+report.md, report.csv (one line for each score) and a picture of each table. Of fine-tunings that
+differ in nothing but the learning rate, the one that the validation clips prefer is taken.
 """
 
 import csv
@@ -23,9 +23,13 @@ COLORS = {"published": "0.55", "ours": "#D55E00", "baseline": "#0072B2"}
 
 
 def write(cell: Cell, number: int | None) -> str:
-  """ "82.7 ± 0.5 † [3]": score, spread, whether it was chosen on the test clips, and the number of its run."""
+  """ "82.7 ± 0.5 † [3]": score, spread, whether it was chosen on the test clips, and the number of
+  its run."""
   parts = [f"{cell.score:.2f}", "" if cell.spread is None else f"± {cell.spread:.2f}"]
-  parts += ["†" if cell.run and cell.run.results["selected_on_test"] else "", f"[{number}]" if number else ""]
+  parts += [
+    "†" if cell.run and cell.run.results["selected_on_test"] else "",
+    f"[{number}]" if number else "",
+  ]
   return " ".join(filter(None, parts))
 
 
@@ -43,7 +47,10 @@ def numbers_of(comparisons: list[Comparison]) -> dict[str, int]:
 def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
   """All tables, and below them the runs that the numbers in brackets stand for."""
   numbers, text = numbers_of(comparisons), ["# Results beside the published ones", ""]
-  text += ["Scores in percent. Numbers in brackets name the run, below. Rows without one are the paper's.", ""]
+  text += [
+    "Scores in percent. Numbers in brackets name the run, below. Rows without one are the paper's.",
+    "",
+  ]
   marks, notes = False, {}
   for comparison in comparisons:
     table = comparison.table
@@ -53,14 +60,21 @@ def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
     for line in comparison.lines:
       cells = [line.cells.get(column) for column in comparison.columns]
       marks |= any(cell and cell.run and cell.run.results["selected_on_test"] for cell in cells)
-      notes |= {numbers[cell.run.path]: cell.note for cell in cells if cell and cell.run and cell.note}
+      notes |= {
+        numbers[cell.run.path]: cell.note for cell in cells if cell and cell.run and cell.note
+      }
       mean = average(comparison, line)
       row = [f"**{line.name}**" if line.kind == "ours" else line.name]
-      row += ["" if cell is None else write(cell, numbers.get(cell.run.path) if cell.run else None) for cell in cells]
+      row += [
+        "" if cell is None else write(cell, numbers.get(cell.run.path) if cell.run else None)
+        for cell in cells
+      ]
       body.append([*row, *(["" if mean is None else f"{mean:.2f}"] if averaged else [])])
     text += [f"## {table.title} ({table.source})", "", f"![]({comparison.key}.png)", ""]
     text += table_lines([head, *body], numbers=len(head) - 1)
-    kinds = sorted({cell.spread_kind for line in comparison.lines for cell in line.cells.values()} - {""})
+    kinds = sorted(
+      {cell.spread_kind for line in comparison.lines for cell in line.cells.values()} - {""}
+    )
     text += ["", *(f"±: {SPREADS[kind]}." for kind in kinds), ""] if kinds else [""]
   if marks:
     text += ["† chosen on the test clips, as some published scores were: too good.", ""]
@@ -71,13 +85,38 @@ def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
     note = f" ({notes[number]})" if number in notes else ""
     versions = ", ".join(f"{k} {v}" for k, v in r.get("versions", {}).items())
     data = f"{r['data']['name']} {r['data'].get('fingerprint', '')}"
-    traced.append([f"[{number}]", f"{path}{note}", r["encoder"]["path"], r["encoder"]["params_hash"], data,
-                   r["config"].get("seeds", ""), f"{r['job']}, {run.config_hash}", versions])  # fmt: skip
+    traced.append(
+      [
+        f"[{number}]",
+        f"{path}{note}",
+        r["encoder"]["path"],
+        r["encoder"]["params_hash"],
+        data,
+        r["config"].get("seeds", ""),
+        f"{r['job']}, {run.config_hash}",
+        versions,
+      ]
+    )
   return "\n".join([*text, "## Runs", "", *table_lines(traced)]) + "\n"
 
 
-HEAD = ("table", "row", "kind", "column", "score", "spread", "spread_kind", "metric", "selected_on_test", "source",
-        "run", "encoder", "params_hash", "data", "config_hash")  # fmt: skip
+HEAD = (
+  "table",
+  "row",
+  "kind",
+  "column",
+  "score",
+  "spread",
+  "spread_kind",
+  "metric",
+  "selected_on_test",
+  "source",
+  "run",
+  "encoder",
+  "params_hash",
+  "data",
+  "config_hash",
+)
 
 
 def rows(comparisons: list[Comparison]) -> list[tuple]:
@@ -89,8 +128,16 @@ def rows(comparisons: list[Comparison]) -> list[tuple]:
         trace = ("", "", comparison.table.source, "", "", "", "", "")
         if cell.run:
           r = cell.run.results
-          trace = (r["metric"], r["selected_on_test"], cell.note, cell.run.path, r["encoder"]["path"],
-                   r["encoder"]["params_hash"], r["data"].get("fingerprint", ""), cell.run.config_hash)  # fmt: skip
+          trace = (
+            r["metric"],
+            r["selected_on_test"],
+            cell.note,
+            cell.run.path,
+            r["encoder"]["path"],
+            r["encoder"]["params_hash"],
+            r["data"].get("fingerprint", ""),
+            cell.run.config_hash,
+          )
         spread = "" if cell.spread is None else f"{cell.spread:.4f}"
         score = (f"{cell.score:.4f}", spread, cell.spread_kind)
         out.append((comparison.key, line.name, line.kind, column, *score, *trace))
@@ -98,7 +145,8 @@ def rows(comparisons: list[Comparison]) -> list[tuple]:
 
 
 def picture(comparison: Comparison, path: str) -> None:
-  """A panel for each column that has a score, a line for each row: published grey, ours orange, baselines blue."""
+  """A panel for each column that has a score, a line for each row: published grey, ours orange,
+  baselines blue."""
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
 
@@ -115,10 +163,25 @@ def picture(comparison: Comparison, path: str) -> None:
     for place, line in enumerate(lines):
       if (cell := line.cells.get(column)) is None:
         continue
-      axis.errorbar(cell.score, place, xerr=cell.spread, fmt="o" if line.kind == "ours" else "s", markersize=5,
-                    color=COLORS[line.kind], capsize=2, linewidth=1)  # fmt: skip
-      axis.annotate(f"{cell.score:.1f}", (cell.score, place), xytext=(0, 5), textcoords="offset points", fontsize=6.5,
-                    ha="center", color=COLORS[line.kind])  # fmt: skip
+      axis.errorbar(
+        cell.score,
+        place,
+        xerr=cell.spread,
+        fmt="o" if line.kind == "ours" else "s",
+        markersize=5,
+        color=COLORS[line.kind],
+        capsize=2,
+        linewidth=1,
+      )
+      axis.annotate(
+        f"{cell.score:.1f}",
+        (cell.score, place),
+        xytext=(0, 5),
+        textcoords="offset points",
+        fontsize=6.5,
+        ha="center",
+        color=COLORS[line.kind],
+      )
     axis.set_title(comparison.columns[column], fontsize=9)
     axis.grid(axis="x", color="0.9", linewidth=0.6)
     axis.margins(x=0.18)
@@ -129,9 +192,15 @@ def picture(comparison: Comparison, path: str) -> None:
   axes[0].set_ylim(len(lines) - 0.5, -0.7)
   figure.suptitle(f"{comparison.table.title} ({comparison.table.source}), %", fontsize=10)
   kinds = [kind for kind in COLORS if any(line.kind == kind for line in lines)]
-  handles = [Line2D([], [], color=COLORS[kind], marker="o" if kind == "ours" else "s", linestyle="", label=kind)
-             for kind in kinds]  # fmt: skip
-  figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
+  handles = [
+    Line2D(
+      [], [], color=COLORS[kind], marker="o" if kind == "ours" else "s", linestyle="", label=kind
+    )
+    for kind in kinds
+  ]
+  figure.legend(
+    handles=handles, loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False
+  )
   with storage.writing(path) as file:
     figure.savefig(file, format="png", dpi=130)
 
@@ -139,7 +208,9 @@ def picture(comparison: Comparison, path: str) -> None:
 def main(argv=None) -> int:
   """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.downstream.report", __doc__)
-  parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished evaluation, or its results.json")
+  parser.add_argument(
+    "runs", nargs="+", metavar="RUN", help="workdir of a finished evaluation, or its results.json"
+  )
   parser.add_argument("--output", required=True, help="folder to write into")
   return guard(lambda: _main(parser.parse(argv)))
 

@@ -1,4 +1,5 @@
-"""Finished rows of an evaluation are kept in its workdir, so that a job that was stopped need not repeat them."""
+"""Finished rows of an evaluation are kept in its workdir, so that a job that was stopped need not
+repeat them."""
 
 import hashlib
 import json
@@ -17,7 +18,8 @@ Row = TypeVar("Row", dict, list[dict])
 
 
 def finished(workdir: str, config: ConfigDict, name: str, compute: Callable[[], Row]) -> Row:
-  """`compute()`, or what it returned before for the same name under the same config and version; JSON.
+  """`compute()`, or what it returned before for the same name under the same config and version;
+  JSON.
 
   Args:
     config: resolved, so that it holds the hashes of encoder and data.

@@ -1,7 +1,7 @@
 """A linear probe in closed form: ridge regression on the classes' indicators.
 
-X is standardised by the N clips that are trained on; W = (XᵀX + αN·I)⁻¹Xᵀ(Y - ȳ), scores are XW + ȳ. The penalty grows
-with N, so that one grid of α serves sets of every size.
+X is standardised by the N clips that are trained on; W = (XᵀX + αN·I)⁻¹Xᵀ(Y - ȳ), scores are XW +
+ȳ. The penalty grows with N, so that one grid of α serves sets of every size.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,9 @@ import scipy.linalg
 from atst_jax.downstream.metrics import scale_of
 
 
-def fit(x: np.ndarray, targets: np.ndarray, penalties: Sequence[float]) -> list[Callable[[np.ndarray], np.ndarray]]:
+def fit(
+  x: np.ndarray, targets: np.ndarray, penalties: Sequence[float]
+) -> list[Callable[[np.ndarray], np.ndarray]]:
   """Functions from features (M, D) to scores (M, C), one for each α, in float64.
 
   Args:
@@ -34,8 +36,11 @@ def fit(x: np.ndarray, targets: np.ndarray, penalties: Sequence[float]) -> list[
   return [predictor(penalty) for penalty in penalties]
 
 
-def evaluate(x: np.ndarray, targets: np.ndarray, split, score: Callable, penalties: Sequence[float]):
-  """(score of the test clips, α): the α that the validation clips prefer, then fitted on them and the training clips.
+def evaluate(
+  x: np.ndarray, targets: np.ndarray, split, score: Callable, penalties: Sequence[float]
+):
+  """(score of the test clips, α): the α that the validation clips prefer, then fitted on them and
+  the training clips.
 
   Args:
     split: rows to `train` on, to choose the penalty (`valid`), and to `test`.

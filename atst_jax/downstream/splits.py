@@ -1,4 +1,5 @@
-"""Which clips are trained on, which choose the learning rate and which are scored, from a data set's own columns."""
+"""Which clips are trained on, which choose the learning rate and which are scored, from a data
+set's own columns."""
 
 import collections
 import re
@@ -22,26 +23,32 @@ class Split(NamedTuple):
 
 
 def source_of(id: str) -> str:
-  """The file a clip was cut from: `ID` of the piece `ID#0003`, the id itself where the file is one clip."""
+  """The file a clip was cut from: `ID` of the piece `ID#0003`, the id itself where the file is one
+  clip."""
   return re.sub(r"#\d{4,}$", "", id)
 
 
-def make_splits(*, ids, groups, targets, folds, splits, label_names, way, num_folds, hold_out, seed) -> list[Split]:
+def make_splits(
+  *, ids, groups, targets, folds, splits, label_names, way, num_folds, hold_out, seed
+) -> list[Split]:
   """Divides a labelled set, once for each fold.
 
   Args:
     ids: (N,) strings.
-    groups: (N,) strings, "" where nothing is known: clips of one group (a speaker, a session) stay together.
+    groups: (N,) strings, "" where nothing is known: clips of one group (a speaker, a session) stay
+      together.
     targets: (N, C) 0 or 1.
     folds: (N,) ints, -1 where there is none.
     splits: (N,) strings.
     label_names: (C,), for messages.
-    way: "fold": each fold is the test set once, the next one (cyclically) chooses, the rest trains. "split": the splits
-      `train`, `test` and `valid`; without `valid`, a tenth of the training files, stratified by class and drawn from
-      `seed`. "random": `num_folds` folds, stratified by class and drawn from `seed`, then as "fold". "auto": "split" if
-      there is a test split, "fold" if every clip has one, else "random".
+    way: "fold": each fold is the test set once, the next one (cyclically) chooses, the rest trains.
+      "split": the splits `train`, `test` and `valid`; without `valid`, a tenth of the training
+      files, stratified by class and drawn from `seed`. "random": `num_folds` folds, stratified by
+      class and drawn from `seed`, then as "fold". "auto": "split" if there is a test split, "fold"
+      if every clip has one, else "random".
     num_folds: of "random".
-    hold_out: with folds, what chooses: the next "fold", or a "tenth" of the other clips' files (as EVAR; stratified).
+    hold_out: with folds, what chooses: the next "fold", or a "tenth" of the other clips' files (as
+      EVAR; stratified).
     seed: of what is drawn.
 
   Raises:
@@ -72,7 +79,10 @@ def make_splits(*, ids, groups, targets, folds, splits, label_names, way, num_fo
 
 def _sources(ids, groups) -> np.ndarray:
   """(N,) int: the same number for clips of a group, and for pieces of a file that is in none."""
-  names = [f"group {group}" if group else f"file {source_of(id)}" for id, group in zip(ids, groups, strict=True)]
+  names = [
+    f"group {group}" if group else f"file {source_of(id)}"
+    for id, group in zip(ids, groups, strict=True)
+  ]
   return np.unique(names, return_inverse=True)[1]
 
 
@@ -84,25 +94,38 @@ def _way(way: str, folds: np.ndarray, splits: np.ndarray) -> str:
   has_folds, has_test = bool((folds >= 0).all()), "test" in found
   if way == "auto":
     if has_folds and has_test:
-      raise UserError("the data set has folds and a test split; set --config.splits.way to fold or split")
+      raise UserError(
+        "the data set has folds and a test split; set --config.splits.way to fold or split"
+      )
     if not has_folds and not has_test and len(found) > 1:
-      raise UserError(f"the data set has the splits {found}, none of them `test`; name one so, or set "
-                      "--config.splits.way=random to divide all clips anew")  # fmt: skip
+      raise UserError(
+        f"the data set has the splits {found}, none of them `test`; name one so, or set "
+        "--config.splits.way=random to divide all clips anew"
+      )
     way = "split" if has_test else "fold" if has_folds else "random"
   if way == "fold" and not has_folds:
-    raise UserError(f"{int((folds < 0).sum())} of {len(folds)} clips have no fold; prepare the data from a manifest "
-                    "with a column `fold`, or set --config.splits.way=random")  # fmt: skip
-  if way == "split" and (not has_test or "train" not in found or set(found) - {"train", "valid", "test"}):
-    raise UserError(f"the data set has the splits {found}; needed are `train`, `test` and perhaps `valid`: prepare "
-                    "it from a manifest with a column `split`, or set --config.splits.way=random")  # fmt: skip
+    raise UserError(
+      f"{int((folds < 0).sum())} of {len(folds)} clips have no fold; prepare the data from a manifest "
+      "with a column `fold`, or set --config.splits.way=random"
+    )
+  if way == "split" and (
+    not has_test or "train" not in found or set(found) - {"train", "valid", "test"}
+  ):
+    raise UserError(
+      f"the data set has the splits {found}; needed are `train`, `test` and perhaps `valid`: prepare "
+      "it from a manifest with a column `split`, or set --config.splits.way=random"
+    )
   return way
 
 
 def _deal(groups: np.ndarray, targets: np.ndarray, parts: int, rng) -> np.ndarray:
-  """(N,) parts in [0, parts): whole groups, shuffled and dealt in turn class by class (of a group's first label)."""
+  """(N,) parts in [0, parts): whole groups, shuffled and dealt in turn class by class (of a group's
+  first label)."""
   unique, first = np.unique(groups, return_index=True)
   if parts < 2 or parts > len(unique):
-    raise UserError(f"--config.splits.num_folds={parts}: {len(unique)} files allow 2 to {len(unique)} folds")
+    raise UserError(
+      f"--config.splits.num_folds={parts}: {len(unique)} files allow 2 to {len(unique)} folds"
+    )
   classes = targets[first].argmax(-1)
   shuffled = rng.permutation(len(unique))
   dealt = shuffled[np.argsort(classes[shuffled], kind="stable")]
@@ -111,8 +134,11 @@ def _deal(groups: np.ndarray, targets: np.ndarray, parts: int, rng) -> np.ndarra
   return part[np.searchsorted(unique, groups)]
 
 
-def _hold_out(train: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """(train, valid): a stratified tenth of the files, none of which is the last one left of a class."""
+def _hold_out(
+  train: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """(train, valid): a stratified tenth of the files, none of which is the last one left of a
+  class."""
   rng = np.random.default_rng(seed)
   unique, number = np.unique(groups[train], return_inverse=True)
   labels = np.zeros((len(unique), targets.shape[1]), bool)  # (files, C)
@@ -120,7 +146,8 @@ def _hold_out(train: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: 
   left, held, wanted = labels.sum(0), [], max(1, len(unique) // HELD_OUT)
   shuffled = rng.permutation(len(unique))
   order = shuffled[np.argsort(labels[shuffled].argmax(-1), kind="stable")]
-  for index in np.concatenate([order[turn::HELD_OUT] for turn in range(HELD_OUT)]):  # every tenth, then the others
+  # every tenth, then the others
+  for index in np.concatenate([order[turn::HELD_OUT] for turn in range(HELD_OUT)]):
     if len(held) < wanted and (left[labels[index]] > 1).all():
       held.append(unique[index])
       left = left - labels[index]
@@ -138,8 +165,10 @@ def _by_split(splits, groups, targets, seed) -> Split:
 def _by_fold(folds, groups, targets, hold_out, seed) -> list[Split]:
   names = np.unique(folds)
   if len(names) < 2:
-    raise UserError(f"all {len(folds)} clips are in fold {names[0]}; at least 2 folds are needed: set "
-                    "--config.splits.way=random, or prepare the data with a column `fold`")  # fmt: skip
+    raise UserError(
+      f"all {len(folds)} clips are in fold {names[0]}; at least 2 folds are needed: set "
+      "--config.splits.way=random, or prepare the data with a column `fold`"
+    )
   parts = []
   for i, name in enumerate(names):
     test = np.flatnonzero(folds == name)
@@ -154,8 +183,8 @@ def _by_fold(folds, groups, targets, hold_out, seed) -> list[Split]:
 def check(split: Split, *, ids, groups, targets, label_names, name) -> None:
   """Refuses a division that leaks or cannot be learned.
 
-  Raises UserError with names and counts if a part is empty, an id, a source file or a group is in two parts, a class of
-  the test clips has no training clip, or fewer than two classes are tested.
+  Raises UserError with names and counts if a part is empty, an id, a source file or a group is in
+  two parts, a class of the test clips has no training clip, or fewer than two classes are tested.
   """
   parts = dict(zip(split._fields, split, strict=True))
   sizes = ", ".join(f"{len(part)} {key}" for key, part in parts.items())
@@ -166,16 +195,24 @@ def check(split: Split, *, ids, groups, targets, label_names, name) -> None:
     for key, part in parts.items():
       for i in part:
         owners[names[i]].add(key)
-    shared = sorted(value for value, keys in owners.items() if len(keys) > 1 and (value or what != "group"))
+    shared = sorted(
+      value for value, keys in owners.items() if len(keys) > 1 and (value or what != "group")
+    )
     if shared:
-      raise UserError(f"{name} leaks: {len(shared)} {what}{'s' * (len(shared) > 1)} in more than one part, the first "
-                      f"is {shared[0]!r} in {' and '.join(sorted(owners[shared[0]]))} ({sizes} clips); give all pieces "
-                      "of a file, and all clips of a group, the same fold and split")  # fmt: skip
+      raise UserError(
+        f"{name} leaks: {len(shared)} {what}{'s' * (len(shared) > 1)} in more than one part, the first "
+        f"is {shared[0]!r} in {' and '.join(sorted(owners[shared[0]]))} ({sizes} clips); give all pieces "
+        "of a file, and all clips of a group, the same fold and split"
+      )
   tested, trained = targets[split.test].any(0), targets[split.train].any(0)
   missing = [label_names[c] for c in np.flatnonzero(tested & ~trained)]
   if missing:
-    raise UserError(f"{name}: {len(missing)} of {int(tested.sum())} tested classes have no training clip: "
-                    f"{', '.join(missing[:10])} ({sizes} clips)")  # fmt: skip
+    raise UserError(
+      f"{name}: {len(missing)} of {int(tested.sum())} tested classes have no training clip: "
+      f"{', '.join(missing[:10])} ({sizes} clips)"
+    )
   if tested.sum() < 2:
-    raise UserError(f"{name}: the test clips hold {int(tested.sum())} class of {len(label_names)}; a probe needs 2 "
-                    f"({sizes} clips)")  # fmt: skip
+    raise UserError(
+      f"{name}: the test clips hold {int(tested.sum())} class of {len(label_names)}; a probe needs 2 "
+      f"({sizes} clips)"
+    )

@@ -1,13 +1,15 @@
 """The results of an evaluation as a table for people.
 
-`results` is the content of a results.json. The same cells become aligned text on the terminal and Markdown in
-results.md. Scores are shares of 1 in `results`, and percent in a table; published scores are percent.
+`results` is the content of a results.json. The same cells become aligned text on the terminal and
+Markdown in results.md. Scores are shares of 1 in `results`, and percent in a table; published
+scores are percent.
 """
 
 from atst_jax.util import storage
 from atst_jax.util.markdown import table_lines
 
-# Columns besides the name and the score of a linear evaluation or a fine-tuning: key of a row, its heading, its format.
+# Columns besides the name and the score of a linear evaluation or a fine-tuning: key of a row, its
+# heading, its format.
 BEFORE = {"dimensions": ("size", str)}
 AFTER = {
   "valid": ("validation", lambda x: f"{100 * x:.1f}"),
@@ -93,7 +95,9 @@ def _title(results: dict) -> str:
 
 
 def _cells(results: dict) -> list[list[str]]:
-  has = lambda columns: {k: v for k, v in columns.items() if all(k in row for row in results["rows"])}
+  has = lambda columns: {
+    k: v for k, v in columns.items() if all(k in row for row in results["rows"])
+  }
   before, after = has(BEFORE), has(AFTER)
   write = lambda row, columns: [how(row[key]) for key, (_, how) in columns.items()]
   heading = lambda columns: [name.format(**results["config"]) for name, _ in columns.values()]
@@ -148,7 +152,9 @@ def _retrieval_cells(results: dict) -> list[list[str]]:
   columns = list(dict.fromkeys((row["scene"], row["name"]) for row in results["rows"]))
   systems = list(dict.fromkeys((row["features"], row["system"]) for row in results["rows"]))
   systems.sort(key=lambda key: key[1] == "chance")
-  found = {(row["features"], row["system"], row["scene"], row["name"]): row for row in results["rows"]}
+  found = {
+    (row["features"], row["system"], row["scene"], row["name"]): row for row in results["rows"]
+  }
   lines = [["features", "query", *(f"{scene} {name}" for scene, name in columns)]]
   for name, system in systems:
     lines.append([name, system, *(_percent(found[name, system, *column]) for column in columns)])

@@ -1,4 +1,5 @@
-"""Between the benchmark suites, which speak PyTorch, and the encoder, which does not: waveforms in, vectors out."""
+"""Between the benchmark suites, which speak PyTorch, and the encoder, which does not: waveforms in,
+vectors out."""
 
 import os
 
@@ -11,16 +12,19 @@ VARIABLE = "ATST_JAX_ENCODER"
 
 
 def open_encoder(path: str = "") -> Model:
-  """The export at `path`, or at the environment's ATST_JAX_ENCODER for suites that pass none. Raises UserError."""
+  """The export at `path`, or at the environment's ATST_JAX_ENCODER for suites that pass none.
+  Raises UserError."""
   path = path or os.environ.get(VARIABLE, "")
   if not path:
-    raise UserError(f"which encoder? Set the environment variable {VARIABLE} to the folder of an export")
+    raise UserError(
+      f"which encoder? Set the environment variable {VARIABLE} to the folder of an export"
+    )
   return load_model(path)
 
 
 def samples(audio, model: Model) -> np.ndarray:
-  """(B, N) or (N,) tensor at the model's rate -> (B, N') float32; clips too short for the encoder end in silence, as
-  the suites fill the shorter clips of a batch."""
+  """(B, N) or (N,) tensor at the model's rate -> (B, N') float32; clips too short for the encoder
+  end in silence, as the suites fill the shorter clips of a batch."""
   array = np.atleast_2d(audio.detach().cpu().numpy().astype(np.float32, copy=False))
   needed = max(model.frontend.min_samples, (model.hop - 1) * model.frontend.hop_length)
   return np.pad(array, ((0, 0), (0, max(0, needed - array.shape[1]))))

@@ -1,8 +1,10 @@
-"""X-ARES' encoder (xares 0.1): the file that its runner is given; the export is named by the environment.
+"""X-ARES' encoder (xares 0.1): the file that its runner is given; the export is named by the
+environment.
 
   ATST_JAX_ENCODER=encoders/base python -m xares.run --max-jobs 1 atst_jax/downstream/xares.py tasks/*.py
 
-The runner imports the path as a module's name, so it need not exist in the working folder. Needs .[torch] and xares.
+The runner imports the path as a module's name, so it need not exist in the working folder. Needs
+.[torch] and xares.
 """
 
 from atst_jax.artifacts.embedding import get_timestamp_embeddings
@@ -10,11 +12,12 @@ from atst_jax.downstream.torch_arrays import like, open_encoder, samples
 
 
 def ATSTJAXEncoder():
-  """A torch.nn.Module from (B, N) or (N,) waveforms at `sampling_rate` to (B, T, output_dim) vectors, one for every
-  `hop_size_in_ms`: the last block's patches, or a convolutional encoder's frames.
+  """A torch.nn.Module from (B, N) or (N,) waveforms at `sampling_rate` to (B, T, output_dim)
+  vectors, one for every `hop_size_in_ms`: the last block's patches, or a convolutional encoder's
+  frames.
 
-  X-ARES keeps vectors and scores under the name of the encoder's class: the export's hash is in it, so that another
-  export never meets them.
+  X-ARES keeps vectors and scores under the name of the encoder's class: the export's hash is in it,
+  so that another export never meets them.
   """
   import torch
 

@@ -12,6 +12,7 @@ from atst_jax.util.errors import UserError
 
 HEADS = 12  # rows drawn, at most
 
+
 class Attention(NamedTuple):
   """Of one clip, cut into chunks; over a chunk's patches and its CLS the weights add up to 1."""
 
@@ -20,8 +21,10 @@ class Attention(NamedTuple):
   starts: list[int]  # first patch of each chunk
   tokens: list[int]  # patches and CLS of each chunk
 
+
 def cls_attention(model: Model, mel: np.ndarray) -> Attention:
-  """The attention of CLS in (T, F) dB of the model's front-end. Raises UserError if there is no CLS, or no patch."""
+  """The attention of CLS in (T, F) dB of the model's front-end. Raises UserError if there is no
+  CLS, or no patch."""
   if model.config["encoder"]["kind"] != "transformer":
     raise UserError("a convolutional encoder has no attention; give a transformer")
   if len(mel) < model.hop:
@@ -31,7 +34,9 @@ def cls_attention(model: Model, mel: np.ndarray) -> Attention:
 
   @jax.jit
   def compute(variables, chunk, length):
-    _, found = model.encoder.apply(variables, model.normalized(chunk, peak, length), length, mutable=["intermediates"])
+    _, found = model.encoder.apply(
+      variables, model.normalized(chunk, peak, length), length, mutable=["intermediates"]
+    )
     blocks = found["intermediates"]
     return [blocks[name]["attention"][0] for name in sorted(blocks)]  # block_00, block_01, …
 
@@ -40,16 +45,23 @@ def cls_attention(model: Model, mel: np.ndarray) -> Attention:
     frames = min(longest, len(mel) - start)
     chunk = np.zeros((1, longest, mel.shape[1]), np.float32)
     chunk[0, :frames] = mel[start : start + frames]
-    weights = np.stack([np.asarray(w)[0, :, 0] for w in compute(model.variables, chunk, np.full(1, frames, np.int32))])
+    weights = np.stack(
+      [
+        np.asarray(w)[0, :, 0]
+        for w in compute(model.variables, chunk, np.full(1, frames, np.int32))
+      ]
+    )
     own.append(weights[:, :, :1])
     patches.append(weights[:, :, 1 : 1 + frames // model.hop])
     starts.append(start // model.hop)
     tokens.append(1 + frames // model.hop)
   return Attention(np.concatenate(patches, -1), np.concatenate(own, -1), starts, tokens)
 
+
 def attention_figure(model: Model, mel: np.ndarray, path: str, *, title: str = "") -> None:
-  """Draws the attention of CLS over the log-mel of a clip: of the last block, mean of its heads, as a line over the
-  spectrogram; below it that of every head of the last block, and of every block (mean of its heads).
+  """Draws the attention of CLS over the log-mel of a clip: of the last block, mean of its heads, as
+  a line over the spectrogram; below it that of every head of the last block, and of every block
+  (mean of its heads).
 
   Args:
     mel: (T, F) dB of the model's front-end.
@@ -65,27 +77,54 @@ def attention_figure(model: Model, mel: np.ndarray, path: str, *, title: str = "
   edges = np.arange(N + 1) * model.hop * seconds
   rows = min(heads, HEADS)
   figure = Figure(figsize=(10, 5.4 + 0.16 * (rows + depth)), layout="constrained")
-  top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[4, 1 + 0.2 * rows, 1 + 0.2 * depth])
+  top, middle, bottom = figure.subplots(
+    3, 1, sharex=True, height_ratios=[4, 1 + 0.2 * rows, 1 + 0.2 * depth]
+  )
   shown = mel.T.astype(np.float32) - float(mel.max())
-  image = top.imshow(shown, origin="lower", aspect="auto", cmap="magma", vmin=-TOP_DB, vmax=0,
-                     extent=(0, len(mel) * seconds, -0.5, len(shown) - 0.5), interpolation="nearest")  # fmt: skip
+  image = top.imshow(
+    shown,
+    origin="lower",
+    aspect="auto",
+    cmap="magma",
+    vmin=-TOP_DB,
+    vmax=0,
+    extent=(0, len(mel) * seconds, -0.5, len(shown) - 0.5),
+    interpolation="nearest",
+  )
   top.set_yticks(*frequency_ticks(model.frontend))
   top.set_ylabel("Hz")
   figure.colorbar(image, ax=top, pad=0.06, label="dB below the maximum")
-  # As multiples of what even attention would give to each patch of its chunk: chunks of all lengths compare.
+  # As multiples of what even attention would give to each patch of its chunk: chunks of all lengths
+  # compare.
   ratio = found.patches * np.repeat(found.tokens, np.diff([*found.starts, N]))
   line, mean = top.twinx(), ratio[-1].mean(0)
   outline = [patheffects.Stroke(linewidth=4, foreground="black"), patheffects.Normal()]
-  line.step(edges, np.append(mean, mean[-1]), where="post", color=COLORS[5], linewidth=1.8, path_effects=outline)
-  line.axhline(1, color="white", linestyle=":", linewidth=1.2,
-               path_effects=[patheffects.withStroke(linewidth=2.4, foreground="black")])  # fmt: skip
+  line.step(
+    edges,
+    np.append(mean, mean[-1]),
+    where="post",
+    color=COLORS[5],
+    linewidth=1.8,
+    path_effects=outline,
+  )
+  line.axhline(
+    1,
+    color="white",
+    linestyle=":",
+    linewidth=1.2,
+    path_effects=[patheffects.withStroke(linewidth=2.4, foreground="black")],
+  )
   line.set_ylim(0, max(2, 1.5 * mean.max()))
   line.set_ylabel("attention of the last block\n(1: even)")
   top.set_title(title, fontsize=10)
-  for axis, weights, name in ((middle, ratio[-1, :rows], "head of\nthe last block"),
-                              (bottom, ratio.mean(1), "block,\nmean of heads")):  # fmt: skip
+  for axis, weights, name in (
+    (middle, ratio[-1, :rows], "head of\nthe last block"),
+    (bottom, ratio.mean(1), "block,\nmean of heads"),
+  ):
     high = max(2.0, float(np.percentile(weights, 99.5)))
-    mesh = axis.pcolormesh(edges, np.arange(len(weights) + 1) + 0.5, weights, cmap="cividis", vmin=0, vmax=high)
+    mesh = axis.pcolormesh(
+      edges, np.arange(len(weights) + 1) + 0.5, weights, cmap="cividis", vmin=0, vmax=high
+    )
     axis.set_yticks(np.unique(np.linspace(1, len(weights), min(len(weights), 6)).round()))
     axis.set_ylabel(name)
     axis.invert_yaxis()

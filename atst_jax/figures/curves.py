@@ -2,8 +2,8 @@
 
   python -m atst_jax.figures.curves --workdir=runs/base [--encoder=encoders/base --data=data/esc10]
 
-Writes training_curve.png and views.png into the workdir of a pre-training run and, given an encoder and a labelled data
-set, embeddings.png.
+Writes training_curve.png and views.png into the workdir of a pre-training run and, given an encoder
+and a labelled data set, embeddings.png.
 """
 
 import os
@@ -25,9 +25,14 @@ from atst_jax.util.errors import UserError
 def _smooth(values: np.ndarray) -> np.ndarray:
   """Mean over a centred window of about a twelfth of the curve; NaN left out."""
   half = len(values) // 25
-  return np.array([np.nanmean(values[max(i - half, 0) : i + half + 1])
-                   if np.isfinite(values[max(i - half, 0) : i + half + 1]).any() else np.nan
-                   for i in range(len(values))])  # fmt: skip
+  return np.array(
+    [
+      np.nanmean(values[max(i - half, 0) : i + half + 1])
+      if np.isfinite(values[max(i - half, 0) : i + half + 1]).any()
+      else np.nan
+      for i in range(len(values))
+    ]
+  )
 
 
 def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
@@ -36,8 +41,8 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
   Args:
     records: of `logs.read_metrics`.
     path: PNG to write.
-    outputs: P, numbers in the projector's output. Unit vectors spread evenly over the sphere have a standard deviation
-      of 1/√P in every one; collapsed ones have 0.
+    outputs: P, numbers in the projector's output. Unit vectors spread evenly over the sphere have a
+      standard deviation of 1/√P in every one; collapsed ones have 0.
 
   Raises:
     UserError: there is no record yet.
@@ -45,7 +50,9 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
   from matplotlib.figure import Figure
 
   if not records:
-    raise UserError("no metrics to plot yet; the first record is written after log.every_steps steps")
+    raise UserError(
+      "no metrics to plot yet; the first record is written after log.every_steps steps"
+    )
   online = [r for r in records if "online_seconds" in r]  # records of their own
   records = [r for r in records if "online_seconds" not in r]
   steps = np.array([r["step"] for r in records])
@@ -68,9 +75,15 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
   draw(axes[0, 1], "std_student", COLORS[0], "student")
   draw(axes[0, 1], "std_teacher", COLORS[1], "teacher")
   even = 1 / np.sqrt(outputs)
-  axes[0, 1].axhline(even, color="0.35", linestyle="--", linewidth=1, label=f"1/√{outputs}, evenly spread")
-  axes[0, 1].set(title="Spread of the L2-normalised outputs (0: collapsed)", ylabel="standard deviation")
-  axes[0, 1].set_ylim(0, 1.25 * max(even, *(np.nanmax(column(k), initial=0) for k in ("std_student", "std_teacher"))))
+  axes[0, 1].axhline(
+    even, color="0.35", linestyle="--", linewidth=1, label=f"1/√{outputs}, evenly spread"
+  )
+  axes[0, 1].set(
+    title="Spread of the L2-normalised outputs (0: collapsed)", ylabel="standard deviation"
+  )
+  axes[0, 1].set_ylim(
+    0, 1.25 * max(even, *(np.nanmax(column(k), initial=0) for k in ("std_student", "std_teacher")))
+  )
   _schedules(axes[1, 0], steps, column)
   draw(axes[1, 1], "clips_per_second", COLORS[2], "clips/s")
   axes[1, 1].set(title="Speed", ylabel="clips per second", ylim=(0, None))
@@ -90,7 +103,11 @@ def _online(axes, records) -> None:
   steps = [r["step"] for r in records]
   values = lambda key: [np.nan if r.get(key) is None else r[key] for r in records]
   metric = next(key for key in records[-1] if key.startswith("online_ridge_")).rpartition("_")[2]
-  shown = {"ridge": ("ridge probe", ".-"), "knn": ("nearest neighbours", ".-"), "mel": ("ridge probe of the mel", "--")}
+  shown = {
+    "ridge": ("ridge probe", ".-"),
+    "knn": ("nearest neighbours", ".-"),
+    "mel": ("ridge probe of the mel", "--"),
+  }
   for color, (key, (label, line)) in zip(COLORS, shown.items(), strict=False):
     axes[0].plot(steps, values(f"online_{key}_{metric}"), line, color=color, label=label)
   axes[0].set(title="Online evaluation", ylabel={"map": "mAP"}.get(metric, metric), ylim=(0, 1))
@@ -140,9 +157,13 @@ def _main(flags) -> None:
     raise UserError("the map of embeddings needs both --encoder and --data")
   config = read_config(flags.workdir)
   if config["job"] != "pretrain":
-    raise UserError(f"--workdir={flags.workdir} holds a {config['job']!r} run; give that of a pre-training run")
+    raise UserError(
+      f"--workdir={flags.workdir} holds a {config['job']!r} run; give that of a pre-training run"
+    )
   if "tail" not in config:
-    raise UserError(f"--workdir={flags.workdir} was written by an older version, whose views this one cannot draw")
+    raise UserError(
+      f"--workdir={flags.workdir} was written by an older version, whose views this one cannot draw"
+    )
   place = lambda name: os.path.join(flags.workdir, f"{name}.png")
   records = read_metrics(os.path.join(flags.workdir, "metrics.jsonl"))
   training_curve(records, place("training_curve"), outputs=config["heads"]["out"])

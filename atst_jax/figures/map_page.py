@@ -1,7 +1,8 @@
-"""A map of embeddings for a page: a point for each clip, its name under the pointer, and players for some.
+"""A map of embeddings for a page: a point for each clip, its name under the pointer, and players
+for some.
 
-Everything is in the page: the drawing as SVG, sounds as data. Works without a mouse, too: the list of classes dims the
-others, players follow below the map.
+Everything is in the page: the drawing as SVG, sounds as data. Works without a mouse, too: the list
+of classes dims the others, players follow below the map.
 """
 
 import html
@@ -87,8 +88,13 @@ def _places(points: np.ndarray) -> tuple[np.ndarray, int]:
   return place.round(1), height
 
 
-def embedding_map(points: np.ndarray, labels: np.ndarray, label_names: list[str], ids: list[str],
-                  players: list[Player]) -> str:  # fmt: skip
+def embedding_map(
+  points: np.ndarray,
+  labels: np.ndarray,
+  label_names: list[str],
+  ids: list[str],
+  players: list[Player],
+) -> str:
   """HTML of a map; needs STYLE and SCRIPT once in the page.
 
   Args:
@@ -104,9 +110,12 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, label_names: list[str]
   mark = lambda c, more: f'<path d="{SHAPES[styles[c][1]]}" fill="{styles[c][0]}"{more}/>'
   drawn = []
   places, height = _places(points)
-  for row in sorted(range(len(points)), key=lambda row: row in heard):  # those that can be heard lie on top
+  # those that can be heard lie on top
+  for row in sorted(range(len(points)), key=lambda row: row in heard):
     (x, y), name = places[row], f"{label_names[labels[row]]}: {ids[row]}"
-    more = f' data-class="{labels[row]}" data-name="{escape(name)}" transform="translate({x:g} {y:g})"'
+    more = (
+      f' data-class="{labels[row]}" data-name="{escape(name)}" transform="translate({x:g} {y:g})"'
+    )
     if row in heard:
       more += f' class="p play" data-player="{heard[row]}" tabindex="0" role="button" aria-label="play {escape(name)}"'
     else:
@@ -114,11 +123,16 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, label_names: list[str]
     drawn.append(mark(labels[row], more))
   legend = "".join(
     f'<button type="button" data-class="{c}" aria-pressed="false"><svg width="12" height="12" viewBox="-6 -6 12 12">'
-    f"{mark(c, '')}</svg>{escape(label_names[c])} ({(labels == c).sum()})</button>" for c in styles)  # fmt: skip
+    f"{mark(c, '')}</svg>{escape(label_names[c])} ({(labels == c).sum()})</button>"
+    for c in styles
+  )
   figures = "".join(
     f'<figure id="{heard[player.row]}">{player.picture}<audio controls preload="metadata" src="{player.sound}"></audio>'
     f"<figcaption>{escape(label_names[labels[player.row]])}: {escape(ids[player.row])}</figcaption></figure>"
-    for player in players)  # fmt: skip
-  return (f'<div class="map"><svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" '
-          f'aria-label="map of the embeddings">{"".join(drawn)}</svg><div class="legend">{legend}</div></div>'
-          f'<div id="tip"></div>{f"""<div class="players">{figures}</div>""" if players else ""}')  # fmt: skip
+    for player in players
+  )
+  return (
+    f'<div class="map"><svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" '
+    f'aria-label="map of the embeddings">{"".join(drawn)}</svg><div class="legend">{legend}</div></div>'
+    f'<div id="tip"></div>{f"""<div class="players">{figures}</div>""" if players else ""}'
+  )

@@ -17,7 +17,8 @@ PCA_DIMENSIONS = 50  # before t-SNE, as van der Maaten and Hinton (2008)
 
 
 def project(features: np.ndarray) -> np.ndarray:
-  """(N, D) -> (N, 2) by t-SNE of standardised features after PCA, with a fixed seed. Raises UserError below 4 clips."""
+  """(N, D) -> (N, 2) by t-SNE of standardised features after PCA, with a fixed seed. Raises
+  UserError below 4 clips."""
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
   from threadpoolctl import threadpool_limits
@@ -26,23 +27,35 @@ def project(features: np.ndarray) -> np.ndarray:
     raise UserError(f"{len(features)} clips make no map; at least 4 are needed")
   mean, factor = scale_of(features)
   x = (features - mean) * factor
-  with threadpool_limits(1):  # t-SNE's threads wait busily for each other: on shared cores 25 times slower than one
+  # t-SNE's threads wait busily for each other: on shared cores 25 times slower than one
+  with threadpool_limits(1):
     x = PCA(min(PCA_DIMENSIONS, *x.shape), random_state=0).fit_transform(x)
-    return TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)
+    return TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(
+      x
+    )
 
 
 def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:
-  """Class -> (colour, marker): those of Okabe and Ito and grey, each with five markers, before colours come twice."""
+  """Class -> (colour, marker): those of Okabe and Ito and grey, each with five markers, before
+  colours come twice."""
   import matplotlib
 
   classes = np.unique(labels).tolist()
   colors = [*COLORS, "#666666"]
   if len(classes) > len(colors) * len(MARKERS):
-    colors = [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))]
-  return {c: (colors[i % len(colors)], MARKERS[i // len(colors) % len(MARKERS)]) for i, c in enumerate(classes)}
+    colors = [
+      matplotlib.colors.to_hex(c)
+      for c in matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
+    ]
+  return {
+    c: (colors[i % len(colors)], MARKERS[i // len(colors) % len(MARKERS)])
+    for i, c in enumerate(classes)
+  }
 
 
-def embedding_map(points: np.ndarray, labels: np.ndarray, label_names: list[str], path: str, *, title="") -> None:
+def embedding_map(
+  points: np.ndarray, labels: np.ndarray, label_names: list[str], path: str, *, title=""
+) -> None:
   """A map of clips, by colour and marker of their class.
 
   Args:
@@ -60,11 +73,18 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, label_names: list[str]
   axis = figure.subplots()
   for c, (color, marker) in styles.items():
     x, y = points[labels == c].T
-    axis.scatter(x, y, s=18, color=color, marker=marker, linewidths=0, alpha=0.8,
-                 label=label_names[c])  # fmt: skip
+    axis.scatter(
+      x, y, s=18, color=color, marker=marker, linewidths=0, alpha=0.8, label=label_names[c]
+    )
   axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", title=title)
   axis.spines[["top", "right"]].set_visible(False)
-  figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", ncols=columns, frameon=False, fontsize=9)
+  figure.legend(
+    *axis.get_legend_handles_labels(),
+    loc="outside right upper",
+    ncols=columns,
+    frameon=False,
+    fontsize=9,
+  )
   save(figure, path)
 
 
@@ -77,7 +97,8 @@ class Labelled(NamedTuple):
 
 
 def labelled(model: Model, dataset: Dataset, *, name: str) -> Labelled:
-  """A map of at most MAX_POINTS labelled clips of a set, drawn with a fixed seed, from the encoder's last block.
+  """A map of at most MAX_POINTS labelled clips of a set, drawn with a fixed seed, from the
+  encoder's last block.
 
   Args:
     name: of the encoder, for messages.

@@ -2,7 +2,8 @@
 
 from atst_jax.util import storage
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, for every kind of sight
+# Okabe and Ito's, for every kind of sight
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def save(figure, path: str) -> None:

@@ -1,4 +1,5 @@
-"""A picture of what the augmentation does: clips, their crops, both views, and the mixture of the subtraction."""
+"""A picture of what the augmentation does: clips, their crops, both views, and the mixture of the
+subtraction."""
 
 import itertools
 from collections.abc import Iterator
@@ -33,18 +34,25 @@ def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
 
 
 def sample(config: dict, dataset: Dataset | None, number: int) -> Iterator[dict]:
-  """`number` small batches for sheets, of different clips, as training reads them: shuffled, long clips cut.
+  """`number` small batches for sheets, of different clips, as training reads them: shuffled, long
+  clips cut.
 
   Args:
     config: resolved config of a pre-training run, as JSON.
     dataset: that it names; None for the synthetic source.
   """
   data, group = config["data"], config["views"]["group"]
-  common = {"clip_frames": data["clip_frames"], "batch_size": group * -(-CLIPS // group), "seed": config["seed"]}
+  common = {
+    "clip_frames": data["clip_frames"],
+    "batch_size": group * -(-CLIPS // group),
+    "seed": config["seed"],
+  }
   if dataset is None:
     batches = synthetic_batches(n_mels=get_frontend(data["frontend"]).n_mels, **common)
   else:
-    batches = record_batches(dataset, split=data["split"], streams=1, shuffle_window=data["shuffle_window"], **common)
+    batches = record_batches(
+      dataset, split=data["split"], streams=1, shuffle_window=data["shuffle_window"], **common
+    )
   yield from itertools.islice(batches, number)
 
 
@@ -52,24 +60,33 @@ def draw(config: dict, clips: dict, seed: int) -> dict:
   """Numpy arrays of what `make_views` and `make_mixtures` return for a batch under a run's config.
 
   Returns:
-    views (B, 2, T, F), length (B, 2), start (B, 2), shift (B / G, 2), weight (B, 2), box (B, 2, 4), segment
-    (B, 2, T, F), post_std () and, if λ > 0, mixtures (B, 2 or 1, T, F), mixture_length (B, 2) and gamma (B, 2).
+    views (B, 2, T, F), length (B, 2), start (B, 2), shift (B / G, 2), weight (B, 2), box (B, 2, 4),
+    segment (B, 2, T, F), post_std () and, if λ > 0, mixtures (B, 2 or 1, T, F), mixture_length (B,
+    2) and gamma (B, 2).
   """
   views, difference = config["views"], config["difference"]
   ranges = frame_ranges(views["crop_frames"], views["first_frames"], views["second_frames"])
   shortest = min(low for low, _ in ranges)
-  ragged = views["padding"] == "mask" and min(shortest, clips["length"].min()) < views["crop_frames"]
+  ragged = (
+    views["padding"] == "mask" and min(shortest, clips["length"].min()) < views["crop_frames"]
+  )
   mixing = mixing_options(views, difference, len(clips["length"]))
 
   @jax.jit
   def compute(key, mel, length):
     view_key, mix_key = jax.random.split(key)
-    pair, length, drawn = make_views(view_key, mel, length, ragged=ragged, apart=bool(difference["weight"]), **views)
+    pair, length, drawn = make_views(
+      view_key, mel, length, ragged=ragged, apart=bool(difference["weight"]), **views
+    )
     full = jnp.full(pair.shape[:2], views["crop_frames"])
     out = {**drawn, "views": pair, "length": full if length is None else length}
     if difference["weight"]:
       mixtures, mixed, gamma = make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing)
-      out |= {"mixtures": mixtures, "mixture_length": full if mixed is None else mixed, "gamma": gamma}
+      out |= {
+        "mixtures": mixtures,
+        "mixture_length": full if mixed is None else mixed,
+        "gamma": gamma,
+      }
     return out
 
   return jax.tree.map(np.asarray, compute(jax.random.key(seed), clips["mel"], clips["length"]))
@@ -78,8 +95,9 @@ def draw(config: dict, clips: dict, seed: int) -> dict:
 def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: FrontEnd) -> None:
   """Draws the first clips of a batch, one in a row.
 
-  From left to right: the clip in dB with the crops of both views; each crop, normalised, on its canvas of zeros, with
-  the box of the random resize crop; that view (after Mixup and the box); the mixture of view 1, if λ > 0.
+  From left to right: the clip in dB with the crops of both views; each crop, normalised, on its
+  canvas of zeros, with the box of the random resize crop; that view (after Mixup and the box); the
+  mixture of view 1, if λ > 0.
 
   Args:
     config: resolved config of a pre-training run, as JSON.
@@ -92,9 +110,13 @@ def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: Fro
 
   drawn = draw(config, clips, seed)
   rows = min(CLIPS, len(clips["length"]))
-  titles = ["clip", "crop 1", "view 1", "crop 2", "view 2"] + ["mixture of view 1"] * ("mixtures" in drawn)
+  titles = ["clip", "crop 1", "view 1", "crop 2", "view 2"] + ["mixture of view 1"] * (
+    "mixtures" in drawn
+  )
   figure = Figure(figsize=(3.1 * len(titles), 2.1 * rows + 1.2), layout="constrained")
-  axes = figure.subplots(rows, len(titles), squeeze=False, width_ratios=[1.35] + [1] * (len(titles) - 1))
+  axes = figure.subplots(
+    rows, len(titles), squeeze=False, width_ratios=[1.35] + [1] * (len(titles) - 1)
+  )
   figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
   sheet = Sheet(config, clips, drawn, frontend, rows)
   for row in range(rows):
@@ -110,16 +132,31 @@ def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: Fro
     axis.set_ylabel("Hz")
   for axis in axes[:, 1:].flat:
     axis.set_yticklabels([])
-  figure.colorbar(axes[0, 0].images[0], ax=axes[:, 0], location="bottom", shrink=0.8, aspect=30, pad=0.02,
-                  label="dB relative to the clip's maximum")  # fmt: skip
-  figure.colorbar(axes[0, 2].images[0], ax=axes[:, 1:], location="bottom", shrink=0.35, aspect=40, pad=0.02,
-                  label="normalised level")  # fmt: skip
+  figure.colorbar(
+    axes[0, 0].images[0],
+    ax=axes[:, 0],
+    location="bottom",
+    shrink=0.8,
+    aspect=30,
+    pad=0.02,
+    label="dB relative to the clip's maximum",
+  )
+  figure.colorbar(
+    axes[0, 2].images[0],
+    ax=axes[:, 1:],
+    location="bottom",
+    shrink=0.35,
+    aspect=40,
+    pad=0.02,
+    label="normalised level",
+  )
   with storage.writing(path) as file:
     figure.savefig(file, format="png", dpi=100)
 
 
 class Sheet:
-  """The panels of a sheet; `row` is a clip, `view` is 0 or 1. Panels of a kind share their axes and colours."""
+  """The panels of a sheet; `row` is a clip, `view` is 0 or 1. Panels of a kind share their axes and
+  colours."""
 
   def __init__(self, config, clips, drawn, frontend, rows):
     self.views, self.clips, self.drawn = config["views"], clips, drawn
@@ -129,15 +166,27 @@ class Sheet:
     self.longest = int(clips["length"][:rows].max())
     lengths = [drawn[key][:rows] for key in ("length", "mixture_length") if key in drawn]
     self.widest = int(np.max(lengths))
-    shown = [drawn[key][row, view, : drawn["length"][row, view]].ravel()
-             for key in ("segment", "views") for row in range(rows) for view in (0, 1)]  # fmt: skip
+    shown = [
+      drawn[key][row, view, : drawn["length"][row, view]].ravel()
+      for key in ("segment", "views")
+      for row in range(rows)
+      for view in (0, 1)
+    ]
     self.range = np.percentile(np.concatenate(shown), (1, 99.7))
 
   def _image(self, axis, mel, low, high, *, left, right, title):
     """(T, F) from 0 s on; the axis runs from frame `left` to frame `right`."""
     extent = (0, len(mel) * self.hop, -0.5, self.bins - 0.5)
-    axis.imshow(mel.T.astype(np.float32), origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=low,
-                vmax=high, interpolation="nearest")  # fmt: skip
+    axis.imshow(
+      mel.T.astype(np.float32),
+      origin="lower",
+      aspect="auto",
+      extent=extent,
+      cmap="magma",
+      vmin=low,
+      vmax=high,
+      interpolation="nearest",
+    )
     axis.set_xlim(left * self.hop, right * self.hop)
     axis.set_ylim(-0.5, self.bins - 0.5)
     axis.set_yticks(*self.ticks)
@@ -151,16 +200,37 @@ class Sheet:
     from matplotlib.patches import Rectangle
 
     outline = [patheffects.Stroke(linewidth=3.2, foreground="black"), patheffects.Normal()]
-    axis.add_patch(Rectangle((left * self.hop, bottom - 0.5), width * self.hop, height, fill=False, linewidth=1.8,
-                             edgecolor=VIEW_COLORS[view], path_effects=outline))  # fmt: skip
-    axis.annotate(f"{view + 1}", (left * self.hop, bottom + height - 0.5), xytext=(4, -3), textcoords="offset points",
-                  ha="left", va="top", color=VIEW_COLORS[view], fontsize=9, fontweight="bold",
-                  path_effects=outline)  # fmt: skip
+    axis.add_patch(
+      Rectangle(
+        (left * self.hop, bottom - 0.5),
+        width * self.hop,
+        height,
+        fill=False,
+        linewidth=1.8,
+        edgecolor=VIEW_COLORS[view],
+        path_effects=outline,
+      )
+    )
+    axis.annotate(
+      f"{view + 1}",
+      (left * self.hop, bottom + height - 0.5),
+      xytext=(4, -3),
+      textcoords="offset points",
+      ha="left",
+      va="top",
+      color=VIEW_COLORS[view],
+      fontsize=9,
+      fontweight="bold",
+      path_effects=outline,
+    )
 
   def clip(self, axis, row):
-    """The clip in dB below its maximum, with both crops; that of view 2 is drawn inside, so that both can be seen."""
+    """The clip in dB below its maximum, with both crops; that of view 2 is drawn inside, so that
+    both can be seen."""
     mel = self.clips["mel"][row, : self.clips["length"][row]].astype(np.float32)
-    self._image(axis, mel - mel.max(), -TOP_DB, 0, left=0, right=self.longest, title=f"clip {row + 1}")
+    self._image(
+      axis, mel - mel.max(), -TOP_DB, 0, left=0, right=self.longest, title=f"clip {row + 1}"
+    )
     for view in (0, 1):
       start, length = self.drawn["start"][row, view], self.drawn["length"][row, view]
       inset = self.bins * (0.02 + 0.16 * view)
@@ -172,8 +242,14 @@ class Sheet:
     length = int(self.drawn["length"][row, view])
     canvas = int(np.floor(self.views["canvas_time"] * length))
     offset = (canvas - length) // 2
-    self._image(axis, self.drawn["segment"][row, view, :length], *self.range, left=-offset, right=canvas - offset,
-                title=f"crop {view + 1}, box {width * self.hop:.2g} s x {height} bins")  # fmt: skip
+    self._image(
+      axis,
+      self.drawn["segment"][row, view, :length],
+      *self.range,
+      left=-offset,
+      right=canvas - offset,
+      title=f"crop {view + 1}, box {width * self.hop:.2g} s x {height} bins",
+    )
     axis.set_facecolor(axis.images[0].to_rgba(0.0))  # the canvas
     self._box(axis, left - offset, top, width, height, view)
 

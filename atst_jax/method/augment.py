@@ -1,4 +1,5 @@
-"""Augmentations of one normalised log-mel clip, on the device: Mixup, random resize crop, random linear fader.
+"""Augmentations of one normalised log-mel clip, on the device: Mixup, random resize crop, random
+linear fader.
 
 Letters: T frames, F mel bins. Boxes and positions may be traced; shapes are static.
 """
@@ -11,12 +12,14 @@ CUBIC = -0.75  # PyTorch's bicubic coefficient
 
 
 def mixup(x, partner, weight):
-  """log((1 - weight)·exp(x) + weight·exp(partner)) on normalised log-mel (BYOL-A; ATST keeps it as it is)."""
+  """log((1 - weight)·exp(x) + weight·exp(partner)) on normalised log-mel (BYOL-A; ATST keeps it as
+  it is)."""
   return jnp.log((1 - weight) * jnp.exp(x) + weight * jnp.exp(partner) + MIX_EPS)
 
 
 def place(key, partner, partner_length, length):
-  """Aligns a padded (T, F) partner to a clip of another length: a random window of the longer one (released code).
+  """Aligns a padded (T, F) partner to a clip of another length: a random window of the longer one
+  (released code).
 
   Returns the moved partner and a (T,) mask of the frames where both are valid.
   """
@@ -36,13 +39,13 @@ def cubic_weights(t):
 
 
 def interpolation_taps(n_out, *, start, size, out_size, offset):
-  """(index, weight), both (n_out, 4): how to resize `size` samples of a zero canvas to `out_size`, bicubic with aligned
-  corners.
+  """(index, weight), both (n_out, 4): how to resize `size` samples of a zero canvas to `out_size`,
+  bicubic with aligned corners.
 
-  The input lies at `offset` on the canvas and the crop at `start`; taps are clamped to the crop's border as in PyTorch.
-  An index outside of the input means 0, and so does every row from `out_size` on. start, size, out_size and offset may
-  be traced. Positions are rounded to float32 as PyTorch does (about 2e-5 of the values); where sizes are equal the crop
-  is copied exactly.
+  The input lies at `offset` on the canvas and the crop at `start`; taps are clamped to the crop's
+  border as in PyTorch. An index outside of the input means 0, and so does every row from `out_size`
+  on. start, size, out_size and offset may be traced. Positions are rounded to float32 as PyTorch
+  does (about 2e-5 of the values); where sizes are equal the crop is copied exactly.
   """
   scale = jnp.asarray(size - 1, jnp.float32) / jnp.maximum(out_size - 1, 1)
   position = scale * jnp.arange(n_out, dtype=jnp.float32)
@@ -53,8 +56,11 @@ def interpolation_taps(n_out, *, start, size, out_size, offset):
 
 
 def resize_by_matrix(x, index, weight):
-  """Interpolates the first axis: (n_in, …), taps (n_out, 4) -> (n_out, …), as a product, which matrix units like."""
-  matrix = sum(weight[:, k, None] * (index[:, k, None] == jnp.arange(x.shape[0])[None]) for k in range(4))
+  """Interpolates the first axis: (n_in, …), taps (n_out, 4) -> (n_out, …), as a product, which
+  matrix units like."""
+  matrix = sum(
+    weight[:, k, None] * (index[:, k, None] == jnp.arange(x.shape[0])[None]) for k in range(4)
+  )
   return jnp.matmul(matrix, x, precision="highest")
 
 
@@ -65,14 +71,18 @@ def resize_by_gather(x, index, weight):
   return sum(weight[:, k, None] * rows[:, k] for k in range(4))
 
 
-RESIZES = {"gather": resize_by_gather, "matrix": resize_by_matrix}  # or "auto": what the platform likes
+# or "auto": what the platform likes
+RESIZES = {"gather": resize_by_gather, "matrix": resize_by_matrix}
 
 
 def draw_box(key, length, n_mels, *, freq_scale, time_scale, canvas_time):
-  """Draws (mel offset, time offset, mel size, time size) of a crop on the (n_mels, int(canvas_time·length)) canvas."""
+  """Draws (mel offset, time offset, mel size, time size) of a crop on the (n_mels,
+  int(canvas_time·length)) canvas."""
   canvas = jnp.floor(canvas_time * length).astype(jnp.int32)
   mel_key, time_key, mel_offset_key, time_offset_key = jax.random.split(key, 4)
-  draw = lambda key, scale, n: jnp.floor(jax.random.uniform(key, (), minval=scale[0], maxval=scale[1]) * n)
+  draw = lambda key, scale, n: jnp.floor(
+    jax.random.uniform(key, (), minval=scale[0], maxval=scale[1]) * n
+  )
   height = jnp.clip(draw(mel_key, freq_scale, n_mels).astype(jnp.int32), 1, n_mels)
   width = jnp.clip(draw(time_key, time_scale, length).astype(jnp.int32), 1, canvas)
   return (
@@ -84,14 +94,18 @@ def draw_box(key, length, n_mels, *, freq_scale, time_scale, canvas_time):
 
 
 def resize_crop(x, box, length, *, canvas_time, resize="auto"):
-  """(T, F), a box of `draw_box` -> (T, F): the crop, bicubically resized to the clip's own length and all mel bins.
+  """(T, F), a box of `draw_box` -> (T, F): the crop, bicubically resized to the clip's own length
+  and all mel bins.
 
-  `resize`: "gather", "matrix" or "auto", which gathers where the program is compiled for a CPU. They agree to rounding.
+  `resize`: "gather", "matrix" or "auto", which gathers where the program is compiled for a CPU.
+    They agree to rounding.
   """
   frames, n_mels = x.shape
   top, left, height, width = box
   canvas = jnp.floor(canvas_time * length).astype(jnp.int32)
-  time = interpolation_taps(frames, start=left, size=width, out_size=length, offset=(canvas - length) // 2)
+  time = interpolation_taps(
+    frames, start=left, size=width, out_size=length, offset=(canvas - length) // 2
+  )
   mel = interpolation_taps(n_mels, start=top, size=height, out_size=n_mels, offset=0)
   x = resize_by_matrix(x.T, *mel).T
   if resize == "auto":
@@ -100,7 +114,8 @@ def resize_crop(x, box, length, *, canvas_time, resize="auto"):
 
 
 def fade(x, head, tail, length):
-  """BYOL-A v2: adds a line over time, `head` at the first, `tail` at the last of `length` frames; (T, F) -> (T, F)."""
+  """BYOL-A v2: adds a line over time, `head` at the first, `tail` at the last of `length` frames;
+  (T, F) -> (T, F)."""
   frame = jnp.arange(x.shape[0])[:, None]
   line = head + (tail - head) * frame / jnp.maximum(length - 1, 1)
   return jnp.where(frame < length, x + line, x)

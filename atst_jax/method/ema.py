@@ -1,4 +1,5 @@
-"""The teacher: an exponential moving average of the student's parameters, as an optax-like transformation."""
+"""The teacher: an exponential moving average of the student's parameters, as an optax-like
+transformation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 
 
 class EmaState(NamedTuple):
-  """`params` follow the student; `batch_stats` are the teacher's own, updated by its forward passes."""
+  """`params` follow the student; `batch_stats` are the teacher's own, updated by its forward
+  passes."""
 
   count: jax.Array  # type: ignore[assignment]  # optax's name; tuples have a method of it
   params: Any
@@ -16,7 +18,8 @@ class EmaState(NamedTuple):
 
 
 class Ema(NamedTuple):
-  """The teacher as an optax-like pair: init(params, batch_stats) -> state, update(params, state) -> state."""
+  """The teacher as an optax-like pair: init(params, batch_stats) -> state, update(params, state) ->
+  state."""
 
   init: Callable[[Any, Any], EmaState]
   update: Callable[[Any, EmaState], EmaState]
@@ -25,12 +28,13 @@ class Ema(NamedTuple):
 def ema(decay_schedule: Callable[[jax.Array], jax.Array]) -> Ema:
   """teacher <- m·teacher + (1 - m)·student, m = decay_schedule(updates done so far).
 
-  Parameters only, as in the released code: BatchNorm statistics are not averaged. Everything stays float32 (in
-  bfloat16 a decay of 0.9995 never moves).
+  Parameters only, as in the released code: BatchNorm statistics are not averaged. Everything stays
+  float32 (in bfloat16 a decay of 0.9995 never moves).
   """
 
   def init(params, batch_stats):
-    copy = lambda tree: jax.tree.map(jnp.copy, tree)  # not the student's buffers: the state is donated
+    # not the student's buffers: the state is donated
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)
     return EmaState(jnp.zeros((), jnp.int32), copy(params), copy(batch_stats))
 
   def update(params, state):

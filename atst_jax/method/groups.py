@@ -1,7 +1,7 @@
 """Fixed groups of a batch's clips, inside which clips meet, and the valid frames of padded ones.
 
-Letters: B clips, G clips of a group. A group is G consecutive clips of the global batch and lies on one device, so
-nothing here communicates unless one group spans the whole batch.
+Letters: B clips, G clips of a group. A group is G consecutive clips of the global batch and lies on
+one device, so nothing here communicates unless one group spans the whole batch.
 """
 
 import jax
@@ -12,7 +12,9 @@ SILENT = -1e9  # level of padding when a maximum or a mixture is taken
 
 def valid_frames(length, frames):
   """(...) lengths -> (..., frames) booleans."""
-  return jax.lax.broadcasted_iota(jnp.int32, (*length.shape, frames), length.ndim) < length[..., None]
+  return (
+    jax.lax.broadcasted_iota(jnp.int32, (*length.shape, frames), length.ndim) < length[..., None]
+  )
 
 
 def in_groups(x, group):
@@ -21,5 +23,6 @@ def in_groups(x, group):
 
 
 def shift_in_group(x, group):
-  """s(x): the next clip of the same group, cyclically: (B, ...) -> (B, ...). With G = B it is the paper's shift."""
+  """s(x): the next clip of the same group, cyclically: (B, ...) -> (B, ...). With G = B it is the
+  paper's shift."""
   return jnp.roll(in_groups(x, group), -1, axis=1).reshape(x.shape)

@@ -1,4 +1,5 @@
-"""The mixtures of the subtraction: every view with its neighbour's (difference-aware paper, section 4).
+"""The mixtures of the subtraction: every view with its neighbour's (difference-aware paper, section
+4).
 
 Letters: B clips, K views, T frames, F mel bins.
 """
@@ -17,18 +18,23 @@ def draw_gamma(key, clips, *, low, high, per, shared):
     per: "clip" draws one number for every clip (difference-aware paper 5.1), "batch" one for all.
     shared: whether both views have the same γ; the paper does not say, and by default they do not.
   """
-  gamma = jax.random.uniform(key, (clips if per == "clip" else 1, 1 if shared else 2), minval=low, maxval=high)
+  gamma = jax.random.uniform(
+    key, (clips if per == "clip" else 1, 1 if shared else 2), minval=low, maxval=high
+  )
   return jnp.broadcast_to(gamma, (clips, 2))
 
 
 def mixing_scale(*, domain, stage, k, post_std):
-  """Scale at which views are mixed: 1 mixes what the encoder sees, nepers of power per unit mix energies.
+  """Scale at which views are mixed: 1 mixes what the encoder sees, nepers of power per unit mix
+  energies.
 
   Args:
     domain: "normalized" (Eq. 2 to the letter) or "energy".
-    stage: "post_norm" mixes the post-normalised values, "pre_norm" those before; energies do not depend on it.
+    stage: "post_norm" mixes the post-normalised values, "pre_norm" those before; energies do not
+      depend on it.
     k: nepers of power per unit before the post-normalisation.
-    post_std: what the post-normalisation divided by (1 without it). Its offset cancels in a mixture.
+    post_std: what the post-normalisation divided by (1 without it). Its offset cancels in a
+      mixture.
   """
   if domain == "energy":
     return k * post_std
@@ -47,11 +53,13 @@ def mix_neighbours(views, length, gamma, *, group, scale, match_level=False):
 
   Args:
     views: (B, K, T, F) normalised log-mel.
-    length: (B, K) valid frames or None. A mixture is as long as its longer part; padding counts as silence.
+    length: (B, K) valid frames or None. A mixture is as long as its longer part; padding counts as
+      silence.
     gamma: (B, K) in (0, 1).
     group: clips of a group; the next clip of the same group is the neighbour.
     scale: of `mixing_scale`.
-    match_level: first bring the neighbour to the clip's mean energy (the paper assumes similar levels, section 1).
+    match_level: first bring the neighbour to the clip's mean energy (the paper assumes similar
+      levels, section 1).
 
   Returns:
     mixtures (B, K, T, F) and their valid frames (B, K) or None.
@@ -65,15 +73,38 @@ def mix_neighbours(views, length, gamma, *, group, scale, match_level=False):
     valid, neighbour_valid = mask(length), mask(neighbour_length)
     mixed_length = jnp.maximum(length, neighbour_length)
   if match_level:
-    neighbour = neighbour + mean_level(views, valid, scale) - mean_level(neighbour, neighbour_valid, scale)
+    neighbour = (
+      neighbour + mean_level(views, valid, scale) - mean_level(neighbour, neighbour_valid, scale)
+    )
   if valid is not None and neighbour_valid is not None:
-    views, neighbour = jnp.where(valid, views, SILENT), jnp.where(neighbour_valid, neighbour, SILENT)
-  mixed = jnp.logaddexp(scale * neighbour + jnp.log(gamma), scale * views + jnp.log1p(-gamma)) / scale
+    views, neighbour = (
+      jnp.where(valid, views, SILENT),
+      jnp.where(neighbour_valid, neighbour, SILENT),
+    )
+  mixed = (
+    jnp.logaddexp(scale * neighbour + jnp.log(gamma), scale * views + jnp.log1p(-gamma)) / scale
+  )
   return (mixed if length is None else jnp.where(mask(mixed_length), mixed, 0)), mixed_length
 
 
-def make_mixtures(key, views, length, post_std, *, k, group, gamma_min, gamma_max, gamma_per, gamma_shared, mix_domain,
-                  mix_stage, match_level, renormalize, symmetric):  # fmt: skip
+def make_mixtures(
+  key,
+  views,
+  length,
+  post_std,
+  *,
+  k,
+  group,
+  gamma_min,
+  gamma_max,
+  gamma_per,
+  gamma_shared,
+  mix_domain,
+  mix_stage,
+  match_level,
+  renormalize,
+  symmetric,
+):
   """Mixtures of views, their valid frames or None, and γ (B, 2).
 
   Args:
@@ -86,11 +117,19 @@ def make_mixtures(key, views, length, post_std, *, k, group, gamma_min, gamma_ma
     renormalize: "none", or "batch": mixtures are post-normalised once more.
     symmetric: whether both views are mixed, or view 1 alone.
   """
-  gamma = draw_gamma(key, len(views), low=gamma_min, high=gamma_max, per=gamma_per, shared=gamma_shared)
+  gamma = draw_gamma(
+    key, len(views), low=gamma_min, high=gamma_max, per=gamma_per, shared=gamma_shared
+  )
   K = 2 if symmetric else 1
   scale = mixing_scale(domain=mix_domain, stage=mix_stage, k=k, post_std=post_std)
-  mixtures, length = mix_neighbours(views[:, :K], None if length is None else length[:, :K], gamma[:, :K],
-                                    group=group, scale=scale, match_level=match_level)  # fmt: skip
+  mixtures, length = mix_neighbours(
+    views[:, :K],
+    None if length is None else length[:, :K],
+    gamma[:, :K],
+    group=group,
+    scale=scale,
+    match_level=match_level,
+  )
   if renormalize == "batch":
     mixtures, _ = normalize_batch(mixtures, length)
   return mixtures, length, gamma
@@ -98,8 +137,21 @@ def make_mixtures(key, views, length, post_std, *, k, group, gamma_min, gamma_ma
 
 def mixing_options(views: dict, difference: dict, batch_size: int) -> dict:
   """Keyword arguments of `make_mixtures` from a config's `views` and `difference` sections."""
-  names = ("gamma_min", "gamma_max", "gamma_per", "gamma_shared", "mix_domain", "mix_stage", "match_level",
-           "renormalize", "symmetric")  # fmt: skip
-  k = nepers_per_unit(**views["normalization"]) if difference["mix_k"] is None else difference["mix_k"]
+  names = (
+    "gamma_min",
+    "gamma_max",
+    "gamma_per",
+    "gamma_shared",
+    "mix_domain",
+    "mix_stage",
+    "match_level",
+    "renormalize",
+    "symmetric",
+  )
+  k = (
+    nepers_per_unit(**views["normalization"])
+    if difference["mix_k"] is None
+    else difference["mix_k"]
+  )
   group = batch_size if difference["neighbour"] == "batch" else views["group"]
   return {**{name: difference[name] for name in names}, "k": k, "group": group}

@@ -1,4 +1,5 @@
-"""Normalisations of log-mel: ATST's of a crop, BYOL-A's by constants, and BYOL-A's of a batch of views."""
+"""Normalisations of log-mel: ATST's of a crop, BYOL-A's by constants, and BYOL-A's of a batch of
+views."""
 
 from collections.abc import Callable
 
@@ -11,7 +12,8 @@ LOG_EPS = 1.1920929e-07  # power that BYOL-A adds inside its logarithm
 
 
 def min_max(mel, *, peak, top_db, low, high):
-  """dB clamped to `top_db` below `peak`, then mapped so that low..high dB becomes -1..1; any shapes that broadcast.
+  """dB clamped to `top_db` below `peak`, then mapped so that low..high dB becomes -1..1; any shapes
+  that broadcast.
 
   The formula of ATST's released code (torchaudio AmplitudeToDB, MinMax): no clipping to [-1, 1].
   """
@@ -19,7 +21,8 @@ def min_max(mel, *, peak, top_db, low, high):
 
 
 def standardize(mel, *, peak, mean, std):
-  """(ln(power + 2^-23) - mean) / std, as BYOL-A; dB in, mean and std in nepers. `peak` plays no part."""
+  """(ln(power + 2^-23) - mean) / std, as BYOL-A; dB in, mean and std in nepers. `peak` plays no
+  part."""
   del peak
   return (jnp.logaddexp(NEPERS_PER_DB * mel, jnp.log(LOG_EPS)) - mean) / std
 
@@ -33,24 +36,35 @@ def normalize(mel, *, kind, peak, **constants):
 
 
 def check_normalization(*, kind, **constants) -> None:
-  """Raises ValueError, KeyError or TypeError for constants that `normalize` cannot use: they may come from a file."""
+  """Raises ValueError, KeyError or TypeError for constants that `normalize` cannot use: they may
+  come from a file."""
   wanted = {"min_max": {"top_db", "low", "high"}, "standard": {"mean", "std"}}[kind]
-  if set(constants) != wanted or not all(type(v) in (int, float) and abs(v) < 1e6 for v in constants.values()):
-    raise ValueError(f"normalization {kind} needs {', '.join(sorted(wanted))}, numbers; it has {constants}")
-  span = constants["std"] if kind == "standard" else min(constants["high"] - constants["low"], constants["top_db"])
+  if set(constants) != wanted or not all(
+    type(v) in (int, float) and abs(v) < 1e6 for v in constants.values()
+  ):
+    raise ValueError(
+      f"normalization {kind} needs {', '.join(sorted(wanted))}, numbers; it has {constants}"
+    )
+  span = (
+    constants["std"]
+    if kind == "standard"
+    else min(constants["high"] - constants["low"], constants["top_db"])
+  )
   if span <= 0:
     raise ValueError(f"normalization {kind} of {constants} divides by nothing")
 
 
 def nepers_per_unit(*, kind, **constants):
-  """Nepers of power per unit of `normalize`'s output: the energy-domain mixture's k (15.005 for released ATST)."""
+  """Nepers of power per unit of `normalize`'s output: the energy-domain mixture's k (15.005 for
+  released ATST)."""
   if kind == "standard":
     return constants["std"]
   return NEPERS_PER_DB * (constants["high"] - constants["low"]) / 2
 
 
 def normalize_batch(x, length):
-  """BYOL-A's post-normalisation: one mean and one unbiased standard deviation of all valid values of all views.
+  """BYOL-A's post-normalisation: one mean and one unbiased standard deviation of all valid values
+  of all views.
 
   Args:
     x: (B, K, T, F).
@@ -59,7 +73,11 @@ def normalize_batch(x, length):
   Returns:
     x normalised (padding stays 0), and the standard deviation that it was divided by, ().
   """
-  valid = jnp.ones((1, 1, 1, 1)) if length is None else valid_frames(length, x.shape[2])[..., None].astype(x.dtype)
+  valid = (
+    jnp.ones((1, 1, 1, 1))
+    if length is None
+    else valid_frames(length, x.shape[2])[..., None].astype(x.dtype)
+  )
   count = jnp.sum(jnp.broadcast_to(valid, (*x.shape[:3], 1))) * x.shape[3]
   mean = jnp.sum(x * valid) / count
   std = jnp.sqrt(jnp.sum(jnp.square(x - mean) * valid) / (count - 1))

@@ -8,9 +8,11 @@ import optax
 
 
 def cosine_schedule(start, end, *, total_steps, warmup_steps=0):
-  """Linear from 0 to `start` over the warm-up, then half a cosine to `end` (released code, utils/common.py).
+  """Linear from 0 to `start` over the warm-up, then half a cosine to `end` (released code,
+  utils/common.py).
 
-  The warm-up includes both ends: step 0 has 0, step warmup_steps - 1 has `start`, and so has step warmup_steps.
+  The warm-up includes both ends: step 0 has 0, step warmup_steps - 1 has `start`, and so has step
+  warmup_steps.
   """
   decay_steps = max(total_steps - warmup_steps, 1)
 
@@ -23,11 +25,14 @@ def cosine_schedule(start, end, *, total_steps, warmup_steps=0):
 
 
 def decay_mask(params):
-  """True for every parameter that weight decay covers: more than one axis and not a bias (released code).
+  """True for every parameter that weight decay covers: more than one axis and not a bias (released
+  code).
 
   So kernels of encoder and heads, CLS and positions; not biases, LayerNorm or BatchNorm.
   """
-  return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim > 1 and path[-1].key != "bias", params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x.ndim > 1 and path[-1].key != "bias", params
+  )
 
 
 class TransformersAdamState(NamedTuple):
@@ -39,10 +44,12 @@ class TransformersAdamState(NamedTuple):
 
 
 def transformers_adamw(learning_rate, *, b1, b2, eps, weight_decay, mask):
-  """AdamW as the transformers library (before 4.50) computes it, which trained the released weights.
+  """AdamW as the transformers library (before 4.50) computes it, which trained the released
+  weights.
 
-  It differs from optax's in two places: eps is added to the square root before the bias correction, and the decay is
-  of the parameters after the step. learning_rate and weight_decay are functions of the step; mask of the parameters.
+  It differs from optax's in two places: eps is added to the square root before the bias correction,
+  and the decay is of the parameters after the step. learning_rate and weight_decay are functions of
+  the step; mask of the parameters.
   """
 
   def init(params):
@@ -68,14 +75,30 @@ def transformers_adamw(learning_rate, *, b1, b2, eps, weight_decay, mask):
 FORMS = {"optax": optax.adamw, "transformers": transformers_adamw}
 
 
-def make_optimizer(*, total_steps, batch_size, form, schedule, base_lr, reference_batch, end_lr, warmup_steps,
-                   weight_decay_start, weight_decay_end, b1, b2, eps):  # fmt: skip
-  """AdamW with per-step schedules: an optax transformation, and the schedules by the name they are logged under.
+def make_optimizer(
+  *,
+  total_steps,
+  batch_size,
+  form,
+  schedule,
+  base_lr,
+  reference_batch,
+  end_lr,
+  warmup_steps,
+  weight_decay_start,
+  weight_decay_end,
+  b1,
+  b2,
+  eps,
+):
+  """AdamW with per-step schedules: an optax transformation, and the schedules by the name they are
+  logged under.
 
   Args:
     total_steps: updates of the whole run.
-    batch_size: global batch; the peak learning rate is base_lr · batch_size / reference_batch (ATST's released code:
-      3.0e-3 for small and 1.2e-3 for base at 1536, where the paper prints 5e-4 and 2e-4), or base_lr if that is 0.
+    batch_size: global batch; the peak learning rate is base_lr · batch_size / reference_batch
+      (ATST's released code: 3.0e-3 for small and 1.2e-3 for base at 1536, where the paper prints
+      5e-4 and 2e-4), or base_lr if that is 0.
     form: of `FORMS`. With a weight decay of 0 both are Adam.
     schedule: "cosine" to end_lr, or "constant".
     base_lr, end_lr: `end_lr` is not scaled.

@@ -3,10 +3,9 @@
 y = encoder(view)          z = projector(y)          p = predictor(z)          both views, student
 z' = projector'(encoder'(view))                                                both views, teacher
 L_byol       = mean over both directions of 2 - 2·cos(p_i, z'_j)               BYOL; ATST 2.1
-w            = log(γ·e^{s(v)} + (1 - γ)·e^v)                                   difference-aware paper, Eq. 2
-p_difference = predictor_difference(projector(encoder(w) - γ·s(y)))            the same z', Eq. 3
-L            = (1 - λ)·L_byol + λ·L_difference
-teacher      <- m·teacher + (1 - m)·student
+w            = log(γ·e^{s(v)} + (1 - γ)·e^v)                                   difference-aware
+paper, Eq. 2 p_difference = predictor_difference(projector(encoder(w) - γ·s(y)))            the same
+z', Eq. 3 L            = (1 - λ)·L_byol + λ·L_difference teacher      <- m·teacher + (1 - m)·student
 """
 
 import functools
@@ -32,8 +31,9 @@ RANDOM = ("drop_path", "dropout")  # streams of the network's own randomness
 class TrainState(NamedTuple):
   """All that evolves, arrays only, float32.
 
-  `step` counts finished steps: it is the position in the data and in the random draws. Finished updates, which all
-  schedules follow, are the teacher's and the optimizer's count; where steps are skipped (`guard`) they are fewer.
+  `step` counts finished steps: it is the position in the data and in the random draws. Finished
+  updates, which all schedules follow, are the teacher's and the optimizer's count; where steps are
+  skipped (`guard`) they are fewer.
   """
 
   step: jax.Array
@@ -50,7 +50,8 @@ class Subtraction(NamedTuple):
   subtrahend: whose encoding of the neighbour is subtracted, the "student"'s or the "teacher"'s.
   stop_gradient: whether no gradient flows into the subtrahend.
   rescale: divide the difference by 1 - γ.
-  level: subtract "clip" vectors, or vectors of "frame"s before they are pooled (convolutional encoders).
+  level: subtract "clip" vectors, or vectors of "frame"s before they are pooled (convolutional
+    encoders).
   joint_projector: whether the projector's BatchNorm sees encodings and differences together.
   track_mixtures: whether mixtures update the encoder's running statistics.
   symmetric: both directions, or only view 1's difference against view 2's target.
@@ -68,12 +69,14 @@ class Subtraction(NamedTuple):
 class Network(nn.Module):
   """Encoder, projector and the student's predictors. B clips, K views, D width, P outputs.
 
-  `joint_views`: encode and normalise all views in one pass, so that BatchNorm's statistics span both (ATST's released
+  `joint_views`: encode and normalise all views in one pass, so that BatchNorm's statistics span
+    both (ATST's released
   code); otherwise one pass for each view (BYOL-A).
-  `accumulation`: parts of a batch that are encoded one after the other, and each again in the backward pass, where
-  their gradients add up. Memory is that of a part; heads and losses see the whole batch, so the update is that of the
-  whole batch but for the draws of stochastic depth and dropout, and for BatchNorm inside a convolutional encoder,
-  which sees a part.
+  `accumulation`: parts of a batch that are encoded one after the other, and each again in the
+    backward pass, where
+  their gradients add up. Memory is that of a part; heads and losses see the whole batch, so the
+  update is that of the whole batch but for the draws of stochastic depth and dropout, and for
+  BatchNorm inside a convolutional encoder, which sees a part.
   """
 
   encoder: nn.Module
@@ -85,7 +88,8 @@ class Network(nn.Module):
   accumulation: int = 1
 
   def _each(self, f, *arrays):
-    """Applies f to (B·K, ...) at once, or to (B, ...) for each view; f returns an array or a tree of them."""
+    """Applies f to (B·K, ...) at once, or to (B, ...) for each view; f returns an array or a tree
+    of them."""
     B, K = arrays[0].shape[:2]
     if self.joint_views:
       out = f(*(x if x is None else x.reshape(B * K, *x.shape[2:]) for x in arrays))
@@ -94,7 +98,8 @@ class Network(nn.Module):
     return jax.tree.map(lambda *x: jnp.stack(x, 1), *outs)
 
   def encode(self, views, length, *, track=True):
-    """(B, K, T, F) and valid frames (B, K) or None -> y (B, K, D), or (B, K, N, D) if frames are subtracted."""
+    """(B, K, T, F) and valid frames (B, K) or None -> y (B, K, D), or (B, K, N, D) if frames are
+    subtracted."""
 
     def encode(encoder, mel, frames):
       y, before = encoder(mel, frames, train=True, track=track)
@@ -103,14 +108,18 @@ class Network(nn.Module):
     return self._each(functools.partial(self._accumulate, encode), views, length)
 
   def _accumulate(self, encode, mel, frames):
-    """encode(self.encoder, mel, frames) in parts: rows i, i + parts, …, so that every device has its share of each."""
+    """encode(self.encoder, mel, frames) in parts: rows i, i + parts, …, so that every device has
+    its share of each."""
     parts = self.accumulation
     if parts == 1 or self.is_initializing():
       return encode(self.encoder, mel, frames)
     split = lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-    scan = nn.scan(nn.remat(lambda encoder, carry, part: (carry, encode(encoder, *part)), prevent_cse=False),
-                   variable_broadcast="params", variable_carry="batch_stats",
-                   split_rngs={"params": False, **dict.fromkeys(RANDOM, True)})  # fmt: skip
+    scan = nn.scan(
+      nn.remat(lambda encoder, carry, part: (carry, encode(encoder, *part)), prevent_cse=False),
+      variable_broadcast="params",
+      variable_carry="batch_stats",
+      split_rngs={"params": False, **dict.fromkeys(RANDOM, True)},
+    )
     _, y = scan(self.encoder, None, jax.tree.map(split, (mel, frames)))
     return y.swapaxes(0, 1).reshape(-1, *y.shape[2:])
 
@@ -141,8 +150,8 @@ class Network(nn.Module):
     return self.project(self.pool(y)), y
 
   def __call__(self, views, length, mixtures, mixture_length, gamma, group, taught):
-    """The student's p (B, K, P) and, with mixtures, p_difference (B, K or 1, P) (else None); `taught` are the
-    teacher's encodings."""
+    """The student's p (B, K, P) and, with mixtures, p_difference (B, K or 1, P) (else None);
+    `taught` are the teacher's encodings."""
     y = self.encode(views, length)
     if mixtures is None:
       return self.predict(self.project(self.pool(y))), None
@@ -151,7 +160,9 @@ class Network(nn.Module):
     if options.stop_gradient:
       subtrahend = jax.lax.stop_gradient(subtrahend)
     gamma = gamma[:, :K].reshape(*subtrahend.shape[:2], *[1] * (subtrahend.ndim - 2))
-    difference = self.encode(mixtures, mixture_length, track=options.track_mixtures) - gamma * subtrahend
+    difference = (
+      self.encode(mixtures, mixture_length, track=options.track_mixtures) - gamma * subtrahend
+    )
     if options.rescale:
       difference = difference / (1 - gamma)
     y, difference = self.pool(y), self.pool(difference)
@@ -161,19 +172,39 @@ class Network(nn.Module):
     return self.predict(both[..., 0, :]), self.predict_difference(both[..., 1, :])
 
 
-def make_network(*, encoder, heads, joint_views, difference_weight, dtype, subtraction, accumulation=1, attention="xla",
-                 remat=False):  # fmt: skip
-  """Builds the network from the config's `encoder` and `heads`; no difference predictor where λ is 0."""
+def make_network(
+  *,
+  encoder,
+  heads,
+  joint_views,
+  difference_weight,
+  dtype,
+  subtraction,
+  accumulation=1,
+  attention="xla",
+  remat=False,
+):
+  """Builds the network from the config's `encoder` and `heads`; no difference predictor where λ is
+  0."""
   head = functools.partial(MLPHead, dtype=dtype, **heads)
   encoder = make_encoder(encoder, dtype=dtype, attention=attention, remat=remat)
-  return Network(encoder, head(), head(), head() if difference_weight else None, joint_views, subtraction,
-                 accumulation)  # fmt: skip
+  return Network(
+    encoder,
+    head(),
+    head(),
+    head() if difference_weight else None,
+    joint_views,
+    subtraction,
+    accumulation,
+  )
 
 
 def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
   """A fresh TrainState; the teacher starts as a copy of the student's encoder and projector."""
   views = jnp.zeros((group, 2, frames, n_mels))
-  mixtures, gamma = (views, jnp.zeros((group, 2))) if network.predictor_difference is not None else (None, None)
+  mixtures, gamma = (
+    (views, jnp.zeros((group, 2))) if network.predictor_difference is not None else (None, None)
+  )
   rngs = dict.fromkeys(("params", *RANDOM), key)
   y = None
   if network.subtraction.subtrahend == "teacher":
@@ -182,15 +213,20 @@ def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
   variables = network.init(rngs, views, None, mixtures, None, gamma, group, y)
   params, batch_stats = variables["params"], variables["batch_stats"]
   taught = lambda tree: {k: tree[k] for k in ("encoder", "projector") if k in tree}
-  return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params),
-                    teacher.init(taught(params), taught(batch_stats)))  # fmt: skip
+  return TrainState(
+    jnp.zeros((), jnp.int32),
+    params,
+    batch_stats,
+    tx.init(params),
+    teacher.init(taught(params), taught(batch_stats)),
+  )
 
 
 def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_weight, group):
   """Returns update(state, key, views, length, mixtures, mixture_length, gamma) -> (state, metrics).
 
-  One step on given views (B, 2, T, F) and, where λ is not 0, mixtures (B, 2 or 1, T, F) with their γ (B, 2); lengths
-  may be None.
+  One step on given views (B, 2, T, F) and, where λ is not 0, mixtures (B, 2 or 1, T, F) with their
+  γ (B, 2); lengths may be None.
 
   Args:
     tx: optax transformation of the student.
@@ -199,17 +235,34 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
     group: clips among which views were mixed.
   """
 
-  def update(state: TrainState, key, views, length=None, mixtures=None, mixture_length=None, gamma=None):
-    teacher_key, student_key = ({name: jax.random.fold_in(key, 2 * i + k) for i, name in enumerate(RANDOM)}
-                                for k in (0, 1))  # fmt: skip
+  def update(
+    state: TrainState, key, views, length=None, mixtures=None, mixture_length=None, gamma=None
+  ):
+    teacher_key, student_key = (
+      {name: jax.random.fold_in(key, 2 * i + k) for i, name in enumerate(RANDOM)} for k in (0, 1)
+    )
     apply = functools.partial(network.apply, mutable=["batch_stats"])
 
-    (z, taught), new_teacher = apply({"params": state.teacher.params, "batch_stats": state.teacher.batch_stats}, views,
-                                     length, method=Network.teach, rngs=teacher_key)  # fmt: skip
+    (z, taught), new_teacher = apply(
+      {"params": state.teacher.params, "batch_stats": state.teacher.batch_stats},
+      views,
+      length,
+      method=Network.teach,
+      rngs=teacher_key,
+    )
 
     def loss_fn(params):
-      (p, p_difference), new = apply({"params": params, "batch_stats": state.batch_stats}, views, length, mixtures,
-                                     mixture_length, gamma, group, taught, rngs=student_key)  # fmt: skip
+      (p, p_difference), new = apply(
+        {"params": params, "batch_stats": state.batch_stats},
+        views,
+        length,
+        mixtures,
+        mixture_length,
+        gamma,
+        group,
+        taught,
+        rngs=student_key,
+      )
       losses = {"loss_byol": cross_loss(p, z)}
       loss = losses["loss_byol"]
       if difference_weight:
@@ -217,7 +270,9 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
         loss = (1 - difference_weight) * loss + difference_weight * losses["loss_difference"]
       return loss, (losses, p, new["batch_stats"])
 
-    (loss, (losses, p, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (losses, p, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     teacher_state = state.teacher._replace(batch_stats=new_teacher["batch_stats"])
@@ -226,13 +281,18 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
     metrics |= {"std_student": output_std(p), "std_teacher": output_std(z)}
     metrics |= {"rank_student": output_rank(p), "rank_teacher": output_rank(z)}
     metrics |= {name: schedule(state.teacher.count) for name, schedule in schedules.items()}
-    return TrainState(state.step + 1, params, batch_stats, opt_state, teacher_state, state.guard), metrics
+    return TrainState(
+      state.step + 1, params, batch_stats, opt_state, teacher_state, state.guard
+    ), metrics
 
   return update
 
 
-def make_train_step(*, network, tx, teacher, schedules, seed, views, difference_weight, mixing, ragged):
-  """Returns train_step(state, batch) -> (state, metrics), a pure function: all its randomness is fold_in(seed, step).
+def make_train_step(
+  *, network, tx, teacher, schedules, seed, views, difference_weight, mixing, ragged
+):
+  """Returns train_step(state, batch) -> (state, metrics), a pure function: all its randomness is
+  fold_in(seed, step).
 
   Args:
     views: keyword arguments of `views.make_views`.
@@ -240,15 +300,24 @@ def make_train_step(*, network, tx, teacher, schedules, seed, views, difference_
     mixing: keyword arguments of `mixtures.make_mixtures`.
     ragged: whether any view may be shorter than views["crop_frames"].
   """
-  update = make_update(network=network, tx=tx, teacher=teacher, schedules=schedules,
-                       difference_weight=difference_weight, group=mixing["group"])  # fmt: skip
+  update = make_update(
+    network=network,
+    tx=tx,
+    teacher=teacher,
+    schedules=schedules,
+    difference_weight=difference_weight,
+    group=mixing["group"],
+  )
 
   def train_step(state: TrainState, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     view_key, mix_key, update_key = jax.random.split(key, 3)
-    pair, length, drawn = make_views(view_key, batch["mel"], batch["length"], ragged=ragged,
-                                     apart=bool(difference_weight), **views)  # fmt: skip
-    mixed = make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing) if difference_weight else ()
+    pair, length, drawn = make_views(
+      view_key, batch["mel"], batch["length"], ragged=ragged, apart=bool(difference_weight), **views
+    )
+    mixed = (
+      make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing) if difference_weight else ()
+    )
     return update(state, update_key, pair, length, *mixed)
 
   return train_step

@@ -1,18 +1,16 @@
-"""Projector and predictor: the two-layer perceptrons of BYOL."""
+"""Parts that the encoders and the method share: the heads of BYOL, BatchNorm, PyTorch's
+initialisers."""
 
 import flax.linen as nn
-import jax.numpy as jnp
-
-pass
-pass
-
 import jax
+import jax.numpy as jnp
 
 
 class MLPHead(nn.Module):
   """Linear, BatchNorm, ReLU, Linear: (..., D) -> (..., out) float32.
 
-  ATST's released heads have no biases (4096 hidden, 256 out); BYOL-A's have. Initialisation is PyTorch's default.
+  ATST's released heads have no biases (4096 hidden, 256 out); BYOL-A's have. Initialisation is
+  PyTorch's default.
   """
 
   hidden: int
@@ -22,11 +20,18 @@ class MLPHead(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train):
-    """(..., D) -> (..., out) float32; `train` normalises by the batch and updates the running statistics."""
+    """(..., D) -> (..., out) float32; `train` normalises by the batch and updates the running
+    statistics."""
 
     def dense(features, fan_in, name):
-      return nn.Dense(features, use_bias=self.use_bias, dtype=self.dtype, kernel_init=torch_kernel_init,
-                      bias_init=torch_bias_init(fan_in), name=name)  # fmt: skip
+      return nn.Dense(
+        features,
+        use_bias=self.use_bias,
+        dtype=self.dtype,
+        kernel_init=torch_kernel_init,
+        bias_init=torch_bias_init(fan_in),
+        name=name,
+      )
 
     h = dense(self.hidden, x.shape[-1], "hidden")(x)
     h = nn.relu(BatchNorm(name="norm")(h, train=train)).astype(self.dtype)
@@ -36,8 +41,9 @@ class MLPHead(nn.Module):
 class BatchNorm(nn.Module):
   """Normalises over every axis but the last, with the statistics of the global batch when training.
 
-  flax's own keeps the biased variance; released checkpoints were written by PyTorch, whose running variance is the
-  unbiased one. `momentum` is the share of the old value (PyTorch's 0.1 is 0.9 here). Statistics are float32.
+  flax's own keeps the biased variance; released checkpoints were written by PyTorch, whose running
+  variance is the unbiased one. `momentum` is the share of the old value (PyTorch's 0.1 is 0.9
+  here). Statistics are float32.
   """
 
   momentum: float = 0.9
@@ -72,7 +78,9 @@ class BatchNorm(nn.Module):
     return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
 
 
-torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(±1 / sqrt(fan_in))
+# U(±1 / sqrt(fan_in))
+torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 def torch_bias_init(fan_in):
   """U(±1 / sqrt(fan_in)), for the bias of a layer of `fan_in` inputs."""

@@ -4,18 +4,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-linear_init = nn.initializers.normal(0.02)  # the released trunc_normal cuts at ±2, a hundred standard deviations
+# the released trunc_normal cuts at ±2, a hundred standard deviations
+linear_init = nn.initializers.normal(0.02)
 
 
 def patchify(mel, frames):
-  """(B, T, F) -> (B, T // frames, F · frames), mel-major inside a patch; left-over frames are dropped."""
+  """(B, T, F) -> (B, T // frames, F · frames), mel-major inside a patch; left-over frames are
+  dropped."""
   B, T, F = mel.shape
   N = T // frames
   return mel[:, : N * frames].reshape(B, N, frames, F).swapaxes(2, 3).reshape(B, N, F * frames)
 
 
 class DropPath(nn.Module):
-  """Stochastic depth: drops the whole branch of a clip with probability `rate`, scales the rest by 1 / (1 - rate)."""
+  """Stochastic depth: drops the whole branch of a clip with probability `rate`, scales the rest by
+  1 / (1 - rate)."""
 
   rate: float
 
@@ -29,13 +32,15 @@ class DropPath(nn.Module):
 
 
 def gelu(x):
-  """Exact GELU in float32. By erf, which XLA computes in one pass; jax.nn.gelu's erfc takes three on a CPU."""
+  """Exact GELU in float32. By erf, which XLA computes in one pass; jax.nn.gelu's erfc takes three
+  on a CPU."""
   x32 = x.astype(jnp.float32)
   return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
 
 def attention_weights(q, k, num_tokens):
-  """softmax(q·kᵀ / √(D / H)) over the first `num_tokens` (B,) of each clip, or all if None, in float32.
+  """softmax(q·kᵀ / √(D / H)) over the first `num_tokens` (B,) of each clip, or all if None, in
+  float32.
 
   Args:
     q: (B, M, H, D / H).
@@ -55,8 +60,8 @@ def attention_weights(q, k, num_tokens):
 def attend(q, k, v, num_tokens, implementation):
   """Attention over the first `num_tokens` (B,) of each clip, or all if None; softmax in float32.
 
-  Heads come first in the products of "xla": faster by a tenth of a step on a CPU than jax.nn.dot_product_attention,
-  which computes "cudnn".
+  Heads come first in the products of "xla": faster by a tenth of a step on a CPU than
+  jax.nn.dot_product_attention, which computes "cudnn".
 
   Args:
     q: (B, M, H, D / H).
@@ -66,8 +71,12 @@ def attend(q, k, v, num_tokens, implementation):
     (B, M, H, D / H).
   """
   if implementation != "xla":
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=num_tokens, implementation=implementation)
-  return jnp.matmul(attention_weights(q, k, num_tokens).astype(v.dtype), v.swapaxes(1, 2)).swapaxes(1, 2)
+    return jax.nn.dot_product_attention(
+      q, k, v, key_value_seq_lengths=num_tokens, implementation=implementation
+    )
+  return jnp.matmul(attention_weights(q, k, num_tokens).astype(v.dtype), v.swapaxes(1, 2)).swapaxes(
+    1, 2
+  )
 
 
 class Projections(nn.Module):
@@ -87,7 +96,8 @@ class Projections(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm transformer block: attention without query, key and value biases, MLP of 4 D with exact GELU."""
+  """Pre-norm transformer block: attention without query, key and value biases, MLP of 4 D with
+  exact GELU."""
 
   heads: int
   drop_path: float
@@ -100,25 +110,32 @@ class Block(nn.Module):
     B, N, D = x.shape
     heads = (self.heads, D // self.heads)
     # Rows of one matrix: products over two axes are slower to differentiate on a CPU.
-    dense = lambda features, name: lambda x: nn.Dense(
-      features, dtype=self.dtype, kernel_init=linear_init, name=name)(x.reshape(B * queries, -1))  # fmt: skip
+    dense = lambda features, name: (
+      lambda x: nn.Dense(features, dtype=self.dtype, kernel_init=linear_init, name=name)(
+        x.reshape(B * queries, -1)
+      )
+    )
     norm = lambda name: nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name=name)
     q, kv = Projections(self.dtype, name="qkv")(norm("norm1")(x), queries)
     kv = kv.reshape(B, N, 2, *heads)
     q = q.reshape(B, queries, *heads)
-    if self.is_mutable_collection("intermediates"):  # only where they are asked for: training computes nothing of it
+    # only where they are asked for: training computes nothing of it
+    if self.is_mutable_collection("intermediates"):
       self.sow("intermediates", "attention", attention_weights(q[:, :1], kv[:, :, 0], num_tokens))
     y = attend(q, kv[:, :, 0], kv[:, :, 1], num_tokens, self.attention)
-    x = x[:, :queries] + DropPath(self.drop_path)(dense(D, "proj")(y).reshape(B, queries, D), train=train)
+    x = x[:, :queries] + DropPath(self.drop_path)(
+      dense(D, "proj")(y).reshape(B, queries, D), train=train
+    )
     y = gelu(dense(4 * D, "fc1")(norm("norm2")(x)))
     return x + DropPath(self.drop_path)(dense(D, "fc2")(y).reshape(B, queries, D), train=train)
 
 
 class Transformer(nn.Module):
-  """ATST's encoder (paper 2.2.2, sizes of 3.1): patches of 4 frames, CLS, learned positions, pre-norm blocks.
+  """ATST's encoder (paper 2.2.2, sizes of 3.1): patches of 4 frames, CLS, learned positions,
+  pre-norm blocks.
 
-  `max_frames` sizes the table of positions (1001 frames: 250 patches and CLS). Positions beyond the training crop are
-  never trained: longer audio has to be cut into chunks of the crop's length.
+  `max_frames` sizes the table of positions (1001 frames: 250 patches and CLS). Positions beyond the
+  training crop are never trained: longer audio has to be cut into chunks of the crop's length.
   """
 
   width: int
@@ -129,7 +146,8 @@ class Transformer(nn.Module):
   max_frames: int
   dtype: jnp.dtype = jnp.float32
   attention: str = "xla"  # or "cudnn" (`attend`)
-  remat: bool = False  # the backward pass keeps the inputs of the blocks only, and computes the rest again
+  # the backward pass keeps the inputs of the blocks only, and computes the rest again
+  remat: bool = False
 
   @nn.compact
   def __call__(self, mel, length=None, *, train=False, track=True, tokens=False):
@@ -137,21 +155,23 @@ class Transformer(nn.Module):
 
     Args:
       mel: (B, T, F), T at most `max_frames`.
-      length: (B,) valid frames, or None if all are; attention never looks at patches that start after the last whole
-        valid patch.
-      train: whether branches are dropped, and y alone is wanted: the last block then computes CLS only.
+      length: (B,) valid frames, or None if all are; attention never looks at patches that start
+        after the last whole valid patch.
+      train: whether branches are dropped, and y alone is wanted: the last block then computes CLS
+        only.
       track: plays no part: there are no running statistics here.
       tokens: whether more than y is wanted when training, too.
 
     Returns:
-      y (B, D) float32, the final-normed CLS; and, if not training or with `tokens`, {"blocks": (depth, B, 1 + N, D)},
-      every block's final-normed tokens. With
-      `mutable=["intermediates"]` each block leaves its `attention`, (B, H, 1, 1 + N), the weights that CLS gives to the
-      tokens.
+      y (B, D) float32, the final-normed CLS; and, if not training or with `tokens`, {"blocks":
+      (depth, B, 1 + N, D)}, every block's final-normed tokens. With `mutable=["intermediates"]`
+      each block leaves its `attention`, (B, H, 1, 1 + N), the weights that CLS gives to the tokens.
     """
     del track
     if mel.shape[1] > self.max_frames:
-      raise ValueError(f"{mel.shape[1]} frames, but encoder.max_frames is {self.max_frames}; cut the clip into chunks")
+      raise ValueError(
+        f"{mel.shape[1]} frames, but encoder.max_frames is {self.max_frames}; cut the clip into chunks"
+      )
     positions = self.max_frames // self.patch_frames
     x = patchify(mel, self.patch_frames).astype(self.dtype)
     x = nn.Dense(self.width, dtype=self.dtype, kernel_init=linear_init, name="patch_embed")(x)
@@ -165,10 +185,11 @@ class Transformer(nn.Module):
     make_block = nn.remat(Block, static_argnums=(3, 4)) if self.remat else Block
     only_cls, blocks = train and not tokens, []
     for i in range(self.depth):
-      rate = self.drop_path * i / max(self.depth - 1, 1)  # 0 for the first block, drop_path for the last
+      # 0 for the first block, drop_path for the last
+      rate = self.drop_path * i / max(self.depth - 1, 1)
       x = make_block(self.heads, rate, self.dtype, self.attention, name=f"block_{i:02d}")(
         x, num_tokens, 1 if only_cls and i == self.depth - 1 else N + 1, train
-      )  # fmt: skip
+      )
       blocks.append(x)
     y = norm(x[:, 0])
     if only_cls:
@@ -177,7 +198,8 @@ class Transformer(nn.Module):
 
 
 def pool_blocks(blocks, length, *, patch_frames, num_blocks, mean_over=None):
-  """The released code's embedding: [CLS of each block…, mean of each block's valid patches…], shallow to deep.
+  """The released code's embedding: [CLS of each block…, mean of each block's valid patches…],
+  shallow to deep.
 
   Args:
     blocks: (depth, B, 1 + N, D) of `Transformer`.
@@ -192,14 +214,20 @@ def pool_blocks(blocks, length, *, patch_frames, num_blocks, mean_over=None):
   _, B, tokens, _ = blocks.shape
   valid = (jnp.arange(tokens - 1)[None] < length[:, None] // patch_frames).astype(blocks.dtype)
   count = (length if mean_over is None else mean_over) // patch_frames + 1e-6
-  mean = jnp.einsum("lbnd,bn->lbd", blocks[:, :, 1:], valid, precision="highest") / count[None, :, None]
+  mean = (
+    jnp.einsum("lbnd,bn->lbd", blocks[:, :, 1:], valid, precision="highest") / count[None, :, None]
+  )
   return jnp.concatenate([blocks[:, :, 0], mean]).swapaxes(0, 1).reshape(B, -1)
 
 
 def transformer_forward(*, frames, n_mels, width, depth, patch_frames) -> float:
-  """FLOPs of ATST's encoder on one clip for its CLS token, of which alone the last block asks everything."""
+  """FLOPs of ATST's encoder on one clip for its CLS token, of which alone the last block asks
+  everything."""
   patches = frames // patch_frames
   tokens = patches + 1
-  # Keys and values of all tokens; queries, projection and perceptron of some; scores and their product.
-  block = lambda queries: 4 * tokens * width**2 + 20 * queries * width**2 + 4 * queries * tokens * width
+  # Keys and values of all tokens; queries, projection and perceptron of some; scores and their
+  # product.
+  block = lambda queries: (
+    4 * tokens * width**2 + 20 * queries * width**2 + 4 * queries * tokens * width
+  )
   return 2 * patches * patch_frames * n_mels * width + (depth - 1) * block(tokens) + block(1)

@@ -9,7 +9,8 @@ class Chip(NamedTuple):
   flops: dense bfloat16 operations per second.
   memory: bytes.
   bandwidth: bytes per second between the chip and its memory.
-  links: bytes per second that leave a chip for the others of its slice (TPU) or machine (GPU), all links together.
+  links: bytes per second that leave a chip for the others of its slice (TPU) or machine (GPU), all
+    links together.
   """
 
   flops: float
@@ -18,7 +19,8 @@ class Chip(NamedTuple):
   links: float
 
 
-# Data sheets of NVIDIA; Google Cloud's pages on the TPU versions. NVLink is stated for both directions there.
+# Data sheets of NVIDIA; Google Cloud's pages on the TPU versions. NVLink is stated for both
+# directions there.
 CHIPS = {
   "A100": Chip(312e12, 80e9, 2.04e12, 300e9),
   "H100": Chip(989e12, 80e9, 3.35e12, 450e9),
@@ -32,6 +34,7 @@ ALIASES = {"TPU v5 lite": "TPU v5e", "TPU v6 lite": "TPU v6e", "TPU v5": "TPU v5
 
 
 def find_chip(device_kind: str) -> str | None:
-  """The name in `CHIPS` of a device as JAX calls it ("NVIDIA H100 80GB HBM3", "TPU v5 lite"), or None."""
+  """The name in `CHIPS` of a device as JAX calls it ("NVIDIA H100 80GB HBM3", "TPU v5 lite"), or
+  None."""
   name = ALIASES.get(device_kind, device_kind)
   return next((chip for chip in CHIPS if chip in name), None)

@@ -14,8 +14,8 @@ _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 
 
 class Collective(NamedTuple):
-  """One operation: its kind, the bytes of the whole array on a device, and among how many devices it is (0: it leaves
-  the slice)."""
+  """One operation: its kind, the bytes of the whole array on a device, and among how many devices
+  it is (0: it leaves the slice)."""
 
   kind: str
   size: int
@@ -27,7 +27,11 @@ class Collective(NamedTuple):
     if self.kind == ACROSS:
       return 0
     passes = 2 if self.kind == "all-reduce" else 1
-    return passes * self.size * (1 if self.kind == "collective-permute" else (self.devices - 1) / self.devices)
+    return (
+      passes
+      * self.size
+      * (1 if self.kind == "collective-permute" else (self.devices - 1) / self.devices)
+    )
 
 
 def find_collectives(text: str, devices: int) -> list[Collective]:

@@ -1,10 +1,11 @@
-"""Floating-point operations of a pre-training config, and what they take on a chip at a stated utilisation.
+"""Floating-point operations of a pre-training config, and what they take on a chip at a stated
+utilisation.
 
   python -m atst_jax.performance.cost --config=configs/base.py --clips=1912134 [--config.KEY=VALUE …]
 
-A multiplication with its addition counts as two. Counted are the matrix products and convolutions of student (forward,
-and twice that backward) and teacher (forward); not element-wise work, not the views, nothing twice. These are model
-FLOPs: what a model FLOP utilisation (MFU) refers to.
+A multiplication with its addition counts as two. Counted are the matrix products and convolutions
+of student (forward, and twice that backward) and teacher (forward); not element-wise work, not the
+views, nothing twice. These are model FLOPs: what a model FLOP utilisation (MFU) refers to.
 """
 
 import math
@@ -18,19 +19,26 @@ from atst_jax.util.errors import UserError
 
 
 def find_steps(config, clips: int | None) -> int:
-  """Updates of a config on a data set of so many clips. Raises UserError where they are needed and not given."""
+  """Updates of a config on a data set of so many clips. Raises UserError where they are needed and
+  not given."""
   if config.total_steps is not None:
     return config.total_steps
   if not clips:
-    raise UserError("the steps follow from total_epochs and the data; give --clips=N or --config.total_steps=N")
+    raise UserError(
+      "the steps follow from total_epochs and the data; give --clips=N or --config.total_steps=N"
+    )
   return round(config.total_epochs * clips / config.batch_size)
 
 
 def main(argv=None) -> int:
   """Returns the exit code, that of `command.guard`."""
   parser = Parser("atst_jax.performance.cost", __doc__)
-  parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key")
-  parser.add_argument("--clips", type=int, help="clips of the data set, where the steps follow from epochs")
+  parser.add_argument(
+    "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
+  )
+  parser.add_argument(
+    "--clips", type=int, help="clips of the data set, where the steps follow from epochs"
+  )
   parser.add_argument("--mfu", type=float, default=0.4, help="assumed utilisation (default 0.4)")
   return guard(lambda: _main(*parser.parse_with_overrides(argv)))
 
@@ -42,11 +50,15 @@ def _main(flags, rest) -> None:
   steps = find_steps(config, flags.clips)
   clip = clip_flops(config)
   total = clip * config.batch_size * steps
-  print(f"{clip / 1e9:.2f} GFLOP per clip, {steps} steps of {config.batch_size}: {total / 1e18:.3g} EFLOP in all")
+  print(
+    f"{clip / 1e9:.2f} GFLOP per clip, {steps} steps of {config.batch_size}: {total / 1e18:.3g} EFLOP in all"
+  )
   for name, chip in CHIPS.items():
     hours = total / (flags.mfu * chip.flops) / 3600
     digits = max(0, 2 - math.floor(math.log10(hours))) if hours < 100 else 0
-    print(f"{name:8} {hours:8.{digits}f} chip-hours at {flags.mfu:.0%} of {chip.flops / 1e12:.0f} TFLOP/s")
+    print(
+      f"{name:8} {hours:8.{digits}f} chip-hours at {flags.mfu:.0%} of {chip.flops / 1e12:.0f} TFLOP/s"
+    )
 
 
 if __name__ == "__main__":

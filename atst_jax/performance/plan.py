@@ -1,5 +1,5 @@
-"""A pod that is described, not there: the train step compiled for a TPU slice, and what is known without a compiler
-of machines with GPUs."""
+"""A pod that is described, not there: the train step compiled for a TPU slice, and what is known
+without a compiler of machines with GPUs."""
 
 import contextlib
 import os
@@ -20,12 +20,17 @@ from atst_jax.runtime.mesh import make_mesh, mesh_shape
 from atst_jax.util.errors import UserError
 
 HOST_NETWORK = 25e9  # bytes per second between slices, of one host: 200 Gbit/s, assumed
-MACHINE_NETWORK = 50e9  # bytes per second between machines with GPUs, of one GPU: 400 Gbit/s, assumed
+# bytes per second between machines with GPUs, of one GPU: 400 Gbit/s, assumed
+MACHINE_NETWORK = 50e9
 MACHINE = 8  # GPUs
 QUIET = {  # libtpu looks for a TPU, and says so, when it only has to compile
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
-}  # fmt: skip
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_STDERR_LOG_LEVEL": "3",
+}
 
 
 class DoesNotFit(Exception):
@@ -34,7 +39,9 @@ class DoesNotFit(Exception):
   def __init__(self, message: str):
     super().__init__(message)
     unit = {"K": 2**10, "M": 2**20, "G": 2**30}
-    match = re.search(r"([\d.]+)([KMG])\)? (?:of|exceeds(?: available HBM)?) \(?([\d.]+)([KMG])", message)
+    match = re.search(
+      r"([\d.]+)([KMG])\)? (?:of|exceeds(?: available HBM)?) \(?([\d.]+)([KMG])", message
+    )
     number, kind, other, other_kind = match.groups() if match else (0, "G", 0, "G")
     self.needed, self.limit = float(number) * unit[kind], float(other) * unit[other_kind]
 
@@ -51,12 +58,18 @@ def describe(topology: str, slices: int) -> list:
   if topology.endswith(":1x1"):
     options["chips_per_host_bounds"] = (1, 1, 1)
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
+    return list(
+      topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    )
   except Exception as error:  # the plugin's own, of many kinds
     if "support not installed" in str(error):
-      raise UserError(f"--topology={topology}: libtpu is not installed; pip install -e .[tpu]") from error
-    raise UserError(f"--topology={topology}: {str(error).splitlines()[0][:200]}; for example v5e:16x16, v4:2x2x4, "
-                    "v5p:4x4x4, v6e:8x8, h200:8") from error  # fmt: skip
+      raise UserError(
+        f"--topology={topology}: libtpu is not installed; pip install -e .[tpu]"
+      ) from error
+    raise UserError(
+      f"--topology={topology}: {str(error).splitlines()[0][:200]}; for example v5e:16x16, v4:2x2x4, "
+      "v5p:4x4x4, v6e:8x8, h200:8"
+    ) from error
 
 
 def _program(config: ConfigDict, devices: list):
@@ -66,14 +79,20 @@ def _program(config: ConfigDict, devices: list):
   config = recipe.resolve(config, None)
   hosts = len({device.process_index for device in devices})
   check(config, None, len(devices), hosts)
-  check_streams(batch_size=config.batch_size, streams=config.data.streams, shards=config.data.streams, processes=hosts)
+  check_streams(
+    batch_size=config.batch_size,
+    streams=config.data.streams,
+    shards=config.data.streams,
+    processes=hosts,
+  )
   mesh = make_mesh(**config.mesh, devices=devices)
   return config, recipe.compile_for(config, mesh, ragged=is_ragged(config, None))
 
 
 @contextlib.contextmanager
 def _uncached():
-  """Without JAX's cache of compiled programs: a program for a described slice cannot be read from it."""
+  """Without JAX's cache of compiled programs: a program for a described slice cannot be read from
+  it."""
   enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # made at run time
   try:
     jax.config.update("jax_enable_compilation_cache", False)
@@ -87,7 +106,10 @@ def _uncached():
 def compile_step(config: ConfigDict, devices: list):
   """(resolved config, compiled train step). Raises DoesNotFit, UserError."""
   config, program = _program(config, devices)
-  print(f"compiling batch {config.batch_size} for {len(devices)} x {devices[0].device_kind} ...", file=sys.stderr)
+  print(
+    f"compiling batch {config.batch_size} for {len(devices)} x {devices[0].device_kind} ...",
+    file=sys.stderr,
+  )
   try:
     with _uncached():
       return config, program.step.lower(program.state, program.batch).compile()
@@ -100,8 +122,13 @@ def compile_step(config: ConfigDict, devices: list):
 def memory_of(compiled) -> int:
   """Bytes of one device while the step runs."""
   m = compiled.memory_analysis()
-  return (m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-          + m.generated_code_size_in_bytes)  # fmt: skip
+  return (
+    m.argument_size_in_bytes
+    + m.output_size_in_bytes
+    - m.alias_size_in_bytes
+    + m.temp_size_in_bytes
+    + m.generated_code_size_in_bytes
+  )
 
 
 def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
@@ -109,7 +136,9 @@ def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
   config, compiled = compile_step(config, devices)
   name = find_chip(devices[0].device_kind)
   if name is None:
-    raise UserError(f"{devices[0].device_kind!r} is not in the table of chips (atst_jax/performance/chips.py)")
+    raise UserError(
+      f"{devices[0].device_kind!r} is not in the table of chips (atst_jax/performance/chips.py)"
+    )
   chip, cost, count = CHIPS[name], compiled.cost_analysis(), len(devices)
   collectives = find_collectives(compiled.as_text(), count)
   sent = sum(collective.sent for collective in collectives)
@@ -122,16 +151,25 @@ def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
   model, looped = clip_flops(config) * config.batch_size / count, config.compute.accumulation > 1
   program = None if looped else cost["flops"]  # the compiler counts a loop's body once
   return {
-    "chip": name, "chips": count, "hosts": hosts, "slices": slices, "mesh": dict(make_mesh(
-      **config.mesh, devices=devices).shape), "batch_size": config.batch_size, "dtype": config.dtype,
-    "memory_bytes": memory_of(compiled), "memory_limit_bytes": chip.memory,
+    "chip": name,
+    "chips": count,
+    "hosts": hosts,
+    "slices": slices,
+    "mesh": dict(make_mesh(**config.mesh, devices=devices).shape),
+    "batch_size": config.batch_size,
+    "dtype": config.dtype,
+    "memory_bytes": memory_of(compiled),
+    "memory_limit_bytes": chip.memory,
     "state_bytes": compiled.memory_analysis().alias_size_in_bytes,
-    "program_flops": program, "model_flops": model,
-    "collectives": kinds, "sent_bytes": sent, "across_bytes": across,
+    "program_flops": program,
+    "model_flops": model,
+    "collectives": kinds,
+    "sent_bytes": sent,
+    "across_bytes": across,
     "compute_seconds": max(program or 0, model) / chip.flops,
     "memory_seconds": None if looped else cost["bytes accessed"] / chip.bandwidth,
     "network_seconds": network,
-  }  # fmt: skip
+  }
 
 
 def on_gpus(config: ConfigDict, topology: str, slices: int) -> dict:
@@ -149,20 +187,37 @@ def on_gpus(config: ConfigDict, topology: str, slices: int) -> dict:
   config = recipe.resolve(config, None)
   machines = -(-count // MACHINE)
   check(config, None, count, machines)
-  check_streams(batch_size=config.batch_size, streams=config.data.streams, shards=config.data.streams,
-                processes=machines)  # fmt: skip
+  check_streams(
+    batch_size=config.batch_size,
+    streams=config.data.streams,
+    shards=config.data.streams,
+    processes=machines,
+  )
   chip, (data, fsdp) = CHIPS[name], mesh_shape(**config.mesh, count=count)
   init, _ = recipe.build(config, ragged=is_ragged(config, None))
   state = jax.eval_shape(init, jax.random.key(0))
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   sent = 2 * size(state.params) * (count - 1) / count
-  across = 2 * size(state.params) / MACHINE * (machines - 1) / machines  # after a sum inside each machine
+  # after a sum inside each machine
+  across = 2 * size(state.params) / MACHINE * (machines - 1) / machines
   flops = clip_flops(config) * config.batch_size / count
   return {
-    "chip": name, "chips": count, "hosts": machines, "slices": 1,
-    "mesh": {"data": data, "fsdp": fsdp}, "batch_size": config.batch_size, "dtype": config.dtype,
-    "memory_bytes": None, "memory_limit_bytes": chip.memory, "state_bytes": size(state) // fsdp,
-    "program_flops": None, "model_flops": flops, "collectives": {"all-reduce": None} if count > 1 else {},
-    "sent_bytes": sent, "across_bytes": across, "compute_seconds": flops / chip.flops, "memory_seconds": None,
+    "chip": name,
+    "chips": count,
+    "hosts": machines,
+    "slices": 1,
+    "mesh": {"data": data, "fsdp": fsdp},
+    "batch_size": config.batch_size,
+    "dtype": config.dtype,
+    "memory_bytes": None,
+    "memory_limit_bytes": chip.memory,
+    "state_bytes": size(state) // fsdp,
+    "program_flops": None,
+    "model_flops": flops,
+    "collectives": {"all-reduce": None} if count > 1 else {},
+    "sent_bytes": sent,
+    "across_bytes": across,
+    "compute_seconds": flops / chip.flops,
+    "memory_seconds": None,
     "network_seconds": max(sent / chip.links, across / MACHINE_NETWORK),
-  }  # fmt: skip
+  }

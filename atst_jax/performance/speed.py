@@ -21,7 +21,8 @@ from atst_jax.pretraining.recipe import clip_flops
 from atst_jax.runtime.mesh import make_mesh, process_rows, put_batch
 from atst_jax.util.errors import UserError
 
-WINDOW_SECONDS = 1.0  # steps are timed in windows of at least this length, the device's queue empty at both ends
+# steps are timed in windows of at least this length, the device's queue empty at both ends
+WINDOW_SECONDS = 1.0
 WARM_UP = 3  # steps
 STEPS = {"total_steps": 10_000, "warmup_steps": 1000}  # their number does not enter the speed
 
@@ -62,7 +63,10 @@ def _memory(compiled) -> dict:
   used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
   analysis = compiled.memory_analysis()
   program = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-  return {"peak_memory_bytes": used or program, "peak_memory_is": "measured" if used else "of the compiled program"}
+  return {
+    "peak_memory_bytes": used or program,
+    "peak_memory_is": "measured" if used else "of the compiled program",
+  }
 
 
 def _summary(config, seconds: list[float], compiled, peak: float | None) -> dict:
@@ -107,42 +111,75 @@ def measure_step(config: ConfigDict, *, repeats: int, peak: float | None) -> dic
 
 
 def write_noise(root: str, config: ConfigDict, clips: int) -> str:
-  """A data set of noise as prepared ones lie on disk, for where the config's is not at hand. Returns root."""
+  """A data set of noise as prepared ones lie on disk, for where the config's is not at hand.
+  Returns root."""
   frontend, rng = get_frontend(config.data.frontend), np.random.default_rng(0)
-  mels = [rng.normal(-30, 15, (config.data.clip_frames, frontend.n_mels)).astype(np.float16) for _ in range(16)]
+  mels = [
+    rng.normal(-30, 15, (config.data.clip_frames, frontend.n_mels)).astype(np.float16)
+    for _ in range(16)
+  ]
   shards = config.data.streams
   written: list[dict] = []
   for i in range(shards):
     name = f"train-{i:05d}-of-{shards:05d}.tfrecord"
     part = (Clip(f"{i}-{k}", mels[k % len(mels)]).encode() for k in range(-(-clips // shards)))
     shard = write_shard(os.path.join(root, name), part)
-    written.append({"file": name, "num_clips": shard.num_clips, "num_bytes": shard.num_bytes, "sha256": shard.sha256})
-  split = {"num_clips": sum(shard["num_clips"] for shard in written), "min_frames": config.data.clip_frames,
-           "max_frames": config.data.clip_frames, "shards": written}  # fmt: skip
-  write_json(os.path.join(root, MANIFEST), {
-    "schema": SCHEMA_VERSION, "name": "noise", "frontend": frontend.to_json(), "splits": {config.data.split: split},
-    "label_names": [], "multi_label": False, "fold_names": [], "folds": [],
-    "statistics": {**recipe.SYNTHETIC, "mean": -30.0, "std": 15.0, "split": config.data.split}})  # fmt: skip
+    written.append(
+      {
+        "file": name,
+        "num_clips": shard.num_clips,
+        "num_bytes": shard.num_bytes,
+        "sha256": shard.sha256,
+      }
+    )
+  split = {
+    "num_clips": sum(shard["num_clips"] for shard in written),
+    "min_frames": config.data.clip_frames,
+    "max_frames": config.data.clip_frames,
+    "shards": written,
+  }
+  write_json(
+    os.path.join(root, MANIFEST),
+    {
+      "schema": SCHEMA_VERSION,
+      "name": "noise",
+      "frontend": frontend.to_json(),
+      "splits": {config.data.split: split},
+      "label_names": [],
+      "multi_label": False,
+      "fold_names": [],
+      "folds": [],
+      "statistics": {**recipe.SYNTHETIC, "mean": -30.0, "std": 15.0, "split": config.data.split},
+    },
+  )
   return root
 
 
 def open_or_write(config: ConfigDict, folder: str, clips: int) -> Dataset:
-  """The config's data set, or noise in its place if `clips` is not 0. Raises UserError where there is neither."""
+  """The config's data set, or noise in its place if `clips` is not 0. Raises UserError where there
+  is neither."""
   if clips:
     config.data.path = write_noise(folder, config, clips)
   elif not os.path.isdir(config.data.path) and "://" not in config.data.path:
-    raise UserError(f"{config.data.path} does not exist; set --config.data.path=DIR, or --clips=2048 to measure with "
-                    "that many clips of noise")  # fmt: skip
+    raise UserError(
+      f"{config.data.path} does not exist; set --config.data.path=DIR, or --clips=2048 to measure with "
+      "that many clips of noise"
+    )
   config.data.source = "records"
   return Dataset.load(config.data.path)
 
 
 def tensorflow_batches(config: ConfigDict, dataset: Dataset) -> Iterator:
-  """The same shards by tf.data: interleaved, batched, parsed, decoded; unshuffled. For comparison."""
+  """The same shards by tf.data: interleaved, batched, parsed, decoded; unshuffled. For
+  comparison."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   import tensorflow as tf
 
-  frames, n_mels, frame_bytes = config.data.clip_frames, dataset.frontend.n_mels, 2 * dataset.frontend.n_mels
+  frames, n_mels, frame_bytes = (
+    config.data.clip_frames,
+    dataset.frontend.n_mels,
+    2 * dataset.frontend.n_mels,
+  )
 
   def parse(records):
     mel = tf.io.parse_example(records, {"mel": tf.io.FixedLenFeature((), tf.string)})["mel"]
@@ -154,20 +191,24 @@ def tensorflow_batches(config: ConfigDict, dataset: Dataset) -> Iterator:
   records = (
     tf.data.Dataset.from_tensor_slices(paths)
     .repeat()
-    .interleave(tf.data.TFRecordDataset, cycle_length=config.data.streams, num_parallel_calls=parallel)
+    .interleave(
+      tf.data.TFRecordDataset, cycle_length=config.data.streams, num_parallel_calls=parallel
+    )
   )
   batches = records.batch(config.batch_size, drop_remainder=True).map(parse, parallel)
   return batches.prefetch(2).as_numpy_iterator()
 
 
 def measure_input(config: ConfigDict, *, repeats: int, clips: int, tensorflow: bool) -> dict:
-  """Batches from shards alone, as the trainer receives them, after a first pass over the files; in turns with
-  tf.data's if asked."""
+  """Batches from shards alone, as the trainer receives them, after a first pass over the files; in
+  turns with tf.data's if asked."""
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     dataset = open_or_write(config, folder, clips)
     config = resolved(config, dataset)
     check(config, dataset, 1, 1)
-    ours = stack.enter_context(contextlib.closing(recipe.batches(config, dataset, start_step=0, rows=None)))
+    ours = stack.enter_context(
+      contextlib.closing(recipe.batches(config, dataset, start_step=0, rows=None))
+    )
     sources = {"clips_per_second": ours}
     if tensorflow:
       sources["tensorflow_clips_per_second"] = tensorflow_batches(config, dataset)
@@ -185,18 +226,26 @@ def measure_input(config: ConfigDict, *, repeats: int, clips: int, tensorflow: b
         rates[name].append(batches * config.batch_size / seconds)
     clip_bytes = next(ours)["mel"][0].nbytes
   medians = {name: statistics.median(values) for name, values in rates.items()}
-  return {**medians, "megabytes_per_second": medians["clips_per_second"] * clip_bytes / 1e6,
-          "batch_size": config.batch_size, "clip_shape": [config.data.clip_frames, dataset.frontend.n_mels],
-          "clips": dataset.num_clips(config.data.split), "data": config.data.path if not clips else "noise",
-          "cpus": os.cpu_count()}  # fmt: skip
+  return {
+    **medians,
+    "megabytes_per_second": medians["clips_per_second"] * clip_bytes / 1e6,
+    "batch_size": config.batch_size,
+    "clip_shape": [config.data.clip_frames, dataset.frontend.n_mels],
+    "clips": dataset.num_clips(config.data.split),
+    "data": config.data.path if not clips else "noise",
+    "cpus": os.cpu_count(),
+  }
 
 
 def measure_end_to_end(config: ConfigDict, *, repeats: int, clips: int, peak: float | None) -> dict:
-  """The trainer's loop without its logs and checkpoints: read, transfer, step; and the share of time it waited."""
+  """The trainer's loop without its logs and checkpoints: read, transfer, step; and the share of
+  time it waited."""
   with tempfile.TemporaryDirectory() as folder:
     dataset = open_or_write(config, folder, clips)
     config, mesh, program = _prepare(config, dataset)
-    source = recipe.batches(config, dataset, start_step=0, rows=process_rows(mesh, config.batch_size))
+    source = recipe.batches(
+      config, dataset, start_step=0, rows=process_rows(mesh, config.batch_size)
+    )
     state = program.init(jax.random.key(0))
     step = program.step.lower(state, put_batch(mesh, next(source))).compile()
     waited = []
@@ -218,4 +267,8 @@ def measure_end_to_end(config: ConfigDict, *, repeats: int, clips: int, peak: fl
     result = _summary(config, seconds, step, peak)
   measured = len(waited) - WARM_UP - 1
   total = sum(seconds) * measured / repeats
-  return {**result, "data_wait": sum(waited[-measured:]) / total, "data": config.data.path if not clips else "noise"}
+  return {
+    **result,
+    "data_wait": sum(waited[-measured:]) / total,
+    "data": config.data.path if not clips else "noise",
+  }

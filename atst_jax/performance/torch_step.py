@@ -1,8 +1,10 @@
-"""The same update written in PyTorch as fast as PyTorch has it: what `benchmark step --torch` compares with.
+"""The same update written in PyTorch as fast as PyTorch has it: what `benchmark step --torch`
+compares with.
 
-Both views of a batch through student (forward, backward) and teacher (forward), heads with BatchNorm over both views,
-the symmetric loss, AdamW, the teacher's average; fused attention and optimizer, views that lie on the device. No crops,
-Mixup or random resize crop: what they cost is ours alone.
+Both views of a batch through student (forward, backward) and teacher (forward), heads with
+BatchNorm over both views, the symmetric loss, AdamW, the teacher's average; fused attention and
+optimizer, views that lie on the device. No crops, Mixup or random resize crop: what they cost is
+ours alone.
 """
 
 import json
@@ -17,8 +19,11 @@ from atst_jax.util.errors import UserError
 WINDOW_SECONDS, WARM_UP = 1.0, 3  # as in `speed`
 
 
-def _network(torch, *, width, depth, heads, patch_frames, max_frames, n_mels, drop_path, hidden, out):
-  """(student, teacher), each a ModuleDict of "encoder", "projector" and, of the student, "predictor"."""
+def _network(
+  torch, *, width, depth, heads, patch_frames, max_frames, n_mels, drop_path, hidden, out
+):
+  """(student, teacher), each a ModuleDict of "encoder", "projector" and, of the student,
+  "predictor"."""
   nn, functional = torch.nn, torch.nn.functional
 
   class Attention(nn.Module):
@@ -29,7 +34,9 @@ def _network(torch, *, width, depth, heads, patch_frames, max_frames, n_mels, dr
     def forward(self, x):
       B, N, _ = x.shape
       split = self.qkv(x).reshape(B, N, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-      return self.proj(functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(B, N, width))
+      return self.proj(
+        functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(B, N, width)
+      )
 
   class Residual(nn.Module):
     def __init__(self, rate, *layers):
@@ -39,7 +46,9 @@ def _network(torch, *, width, depth, heads, patch_frames, max_frames, n_mels, dr
     def forward(self, x):
       y = self.branch(x)
       if self.rate:
-        y = y * (torch.rand(len(y), 1, 1, device=y.device) >= self.rate).to(y.dtype) / (1 - self.rate)
+        y = (
+          y * (torch.rand(len(y), 1, 1, device=y.device) >= self.rate).to(y.dtype) / (1 - self.rate)
+        )
       return x + y
 
   class Encoder(nn.Module):
@@ -50,20 +59,31 @@ def _network(torch, *, width, depth, heads, patch_frames, max_frames, n_mels, dr
       self.position = nn.Parameter(0.02 * torch.randn(1, max_frames // patch_frames + 1, width))
       layers = []
       for rate in (drop_path * i / max(depth - 1, 1) for i in range(depth)):
-        layers += [Residual(rate, Attention()),
-                   Residual(rate, nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))]  # fmt: skip
+        layers += [
+          Residual(rate, Attention()),
+          Residual(rate, nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
+        ]
       self.blocks, self.norm = nn.Sequential(*layers), nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, mel):
       B, T, F = mel.shape
       N = T // patch_frames
-      patches = mel[:, : N * patch_frames].reshape(B, N, patch_frames, F).transpose(2, 3).reshape(B, N, -1)
-      x = torch.cat([self.cls.expand(B, 1, width), self.embed(patches)], 1) + self.position[:, : N + 1]
+      patches = (
+        mel[:, : N * patch_frames].reshape(B, N, patch_frames, F).transpose(2, 3).reshape(B, N, -1)
+      )
+      x = (
+        torch.cat([self.cls.expand(B, 1, width), self.embed(patches)], 1)
+        + self.position[:, : N + 1]
+      )
       return self.norm(self.blocks(x)[:, 0])
 
   def head(features):
-    return nn.Sequential(nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-                         nn.Linear(hidden, out, bias=False))  # fmt: skip
+    return nn.Sequential(
+      nn.Linear(features, hidden, bias=False),
+      nn.BatchNorm1d(hidden),
+      nn.ReLU(),
+      nn.Linear(hidden, out, bias=False),
+    )
 
   make = lambda **more: nn.ModuleDict({"encoder": Encoder(), "projector": head(width), **more})
   return make(predictor=head(out)), make()
@@ -88,7 +108,9 @@ def measure(*, batch, frames, bfloat16, compiled, device, repeats, **sizes) -> l
   followed = [*student["encoder"].parameters(), *student["projector"].parameters()]
   average = list(teacher.requires_grad_(False).parameters())
   torch._foreach_copy_(average, [p.detach() for p in followed])
-  optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.04, fused=True)
+  optimizer = torch.optim.AdamW(
+    student.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.04, fused=True
+  )
   views = 0.4 * torch.randn(2 * batch, frames, sizes["n_mels"], device=device)
   unit = lambda x: torch.nn.functional.normalize(x.float(), dim=-1)
 
@@ -122,7 +144,9 @@ def measure(*, batch, frames, bfloat16, compiled, device, repeats, **sizes) -> l
 
 def _child(*command: str, what: str):
   """The JSON that a process prints. Raises UserError with its last line if it fails."""
-  run = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+  run = subprocess.run(
+    [sys.executable, "-m", *command], capture_output=True, text=True, check=False
+  )
   if run.returncode:
     reason = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
     raise UserError(f"--torch: {what} failed: {reason[-1].removeprefix('error: ')}")
@@ -130,37 +154,63 @@ def _child(*command: str, what: str):
 
 
 def beside(config, argv: list[str], *, repeats: int, compiled: bool) -> dict:
-  """`benchmark step` twice and PyTorch's step between, each in a process of its own, whose memory is free afterwards.
+  """`benchmark step` twice and PyTorch's step between, each in a process of its own, whose memory
+  is free afterwards.
 
   Args:
     config: whose sizes PyTorch's step has.
     argv: of `benchmark`.
 
   Returns:
-    what `benchmark step --json` prints, with the clips per second of the second time and of PyTorch, and the ratio of
-    the mean of ours to it.
+    what `benchmark step --json` prints, with the clips per second of the second time and of
+    PyTorch, and the ratio of the mean of ours to it.
 
   Raises:
-    UserError: for a config whose step is not written here, several devices, or a process that fails.
+    UserError: for a config whose step is not written here, several devices, or a process that
+      fails.
   """
   encoder = dict(config["encoder"])
-  if encoder.pop("kind") != "transformer" or config["difference"]["weight"] or not config["joint_views"]:
-    raise UserError("--torch compares a transformer's step without the subtraction; take configs/atst_small.py, or set "
-                    "--config.difference.weight=0")  # fmt: skip
+  if (
+    encoder.pop("kind") != "transformer"
+    or config["difference"]["weight"]
+    or not config["joint_views"]
+  ):
+    raise UserError(
+      "--torch compares a transformer's step without the subtraction; take configs/atst_small.py, or set "
+      "--config.difference.weight=0"
+    )
   argv = [flag for flag in argv if flag not in ("--torch", "--torch_compile", "--json")]
   ours = lambda: _child("atst_jax.benchmark", *argv, "--json", what="the step")
   result = ours()
   if result["devices"] > 1:
-    raise UserError(f"--torch compares on one device, here are {result['devices']}; hide the others")
-  request = {**encoder, "n_mels": get_frontend(config["data"]["frontend"]).n_mels, "repeats": repeats,
-             "hidden": config["heads"]["hidden"], "out": config["heads"]["out"], "batch": config["batch_size"],
-             "frames": config["views"]["crop_frames"], "compiled": compiled, "bfloat16": result["dtype"] == "bfloat16",
-             "device": "cpu" if result["device"] == "cpu" else "cuda"}  # fmt: skip
-  seconds = _child("atst_jax.performance.torch_step", json.dumps(request), what="PyTorch's step (pip install -e .[torch])")
+    raise UserError(
+      f"--torch compares on one device, here are {result['devices']}; hide the others"
+    )
+  request = {
+    **encoder,
+    "n_mels": get_frontend(config["data"]["frontend"]).n_mels,
+    "repeats": repeats,
+    "hidden": config["heads"]["hidden"],
+    "out": config["heads"]["out"],
+    "batch": config["batch_size"],
+    "frames": config["views"]["crop_frames"],
+    "compiled": compiled,
+    "bfloat16": result["dtype"] == "bfloat16",
+    "device": "cpu" if result["device"] == "cpu" else "cuda",
+  }
+  seconds = _child(
+    "atst_jax.performance.torch_step",
+    json.dumps(request),
+    what="PyTorch's step (pip install -e .[torch])",
+  )
   theirs, again = config["batch_size"] / statistics.median(seconds), ours()["clips_per_second"]
-  return {**result, "torch": "compiled" if compiled else "eager", "torch_clips_per_second": theirs,
-          "again_clips_per_second": again,
-          "times_torch": (result["clips_per_second"] + again) / 2 / theirs}  # fmt: skip
+  return {
+    **result,
+    "torch": "compiled" if compiled else "eager",
+    "torch_clips_per_second": theirs,
+    "again_clips_per_second": again,
+    "times_torch": (result["clips_per_second"] + again) / 2 / theirs,
+  }
 
 
 if __name__ == "__main__":

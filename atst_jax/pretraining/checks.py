@@ -106,7 +106,8 @@ RANGES = {  # both ends included
 
 
 def check_values(config: ConfigDict) -> None:
-  """Raises UserError for a value out of its range, naming the key and the range. Keys of another kind are absent."""
+  """Raises UserError for a value out of its range, naming the key and the range. Keys of another
+  kind are absent."""
   values = flatten(config)
   present = lambda table: ((key, table[key]) for key in table if values.get(key) is not None)
   for key, value in values.items():
@@ -123,25 +124,37 @@ def check_values(config: ConfigDict) -> None:
       raise UserError(f"--config.{key}={values[key]}: must lie between {low} and {high}")
   for key in ("views.freq_scale", "views.time_scale"):
     if len(values[key]) != 2 or not 0 < values[key][0] <= values[key][1]:
-      raise UserError(f"--config.{key}={values[key]}: must be two positive numbers, the smaller first")
+      raise UserError(
+        f"--config.{key}={values[key]}: must be two positive numbers, the smaller first"
+      )
   if not config.difference.gamma_min <= config.difference.gamma_max:
-    raise UserError(f"--config.difference.gamma_min={config.difference.gamma_min}: must be below "
-                    f"difference.gamma_max={config.difference.gamma_max}")  # fmt: skip
+    raise UserError(
+      f"--config.difference.gamma_min={config.difference.gamma_min}: must be below "
+      f"difference.gamma_max={config.difference.gamma_max}"
+    )
   penalties = config.online.ridge
   if not penalties or penalties[0] <= 0 or any(b <= a for a, b in itertools.pairwise(penalties)):
     raise UserError(f"--config.online.ridge={penalties}: must be positive and ascending")
   normalization = config.views.normalization
   if normalization.kind == "min_max" and not normalization.low < normalization.high:
-    raise UserError(f"--config.views.normalization.low={normalization.low}: must be below "
-                    f"views.normalization.high={normalization.high}")  # fmt: skip
+    raise UserError(
+      f"--config.views.normalization.low={normalization.low}: must be below "
+      f"views.normalization.high={normalization.high}"
+    )
 
 
 def check_encoder(encoder) -> None:
   """Raises UserError if the section's keys are not those of its kind."""
-  wanted = {field.name for field in dataclasses.fields(ENCODERS[encoder.kind])} - {*FREE_FIELDS, "parent", "name"}
+  wanted = {field.name for field in dataclasses.fields(ENCODERS[encoder.kind])} - {
+    *FREE_FIELDS,
+    "parent",
+    "name",
+  }
   if set(encoder) - {"kind"} != wanted:
-    raise UserError(f"--config.encoder.kind={encoder.kind} needs the keys {', '.join(sorted(wanted))}; start from a "
-                    "config of that kind (configs/base.py: transformer, configs/byola.py: cnn)")  # fmt: skip
+    raise UserError(
+      f"--config.encoder.kind={encoder.kind} needs the keys {', '.join(sorted(wanted))}; start from a "
+      "config of that kind (configs/base.py: transformer, configs/byola.py: cnn)"
+    )
 
 
 def ranges_of(views) -> list[tuple[int, int]]:
@@ -150,7 +163,8 @@ def ranges_of(views) -> list[tuple[int, int]]:
 
 
 def is_ragged(config: ConfigDict, dataset: Dataset | None) -> bool:
-  """Whether any view may be shorter than `views.crop_frames`, so that lengths have to be tracked."""
+  """Whether any view may be shorter than `views.crop_frames`, so that lengths have to be
+  tracked."""
   if config.views.padding == "silence":
     return False
   shortest = min(low for low, _ in ranges_of(config.views))
@@ -162,8 +176,12 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
   """Raises UserError for lengths that fit neither each other, the clips nor the encoder."""
   views, encoder = config.views, config.encoder
   for key in ("first_frames", "second_frames"):
-    if views[key] is not None and (len(views[key]) != 2 or not all(isinstance(n, int) for n in views[key])):
-      raise UserError(f"--config.views.{key}={views[key]}: must be two whole numbers of frames, the shorter first")
+    if views[key] is not None and (
+      len(views[key]) != 2 or not all(isinstance(n, int) for n in views[key])
+    ):
+      raise UserError(
+        f"--config.views.{key}={views[key]}: must be two whole numbers of frames, the shorter first"
+      )
   crop, ranges = views.crop_frames, ranges_of(views)
   shortest = frames_per_vector(encoder)
   limits = {"data.clip_frames": config.data.clip_frames}
@@ -171,23 +189,33 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
     limits["encoder.max_frames"] = encoder.max_frames
   if not shortest <= crop <= min(limits.values()):
     named = " and ".join(f"{key} {value}" for key, value in limits.items())
-    raise UserError(f"views.crop_frames {crop} must be at least {shortest}, which make one vector of this encoder, and "
-                    f"at most {named}")  # fmt: skip
+    raise UserError(
+      f"views.crop_frames {crop} must be at least {shortest}, which make one vector of this encoder, and "
+      f"at most {named}"
+    )
   for key, (low, high) in zip(("first_frames", "second_frames"), ranges, strict=True):
     if not shortest <= low <= high <= crop:
-      raise UserError(f"--config.views.{key}=({low}, {high}): must be two numbers from {shortest} to views.crop_frames "
-                      f"{crop}, the smaller first")  # fmt: skip
+      raise UserError(
+        f"--config.views.{key}=({low}, {high}): must be two numbers from {shortest} to views.crop_frames "
+        f"{crop}, the smaller first"
+      )
   if max(high for _, high in ranges) < crop:
-    raise UserError(f"views.crop_frames {crop} is longer than any view; set it to the longest of "
-                    "views.first_frames and views.second_frames")  # fmt: skip
+    raise UserError(
+      f"views.crop_frames {crop} is longer than any view; set it to the longest of "
+      "views.first_frames and views.second_frames"
+    )
   if views.padding == "silence" and ranges != [(crop, crop)] * 2:
     raise UserError("views.first_frames and views.second_frames need --config.views.padding=mask")
   if views.segments == "single" and (ranges[0] != ranges[1] or ranges[0][0] < ranges[0][1]):
-    raise UserError("--config.views.segments=single takes both views from one segment; leave out views.first_frames "
-                    "and views.second_frames")  # fmt: skip
+    raise UserError(
+      "--config.views.segments=single takes both views from one segment; leave out views.first_frames "
+      "and views.second_frames"
+    )
   if encoder.kind == "cnn" and is_ragged(config, dataset):
-    raise UserError("some clips are shorter than views.crop_frames, and BatchNorm of --config.encoder.kind=cnn would "
-                    "see their padding; set --config.views.padding=silence")  # fmt: skip
+    raise UserError(
+      "some clips are shorter than views.crop_frames, and BatchNorm of --config.encoder.kind=cnn would "
+      "see their padding; set --config.views.padding=silence"
+    )
 
 
 def check_difference(config: ConfigDict) -> None:
@@ -197,25 +225,38 @@ def check_difference(config: ConfigDict) -> None:
     ("level", "frame", "encoder.kind=cnn", cnn),
     ("track_mixtures", False, "encoder.kind=cnn", cnn),
     ("mix_stage", "pre_norm", "views.post_norm=true", config.views.post_norm),
-    ("mix_stage", "pre_norm", "difference.mix_domain=normalized", difference.mix_domain == "normalized"),
+    (
+      "mix_stage",
+      "pre_norm",
+      "difference.mix_domain=normalized",
+      difference.mix_domain == "normalized",
+    ),
     ("joint_projector", True, "difference.symmetric=true", difference.symmetric),
     ("gamma_shared", True, "difference.symmetric=true", difference.symmetric),
     ("stop_gradient", True, "difference.subtrahend=student", difference.subtrahend == "student"),
   ):
     if difference[key] == value and not met:
-      raise UserError(f"--config.difference.{key}={value} makes a difference only with --config.{needs}")
+      raise UserError(
+        f"--config.difference.{key}={value} makes a difference only with --config.{needs}"
+      )
   if difference.mix_k is not None and difference.mix_domain != "energy":
-    raise UserError("--config.difference.mix_k is used only with --config.difference.mix_domain=energy")
+    raise UserError(
+      "--config.difference.mix_k is used only with --config.difference.mix_domain=energy"
+    )
 
 
 def check_compute(config: ConfigDict, devices: int) -> None:
   """Raises UserError for what the encoder or the number of clips on a device does not allow."""
   compute, clips = config.compute, config.batch_size // devices
   if clips % compute.accumulation:
-    raise UserError(f"--config.compute.accumulation={compute.accumulation} does not divide the {clips} clips of a "
-                    f"device (batch_size {config.batch_size} on {devices} devices)")  # fmt: skip
+    raise UserError(
+      f"--config.compute.accumulation={compute.accumulation} does not divide the {clips} clips of a "
+      f"device (batch_size {config.batch_size} on {devices} devices)"
+    )
   if config.encoder.kind != "transformer" and (compute.remat or compute.attention != "xla"):
-    raise UserError("--config.compute.remat and --config.compute.attention need --config.encoder.kind=transformer")
+    raise UserError(
+      "--config.compute.remat and --config.compute.attention need --config.encoder.kind=transformer"
+    )
   if compute.attention == "cudnn" and config.dtype != "bfloat16":
     raise UserError("--config.compute.attention=cudnn needs --config.dtype=bfloat16")
 
@@ -226,7 +267,9 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
   group, encoder = config.views.group, config.encoder
   batch = config.batch_size
   if batch % devices:
-    raise UserError(f"batch_size {batch} is not divisible by {devices} devices; use a multiple of {devices}")
+    raise UserError(
+      f"batch_size {batch} is not divisible by {devices} devices; use a multiple of {devices}"
+    )
   if group < 2 or batch // devices % group:
     raise UserError(
       f"views.group {group} must be at least 2 and divide the {batch // devices} clips of a device "
@@ -237,15 +280,21 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
   check_difference(config)
   check_compute(config, devices)
   if encoder.kind == "transformer" and encoder.width % encoder.heads:
-    raise UserError(f"encoder.width {encoder.width} is not divisible by encoder.heads {encoder.heads}")
+    raise UserError(
+      f"encoder.width {encoder.width} is not divisible by encoder.heads {encoder.heads}"
+    )
   if encoder.kind == "cnn":
     features = CHANNELS * (get_frontend(config.data.frontend).n_mels >> BLOCKS[encoder.version])
     if encoder.version == "AudioNTT2022" and encoder.width <= features:
-      raise UserError(f"encoder.width {encoder.width} must be above the {features} convolutional features, which are "
-                      "a part of AudioNTT2022's vector")  # fmt: skip
+      raise UserError(
+        f"encoder.width {encoder.width} must be above the {features} convolutional features, which are "
+        "a part of AudioNTT2022's vector"
+      )
   if dataset is not None:
     clips = dataset.num_clips(config.data.split)
     if clips < batch:
-      raise UserError(f"{dataset.root} holds {clips} clips, less than one batch of {batch}; lower batch_size")
+      raise UserError(
+        f"{dataset.root} holds {clips} clips, less than one batch of {batch}; lower batch_size"
+      )
     shards = len(dataset.shards(config.data.split))
     check_streams(batch_size=batch, streams=config.data.streams, shards=shards, processes=processes)

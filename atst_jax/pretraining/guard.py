@@ -1,24 +1,28 @@
-"""What keeps one bad step from spoiling a run, inside the jitted step: nothing of it waits for the host.
+"""What keeps one bad step from spoiling a run, inside the jitted step: nothing of it waits for the
+host.
 
-A step whose loss, gradient or BatchNorm statistics are not finite is skipped: student, optimizer, teacher and
-statistics stay as they were, and with them the counts that all schedules follow. `step` goes on: it is the position in
-the data and in the random draws. So finished updates = step - skipped, the teacher's and the optimizer's count.
+A step whose loss, gradient or BatchNorm statistics are not finite is skipped: student, optimizer,
+teacher and statistics stay as they were, and with them the counts that all schedules follow. `step`
+goes on: it is the position in the data and in the random draws. So finished updates = step -
+skipped, the teacher's and the optimizer's count.
 
-A spike is a loss more than `spike` deviations above the median of the last `window` finite losses, where a deviation is
-1.4826 times the median distance from the median (a normal distribution's standard deviation), but at least 2 % of the
-median and 0.001: the loss of BYOL lies in [0, 4], and an even stretch must not make a ripple a spike. Spikes are told
-after the warm-up, once the window is full. They enter the window, so that a level that has changed for good is the new
-level half a window later.
+A spike is a loss more than `spike` deviations above the median of the last `window` finite losses,
+where a deviation is 1.4826 times the median distance from the median (a normal distribution's
+standard deviation), but at least 2 % of the median and 0.001: the loss of BYOL lies in [0, 4], and
+an even stretch must not make a ripple a spike. Spikes are told after the warm-up, once the window
+is full. They enter the window, so that a level that has changed for good is the new level half a
+window later.
 
 Outputs are collapsed if they are nearly one point or nearly on one line. For unit vectors Σ_d var_d = 1 - |mean|², and
 |mean|² is the mean cosine c of two clips; spread evenly over P dimensions, std·√P = √(1 - c). So `collapse_std` = 0.1
-is a mean cosine of 0.99 between clips that have nothing to do with each other. The rank is the participation ratio of
-the covariance's eigenvalues, (Σλ)² / Σλ² (`losses.output_rank`): 1 on a line, 2 in an even plane, P on the sphere;
-`collapse_rank` = 1.1 is 95 % of the variance on one line. The teacher's outputs are looked at: what the student
-predicts may rightly be the same for all clips, where their views have nothing in common.
+is a mean cosine of 0.99 between clips that have nothing to do with each other. The rank is the
+participation ratio of the covariance's eigenvalues, (Σλ)² / Σλ² (`losses.output_rank`): 1 on a
+line, 2 in an even plane, P on the sphere; `collapse_rank` = 1.1 is 95 % of the variance on one
+line. The teacher's outputs are looked at: what the student predicts may rightly be the same for all
+clips, where their views have nothing in common.
 
-In 446 steps of configs/demo.py no loss was more than 4.1 deviations above the median, std·√P never below 0.74 and the
-rank never below 1.9.
+In 446 steps of configs/demo.py no loss was more than 4.1 deviations above the median, std·√P never
+below 0.74 and the rank never below 1.9.
 
 What is remembered is part of the state, so a run that was stopped decides as one that was not.
 """
@@ -89,7 +93,8 @@ def judge(guard: GuardState, metrics, finite, *, warm, outputs, spike, collapse_
 
 
 def guarded(train_step, *, warmup_steps, **rule):
-  """The same train_step(state, batch) -> (state, metrics), whose updates that are not finite are not made.
+  """The same train_step(state, batch) -> (state, metrics), whose updates that are not finite are
+  not made.
 
   Args:
     warmup_steps: updates before spikes are told.
@@ -98,7 +103,9 @@ def guarded(train_step, *, warmup_steps, **rule):
 
   def step(state, batch):
     new, metrics = train_step(state, batch)
-    values = jax.tree.leaves((metrics["loss"], metrics["grad_norm"], new.batch_stats, new.teacher.batch_stats))
+    values = jax.tree.leaves(
+      (metrics["loss"], metrics["grad_norm"], new.batch_stats, new.teacher.batch_stats)
+    )
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in values]))
     warm = state.teacher.count >= warmup_steps
     guard, distance = judge(state.guard, metrics, finite, warm=warm, **rule)
@@ -110,15 +117,21 @@ def guarded(train_step, *, warmup_steps, **rule):
 
 
 def go_on(state, step, rollbacks):
-  """A state of an earlier step made to go on at `step`: what was trained since is undone, its data are not seen again.
+  """A state of an earlier step made to go on at `step`: what was trained since is undone, its data
+  are not seen again.
 
   The state is donated; its shardings stay.
   """
 
   def move(state, step, rollbacks):
-    guard = state.guard._replace(skipped=state.guard.skipped + step - state.step, bad=jnp.zeros_like(state.guard.bad),
-                                 rollbacks=rollbacks)  # fmt: skip
+    guard = state.guard._replace(
+      skipped=state.guard.skipped + step - state.step,
+      bad=jnp.zeros_like(state.guard.bad),
+      rollbacks=rollbacks,
+    )
     return state._replace(step=step, guard=guard)
 
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  return jax.jit(move, out_shardings=shardings, donate_argnums=0)(state, jnp.int32(step), jnp.int32(rollbacks))
+  return jax.jit(move, out_shardings=shardings, donate_argnums=0)(
+    state, jnp.int32(step), jnp.int32(rollbacks)
+  )

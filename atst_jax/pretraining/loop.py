@@ -21,7 +21,15 @@ from atst_jax.runtime.mesh import make_mesh, process_rows, put_batch
 from atst_jax.runtime.metric_writer import MetricWriter
 from atst_jax.runtime.preemption import EXIT_RESUME, StopRequest
 from atst_jax.runtime.watchdog import Watchdog
-from atst_jax.runtime.workdir import CONFIG, continuation, keep_programs, own, read_config, record_start, saved_steps
+from atst_jax.runtime.workdir import (
+  CONFIG,
+  continuation,
+  keep_programs,
+  own,
+  read_config,
+  record_start,
+  saved_steps,
+)
 from atst_jax.util import config as configs
 from atst_jax.util import storage
 from atst_jax.util.logs import log, progress_bar
@@ -46,9 +54,11 @@ FREE_KEYS = (
 
 
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
-  """Trains until `total_steps` or until asked to stop. Returns 0 (done) or 75 (run the same command again).
+  """Trains until `total_steps` or until asked to stop. Returns 0 (done) or 75 (run the same command
+  again).
 
-  Raises UserError for a mistake that can be mended, FloatingPointError when the run has diverged or collapsed.
+  Raises UserError for a mistake that can be mended, FloatingPointError when the run has diverged or
+  collapsed.
   """
   devices.check_platform(config.platform)
   dataset = Dataset.load(config.data.path) if config.data.source == "records" else None
@@ -60,23 +70,44 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   online = Online(config, mesh) if config.online.path else None
   with (
     StopRequest(distributed=jax.process_count() > 1, starting=True) as stop,
-    own(workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS,
-        allow_changes=allow_changed_config, started=lambda: has_checkpoints(config, workdir)),
-    Watchdog(workdir, index=jax.process_index(), step_seconds=config.guard.step_seconds,
-             start_seconds=config.guard.start_seconds) as watchdog,
+    own(
+      workdir,
+      config.checkpoint.folder,
+      configs.to_json(config),
+      ignore=FREE_KEYS,
+      allow_changes=allow_changed_config,
+      started=lambda: has_checkpoints(config, workdir),
+    ),
+    Watchdog(
+      workdir,
+      index=jax.process_index(),
+      step_seconds=config.guard.step_seconds,
+      start_seconds=config.guard.start_seconds,
+    ) as watchdog,
     devices.naming_memory(config),
-  ):  # fmt: skip
+  ):
     keep_programs(workdir)
     program = recipe.compile_for(config, mesh, ragged=is_ragged(config, dataset))
-    checkpoints = Checkpoints(checkpoint_folder(workdir, config.checkpoint.folder), keep=config.checkpoint.keep,
-                              keep_every=config.checkpoint.keep_every)  # fmt: skip
+    checkpoints = Checkpoints(
+      checkpoint_folder(workdir, config.checkpoint.folder),
+      keep=config.checkpoint.keep,
+      keep_every=config.checkpoint.keep_every,
+    )
     state = checkpoints.restore(program.state)
     if state is None:
       state = fresh_state(config, program)
     start = int(state.step)
-    log.info("%s: %d parameters on %d %s device(s), mesh %s, batch %d, steps %d to %d", workdir,
-             sum(x.size for x in jax.tree.leaves(program.state.params)), jax.device_count(), jax.default_backend(),
-             dict(mesh.shape), config.batch_size, start, config.total_steps)  # fmt: skip
+    log.info(
+      "%s: %d parameters on %d %s device(s), mesh %s, batch %d, steps %d to %d",
+      workdir,
+      sum(x.size for x in jax.tree.leaves(program.state.params)),
+      jax.device_count(),
+      jax.default_backend(),
+      dict(mesh.shape),
+      config.batch_size,
+      start,
+      config.total_steps,
+    )
     compiled = recipe.compile_step(program)
     read_from = lambda step: recipe.batches(config, dataset, start_step=step, rows=rows)
     recovery = Recovery(config, dataset, workdir, rows, program, checkpoints)
@@ -84,7 +115,18 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     stop.begin()
     try:
       code = loop(
-        config, compiled, state, read_from, mesh, checkpoints, recovery, writer, online, stop, watchdog, start
+        config,
+        compiled,
+        state,
+        read_from,
+        mesh,
+        checkpoints,
+        recovery,
+        writer,
+        online,
+        stop,
+        watchdog,
+        start,
       )
       del state
       watchdog.phase("end")
@@ -96,7 +138,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
 
 
 def make_writer(config, workdir, start) -> MetricWriter:
-  """In process 0, where it also notes the start in the workdir, one that writes; a mute one in the others."""
+  """In process 0, where it also notes the start in the workdir, one that writes; a mute one in the
+  others."""
   if jax.process_index():
     return MetricWriter(workdir, start_step=start, enabled=False)
   try:
@@ -108,15 +151,29 @@ def make_writer(config, workdir, start) -> MetricWriter:
 
 
 def has_checkpoints(config, workdir) -> bool:
-  """Whether the run has begun: in its own folder of checkpoints, or in that of the config which the workdir holds."""
+  """Whether the run has begun: in its own folder of checkpoints, or in that of the config which the
+  workdir holds."""
   folders = {checkpoint_folder(workdir, config.checkpoint.folder)}
   if os.path.exists(os.path.join(workdir, CONFIG)):
-    folders.add(checkpoint_folder(workdir, (read_config(workdir).get("checkpoint") or {}).get("folder")))
+    folders.add(
+      checkpoint_folder(workdir, (read_config(workdir).get("checkpoint") or {}).get("folder"))
+    )
   return any(name.isdigit() for folder in folders for name in storage.names(folder))
 
 
 def loop(
-  config, train_step, state, read_from, mesh, checkpoints, recovery, writer, online, stop, watchdog, step
+  config,
+  train_step,
+  state,
+  read_from,
+  mesh,
+  checkpoints,
+  recovery,
+  writer,
+  online,
+  stop,
+  watchdog,
+  step,
 ) -> int:
   """Steps, logs and saves. The metrics of a step are fetched after the next one is dispatched."""
   report, source = Report(config, writer, online, watchdog, step), read_from(step)
@@ -140,7 +197,11 @@ def loop(
       watchdog.beat(finished[0])
       if recovery.needed(*finished):
         bad = finished
-    if saving and not bad and not checkpoints.save(step, state, sound=regular and int(metrics["bad"]) == 0):
+    if (
+      saving
+      and not bad
+      and not checkpoints.save(step, state, sound=regular and int(metrics["bad"]) == 0)
+    ):
       bad = step, metrics
     if bad:
       del state  # before another takes its memory
@@ -156,8 +217,12 @@ def loop(
   source.close()
   report.bar.close()
   if step < config.total_steps:
-    log.info("stopped after step %d of %d; the same command continues it (exit code %d)", step, config.total_steps,
-             EXIT_RESUME)  # fmt: skip
+    log.info(
+      "stopped after step %d of %d; the same command continues it (exit code %d)",
+      step,
+      config.total_steps,
+      EXIT_RESUME,
+    )
     return EXIT_RESUME
   skipped = int(state.guard.skipped)
   log.info("done: %d steps%s", step, f", {skipped} of them without an update" if skipped else "")
@@ -165,10 +230,17 @@ def loop(
 
 
 class Report:
-  """Turns a step's metrics into log lines, and measures clips/s and the share of time spent waiting for data."""
+  """Turns a step's metrics into log lines, and measures clips/s and the share of time spent waiting
+  for data."""
 
   def __init__(self, config, writer, online, watchdog, step):
-    self.config, self.writer, self.online, self.watchdog, self.waited = config, writer, online, watchdog, 0.0
+    self.config, self.writer, self.online, self.watchdog, self.waited = (
+      config,
+      writer,
+      online,
+      watchdog,
+      0.0,
+    )
     self.bar = progress_bar(config.total_steps, step, "step")
     self.last_step, self.last_time = step, time.perf_counter()
 
@@ -181,7 +253,8 @@ class Report:
       self.measure(step, state)
 
   def measure(self, step, state):
-    """Writes what the online evaluation finds, if there is one and it is time; no part of the speed."""
+    """Writes what the online evaluation finds, if there is one and it is time; no part of the
+    speed."""
     if self.online and self.online.due(step):
       self.watchdog.phase("online evaluation")
       values = self.online(step, state)
@@ -203,7 +276,9 @@ class Report:
     values["eta_seconds"] = (self.config.total_steps - step) * seconds / steps
     self.last_step, self.last_time, self.waited = step, now, 0.0
     self.writer.write(step, values)
-    terms = " ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in values.items() if k.startswith("loss"))
+    terms = " ".join(
+      f"{k.removeprefix('loss_')} {v:.4f}" for k, v in values.items() if k.startswith("loss")
+    )
     log.info(
       "step %d/%d %s | lr %.3g wd %.3g ema %.5f grad %.3g | std %.4f/%.4f | %.1f clips/s wait %.1f%% eta %s",
       step,
@@ -229,20 +304,26 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   mesh = make_mesh(**config.mesh)
   process_rows(mesh, config.batch_size)
   trackers.check(trackers.names(config.log))
-  logs = ", ".join(["metrics.jsonl", "TensorBoard", *(k for k, name in trackers.names(config.log).items() if name)])
+  logs = ", ".join(
+    ["metrics.jsonl", "TensorBoard", *(k for k, name in trackers.names(config.log).items() if name)]
+  )
   online = Online(config, mesh) if config.online.path else None
   ragged = is_ragged(config, dataset)
   state = recipe.compile_for(config, mesh, ragged=ragged).state
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-  here = sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state))
+  here = sum(
+    x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state)
+  )
   if dataset is None:
     data = "synthetic noise"
   else:
     clips, split = dataset.num_clips(config.data.split), config.data.split
     epochs = config.total_steps * config.batch_size / clips
-    data = (f"{dataset.root}, split {split}: {clips} clips in {len(dataset.shards(split))} shards, "
-            f"front-end {dataset.frontend.name}; {epochs:.3g} epochs")  # fmt: skip
+    data = (
+      f"{dataset.root}, split {split}: {clips} clips in {len(dataset.shards(split))} shards, "
+      f"front-end {dataset.frontend.name}; {epochs:.3g} epochs"
+    )
   flop = recipe.clip_flops(config)
   folder = checkpoint_folder(workdir, config.checkpoint.folder)
   steps = saved_steps(folder)
@@ -262,6 +343,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
     "it is compiled (`python -m atst_jax.benchmark step`, `…plan`)",
     f"writes      {folder}: {size / 2**20:.0f} MiB every {config.checkpoint.every_steps} steps, "
     f"{config.checkpoint.keep} kept; {workdir}: {logs} every {config.log.every_steps} steps",
-    "evaluates   nothing while it trains (--config.online.path)" if online is None else
-    f"evaluates   {config.online.path} every {config.online.every_steps} steps",
-  ]  # fmt: skip
+    "evaluates   nothing while it trains (--config.online.path)"
+    if online is None
+    else f"evaluates   {config.online.path} every {config.online.every_steps} steps",
+  ]

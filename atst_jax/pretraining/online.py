@@ -1,8 +1,10 @@
-"""Online evaluation: what can be read off the encoder while it trains, every few thousand steps, in seconds.
+"""Online evaluation: what can be read off the encoder while it trains, every few thousand steps, in
+seconds.
 
-A ridge probe (`ridge`), k nearest neighbours and the effective rank of a labelled set's vectors from the last block, as
-an export of that step would give them. The same probe on the mean and standard deviation of the log-mel stands beside
-it. Nothing of it enters the training: a run with it and one without end bit for bit alike.
+A ridge probe (`ridge`), k nearest neighbours and the effective rank of a labelled set's vectors
+from the last block, as an export of that step would give them. The same probe on the mean and
+standard deviation of the log-mel stands beside it. Nothing of it enters the training: a run with it
+and one without end bit for bit alike.
 """
 
 import functools
@@ -37,15 +39,17 @@ class Chunks(NamedTuple):
 
 
 def choose(targets: np.ndarray, splits: list[Split], most: int | None, *, seed: int) -> np.ndarray:
-  """At most `most` rows, sorted: equally many of every class (a clip's first label) in every part of the divisions, as
-  far as there are so many; drawn from `seed`."""
+  """At most `most` rows, sorted: equally many of every class (a clip's first label) in every part
+  of the divisions, as far as there are so many; drawn from `seed`."""
   N = len(targets)
   part = np.full((N, len(splits)), -1)
   for number, split in enumerate(splits):
     for code, rows in enumerate(split):
       part[rows, number] = code
   order = np.random.default_rng(seed).permutation(N)
-  cell = np.unique(np.column_stack([targets.argmax(-1), part]), axis=0, return_inverse=True)[1].ravel()[order]
+  cell = np.unique(np.column_stack([targets.argmax(-1), part]), axis=0, return_inverse=True)[
+    1
+  ].ravel()[order]
   by_cell = np.argsort(cell, kind="stable")
   place = np.empty(N, int)  # of a clip among those of its cell
   place[by_cell] = np.arange(N) - np.searchsorted(cell[by_cell], cell[by_cell])
@@ -53,12 +57,14 @@ def choose(targets: np.ndarray, splits: list[Split], most: int | None, *, seed: 
 
 
 def restrict(split: Split, rows: np.ndarray, targets: np.ndarray) -> Split:
-  """A division of all clips as one of the chosen rows, whose targets are given. Raises UserError if a part of it is
-  left without a label."""
+  """A division of all clips as one of the chosen rows, whose targets are given. Raises UserError if
+  a part of it is left without a label."""
   parts = Split(*(np.flatnonzero(np.isin(rows, part)) for part in split))
   if not all(targets[part].any() for part in parts):
-    raise UserError(f"--config.online.clips={len(rows)} are too few: a part of a division has no labelled clip left "
-                    f"({', '.join(f'{len(part)} {name}' for name, part in parts._asdict().items())})")  # fmt: skip
+    raise UserError(
+      f"--config.online.clips={len(rows)} are too few: a part of a division has no labelled clip left "
+      f"({', '.join(f'{len(part)} {name}' for name, part in parts._asdict().items())})"
+    )
   return parts
 
 
@@ -78,28 +84,52 @@ class Online:
     frontend, path = self.model.frontend, config.online.path
     dataset = Dataset.load(path)
     if dataset.frontend.hash != frontend.hash:
-      raise UserError(f"--config.online.path={path} was prepared with the front-end {dataset.frontend.name!r} "
-                      f"({dataset.frontend.hash}), data.frontend is {frontend.name!r} ({frontend.hash}); prepare it "
-                      f"again with --frontend={frontend.name}")  # fmt: skip
+      raise UserError(
+        f"--config.online.path={path} was prepared with the front-end {dataset.frontend.name!r} "
+        f"({dataset.frontend.hash}), data.frontend is {frontend.name!r} ({frontend.hash}); prepare it "
+        f"again with --frontend={frontend.name}"
+      )
     labels = read_labels(dataset)
     try:
-      splits = make_splits(ids=labels.ids, groups=labels.groups, targets=labels.targets, folds=labels.folds,
-                           splits=labels.splits, label_names=dataset.label_names, seed=config.seed,
-                           **config.online.splits)  # fmt: skip
+      splits = make_splits(
+        ids=labels.ids,
+        groups=labels.groups,
+        targets=labels.targets,
+        folds=labels.folds,
+        splits=labels.splits,
+        label_names=dataset.label_names,
+        seed=config.seed,
+        **config.online.splits,
+      )
     except UserError as error:
       text = str(error).replace("--config.splits.", "--config.online.splits.")
       raise UserError(f"--config.online.path={path}: {text}") from error
     rows = choose(labels.targets, splits, config.online.clips, seed=config.seed)
-    self.rows, self.targets, self.metric = rows, labels.targets[rows], "map" if labels.multi_label else "accuracy"
+    self.rows, self.targets, self.metric = (
+      rows,
+      labels.targets[rows],
+      "map" if labels.multi_label else "accuracy",
+    )
     self.score = score_of(labels)
     self.splits = [restrict(split, rows, self.targets) for split in splits]
     mels = self._read(dataset, set(rows.tolist()))
     self.chunks = self._cut(mels)
-    self._embed = jax.jit(functools.partial(self.model.pooled, num_blocks=1), out_shardings=replicated(mesh))
+    self._embed = jax.jit(
+      functools.partial(self.model.pooled, num_blocks=1), out_shardings=replicated(mesh)
+    )
     self.baseline = self._probe(mel_statistics(mels, max_frames=len(max(mels, key=len))))
-    log.info("online evaluation of the %s on %d of the %d clips of %s every %d steps, %d division(s); ridge probe on "
-             "mean and std of the log-mel: %s %.4f", self.network, len(rows), len(labels.ids), path,
-             self.config.every_steps, len(splits), self.metric, self.baseline)  # fmt: skip
+    log.info(
+      "online evaluation of the %s on %d of the %d clips of %s every %d steps, %d division(s); ridge probe on "
+      "mean and std of the log-mel: %s %.4f",
+      self.network,
+      len(rows),
+      len(labels.ids),
+      path,
+      self.config.every_steps,
+      len(splits),
+      self.metric,
+      self.baseline,
+    )
 
   def _read(self, dataset: Dataset, rows: set[int]) -> list[np.ndarray]:
     """(T, F) float16 dB of the chosen clips, of longer ones the central `max_seconds`."""
@@ -108,23 +138,31 @@ class Online:
     for row, clip in enumerate(clips(dataset)):
       if row in rows:
         start = max(len(clip.mel) - most, 0) // 2
-        found.append(clip.mel[start : start + most].copy())  # not a view, which would keep the whole record
+        # not a view, which would keep the whole record
+        found.append(clip.mel[start : start + most].copy())
         if len(found[-1]) < self.model.hop:
-          raise UserError(f"--config.online.path={dataset.root}: {clip.id!r} has {len(found[-1])} frames, this encoder "
-                          f"needs at least {self.model.hop}; leave the clip out")  # fmt: skip
+          raise UserError(
+            f"--config.online.path={dataset.root}: {clip.id!r} has {len(found[-1])} frames, this encoder "
+            f"needs at least {self.model.hop}; leave the clip out"
+          )
     return found
 
   def _cut(self, mels: list[np.ndarray]) -> Chunks:
-    found = [(index, float(mel.max()), *chunk) for index, mel in enumerate(mels)
-             for chunk in self.model.chunks(mel, self.model.config["tail"])]  # fmt: skip
+    found = [
+      (index, float(mel.max()), *chunk)
+      for index, mel in enumerate(mels)
+      for chunk in self.model.chunks(mel, self.model.config["tail"])
+    ]
     clip, peak, chunks, mean_over, weight = zip(*found, strict=True)
     size, devices = len(max(chunks, key=len)), self.mesh.size
     rows = devices * min(batch_rows(size), -(-len(chunks) // devices))
     mine, batches = range(*process_rows(self.mesh, rows)), []
     for first in range(0, len(chunks), rows):
-      batch: dict[str, np.ndarray] = {"mel": np.zeros((len(mine), size, self.model.frontend.n_mels), np.float16),
-               "peak": np.zeros(len(mine), np.float32),
-               **{key: np.zeros(len(mine), np.int32) for key in ("length", "mean_over")}}  # fmt: skip
+      batch: dict[str, np.ndarray] = {
+        "mel": np.zeros((len(mine), size, self.model.frontend.n_mels), np.float16),
+        "peak": np.zeros(len(mine), np.float32),
+        **{key: np.zeros(len(mine), np.int32) for key in ("length", "mean_over")},
+      }
       for row, index in enumerate(range(first + mine.start, min(first + mine.stop, len(chunks)))):
         batch["mel"][row, : len(chunks[index])] = chunks[index]
         batch["peak"][row], batch["length"][row] = peak[index], len(chunks[index])
@@ -133,12 +171,16 @@ class Online:
     return Chunks(batches, np.array(clip), np.array(weight, np.float32))
 
   def embed(self, state) -> np.ndarray:
-    """(N, D) float32 of the chosen clips, in every process, from a train state wherever it lies on the mesh."""
+    """(N, D) float32 of the chosen clips, in every process, from a train state wherever it lies on
+    the mesh."""
     source = state.teacher if self.network == "teacher" else state
     variables = {"params": source.params["encoder"]}
     if "encoder" in source.batch_stats:
       variables["batch_stats"] = source.batch_stats["encoder"]
-    vectors = [np.asarray(self._embed(variables, **put_batch(self.mesh, batch))) for batch in self.chunks.batches]
+    vectors = [
+      np.asarray(self._embed(variables, **put_batch(self.mesh, batch)))
+      for batch in self.chunks.batches
+    ]
     weight, index = self.chunks.weight, self.chunks.clip
     sums = np.zeros((len(self.targets), vectors[0].shape[1]), np.float32)
     np.add.at(sums, index, weight[:, None] * np.concatenate(vectors)[: len(index)])
@@ -146,8 +188,14 @@ class Online:
 
   def _probe(self, x: np.ndarray) -> float:
     """The ridge probe's score, mean over the divisions."""
-    return float(np.mean([ridge.evaluate(x, self.targets, split, self.score, self.config.ridge)[0]
-                          for split in self.splits]))  # fmt: skip
+    return float(
+      np.mean(
+        [
+          ridge.evaluate(x, self.targets, split, self.score, self.config.ridge)[0]
+          for split in self.splits
+        ]
+      )
+    )
 
   def _neighbours(self, x: np.ndarray) -> float:
     found = []
@@ -164,9 +212,9 @@ class Online:
   def __call__(self, step: int, state) -> dict[str, float]:
     """Measures the state after `step` updates; every process has to call it.
 
-    Returns in process 0 the scores `online_ridge_…`, `online_knn_…` and `online_mel_…` (accuracy or map), the vectors'
-    `online_effective_rank`, and the `online_seconds` that it took; NaN where vectors are not finite. Other processes
-    only take part in embedding, and return {}.
+    Returns in process 0 the scores `online_ridge_…`, `online_knn_…` and `online_mel_…` (accuracy or
+    map), the vectors' `online_effective_rank`, and the `online_seconds` that it took; NaN where
+    vectors are not finite. Other processes only take part in embedding, and return {}.
     """
     jax.block_until_ready(state.step)  # the step itself is not what is timed
     started = time.perf_counter()
@@ -175,8 +223,12 @@ class Online:
       return {}
     finite = bool(np.isfinite(x).all())
     if not finite:
-      log.warning("step %d: the vectors of %d of %d clips of the online evaluation are NaN or infinite", step,
-                  len(x) - int(np.isfinite(x).all(-1).sum()), len(x))  # fmt: skip
+      log.warning(
+        "step %d: the vectors of %d of %d clips of the online evaluation are NaN or infinite",
+        step,
+        len(x) - int(np.isfinite(x).all(-1).sum()),
+        len(x),
+      )
     values = {
       f"online_ridge_{self.metric}": self._probe(x) if finite else np.nan,
       f"online_knn_{self.metric}": self._neighbours(x) if finite else np.nan,
@@ -185,6 +237,12 @@ class Online:
     }
     values["online_seconds"] = time.perf_counter() - started
     scores = [values[f"online_{name}_{self.metric}"] for name in ("ridge", "knn", "mel")]
-    log.info("step %d: %s of the ridge probe %.4f, of neighbours %.4f, of mel statistics %.4f | rank %.1f | %.1f s",
-             step, self.metric, *scores, values["online_effective_rank"], values["online_seconds"])  # fmt: skip
+    log.info(
+      "step %d: %s of the ridge probe %.4f, of neighbours %.4f, of mel statistics %.4f | rank %.1f | %.1f s",
+      step,
+      self.metric,
+      *scores,
+      values["online_effective_rank"],
+      values["online_seconds"],
+    )
     return values

@@ -1,4 +1,5 @@
-"""A pre-training config made concrete: filled in from the data, checked, and built into functions."""
+"""A pre-training config made concrete: filled in from the data, checked, and built into
+functions."""
 
 import functools
 import math
@@ -26,15 +27,15 @@ from atst_jax.util.logs import log
 
 # Statistics of the synthetic source's noise, in dB and (log_) nepers.
 SYNTHETIC = {"min": -100.0, "max": 40.0, "log_mean": -6.0, "log_std": 7.0}
-CONSTANTS = {"min_max": {"low": "min", "high": "max"}, "standard": {"mean": "log_mean", "std": "log_std"}}
-
-
-
-
+CONSTANTS = {
+  "min_max": {"low": "min", "high": "max"},
+  "standard": {"mean": "log_mean", "std": "log_std"},
+}
 
 
 def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
-  """Fills the placeholders of a pre-training config from the data: steps, normalisation, fingerprint.
+  """Fills the placeholders of a pre-training config from the data: steps, normalisation,
+  fingerprint.
 
   total_steps and warmup_steps follow from total_epochs and warmup_epochs unless they are set.
 
@@ -60,8 +61,10 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   normalization = config.views.normalization
   for key, name in CONSTANTS.get(normalization.kind, {}).items():
     if key not in normalization:
-      raise UserError(f"views.normalization has no {key!r}, which kind {normalization.kind!r} needs; start from a "
-                      "config of that kind (configs/base.py: min_max, configs/byola.py: standard)")  # fmt: skip
+      raise UserError(
+        f"views.normalization has no {key!r}, which kind {normalization.kind!r} needs; start from a "
+        "config of that kind (configs/base.py: min_max, configs/byola.py: standard)"
+      )
     if normalization[key] is None:
       normalization[key] = float(statistics[name])
   clips = dataset.num_clips(config.data.split) if dataset else None
@@ -77,14 +80,20 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
         raise UserError(f"--config.{name}_epochs={config[f'{name}_epochs']}: must be finite")
       config[f"{name}_steps"] = round(steps)
     elif config[f"{name}_epochs"] is not None:
-      log.info("%s_steps=%d is set; %s_epochs=%s is not used", name, config[f"{name}_steps"], name,
-               config[f"{name}_epochs"])  # fmt: skip
+      log.info(
+        "%s_steps=%d is set; %s_epochs=%s is not used",
+        name,
+        config[f"{name}_steps"],
+        name,
+        config[f"{name}_epochs"],
+      )
     config[f"{name}_epochs"] = None
   return config
 
 
 def build(config: ConfigDict, *, ragged: bool):
-  """(init(key) -> state, train_step(state, batch) -> (state, metrics)) of a resolved config; nothing is compiled."""
+  """(init(key) -> state, train_step(state, batch) -> (state, metrics)) of a resolved config;
+  nothing is compiled."""
   difference = config.difference
   network = method.make_network(
     encoder=config.encoder,
@@ -95,17 +104,30 @@ def build(config: ConfigDict, *, ragged: bool):
     accumulation=config.compute.accumulation,
     attention=config.compute.attention,
     remat=config.compute.remat,
-    subtraction=method.Subtraction(**{name: difference[name] for name in method.Subtraction._fields}),
+    subtraction=method.Subtraction(
+      **{name: difference[name] for name in method.Subtraction._fields}
+    ),
   )
-  tx, schedules = make_optimizer(total_steps=config.total_steps, warmup_steps=config.warmup_steps,
-                                 batch_size=config.batch_size, **config.optimizer)  # fmt: skip
-  average = cosine_schedule(config.teacher.decay_start, config.teacher.decay_end, total_steps=config.total_steps)
+  tx, schedules = make_optimizer(
+    total_steps=config.total_steps,
+    warmup_steps=config.warmup_steps,
+    batch_size=config.batch_size,
+    **config.optimizer,
+  )
+  average = cosine_schedule(
+    config.teacher.decay_start, config.teacher.decay_end, total_steps=config.total_steps
+  )
   decay = lambda step: average(step + config.teacher.lead_steps)
   parts: dict[str, Any] = {"network": network, "tx": tx, "teacher": ema(decay)}
   mixing = mixing_options(config.views, difference, config.batch_size)
-  frames: dict[str, Any] = {"frames": config.views.crop_frames, "n_mels": get_frontend(config.data.frontend).n_mels}
+  frames: dict[str, Any] = {
+    "frames": config.views.crop_frames,
+    "n_mels": get_frontend(config.data.frontend).n_mels,
+  }
   guard = config.guard
-  fresh: Callable = functools.partial(method.init_state, group=config.views.group, **frames, **parts)
+  fresh: Callable = functools.partial(
+    method.init_state, group=config.views.group, **frames, **parts
+  )
   init = lambda key: fresh(key)._replace(guard=init_guard(guard.window))
   step = method.make_train_step(
     schedules={**schedules, "ema_decay": decay},
@@ -116,13 +138,20 @@ def build(config: ConfigDict, *, ragged: bool):
     mixing=mixing,
     **parts,
   )
-  step = guarded(step, warmup_steps=config.warmup_steps, outputs=config.heads.out, spike=guard.spike,
-                 collapse_std=guard.collapse_std, collapse_rank=guard.collapse_rank)  # fmt: skip
+  step = guarded(
+    step,
+    warmup_steps=config.warmup_steps,
+    outputs=config.heads.out,
+    spike=guard.spike,
+    collapse_std=guard.collapse_std,
+    collapse_rank=guard.collapse_rank,
+  )
   return init, step
 
 
 class Program(NamedTuple):
-  """A resolved config's functions for a mesh, jitted; `state` and `batch` are abstract, with their shardings."""
+  """A resolved config's functions for a mesh, jitted; `state` and `batch` are abstract, with their
+  shardings."""
 
   init: Callable  # (key) -> state
   step: Any  # jitted: (state, batch) -> (state, metrics); the state is donated
@@ -131,50 +160,74 @@ class Program(NamedTuple):
 
 
 def compile_for(config: ConfigDict, mesh: Mesh, *, ragged: bool) -> Program:
-  """What training runs; compiled when it is first called, or by `lower(…).compile()`, where the mesh's devices may be
-  a described topology."""
+  """What training runs; compiled when it is first called, or by `lower(…).compile()`, where the
+  mesh's devices may be a described topology."""
   init, train_step = build(config, ragged=ragged)
   abstract = jax.eval_shape(init, jax.random.key(0))
   shardings, rows = state_shardings(mesh, abstract), batch_sharding(mesh)
-  state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+  state = jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+  )
   shape = (config.batch_size, config.data.clip_frames, get_frontend(config.data.frontend).n_mels)
-  batch = {"mel": jax.ShapeDtypeStruct(shape, jnp.float16, sharding=rows),
-           "length": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)}  # fmt: skip
-  step = jax.jit(train_step, in_shardings=(shardings, rows), out_shardings=(shardings, replicated(mesh)),
-                 donate_argnums=0)  # fmt: skip
+  batch = {
+    "mel": jax.ShapeDtypeStruct(shape, jnp.float16, sharding=rows),
+    "length": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows),
+  }
+  step = jax.jit(
+    train_step,
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, replicated(mesh)),
+    donate_argnums=0,
+  )
   return Program(jax.jit(init, out_shardings=shardings), step, state, batch)
 
 
 def compile_step(program: Program):
-  """The compiled step. Unlike a jitted function it can not be compiled again: other shapes or types are a TypeError.
+  """The compiled step. Unlike a jitted function it can not be compiled again: other shapes or types
+  are a TypeError.
 
-  Raises TypeError if a part of the state (teacher, optimizer, BatchNorm statistics) or a metric is not float32, where
-  it would stop moving or lose what it adds up.
+  Raises TypeError if a part of the state (teacher, optimizer, BatchNorm statistics) or a metric is
+  not float32, where it would stop moving or lose what it adds up.
   """
   lowered = program.step.lower(program.state, program.batch)
-  wrong = [f"{jax.tree_util.keystr(path)} is {x.dtype}" for path, x in
-           jax.tree_util.tree_leaves_with_path(lowered.out_info)
-           if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.float32]  # fmt: skip
+  wrong = [
+    f"{jax.tree_util.keystr(path)} is {x.dtype}"
+    for path, x in jax.tree_util.tree_leaves_with_path(lowered.out_info)
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.float32
+  ]
   if wrong:
     raise TypeError(f"{len(wrong)} results of the step are not float32, the first: {wrong[0]}")
   return lowered.compile()
 
 
-
-
-def batches(config: ConfigDict, dataset: Dataset | None, *, start_step: int, rows, with_ids: bool = False):
+def batches(
+  config: ConfigDict, dataset: Dataset | None, *, start_step: int, rows, with_ids: bool = False
+):
   """The iterator of this process's rows, from `start_step` on, with the clips' ids if asked for."""
-  common = {"clip_frames": config.data.clip_frames, "batch_size": config.batch_size, "seed": config.seed,
-            "start_step": start_step, "rows": rows, "with_ids": with_ids}  # fmt: skip
+  common = {
+    "clip_frames": config.data.clip_frames,
+    "batch_size": config.batch_size,
+    "seed": config.seed,
+    "start_step": start_step,
+    "rows": rows,
+    "with_ids": with_ids,
+  }
   if dataset is None:
     return synthetic_batches(n_mels=get_frontend(config.data.frontend).n_mels, **common)
-  return record_batches(dataset, split=config.data.split, streams=config.data.streams,
-                        shuffle_window=config.data.shuffle_window, max_damaged=config.data.max_damaged,
-                        threads=config.data.threads, **common)  # fmt: skip
+  return record_batches(
+    dataset,
+    split=config.data.split,
+    streams=config.data.streams,
+    shuffle_window=config.data.shuffle_window,
+    max_damaged=config.data.max_damaged,
+    threads=config.data.threads,
+    **common,
+  )
 
 
 def clip_flops(config) -> float:
-  """Model FLOPs of one update per clip of the batch: two views, and their mixtures where λ is not 0."""
+  """Model FLOPs of one update per clip of the batch: two views, and their mixtures where λ is not
+  0."""
   n_mels = get_frontend(config["data"]["frontend"]).n_mels
   encoder = encoder_forward(config["encoder"], frames=config["views"]["crop_frames"], n_mels=n_mels)
   hidden, out = config["heads"]["hidden"], config["heads"]["out"]

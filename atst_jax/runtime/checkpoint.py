@@ -19,19 +19,21 @@ ITEM = "default"
 
 
 def checkpoint_folder(workdir: str, folder: str | None) -> str:
-  """Where a run's checkpoints lie: in its workdir, or in the folder its config names (`checkpoint.folder`)."""
+  """Where a run's checkpoints lie: in its workdir, or in the folder its config names
+  (`checkpoint.folder`)."""
   return folder or os.path.join(workdir, "checkpoints")
 
 
 class Checkpoints:
   """Asynchronous checkpoints that prove themselves, each in a folder named by its step.
 
-  A checkpoint counts once its manifest is there (`shelf`), which is written when the asynchronous save has ended. It is
-  used only if every file agrees with the manifest, and every array that was read with its mark (`fingerprint`). Older
-  ones are removed after a newer one has been proved: at every instant one good checkpoint is there.
+  A checkpoint counts once its manifest is there (`shelf`), which is written when the asynchronous
+  save has ended. It is used only if every file agrees with the manifest, and every array that was
+  read with its mark (`fingerprint`). Older ones are removed after a newer one has been proved: at
+  every instant one good checkpoint is there.
 
-  Kept are the newest one, the newest `keep` sound ones, and every one at a multiple of `keep_every` steps. Sound are
-  those the training may fall back to (`save`).
+  Kept are the newest one, the newest `keep` sound ones, and every one at a multiple of `keep_every`
+  steps. Sound are those the training may fall back to (`save`).
   """
 
   def __init__(self, folder: str, *, keep: int, keep_every: int):
@@ -46,7 +48,8 @@ class Checkpoints:
     from_process_zero(self._shelf.clean)
 
   def save(self, step: int, state, *, sound: bool) -> bool:
-    """Starts a save; returns once the arrays are copied. A step that was saved or restored last is left alone.
+    """Starts a save; returns once the arrays are copied. A step that was saved or restored last is
+    left alone.
 
     Args:
       sound: whether training may fall back to it (`restore(sound_only=True)`).
@@ -63,7 +66,12 @@ class Checkpoints:
     marks, finite = fingerprint(state)
     broken = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
     if broken:
-      log.warning("step %d is not saved: %d arrays are not finite, the first is %s", step, len(broken), broken[0])
+      log.warning(
+        "step %d is not saved: %d arrays are not finite, the first is %s",
+        step,
+        len(broken),
+        broken[0],
+      )
       return False
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     from_process_zero(lambda: self._shelf.begin(step, size))
@@ -86,16 +94,20 @@ class Checkpoints:
       proving.result()
     except Exception as error:
       reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
-      raise StoreError(f"the checkpoint of step {self._last} in {self.folder} could not be saved ({reason}); "
-                               "those before it are whole. Make room or mend the disk, and run the same command again"
-                               ) from error  # fmt: skip
+      raise StoreError(
+        f"the checkpoint of step {self._last} in {self.folder} could not be saved ({reason}); "
+        "those before it are whole. Make room or mend the disk, and run the same command again"
+      ) from error
 
   def restore(self, abstract_state, *, sound_only: bool = False):
-    """The newest good checkpoint on the shapes and shardings of `abstract_state`, or None if there are none at all.
+    """The newest good checkpoint on the shapes and shardings of `abstract_state`, or None if there
+    are none at all.
 
-    Those that are damaged are named in a warning, and moved aside if they are newer than the good one.
+    Those that are damaged are named in a warning, and moved aside if they are newer than the good
+    one.
 
-    Raises UserError if there are checkpoints but no good one, or if it does not fit the model, naming what does not.
+    Raises UserError if there are checkpoints but no good one, or if it does not fit the model,
+    naming what does not.
     """
     faults: dict[str, str] = {}
     while True:
@@ -103,9 +115,13 @@ class Checkpoints:
       if step < 0:
         return None
       try:
-        state = self._checkpointer.restore(os.path.join(self._shelf.path(step), ITEM), abstract_state)
+        state = self._checkpointer.restore(
+          os.path.join(self._shelf.path(step), ITEM), abstract_state
+        )
       except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"checkpoint {step} in {self.folder} cannot be restored into this model: {error}") from error
+        raise UserError(
+          f"checkpoint {step} in {self.folder} cannot be restored into this model: {error}"
+        ) from error
       saved, found = checksums.read(self._shelf.path(step))["state"], fetch(fingerprint(state)[0])
       wrong = [name for name in found if found[name] != saved.get(name)]
       if not wrong:
@@ -114,12 +130,15 @@ class Checkpoints:
       faults[str(step)] = f"{len(wrong)} arrays are not what was saved, the first is {wrong[0]}"
 
   def reread(self, abstract_state) -> None:
-    """Waits for the last save, reads it back and compares. Raises StoreError if it is not what was saved."""
+    """Waits for the last save, reads it back and compares. Raises StoreError if it is not what was
+    saved."""
     self.wait()
     last = self._last
     if self._unread and (self.restore(abstract_state), self._last)[1] != last:
-      raise StoreError(f"the checkpoint of step {last} in {self.folder} does not read back as it was saved; "
-                               "run the same command again")  # fmt: skip
+      raise StoreError(
+        f"the checkpoint of step {last} in {self.folder} does not read back as it was saved; "
+        "run the same command again"
+      )
 
   def close(self) -> None:
     """Waits for the save in progress."""
@@ -150,14 +169,17 @@ def restore_tree(path):
       metadata = checkpointer.metadata(storage.absolute(path))
       metadata = getattr(metadata, "item_metadata", metadata)
       metadata = getattr(metadata, "tree", metadata)
-      return checkpointer.restore(storage.absolute(path), jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
+      return checkpointer.restore(
+        storage.absolute(path), jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
+      )
   except (ValueError, KeyError, TypeError, FileNotFoundError, AttributeError) as error:
     raise UserError(f"{path}: cannot be read as exported parameters ({error})") from error
 
 
 def restore_like(path, expected):
-  """A saved tree as numpy arrays, if its names, shapes and types are those of `expected`: known before memory is asked
-  for, as the folder may come from anywhere. Raises UserError naming what differs."""
+  """A saved tree as numpy arrays, if its names, shapes and types are those of `expected`: known
+  before memory is asked for, as the folder may come from anywhere. Raises UserError naming what
+  differs."""
   path = storage.absolute(path)
   try:
     with ocp.StandardCheckpointer() as checkpointer:
@@ -165,25 +187,36 @@ def restore_like(path, expected):
       metadata = getattr(metadata, "item_metadata", metadata)
       metadata = getattr(metadata, "tree", metadata)
       wanted, found = (
-        {jax.tree_util.keystr(key): f"{tuple(x.shape)} {np.dtype(x.dtype)}" for key, x in
-         jax.tree_util.tree_leaves_with_path(tree)} for tree in (expected, metadata))  # fmt: skip
+        {
+          jax.tree_util.keystr(key): f"{tuple(x.shape)} {np.dtype(x.dtype)}"
+          for key, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (expected, metadata)
+      )
       wrong = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
       if wrong:
-        raise UserError(f"{path}: {len(wrong)} arrays are not those of the encoder in config.json, the first is "
-                        f"{wrong[0]}: {found.get(wrong[0], 'absent')}, not {wanted.get(wrong[0], 'absent')}"
-                        )  # fmt: skip
-      return checkpointer.restore(path, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
+        raise UserError(
+          f"{path}: {len(wrong)} arrays are not those of the encoder in config.json, the first is "
+          f"{wrong[0]}: {found.get(wrong[0], 'absent')}, not {wanted.get(wrong[0], 'absent')}"
+        )
+      return checkpointer.restore(
+        path, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
+      )
   except UserError:
     raise
   except Exception as error:  # Orbax, TensorStore and their formats have too many of their own
     reason = " ".join(str(error).split())[:300]
-    raise UserError(f"{path}: cannot be read as exported parameters ({type(error).__name__}: {reason})") from error
+    raise UserError(
+      f"{path}: cannot be read as exported parameters ({type(error).__name__}: {reason})"
+    ) from error
 
 
 def restore_encoder(folder, step=None, *, network="teacher"):
-  """The encoder of a checkpoint's teacher or student (the newest good one by default) as numpy arrays, and the step.
+  """The encoder of a checkpoint's teacher or student (the newest good one by default) as numpy
+  arrays, and the step.
 
-  Reads only that part of the state. Raises UserError if there is no good checkpoint, naming what is wrong.
+  Reads only that part of the state. Raises UserError if there is no good checkpoint, naming what is
+  wrong.
   """
   folder = storage.absolute(folder)
   found, faults = entries(folder), {}
@@ -192,8 +225,10 @@ def restore_encoder(folder, step=None, *, network="teacher"):
   good = newest_good(folder, found, faults)
   told = listed(faults, "; ")
   if good is None:
-    raise UserError(f"{folder}: no {'good ' if told else ''}checkpoint{'' if step is None else f' of step {step}'}"
-                    f"{f' ({told})' if told else ''}; there are {sorted(e.step for e in entries(folder))}")  # fmt: skip
+    raise UserError(
+      f"{folder}: no {'good ' if told else ''}checkpoint{'' if step is None else f' of step {step}'}"
+      f"{f' ({told})' if told else ''}; there are {sorted(e.step for e in entries(folder))}"
+    )
   if told:
     log.warning("%s: checkpoint %d is read, since %s", folder, good.step, told)
   step, path = good.step, os.path.join(folder, good.name, ITEM)
@@ -208,7 +243,8 @@ def restore_encoder(folder, step=None, *, network="teacher"):
     part = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), part)
     item = {"teacher": part} if network == "teacher" else part
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments,
-                                                                      partial_restore=True))  # fmt: skip
+    restored = checkpointer.restore(
+      path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+    )
   restored = restored["teacher"] if network == "teacher" else restored
   return {k: v["encoder"] for k, v in restored.items()}, step

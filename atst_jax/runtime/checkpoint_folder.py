@@ -1,8 +1,9 @@
 """A folder of checkpoints: one folder for each, named by its step.
 
-In it, `default/` is Orbax's, and `manifest.json` holds the SHA-256 of every file and the facts of the checkpoint. The
-manifest is written when the save has ended; until then, and while a checkpoint is being removed, there is `unfinished`.
-So whatever a killed process leaves is either whole or known not to be, in a store too, where nothing can be renamed.
+In it, `default/` is Orbax's, and `manifest.json` holds the SHA-256 of every file and the facts of
+the checkpoint. The manifest is written when the save has ended; until then, and while a checkpoint
+is being removed, there is `unfinished`. So whatever a killed process leaves is either whole or
+known not to be, in a store too, where nothing can be renamed.
 """
 
 import os
@@ -14,11 +15,13 @@ from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.logs import log
 
 UNFINISHED = "unfinished"
-SPARE = 1.1  # times the bytes of the state have to be free: the format's own, and what else is written meanwhile
+# times the bytes of the state have to be free: the format's own, and what else is written meanwhile
+SPARE = 1.1
 
 
 class Entry(NamedTuple):
-  """A folder among the checkpoints: its step as the manifest has it, or else its name, and the manifest."""
+  """A folder among the checkpoints: its step as the manifest has it, or else its name, and the
+  manifest."""
 
   step: int
   name: str
@@ -27,12 +30,17 @@ class Entry(NamedTuple):
 
 
 def entries(folder: str) -> list[Entry]:
-  """Every checkpoint of a folder, the newest first; whether their files are good is not looked at."""
+  """Every checkpoint of a folder, the newest first; whether their files are good is not looked
+  at."""
   found = []
   for name in filter(str.isdigit, storage.names(folder)):
     try:
       facts = checksums.read(os.path.join(folder, name))
-      if not (isinstance(facts.get("step"), int) and isinstance(facts.get("state"), dict) and "sound" in facts):
+      if not (
+        isinstance(facts.get("step"), int)
+        and isinstance(facts.get("state"), dict)
+        and "sound" in facts
+      ):
         raise checksums.Damaged(f"{checksums.NAME} is not that of a checkpoint")
       found.append(Entry(facts["step"], name, facts, ""))
     except checksums.Damaged as fault:
@@ -41,7 +49,8 @@ def entries(folder: str) -> list[Entry]:
 
 
 def newest_good(folder: str, found: list[Entry], faults: dict[str, str]) -> Entry | None:
-  """The first of the entries that is good; those before it are added to `faults`, {name: what is wrong}."""
+  """The first of the entries that is good; those before it are added to `faults`, {name: what is
+  wrong}."""
   for entry in found:
     if entry.name in faults:
       continue
@@ -75,7 +84,8 @@ class Shelf:
     for name in storage.names(self.folder):
       path = self.path(name)
       if name.isdigit() and storage.is_file(os.path.join(path, UNFINISHED)):
-        if storage.is_file(os.path.join(path, checksums.NAME)):  # nothing is missing yet, or no longer
+        # nothing is missing yet, or no longer
+        if storage.is_file(os.path.join(path, checksums.NAME)):
           storage.remove(os.path.join(path, UNFINISHED))
         else:
           log.info("%s: an unfinished checkpoint is removed", path)
@@ -85,12 +95,14 @@ class Shelf:
     return 0
 
   def begin(self, step: int, size: int) -> int:
-    """Makes room for a save of `size` bytes under its final name. Raises StoreError if the disk has too little."""
+    """Makes room for a save of `size` bytes under its final name. Raises StoreError if the disk has
+    too little."""
     storage.make_folder(self.folder)
     if (free := storage.free_bytes(self.folder)) < size * SPARE:
-      raise StoreError(f"{self.folder}: a checkpoint needs {size * SPARE / 2**20:.1f} MiB, {free / 2**20:.1f} "
-                               "are free; make room and run the same command again. The checkpoints there are whole"
-                               )  # fmt: skip
+      raise StoreError(
+        f"{self.folder}: a checkpoint needs {size * SPARE / 2**20:.1f} MiB, {free / 2**20:.1f} "
+        "are free; make room and run the same command again. The checkpoints there are whole"
+      )
     if storage.names(self.path(step)):
       self.set_aside(str(step))
     storage.make_folder(self.path(step))
@@ -103,7 +115,8 @@ class Shelf:
     storage.remove(os.path.join(self.path(step), UNFINISHED))
 
   def drop_old(self, step: int, *, keep: int, keep_every: int) -> None:
-    """Removes the checkpoints before `step` but the newest `keep` sound ones and the multiples of `keep_every`."""
+    """Removes the checkpoints before `step` but the newest `keep` sound ones and the multiples of
+    `keep_every`."""
     found = [entry for entry in entries(self.folder) if entry.facts and entry.step <= step]
     sound = [entry for entry in found if entry.facts and entry.facts["sound"]]
     kept = {entry.name for entry in found[:1] + sound[:keep]}
@@ -114,31 +127,42 @@ class Shelf:
         storage.remove_folder(self.path(entry.name))
 
   def choose(self, faults: dict[str, str], *, sound_only: bool) -> int:
-    """The step of the newest good checkpoint that is not in `faults`, under its proper name; -1 if there are none.
+    """The step of the newest good checkpoint that is not in `faults`, under its proper name; -1 if
+    there are none.
 
     Those that are damaged are added to `faults`, named in a warning and moved aside.
 
     Raises UserError if there are checkpoints but no good one.
     """
-    found = [e for e in entries(self.folder) if not sound_only or e.facts is None or e.facts["sound"]]
+    found = [
+      e for e in entries(self.folder) if not sound_only or e.facts is None or e.facts["sound"]
+    ]
     good = newest_good(self.folder, found, faults)
     if good is None:
       if not faults:
         return -1
-      raise UserError(f"{self.folder}: no checkpoint is good:\n  " + listed(faults, "\n  ")
-                      + "\nbring one back, or move them away to begin anew")  # fmt: skip
+      raise UserError(
+        f"{self.folder}: no checkpoint is good:\n  "
+        + listed(faults, "\n  ")
+        + "\nbring one back, or move them away to begin anew"
+      )
     if faults:
-      log.warning("%s: going on from checkpoint %d, since %s", self.folder, good.step, listed(faults, "; "))
+      log.warning(
+        "%s: going on from checkpoint %d, since %s", self.folder, good.step, listed(faults, "; ")
+      )
     for name in faults:
       if storage.names(self.path(name)):
         self.set_aside(name)
     if good.name != str(good.step):
-      log.warning("%s is the checkpoint of step %d, and is renamed to that", self.path(good.name), good.step)
+      log.warning(
+        "%s is the checkpoint of step %d, and is renamed to that", self.path(good.name), good.step
+      )
       storage.move_folder(self.path(good.name), self.path(good.step))
     return good.step
 
   def set_aside(self, name: str) -> None:
-    """Out of the way of the next save of that step, for whoever wants to see what happened to it."""
+    """Out of the way of the next save of that step, for whoever wants to see what happened to
+    it."""
     aside = self.path(f"{name}.damaged")
     storage.remove_folder(aside)
     storage.move_folder(self.path(name), aside)

@@ -1,7 +1,9 @@
-"""The proof of a folder: bytes and SHA-256 of every file in it, beside a few facts, in a file of its own.
+"""The proof of a folder: bytes and SHA-256 of every file in it, beside a few facts, in a file of
+its own.
 
-Hashing is what a check costs: 0.57 GB/s on one core here, which has no instructions for SHA, several files at once. The
-state of ATST Base with both losses is 1.5 GB: 1.3 s on two such cores, before a restore that reads the same bytes.
+Hashing is what a check costs: 0.57 GB/s on one core here, which has no instructions for SHA,
+several files at once. The state of ATST Base with both losses is 1.5 GB: 1.3 s on two such cores,
+before a restore that reads the same bytes.
 """
 
 import json
@@ -28,11 +30,17 @@ def _digests(folder: str, names: list[str]) -> list[str]:
 
 
 def write(folder: str, facts: dict, *, ignore: tuple[str, ...] = ()) -> None:
-  """Reads every file of the folder but `ignore` and writes the manifest, with the facts, whole or not at all."""
+  """Reads every file of the folder but `ignore` and writes the manifest, with the facts, whole or
+  not at all."""
   sizes = {name: size for name, size in storage.find(folder) if name not in (NAME, *ignore)}
-  files = {name: [size, digest] for (name, size), digest in
-           zip(sizes.items(), _digests(folder, list(sizes)), strict=True)}  # fmt: skip
-  storage.write_text(os.path.join(folder, NAME), json.dumps({**facts, "files": dict(sorted(files.items()))}, indent=1))
+  files = {
+    name: [size, digest]
+    for (name, size), digest in zip(sizes.items(), _digests(folder, list(sizes)), strict=True)
+  }
+  storage.write_text(
+    os.path.join(folder, NAME),
+    json.dumps({**facts, "files": dict(sorted(files.items()))}, indent=1),
+  )
 
 
 def read(folder: str) -> dict:
@@ -52,7 +60,8 @@ def read(folder: str) -> dict:
 
 
 def check(folder: str) -> dict:
-  """The manifest of a folder whose files are all as it says. Raises Damaged, naming the first file that is not."""
+  """The manifest of a folder whose files are all as it says. Raises Damaged, naming the first file
+  that is not."""
   found = read(folder)
   sizes = dict(storage.find(folder))
   for name, (size, _) in found["files"].items():
@@ -72,18 +81,28 @@ def check(folder: str) -> dict:
 
 @jax.jit
 def _mark(x):
-  """Σ_i bits(x_i) · (2i + 1) modulo 2^32, and whether all values are finite. Exact in any order of summation."""
-  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype.itemsize == 4 else x.astype(jnp.uint32)
+  """Σ_i bits(x_i) · (2i + 1) modulo 2^32, and whether all values are finite. Exact in any order of
+  summation."""
+  bits = (
+    jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype.itemsize == 4 else x.astype(jnp.uint32)
+  )
   index = jnp.uint32(0)  # in row-major order; not by a reshape, which would gather what is sharded
   for axis, size in enumerate(x.shape):
     index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
   return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32), jnp.all(jnp.isfinite(x))
 
+
 def fingerprint(tree) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """({path: mark}, {path: all finite}) of arrays of 4 bytes; compiled once for each shape, not fetched."""
-  marks = {jax.tree_util.keystr(path, simple=True, separator="/"): _mark(x)
-           for path, x in jax.tree_util.tree_leaves_with_path(tree)}  # fmt: skip
-  return {k: mark for k, (mark, _) in marks.items()}, {k: finite for k, (_, finite) in marks.items()}
+  """({path: mark}, {path: all finite}) of arrays of 4 bytes; compiled once for each shape, not
+  fetched."""
+  marks = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): _mark(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  return {k: mark for k, (mark, _) in marks.items()}, {
+    k: finite for k, (_, finite) in marks.items()
+  }
+
 
 def fetch(marks: dict[str, jax.Array]) -> dict[str, int]:
   """The marks as Python integers below 2^32; waits for the device."""

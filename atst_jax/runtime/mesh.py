@@ -1,4 +1,5 @@
-"""The device mesh and where arrays lie on it: the batch over every device, the state over `fsdp` by shape."""
+"""The device mesh and where arrays lie on it: the batch over every device, the state over `fsdp` by
+shape."""
 
 from collections.abc import Callable
 
@@ -10,18 +11,22 @@ from jax.sharding import PartitionSpec as P
 
 from atst_jax.util.errors import UserError
 
-MIN_SHARD_SIZE = 2**14  # elements; smaller arrays are replicated: gathering them costs more than keeping them
+# elements; smaller arrays are replicated: gathering them costs more than keeping them
+MIN_SHARD_SIZE = 2**14
 
 
 def mesh_shape(*, data, fsdp, count) -> tuple[int, int]:
-  """(data, fsdp) of so many devices; -1 for one of them takes what is left. Raises UserError with the numbers."""
+  """(data, fsdp) of so many devices; -1 for one of them takes what is left. Raises UserError with
+  the numbers."""
   if data == -1 and fsdp > 0 and count % fsdp == 0:
     data = count // fsdp
   if fsdp == -1 and data > 0 and count % data == 0:
     fsdp = count // data
   if data < 1 or fsdp < 1 or data * fsdp != count:
-    raise UserError(f"mesh.data={data} x mesh.fsdp={fsdp} does not use the {count} devices there are; "
-                    "set one of them to -1 and the other to a divisor")  # fmt: skip
+    raise UserError(
+      f"mesh.data={data} x mesh.fsdp={fsdp} does not use the {count} devices there are; "
+      "set one of them to -1 and the other to a divisor"
+    )
   return data, fsdp
 
 
@@ -29,7 +34,8 @@ def make_mesh(*, data, fsdp, devices=None) -> Mesh:
   """A mesh of all devices, or those given, as `mesh_shape` cuts it."""
   devices = jax.devices() if devices is None else devices
   data, fsdp = mesh_shape(data=data, fsdp=fsdp, count=len(devices))
-  # By process, not by jax.make_mesh's order of the torus: a process supplies one block of rows (`process_rows`).
+  # By process, not by jax.make_mesh's order of the torus: a process supplies one block of rows
+  # (`process_rows`).
   grid = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(data, fsdp)
   return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
@@ -45,7 +51,8 @@ def replicated(mesh) -> NamedSharding:
 
 
 def state_shardings(mesh, abstract_state):
-  """The largest axis that `fsdp` divides is split over it; small or indivisible arrays are replicated."""
+  """The largest axis that `fsdp` divides is split over it; small or indivisible arrays are
+  replicated."""
   size = mesh.shape["fsdp"]
 
   def shard(x):
@@ -53,7 +60,9 @@ def state_shardings(mesh, abstract_state):
     if size == 1 or not axes or np.prod(x.shape) < MIN_SHARD_SIZE:
       return replicated(mesh)
     largest = max(axes, key=lambda axis: (x.shape[axis], -axis))
-    return NamedSharding(mesh, P(*("fsdp" if axis == largest else None for axis in range(len(x.shape)))))
+    return NamedSharding(
+      mesh, P(*("fsdp" if axis == largest else None for axis in range(len(x.shape))))
+    )
 
   return jax.tree.map(shard, abstract_state)
 
@@ -64,10 +73,16 @@ def process_rows(mesh, batch_size) -> tuple[int, int]:
   Raises UserError if they are not one block: the order of data is defined by contiguous shares.
   """
   indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-  spans = {(s[0].start or 0, batch_size if s[0].stop is None else s[0].stop) for s in indices if s is not None}
+  spans = {
+    (s[0].start or 0, batch_size if s[0].stop is None else s[0].stop)
+    for s in indices
+    if s is not None
+  }
   start, stop = min(a for a, _ in spans), max(b for _, b in spans)
   if sum(b - a for a, b in spans) != stop - start:
-    raise UserError(f"the devices of process {jax.process_index()} are not neighbours on the mesh; change mesh.fsdp")
+    raise UserError(
+      f"the devices of process {jax.process_index()} are not neighbours on the mesh; change mesh.fsdp"
+    )
   return start, stop
 
 

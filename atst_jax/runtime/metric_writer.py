@@ -9,8 +9,9 @@ from atst_jax.util.logs import log
 
 
 class MetricWriter:
-  """Appends metrics to `workdir/metrics.jsonl`, TensorBoard and `trackers.chosen`; on resume, drops from the first two
-  what lies beyond the restored step. `measured` tells whether that step's online evaluation was written before."""
+  """Appends metrics to `workdir/metrics.jsonl`, TensorBoard and `trackers.chosen`; on resume, drops
+  from the first two what lies beyond the restored step. `measured` tells whether that step's online
+  evaluation was written before."""
 
   def __init__(self, workdir, *, start_step=0, enabled=True, trackers=()):
     self._file = self._board = None
@@ -25,7 +26,7 @@ class MetricWriter:
     kept = [r for r in read_metrics(self._path) if r["step"] <= start_step and start_step]
     self.measured = any(r["step"] == start_step and "online_seconds" in r for r in kept)
     storage.write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
-    self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+    self._file = open(self._path, "a", encoding="utf-8")
 
   def _open_board(self, workdir, start_step):
     from tensorboardX import SummaryWriter
@@ -38,7 +39,12 @@ class MetricWriter:
     except Exception as error:  # a full disk or a removed folder must not end a training run
       if name not in self._warned:
         self._warned.add(name)
-        log.warning("logging to %s failed (%s: %s); training goes on without it", name, type(error).__name__, error)
+        log.warning(
+          "logging to %s failed (%s: %s); training goes on without it",
+          name,
+          type(error).__name__,
+          error,
+        )
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes numbers under a step. NaN and infinities become null in the JSON lines."""
@@ -48,16 +54,23 @@ class MetricWriter:
       line = json.dumps({"step": step, "time": round(now, 3), **finite})
       self._guard("metrics.jsonl", lambda: (self._file.write(line + "\n"), self._file.flush()))
     if self._board:
-      self._guard("TensorBoard", lambda: [self._board.add_scalar(k, v, step) for k, v in metrics.items()])
+      self._guard(
+        "TensorBoard", lambda: [self._board.add_scalar(k, v, step) for k, v in metrics.items()]
+      )
     for tracker in self._trackers:
       self._guard(tracker.name, lambda tracker=tracker: tracker.write(step, now, metrics))
 
   def close(self):
     """Closes the file, TensorBoard and the trackers; what fails is warned of, not raised."""
-    targets = [("metrics.jsonl", self._file), ("TensorBoard", self._board), *((t.name, t) for t in self._trackers)]
+    targets = [
+      ("metrics.jsonl", self._file),
+      ("TensorBoard", self._board),
+      *((t.name, t) for t in self._trackers),
+    ]
     for name, target in targets:
       if target:
         self._guard(name, target.close)
+
 
 def read_metrics(path) -> list[dict]:
   """The records of a metrics.jsonl; a last line cut short by a crash is left out."""

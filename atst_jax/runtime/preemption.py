@@ -1,4 +1,5 @@
-"""Stop requests: SIGTERM, SIGINT and SIGUSR1 ask a job to save and end; a second signal ends it at once."""
+"""Stop requests: SIGTERM, SIGINT and SIGUSR1 ask a job to save and end; a second signal ends it at
+once."""
 
 import contextlib
 import os
@@ -7,42 +8,55 @@ import threading
 
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-EXIT_DIVERGED = 3  # the training went wrong for good (`recovery`); the same command would meet it again
+# the training went wrong for good (`recovery`); the same command would meet it again
+EXIT_DIVERGED = 3
 EXIT_RESUME = 75  # the job stopped early; the same command continues it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PATIENCE = 5.0  # seconds for a job that has nothing to save to clean up
 
 
 class Interrupted(KeyboardInterrupt):
-  """A signal where there is nothing to save: what is finished is kept, the same command continues (`command.guard`)."""
+  """A signal where there is nothing to save: what is finished is kept, the same command continues
+  (`command.guard`)."""
 
 
 class StopRequest:
-  """Context manager: while it is open, the first signal sets `requested`; handlers are restored afterwards.
+  """Context manager: while it is open, the first signal sets `requested`; handlers are restored
+  afterwards.
 
-  Until `begin` is called, a job that is `starting` has nothing to save: the signal raises Interrupted in the main
-  thread, and ends the process with 75 if that is inside a call, such as a compilation, for longer than `PATIENCE`.
+  Until `begin` is called, a job that is `starting` has nothing to save: the signal raises
+  Interrupted in the main thread, and ends the process with 75 if that is inside a call, such as a
+  compilation, for longer than `PATIENCE`.
 
-  With several processes (`distributed`) they have to agree on the step (`agreed`): JAX's preemption service, which
-  handles SIGTERM itself, does that, so SIGTERM is left to it and the other signals become one.
+  With several processes (`distributed`) they have to agree on the step (`agreed`): JAX's preemption
+  service, which handles SIGTERM itself, does that, so SIGTERM is left to it and the other signals
+  become one.
   """
 
   def __init__(self, *, distributed: bool, starting: bool = False):
-    self.requested, self._distributed, self._starting = False, distributed, starting and not distributed
+    self.requested, self._distributed, self._starting = (
+      False,
+      distributed,
+      starting and not distributed,
+    )
     self._asked = 0
 
   def __enter__(self):
     self._previous, self._pipe = {}, None
-    if threading.current_thread() is not threading.main_thread():  # only the main one can have handlers
+    # only the main one can have handlers
+    if threading.current_thread() is not threading.main_thread():
       return self
     signals = SIGNALS[1:] if self._distributed else SIGNALS
     self._previous = {s: signal.signal(s, self._handle) for s in signals}
     if self._starting:
-      # Python calls handlers between two of its own instructions; the number of a signal is written here at once.
+      # Python calls handlers between two of its own instructions; the number of a signal is written
+      # here at once.
       self._pipe = os.pipe()
       os.set_blocking(self._pipe[1], False)
       threading.Thread(target=self._wait, args=self._pipe[:1], name="signals", daemon=True).start()
-    self._outer = signal.set_wakeup_fd(self._pipe[1] if self._pipe else -1, warn_on_full_buffer=False)
+    self._outer = signal.set_wakeup_fd(
+      self._pipe[1] if self._pipe else -1, warn_on_full_buffer=False
+    )
     return self
 
   def __exit__(self, *_):
@@ -63,8 +77,9 @@ class StopRequest:
   def agreed(self) -> bool:
     """Whether to stop after this step. Of several processes each has to ask after every step.
 
-    The service answers True once, at the number after the highest that any process had asked with when the signal came:
-    so the number counts the questions of this process's life, whatever steps a continued run or a second one is at.
+    The service answers True once, at the number after the highest that any process had asked with
+    when the signal came: so the number counts the questions of this process's life, whatever steps
+    a continued run or a second one is at.
     """
     if not self._distributed:
       return self.requested
@@ -87,4 +102,7 @@ class StopRequest:
       raise Interrupted(signal.Signals(number).name)
     if self._distributed:
       os.kill(os.getpid(), signal.SIGTERM)
-    os.write(2, f"\n{signal.Signals(number).name}: finishing this step and saving; once more ends at once\n".encode())
+    os.write(
+      2,
+      f"\n{signal.Signals(number).name}: finishing this step and saving; once more ends at once\n".encode(),
+    )

@@ -1,9 +1,11 @@
-"""Experiment trackers: Weights & Biases and MLflow, each behind `write(step, metrics)` and `close()`.
+"""Experiment trackers: Weights & Biases and MLflow, each behind `write(step, metrics)` and
+`close()`.
 
-Both are optional (pip install -e .[wandb], .[mlflow]) and work without a network: WANDB_MODE=offline keeps a run in the
-workdir until `wandb sync`, and MLflow writes into `mlflow.db` of the workdir unless MLFLOW_TRACKING_URI names a server.
-The id of a run is kept in the workdir, so that a continued run goes on in the same one. Training never waits for a
-tracker: a thread of its own hands it the numbers.
+Both are optional (pip install -e .[wandb], .[mlflow]) and work without a network:
+WANDB_MODE=offline keeps a run in the workdir until `wandb sync`, and MLflow writes into `mlflow.db`
+of the workdir unless MLFLOW_TRACKING_URI names a server. The id of a run is kept in the workdir, so
+that a continued run goes on in the same one. Training never waits for a tracker: a thread of its
+own hands it the numbers.
 """
 
 import functools
@@ -32,14 +34,19 @@ def check(names: dict) -> None:
   """
   for key, name in ((key, names[key]) for key in TRACKERS if names[key] is not None):
     if not re.fullmatch(r"[^/\\#?%:\s][^/\\#?%:]{0,127}", name):
-      raise UserError(f"--config.log.{key}={name!r}: must be 1 to 128 characters, none of / \\ # ? % :")
+      raise UserError(
+        f"--config.log.{key}={name!r}: must be 1 to 128 characters, none of / \\ # ? % :"
+      )
     if importlib.util.find_spec(key) is None:
-      raise UserError(f"--config.log.{key}={name}: {TRACKERS[key][0]} is not installed; pip install -e .[{key}], or "
-                      "leave the key out")  # fmt: skip
+      raise UserError(
+        f"--config.log.{key}={name}: {TRACKERS[key][0]} is not installed; pip install -e .[{key}], or "
+        "leave the key out"
+      )
 
 
 def kept_id(workdir: str, name: str, make) -> tuple[str, bool]:
-  """The id of the run that a workdir's tracker began, and whether it is new; made by `make()` the first time."""
+  """The id of the run that a workdir's tracker began, and whether it is new; made by `make()` the
+  first time."""
   path = os.path.join(workdir, f"{name}_run_id")
   if storage.is_file(path):
     return storage.read_text(path).strip(), False
@@ -49,16 +56,24 @@ def kept_id(workdir: str, name: str, make) -> tuple[str, bool]:
 
 
 class WeightsAndBiases:
-  """A run of a W&B project. A step may come twice (a run goes on from an earlier checkpoint), so it is a metric of its
-  own, and the axis of all others."""
+  """A run of a W&B project. A step may come twice (a run goes on from an earlier checkpoint), so it
+  is a metric of its own, and the axis of all others."""
 
   def __init__(self, workdir: str, project: str, config: dict):
     import wandb
 
     id, _ = kept_id(workdir, "wandb", lambda: secrets.token_hex(4))
     settings = wandb.Settings(init_timeout=60, login_timeout=30, silent=True)
-    self._run = wandb.init(project=project, id=id, resume="allow", name=os.path.basename(os.path.abspath(workdir)),
-                           dir=workdir, config=config, allow_val_change=True, settings=settings)  # fmt: skip
+    self._run = wandb.init(
+      project=project,
+      id=id,
+      resume="allow",
+      name=os.path.basename(os.path.abspath(workdir)),
+      dir=workdir,
+      config=config,
+      allow_val_change=True,
+      settings=settings,
+    )
     self._run.define_metric("step", hidden=True)
     self._run.define_metric("*", step_metric="step")
 
@@ -73,7 +88,8 @@ class WeightsAndBiases:
 
 
 class MLflow:
-  """A run of an MLflow experiment, through the client, which leaves the process's global state alone."""
+  """A run of an MLflow experiment, through the client, which leaves the process's global state
+  alone."""
 
   def __init__(self, workdir: str, experiment: str, config: dict):
     from mlflow import MlflowClient
@@ -86,7 +102,9 @@ class MLflow:
     def begin():
       found = self._client.get_experiment_by_name(experiment)
       id = found.experiment_id if found else self._client.create_experiment(experiment)
-      return self._client.create_run(id, run_name=os.path.basename(os.path.abspath(workdir))).info.run_id
+      return self._client.create_run(
+        id, run_name=os.path.basename(os.path.abspath(workdir))
+      ).info.run_id
 
     self._id, new = kept_id(workdir, "mlflow", begin)
     self._client.update_run(self._id, status="RUNNING")
@@ -106,8 +124,8 @@ class MLflow:
 
 
 class Tracker:
-  """A tracker in a thread of its own, where it is also opened. Every call raises what has failed there since the last
-  one, or what keeps it from being done."""
+  """A tracker in a thread of its own, where it is also opened. Every call raises what has failed
+  there since the last one, or what keeps it from being done."""
 
   def __init__(self, name: str, make: Callable):
     self.name, self._make = name, make
@@ -150,7 +168,8 @@ class Tracker:
     self._raise()
 
 
-TRACKERS = {"wandb": ("Weights & Biases", WeightsAndBiases), "mlflow": ("MLflow", MLflow)}  # also the packages' names
+# also the packages' names
+TRACKERS = {"wandb": ("Weights & Biases", WeightsAndBiases), "mlflow": ("MLflow", MLflow)}
 
 
 def names(section) -> dict:
@@ -166,5 +185,8 @@ def chosen(names: dict, workdir: str, config: dict) -> list[Tracker]:
     workdir: holds their runs' ids, and what they write without a network.
     config: resolved, as JSON.
   """
-  return [Tracker(title, functools.partial(kind, workdir, names[key], config))
-          for key, (title, kind) in TRACKERS.items() if names[key] is not None]  # fmt: skip
+  return [
+    Tracker(title, functools.partial(kind, workdir, names[key], config))
+    for key, (title, kind) in TRACKERS.items()
+    if names[key] is not None
+  ]

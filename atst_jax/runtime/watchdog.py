@@ -1,9 +1,10 @@
 """A thread that ends a run which has stopped moving, and tells schedulers that it moves.
 
-Input that stalls, a collective whose partner has died, a dead store: none of these raises. When a run has not moved for
-its limit, the stacks of all threads are written to standard error and to a file of the workdir, and the process ends
-with exit code 74. The thread needs the interpreter's lock; for a call that never gives it back, faulthandler's own
-timer, which needs none, writes the stacks to standard error a little later and ends the process with 1.
+Input that stalls, a collective whose partner has died, a dead store: none of these raises. When a
+run has not moved for its limit, the stacks of all threads are written to standard error and to a
+file of the workdir, and the process ends with exit code 74. The thread needs the interpreter's
+lock; for a call that never gives it back, faulthandler's own timer, which needs none, writes the
+stacks to standard error a little later and ends the process with 1.
 """
 
 import faulthandler
@@ -22,7 +23,8 @@ GRACE = 30.0  # seconds after the limit, until faulthandler ends the process
 
 
 class Watchdog:
-  """Context manager: while it is open, more than the limit between two calls of `beat` or `phase` ends the process.
+  """Context manager: while it is open, more than the limit between two calls of `beat` or `phase`
+  ends the process.
 
   Args:
     workdir: gets heartbeat.json once in `PERIOD` and, at the end, stacks_process_N.txt.
@@ -37,7 +39,10 @@ class Watchdog:
     self._heartbeat = os.path.join(workdir, "heartbeat.json") if index == 0 else None
     self._phase, self._moved, self._when = "start", time.monotonic(), time.time()
     self._step: int | None = None
-    self._ended, self._thread = threading.Event(), threading.Thread(target=self._watch, name="watchdog", daemon=True)
+    self._ended, self._thread = (
+      threading.Event(),
+      threading.Thread(target=self._watch, name="watchdog", daemon=True),
+    )
 
   def __enter__(self):
     self._thread.start()
@@ -82,9 +87,11 @@ class Watchdog:
 
   def _end(self, limit):
     after = "" if self._step is None else f" after step {self._step}"
-    message = f"nothing has moved for {limit:g} s in phase {self._phase!r}{after}; the stacks of all threads are in " \
-              f"{self._stacks}. The same command goes on from the last checkpoint; guard.step_seconds and " \
-              "guard.start_seconds are the limits"  # fmt: skip
+    message = (
+      f"nothing has moved for {limit:g} s in phase {self._phase!r}{after}; the stacks of all threads are in "
+      f"{self._stacks}. The same command goes on from the last checkpoint; guard.step_seconds and "
+      "guard.start_seconds are the limits"
+    )
     print(f"stalled: {message}", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(2, all_threads=True)
     try:
@@ -96,15 +103,24 @@ class Watchdog:
     os._exit(EXIT_STALLED)
 
   def _write(self, phase):
-    """{"step", "step_time", "time", "phase", "pid", "host"}, whole or not at all; not synced, since it is soon old."""
+    """{"step", "step_time", "time", "phase", "pid", "host"}, whole or not at all; not synced, since
+    it is soon old."""
     if self._heartbeat is None:
       return
-    beat = {"step": self._step, "step_time": round(self._when, 3), "time": round(time.time(), 3), "phase": phase,
-            "pid": os.getpid(), "host": socket.gethostname()}  # fmt: skip
+    beat = {
+      "step": self._step,
+      "step_time": round(self._when, 3),
+      "time": round(time.time(), 3),
+      "phase": phase,
+      "pid": os.getpid(),
+      "host": socket.gethostname(),
+    }
     try:
       with open(f"{self._heartbeat}.tmp", "w", encoding="utf-8") as file:
         json.dump(beat, file)
       os.replace(f"{self._heartbeat}.tmp", self._heartbeat)
     except OSError as error:
-      log.warning("%s cannot be written (%s); the run goes on without it", self._heartbeat, error.strerror)
+      log.warning(
+        "%s cannot be written (%s); the run goes on without it", self._heartbeat, error.strerror
+      )
       self._heartbeat = None

@@ -1,4 +1,5 @@
-"""The folder of a run: one owner at a time, one config for its whole life, a line for every start."""
+"""The folder of a run: one owner at a time, one config for its whole life, a line for every
+start."""
 
 import contextlib
 import datetime
@@ -24,26 +25,34 @@ from atst_jax.util.errors import UserError
 
 CONFIG = "config.json"
 STARTS = "starts.jsonl"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # that decide what is computed
+# that decide what is computed
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def claim(workdir: str, flag: str = "workdir"):
-  """Makes the folder and locks it until the returned file is closed. Raises UserError naming `flag` and the holder."""
+  """Makes the folder and locks it until the returned file is closed. Raises UserError naming `flag`
+  and the holder."""
   if storage.is_remote(workdir):
-    raise UserError(f"--{flag}={workdir}: a store cannot be locked or appended to; choose a folder of this host, and "
-                    f"--config.checkpoint.folder={workdir} for the checkpoints")  # fmt: skip
+    raise UserError(
+      f"--{flag}={workdir}: a store cannot be locked or appended to; choose a folder of this host, and "
+      f"--config.checkpoint.folder={workdir} for the checkpoints"
+    )
   try:
     os.makedirs(workdir, exist_ok=True)
-    lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115 (held as long as the job runs)
+    lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")
   except OSError as error:
-    raise UserError(f"--{flag}={workdir}: cannot be written ({error.strerror}); choose another folder") from error
+    raise UserError(
+      f"--{flag}={workdir}: cannot be written ({error.strerror}); choose another folder"
+    ) from error
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError:
     with lock:
       lock.seek(0)
-      raise UserError(f"--{flag}={workdir} is in use by {lock.read().strip() or 'another process'}; "
-                      "wait for it, stop it, or choose another folder") from None  # fmt: skip
+      raise UserError(
+        f"--{flag}={workdir} is in use by {lock.read().strip() or 'another process'}; "
+        "wait for it, stop it, or choose another folder"
+      ) from None
   lock.truncate(0)
   lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
   lock.flush()
@@ -62,15 +71,20 @@ def read_config(workdir: str) -> dict:
       raise
     raise UserError(f"{path} is damaged ({error}); restore it, or start in a new workdir") from None
   if not isinstance(config, dict):
-    raise UserError(f"{path} is damaged (a {type(config).__name__}); restore it, or start in a new workdir")
+    raise UserError(
+      f"{path} is damaged (a {type(config).__name__}); restore it, or start in a new workdir"
+    )
   return config
 
 
-def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes: bool, started: bool = True) -> None:
-  """Stores the config, or compares it with the stored one if the run has started: before, nothing depends on it.
+def agree(
+  workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes: bool, started: bool = True
+) -> None:
+  """Stores the config, or compares it with the stored one if the run has started: before, nothing
+  depends on it.
 
-  Raises UserError listing the keys that differ, but for those that start with one of `ignore` (they do not change
-  what is computed), unless `allow_changes`.
+  Raises UserError listing the keys that differ, but for those that start with one of `ignore` (they
+  do not change what is computed), unless `allow_changes`.
   """
   if started and storage.is_file(os.path.join(workdir, CONFIG)):
     differences = changes(read_config(workdir), config, ignore)
@@ -84,13 +98,23 @@ def agree(workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes:
     storage.make_folder(workdir)
     write_json(os.path.join(workdir, CONFIG), config)
   except OSError as error:
-    raise UserError(f"{workdir}: cannot be written ({error.strerror}); choose another folder") from error
+    raise UserError(
+      f"{workdir}: cannot be written ({error.strerror}); choose another folder"
+    ) from error
 
 
 @contextlib.contextmanager
-def own(workdir: str, folder: str | None, config: dict, *, ignore: tuple[str, ...], allow_changes: bool,
-        started: Callable[[], bool]) -> Iterator[None]:  # fmt: skip
-  """Holds the workdir's lock and agrees on the config, in process 0; the others learn whether it went well.
+def own(
+  workdir: str,
+  folder: str | None,
+  config: dict,
+  *,
+  ignore: tuple[str, ...],
+  allow_changes: bool,
+  started: Callable[[], bool],
+) -> Iterator[None]:
+  """Holds the workdir's lock and agrees on the config, in process 0; the others learn whether it
+  went well.
 
   Args:
     folder: of the checkpoints, if not in the workdir: the config lies beside them too.
@@ -105,7 +129,9 @@ def own(workdir: str, folder: str | None, config: dict, *, ignore: tuple[str, ..
         agree(place, config, ignore=ignore, allow_changes=allow_changes, started=started())
     except Exception as mistake:  # of any kind: the others wait to hear of it
       error = mistake
-  if jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None)) and error is None:
+  if (
+    jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None)) and error is None
+  ):
     error = UserError("process 0 cannot use the workdir; its message says why")
   try:
     if error:
@@ -117,14 +143,16 @@ def own(workdir: str, folder: str | None, config: dict, *, ignore: tuple[str, ..
 
 
 def keep_programs(workdir: str) -> None:
-  """Keeps compiled programs in the workdir, so that a continued run need not compile again; JAX_COMPILATION_CACHE_DIR
-  names another folder. Not for CPUs, whose programs fit one kind of them."""
+  """Keeps compiled programs in the workdir, so that a continued run need not compile again;
+  JAX_COMPILATION_CACHE_DIR names another folder. Not for CPUs, whose programs fit one kind of
+  them."""
   if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
     jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
 
 
 def record_start(workdir: str, step: int) -> None:
-  """Appends when, where and with what a run starts or goes on after `step`; raises OSError if it cannot."""
+  """Appends when, where and with what a run starts or goes on after `step`; raises OSError if it
+  cannot."""
   start = {
     "time": datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
     "step": step,
@@ -133,7 +161,10 @@ def record_start(workdir: str, step: int) -> None:
     "devices": jax.device_count(),
     "device": jax.devices()[0].device_kind,
     "python": platform.python_version(),
-    "versions": {"atst_jax": atst_jax.__version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+    "versions": {
+      "atst_jax": atst_jax.__version__,
+      **{name: importlib.metadata.version(name) for name in PACKAGES},
+    },
   }
   with open(os.path.join(workdir, STARTS), "a", encoding="utf-8") as file:
     file.write(json.dumps(start) + "\n")
@@ -157,5 +188,7 @@ def continuation(config: ConfigDict, workdir: str, ignore: tuple[str, ...]) -> s
     raise UserError("\n  ".join([f"{workdir} belongs to a run with another config:", *changes]))
   return f"{workdir}: belongs to this run"
 
+
 def saved_steps(folder: str) -> list[int]:
+  """Steps of the checkpoints in a folder, in order."""
   return sorted(int(name) for name in storage.names(folder) if name.isdigit())

@@ -1,4 +1,5 @@
-"""What all commands share: flags whose mistakes are one clear line, `--verbosity`, and exit codes."""
+"""What all commands share: flags whose mistakes are one clear line, `--verbosity`, and exit
+codes."""
 
 import argparse
 import contextlib
@@ -24,15 +25,26 @@ def nearest(value: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-  """Raises UserError for a mistake, with the nearest flag. The description holds the examples, and stays as it is."""
+  """Raises UserError for a mistake, with the nearest flag. The description holds the examples, and
+  stays as it is."""
 
   def __init__(self, command: str = "", description: str | None = None, **options):
-    # Parts of a command (`add_subparsers`) come with a `prog`, and get --verbosity as the whole has it.
+    # Parts of a command (`add_subparsers`) come with a `prog`, and get --verbosity as the whole has
+    # it.
     options.setdefault("prog", command if command.startswith("python ") else f"python -m {command}")
-    super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                     allow_abbrev=False, **options)  # fmt: skip
-    self.add_argument("--verbosity", choices=VERBOSITY, default="info", help="quiet: warnings, errors and results "
-                      "only; debug: also where a mistake was noticed (default info)")  # fmt: skip
+    super().__init__(
+      description=description,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+      **options,
+    )
+    self.add_argument(
+      "--verbosity",
+      choices=VERBOSITY,
+      default="info",
+      help="quiet: warnings, errors and results "
+      "only; debug: also where a mistake was noticed (default info)",
+    )
 
   def error(self, message: str):
     """Raises UserError with `message` and the command whose --help says more."""
@@ -40,7 +52,9 @@ class Parser(argparse.ArgumentParser):
 
   def _known(self, argv: list[str]) -> dict[str, argparse.Action]:
     """The flags of this command, and of the parts of it that are named."""
-    known = {flag: action for flag, action in self._option_string_actions.items() if flag.startswith("--")}
+    known = {
+      flag: action for flag, action in self._option_string_actions.items() if flag.startswith("--")
+    }
     for action in self._actions:
       if isinstance(action, argparse._SubParsersAction):
         for name, part in action.choices.items():
@@ -54,7 +68,11 @@ class Parser(argparse.ArgumentParser):
       flag = argument.split("=")[0]
       if flag == "--":
         break
-      if flag.startswith("--") and flag not in known and not (overrides and flag.startswith(OVERRIDE)):
+      if (
+        flag.startswith("--")
+        and flag not in known
+        and not (overrides and flag.startswith(OVERRIDE))
+      ):
         near = nearest(flag, known, cutoff=0.75)  # two dashes are alike in all
         if overrides and not near:
           raise UserError(f"{argument}: unknown flag; overrides read {OVERRIDE}KEY=VALUE")
@@ -68,7 +86,9 @@ class Parser(argparse.ArgumentParser):
     logs.set_up(VERBOSITY[flags.verbosity])
     return flags
 
-  def parse_with_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+  def parse_with_overrides(
+    self, argv: list[str] | None = None
+  ) -> tuple[argparse.Namespace, list[str]]:
     """(flags, what is left: each `--config.KEY=VALUE`, and arguments that are no flags)."""
     argv = sys.argv[1:] if argv is None else argv
     self._refuse_unknown(argv, overrides=True)
@@ -78,8 +98,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def guard(work: Callable[[], int | None]) -> int:
-  """The exit code of a command: what `work` returns (None is 0), 2 or the error's own for a UserError, whose message is
-  printed alone, 74 for a file that cannot be read or written, 75 after Ctrl-C, with what to do."""
+  """The exit code of a command: what `work` returns (None is 0), 2 or the error's own for a
+  UserError, whose message is printed alone, 74 for a file that cannot be read or written, 75 after
+  Ctrl-C, with what to do."""
   try:
     return work() or 0
   except UserError as error:
@@ -92,13 +113,17 @@ def guard(work: Callable[[], int | None]) -> int:
     print(f"error: {reason}; mend that and run the same command again", file=sys.stderr)
     return StoreError.exit_code
   except KeyboardInterrupt as error:
-    print(f"stopped: {str(error) or 'by a signal'}; run the same command again to continue", file=sys.stderr)
+    print(
+      f"stopped: {str(error) or 'by a signal'}; run the same command again to continue",
+      file=sys.stderr,
+    )
     return EXIT_AGAIN
 
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-  """SIGTERM ends what stands inside as Ctrl-C does. Signals are the main thread's: elsewhere nothing changes."""
+  """SIGTERM ends what stands inside as Ctrl-C does. Signals are the main thread's: elsewhere
+  nothing changes."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return

@@ -1,4 +1,5 @@
-"""Configs: loading `FILE.py[:variant]`, overrides, comparison with a stored one. Every message names key and remedy."""
+"""Configs: loading `FILE.py[:variant]`, overrides, comparison with a stored one. Every message
+names key and remedy."""
 
 import ast
 import difflib
@@ -14,7 +15,9 @@ from atst_jax.util.errors import UserError
 def _module(path: str):
   path = path.partition(":")[0]
   if not os.path.isfile(path):
-    raise UserError(f"--config={path}: no such file; configs lie in configs/, for example configs/base.py")
+    raise UserError(
+      f"--config={path}: no such file; configs lie in configs/, for example configs/base.py"
+    )
   spec = importlib.util.spec_from_file_location(os.path.basename(path).removesuffix(".py"), path)
   assert spec is not None and spec.loader is not None  # it is a file
   module = importlib.util.module_from_spec(spec)
@@ -71,19 +74,25 @@ def _parse(key, text, kind, old):
         raise ValueError
       return tuple(float(v) if any(isinstance(o, float) for o in old or ()) else v for v in value)
     return text
-  except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the last two: of brackets
+  # the last two: of brackets
+  except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
     example = {bool: "true", int: "10", float: "0.5", tuple: "0.6,1.5", list: "0.6,1.5"}[kind]
-    raise UserError(f"--config.{key}={text}: expected {kind.__name__}, for example {example}") from None
+    raise UserError(
+      f"--config.{key}={text}: expected {kind.__name__}, for example {example}"
+    ) from None
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-  """Sets a dotted key from the text of a flag. Raises UserError with the nearest key, or the expected type."""
+  """Sets a dotted key from the text of a flag. Raises UserError with the nearest key, or the
+  expected type."""
   keys = flatten(config)
   if key not in keys:
     below = [k for k in keys if k.startswith(key + ".")]
     if below:
       raise UserError(f"--config.{key} is a section; set one of its keys: {', '.join(below)}")
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0) or difflib.get_close_matches(key, list(keys), n=1)
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0) or difflib.get_close_matches(
+      key, list(keys), n=1
+    )
     last = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
     raise UserError(f"--config.{key}: no such key; did you mean --config.{(last or near)[0]}?")
   *path, name = key.split(".")
@@ -94,7 +103,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def load_with_overrides(path: str, flags: list[str]) -> ConfigDict:
-  """`load`, then every `--config.KEY=VALUE` of the flags. Raises UserError, also for any other flag."""
+  """`load`, then every `--config.KEY=VALUE` of the flags. Raises UserError, also for any other
+  flag."""
   config = load(path)
   for flag in flags:
     key, equals, value = flag.removeprefix("--config.").partition("=")
@@ -115,8 +125,17 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def changes(old: dict, new: dict, ignore: tuple[str, ...] = ()) -> list[str]:
-  """Lines "key: old -> new" for all keys that differ, but for those that start with one of `ignore`."""
+  """Lines "key: old -> new" for all keys that differ, but for those that start with one of
+  `ignore`."""
   old, new = flatten(old), flatten(new)
-  keys = [k for k in sorted({*old, *new}) if not k.startswith(ignore)] if ignore else sorted({*old, *new})
+  keys = (
+    [k for k in sorted({*old, *new}) if not k.startswith(ignore)]
+    if ignore
+    else sorted({*old, *new})
+  )
   show = lambda values, key: repr(values[key]) if key in values else "(absent)"
-  return [f"{k}: {show(old, k)} -> {show(new, k)}" for k in keys if k not in old or k not in new or old[k] != new[k]]
+  return [
+    f"{k}: {show(old, k)} -> {show(new, k)}"
+    for k in keys
+    if k not in old or k not in new or old[k] != new[k]
+  ]

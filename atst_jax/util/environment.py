@@ -2,8 +2,9 @@
 
   eval "$(python -m atst_jax.util.environment gpu)"      also: cpu, tpu
 
-What has to be set before a process starts is set by `main` and `benchmark` themselves, who start anew with it; the rest
-is for launchers. Values that are set already stay; flags among them come last, and so win.
+What has to be set before a process starts is set by `main` and `benchmark` themselves, who start
+anew with it; the rest is for launchers. Values that are set already stay; flags among them come
+last, and so win.
 """
 
 import os
@@ -11,30 +12,35 @@ import sys
 
 from atst_jax.util.cli import Parser, guard
 
-# Memory in pages of 2 MiB where the system offers them (Linux, "madvise"): a step on a CPU spent a quarter of its time
-# in faults of pages of 4 KiB, and buffers for transfers are such memory too.
+# Memory in pages of 2 MiB where the system offers them (Linux, "madvise"): a step on a CPU spent a
+# quarter of its time in faults of pages of 4 KiB, and buffers for transfers are such memory too.
 START = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # lists, of which the last of equal ones counts
 PLATFORMS = {
   "cpu": {},
   "gpu": {
-    # Collectives overlap with computation; more memory for XLA, which holds all there is in one piece.
+    # Collectives overlap with computation; more memory for XLA, which holds all there is in one
+    # piece.
     "XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=true",
     "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
   },
   "tpu": {
     # The gradients' all-reduces run while the backward pass goes on.
     "LIBTPU_INIT_ARGS": "--xla_tpu_enable_data_parallel_all_reduce_opt=true "
-                        "--xla_tpu_data_parallel_opt_different_sized_ops=true",
+    "--xla_tpu_data_parallel_opt_different_sized_ops=true"
   },
-}  # fmt: skip
+}
 
 
 def start_anew(module: str) -> None:
   """Replaces this process by `python -m module` with the same arguments, if what it needs from the start is not set."""
   missing = {key: value for key, value in START.items() if key not in os.environ}
   if missing and sys.platform == "linux":
-    os.execve(sys.executable, [sys.executable, *_options(), "-m", module, *sys.argv[1:]], {**os.environ, **missing})
+    os.execve(
+      sys.executable,
+      [sys.executable, *_options(), "-m", module, *sys.argv[1:]],
+      {**os.environ, **missing},
+    )
 
 
 def _options() -> list[str]:
@@ -52,7 +58,11 @@ def main(argv=None) -> int:
 
 def _main(flags) -> None:
   for key, value in {**START, **PLATFORMS[flags.platform]}.items():
-    print(f'export {key}="{value} ${{{key}:-}}"' if key in FLAGS else f'export {key}="${{{key}:-{value}}}"')
+    print(
+      f'export {key}="{value} ${{{key}:-}}"'
+      if key in FLAGS
+      else f'export {key}="${{{key}:-{value}}}"'
+    )
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 def plain(text: str) -> str:
   """Text for a terminal or a log: control characters escaped, lines after the first indented.
 
-  So the name of a file or of a class can neither write a line that looks like one of ours nor hide what stands there.
+  So the name of a file or of a class can neither write a line that looks like one of ours nor hide
+  what stands there.
   """
   text = CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
   return re.sub(r"\n(?!  )", "\n  ", text)
 
 
 class UserError(ValueError):
-  """A mistake in a config, a path, a file or a flag. The message names the thing, its value and the remedy."""
+  """A mistake in a config, a path, a file or a flag. The message names the thing, its value and the
+  remedy."""
 
   exit_code = 2  # of every command it ends
 
@@ -25,6 +27,7 @@ class UserError(ValueError):
 
 
 class StoreError(UserError):
-  """A store or a disk that cannot be reached or refuses: not a fault of one file, and it may pass."""
+  """A store or a disk that cannot be reached or refuses: not a fault of one file, and it may
+  pass."""
 
   exit_code = 74

@@ -1,4 +1,5 @@
-"""Parts of pages that are one file: tables, figures and a shell that lets nothing in from outside."""
+"""Parts of pages that are one file: tables, figures and a shell that lets nothing in from
+outside."""
 
 import base64
 import html
@@ -23,8 +24,12 @@ def table(head: list, rows: list[list], numbers: int = 0, rest: str = "") -> str
     rest: where the rows are that a table of more than MOST_ROWS leaves out.
   """
   place = lambda i: ' class="n"' if i >= len(head) - numbers else ""
-  cells = lambda row, tag: "".join(f"<{tag}{place(i)}>{html.escape(str(v))}</{tag}>" for i, v in enumerate(row))
-  more = f"<p>… and {len(rows) - MOST_ROWS} more{html.escape(rest)}</p>" if len(rows) > MOST_ROWS else ""
+  cells = lambda row, tag: "".join(
+    f"<{tag}{place(i)}>{html.escape(str(v))}</{tag}>" for i, v in enumerate(row)
+  )
+  more = (
+    f"<p>… and {len(rows) - MOST_ROWS} more{html.escape(rest)}</p>" if len(rows) > MOST_ROWS else ""
+  )
   body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows[:MOST_ROWS])
   return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>{more}"
 
@@ -50,13 +55,17 @@ def picture(draw: Callable[[str], None], alt: str) -> str:
     path = os.path.join(folder, "picture.png")
     draw(path)
     with open(path, "rb") as file:
-      return f'<img class="wide" alt="{html.escape(alt)}" src="{data_uri(file.read(), "image/png")}">'
+      return (
+        f'<img class="wide" alt="{html.escape(alt)}" src="{data_uri(file.read(), "image/png")}">'
+      )
 
 
 def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
   """A whole page. The title is escaped; the body is HTML."""
   title = html.escape(title)
   code = f"<script>{script}</script>" if script else ""
-  return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-          f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}{style}</style></head>'
-          f"<body><h1>{title}</h1>{body}{code}</body></html>\n")  # fmt: skip
+  return (
+    f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}{style}</style></head>'
+    f"<body><h1>{title}</h1>{body}{code}</body></html>\n"
+  )

@@ -1,4 +1,5 @@
-"""Where metrics go: log lines, JSON lines, TensorBoard, trackers, a progress bar. A failing one never stops a run."""
+"""Where metrics go: log lines, JSON lines, TensorBoard, trackers, a progress bar. A failing one
+never stops a run."""
 
 import logging
 import sys
@@ -37,10 +38,6 @@ def is_quiet() -> bool:
   return log.level >= logging.WARNING
 
 
-
-
-
-
 def progress_bar(total, initial, unit):
   """A tqdm bar on a terminal, nothing elsewhere or where quiet is wanted."""
   from tqdm import tqdm
@@ -50,6 +47,7 @@ def progress_bar(total, initial, unit):
 
 
 LINE_SECONDS = 10.0
+
 
 class Progress:
   """Shows files, clips per second and the time left on stderr, unless quiet is wanted."""
@@ -71,7 +69,10 @@ class Progress:
     elif time.monotonic() - self.shown >= LINE_SECONDS and not logs.is_quiet():
       self.shown = time.monotonic()
       left = (self.total - files) * (self.shown - self.started) / max(1, files)
-      print(f"{files} of {self.total} files, {self._rate(clips):.0f} clips/s, {left:.0f} s left", file=sys.stderr)
+      print(
+        f"{files} of {self.total} files, {self._rate(clips):.0f} clips/s, {left:.0f} s left",
+        file=sys.stderr,
+      )
     self.files, self.clips = files, clips
 
   def _rate(self, clips: int) -> float:

@@ -1,8 +1,9 @@
-"""Files on this machine and in object stores, under one name each: a local path, `gs://…`, `s3://…`, any of fsspec's.
+"""Files on this machine and in object stores, under one name each: a local path, `gs://…`,
+`s3://…`, any of fsspec's.
 
-A remote path is a string with a scheme and is put together and taken apart like a local one (`os.path.join`,
-`dirname`, `basename`). Credentials and endpoints are fsspec's own: environment, default logins or ~/.config/fsspec.
-Needs pip install -e .[gcs] or .[s3].
+A remote path is a string with a scheme and is put together and taken apart like a local one
+(`os.path.join`, `dirname`, `basename`). Credentials and endpoints are fsspec's own: environment,
+default logins or ~/.config/fsspec. Needs pip install -e .[gcs] or .[s3].
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,10 +21,6 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 import numpy as np
-
-pass
-
-import re
 
 from atst_jax.util.errors import StoreError, UserError
 
@@ -76,7 +74,8 @@ def sizes(paths: Iterable[str], root: str) -> list[int]:
 
 
 def find(root: str) -> Iterator[tuple[str, int]]:
-  """Yields (path relative to the root, bytes) of every file below `root`; of a store by one listing."""
+  """Yields (path relative to the root, bytes) of every file below `root`; of a store by one
+  listing."""
   if not is_remote(root):
     for folder, _, files in os.walk(root):
       for name in files:
@@ -96,7 +95,9 @@ def names(folder: str) -> list[str]:
     if not is_remote(folder):
       return sorted(os.listdir(folder))
     with store(folder) as (fs, inner):
-      return sorted({os.path.basename(path.rstrip("/")) for path in fs.ls(inner, detail=False)} - {""})
+      return sorted(
+        {os.path.basename(path.rstrip("/")) for path in fs.ls(inner, detail=False)} - {""}
+      )
   except (FileNotFoundError, NotADirectoryError):
     return []
 
@@ -142,7 +143,8 @@ def free_bytes(path: str) -> float:
 
 
 def open_binary(path: str, buffering: int = -1) -> IO[bytes]:
-  """Opens a file to read: a small remote one is fetched whole, a large one by blocks. Raises OSError, StoreError."""
+  """Opens a file to read: a small remote one is fetched whole, a large one by blocks. Raises
+  OSError, StoreError."""
   if not is_remote(path):
     return open(path, "rb", buffering)
   with store(path) as (fs, inner):
@@ -174,13 +176,23 @@ def read_json(path: str):
 
 
 def read_array(path: str) -> np.ndarray:
-  """The array of a local .npy file, mapped: no more than the file holds, whatever its header claims, and no objects.
+  """The array of a local .npy file, mapped: no more than the file holds, whatever its header
+  claims, and no objects.
 
-  Raises OSError, and ValueError for whatever is none: numpy reads the header as Python does, and fails as a parser.
+  Raises OSError, and ValueError for whatever is none: numpy reads the header as Python does, and
+  fails as a parser.
   """
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (SyntaxError, tokenize.TokenError, EOFError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+  except (
+    SyntaxError,
+    tokenize.TokenError,
+    EOFError,
+    TypeError,
+    RecursionError,
+    MemoryError,
+    OverflowError,
+  ) as error:
     raise ValueError(f"no .npy file ({type(error).__name__})") from error
   if not isinstance(array, np.ndarray):  # an archive of several
     array.close()
@@ -197,8 +209,8 @@ def temporary_name(path: str) -> str:
 def writing(path: str, mode: str = "wb", **options) -> Iterator[IO]:
   """A file to write that appears under its name when it is whole, or never.
 
-  Here it is synced and renamed; for a store it is written to a temporary file here and sent at the end, and object
-  stores show objects only once they are whole. `options` are those of `open`.
+  Here it is synced and renamed; for a store it is written to a temporary file here and sent at the
+  end, and object stores show objects only once they are whole. `options` are those of `open`.
   """
   if is_remote(path):
     with tempfile.NamedTemporaryFile(mode, **options) as file:
@@ -232,21 +244,29 @@ def sha256(path: str) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # files of bytes have readinto
 
 
-PACKAGES = {"gs": "pip install -e .[gcs]", "gcs": "pip install -e .[gcs]", "s3": "pip install -e .[s3]"}
+PACKAGES = {
+  "gs": "pip install -e .[gcs]",
+  "gcs": "pip install -e .[gcs]",
+  "s3": "pip install -e .[s3]",
+}
+
 
 def is_remote(path: str) -> bool:
   """Whether a path begins as a URL does, such as gs://."""
   return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
+
 @contextlib.contextmanager
 def store(path: str) -> Iterator[tuple]:
-  """Yields (file system, path inside it). Whatever the store's library raises becomes an OSError of one file (absent,
-  a folder) or a StoreError: a refusal too, since it is mostly a login that has expired."""
+  """Yields (file system, path inside it). Whatever the store's library raises becomes an OSError of
+  one file (absent, a folder) or a StoreError: a refusal too, since it is mostly a login that has
+  expired."""
   import fsspec
 
   scheme = path.split("://")[0]
   try:
-    # Listings are never kept: other processes write into the same folders. Not url_to_fs: "::" is a part of a name.
+    # Listings are never kept: other processes write into the same folders. Not url_to_fs: "::" is a
+    # part of a name.
     fs = fsspec.filesystem(scheme, use_listings_cache=False)
     yield fs, fs._strip_protocol(path)
   except (UserError, FileNotFoundError, IsADirectoryError):
@@ -256,7 +276,10 @@ def store(path: str) -> Iterator[tuple]:
     raise StoreError(f"{path}: cannot use {scheme}:// ({error}); {remedy}") from error
   except Exception as error:
     reason = " ".join(str(error).split())[:300]
-    raise StoreError(f"{path}: {type(error).__name__}: {reason}; run the same command again") from error
+    raise StoreError(
+      f"{path}: {type(error).__name__}: {reason}; run the same command again"
+    ) from error
+
 
 class Blocks(io.RawIOBase):
   """A remote file that is read by blocks; what its store raises becomes a StoreError there too."""

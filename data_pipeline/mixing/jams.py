@@ -1,9 +1,10 @@
-"""The published pairs (APwD-Dataset): JAMS files in which scaper wrote what it mixed, read without jams or scaper.
+"""The published pairs (APwD-Dataset): JAMS files in which scaper wrote what it mixed, read without
+jams or scaper.
 
-`NAME_s1.jams` and `NAME_s2.jams` are a pair. `dev` in a name is training, `eval` test. Recordings are found in the
-folders of ESC-50 and FSD50K by the name of their file; what the owners do to these beforehand (silence around events
-is cut, backgrounds are repeated) happens here while mixing. Their sentences were not published: they are made anew
-from what differs.
+`NAME_s1.jams` and `NAME_s2.jams` are a pair. `dev` in a name is training, `eval` test. Recordings
+are found in the folders of ESC-50 and FSD50K by the name of their file; what the owners do to these
+beforehand (silence around events is cut, backgrounds are repeated) happens here while mixing. Their
+sentences were not published: they are made anew from what differs.
 """
 
 import collections
@@ -20,7 +21,8 @@ from data_pipeline.sources.files import audio_files
 
 SPLITS = {"dev": "train", "eval": "test"}
 NAME = re.compile(r"(?P<pair>.+)_(?P<which>s[12])\.jams")
-APWD = re.compile(r"apwd_(?P<scene>.+)_sc_")  # how the published ones are called: its scenes are `rain` and `traffic`
+# how the published ones are called: its scenes are `rain` and `traffic`
+APWD = re.compile(r"apwd_(?P<scene>.+)_sc_")
 
 
 def find_recordings(foreground: str, background: str) -> dict[str, tuple[str, bool]]:
@@ -36,7 +38,9 @@ def _name(path: str) -> str:
   return os.path.splitext(os.path.basename(path))[0]
 
 
-def read_pairs(folder: str, recordings: dict[str, tuple[str, bool]], *, seed: int) -> tuple[list[Pair], list[str]]:
+def read_pairs(
+  folder: str, recordings: dict[str, tuple[str, bool]], *, seed: int
+) -> tuple[list[Pair], list[str]]:
   """All pairs below a folder.
 
   Args:
@@ -47,8 +51,8 @@ def read_pairs(folder: str, recordings: dict[str, tuple[str, bool]], *, seed: in
     The pairs, and the ids of those that differ in nothing there is a word for.
 
   Raises:
-    UserError: a file is not as scaper writes it, has no partner or asks for what is not done here; a recording is not
-      there; or neither dev nor eval is in a name.
+    UserError: a file is not as scaper writes it, has no partner or asks for what is not done here;
+      a recording is not there; or neither dev nor eval is in a name.
   """
   files: dict = collections.defaultdict(dict)
   for path in _jams_files(folder):
@@ -59,10 +63,14 @@ def read_pairs(folder: str, recordings: dict[str, tuple[str, bool]], *, seed: in
   if not files:
     raise UserError(f"--jams={folder} holds no .jams file")
   if single := sorted(pair for pair, found in files.items() if len(found) < 2):
-    raise UserError(f"--jams={folder}: {len(single)} files have no partner, the first is {files[single[0]]}")
+    raise UserError(
+      f"--jams={folder}: {len(single)} files have no partner, the first is {files[single[0]]}"
+    )
   pairs, same = [], []
   for id in sorted(files):
-    query, target = (_scene(files[id][which], f"{id}_{which}", recordings) for which in ("s1", "s2"))
+    query, target = (
+      _scene(files[id][which], f"{id}_{which}", recordings) for which in ("s1", "s2")
+    )
     if found := changes(query, target):
       named = APWD.match(id)
       pairs.append(
@@ -82,11 +90,17 @@ def read_pairs(folder: str, recordings: dict[str, tuple[str, bool]], *, seed: in
 
 def _jams_files(folder: str) -> list[str]:
   if storage.is_remote(folder):
-    return sorted(os.path.join(folder, path) for path, _ in storage.find(folder) if path.endswith(".jams"))
+    return sorted(
+      os.path.join(folder, path) for path, _ in storage.find(folder) if path.endswith(".jams")
+    )
   if not os.path.isdir(folder):
     raise UserError(f"--jams={folder} is not a folder")
-  return sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names
-                if name.endswith(".jams"))  # fmt: skip
+  return sorted(
+    os.path.join(root, name)
+    for root, _, names in os.walk(folder)
+    for name in names
+    if name.endswith(".jams")
+  )
 
 
 def _scene(path: str, id: str, recordings) -> Scene:
@@ -105,28 +119,50 @@ def _scene(path: str, id: str, recordings) -> Scene:
     if len(names) != 1:
       raise UserError(f"{path}: backgrounds of {len(names)} classes, expected one")
     return Scene(
-      path=parts[0].path, id=id, labels=tuple(sorted({part.label for part in parts if not part.background})),
-      multi_label=True, split=_split(id, path), name=names.pop(), seconds=float(settings["duration"]),
-      rate=int(settings["sr"]), lufs=float(settings["ref_db"]), parts=parts)  # fmt: skip
+      path=parts[0].path,
+      id=id,
+      labels=tuple(sorted({part.label for part in parts if not part.background})),
+      multi_label=True,
+      split=_split(id, path),
+      name=names.pop(),
+      seconds=float(settings["duration"]),
+      rate=int(settings["sr"]),
+      lufs=float(settings["ref_db"]),
+      parts=parts,
+    )
   except (ValueError, KeyError, TypeError) as error:
     if isinstance(error, UserError):
       raise
-    raise UserError(f"{path}: not a JAMS file of scaper ({type(error).__name__}: {error})") from error
+    raise UserError(
+      f"{path}: not a JAMS file of scaper ({type(error).__name__}: {error})"
+    ) from error
 
 
 def _split(id: str, path: str) -> str:
   found = {SPLITS[word] for word in re.split(r"[_/]", id) if word in SPLITS}
   if len(found) != 1:
-    raise UserError(f"{path}: neither _dev_ nor _eval_ (or both) in the name: of which split is it?")
+    raise UserError(
+      f"{path}: neither _dev_ nor _eval_ (or both) in the name: of which split is it?"
+    )
   return found.pop()
 
 
 def _part(value: dict, recordings, path: str) -> Part:
   name = _name(value["source_file"])
   if name not in recordings:
-    raise UserError(f"{path}: the recording {value['source_file']} is in neither --foreground nor --background")
-  file, is_background = recordings[name]  # backgrounds are events too (a louder rain over rain): those repeat as well
+    raise UserError(
+      f"{path}: the recording {value['source_file']} is in neither --foreground nor --background"
+    )
+  # backgrounds are events too (a louder rain over rain): those repeat as well
+  file, is_background = recordings[name]
   return Part(
-    path=file, source=f"{'background' if is_background else 'foreground'}/{name}", label=value["label"],
-    background=value["role"] == "background", loops=is_background, source_time=float(value["source_time"]),
-    time=float(value["event_time"]), duration=float(value["event_duration"]), snr_db=float(value["snr"]))  # fmt: skip
+    path=file,
+    source=f"{'background' if is_background else 'foreground'}/{name}",
+    label=value["label"],
+    background=value["role"] == "background",
+    loops=is_background,
+    source_time=float(value["source_time"]),
+    time=float(value["event_time"]),
+    duration=float(value["event_duration"]),
+    snr_db=float(value["snr"]),
+  )

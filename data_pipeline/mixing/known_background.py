@@ -1,9 +1,11 @@
-"""A foreground sound in a background of which other parts are known: what one mixture is made of, and its sounds.
+"""A foreground sound in a background of which other parts are known: what one mixture is made of,
+and its sounds.
 
-Source: BgKnown ESC-50 of the difference-aware paper (5.2, Figure 2). From a recording of 2c seconds or more, (a) the c
-seconds that are mixed, (b) c that overlap them by half, (c) the c after them. Where the paper is silent: the three
-start at s, s + c / 2 and s + c, with s uniform over the recording; as Scaper does it, the background (a) is brought to
-a fixed loudness and the foreground to that plus the SNR, both K-weighted and gated; (b) and (c) get the gain of (a).
+Source: BgKnown ESC-50 of the difference-aware paper (5.2, Figure 2). From a recording of 2c seconds
+or more, (a) the c seconds that are mixed, (b) c that overlap them by half, (c) the c after them.
+Where the paper is silent: the three start at s, s + c / 2 and s + c, with s uniform over the
+recording; as Scaper does it, the background (a) is brought to a fixed loudness and the foreground
+to that plus the SNR, both K-weighted and gated; (b) and (c) get the gain of (a).
 """
 
 import csv
@@ -73,7 +75,8 @@ def load(path: str, sample_rate: int) -> np.ndarray:
 
 
 def loudest(waveform: np.ndarray, samples: int, step: int) -> int:
-  """The start of the window of the most energy, the first of equals; 0 where the waveform is no longer than that."""
+  """The start of the window of the most energy, the first of equals; 0 where the waveform is no
+  longer than that."""
   if len(waveform) <= samples:
     return 0
   energy = np.concatenate([[0.0], np.cumsum(np.square(waveform, dtype=np.float64))])
@@ -91,14 +94,18 @@ def draw(source: Source, id: str, pool: list[Source], recipe: Recipe) -> Mixture
   """Draws background, offset and SNR of a mixture from the seed and its id, and measures the gains.
 
   Args:
-    source: the foreground; of a longer one the loudest window of c seconds is taken, a shorter one ends in silence.
+    source: the foreground; of a longer one the loudest window of c seconds is taken, a shorter one
+      ends in silence.
     pool: the backgrounds of its side, 2c seconds or more.
 
   Raises:
-    Reject: the foreground cannot be decoded or is silent, or no background could be used in DRAWS draws.
+    Reject: the foreground cannot be decoded or is silent, or no background could be used in DRAWS
+      draws.
   """
   samples, rate = recipe.samples, recipe.sample_rate
-  rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{recipe.seed}:{id}".encode()).digest()[:16], "big"))
+  rng = np.random.default_rng(
+    int.from_bytes(hashlib.sha256(f"{recipe.seed}:{id}".encode()).digest()[:16], "big")
+  )
   snr = round(rng.uniform(*recipe.snr_db), DECIMALS)
   foreground = load(source.path, rate)
   start = loudest(foreground, samples, rate * STEP_MS // 1000)
@@ -115,20 +122,36 @@ def draw(source: Source, id: str, pool: list[Source], recipe: Recipe) -> Mixture
       continue
     offset = int(share * (len(background) - 2 * samples + 1))
     if len(background) < 2 * samples:
-      reason = Reject("too_short", f"{picked.id!r} has {len(background)} samples, {2 * samples} needed")
+      reason = Reject(
+        "too_short", f"{picked.id!r} has {len(background)} samples, {2 * samples} needed"
+      )
       continue
     found = loudness(background[offset : offset + samples], rate)
     if found > -math.inf:
       gains = _gains(foreground, background, start, offset, snr, level, found, recipe)
-      return Mixture(id, source.split, ";".join(source.labels), source.id, picked.id, start, offset,
-                     offset + samples // 2, offset + samples, snr, round(level, DECIMALS), round(found, DECIMALS),
-                     *gains, recipe.seed)  # fmt: skip
+      return Mixture(
+        id,
+        source.split,
+        ";".join(source.labels),
+        source.id,
+        picked.id,
+        start,
+        offset,
+        offset + samples // 2,
+        offset + samples,
+        snr,
+        round(level, DECIMALS),
+        round(found, DECIMALS),
+        *gains,
+        recipe.seed,
+      )
     reason = Reject("silent", f"{picked.id!r} from sample {offset} on")
   raise Reject("background", f"none of {DRAWS} draws can be used, the last: {reason}")
 
 
 def _gains(foreground, background, start, offset, snr, level, found, recipe) -> tuple[float, float]:
-  """dB for the foreground and for the background; where a sound would leave full scale, both are less."""
+  """dB for the foreground and for the background; where a sound would leave full scale, both are
+  less."""
   samples = recipe.samples
   gains = recipe.background_lufs + snr - level, recipe.background_lufs - found
   known = amplified(background[offset : offset + 2 * samples], gains[1])
@@ -137,30 +160,44 @@ def _gains(foreground, background, start, offset, snr, level, found, recipe) -> 
   return tuple(round(gain - excess, DECIMALS) for gain in gains)
 
 
-def sound(mixture: Mixture, condition: str, foreground: str, background: str, recipe: Recipe) -> np.ndarray:
-  """(c · rate,) float32 of one of CONDITIONS, from the row alone; the paths are those of its files. Raises Reject."""
+def sound(
+  mixture: Mixture, condition: str, foreground: str, background: str, recipe: Recipe
+) -> np.ndarray:
+  """(c · rate,) float32 of one of CONDITIONS, from the row alone; the paths are those of its files.
+  Raises Reject."""
   samples, rate = recipe.samples, recipe.sample_rate
   start = mixture.a if condition == "mix" else getattr(mixture, condition)
   known = load(background, rate)[start : start + samples]
   if len(known) < samples:
-    raise Reject("too_short", f"background {mixture.background!r}: {len(known)} of {samples} samples")
+    raise Reject(
+      "too_short", f"background {mixture.background!r}: {len(known)} of {samples} samples"
+    )
   known = amplified(known, mixture.background_gain_db)
   if condition != "mix":
     return known
-  return amplified(cut(load(foreground, rate), mixture.foreground_offset, samples), mixture.foreground_gain_db) + known
+  return (
+    amplified(
+      cut(load(foreground, rate), mixture.foreground_offset, samples), mixture.foreground_gain_db
+    )
+    + known
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """The waveforms of a condition for `prepare`: of a source with a mixture's id, in place of its file's."""
+  """The waveforms of a condition for `prepare`: of a source with a mixture's id, in place of its
+  file's."""
 
   condition: str
   mixtures: dict[str, Mixture]
   backgrounds: dict[str, str]  # path of each id
   recipe: Recipe
 
-  def __call__(self, source: Source, *, quality: Quality | None = None, **options) -> Iterator[tuple[None, np.ndarray]]:
-    """Yields (None, (N,) float32), the condition's sound. `options` are other readers'. Raises Reject."""
+  def __call__(
+    self, source: Source, *, quality: Quality | None = None, **options
+  ) -> Iterator[tuple[None, np.ndarray]]:
+    """Yields (None, (N,) float32), the condition's sound. `options` are other readers'. Raises
+    Reject."""
     mixture = self.mixtures[source.id]
     path = self.backgrounds[mixture.background]
     waveform = sound(mixture, self.condition, source.path, path, self.recipe)
@@ -179,7 +216,12 @@ def to_table(mixtures: list[Mixture]) -> str:
 
 
 def from_table(text: str) -> list[Mixture]:
-  """The mixtures of `to_table`. Raises ValueError, TypeError or KeyError for a table of another kind."""
-  numbers = {field.name: field.type for field in dataclasses.fields(Mixture) if field.type in (int, float)}
+  """The mixtures of `to_table`. Raises ValueError, TypeError or KeyError for a table of another
+  kind."""
+  numbers = {
+    field.name: field.type for field in dataclasses.fields(Mixture) if field.type in (int, float)
+  }
   rows = csv.DictReader(io.StringIO(text, newline=""))
-  return [Mixture(**row | {name: kind(row[name]) for name, kind in numbers.items()}) for row in rows]
+  return [
+    Mixture(**row | {name: kind(row[name]) for name, kind in numbers.items()}) for row in rows
+  ]

@@ -1,4 +1,5 @@
-"""How loud a sound is to the ear: the K-weighted, gated loudness of ITU-R BS.1770-4, by pyloudnorm."""
+"""How loud a sound is to the ear: the K-weighted, gated loudness of ITU-R BS.1770-4, by
+pyloudnorm."""
 
 import functools
 import math
@@ -7,16 +8,20 @@ import numpy as np
 
 from atst_jax.util.errors import UserError
 
-MIN_SECONDS = 0.5  # shorter sounds are repeated up to it (as scaper does): a block of the measure has 0.4 s
+# shorter sounds are repeated up to it (as scaper does): a block of the measure has 0.4 s
+MIN_SECONDS = 0.5
 
 
 @functools.lru_cache(maxsize=8)
 def loudness_meter(rate: int):
-  """pyloudnorm's meter (ITU-R BS.1770-4) for a rate in Hz. Raises UserError where it is not installed."""
+  """pyloudnorm's meter (ITU-R BS.1770-4) for a rate in Hz. Raises UserError where it is not
+  installed."""
   try:
     import pyloudnorm
   except ImportError as error:
-    raise UserError("mixing sounds at a stated loudness needs pyloudnorm: pip install -e .[mixtures]") from error
+    raise UserError(
+      "mixing sounds at a stated loudness needs pyloudnorm: pip install -e .[mixtures]"
+    ) from error
   return pyloudnorm.Meter(rate)
 
 
@@ -24,7 +29,8 @@ def loudness(waveform: np.ndarray, rate: int) -> float:
   """LUFS of a mono waveform; -inf where no block of 0.4 s reaches -70 LUFS (silence).
 
   Args:
-    waveform: (N,) samples, full scale 1.0; the result does not depend on a multiple of its length below 0.5 s.
+    waveform: (N,) samples, full scale 1.0; the result does not depend on a multiple of its length
+      below 0.5 s.
     rate: Hz.
 
   Raises:
@@ -40,7 +46,8 @@ def loudness(waveform: np.ndarray, rate: int) -> float:
 
 
 def gain_to(waveform: np.ndarray, rate: int, lufs: float) -> float:
-  """dB of gain that bring a waveform to a loudness. Raises as `loudness`, and ValueError for silence."""
+  """dB of gain that bring a waveform to a loudness. Raises as `loudness`, and ValueError for
+  silence."""
   found = loudness(waveform, rate)
   if found == -math.inf:
     raise ValueError("a silent waveform has no loudness to start from")

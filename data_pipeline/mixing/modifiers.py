@@ -7,7 +7,8 @@ import numpy as np
 
 from data_pipeline.mixing.scenes import Scene
 
-# `{event}` is the name of a class. A sentence is made of the words of each difference, joined by AND.
+# `{event}` is the name of a class. A sentence is made of the words of each difference, joined by
+# AND.
 TEMPLATES = {
   "add": (
     "add {event}",
@@ -51,10 +52,11 @@ class Change(NamedTuple):
 
 
 def changes(query: Scene, target: Scene) -> list[Change]:
-  """The differences between the events of two scenes, by label and level; files and times do not count.
+  """The differences between the events of two scenes, by label and level; files and times do not
+  count.
 
-  An event of the background's own class makes the background louder where it comes and quieter where it goes, as in
-  the published pairs.
+  An event of the background's own class makes the background louder where it comes and quieter
+  where it goes, as in the published pairs.
   """
   before, after = (_levels(scene) for scene in (query, target))
   found = []
@@ -80,8 +82,12 @@ def _levels(scene: Scene) -> dict[str, list[float]]:
 
 def sentence(differences: list[Change], rng: np.random.Generator) -> str:
   """One of the templates for each difference, drawn from `rng`."""
-  words = [TEMPLATES[change.kind][rng.integers(len(TEMPLATES[change.kind]))].format(event=spoken(change.event))
-           for change in differences]  # fmt: skip
+  words = [
+    TEMPLATES[change.kind][rng.integers(len(TEMPLATES[change.kind]))].format(
+      event=spoken(change.event)
+    )
+    for change in differences
+  ]
   return AND.join(words)
 
 

@@ -1,7 +1,9 @@
-"""Pairs of scenes that differ by one event, drawn: the second is what the first and a sentence ask for.
+"""Pairs of scenes that differ by one event, drawn: the second is what the first and a sentence ask
+for.
 
-As in the published pairs, both scenes have the same background recordings, heard from other times, at the same
-loudness; events that both have keep their class and level, but are other takes at other times unless `same_takes`.
+As in the published pairs, both scenes have the same background recordings, heard from other times,
+at the same loudness; events that both have keep their class and level, but are other takes at other
+times unless `same_takes`.
 """
 
 import dataclasses
@@ -52,20 +54,32 @@ def rng_of(seed: int, *words: str) -> np.random.Generator:
   return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
-def check_recordings(foreground: Recordings, background: Recordings, counts: dict[str, int]) -> None:
-  """Raises UserError if a split that is asked for lacks recordings, or a class is event and background."""
+def check_recordings(
+  foreground: Recordings, background: Recordings, counts: dict[str, int]
+) -> None:
+  """Raises UserError if a split that is asked for lacks recordings, or a class is event and
+  background."""
   if both := sorted(set(foreground.classes) & set(background.classes)):
-    raise UserError(f"{both[0]!r} is a class of events and of backgrounds; choose with --events and --scenes")
+    raise UserError(
+      f"{both[0]!r} is a class of events and of backgrounds; choose with --events and --scenes"
+    )
   for split, count in counts.items():
     for what, recordings in (("events", foreground), ("scenes", background)):
       lacking = [name for name in recordings.classes if not recordings.by_class[split].get(name)]
       if count and lacking:
-        raise UserError(f"no recording of {lacking[0]!r} is left for the split {split}; leave it out of --{what}, set "
-                        f"--{split}_pairs=0, or bring more recordings")  # fmt: skip
+        raise UserError(
+          f"no recording of {lacking[0]!r} is left for the split {split}; leave it out of --{what}, set "
+          f"--{split}_pairs=0, or bring more recordings"
+        )
 
 
 def draw_pairs(
-  foreground: Recordings, background: Recordings, *, counts: dict[str, int], ranges: Ranges, seed: int
+  foreground: Recordings,
+  background: Recordings,
+  *,
+  counts: dict[str, int],
+  ranges: Ranges,
+  seed: int,
 ) -> list[Pair]:
   """All pairs of all splits and scenes; pair number i does not depend on how many there are.
 
@@ -77,16 +91,29 @@ def draw_pairs(
   """
   check_recordings(foreground, background, counts)
   if len(foreground.classes) < 1 + ranges.shared_events:
-    raise UserError(f"--shared_events={ranges.shared_events} needs {1 + ranges.shared_events} classes of events, "
-                    f"--foreground has {len(foreground.classes)}")  # fmt: skip
+    raise UserError(
+      f"--shared_events={ranges.shared_events} needs {1 + ranges.shared_events} classes of events, "
+      f"--foreground has {len(foreground.classes)}"
+    )
   return [
-    _draw(f"{name}_{split}_{i:05d}", name, split, foreground.by_class[split], background.by_class[split][name], ranges,
-          seed)
-    for name in background.classes for split in SPLITS for i in range(counts[split])
-  ]  # fmt: skip
+    _draw(
+      f"{name}_{split}_{i:05d}",
+      name,
+      split,
+      foreground.by_class[split],
+      background.by_class[split][name],
+      ranges,
+      seed,
+    )
+    for name in background.classes
+    for split in SPLITS
+    for i in range(counts[split])
+  ]
 
 
-def _draw(id, name, split, events: dict[str, list[Source]], backgrounds: list[Source], ranges: Ranges, seed) -> Pair:
+def _draw(
+  id, name, split, events: dict[str, list[Source]], backgrounds: list[Source], ranges: Ranges, seed
+) -> Pair:
   rng = rng_of(seed, "pair", id)
   number = min(ranges.backgrounds, len(backgrounds))
   behind = [backgrounds[i] for i in rng.choice(len(backgrounds), number, replace=False)]
@@ -106,10 +133,22 @@ def _draw(id, name, split, events: dict[str, list[Source]], backgrounds: list[So
       take = takes[i] if ranges.same_takes else _take(rng, events[chosen[i]], ranges)
       parts.append(dataclasses.replace(take, snr_db=level))
     labels = tuple(sorted({chosen[i] for i, _ in heard}))
-    return Scene(path=behind[0].path, id=f"{id}_{suffix}", labels=labels, multi_label=True, split=split, name=name,
-                 seconds=ranges.seconds, rate=ranges.rate, lufs=lufs, parts=tuple(parts))  # fmt: skip
+    return Scene(
+      path=behind[0].path,
+      id=f"{id}_{suffix}",
+      labels=labels,
+      multi_label=True,
+      split=split,
+      name=name,
+      seconds=ranges.seconds,
+      rate=ranges.rate,
+      lufs=lufs,
+      parts=tuple(parts),
+    )
 
-  low, high = {"add": (None, levels[0]), "remove": (None, levels[0])}.get(kind, (quieter, levels[0]))
+  low, high = {"add": (None, levels[0]), "remove": (None, levels[0])}.get(
+    kind, (quieter, levels[0])
+  )
   first, second = (high, low) if kind in ("remove", "quieter") else (low, high)
   query, target = scene("s1", first), scene("s2", second)
   found = changes(query, target)
@@ -121,7 +160,17 @@ def _uniform(rng: np.random.Generator, interval: tuple[float, float]) -> float:
 
 
 def _background(rng: np.random.Generator, source: Source, name: str, ranges: Ranges) -> Part:
-  return Part(source.path, source.id, name, True, True, _uniform(rng, (0, ranges.seconds)), 0.0, ranges.seconds, 0.0)
+  return Part(
+    source.path,
+    source.id,
+    name,
+    True,
+    True,
+    _uniform(rng, (0, ranges.seconds)),
+    0.0,
+    ranges.seconds,
+    0.0,
+  )
 
 
 def _take(rng: np.random.Generator, sources: list[Source], ranges: Ranges) -> Part:

@@ -35,7 +35,9 @@ class Recordings:
 
   def files(self) -> list[Source]:
     """All files of all splits."""
-    return [file for classes in self.by_class.values() for files in classes.values() for file in files]
+    return [
+      file for classes in self.by_class.values() for files in classes.values() for file in files
+    ]
 
 
 def recording_of(id: str) -> str:
@@ -44,12 +46,15 @@ def recording_of(id: str) -> str:
   return match["recording"] if match else id
 
 
-def list_recordings(path: str, *, flag: str, layout: str, classes: list[str], eval_fold: int, seed: int) -> Recordings:
+def list_recordings(
+  path: str, *, flag: str, layout: str, classes: list[str], eval_fold: int, seed: int
+) -> Recordings:
   """Lists a folder or manifest and divides it.
 
-  A set with a test split keeps it; of one with folds, `eval_fold` is the test; of any other, a fifth. A tenth of the
-  rest is for validation, unless the set has such a split. What is drawn is drawn by hash, class by class: two
-  recordings at least, a third at most. Files that are missing are left out.
+  A set with a test split keeps it; of one with folds, `eval_fold` is the test; of any other, a
+  fifth. A tenth of the rest is for validation, unless the set has such a split. What is drawn is
+  drawn by hash, class by class: two recordings at least, a third at most. Files that are missing
+  are left out.
 
   Args:
     flag: "foreground" or "background", for messages.
@@ -64,13 +69,17 @@ def list_recordings(path: str, *, flag: str, layout: str, classes: list[str], ev
   listing = list_sources(path, layout=layout)
   if unknown := [name for name in classes if name not in listing.label_names]:
     names = listing.label_names
-    raise UserError(f"--{flag}={path} has no class {unknown[0]!r}{nearest(unknown[0], names)}; there are "
-                    f"{', '.join(names[:20])}{', …' if len(names) > 20 else ''}")  # fmt: skip
+    raise UserError(
+      f"--{flag}={path} has no class {unknown[0]!r}{nearest(unknown[0], names)}; there are "
+      f"{', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
+    )
   kept = _labelled(listing.sources, set(classes or listing.label_names), path, flag)
   sizes = storage.sizes([source.path for source in kept], listing.root)
   kept = [source for source, size in zip(kept, sizes, strict=True) if size > 0]
   if not kept:
-    raise UserError(f"--{flag}={path}: none of the files of {', '.join(classes) or 'any class'} is there")
+    raise UserError(
+      f"--{flag}={path}: none of the files of {', '.join(classes) or 'any class'} is there"
+    )
   parts = _divide(kept, eval_fold, seed, flag)
   by_class: dict = {split: collections.defaultdict(list) for split in SPLITS}
   for source in kept:
@@ -85,8 +94,10 @@ def _labelled(sources: list[Source], wanted: set[str], path: str, flag: str) -> 
     labels = [label for label in source.labels if label in wanted]
     if len(labels) > 1:
       key = {"foreground": "events", "background": "scenes"}[flag]
-      raise UserError(f"--{flag}={path}: {source.id!r} is of several classes ({', '.join(labels)}); name with --{key} "
-                      "such as do not occur together")  # fmt: skip
+      raise UserError(
+        f"--{flag}={path}: {source.id!r} is of several classes ({', '.join(labels)}); name with --{key} "
+        "such as do not occur together"
+      )
     if labels:
       kept.append(dataclasses.replace(source, labels=tuple(labels)))
   return kept
@@ -99,8 +110,10 @@ def _divide(sources: list[Source], eval_fold: int, seed: int, flag: str) -> dict
   for source in sources:
     own[recording_of(source.id)].add(given(source))
   if divided := sorted(name for name, found in own.items() if len(found) > 1):
-    raise UserError(f"--{flag}: files of the recording {divided[0]!r} are in {' and '.join(sorted(own[divided[0]]))}; "
-                    "give all of a recording's files the same split and fold")  # fmt: skip
+    raise UserError(
+      f"--{flag}: files of the recording {divided[0]!r} are in {' and '.join(sorted(own[divided[0]]))}; "
+      "give all of a recording's files the same split and fold"
+    )
   parts = {name: found.pop() for name, found in own.items()}
   classes = collections.defaultdict(set)
   for source in sources:
@@ -125,5 +138,7 @@ def _given(sources: list[Source], eval_fold: int, flag: str) -> Callable[[Source
     return lambda source: source.split
   fold = max(folds) if eval_fold < 0 else eval_fold
   if fold not in folds:
-    raise UserError(f"--eval_fold={fold}: --{flag} has the folds {', '.join(map(str, sorted(folds)))}")
+    raise UserError(
+      f"--eval_fold={fold}: --{flag} has the folds {', '.join(map(str, sorted(folds)))}"
+    )
   return lambda source: "test" if source.fold == fold else source.split

@@ -17,20 +17,24 @@ CHUNK = 8  # items that a process is given at a time
 
 
 def each(function: Callable, items: list, *, workers: int) -> Iterator:
-  """Yields function(item) in the order of the items; with one worker in this process. Raises Stopped if one dies."""
+  """Yields function(item) in the order of the items; with one worker in this process. Raises
+  Stopped if one dies."""
   progress = Progress(len(items))
   try:
     if workers == 1:
       yield from _counted(map(function, items), progress)
       return
     context = multiprocessing.get_context("spawn")
-    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    # the parent says when to stop
+    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     with environment(ENVIRONMENT):
       pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=ignore)
       try:
         yield from _counted(pool.map(function, items, chunksize=CHUNK), progress)
       except BrokenProcessPool as error:
-        raise Stopped("a worker process died: killed, or out of memory (fewer --workers need less)") from error
+        raise Stopped(
+          "a worker process died: killed, or out of memory (fewer --workers need less)"
+        ) from error
       finally:
         pool.shutdown(cancel_futures=True)
   finally:
@@ -52,8 +56,15 @@ def _write(job: tuple[str, str, Mixture, str, str, Recipe]) -> None:
     soundfile.write(file, waveform, recipe.sample_rate, format="WAV", subtype="PCM_16")
 
 
-def write_audio(folder: str, mixtures: list[Mixture], foregrounds: dict[str, str], backgrounds: dict[str, str],
-                recipe: Recipe, *, workers: int) -> None:  # fmt: skip
+def write_audio(
+  folder: str,
+  mixtures: list[Mixture],
+  foregrounds: dict[str, str],
+  backgrounds: dict[str, str],
+  recipe: Recipe,
+  *,
+  workers: int,
+) -> None:
   """Writes FOLDER/CONDITION/NUMBER.wav, 16 bits; NUMBER is that of the mixture's row, from 0.
 
   Args:
@@ -62,7 +73,16 @@ def write_audio(folder: str, mixtures: list[Mixture], foregrounds: dict[str, str
   jobs = []
   for condition in CONDITIONS:
     storage.make_folder(os.path.join(folder, condition))
-    jobs += [(os.path.join(folder, condition, f"{number:06d}.wav"), condition, mixture, foregrounds[mixture.foreground],
-              backgrounds[mixture.background], recipe) for number, mixture in enumerate(mixtures)]  # fmt: skip
+    jobs += [
+      (
+        os.path.join(folder, condition, f"{number:06d}.wav"),
+        condition,
+        mixture,
+        foregrounds[mixture.foreground],
+        backgrounds[mixture.background],
+        recipe,
+      )
+      for number, mixture in enumerate(mixtures)
+    ]
   for _ in each(_write, jobs, workers=workers):
     pass

@@ -1,9 +1,9 @@
 """Scenes: recordings mixed over a background, each at a stated loudness.
 
-The rules are those of scaper 1.6.5, with which the published pairs were made: a background repeats until the scene is
-full; every recording is brought to the scene's reference loudness plus its own signal-to-noise ratio, measured on the
-part that is heard, before its fades; events fade in and out over 10 ms; all are summed. Nothing is clipped: shards are
-made of the sum as it is.
+The rules are those of scaper 1.6.5, with which the published pairs were made: a background repeats
+until the scene is full; every recording is brought to the scene's reference loudness plus its own
+signal-to-noise ratio, measured on the part that is heard, before its fades; events fade in and out
+over 10 ms; all are summed. Nothing is clipped: shards are made of the sum as it is.
 """
 
 import dataclasses
@@ -19,8 +19,9 @@ from data_pipeline.mixing.loudness import amplified, faded, gain_to
 from data_pipeline.sources.files import Source
 
 FADE_SECONDS = 0.01
-# How the published events were freed of the silence around them: the envelope is |x| smoothed by a Hann window of 512
-# samples at 44.1 kHz, and what lies before the first and after the last tenth of its peak is cut.
+# How the published events were freed of the silence around them: the envelope is |x| smoothed by a
+# Hann window of 512 samples at 44.1 kHz, and what lies before the first and after the last tenth of
+# its peak is cut.
 TRIM_SHARE, TRIM_SECONDS = 0.1, 512 / 44100
 
 
@@ -28,7 +29,8 @@ TRIM_SHARE, TRIM_SECONDS = 0.1, 512 / 44100
 class Part:
   """A recording in a scene. Times are seconds.
 
-  `loops`: the recording repeats from its start on (a background). Otherwise it is an event, freed of its silent ends,
+  `loops`: the recording repeats from its start on (a background). Otherwise it is an event, freed
+    of its silent ends,
   and may end before its duration.
   """
 
@@ -74,13 +76,17 @@ def _recording(path: str, rate: int, loops: bool) -> np.ndarray:
 
 
 def heard(part: Part, rate: int) -> np.ndarray:
-  """(N,) the part of its recording that is heard, as it was recorded. Raises Reject if it is silent or too short."""
+  """(N,) the part of its recording that is heard, as it was recorded. Raises Reject if it is silent
+  or too short."""
   waveform, size = _recording(part.path, rate, part.loops), round(part.duration * rate)
   start = round(part.source_time * rate)
   places = np.arange(start, start + size)
   out = waveform[places % len(waveform) if part.loops else places[places < len(waveform)]]
   if not len(out):
-    raise Reject("too_short", f"{part.source}: {len(waveform) / rate:.2f} s, to be heard from {part.source_time:.2f} s")
+    raise Reject(
+      "too_short",
+      f"{part.source}: {len(waveform) / rate:.2f} s, to be heard from {part.source_time:.2f} s",
+    )
   return out
 
 
@@ -104,15 +110,23 @@ def synthesise(scene: Scene) -> tuple[np.ndarray, list[list[float]]]:
     except ValueError as error:
       raise Reject("silent", f"{part.source} from {part.source_time:.2f} s") from error
     sound = amplified(sound, gain)
-    mixture[start : start + len(sound)] += sound if part.background else faded(sound, scene.rate, FADE_SECONDS)
+    mixture[start : start + len(sound)] += (
+      sound if part.background else faded(sound, scene.rate, FADE_SECONDS)
+    )
     notes.append([round(gain, 4), round(len(sound) / scene.rate, 4)])
   return mixture, notes
 
 
 def read_scene(
-  scene: Scene, *, sample_rate: int, min_samples: int = 1, max_seconds: float = math.inf, quality: Quality
+  scene: Scene,
+  *,
+  sample_rate: int,
+  min_samples: int = 1,
+  max_seconds: float = math.inf,
+  quality: Quality,
 ) -> Iterator[tuple[None, np.ndarray]]:
-  """Yields (None, (N,) waveform) of a scene as `audio.read_pieces` does of a file; `quality.notes` are its gains."""
+  """Yields (None, (N,) waveform) of a scene as `audio.read_pieces` does of a file; `quality.notes`
+  are its gains."""
   waveform, quality.notes = synthesise(scene)
   quality.sample_rate = scene.rate
   quality.update(waveform[:, None])

@@ -1,7 +1,8 @@
-"""Shards written by Apache Beam, on this machine or a cluster; the bytes are those of the process pool.
+"""Shards written by Apache Beam, on this machine or a cluster; the bytes are those of the process
+pool.
 
-Needs pip install -e .[beam]. A unit of work is a whole shard, so that nothing is shuffled but the names of shards;
-every worker must see the input and the output folder under the same names.
+Needs pip install -e .[beam]. A unit of work is a whole shard, so that nothing is shuffled but the
+names of shards; every worker must see the input and the output folder under the same names.
 """
 
 import dataclasses
@@ -18,20 +19,32 @@ RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 
 def store_task(task: ShardTask, work: str) -> str:
-  """Writes a task into the work folder: the graph of a pipeline is too small for the names of two million files."""
+  """Writes a task into the work folder: the graph of a pipeline is too small for the names of two
+  million files."""
   path = os.path.join(work, f"{task.file}.task")
-  write_json(path, {"file": task.file, "split": task.split, "sources": [dataclasses.astuple(s) for s in task.sources]})
+  write_json(
+    path,
+    {
+      "file": task.file,
+      "split": task.split,
+      "sources": [dataclasses.astuple(s) for s in task.sources],
+    },
+  )
   return path
 
 
 def load_task(path: str) -> ShardTask:
   """The task that `store_task` wrote there. Raises OSError."""
   values = json.loads(storage.read_text(path))
-  sources = (Source(where, id, tuple(labels), *rest) for where, id, labels, *rest in values["sources"])
+  sources = (
+    Source(where, id, tuple(labels), *rest) for where, id, labels, *rest in values["sources"]
+  )
   return ShardTask(values["file"], values["split"], tuple(sources))
 
 
-def write_tasks(tasks: list[ShardTask], settings: Settings, *, runner: str, options: list[str]) -> None:
+def write_tasks(
+  tasks: list[ShardTask], settings: Settings, *, runner: str, options: list[str]
+) -> None:
   """Writes all shards.
 
   Args:
@@ -39,7 +52,8 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, runner: str, opti
     options: pipeline options as on a command line, passed through.
 
   Raises:
-    UserError: Beam is not installed, refuses the options, or the pipeline failed; finished shards stay.
+    UserError: Beam is not installed, refuses the options, or the pipeline failed; finished shards
+      stay.
   """
   try:
     import apache_beam as beam
@@ -51,8 +65,8 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, runner: str, opti
     def setup(self):
       import threadpoolctl
 
-      # For good: sums in matrix products come in one order, as in the pool. A limit that ended with a shard would end
-      # for the other threads of the worker too.
+      # For good: sums in matrix products come in one order, as in the pool. A limit that ended with
+      # a shard would end for the other threads of the worker too.
       threadpoolctl.threadpool_limits(1)
 
     def process(self, path):
@@ -64,7 +78,9 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, runner: str, opti
       _ = pipeline | beam.Create(paths) | beam.Reshuffle() | beam.ParDo(Write())
   except (Exception, SystemExit) as error:  # whatever a runner raises
     reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
-    raise UserError(f"--runner={runner}: the pipeline failed ({reason}); run the same command again") from error
+    raise UserError(
+      f"--runner={runner}: the pipeline failed ({reason}); run the same command again"
+    ) from error
   finally:
     for path in paths:
       storage.remove(path)

@@ -1,8 +1,10 @@
-"""Minimum, maximum, mean and standard deviation of mel values, exact and therefore the same however they are split.
+"""Minimum, maximum, mean and standard deviation of mel values, exact and therefore the same however
+they are split.
 
-Float16 values are whole multiples of 2^-24, so that sums of values and of squares are kept as whole numbers: adding
-them up gives the same bits in any order and grouping. Beside the decibels stand BYOL-A's logarithms, ln(power + 2^-23),
-which are no function of the decibels' mean; they are rounded to multiples of 2^-24 first.
+Float16 values are whole multiples of 2^-24, so that sums of values and of squares are kept as whole
+numbers: adding them up gives the same bits in any order and grouping. Beside the decibels stand
+BYOL-A's logarithms, ln(power + 2^-23), which are no function of the decibels' mean; they are
+rounded to multiples of 2^-24 first.
 """
 
 import fractions
@@ -37,8 +39,8 @@ class MelStatistics:
       self._waiting.clear()
 
   def to_json(self) -> dict:
-    """`sum` in units of 2^-24 dB and `sum_squares` in units of 2^-48 dB^2, as whole numbers of any length; those with
-    `log_` alike, of nepers."""
+    """`sum` in units of 2^-24 dB and `sum_squares` in units of 2^-48 dB^2, as whole numbers of any
+    length; those with `log_` alike, of nepers."""
     self._count()
     seen = np.flatnonzero(self._histogram)
     if not len(seen):
@@ -54,7 +56,9 @@ class MelStatistics:
       "sum": sum(count * unit for count, unit in zip(counts, units, strict=True)),
       "sum_squares": sum(count * unit * unit for count, unit in zip(counts, units, strict=True)),
       "log_sum": sum(count * unit for count, unit in zip(counts, log_units, strict=True)),
-      "log_sum_squares": sum(count * unit * unit for count, unit in zip(counts, log_units, strict=True)),
+      "log_sum_squares": sum(
+        count * unit * unit for count, unit in zip(counts, log_units, strict=True)
+      ),
     }
 
 
@@ -65,14 +69,17 @@ def is_current(part: dict) -> bool:
 
 def _mean_and_std(parts: list[dict], count: int, prefix: str) -> tuple[float, float]:
   mean = fractions.Fraction(sum(part[f"{prefix}sum"] for part in parts), count << UNIT_BITS)
-  mean_square = fractions.Fraction(sum(part[f"{prefix}sum_squares"] for part in parts), count << 2 * UNIT_BITS)
+  mean_square = fractions.Fraction(
+    sum(part[f"{prefix}sum_squares"] for part in parts), count << 2 * UNIT_BITS
+  )
   return float(mean), math.sqrt(mean_square - mean * mean)
 
 
 def merge_statistics(parts: Iterable[dict], split: str) -> dict:
   """`dataset.json` statistics from the `to_json` of parts; {} if they hold no values.
 
-  min, max, mean and population std are in dB; log_mean and log_std are of ln(power + 2^-23), in nepers.
+  min, max, mean and population std are in dB; log_mean and log_std are of ln(power + 2^-23), in
+  nepers.
   """
   parts = [part for part in parts if part["num_values"]]
   if not parts:

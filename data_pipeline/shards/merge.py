@@ -2,8 +2,9 @@
 
   python -m data_pipeline.prepare merge data/a data/b --output=data/ab
 
-Every clip's id gets its set's name in front. Labels are matched by name; folds are kept only if one set has any. Clips
-stay in the order of sets and shards, so that the shards of the result are those of the inputs, renamed and relabelled.
+Every clip's id gets its set's name in front. Labels are matched by name; folds are kept only if one
+set has any. Clips stay in the order of sets and shards, so that the shards of the result are those
+of the inputs, renamed and relabelled.
 """
 
 import collections
@@ -33,29 +34,46 @@ def check(datasets: list[Dataset], output: str) -> None:
   first = datasets[0]
   for dataset in datasets[1:]:
     if dataset.frontend.hash != first.frontend.hash:
-      raise UserError(f"{first.root} has the front-end {first.frontend.name!r}, {dataset.root} "
-                      f"{dataset.frontend.name!r}; prepare both with one")  # fmt: skip
+      raise UserError(
+        f"{first.root} has the front-end {first.frontend.name!r}, {dataset.root} "
+        f"{dataset.frontend.name!r}; prepare both with one"
+      )
   for dataset in datasets:
     lacking = [key for key in KEYS if key not in dataset.manifest]
-    lacking += [f"{key} of {name}" for name, part in dataset.manifest["splits"].items()
-                for key in (*TOTALS, "class_counts") if key not in part]  # fmt: skip
+    lacking += [
+      f"{key} of {name}"
+      for name, part in dataset.manifest["splits"].items()
+      for key in (*TOTALS, "class_counts")
+      if key not in part
+    ]
     if lacking:
-      raise UserError(f"{dataset.root}: {MANIFEST} lacks {', '.join(lacking)}; prepare the set again")
+      raise UserError(
+        f"{dataset.root}: {MANIFEST} lacks {', '.join(lacking)}; prepare the set again"
+      )
   names = [dataset.manifest["name"] for dataset in datasets]
   if len(set(names)) < len(names):
-    raise UserError(f"the sets are named {', '.join(names)}; names must differ, as they go before the ids: prepare one "
-                    "again with --name")  # fmt: skip
+    raise UserError(
+      f"the sets are named {', '.join(names)}; names must differ, as they go before the ids: prepare one "
+      "again with --name"
+    )
   if storage.names(output):
     raise UserError(f"--output={output} holds something; choose another folder, or empty it")
 
 
-def renamed(dataset: Dataset, shard: Shard, labels: list[int], *, multi_label: bool, fold: bool) -> Iterator[Clip]:
-  """The clips of a shard with their new ids and labels; `labels[i]` is the new number of label i."""
+def renamed(
+  dataset: Dataset, shard: Shard, labels: list[int], *, multi_label: bool, fold: bool
+) -> Iterator[Clip]:
+  """The clips of a shard with their new ids and labels; `labels[i]` is the new number of label
+  i."""
   for clip in dataset.shard_clips(shard):
-    yield dataclasses.replace(clip, id=f"{dataset.manifest['name']}/{clip.id}", multi_label=multi_label,
-                              labels=tuple(labels[i] for i in clip.labels),
-                              fold=clip.fold if fold else -1,
-                              group=f"{dataset.manifest['name']}/{clip.group}" if clip.group else "")  # fmt: skip
+    yield dataclasses.replace(
+      clip,
+      id=f"{dataset.manifest['name']}/{clip.id}",
+      multi_label=multi_label,
+      labels=tuple(labels[i] for i in clip.labels),
+      fold=clip.fold if fold else -1,
+      group=f"{dataset.manifest['name']}/{clip.group}" if clip.group else "",
+    )
 
 
 def merge(roots: list[str], output: str, name: str) -> dict:
@@ -80,16 +98,32 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
   except OSError as error:
     raise UserError(f"--output={output}: cannot be made ({error.strerror})") from error
   for split in sorted({split for dataset in datasets for split in dataset.splits}):
-    parts = [(dataset, shard) for dataset in datasets if split in dataset.splits for shard in dataset.shards(split)]
+    parts = [
+      (dataset, shard)
+      for dataset in datasets
+      if split in dataset.splits
+      for shard in dataset.shards(split)
+    ]
     shards = []
     for number, (dataset, shard) in enumerate(parts):
       labels = [label_names.index(label) for label in dataset.label_names]
       clips = renamed(dataset, shard, labels, multi_label=multi_label, fold=folded == [dataset])
       file = f"{split}-{number:05d}-of-{len(parts):05d}.tfrecord"
-      written = write_shard(os.path.join(output, file), _encoded(clips, statistics if split == "train" else None))
-      shards.append({"file": file, "num_clips": written.num_clips, "num_bytes": written.num_bytes,
-                     "sha256": written.sha256})  # fmt: skip
-    splits[split] = {**_totals([d.manifest["splits"][split] for d in datasets if split in d.splits]), "shards": shards}
+      written = write_shard(
+        os.path.join(output, file), _encoded(clips, statistics if split == "train" else None)
+      )
+      shards.append(
+        {
+          "file": file,
+          "num_clips": written.num_clips,
+          "num_bytes": written.num_bytes,
+          "sha256": written.sha256,
+        }
+      )
+    splits[split] = {
+      **_totals([d.manifest["splits"][split] for d in datasets if split in d.splits]),
+      "shards": shards,
+    }
   only = folded[0].manifest if len(folded) == 1 else {"fold_names": [], "folds": []}
   manifest = {
     "schema": SCHEMA_VERSION,
@@ -101,13 +135,20 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
     "folds": only["folds"],
     "splits": splits,
     "statistics": merge_statistics([statistics.to_json()], "train"),
-    "rejects": [{**reject, "id": f"{d.manifest['name']}/{reject['id']}"}
-                for d in datasets for reject in d.manifest["rejects"]],
+    "rejects": [
+      {**reject, "id": f"{d.manifest['name']}/{reject['id']}"}
+      for d in datasets
+      for reject in d.manifest["rejects"]
+    ],
     "counts": _counts([dataset.manifest["counts"] for dataset in datasets]),
-    "preparation": {"kind": "merge", "of": [[d.manifest["name"], [d.fingerprint(s) for s in d.splits]]
-                                            for d in datasets]},
-  }  # fmt: skip
-  labelled = all(sum(part["class_counts"].values()) >= part["num_clips"] for part in splits.values())
+    "preparation": {
+      "kind": "merge",
+      "of": [[d.manifest["name"], [d.fingerprint(s) for s in d.splits]] for d in datasets],
+    },
+  }
+  labelled = all(
+    sum(part["class_counts"].values()) >= part["num_clips"] for part in splits.values()
+  )
   write_tfds_info(output, manifest, labelled=labelled, folded=False)
   write_json(os.path.join(output, MANIFEST), manifest)
   write_report(output)

@@ -51,12 +51,17 @@ def choose_num_shards(
   return min(wanted, len(ordered)), total
 
 
-def measure(sources: list[Source], *, frontend: FrontEnd, filters: np.ndarray) -> tuple[float, float]:
-  """(seconds of audio, seconds of one core) of preparing a few files: decoding, resampling, log-mel."""
+def measure(
+  sources: list[Source], *, frontend: FrontEnd, filters: np.ndarray
+) -> tuple[float, float]:
+  """(seconds of audio, seconds of one core) of preparing a few files: decoding, resampling,
+  log-mel."""
   audio, started = 0.0, time.process_time()
   for source in sources:
     with contextlib.suppress(Reject):
-      for _, waveform in read_pieces(source.path, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples):
+      for _, waveform in read_pieces(
+        source.path, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples
+      ):
         log_mel(waveform, frontend, filters)
         audio += len(waveform) / frontend.sample_rate
   return audio, time.process_time() - started
@@ -65,14 +70,19 @@ def measure(sources: list[Source], *, frontend: FrontEnd, filters: np.ndarray) -
 def deal(
   sources: list[Source], *, frontend: FrontEnd, seed: int, shard_mb: float, num_shards: int
 ) -> tuple[list[ShardTask], float]:
-  """Deals the files of every split to its shards in turn. Returns the shards and the estimated seconds of audio."""
+  """Deals the files of every split to its shards in turn. Returns the shards and the estimated
+  seconds of audio."""
   tasks, total = [], 0.0
   for split in sorted({source.split for source in sources}):
     ordered = hash_order([source for source in sources if source.split == split], seed)
-    count, seconds = choose_num_shards(ordered, frontend=frontend, shard_mb=shard_mb, num_shards=num_shards)
+    count, seconds = choose_num_shards(
+      ordered, frontend=frontend, shard_mb=shard_mb, num_shards=num_shards
+    )
     total += seconds
     for i in range(count):
-      tasks.append(ShardTask(f"{split}-{i:05d}-of-{count:05d}.tfrecord", split, tuple(ordered[i::count])))
+      tasks.append(
+        ShardTask(f"{split}-{i:05d}-of-{count:05d}.tfrecord", split, tuple(ordered[i::count]))
+      )
   return tasks, total
 
 
@@ -81,7 +91,9 @@ def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
   digest, missing = hashlib.sha256(), []
   sizes = storage.sizes((source.path for source in sources), root)
   prefix = os.path.join(root, "")
-  relative = lambda path: path.removeprefix(prefix) if path.startswith(prefix) else os.path.relpath(path, root)
+  relative = lambda path: (
+    path.removeprefix(prefix) if path.startswith(prefix) else os.path.relpath(path, root)
+  )
   for source, size in zip(sources, sizes, strict=True):
     if size < 0:
       missing.append(source.id)
@@ -93,9 +105,11 @@ def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
 
 
 def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[dict]:
-  """Rejects of all files but the first of those with the same content; only files of one size are read.
+  """Rejects of all files but the first of those with the same content; only files of one size are
+  read.
 
-  Clips of other splits come before the training split's, so that a test set stays whole; then the id decides.
+  Clips of other splits come before the training split's, so that a test set stays whole; then the
+  id decides.
 
   Args:
     workers: threads that read and hash.
@@ -120,7 +134,8 @@ def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[d
 
 
 def check_plan(output: str, plan: dict) -> None:
-  """Refuses an output folder that holds shards of another plan. Raises UserError naming what differs."""
+  """Refuses an output folder that holds shards of another plan. Raises UserError naming what
+  differs."""
   if storage.is_file(output):
     raise UserError(f"--output={output} is a file; name a folder")
   if not any(shard_name(name) for name in storage.names(output)):
@@ -165,7 +180,8 @@ def shard_name(name: str) -> re.Match | None:
 
 @contextlib.contextmanager
 def _lock(path: str, output: str) -> Iterator[None]:
-  """Held for as long as one job prepares; stores have no locks, and two jobs there write the same bytes twice."""
+  """Held for as long as one job prepares; stores have no locks, and two jobs there write the same
+  bytes twice."""
   if storage.is_remote(path):
     yield
     return
@@ -175,7 +191,9 @@ def _lock(path: str, output: str) -> Iterator[None]:
 
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise UserError(f"another process prepares into {output}; wait for it, or choose another --output") from error
+      raise UserError(
+        f"another process prepares into {output}; wait for it, or choose another --output"
+      ) from error
     except (ImportError, OSError):  # no such locks on this system or file system
       pass
     yield
@@ -183,7 +201,8 @@ def _lock(path: str, output: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_output(output: str, plan: dict) -> Iterator[str]:
-  """Creates and locks the output folder, stores the plan, removes temporary files. Yields the work folder.
+  """Creates and locks the output folder, stores the plan, removes temporary files. Yields the work
+  folder.
 
   Raises UserError if the folder cannot be written or another process prepares into it.
   """
@@ -193,7 +212,9 @@ def open_output(output: str, plan: dict) -> Iterator[str]:
       storage.make_folder(work)
       stack.enter_context(_lock(os.path.join(work, LOCK), output))
     except OSError as error:
-      raise UserError(f"cannot write to --output={output}: {error.strerror}; choose another folder") from error
+      raise UserError(
+        f"cannot write to --output={output}: {error.strerror}; choose another folder"
+      ) from error
     continued = _stored(os.path.join(work, PLAN), lambda value: value) == plan
     for name in storage.names(work):  # of another plan, everything goes
       if name != LOCK and not (continued and name.endswith(".json")):

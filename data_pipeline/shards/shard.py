@@ -1,4 +1,5 @@
-"""The unit of work: one shard, from its audio files to a TFRecord file and a sidecar with all that is known of it."""
+"""The unit of work: one shard, from its audio files to a TFRecord file and a sidecar with all that
+is known of it."""
 
 import collections
 import dataclasses
@@ -31,7 +32,9 @@ class ShardTask:
   @property
   def digest(self) -> str:
     """Says which files a finished shard was made of."""
-    return hashlib.sha256("\0".join((self.file, *(source.id for source in self.sources))).encode()).hexdigest()
+    return hashlib.sha256(
+      "\0".join((self.file, *(source.id for source in self.sources))).encode()
+    ).hexdigest()
 
 
 def read_file(source: Source, **options) -> Iterator[tuple[int | None, np.ndarray]]:
@@ -41,8 +44,9 @@ def read_file(source: Source, **options) -> Iterator[tuple[int | None, np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What all shards have in common. `filters` are the front-end's mel filters: workers need no librosa. `read` gives
-  the pieces of a source, with the arguments and errors of `audio.read_pieces`."""
+  """What all shards have in common. `filters` are the front-end's mel filters: workers need no
+  librosa. `read` gives the pieces of a source, with the arguments and errors of
+  `audio.read_pieces`."""
 
   output: str
   work: str
@@ -51,7 +55,8 @@ class Settings:
   label_names: tuple[str, ...]
   max_seconds: float
   reject_silent: bool = False
-  crashers: frozenset[str] = frozenset()  # ids of files at which a decoder crashed; they are not opened again
+  # ids of files at which a decoder crashed; they are not opened again
+  crashers: frozenset[str] = frozenset()
   read: Callable[..., Iterator[tuple[int | None, np.ndarray]]] = read_file
 
 
@@ -68,8 +73,10 @@ class Tally:
   counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   sample_rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   rejects: list[dict] = dataclasses.field(default_factory=list)
-  seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # histograms of clips, by the
-  levels: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # lower edge of a bin
+  # histograms of clips, by the
+  seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  # lower edge of a bin
+  levels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   statistics: MelStatistics = dataclasses.field(default_factory=MelStatistics)
   notes: dict[str, list] = dataclasses.field(default_factory=dict)  # of the reader, by id
 
@@ -101,33 +108,50 @@ class Tally:
 
 
 def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
-  """Yields the encoded clips of one file; a file that cannot be used goes to the tally's rejects instead."""
+  """Yields the encoded clips of one file; a file that cannot be used goes to the tally's rejects
+  instead."""
   labels = tuple(settings.label_names.index(name) for name in source.labels)
   frontend, quality, pieces, cut = settings.frontend, Quality(), 0, False
   try:
     if source.id in settings.crashers:
       raise Reject("undecodable", "the decoder crashes")
     for number, waveform in settings.read(
-      source, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples,
-      max_seconds=settings.max_seconds, quality=quality):  # fmt: skip
-      if settings.reject_silent and quality.silent:  # known of the whole file before its first piece
+      source,
+      sample_rate=frontend.sample_rate,
+      min_samples=frontend.min_samples,
+      max_seconds=settings.max_seconds,
+      quality=quality,
+    ):
+      # known of the whole file before its first piece
+      if settings.reject_silent and quality.silent:
         raise Reject("silent", f"peak {quality.peak:.1g} of full scale")
       cut = number is not None
       mel = log_mel(waveform, frontend, settings.filters).astype(np.float16)
       tally.add_clip(mel, source, len(waveform) / frontend.sample_rate)
       pieces += 1
       id = f"{source.id}#{number:04d}" if cut else source.id
-      yield Clip(id, mel, labels, source.multi_label, source.fold, source.split, source.group).encode()
+      yield Clip(
+        id, mel, labels, source.multi_label, source.fold, source.split, source.group
+      ).encode()
     tally.add_file(source, quality, cut)
   except StoreError:
     raise
   except Exception as error:
     if pieces:  # validated before its first piece
-      raise UserError(f"{source.path} changed while it was read; run the same command again") from error
-    if isinstance(error, Reject) and error.reason == "missing":  # what was missing before is not in any shard
-      raise UserError(f"{source.path} was there when the job began and is gone; bring it back and run the same command "
-                      "again") from error  # fmt: skip
-    reject = error if isinstance(error, Reject) else Reject("undecodable", f"{type(error).__name__}: {error}")
+      raise UserError(
+        f"{source.path} changed while it was read; run the same command again"
+      ) from error
+    # what was missing before is not in any shard
+    if isinstance(error, Reject) and error.reason == "missing":
+      raise UserError(
+        f"{source.path} was there when the job began and is gone; bring it back and run the same command "
+        "again"
+      ) from error
+    reject = (
+      error
+      if isinstance(error, Reject)
+      else Reject("undecodable", f"{type(error).__name__}: {error}")
+    )
     tally.rejects.append({"id": source.id, "reason": reject.reason, "detail": reject.detail})
 
 
@@ -141,11 +165,12 @@ def _payloads(
 
 
 def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int], None]) -> None:
-  """Writes a shard and then its sidecar. A shard none of whose files can be used has a sidecar only.
+  """Writes a shard and then its sidecar. A shard none of whose files can be used has a sidecar
+  only.
 
   Args:
-    on_file: called with the numbers of files and of clips done so far, first with zeros; what it raises stops the
-      shard.
+    on_file: called with the numbers of files and of clips done so far, first with zeros; what it
+      raises stops the shard.
 
   Raises:
     OSError: the output cannot be written. Files that cannot be read are rejects, never errors.
@@ -186,16 +211,20 @@ def sidecar_path(task: ShardTask, work: str) -> str:
 
 
 def read_sidecars(tasks: list[ShardTask], output: str, work: str) -> list[dict]:
-  """The sidecars of shards that were finished just now, in order. Raises UserError if one is not there any more."""
+  """The sidecars of shards that were finished just now, in order. Raises UserError if one is not
+  there any more."""
   found = [read_sidecar(task, output, work) for task in tasks]
   sidecars = [sidecar for sidecar in found if sidecar is not None]
   if len(sidecars) < len(tasks):
-    raise UserError(f"shards in {output} were removed or changed meanwhile; run the same command again")
+    raise UserError(
+      f"shards in {output} were removed or changed meanwhile; run the same command again"
+    )
   return sidecars
 
 
 def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
-  """The sidecar of a finished shard; None if the shard is not finished, of other files, or not of its size."""
+  """The sidecar of a finished shard; None if the shard is not finished, of other files, or not of
+  its size."""
   try:
     sidecar = json.loads(storage.read_text(sidecar_path(task, work)))
     if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]):

@@ -26,7 +26,8 @@ SHARDS_PER_WORKER = 4
 
 
 def bare_loop(paths: list[str], frontend: FrontEnd, filters: np.ndarray) -> float:
-  """Decodes, mixes, resamples and transforms every file, and keeps nothing. Returns the seconds of audio."""
+  """Decodes, mixes, resamples and transforms every file, and keeps nothing. Returns the seconds of
+  audio."""
   import soundfile
   import soxr
 
@@ -57,17 +58,22 @@ def _peak_megabytes() -> float:
     for line in file:
       if line.startswith("VmHWM:"):
         return int(line.split()[1]) / 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # also of the process it was forked from
+  # also of the process it was forked from
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def usable_files(folder: str, number: int, frontend: FrontEnd) -> list[Source]:
-  """At most `number` files of a local folder, drawn by a hash of their names. Raises UserError if there is none."""
+  """At most `number` files of a local folder, drawn by a hash of their names. Raises UserError if
+  there is none."""
   if storage.is_remote(folder):
     raise UserError(f"--input={folder}: a folder of this machine is needed")
   sources = []
   for source in hash_order(list_sources(folder).sources, seed=0):
     try:
-      if duration(source.path) >= frontend.min_samples / frontend.sample_rate and len(sources) < number:
+      if (
+        duration(source.path) >= frontend.min_samples / frontend.sample_rate
+        and len(sources) < number
+      ):
         sources.append(source)
     except Reject:
       continue
@@ -76,8 +82,11 @@ def usable_files(folder: str, number: int, frontend: FrontEnd) -> list[Source]:
   return sources
 
 
-def measure_prepare(folder: str, *, frontend: str, files: int, seconds: float, repeats: int, workers: int) -> dict:
-  """Numbers of the job that writes shards: medians over the repeats, of ratios those of the single repeats.
+def measure_prepare(
+  folder: str, *, frontend: str, files: int, seconds: float, repeats: int, workers: int
+) -> dict:
+  """Numbers of the job that writes shards: medians over the repeats, of ratios those of the single
+  repeats.
 
   Args:
     files: of the folder, at most; all are read once beforehand, so that they are in memory.
@@ -90,8 +99,10 @@ def measure_prepare(folder: str, *, frontend: str, files: int, seconds: float, r
   filters = mel_filters(front)
   sources = usable_files(folder, files, front)
   share = lambda values, count: [values[i::count] for i in range(min(count, len(values)))]
-  tasks = lambda parts: [ShardTask(f"train-{i:05d}-of-{len(parts):05d}.tfrecord", "train", tuple(part))
-                         for i, part in enumerate(parts)]  # fmt: skip
+  tasks = lambda parts: [
+    ShardTask(f"train-{i:05d}-of-{len(parts):05d}.tfrecord", "train", tuple(part))
+    for i, part in enumerate(parts)
+  ]
   labels = tuple(sorted({label for source in sources for label in source.labels}))
   times: dict[str, list[float]] = {key: [] for key in ("bare", "one", "bares", "start", "pool")}
   context = multiprocessing.get_context("spawn")
@@ -104,7 +115,9 @@ def measure_prepare(folder: str, *, frontend: str, files: int, seconds: float, r
   ):
     settings = Settings(output, output, front, filters, labels, float("inf"))
     loop = lambda paths: single.submit(_seconds, bare_loop, paths, front, filters).result()
-    loops = lambda paths: list(all.map(bare_loop, share(paths, workers), [front] * workers, [filters] * workers))
+    loops = lambda paths: list(
+      all.map(bare_loop, share(paths, workers), [front] * workers, [filters] * workers)
+    )
     paths = [source.path for source in sources]
     audio = single.submit(bare_loop, paths, front, filters).result()
     passes = math.ceil(seconds / loop(paths))
@@ -120,7 +133,8 @@ def measure_prepare(folder: str, *, frontend: str, files: int, seconds: float, r
       times["pool"].append(_seconds(lambda: write_tasks(parts, settings, workers=workers)))
     peak = single.submit(_peak_megabytes).result()
   bare, one, bares, start, pool = (np.array(values) for values in times.values())
-  pool = pool - min(start.min(), 0.9 * pool.min())  # the second where work is too short to be told from the start
+  # the second where work is too short to be told from the start
+  pool = pool - min(start.min(), 0.9 * pool.min())
   median = lambda values: float(np.median(values))
   return {
     "files": len(sources) // passes,

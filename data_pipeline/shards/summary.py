@@ -10,8 +10,15 @@ from data_pipeline.sources.listing import Listing
 COUNTS = ("silent", "clipped", "dc", "split_files")
 
 
-def describe(*, name: str, frontend: FrontEnd, listing: Listing, sidecars: list[dict], rejects: list[dict],
-             preparation: dict) -> dict:  # fmt: skip
+def describe(
+  *,
+  name: str,
+  frontend: FrontEnd,
+  listing: Listing,
+  sidecars: list[dict],
+  rejects: list[dict],
+  preparation: dict,
+) -> dict:
   """The content of `dataset.json`.
 
   Args:
@@ -33,14 +40,21 @@ def describe(*, name: str, frontend: FrontEnd, listing: Listing, sidecars: list[
     "fold_names": listing.fold_names,
     "folds": sorted({source.fold for source in listing.sources if source.fold >= 0}),
     "splits": splits,
-    "statistics": merge_statistics((s["statistics"] for s in sidecars if s["split"] == "train"), "train"),
+    "statistics": merge_statistics(
+      (s["statistics"] for s in sidecars if s["split"] == "train"), "train"
+    ),
     "rejects": rejects,
-    "counts": {**counts, "listed_files": len(listing.sources), "sample_rates": _sum(sidecars, "sample_rates"),
-               "seconds": _sum(sidecars, "seconds"), "levels": _sum(sidecars, "levels"),
-               "reasons": dict(collections.Counter(r["reason"] for r in rejects)),
-               "coverage": _coverage(listing, rejects)},
+    "counts": {
+      **counts,
+      "listed_files": len(listing.sources),
+      "sample_rates": _sum(sidecars, "sample_rates"),
+      "seconds": _sum(sidecars, "seconds"),
+      "levels": _sum(sidecars, "levels"),
+      "reasons": dict(collections.Counter(r["reason"] for r in rejects)),
+      "coverage": _coverage(listing, rejects),
+    },
     "preparation": preparation,
-  }  # fmt: skip
+  }
 
 
 def _sum(sidecars: list[dict], key: str) -> dict[str, int]:
@@ -59,7 +73,9 @@ def _split(sidecars: list[dict], label_names: list[str]) -> dict:
     "min_frames": min(s["min_frames"] for s in sidecars),
     "max_frames": max(s["max_frames"] for s in sidecars),
     "class_counts": {name: class_counts.get(name, 0) for name in label_names},
-    "shards": [{key: s[key] for key in ("file", "num_clips", "num_bytes", "sha256")} for s in sidecars],
+    "shards": [
+      {key: s[key] for key in ("file", "num_clips", "num_bytes", "sha256")} for s in sidecars
+    ],
   }
 
 
@@ -84,20 +100,29 @@ def report(manifest: dict, *, most: int = 10) -> list[str]:
   for split, content in manifest["splits"].items():
     hours = content["num_frames"] * frontend["hop_length"] / frontend["sample_rate"] / 3600
     size = sum(shard["num_bytes"] for shard in content["shards"]) / 2**20
-    lines.append(f"{split}: {content['num_clips']} clips of {content['num_files']} files, {hours:.2f} hours, "
-                 f"{len(content['shards'])} shards, {size:.0f} MiB")  # fmt: skip
+    lines.append(
+      f"{split}: {content['num_clips']} clips of {content['num_files']} files, {hours:.2f} hours, "
+      f"{len(content['shards'])} shards, {size:.0f} MiB"
+    )
   lines.append(", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in COUNTS))
   if manifest["rejects"]:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["reasons"].items()))
-    lines.append(f"{len(manifest['rejects'])} of {counts['listed_files']} files rejected: {reasons}")
+    lines.append(
+      f"{len(manifest['rejects'])} of {counts['listed_files']} files rejected: {reasons}"
+    )
     for reject in manifest["rejects"][:most]:
-      lines.append(f"  {reject['id']!r}: {reject['reason']}{' (' + reject['detail'] + ')' if reject['detail'] else ''}")
+      lines.append(
+        f"  {reject['id']!r}: {reject['reason']}{' (' + reject['detail'] + ')' if reject['detail'] else ''}"
+      )
     if len(manifest["rejects"]) > most:
       lines.append(f"  and {len(manifest['rejects']) - most} more in dataset.json")
     absent = {k: (v["missing"] + v["rejected"], v["listed"]) for k, v in counts["coverage"].items()}
-    worst = sorted((k for k in absent if absent[k][0]), key=lambda k: (-absent[k][0] / absent[k][1], k))
+    worst = sorted(
+      (k for k in absent if absent[k][0]), key=lambda k: (-absent[k][0] / absent[k][1], k)
+    )
     if worst:
       lines.append(
-        "classes that lack most: " + ", ".join(f"{k} {absent[k][0]} of {absent[k][1]}" for k in worst[:most])
+        "classes that lack most: "
+        + ", ".join(f"{k} {absent[k][0]} of {absent[k][1]}" for k in worst[:most])
       )
   return lines

@@ -1,7 +1,8 @@
 """The two JSON files that let `tfds.builder_from_directory(folder)` open a prepared dataset.
 
-They are written by hand, so that preparing needs neither TFDS nor TensorFlow. TFDS parses the shards as they are: `mel`
-as a (None, F) float16 tensor stored as bytes. A feature that some clips lack (labels, folds) is left out of the list.
+They are written by hand, so that preparing needs neither TFDS nor TensorFlow. TFDS parses the
+shards as they are: `mel` as a (None, F) float16 tensor stored as bytes. A feature that some clips
+lack (labels, folds) is left out of the list.
 """
 
 import os
@@ -14,20 +15,32 @@ PACKAGE = "tensorflow_datasets.core.features"
 
 
 def _scalar() -> dict:
-  return {"pythonClassName": f"{PACKAGE}.scalar.Scalar", "tensor": {"dtype": "int64", "encoding": "none", "shape": {}}}
+  return {
+    "pythonClassName": f"{PACKAGE}.scalar.Scalar",
+    "tensor": {"dtype": "int64", "encoding": "none", "shape": {}},
+  }
 
 
 def _label(names: list[str]) -> dict:
-  return {"pythonClassName": f"{PACKAGE}.class_label_feature.ClassLabel", "classLabel": {"numClasses": str(len(names))}}
+  return {
+    "pythonClassName": f"{PACKAGE}.class_label_feature.ClassLabel",
+    "classLabel": {"numClasses": str(len(names))},
+  }
 
 
-def features(*, n_mels: int, label_names: list[str], multi_label: bool, labelled: bool, folded: bool) -> dict:
+def features(
+  *, n_mels: int, label_names: list[str], multi_label: bool, labelled: bool, folded: bool
+) -> dict:
   """The content of `features.json`."""
   text = {"pythonClassName": f"{PACKAGE}.text_feature.Text", "text": {}}
   content = {
     "mel": {
       "pythonClassName": f"{PACKAGE}.tensor_feature.Tensor",
-      "tensor": {"dtype": "float16", "encoding": "bytes", "shape": {"dimensions": ["-1", str(n_mels)]}},
+      "tensor": {
+        "dtype": "float16",
+        "encoding": "bytes",
+        "shape": {"dimensions": ["-1", str(n_mels)]},
+      },
     },
     "num_frames": _scalar(),
     "id": text,
@@ -43,13 +56,19 @@ def features(*, n_mels: int, label_names: list[str], multi_label: bool, labelled
     }
   elif labelled:
     content["label"] = label
-  return {"pythonClassName": f"{PACKAGE}.features_dict.FeaturesDict", "featuresDict": {"features": content}}
+  return {
+    "pythonClassName": f"{PACKAGE}.features_dict.FeaturesDict",
+    "featuresDict": {"features": content},
+  }
 
 
 def storable(label_names: list[str]) -> bool:
   """Whether TFDS can keep these names, one per line of a text file."""
-  return bool(label_names) and all(name and name.split() and name == name.strip() for name in label_names) and not any(
-    len(name.splitlines()) > 1 for name in label_names)  # fmt: skip
+  return (
+    bool(label_names)
+    and all(name and name.split() and name == name.strip() for name in label_names)
+    and not any(len(name.splitlines()) > 1 for name in label_names)
+  )
 
 
 def write_tfds_info(output: str, manifest: dict, *, labelled: bool, folded: bool) -> None:
@@ -78,7 +97,9 @@ def write_tfds_info(output: str, manifest: dict, *, labelled: bool, folded: bool
     "splits": splits,
   }
   n_mels = manifest["frontend"]["n_mels"]
-  content = features(n_mels=n_mels, label_names=names, multi_label=multi_label, labelled=labelled, folded=folded)
+  content = features(
+    n_mels=n_mels, label_names=names, multi_label=multi_label, labelled=labelled, folded=folded
+  )
   write_json(os.path.join(output, "dataset_info.json"), info)
   write_json(os.path.join(output, "features.json"), content)
   if storable(names) and (multi_label or labelled):

@@ -6,7 +6,15 @@ import sys
 
 import numpy as np
 
-from atst_jax.data.dataset import MANIFEST, Clip, Dataset, RecordError, Shard, read_records, write_json  # fmt: skip
+from atst_jax.data.dataset import (
+  MANIFEST,
+  Clip,
+  Dataset,
+  RecordError,
+  Shard,
+  read_records,
+  write_json,
+)
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser, nearest
 from atst_jax.util.errors import StoreError, UserError
@@ -31,7 +39,9 @@ def verify(root: str) -> tuple[dict[str, str], int]:
         raise
       except (RecordError, OSError) as error:
         problems[shard.path] = str(error)
-  listed = {os.path.basename(shard.path) for split in dataset.splits for shard in dataset.shards(split)}
+  listed = {
+    os.path.basename(shard.path) for split in dataset.splits for shard in dataset.shards(split)
+  }
   for name in sorted(set(filter(shard_name, storage.names(root))) - listed):
     path = os.path.join(root, name)
     problems[path] = f"{path}: not listed in {MANIFEST}"
@@ -46,26 +56,35 @@ def _verify_shard(dataset: Dataset, shard: Shard, split: str, before: set[str]) 
   for number, data in enumerate(read_records(shard.path), start=1):
     where = f"{shard.path}: record {number - 1}"
     clip = Clip.decode(data, dataset.frontend.n_mels, where)
-    if clip.split != split or not all(0 <= label < len(dataset.label_names) for label in clip.labels):
-      raise RecordError(f"{where}: split {clip.split!r} and labels {clip.labels} do not fit {MANIFEST}")
+    if clip.split != split or not all(
+      0 <= label < len(dataset.label_names) for label in clip.labels
+    ):
+      raise RecordError(
+        f"{where}: split {clip.split!r} and labels {clip.labels} do not fit {MANIFEST}"
+      )
     if not np.isfinite(clip.mel).all():
       raise RecordError(f"{where}: the spectrogram holds NaN or infinity")
     if clip.id in ids or clip.id in before:
       raise RecordError(f"{where}: id {clip.id!r} occurs twice")
     ids.add(clip.id)
   if number != shard.num_clips:
-    raise RecordError(f"{shard.path}: {number} clips, {shard.num_clips} expected; cut on a record boundary?")
+    raise RecordError(
+      f"{shard.path}: {number} clips, {shard.num_clips} expected; cut on a record boundary?"
+    )
   if storage.sha256(shard.path) != shard.sha256:
     raise RecordError(f"{shard.path}: sha256 differs from {MANIFEST}, though every record reads")
   return ids
 
 
 def compute_statistics(root: str, split: str) -> dict:
-  """Statistics over the stored mel values of a split. Raises UserError for damage and unknown splits."""
+  """Statistics over the stored mel values of a split. Raises UserError for damage and unknown
+  splits."""
   dataset = Dataset.load(root)
   if split not in dataset.splits:
-    raise UserError(f"{root} has no split {split!r} but {', '.join(dataset.splits)}; name one with --split"
-                    f"{nearest(split, dataset.splits)}")  # fmt: skip
+    raise UserError(
+      f"{root} has no split {split!r} but {', '.join(dataset.splits)}; name one with --split"
+      f"{nearest(split, dataset.splits)}"
+    )
   statistics = MelStatistics()
   for clip in dataset.clips(split):
     statistics.add(clip.mel)
@@ -75,7 +94,9 @@ def compute_statistics(root: str, split: str) -> dict:
 def store_statistics(root: str, split: str) -> dict:
   """Computes the statistics of a split and stores them in `dataset.json`."""
   statistics = compute_statistics(root, split)
-  write_json(os.path.join(root, MANIFEST), {**Dataset.described(root).manifest, "statistics": statistics})
+  write_json(
+    os.path.join(root, MANIFEST), {**Dataset.described(root).manifest, "statistics": statistics}
+  )
   return statistics
 
 
@@ -99,8 +120,10 @@ def main(argv: list[str]) -> int:
   for problem in problems.values():
     print(problem, file=sys.stderr)
   if problems:
-    print(f"{len(problems)} bad shards; `prepare repair` with the flags that prepared them writes them again",
-          file=sys.stderr)  # fmt: skip
+    print(
+      f"{len(problems)} bad shards; `prepare repair` with the flags that prepared them writes them again",
+      file=sys.stderr,
+    )
     return 2
   print(f"{args.dataset}: {num_clips} clips, every shard and record sound")
   return 0

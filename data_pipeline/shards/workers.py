@@ -1,4 +1,5 @@
-"""A pool of processes that write shards; the bytes they write do not depend on how many there are."""
+"""A pool of processes that write shards; the bytes they write do not depend on how many there
+are."""
 
 import concurrent.futures
 import contextlib
@@ -19,10 +20,18 @@ from atst_jax.util.logs import Progress
 from data_pipeline.shards.shard import Settings, ShardTask, read_sidecar, write_task
 from data_pipeline.sources.files import Source
 
-# One thread per process: the pool fills the cores, and sums in matrix products come in one order. And memory of a clip
-# is kept for the next one: glibc would give it back, at the cost of a tenth of the time in page faults.
+# One thread per process: the pool fills the cores, and sums in matrix products come in one order.
+# And memory of a clip is kept for the next one: glibc would give it back, at the cost of a tenth of
+# the time in page faults.
 ENVIRONMENT = dict.fromkeys(
-  ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+  (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+  ),
+  "1",
 ) | dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(64 << 20))
 NOT_BEGUN = -1
 CRASHERS = "crashers.json"  # in the work folder
@@ -70,7 +79,8 @@ def environment(values: dict[str, str]):
 
 @contextlib.contextmanager
 def _signals(stop):
-  """SIGINT and SIGTERM ask to stop; a second one kills. No handler raises: an exception could leave the pool locked."""
+  """SIGINT and SIGTERM ask to stop; a second one kills. No handler raises: an exception could leave
+  the pool locked."""
 
   def request(number, frame):
     stop.value = 1
@@ -84,7 +94,9 @@ def _signals(stop):
       signal.signal(number, handler)
 
 
-def _submit(pool: concurrent.futures.ProcessPoolExecutor, tasks: list[ShardTask]) -> set[concurrent.futures.Future]:
+def _submit(
+  pool: concurrent.futures.ProcessPoolExecutor, tasks: list[ShardTask]
+) -> set[concurrent.futures.Future]:
   """Starts the workers, which inherit that SIGINT is ignored: the parent says when to stop."""
   before = signal.signal(signal.SIGINT, signal.SIG_IGN)
   try:
@@ -94,7 +106,8 @@ def _submit(pool: concurrent.futures.ProcessPoolExecutor, tasks: list[ShardTask]
 
 
 def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> None:
-  """Writes all shards. A file at which the decoder crashes, and its process with it, becomes a reject.
+  """Writes all shards. A file at which the decoder crashes, and its process with it, becomes a
+  reject.
 
   Raises:
     Stopped: by a signal (no message), or because a worker died; finished shards stay.
@@ -105,7 +118,11 @@ def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> 
     crashed = _write_tasks(tasks, settings, workers=workers)
     if crashed:
       write_json(os.path.join(settings.work, CRASHERS), sorted({*settings.crashers, *crashed}))
-    tasks = [task for task in tasks if crashed and read_sidecar(task, settings.output, settings.work) is None]
+    tasks = [
+      task
+      for task in tasks
+      if crashed and read_sidecar(task, settings.output, settings.work) is None
+    ]
 
 
 def _crashers(work: str) -> list[str]:
@@ -114,32 +131,48 @@ def _crashers(work: str) -> list[str]:
 
 
 def _write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> list[str]:
-  """Writes shards. Returns the ids of files that crash a process, if one died; then some shards are not written."""
-  context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads that it does not copy
+  """Writes shards. Returns the ids of files that crash a process, if one died; then some shards are
+  not written."""
+  # a fork would copy the locks of threads that it does not copy
+  context = multiprocessing.get_context("spawn")
   done, stop = context.RawArray("q", [NOT_BEGUN, 0] * len(tasks)), context.RawValue("b", 0)
   pool = concurrent.futures.ProcessPoolExecutor(
-    min(workers, len(tasks)), mp_context=context, initializer=_start, initargs=(settings, done, stop)
+    min(workers, len(tasks)),
+    mp_context=context,
+    initializer=_start,
+    initargs=(settings, done, stop),
   )
   progress = Progress(sum(len(task.sources) for task in tasks))
   with environment(ENVIRONMENT), _signals(stop):
     try:
       pending = _submit(pool, tasks)
       while pending:
-        finished, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
+        finished, pending = concurrent.futures.wait(
+          pending, 0.5, concurrent.futures.FIRST_COMPLETED
+        )
         progress.update(sum(max(files, 0) for files in done[::2]), sum(done[1::2]))
         for future in finished:
           future.result()
         if stop.value and pending:
           raise Stopped
     except BrokenProcessPool as error:
-      open_files = [] if stop.value else [task.sources[files] for task, files in zip(tasks, done[::2], strict=True)
-                                          if 0 <= files < len(task.sources)]  # fmt: skip
+      open_files = (
+        []
+        if stop.value
+        else [
+          task.sources[files]
+          for task, files in zip(tasks, done[::2], strict=True)
+          if 0 <= files < len(task.sources)
+        ]
+      )
       if crashed := [source.id for source in open_files if _crashes(context, source, settings)]:
         return crashed
       raise Stopped("" if stop.value else _post_mortem(open_files)) from error
     except OSError as error:
-      raise UserError(f"cannot write to {settings.output}: {error.strerror or error}; mend that and run the same "
-                      "command again") from error  # fmt: skip
+      raise UserError(
+        f"cannot write to {settings.output}: {error.strerror or error}; mend that and run the same "
+        "command again"
+      ) from error
     finally:
       stop.value = 1
       pool.shutdown(cancel_futures=True)
@@ -149,12 +182,15 @@ def _write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) ->
 
 def _decode(source: Source, settings: Settings) -> None:
   with contextlib.suppress(Exception):  # only a crash is of interest
-    for _ in settings.read(source, sample_rate=settings.frontend.sample_rate, max_seconds=settings.max_seconds):
+    for _ in settings.read(
+      source, sample_rate=settings.frontend.sample_rate, max_seconds=settings.max_seconds
+    ):
       pass
 
 
 def _crashes(context, source: Source, settings: Settings) -> bool:
-  """Whether a process that decodes nothing but this file dies of it; not by SIGKILL, as where memory is short."""
+  """Whether a process that decodes nothing but this file dies of it; not by SIGKILL, as where
+  memory is short."""
   process = context.Process(target=_decode, args=(source, settings))
   process.start()
   process.join()
@@ -163,8 +199,10 @@ def _crashes(context, source: Source, settings: Settings) -> bool:
 
 def _post_mortem(open_files: list[Source]) -> str:
   """What to tell of a dead worker."""
-  return (f"a worker process died: killed, or out of memory (fewer --workers need less; open were: "
-          f"{', '.join(repr(source.id) for source in open_files) or 'none'})")  # fmt: skip
+  return (
+    f"a worker process died: killed, or out of memory (fewer --workers need less; open were: "
+    f"{', '.join(repr(source.id) for source in open_files) or 'none'})"
+  )
 
 
 def run(work: Callable[[], int | None]) -> int:

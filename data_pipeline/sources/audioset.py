@@ -11,37 +11,53 @@ from atst_jax.util.errors import UserError
 from data_pipeline.sources.files import Source, audio_files
 from data_pipeline.sources.listing import Listing, find, rows_of
 
-AUDIOSET_LISTS = {"balanced_train_segments.csv": "train", "unbalanced_train_segments.csv": "train",
-                  "eval_segments.csv": "test"}  # fmt: skip
+AUDIOSET_LISTS = {
+  "balanced_train_segments.csv": "train",
+  "unbalanced_train_segments.csv": "train",
+  "eval_segments.csv": "test",
+}
 
 
 def audioset(root: str) -> Listing:
-  """AudioSet (Gemmeke et al., 2017): any of the three segment lists, class_labels_indices.csv (or ontology.json), and
-  clips anywhere below named by YouTube id and, if at all, the start in seconds or milliseconds."""
+  """AudioSet (Gemmeke et al., 2017): any of the three segment lists, class_labels_indices.csv (or
+  ontology.json), and clips anywhere below named by YouTube id and, if at all, the start in seconds
+  or milliseconds."""
   names = _audioset_classes(root)
   lists = [name for name in AUDIOSET_LISTS if storage.is_file(os.path.join(root, name))]
   if not lists:
-    raise UserError(f"{root} holds none of {', '.join(AUDIOSET_LISTS)}, which --layout=audioset needs")
+    raise UserError(
+      f"{root} holds none of {', '.join(AUDIOSET_LISTS)}, which --layout=audioset needs"
+    )
   files: dict[str, str] = {}  # name without extension -> the first path, in the order of names
   for file, relative in audio_files(root):
     stem = os.path.splitext(os.path.basename(relative))[0]
     files[stem] = min(files.get(stem, file), file)
   sources = {}
   for name in lists:
-    for number, (video, start, end, labels) in enumerate(_audioset_segments(os.path.join(root, name)), 1):
+    for number, (video, start, end, labels) in enumerate(
+      _audioset_segments(os.path.join(root, name)), 1
+    ):
       unknown = [mid for mid in labels if mid not in names]
       if unknown or not re.fullmatch(r"[A-Za-z0-9_-]{11}", video):
         what = f"class {unknown[0]!r}" if unknown else f"video {video!r}"
         raise UserError(f"{os.path.join(root, name)} segment {number}: unknown {what}")
       id = f"{video}_{start:.3f}"
-      path = next((files[stem] for stem in _audioset_stems(video, start, end) if stem in files), None)
-      sources[id] = Source(path or os.path.join(root, f"{id}.wav"), id, tuple(names[mid] for mid in labels), True,
-                           split=AUDIOSET_LISTS[name])  # fmt: skip
+      path = next(
+        (files[stem] for stem in _audioset_stems(video, start, end) if stem in files), None
+      )
+      sources[id] = Source(
+        path or os.path.join(root, f"{id}.wav"),
+        id,
+        tuple(names[mid] for mid in labels),
+        True,
+        split=AUDIOSET_LISTS[name],
+      )
   return Listing(list(sources.values()), "audioset")
 
 
 def _audioset_stems(video: str, start: float, end: float) -> Iterator[str]:
-  """Names that downloaders give a clip: start, or start and end, in seconds or milliseconds, `Y` in front or not."""
+  """Names that downloaders give a clip: start, or start and end, in seconds or milliseconds, `Y` in
+  front or not."""
   for begin in (video, f"Y{video}"):
     yield begin
     for form in ("{:.3f}", "{:g}", "{:.1f}", "{:.0f}000"):
@@ -62,6 +78,8 @@ def _audioset_segments(path: str) -> Iterator[tuple[str, float, float, list[str]
 def _audioset_classes(root: str) -> dict[str, str]:
   """Class id -> name."""
   if storage.is_file(path := os.path.join(root, "class_labels_indices.csv")):
-    return {row["mid"]: row["display_name"] for row in rows_of(path, "audioset", "mid", "display_name")}
+    return {
+      row["mid"]: row["display_name"] for row in rows_of(path, "audioset", "mid", "display_name")
+    }
   ontology = storage.read_text(find(root, "audioset", "ontology.json", "class_labels_indices.csv"))
   return {entry["id"]: entry["name"] for entry in json.loads(ontology)}

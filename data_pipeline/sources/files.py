@@ -20,11 +20,13 @@ class Source:
   multi_label: bool = False
   fold: int = -1
   split: str = "train"
-  group: str = ""  # a speaker, a session, a recording: what must not stand in two parts of a division
+  # a speaker, a session, a recording: what must not stand in two parts of a division
+  group: str = ""
 
 
 def printable(text: str) -> str:
-  """A file name as valid unicode: bytes that are not UTF-8 become `\\xff` escapes, all else stays."""
+  """A file name as valid unicode: bytes that are not UTF-8 become `\\xff` escapes, all else
+  stays."""
   return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -39,8 +41,8 @@ def inside(path: str, root: str) -> bool:
 def audio_files(root: str) -> Iterator[tuple[str, str]]:
   """Yields (path, relative posix path) of every audio file under `root`, unordered.
 
-  Links to files are followed, links to folders not: their files are listed where they lie. Raises UserError for a link
-  that leaves the root and for a folder that cannot be read.
+  Links to files are followed, links to folders not: their files are listed where they lie. Raises
+  UserError for a link that leaves the root and for a folder that cannot be read.
   """
   if storage.is_remote(root):
     for relative, _ in storage.find(root):
@@ -49,12 +51,16 @@ def audio_files(root: str) -> Iterator[tuple[str, str]]:
     return
 
   def unreadable(error):
-    raise UserError(f"cannot list {error.filename}: {error.strerror}; mend its permissions or choose another --input")
+    raise UserError(
+      f"cannot list {error.filename}: {error.strerror}; mend its permissions or choose another --input"
+    )
 
   for folder, folders, files in os.walk(root, onerror=unreadable):
     files = [name for name in files if name.lower().endswith(AUDIO_EXTENSIONS)]
     for path in (os.path.join(folder, name) for name in folders + files):
       if os.path.islink(path) and not inside(path, root):
-        raise UserError(f"{path} is a link out of {root}; remove it, or copy what it points to into the folder")
+        raise UserError(
+          f"{path} is a link out of {root}; remove it, or copy what it points to into the folder"
+        )
     for path in (os.path.join(folder, name) for name in files):
       yield path, os.path.relpath(path, root).replace(os.sep, "/")

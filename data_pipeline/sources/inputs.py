@@ -1,7 +1,8 @@
-"""What is to be prepared: a folder, a manifest or a known data set as a list of audio files with labels and folds.
+"""What is to be prepared: a folder, a manifest or a known data set as a list of audio files with
+labels and folds.
 
-Only names are looked at, nothing is decoded. The list is sorted by id and never depends on the order in which the file
-system or a manifest gives the files.
+Only names are looked at, nothing is decoded. The list is sorted by id and never depends on the
+order in which the file system or a manifest gives the files.
 """
 
 import csv
@@ -19,7 +20,8 @@ from data_pipeline.sources.manifest import read_manifest
 
 
 def folder(path: str, root: str) -> Listing:
-  """Any tree of audio files. The class is the parent folder relative to the input; files directly in it have none."""
+  """Any tree of audio files. The class is the parent folder relative to the input; files directly
+  in it have none."""
   sources = []
   for file, relative in audio_files(path):
     parent = printable(os.path.dirname(relative))
@@ -36,8 +38,11 @@ def _rootless(function: Callable[[str], Listing]) -> Callable[[str, str], Listin
   return lambda path, root: function(path)
 
 
-LAYOUTS = {"folder": folder, "manifest": manifest,
-           **{name: _rootless(function) for name, function in layouts.LAYOUTS.items()}}  # fmt: skip
+LAYOUTS = {
+  "folder": folder,
+  "manifest": manifest,
+  **{name: _rootless(function) for name, function in layouts.LAYOUTS.items()},
+}
 
 
 def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0) -> Listing:
@@ -47,10 +52,12 @@ def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0
     path: a folder, or a manifest (data_pipeline.sources.manifest).
     layout: a key of LAYOUTS; by default "manifest" for a file and "folder" for a folder.
     root: the folder a manifest's paths start from, by default the manifest's own.
-    number: if not 0, so many of the training files are kept, drawn by a hash of their ids (`listing.subset`).
+    number: if not 0, so many of the training files are kept, drawn by a hash of their ids
+      (`listing.subset`).
 
   Raises:
-    UserError: the input does not exist, does not fit the layout, holds no audio or the same id twice.
+    UserError: the input does not exist, does not fit the layout, holds no audio or the same id
+      twice.
   """
   is_folder = storage.is_folder(path)
   if not is_folder and not storage.is_file(path):
@@ -60,20 +67,26 @@ def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0
     kind, wanted = ("folder", "file") if is_folder else ("file", "folder")
     raise UserError(f"--input={path} is a {kind}, --layout={layout} needs a {wanted}")
   if root and layout != "manifest":
-    raise UserError(f"--root={root} only serves a manifest, and --input={path} is read as {layout}; leave it out")
+    raise UserError(
+      f"--root={root} only serves a manifest, and --input={path} is read as {layout}; leave it out"
+    )
   try:
     listing = LAYOUTS[layout](path, root)
   except (KeyError, ValueError, TypeError, IndexError, AttributeError, csv.Error) as error:
     if isinstance(error, UserError):
       raise
-    raise UserError(f"--layout={layout}: a list in {path} does not read as its owners write it ("
-                    f"{type(error).__name__}: {error}); see data_pipeline/README.md") from error  # fmt: skip
+    raise UserError(
+      f"--layout={layout}: a list in {path} does not read as its owners write it ("
+      f"{type(error).__name__}: {error}); see data_pipeline/README.md"
+    ) from error
   if not listing.sources:
     raise UserError(f"--input={path} holds no audio ({', '.join(AUDIO_EXTENSIONS)})")
   sources = sorted(listing.sources, key=lambda source: source.id)
   for one, other in itertools.pairwise(sources):
     if one.id == other.id:
-      raise UserError(f"{one.path!r} and {other.path!r} have the same id {one.id!r}; rename one of them")
+      raise UserError(
+        f"{one.path!r} and {other.path!r} have the same id {one.id!r}; rename one of them"
+      )
   root = root or (path if is_folder else os.path.dirname(storage.absolute(path)))
   listing = dataclasses.replace(listing, sources=sources, root=root)
   return subset(listing, number) if number else listing

@@ -1,4 +1,5 @@
-"""Manifests: a CSV or TSV file with the header `path,label,fold,split,id,group`, of which only `path` is required."""
+"""Manifests: a CSV or TSV file with the header `path,label,fold,split,id,group`, of which only
+`path` is required."""
 
 import csv
 import functools
@@ -22,9 +23,10 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
     path: the manifest, UTF-8, separated by tabs if its header holds one and by commas otherwise.
     root: the folder the paths start from, by default the manifest's own.
 
-  A `label` may hold several names separated by ';', which makes the whole manifest multi-label; `fold` is a whole
-  number; `split` is `train` where empty; `id` is the path where empty; `group` names what clips have in common that
-  must not be in two parts of a division (a speaker, a session), and is empty where nothing is known.
+  A `label` may hold several names separated by ';', which makes the whole manifest multi-label;
+  `fold` is a whole number; `split` is `train` where empty; `id` is the path where empty; `group`
+  names what clips have in common that must not be in two parts of a division (a speaker, a
+  session), and is empty where nothing is known.
 
   Raises:
     UserError: with the line number, for a column, path, fold, split or id that will not do.
@@ -39,11 +41,17 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
     where = f"{path} line {line}"
     relative = _relative_path(row["path"], where)
     file = os.path.join(root, relative)
-    if not folder_inside(os.path.dirname(file)) or (os.path.islink(file) and not inside(file, root)):
-      raise UserError(f"{where}: {row['path']!r} leads out of {root} by a link; copy the file, or set --root")
+    if not folder_inside(os.path.dirname(file)) or (
+      os.path.islink(file) and not inside(file, root)
+    ):
+      raise UserError(
+        f"{where}: {row['path']!r} leads out of {root} by a link; copy the file, or set --root"
+      )
     id = row["id"] or printable(relative.replace(os.sep, "/"))
     if id in lines:
-      raise UserError(f"{where}: id {id!r} stands in line {lines[id]} already; make the `id` column unique")
+      raise UserError(
+        f"{where}: id {id!r} stands in line {lines[id]} already; make the `id` column unique"
+      )
     lines[id] = line
     labels = tuple(dict.fromkeys(name.strip() for name in row["label"].split(";") if name.strip()))
     sources.append(
@@ -63,7 +71,8 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
 
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
-  """Yields (line number, a value for each of COLUMNS); quoted values may hold separators and newlines."""
+  """Yields (line number, a value for each of COLUMNS); quoted values may hold separators and
+  newlines."""
   try:
     with storage.open_text(path, "utf-8-sig", newline="") as file:
       delimiter = "\t" if "\t" in file.readline() else ","
@@ -73,8 +82,10 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
       line = reader.line_num + 1
       for values in reader:
         if len(values) > len(header) or (values and len(values) < len(header)):
-          raise UserError(f"{path} line {line}: {len(values)} values, {len(header)} columns in the header; quote "
-                          "values that hold a separator")  # fmt: skip
+          raise UserError(
+            f"{path} line {line}: {len(values)} values, {len(header)} columns in the header; quote "
+            "values that hold a separator"
+          )
         if values:
           yield line, dict.fromkeys(COLUMNS, "") | dict(zip(header, values, strict=True))
         line = reader.line_num + 1
@@ -90,7 +101,9 @@ def _header(path: str, names: list[str]) -> list[str]:
   names = [name.strip() for name in names]
   for name in names:
     if name not in COLUMNS:
-      raise UserError(f"{path} line 1: unknown column {name!r}, known are {', '.join(COLUMNS)}{nearest(name, COLUMNS)}")
+      raise UserError(
+        f"{path} line 1: unknown column {name!r}, known are {', '.join(COLUMNS)}{nearest(name, COLUMNS)}"
+      )
   if "path" not in names or len(set(names)) < len(names):
     raise UserError(f"{path} line 1: the header {names} must name `path`, and each column once")
   return names
@@ -100,9 +113,13 @@ def _relative_path(text: str, where: str) -> str:
   if not text or "\0" in text:
     raise UserError(f"{where}: the path {text!r} is no file name")
   if storage.is_remote(text):
-    raise UserError(f"{where}: the path {text!r} names a store; make it relative and set --root to the store's folder")
+    raise UserError(
+      f"{where}: the path {text!r} names a store; make it relative and set --root to the store's folder"
+    )
   if os.path.isabs(text) or text.startswith("/") or ".." in re.split(r"[/\\]", text):
-    raise UserError(f"{where}: the path {text!r} is absolute or holds '..'; make it relative to --root")
+    raise UserError(
+      f"{where}: the path {text!r} is absolute or holds '..'; make it relative to --root"
+    )
   return os.path.normpath(text)
 
 
@@ -118,7 +135,9 @@ def _split(text: str, where: str) -> str:
   split = text.strip() or "train"
   # `all` means every split to TFDS.
   if not re.fullmatch(SPLIT, split) or split == "all":
-    raise UserError(f"{where}: split {text!r} must be a word of at most 64 letters, digits and '_', and not `all`")
+    raise UserError(
+      f"{where}: split {text!r} must be a word of at most 64 letters, digits and '_', and not `all`"
+    )
   return split
 
 

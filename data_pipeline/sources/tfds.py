@@ -1,10 +1,11 @@
-"""Any audio data set of TensorFlow Datasets, by name: written once as audio files with a manifest beside them.
+"""Any audio data set of TensorFlow Datasets, by name: written once as audio files with a manifest
+beside them.
 
   python -m data_pipeline.prepare --tfds=crema_d --output=data/crema_d --frontend=atst
 
-From there on it is prepared like any other manifest: rejects, statistics, restarts. Samples are kept as they are (whole
-numbers as 16 bits, others as 32-bit floats). The files may be deleted once the set is prepared. Needs
-pip install -e .[tfds].
+From there on it is prepared like any other manifest: rejects, statistics, restarts. Samples are
+kept as they are (whole numbers as 16 bits, others as 32-bit floats). The files may be deleted once
+the set is prepared. Needs pip install -e .[tfds].
 """
 
 import contextlib
@@ -29,7 +30,8 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
   Args:
     name: of the data set and perhaps its config, for example "nsynth/full".
     folder: where to write; a sub-folder for each split.
-    label: feature of the class, "/" between the levels ("instrument/family"); by default "label", or none.
+    label: feature of the class, "/" between the levels ("instrument/family"); by default "label",
+      or none.
     data_dir: of TFDS, if not its own.
 
   Returns:
@@ -55,8 +57,10 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
   names = _names(name, features, label)
   rate = features[audio].sample_rate
   if not rate:
-    raise UserError(f"--tfds={name}: its feature {audio!r} does not state a sample rate; export it to files and "
-                    "prepare those")  # fmt: skip
+    raise UserError(
+      f"--tfds={name}: its feature {audio!r} does not state a sample rate; export it to files and "
+      "prepare those"
+    )
   path = os.path.join(folder, MANIFEST_NAME)
   _claim(folder, {"tfds": builder.info.full_name, "label": label})
   wide = _is_wide(builder, audio)
@@ -94,7 +98,10 @@ def _is_wide(builder, audio: str) -> bool:
 
   if not np.issubdtype(builder.info.features[audio].np_dtype, np.integer):
     return False
-  heads = (tfds.as_numpy(builder.as_dataset(split=split).take(SCALE_CLIPS)) for split in builder.info.splits)
+  heads = (
+    tfds.as_numpy(builder.as_dataset(split=split).take(SCALE_CLIPS))
+    for split in builder.info.splits
+  )
   return any(np.abs(example[audio]).max(initial=0) > 2**15 for head in heads for example in head)
 
 
@@ -111,7 +118,9 @@ def _names(name: str, features, label: str) -> list[str] | None:
   try:
     feature = _feature(features, label)
   except (KeyError, TypeError) as error:
-    raise UserError(f"--tfds_label={label}: {name} has the features {', '.join(features)}") from error
+    raise UserError(
+      f"--tfds_label={label}: {name} has the features {', '.join(features)}"
+    ) from error
   return getattr(feature, "names", None)
 
 

@@ -20,22 +20,29 @@ def chunk_rule(length, *, frames, chunk_frames, hop, tail):
     tail: "released", "drop", "keep" or "weighted" (`Model.embed`).
 
   Returns:
-    (B, C) each: valid frames, frames whose patches the mean is divided by, and weight, 0 for a chunk that is left out.
+    (B, C) each: valid frames, frames whose patches the mean is divided by, and weight, 0 for a
+    chunk that is left out.
   """
   start = jnp.arange(-(-frames // chunk_frames)) * chunk_frames
   left = jnp.maximum(length[:, None] - start[None], 0)
   valid = jnp.minimum(left, chunk_frames)
   least = chunk_frames // 2 if tail in ("released", "drop") else hop - 1
   counts = (start == 0)[None] | (valid > least)
-  return valid, left if tail == "released" else valid, jnp.where(counts, valid if tail == "weighted" else 1, 0)
+  return (
+    valid,
+    left if tail == "released" else valid,
+    jnp.where(counts, valid if tail == "weighted" else 1, 0),
+  )
 
 
 class Classifier(nn.Module):
-  """Embedding, batch normalisation without scale and bias, and a linear layer of weights N(0, 0.01).
+  """Embedding, batch normalisation without scale and bias, and a linear layer of weights N(0,
+  0.01).
 
-  A transformer's embedding is [CLS, mean] of its last block after the final norm (ATST 3.2). Clips longer than
-  `chunk_frames` are cut into chunks that are encoded apart and averaged, in training as in evaluation (released code):
-  positions beyond the pre-training's crop were never trained. A convolutional encoder takes the clip as it is.
+  A transformer's embedding is [CLS, mean] of its last block after the final norm (ATST 3.2). Clips
+  longer than `chunk_frames` are cut into chunks that are encoded apart and averaged, in training as
+  in evaluation (released code): positions beyond the pre-training's crop were never trained. A
+  convolutional encoder takes the clip as it is.
   """
 
   encoder: nn.Module
@@ -50,12 +57,19 @@ class Classifier(nn.Module):
       return self.encoder(x, None, train=train)[0]
     B, T, F = x.shape
     size = min(T, self.chunk_frames)
-    valid, mean_over, weight = chunk_rule(length, frames=T, chunk_frames=size, hop=self.patch_frames, tail=self.tail)
+    valid, mean_over, weight = chunk_rule(
+      length, frames=T, chunk_frames=size, hop=self.patch_frames, tail=self.tail
+    )
     C = weight.shape[1]
     x = jnp.pad(x, ((0, 0), (0, C * size - T), (0, 0))).reshape(B * C, size, F)
     _, before = self.encoder(x, valid.reshape(-1), train=train, tokens=True)
-    y = pool_blocks(before["blocks"], valid.reshape(-1), patch_frames=self.patch_frames, num_blocks=1,
-                    mean_over=mean_over.reshape(-1))  # fmt: skip
+    y = pool_blocks(
+      before["blocks"],
+      valid.reshape(-1),
+      patch_frames=self.patch_frames,
+      num_blocks=1,
+      mean_over=mean_over.reshape(-1),
+    )
     weight = weight / weight.sum(-1, keepdims=True)
     return jnp.einsum("bcd,bc->bd", y.reshape(B, C, -1), weight, precision="highest")
 
@@ -69,9 +83,14 @@ class Classifier(nn.Module):
     return nn.Dense(self.classes, kernel_init=nn.initializers.normal(INIT_STD), name="head")(y)
 
 
-def make_classifier(encoder: dict, *, classes, drop_path, chunk_frames, tail, dtype, attention, remat) -> Classifier:
-  """The classifier of an export's `encoder` section, with a transformer's stochastic depth set anew."""
+def make_classifier(
+  encoder: dict, *, classes, drop_path, chunk_frames, tail, dtype, attention, remat
+) -> Classifier:
+  """The classifier of an export's `encoder` section, with a transformer's stochastic depth set
+  anew."""
   transformer = encoder["kind"] == "transformer"
   encoder = {**encoder, "drop_path": drop_path} if transformer else encoder
   module = make_encoder(encoder, dtype=dtype, attention=attention, remat=remat)
-  return Classifier(module, classes, frames_per_vector(encoder) if transformer else 0, chunk_frames, tail)
+  return Classifier(
+    module, classes, frames_per_vector(encoder) if transformer else 0, chunk_frames, tail
+  )

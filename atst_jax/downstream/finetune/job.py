@@ -1,8 +1,9 @@
-"""Fine-tuning: encoder and linear classifier trained together on a labelled set (ATST 3.2 and the released code).
+"""Fine-tuning: encoder and linear classifier trained together on a labelled set (ATST 3.2 and the
+released code).
 
-One run for every seed and division (fold), each in a folder of its own: its checkpoints, of which the newest holds both
-the last parameters and those that the validation clips liked best, and its metrics. A job that was stopped goes on
-where it was, bit for bit, whatever run that was in.
+One run for every seed and division (fold), each in a folder of its own: its checkpoints, of which
+the newest holds both the last parameters and those that the validation clips liked best, and its
+metrics. A job that was stopped goes on where it was, bit for bit, whatever run that was in.
 """
 
 import datetime
@@ -38,7 +39,16 @@ from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log, progress_bar
 
 # Keys that may change between a run and its continuation: they do not enter what is computed.
-FREE_KEYS = ("encoder", "data.path", "log.", "checkpoint.", "compute.", "mesh.", "platform", "guard.")
+FREE_KEYS = (
+  "encoder",
+  "data.path",
+  "log.",
+  "checkpoint.",
+  "compute.",
+  "mesh.",
+  "platform",
+  "guard.",
+)
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial head; steps count from 0
 
 
@@ -47,9 +57,11 @@ class Stopped(Exception):
 
 
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
-  """Trains, tests, prints the table and writes results.json and results.md. Returns 0, or 75: run the same again.
+  """Trains, tests, prints the table and writes results.json and results.md. Returns 0, or 75: run
+  the same again.
 
-  Raises UserError for a mistake that can be mended, FloatingPointError when the loss is no longer a number.
+  Raises UserError for a mistake that can be mended, FloatingPointError when the loss is no longer a
+  number.
   """
   check_platform(config.platform)
   exported, encoder, _ = read(config.encoder)
@@ -64,19 +76,37 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   folder = checkpoint_folder(workdir, config.checkpoint.folder)
   with (
     StopRequest(distributed=jax.process_count() > 1) as stop,
-    own(workdir, config.checkpoint.folder, configs.to_json(config), ignore=FREE_KEYS,
-        allow_changes=allow_changed_config,
-        started=lambda: any(name.startswith("seed") for name in storage.names(folder))),
-    Watchdog(workdir, index=jax.process_index(), step_seconds=config.guard.step_seconds,
-             start_seconds=config.guard.start_seconds) as watchdog,
+    own(
+      workdir,
+      config.checkpoint.folder,
+      configs.to_json(config),
+      ignore=FREE_KEYS,
+      allow_changes=allow_changed_config,
+      started=lambda: any(name.startswith("seed") for name in storage.names(folder)),
+    ),
+    Watchdog(
+      workdir,
+      index=jax.process_index(),
+      step_seconds=config.guard.step_seconds,
+      start_seconds=config.guard.start_seconds,
+    ) as watchdog,
     naming_memory(config),
-  ):  # fmt: skip
+  ):
     keep_programs(workdir)
-    program = recipe.compile_for(config, exported, encoder, mesh, frames=frames, labels=labels,
-                                          n_mels=dataset.frontend.n_mels)  # fmt: skip
-    log.info("%s: %d parameters on %d %s device(s), mesh %s, batch %d of %d frames, %d run(s)", workdir,
-             sum(x.size for x in jax.tree.leaves(program.state.params)), mesh.size, jax.default_backend(),
-             dict(mesh.shape), config.batch_size, frames, len(splits) * config.seeds)  # fmt: skip
+    program = recipe.compile_for(
+      config, exported, encoder, mesh, frames=frames, labels=labels, n_mels=dataset.frontend.n_mels
+    )
+    log.info(
+      "%s: %d parameters on %d %s device(s), mesh %s, batch %d of %d frames, %d run(s)",
+      workdir,
+      sum(x.size for x in jax.tree.leaves(program.state.params)),
+      mesh.size,
+      jax.default_backend(),
+      dict(mesh.shape),
+      config.batch_size,
+      frames,
+      len(splits) * config.seeds,
+    )
     reader, runs = ClipReader(dataset, frames), []
     runner = Runner(config, workdir, folder, program, mesh, reader, labels, stop, watchdog)
     try:
@@ -94,7 +124,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
 
 
 def beginning(config: ConfigDict, exported: dict, encoder, seed: int):
-  """The encoder's variables that training starts from: the exported ones, or under `initial` "random" fresh ones."""
+  """The encoder's variables that training starts from: the exported ones, or under `initial`
+  "random" fresh ones."""
   if config.initial == "pre-trained":
     return encoder
   noise = np.zeros((1, exported["chunk_frames"], exported["frontend"]["n_mels"]), np.float32)
@@ -113,8 +144,15 @@ def rows_of(config: ConfigDict, runs: list[dict[str, dict]]) -> list[dict]:
       values = [run[key] for run in found if key in run]
       if values:
         more[key] = float(np.mean(values)) if None not in values else None
-    rows.append({"name": f"{config.initial}, {which}", "features": config.initial, **summary(scores), **more,
-                 "runs": found})  # fmt: skip
+    rows.append(
+      {
+        "name": f"{config.initial}, {which}",
+        "features": config.initial,
+        **summary(scores),
+        **more,
+        "runs": found,
+      }
+    )
   return rows
 
 
@@ -122,7 +160,13 @@ class Runner:
   """Fits one run after the other with the same compiled functions."""
 
   def __init__(self, config, workdir, folder, program, mesh, reader, labels, stop, watchdog):
-    self.config, self.workdir, self.folder, self.program, self.mesh = config, workdir, folder, program, mesh
+    self.config, self.workdir, self.folder, self.program, self.mesh = (
+      config,
+      workdir,
+      folder,
+      program,
+      mesh,
+    )
     self.reader, self.labels, self.score = reader, labels, score_of(labels)
     self.stop, self.watchdog = stop, watchdog
     self.rows = process_rows(mesh, config.batch_size)
@@ -132,27 +176,40 @@ class Runner:
     config, name = self.config, f"seed{seed}-division{fold}"
     self.watchdog.phase("start")
     steps = steps_per_epoch(len(split.train), config.batch_size)
-    checkpoints = Checkpoints(os.path.join(self.folder, name), keep=config.checkpoint.keep, keep_every=2**31)
+    checkpoints = Checkpoints(
+      os.path.join(self.folder, name), keep=config.checkpoint.keep, keep_every=2**31
+    )
     state = checkpoints.restore(self.program.state)
     if state is None:
       state = self.program.init(jax.random.fold_in(jax.random.key(seed), INIT_STREAM), encoder)
     start = int(state.step)
     os.makedirs(os.path.join(self.workdir, name), exist_ok=True)
-    writer = MetricWriter(os.path.join(self.workdir, name), start_step=start, enabled=jax.process_index() == 0)
+    writer = MetricWriter(
+      os.path.join(self.workdir, name), start_step=start, enabled=jax.process_index() == 0
+    )
     try:
       state = self.train(state, start, steps, seed, split, checkpoints, writer, name)
     finally:
       checkpoints.close()
       writer.close()
-    networks = {"best": (state.best.params, state.best.batch_stats), "last": (state.params, state.batch_stats)}
+    networks = {
+      "best": (state.best.params, state.best.batch_stats),
+      "last": (state.params, state.batch_stats),
+    }
     epochs = {"best": int(state.best.epoch), "last": round(config.epochs)}
     targets = self.labels.targets[split.test]
     out = {}
     for which, network in networks.items():
       logits = self.predict(*network, split.test)
       valid = float(state.best.score) if which == "best" else self.validate(state, split)
-      out[which] = {"seed": seed, "fold": fold, "score": self.score(logits, targets), "valid": valid,
-                    "epoch": epochs[which], "learning_rate": config.optimizer.base_lr}  # fmt: skip
+      out[which] = {
+        "seed": seed,
+        "fold": fold,
+        "score": self.score(logits, targets),
+        "valid": valid,
+        "epoch": epochs[which],
+        "learning_rate": config.optimizer.base_lr,
+      }
       if self.labels.multi_label:
         measure = d_prime(logits, targets)
         out[which]["d_prime"] = measure if math.isfinite(measure) else None
@@ -161,14 +218,19 @@ class Runner:
     return out
 
   def train(self, state, step, steps, seed, split, checkpoints, writer, name) -> FinetuneState:
-    """Goes on to the last epoch. The metrics of a step are fetched after the next one is dispatched."""
+    """Goes on to the last epoch. The metrics of a step are fetched after the next one is
+    dispatched."""
     config = self.config
     rates, total = recipe.learning_rates(config, steps), round(config.epochs) * steps
-    clips = train_clips(split.train, batch_size=config.batch_size, seed=seed, start_step=step, rows=self.rows)
+    clips = train_clips(
+      split.train, batch_size=config.batch_size, seed=seed, start_step=step, rows=self.rows
+    )
     source = self.reader.batches(clips, self.labels.targets)
     report, previous = Report(config, writer, name, total, step), None
     while step < total:
-      state, metrics = self.program.step(state, put_batch(self.mesh, next(source)), rates[step], np.uint32(seed))
+      state, metrics = self.program.step(
+        state, put_batch(self.mesh, next(source)), rates[step], np.uint32(seed)
+      )
       if previous:
         report(*previous)
         self.watchdog.beat(previous[0])
@@ -187,11 +249,18 @@ class Runner:
       if stopping or step == total or (not rest and epoch % config.checkpoint.every_epochs == 0):
         refuse_nan(step, metrics)  # a state that is not finite must never replace a good checkpoint
         if not checkpoints.save(step, state, sound=True):
-          raise FloatingPointError(f"step {step}: the state is not finite; a lower optimizer.base_lr may help")
+          raise FloatingPointError(
+            f"step {step}: the state is not finite; a lower optimizer.base_lr may help"
+          )
       if stopping and step < total:
         report(*previous)
-        log.info("%s: stopped after step %d of %d; the same command continues it (exit code %d)", name, step, total,
-                 EXIT_RESUME)  # fmt: skip
+        log.info(
+          "%s: stopped after step %d of %d; the same command continues it (exit code %d)",
+          name,
+          step,
+          total,
+          EXIT_RESUME,
+        )
         raise Stopped
     if previous:
       report(*previous)
@@ -200,21 +269,29 @@ class Runner:
     return state
 
   def validate(self, state, split) -> float:
-    """The score (0 to 1) of the split's validation clips, by the state's parameters. Raises UserError as `predict`."""
-    return self.score(self.predict(state.params, state.batch_stats, split.valid), self.labels.targets[split.valid])
+    """The score (0 to 1) of the split's validation clips, by the state's parameters. Raises
+    UserError as `predict`."""
+    return self.score(
+      self.predict(state.params, state.batch_stats, split.valid), self.labels.targets[split.valid]
+    )
 
   def predict(self, params, batch_stats, index) -> np.ndarray:
-    """(M, C) logits of clips, in their order. Raises UserError naming the first whose logits are not finite."""
+    """(M, C) logits of clips, in their order. Raises UserError naming the first whose logits are
+    not finite."""
     self.watchdog.phase("evaluation")
     clips = all_clips(index, batch_size=self.config.batch_size, rows=self.rows)
-    parts = [np.asarray(self.program.predict(params, batch_stats, put_batch(self.mesh, batch)))
-              for batch in self.reader.batches(clips, self.labels.targets)]  # fmt: skip
+    parts = [
+      np.asarray(self.program.predict(params, batch_stats, put_batch(self.mesh, batch)))
+      for batch in self.reader.batches(clips, self.labels.targets)
+    ]
     logits = np.concatenate(parts)[: len(index)]
     bad = np.flatnonzero(~np.isfinite(logits).all(-1))
     if len(bad):
-      raise UserError(f"the logits of {len(bad)} of {len(index)} clips are NaN or infinite, the first is of "
-                      f"{self.labels.ids[index[bad[0]]]!r}; check the data with `python -m data_pipeline.prepare "
-                      "verify`")  # fmt: skip
+      raise UserError(
+        f"the logits of {len(bad)} of {len(index)} clips are NaN or infinite, the first is of "
+        f"{self.labels.ids[index[bad[0]]]!r}; check the data with `python -m data_pipeline.prepare "
+        "verify`"
+      )
     return logits
 
 
@@ -222,8 +299,10 @@ def refuse_nan(step, metrics):
   """Raises FloatingPointError if the step's loss or gradient is not finite."""
   values = {k: float(metrics[k]) for k in ("loss", "grad_norm")}
   if not all(map(math.isfinite, values.values())):
-    raise FloatingPointError(f"step {step}: {values}; nothing is saved from here on. A lower optimizer.base_lr may "
-                             "help; `python -m data_pipeline.prepare verify` finds damaged clips")  # fmt: skip
+    raise FloatingPointError(
+      f"step {step}: {values}; nothing is saved from here on. A lower optimizer.base_lr may "
+      "help; `python -m data_pipeline.prepare verify` finds damaged clips"
+    )
 
 
 class Report:
@@ -248,9 +327,17 @@ class Report:
     eta = (self.total - step) * seconds / steps
     self.last_step, self.last_time = step, now
     self.writer.write(step, values)
-    log.info("%s: step %d/%d loss %.4f | lr %.3g grad %.3g | %.1f clips/s eta %s", self.name, step, self.total,
-             values["loss"], values["learning_rate"], values["grad_norm"], values["clips_per_second"],
-             datetime.timedelta(seconds=round(eta)))  # fmt: skip
+    log.info(
+      "%s: step %d/%d loss %.4f | lr %.3g grad %.3g | %.1f clips/s eta %s",
+      self.name,
+      step,
+      self.total,
+      values["loss"],
+      values["learning_rate"],
+      values["grad_norm"],
+      values["clips_per_second"],
+      datetime.timedelta(seconds=round(eta)),
+    )
 
 
 def describe(config: ConfigDict, workdir: str) -> list[str]:
@@ -260,7 +347,12 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   dataset = Dataset.load(config.data.path)
   config = recipe.resolve(config, exported, dataset, jax.device_count())
   splits, lines = describe_labelled(config, dataset)
-  steps = sorted({round(config.epochs) * steps_per_epoch(len(split.train), config.batch_size) for split in splits})
+  steps = sorted(
+    {
+      round(config.epochs) * steps_per_epoch(len(split.train), config.batch_size)
+      for split in splits
+    }
+  )
   return [
     f"workdir     {continuation(config, workdir, FREE_KEYS)}",
     describe_encoder(config.encoder, exported),

@@ -1,8 +1,9 @@
-"""One update of fine-tuning: augmentation of clips and labels, loss, clipped gradient, SGD with momentum.
+"""One update of fine-tuning: augmentation of clips and labels, loss, clipped gradient, SGD with
+momentum.
 
-Source: ATST 3.2, and where it is silent the released code's fine-tuning at the time of the paper: Mixup with
-λ ~ Beta(0.5, 0.5) on the normalised log-mel itself, binary cross entropy on mixed labels, a norm of the gradient of at
-most 3, one rate for encoder and head.
+Source: ATST 3.2, and where it is silent the released code's fine-tuning at the time of the paper:
+Mixup with λ ~ Beta(0.5, 0.5) on the normalised log-mel itself, binary cross entropy on mixed
+labels, a norm of the gradient of at most 3, one rate for encoder and head.
 
 Letters: B clips, T frames, F mel bins, C classes, G clips of a group.
 """
@@ -22,7 +23,8 @@ from atst_jax.method.views import FLOOR_DB, partner_shifts, take_partners
 
 
 class Best(NamedTuple):
-  """What the validation clips liked best so far. `score` is -1 and `epoch` 0 before the first validation."""
+  """What the validation clips liked best so far. `score` is -1 and `epoch` 0 before the first
+  validation."""
 
   score: jax.Array
   epoch: jax.Array
@@ -43,23 +45,27 @@ class FinetuneState(NamedTuple):
 def normalized(mel, length, *, padding, **normalization):
   """(B, T, F) dB of any float type, (B,) -> normalised float32, and the valid frames.
 
-  A clip's clamp refers to its own maximum. `padding`: "mask": 0 behind the clip, as the released code pads; "silence":
-  filled up with silence, which counts as sound.
+  A clip's clamp refers to its own maximum. `padding`: "mask": 0 behind the clip, as the released
+  code pads; "silence": filled up with silence, which counts as sound.
   """
   mel, valid = mel.astype(jnp.float32), valid_frames(length, mel.shape[1])[..., None]
   peak = jnp.max(jnp.where(valid, mel, SILENT), (1, 2), keepdims=True)
   if padding == "silence":
-    return normalize(jnp.where(valid, mel, FLOOR_DB), peak=peak, **normalization), jnp.full_like(length, mel.shape[1])
+    return normalize(jnp.where(valid, mel, FLOOR_DB), peak=peak, **normalization), jnp.full_like(
+      length, mel.shape[1]
+    )
   return jnp.where(valid, normalize(mel, peak=peak, **normalization), 0), length
 
 
 def mix_labelled(key, x, length, targets, *, alpha, probability, group):
-  """Mixup of clips and labels: λ·x + (1 - λ)·partner, λ ~ Beta(alpha, alpha), the same of the targets.
+  """Mixup of clips and labels: λ·x + (1 - λ)·partner, λ ~ Beta(alpha, alpha), the same of the
+  targets.
 
-  The released code draws partners from a bank of 5,000 earlier clips. Here the partner is another clip of the same
-  group of the batch, by a random shift, as in pre-training (`views.partner_shifts`): an independent other clip too,
-  without state, so that a continued run is the uninterrupted one, and without communication between devices. A partner
-  of another length meets the clip in a random window (`augment.place`); outside of it the clip stays alone, and the
+  The released code draws partners from a bank of 5,000 earlier clips. Here the partner is another
+  clip of the same group of the batch, by a random shift, as in pre-training
+  (`views.partner_shifts`): an independent other clip too, without state, so that a continued run is
+  the uninterrupted one, and without communication between devices. A partner of another length
+  meets the clip in a random window (`augment.place`); outside of it the clip stays alone, and the
   labels are mixed all the same (released code).
 
   Args:
@@ -89,28 +95,37 @@ def mix_labelled(key, x, length, targets, *, alpha, probability, group):
 
 
 def random_resize_crop(key, x, length, *, freq_scale, time_scale, canvas_time, resize):
-  """(B, T, F), (B,) -> (B, T, F): pre-training's random resize crop of each whole clip, to its own length."""
+  """(B, T, F), (B,) -> (B, T, F): pre-training's random resize crop of each whole clip, to its own
+  length."""
 
   def crop(i, x, length):
-    box = draw_box(jax.random.fold_in(key, i), length, x.shape[1], freq_scale=freq_scale, time_scale=time_scale,
-                   canvas_time=canvas_time)  # fmt: skip
+    box = draw_box(
+      jax.random.fold_in(key, i),
+      length,
+      x.shape[1],
+      freq_scale=freq_scale,
+      time_scale=time_scale,
+      canvas_time=canvas_time,
+    )
     return resize_crop(x, box, length, canvas_time=canvas_time, resize=resize)
 
   return jax.vmap(crop)(jnp.arange(x.shape[0]), x, length)
 
 
 def mean_loss(logits, targets, *, binary):
-  """Mean over clips of the cross entropy, or over clips and classes of the binary one. (B, C) each."""
+  """Mean over clips of the cross entropy, or over clips and classes of the binary one. (B, C)
+  each."""
   if binary:
     return optax.losses.sigmoid_binary_cross_entropy(logits, targets).mean()
   return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
 
 def layer_scales(params, *, depth, decay):
-  """A factor of the rate for every parameter: `decay` for each layer between it and the head (later official code).
+  """A factor of the rate for every parameter: `decay` for each layer between it and the head (later
+  official code).
 
-  Block k of `depth`, from 0, has decay^(depth - k); what lies before the blocks that of block 0; the final norm that of
-  the last block; the head 1.
+  Block k of `depth`, from 0, has decay^(depth - k); what lies before the blocks that of block 0;
+  the final norm that of the last block; the head 1.
   """
 
   def scale(path, _):
@@ -119,7 +134,9 @@ def layer_scales(params, *, depth, decay):
       return 1.0
     if rest[0] == "norm":
       return decay
-    return decay ** (depth - int(rest[0].removeprefix("block_")) if rest[0].startswith("block_") else depth)
+    return decay ** (
+      depth - int(rest[0].removeprefix("block_")) if rest[0].startswith("block_") else depth
+    )
 
   return jax.tree_util.tree_map_with_path(scale, params)
 
@@ -139,9 +156,11 @@ def make_optimizer(*, momentum, clip_norm):
   return optax.chain(optax.clip_by_global_norm(clip_norm), optax.trace(momentum))
 
 
-def make_train_step(*, network: Classifier, tx, scales, normalization, mixup, crop, padding, binary, resize):
-  """Returns train_step(state, batch, rate, seed) -> (state, metrics), a pure function: all its randomness is
-  fold_in(seed, step).
+def make_train_step(
+  *, network: Classifier, tx, scales, normalization, mixup, crop, padding, binary, resize
+):
+  """Returns train_step(state, batch, rate, seed) -> (state, metrics), a pure function: all its
+  randomness is fold_in(seed, step).
 
   Args:
     scales: factors of the rate, like the parameters.
@@ -166,7 +185,9 @@ def make_train_step(*, network: Classifier, tx, scales, normalization, mixup, cr
     def loss_fn(params):
       variables = {"params": params, "batch_stats": state.batch_stats}
       rngs = dict(zip(RANDOM, random_keys, strict=True))
-      logits, new = network.apply(variables, x, length, train=True, mutable=["batch_stats"], rngs=rngs)
+      logits, new = network.apply(
+        variables, x, length, train=True, mutable=["batch_stats"], rngs=rngs
+      )
       return mean_loss(logits, targets, binary=binary), new["batch_stats"]
 
     (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -179,7 +200,8 @@ def make_train_step(*, network: Classifier, tx, scales, normalization, mixup, cr
 
 
 def make_predict(*, network: Classifier, normalization, padding):
-  """Returns predict(params, batch_stats, batch) -> (B, C) logits of whole clips, without augmentation."""
+  """Returns predict(params, batch_stats, batch) -> (B, C) logits of whole clips, without
+  augmentation."""
 
   def predict(params, batch_stats, batch):
     x, length = normalized(batch["mel"], batch["length"], padding=padding, **normalization)
@@ -189,7 +211,14 @@ def make_predict(*, network: Classifier, normalization, padding):
 
 
 def keep_best(state: FinetuneState, score, epoch) -> FinetuneState:
-  """The state with its parameters as the best ones, of which nothing is shared with those that go on to be trained."""
+  """The state with its parameters as the best ones, of which nothing is shared with those that go
+  on to be trained."""
   copy = lambda tree: jax.tree.map(jnp.copy, tree)
-  return state._replace(best=Best(jnp.asarray(score, jnp.float32), jnp.asarray(epoch, jnp.int32), copy(state.params),
-                                  copy(state.batch_stats)))  # fmt: skip
+  return state._replace(
+    best=Best(
+      jnp.asarray(score, jnp.float32),
+      jnp.asarray(epoch, jnp.int32),
+      copy(state.params),
+      copy(state.batch_stats),
+    )
+  )

@@ -1,7 +1,8 @@
-"""ATST's linear probe: parameter-free batch normalisation and a linear layer, by SGD, for all rates and seeds at once.
+"""ATST's linear probe: parameter-free batch normalisation and a linear layer, by SGD, for all rates
+and seeds at once.
 
-Source: the released code's frozen evaluation (its linear head, its SGD and its cosine over epochs; ATST 3.2 says
-"to 1e-6" where the code anneals to 0).
+Source: the released code's frozen evaluation (its linear head, its SGD and its cosine over epochs;
+ATST 3.2 says "to 1e-6" where the code anneals to 0).
 """
 
 import functools
@@ -19,8 +20,8 @@ INIT_STREAM = 2**32 - 1  # folded into a seed for the weights; epochs count from
 
 
 class Probe(NamedTuple):
-  """S seeds, R rates, D features, C classes: logits are (x - mean) / std @ weights + bias. The statistics do not depend
-  on the rate."""
+  """S seeds, R rates, D features, C classes: logits are (x - mean) / std @ weights + bias. The
+  statistics do not depend on the rate."""
 
   weights: jax.Array  # (S, R, D, C)
   bias: jax.Array  # (S, R, C)
@@ -29,11 +30,14 @@ class Probe(NamedTuple):
 
 
 def _loss(params, x, targets, valid, multi_label):
-  """Mean over valid clips of the cross entropy, or over clips and labels of the binary one. (B, D), (B, C), (B,)."""
+  """Mean over valid clips of the cross entropy, or over clips and labels of the binary one. (B, D),
+  (B, C), (B,)."""
   weights, bias = params
   logits = jnp.dot(x, weights, precision="highest") + bias[None]
   if multi_label:
-    losses = jnp.mean(jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits))), -1)
+    losses = jnp.mean(
+      jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits))), -1
+    )
   else:
     losses = -jnp.sum(targets * jax.nn.log_softmax(logits), -1)
   return jnp.sum(losses * valid) / jnp.sum(valid)
@@ -42,7 +46,8 @@ def _loss(params, x, targets, valid, multi_label):
 def _normalize(x, valid):
   """(B, D) with its valid rows normalised, their mean, and their unbiased variance."""
   count = jnp.sum(valid)
-  over_rows = lambda x: jnp.dot(valid, x, precision="highest") / count  # as products: sums over rows are slow on a CPU
+  # as products: sums over rows are slow on a CPU
+  over_rows = lambda x: jnp.dot(valid, x, precision="highest") / count
   mean = over_rows(x)
   x = x - mean[None]
   var = over_rows(jnp.square(x))
@@ -70,7 +75,12 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
       x, batch_mean, unbiased = _normalize(features[rows], valid)
       every_rate = jax.vmap(update, (0, 0, None, None, None, 0))
       params, velocity = every_rate(params, velocity, x, targets[rows], valid, rate)
-      return (params, velocity, KEEP * mean + (1 - KEEP) * batch_mean, KEEP * var + (1 - KEEP) * unbiased), None
+      return (
+        params,
+        velocity,
+        KEEP * mean + (1 - KEEP) * batch_mean,
+        KEEP * var + (1 - KEEP) * unbiased,
+      ), None
 
     def epoch(state, number):
       order = jax.random.permutation(jax.random.fold_in(key, number), index)
@@ -89,25 +99,35 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
 
 
 def fit(features, targets, index, *, rates, seeds, epochs, batch_size, multi_label) -> Probe:
-  """Trains a probe for every seed and rate at once; a batch is gathered once for all rates of a seed.
+  """Trains a probe for every seed and rate at once; a batch is gathered once for all rates of a
+  seed.
 
-  Every epoch visits each clip once in a new order; the last batch may be smaller. A training set below `batch_size` is
-  one batch. The rate is annealed to 0 by a cosine over the epochs, constant within one.
+  Every epoch visits each clip once in a new order; the last batch may be smaller. A training set
+  below `batch_size` is one batch. The rate is annealed to 0 by a cosine over the epochs, constant
+  within one.
 
   Args:
     features: (N, D) float32, on the device.
     targets: (N, C) 0 or 1; without `multi_label` one 1 in a row.
     index: (M,) rows to train on.
-    rates: (S, R) learning rates for a batch of 256; the step is rate · batch_size / 256, with the nominal batch size
-      (released code).
+    rates: (S, R) learning rates for a batch of 256; the step is rate · batch_size / 256, with the
+      nominal batch size (released code).
     seeds: (S,) ints; a seed gives the weights and the order.
     epochs: passes over the data.
     batch_size: clips of a batch.
     multi_label: binary cross entropy in place of cross entropy.
   """
   rates = jnp.asarray(rates, jnp.float32) * (batch_size / 256)
-  return _fit(features, jnp.asarray(targets, jnp.float32), jnp.asarray(index), rates, jnp.asarray(seeds, jnp.uint32),
-              epochs=epochs, batch_size=batch_size, multi_label=multi_label)  # fmt: skip
+  return _fit(
+    features,
+    jnp.asarray(targets, jnp.float32),
+    jnp.asarray(index),
+    rates,
+    jnp.asarray(seeds, jnp.uint32),
+    epochs=epochs,
+    batch_size=batch_size,
+    multi_label=multi_label,
+  )
 
 
 @jax.jit
@@ -117,6 +137,15 @@ def _scores(features, index, weights, bias, mean, std):
 
 
 def scores(probe: Probe, features, index, *, seed: int, rate: int) -> np.ndarray:
-  """(N, D), (M,) rows -> (M, C) logits of the probe of one seed and rate (positions, not values)."""
-  return np.asarray(_scores(features, jnp.asarray(index), probe.weights[seed, rate], probe.bias[seed, rate],
-                            probe.mean[seed], probe.std[seed]))  # fmt: skip
+  """(N, D), (M,) rows -> (M, C) logits of the probe of one seed and rate (positions, not
+  values)."""
+  return np.asarray(
+    _scores(
+      features,
+      jnp.asarray(index),
+      probe.weights[seed, rate],
+      probe.bias[seed, rate],
+      probe.mean[seed],
+      probe.std[seed],
+    )
+  )

@@ -1,9 +1,10 @@
-"""The linear probe of BYOL-A's and the difference-aware paper's evaluations: standardised features, a linear layer,
-Adam, early stopping, for all rates and seeds at once.
+"""The linear probe of BYOL-A's and the difference-aware paper's evaluations: standardised features,
+a linear layer, Adam, early stopping, for all rates and seeds at once.
 
-Source: the protocol of BYOL-A (Niizumi et al., 2023) as EVAR runs it: features standardised by the clips that are
-known, PyTorch's initialisation of a linear layer, the cross entropy divided by the number of classes, an L2 penalty
-inside Adam, batches of 200, patience of 20 epochs. EVAR watches the validation accuracy, the papers say loss.
+Source: the protocol of BYOL-A (Niizumi et al., 2023) as EVAR runs it: features standardised by the
+clips that are known, PyTorch's initialisation of a linear layer, the cross entropy divided by the
+number of classes, an L2 penalty inside Adam, batches of 200, patience of 20 epochs. EVAR watches
+the validation accuracy, the papers say loss.
 """
 
 import functools
@@ -21,11 +22,14 @@ MONITORS = ("accuracy", "loss")
 
 
 def _losses(params, x, targets, multi_label):
-  """(B,) cross entropies divided by the number of classes, or means over the labels of the binary one."""
+  """(B,) cross entropies divided by the number of classes, or means over the labels of the binary
+  one."""
   weights, bias = params
   logits = jnp.dot(x, weights, precision="highest") + bias[None]
   if multi_label:
-    return jnp.mean(jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits))), -1), logits
+    return jnp.mean(
+      jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits))), -1
+    ), logits
   return -jnp.mean(targets * jax.nn.log_softmax(logits), -1), logits
 
 
@@ -39,15 +43,33 @@ def _adam(params, state, grads, step, rate):
   return jax.tree.map(move, params, first, second), (first, second)
 
 
-@functools.partial(jax.jit, static_argnames=("epochs", "batch_size", "patience", "monitor", "multi_label"))
-def _fit(features, mean, std, targets, index, valid, rates, seeds, *, epochs, batch_size, patience, monitor,
-         multi_label):  # fmt: skip
-  """(N, D), (D,), (D,), (N, C), (M,) and (V,) rows, (S, R), (S,) -> weights (S, R, D, C), bias, epochs (S, R)."""
+@functools.partial(
+  jax.jit, static_argnames=("epochs", "batch_size", "patience", "monitor", "multi_label")
+)
+def _fit(
+  features,
+  mean,
+  std,
+  targets,
+  index,
+  valid,
+  rates,
+  seeds,
+  *,
+  epochs,
+  batch_size,
+  patience,
+  monitor,
+  multi_label,
+):
+  """(N, D), (D,), (D,), (N, C), (M,) and (V,) rows, (S, R), (S,) -> weights (S, R, D, C), bias,
+  epochs (S, R)."""
   (M,), D, C, R = index.shape, features.shape[1], targets.shape[1], rates.shape[1]
   batch = min(batch_size, M)
   steps = -(-M // batch)
 
-  scaled = lambda rows: (features[rows] - mean[None]) / std[None]  # of a batch: all at once would fill memory twice
+  # of a batch: all at once would fill memory twice
+  scaled = lambda rows: (features[rows] - mean[None]) / std[None]
 
   def quality(params):
     losses, logits = _losses(params, scaled(valid), targets[valid], multi_label)
@@ -56,7 +78,9 @@ def _fit(features, mean, std, targets, index, valid, rates, seeds, *, epochs, ba
     return (logits.argmax(-1) == targets[valid].argmax(-1)).mean()
 
   def update(params, moments, x, y, present, step, rate):
-    loss = lambda params: jnp.sum(_losses(params, x, y, multi_label)[0] * present) / jnp.sum(present)
+    loss = lambda params: (
+      jnp.sum(_losses(params, x, y, multi_label)[0] * present) / jnp.sum(present)
+    )
     return _adam(params, moments, jax.grad(loss)(params), step, rate)
 
   def fit_seed(seed, rates):
@@ -66,7 +90,9 @@ def _fit(features, mean, std, targets, index, valid, rates, seeds, *, epochs, ba
       params, moments, count = carry
       rows, present = batch
       every_rate = jax.vmap(update, (0, 0, None, None, None, None, 0))
-      params, moments = every_rate(params, moments, scaled(rows), targets[rows], present, count, rates)
+      params, moments = every_rate(
+        params, moments, scaled(rows), targets[rows], present, count, rates
+      )
       return (params, moments, count + 1), None
 
     def epoch(state):
@@ -76,7 +102,8 @@ def _fit(features, mean, std, targets, index, valid, rates, seeds, *, epochs, ba
       present = (jnp.arange(steps * batch) < M).astype(features.dtype).reshape(steps, batch)
       (params, moments, count), _ = jax.lax.scan(step, (params, moments, count), (rows, present))
       found = jax.vmap(quality)(params)
-      better = (found >= score) & (number - best_epoch <= patience)  # of equal epochs the later one is kept
+      # of equal epochs the later one is kept
+      better = (found >= score) & (number - best_epoch <= patience)
       keep = lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
       best, score = jax.tree.map(keep, params, best), keep(found, score)
       return params, moments, count, number + 1, best, score, jnp.where(better, number, best_epoch)
@@ -85,7 +112,9 @@ def _fit(features, mean, std, targets, index, valid, rates, seeds, *, epochs, ba
       number, best_epoch = state[3], state[6]
       return (number < epochs) & (number - best_epoch <= patience).any()
 
-    draw = lambda stream, shape: jax.random.uniform(jax.random.fold_in(key, stream), shape, minval=-1) / jnp.sqrt(D)
+    draw = lambda stream, shape: (
+      jax.random.uniform(jax.random.fold_in(key, stream), shape, minval=-1) / jnp.sqrt(D)
+    )
     first = draw(INIT_STREAM, (D, C)), draw(INIT_STREAM - 1, (C,))
     params = jax.tree.map(lambda x: jnp.broadcast_to(x, (R, *x.shape)), first)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -96,18 +125,33 @@ def _fit(features, mean, std, targets, index, valid, rates, seeds, *, epochs, ba
   return jax.lax.map(lambda run: fit_seed(*run), (seeds, rates))
 
 
-def fit(features, targets, index, valid, *, known, rates, seeds, epochs, batch_size, patience, monitor,
-        multi_label) -> Probe:  # fmt: skip
-  """Trains a probe for every seed and rate at once, each until `patience` epochs have not been better on `valid`.
+def fit(
+  features,
+  targets,
+  index,
+  valid,
+  *,
+  known,
+  rates,
+  seeds,
+  epochs,
+  batch_size,
+  patience,
+  monitor,
+  multi_label,
+) -> Probe:
+  """Trains a probe for every seed and rate at once, each until `patience` epochs have not been
+  better on `valid`.
 
-  Of every rate the parameters of its best epoch are returned, of equally good ones the last. A rate that diverges gives
-  what was best before, or NaN.
+  Of every rate the parameters of its best epoch are returned, of equally good ones the last. A rate
+  that diverges gives what was best before, or NaN.
 
   Args:
     features: (N, D) float32.
     targets: (N, C) 0 or 1; without `multi_label` one 1 in a row.
     index, valid: (M,) rows to train on, (V,) to stop by.
-    known: rows whose mean and standard deviation scale the features; constant columns are only shifted.
+    known: rows whose mean and standard deviation scale the features; constant columns are only
+      shifted.
     rates: (S, R) learning rates of Adam, constant.
     seeds: (S,) ints; a seed gives the weights and the order.
     epochs, batch_size: passes over the data at most; clips of a batch.
@@ -119,8 +163,20 @@ def fit(features, targets, index, valid, *, known, rates, seeds, epochs, batch_s
   std = jnp.asarray(1 / np.where(factor == 0, 1, factor), jnp.float32)
   mean = jnp.asarray(centre, jnp.float32)
   floats = lambda x: jnp.asarray(x, jnp.float32)
-  weights, bias, _ = _fit(jnp.asarray(features), mean, std, floats(targets), jnp.asarray(index), jnp.asarray(valid),
-                          floats(rates), jnp.asarray(seeds, jnp.uint32), epochs=epochs, batch_size=batch_size,
-                          patience=patience, monitor=monitor, multi_label=multi_label)  # fmt: skip
+  weights, bias, _ = _fit(
+    jnp.asarray(features),
+    mean,
+    std,
+    floats(targets),
+    jnp.asarray(index),
+    jnp.asarray(valid),
+    floats(rates),
+    jnp.asarray(seeds, jnp.uint32),
+    epochs=epochs,
+    batch_size=batch_size,
+    patience=patience,
+    monitor=monitor,
+    multi_label=multi_label,
+  )
   every = lambda row: jnp.broadcast_to(row, (len(seeds), *row.shape))
   return Probe(weights, bias, every(mean), every(std))

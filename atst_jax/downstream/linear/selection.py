@@ -14,23 +14,28 @@ class Result(NamedTuple):
   """Of one seed: what validation said of every rate, and the test clips' logits at the best one."""
 
   rate: float
-  at_edge: bool  # the best rate is the smallest or the largest of the grid, and better than all between them
+  # the best rate is the smallest or the largest of the grid, and better than all between them
+  at_edge: bool
   valid_scores: tuple[float, ...]  # one for each rate; -inf where the probe diverged
   test_logits: np.ndarray  # (M, C)
 
 
-def evaluate(fit: Callable[..., Probe], features, targets, split: Split, score, *, rates, seeds, refit) -> list[Result]:
-  """Chooses the rate on the validation clips alone, by seed, and applies the probe to the test clips.
+def evaluate(
+  fit: Callable[..., Probe], features, targets, split: Split, score, *, rates, seeds, refit
+) -> list[Result]:
+  """Chooses the rate on the validation clips alone, by seed, and applies the probe to the test
+  clips.
 
   Args:
     fit: of (rows to train on, rows to validate on, (S, R) rates): a probe for every seed and rate.
     features: (N, D) float32, on the device.
     targets: (N, C).
-    score: function of (logits, targets), higher is better. Of rates that score the same, the smallest is taken.
+    score: function of (logits, targets), higher is better. Of rates that score the same, the
+      smallest is taken.
     rates: of ascending size.
     seeds: one result for each.
-    refit: train once more with that rate on training and validation clips together, and test that probe; otherwise the
-      probe that was validated is tested.
+    refit: train once more with that rate on training and validation clips together, and test that
+      probe; otherwise the probe that was validated is tested.
 
   Raises:
     UserError: the probe diverged at every rate.
@@ -44,19 +49,26 @@ def evaluate(fit: Callable[..., Probe], features, targets, split: Split, score, 
 
   valid = np.array([[validate(s, r) for r in range(len(rates))] for s in range(len(seeds))])
   if (valid.max(-1) == -np.inf).any():
-    raise UserError(f"the probe diverges at every learning rate of {tuple(rates)}; add smaller ones to "
-                    "--config.probe.learning_rates")  # fmt: skip
+    raise UserError(
+      f"the probe diverges at every learning rate of {tuple(rates)}; add smaller ones to "
+      "--config.probe.learning_rates"
+    )
   best = valid.argmax(-1)
   if refit:
     both = np.sort(np.concatenate([split.train, split.valid]))
     probe = fit(both, split.valid, grid[np.arange(len(seeds)), best][:, None])
   return [
-    Result(rates[b], _at_edge(valid[s], b), tuple(valid[s].tolist()),
-           scores(probe, features, split.test, seed=s, rate=0 if refit else b))
+    Result(
+      rates[b],
+      _at_edge(valid[s], b),
+      tuple(valid[s].tolist()),
+      scores(probe, features, split.test, seed=s, rate=0 if refit else b),
+    )
     for s, b in enumerate(best.tolist())
-  ]  # fmt: skip
+  ]
 
 
 def _at_edge(valid: np.ndarray, best: int) -> bool:
-  """Whether the best rate is the first or the last, and better than all between them: the grid may be too short."""
+  """Whether the best rate is the first or the last, and better than all between them: the grid may
+  be too short."""
   return len(valid) > 2 and best in (0, len(valid) - 1) and bool((valid[best] > valid[1:-1]).all())

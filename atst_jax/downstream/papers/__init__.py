@@ -1,4 +1,5 @@
-"""What the papers report: tasks, rates, published tables, and our results in their rows and columns.
+"""What the papers report: tasks, rates, published tables, and our results in their rows and
+columns.
 
 In: results.json of evaluations. Out: tables as data.
 """

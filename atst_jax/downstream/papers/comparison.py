@@ -1,4 +1,5 @@
-"""Our results in the rows and columns of the papers' tables: what belongs where, and which run each score is from."""
+"""Our results in the rows and columns of the papers' tables: what belongs where, and which run each
+score is from."""
 
 import hashlib
 import json
@@ -23,7 +24,9 @@ class Run(NamedTuple):
   @property
   def config_hash(self) -> str:
     """8 hexadecimal digits over the whole config."""
-    return hashlib.sha256(json.dumps(self.results["config"], sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(self.results["config"], sort_keys=True).encode()).hexdigest()[
+      :8
+    ]
 
 
 class Cell(NamedTuple):
@@ -45,7 +48,8 @@ class Line(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """Runs and published scores in the columns of one table of a paper; `key` is that of `published.TABLES`."""
+  """Runs and published scores in the columns of one table of a paper; `key` is that of
+  `published.TABLES`."""
 
   key: str
   table: Table
@@ -54,19 +58,24 @@ class Comparison(NamedTuple):
 
 
 def read_runs(paths: list[str]) -> list[Run]:
-  """The runs of workdirs, or of results.json files. Raises UserError for a path that is none, or read twice."""
+  """The runs of workdirs, or of results.json files. Raises UserError for a path that is none, or
+  read twice."""
   runs = []
   for path in paths:
     file = path if path.endswith(".json") else os.path.join(path, "results.json")
     try:
       results = json.loads(storage.read_text(file))
     except (FileNotFoundError, NotADirectoryError):
-      raise UserError(f"{file} does not exist: {path!r} is not the workdir of a finished evaluation") from None
+      raise UserError(
+        f"{file} does not exist: {path!r} is not the workdir of a finished evaluation"
+      ) from None
     except (OSError, ValueError) as error:
       raise UserError(f"{file}: cannot be read ({error}); run the evaluation again") from error
     missing = [key for key in NEEDED if not isinstance(results, dict) or key not in results]
     if missing:
-      raise UserError(f"{file}: not results of this schema, it lacks {', '.join(missing)}; run the evaluation again")
+      raise UserError(
+        f"{file}: not results of this schema, it lacks {', '.join(missing)}; run the evaluation again"
+      )
     runs.append(Run(os.path.dirname(file) or ".", results))
   names = [os.path.realpath(run.path) for run in runs]
   for name in names:
@@ -76,8 +85,8 @@ def read_runs(paths: list[str]) -> list[Run]:
 
 
 def choose_rates(runs: list[Run]) -> list[tuple[Run, str]]:
-  """Of fine-tunings that differ in nothing but the learning rate, the one that the validation clips prefer, and a note
-  that says of how many. All other runs as they are."""
+  """Of fine-tunings that differ in nothing but the learning rate, the one that the validation clips
+  prefer, and a note that says of how many. All other runs as they are."""
   groups: dict[str, list[Run]] = {}
   for run in runs:
     key = run.path
@@ -95,7 +104,8 @@ def choose_rates(runs: list[Run]) -> list[tuple[Run, str]]:
     if len(group) == 1:
       chosen.append((group[0], ""))
       continue
-    best = max(group, key=lambda run: (run.results["rows"][0]["valid"], -rate(run)))  # of equal ones the smaller rate
+    # of equal ones the smaller rate
+    best = max(group, key=lambda run: (run.results["rows"][0]["valid"], -rate(run)))
     tried = ", ".join(f"{r:g}" for r in sorted(map(rate, group)))
     chosen.append((best, f"rate {rate(best):g} of {tried}, by validation"))
   return chosen
@@ -104,11 +114,14 @@ def choose_rates(runs: list[Run]) -> list[tuple[Run, str]]:
 def _architecture(encoder: dict) -> str:
   if encoder["kind"] == "cnn":
     return encoder["version"]
-  return SIZES.get((encoder["width"], encoder["depth"]), f"ATST {encoder['depth']} x {encoder['width']}")
+  return SIZES.get(
+    (encoder["width"], encoder["depth"]), f"ATST {encoder['depth']} x {encoder['width']}"
+  )
 
 
 def describe(results: dict, *, views: bool) -> str:
-  """What the encoder is, as far as its provenance says: name, size, λ and steps; with `views` what the views were."""
+  """What the encoder is, as far as its provenance says: name, size, λ and steps; with `views` what
+  the views were."""
   encoder = results["encoder"]
   name, provenance = os.path.basename(encoder["path"].rstrip("/")), encoder["provenance"]
   config = provenance.get("config")
@@ -116,8 +129,12 @@ def describe(results: dict, *, views: bool) -> str:
     return name
   kind = _architecture(config["encoder"])
   if views:
-    seconds = round(config["views"]["crop_frames"] * results["encoder"]["frontend"]["hop_length"]
-                    / results["encoder"]["frontend"]["sample_rate"], 1)  # fmt: skip
+    seconds = round(
+      config["views"]["crop_frames"]
+      * results["encoder"]["frontend"]["hop_length"]
+      / results["encoder"]["frontend"]["sample_rate"],
+      1,
+    )
     segments = {"single": "single segment", "two": "two segments"}[config["views"]["segments"]]
     return f"{name}: {kind}, {segments}, {seconds:g} s"
   return f"{name}: {kind}, λ = {config['difference']['weight']:g}, {provenance.get('step')} steps"
@@ -127,7 +144,8 @@ def _column(results: dict, row: dict) -> str:
   if results["protocol"] == "difference":
     return row["name"]
   name = results["data"]["name"]
-  if results["protocol"] == "retrieval":  # a scene of other pairs than the published ones is another column
+  # a scene of other pairs than the published ones is another column
+  if results["protocol"] == "retrieval":
     return " ".join([*([] if name.startswith("apwd") else [name]), row["scene"], row["name"]])
   return name
 
@@ -139,8 +157,14 @@ def _label(results: dict, row: dict, views: bool) -> tuple[str, str]:
   ours = features == "pre-trained" and row.get("system", "audio + text") == "audio + text"
   if protocol in ("difference", "retrieval"):
     data = results["data"]["name"]
-    parts = [encoder if features == "pre-trained" else features, data if protocol == "difference" else ""]
-    parts += ["" if ours else row.get("system", ""), f"weight {row['weight']:g}" if row.get("weight", 1) != 1 else ""]
+    parts = [
+      encoder if features == "pre-trained" else features,
+      data if protocol == "difference" else "",
+    ]
+    parts += [
+      "" if ours else row.get("system", ""),
+      f"weight {row['weight']:g}" if row.get("weight", 1) != 1 else "",
+    ]
     return ", ".join(filter(None, parts)), "ours" if ours else "baseline"
   if features == "pre-trained":
     rest = name.removeprefix("pre-trained").removeprefix(", ")
@@ -151,18 +175,25 @@ def _label(results: dict, row: dict, views: bool) -> tuple[str, str]:
 
 
 def compare(runs: list[Run]) -> list[Comparison]:
-  """The papers' tables that any of the runs belongs to, published rows first. Raises UserError if there is none."""
+  """The papers' tables that any of the runs belongs to, published rows first. Raises UserError if
+  there is none."""
   found, chosen = [], choose_rates(runs)
   for key, table in TABLES.items():
     mine = [(run, note) for run, note in chosen if run.results["protocol"] == table.protocol]
     if table.ablation:
-      mine = [(run, note) for run, note in mine if "config" in run.results["encoder"]["provenance"]
-              and run.results["encoder"]["provenance"]["config"]["encoder"]["kind"] == "transformer"]  # fmt: skip
+      mine = [
+        (run, note)
+        for run, note in mine
+        if "config" in run.results["encoder"]["provenance"]
+        and run.results["encoder"]["provenance"]["config"]["encoder"]["kind"] == "transformer"
+      ]
     if mine:
       found.append(_comparison(key, table, mine))
   if not found:
     known = sorted({table.protocol for table in TABLES.values()})
-    raise UserError(f"none of the {len(runs)} runs belongs to a table; their protocols must be of {', '.join(known)}")
+    raise UserError(
+      f"none of the {len(runs)} runs belongs to a table; their protocols must be of {', '.join(known)}"
+    )
   return found
 
 

@@ -1,4 +1,5 @@
-"""The tasks of both papers as data: what belongs to a protocol. What was published for them is in `published`.
+"""The tasks of both papers as data: what belongs to a protocol. What was published for them is in
+`published`.
 
 Names are those of `data_pipeline`'s layouts, which a prepared set carries.
 """
@@ -13,7 +14,8 @@ class Task(NamedTuple):
   classes: int
   way: str  # of dividing: "fold" or "split"
   unit_seconds: float  # clips are cut or filled to it in EVAR's protocol
-  rates: tuple[float, ...] = ()  # of ATST's linear evaluation, for a batch of 256 (released scripts); () where none is
+  # of ATST's linear evaluation, for a batch of 256 (released scripts); () where none is
+  rates: tuple[float, ...] = ()
   evar_rate: float | None = None  # of BYOL-A v2's linear evaluation (its README)
   metric: str = "accuracy"
 
@@ -36,7 +38,8 @@ TASKS = {
 
 
 def known_rates(protocol: str, name: str) -> tuple[float, ...]:
-  """The learning rates that the authors of a protocol ("atst" or "evar") name for a task; () where they name none."""
+  """The learning rates that the authors of a protocol ("atst" or "evar") name for a task; () where
+  they name none."""
   if name not in TASKS:
     return ()
   task = TASKS[name]

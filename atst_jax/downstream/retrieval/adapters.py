@@ -1,10 +1,11 @@
 """Adapters on frozen embeddings that bring a sound with a sentence to the sound that answers.
 
-Source: Takeuchi et al. (Interspeech 2022) as the difference-aware paper uses it (5.3, Fig. 3): frozen audio and text
-encoders, adapters with GELU, contrastive learning and the classification of events, cosine similarity, Adam. Of what
-neither tells, the simplest: an adapter is Linear, GELU, Linear beside a linear shortcut, then layer normalisation; one
-serves query and answer; a query is the sum of its adapted sound and text; the loss is the symmetric InfoNCE over the
-batch with a learned temperature, and the events of the answer are classified from query and answer.
+Source: Takeuchi et al. (Interspeech 2022) as the difference-aware paper uses it (5.3, Fig. 3):
+frozen audio and text encoders, adapters with GELU, contrastive learning and the classification of
+events, cosine similarity, Adam. Of what neither tells, the simplest: an adapter is Linear, GELU,
+Linear beside a linear shortcut, then layer normalisation; one serves query and answer; a query is
+the sum of its adapted sound and text; the loss is the symmetric InfoNCE over the batch with a
+learned temperature, and the events of the answer are classified from query and answer.
 """
 
 import functools
@@ -18,7 +19,8 @@ import optax
 INIT_STREAM = 2**32 - 1  # folded into a seed for the parameters; epochs count from 0
 MAX_SCALE = 100.0  # of the cosines: temperatures below 0.01 are taken for it, as in CLIP
 EPSILON = 1e-6  # of the layer normalisation
-SYSTEMS = {"audio + text": (True, True), "audio": (True, False), "text": (False, True)}  # what a query is made of
+# what a query is made of
+SYSTEMS = {"audio + text": (True, True), "audio": (True, False), "text": (False, True)}
 
 
 class Data(NamedTuple):
@@ -50,15 +52,25 @@ def _apply(linear: dict, x):
   return jnp.dot(x, linear["weights"], precision="highest") + linear["bias"][None]
 
 
-def init(key, *, audio: int, text: int, classes: int, hidden: int, width: int, temperature: float) -> dict:
-  """Parameters: adapters of `audio` and `text` numbers to `width`, the classifier, the temperature's logarithm."""
+def init(
+  key, *, audio: int, text: int, classes: int, hidden: int, width: int, temperature: float
+) -> dict:
+  """Parameters: adapters of `audio` and `text` numbers to `width`, the classifier, the
+  temperature's logarithm."""
   keys = iter(jax.random.split(key, 7))
   adapter = lambda inputs: {
-    "first": _linear(next(keys), inputs, hidden), "second": _linear(next(keys), hidden, width),
-    "shortcut": _linear(next(keys), inputs, width), "scale": jnp.ones(width), "shift": jnp.zeros(width),
-  }  # fmt: skip
-  return {"audio": adapter(audio), "text": adapter(text), "classifier": _linear(next(keys), width, classes),
-          "log_scale": jnp.float32(-np.log(temperature))}  # fmt: skip
+    "first": _linear(next(keys), inputs, hidden),
+    "second": _linear(next(keys), hidden, width),
+    "shortcut": _linear(next(keys), inputs, width),
+    "scale": jnp.ones(width),
+    "shift": jnp.zeros(width),
+  }
+  return {
+    "audio": adapter(audio),
+    "text": adapter(text),
+    "classifier": _linear(next(keys), width, classes),
+    "log_scale": jnp.float32(-np.log(temperature)),
+  }
 
 
 def adapt(adapter: dict, x):
@@ -91,7 +103,8 @@ def answers(params: dict, data: Data, rows):
 
 
 def loss(params: dict, data: Data, rows, present, *, system: str, label_weight: float):
-  """Mean over the pairs that are `present` (B,) 0 or 1 of InfoNCE in both directions, plus the classification's.
+  """Mean over the pairs that are `present` (B,) 0 or 1 of InfoNCE in both directions, plus the
+  classification's.
 
   Of two pairs with the same answer, neither is the other's negative.
   """
@@ -105,7 +118,9 @@ def loss(params: dict, data: Data, rows, present, *, system: str, label_weight: 
   labels, count = data.labels[data.target[rows]], jnp.sum(present)
   total = jnp.sum(jnp.where(present > 0, contrastive, 0)) / count
   for latent in (query, answer):
-    entropy = optax.sigmoid_binary_cross_entropy(_apply(params["classifier"], latent), labels).mean(-1)
+    entropy = optax.sigmoid_binary_cross_entropy(_apply(params["classifier"], latent), labels).mean(
+      -1
+    )
     total = total + 0.5 * label_weight * jnp.sum(entropy * present) / count
   return total
 
@@ -114,15 +129,20 @@ def _batches(rows, batch: int):
   """(M,) -> (steps, batch) rows and which of them are present."""
   steps = -(-len(rows) // batch)
   padded = jnp.pad(rows, (0, steps * batch - len(rows)))
-  return padded.reshape(steps, batch), (jnp.arange(steps * batch) < len(rows)).astype(jnp.float32).reshape(steps, batch)
+  return padded.reshape(steps, batch), (jnp.arange(steps * batch) < len(rows)).astype(
+    jnp.float32
+  ).reshape(steps, batch)
 
 
 OPTIONS = ("system", "label_weight", "batch_size", "learning_rate")
 
 
 @functools.partial(jax.jit, static_argnames=OPTIONS, donate_argnums=0)
-def _epoch(state, number, data: Data, train, valid, seeds, *, system, label_weight, batch_size, learning_rate):
-  """One pass over the training pairs with every seed, then the validation loss. Returns the state and that (S,)."""
+def _epoch(
+  state, number, data: Data, train, valid, seeds, *, system, label_weight, batch_size, learning_rate
+):
+  """One pass over the training pairs with every seed, then the validation loss. Returns the state
+  and that (S,)."""
   optimizer = optax.adam(learning_rate)
   objective = functools.partial(loss, system=system, label_weight=label_weight)
 
@@ -135,22 +155,44 @@ def _epoch(state, number, data: Data, train, valid, seeds, *, system, label_weig
       return (optax.apply_updates(params, updates), moments), None
 
     order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), number), train)
-    (params, moments), _ = jax.lax.scan(step, (params, moments), _batches(order, min(batch_size, len(train))))
+    (params, moments), _ = jax.lax.scan(
+      step, (params, moments), _batches(order, min(batch_size, len(train)))
+    )
     rows, present = _batches(valid, min(batch_size, len(valid)))
     losses = jax.lax.map(lambda batch: objective(params, data, *batch), (rows, present))
     found = jnp.sum(losses * present.sum(-1)) / len(valid)
     better = found < best_loss
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
-    state = params, moments, best, jnp.where(better, found, best_loss), jnp.where(better, number + 1, best_epoch)
+    state = (
+      params,
+      moments,
+      best,
+      jnp.where(better, found, best_loss),
+      jnp.where(better, number + 1, best_epoch),
+    )
     return state, found
 
   return jax.vmap(one_seed)(state, seeds)
 
 
-def fit(data: Data, train, valid, *, system: str, seeds: list[int], epochs: int, batch_size: int, learning_rate: float,
-        label_weight: float, hidden: int, width: int, temperature: float,
-        on_epoch=lambda losses: None) -> Fitted:  # fmt: skip
-  """Trains the adapters once for every seed, all at once; of each the epoch with the smallest validation loss is kept.
+def fit(
+  data: Data,
+  train,
+  valid,
+  *,
+  system: str,
+  seeds: list[int],
+  epochs: int,
+  batch_size: int,
+  learning_rate: float,
+  label_weight: float,
+  hidden: int,
+  width: int,
+  temperature: float,
+  on_epoch=lambda losses: None,
+) -> Fitted:
+  """Trains the adapters once for every seed, all at once; of each the epoch with the smallest
+  validation loss is kept.
 
   Args:
     train, valid: (M,) and (V,) pairs.
@@ -160,30 +202,60 @@ def fit(data: Data, train, valid, *, system: str, seeds: list[int], epochs: int,
   Raises:
     FloatingPointError: the loss of a seed is NaN or infinite.
   """
-  sizes = {"audio": data.audio.shape[1], "text": data.texts.shape[1], "classes": data.labels.shape[1]}
-  make = lambda seed: init(jax.random.fold_in(jax.random.key(seed), INIT_STREAM), **sizes, hidden=hidden, width=width,
-                           temperature=temperature)  # fmt: skip
+  sizes = {
+    "audio": data.audio.shape[1],
+    "text": data.texts.shape[1],
+    "classes": data.labels.shape[1],
+  }
+  make = lambda seed: init(
+    jax.random.fold_in(jax.random.key(seed), INIT_STREAM),
+    **sizes,
+    hidden=hidden,
+    width=width,
+    temperature=temperature,
+  )
   keys = jnp.asarray(seeds, jnp.uint32)
   params = jax.jit(jax.vmap(make))(keys)
   moments = jax.vmap(optax.adam(learning_rate).init)(params)
   S = len(seeds)
-  state = params, moments, jax.tree.map(jnp.copy, params), jnp.full(S, jnp.inf, jnp.float32), jnp.zeros(S, jnp.int32)
+  state = (
+    params,
+    moments,
+    jax.tree.map(jnp.copy, params),
+    jnp.full(S, jnp.inf, jnp.float32),
+    jnp.zeros(S, jnp.int32),
+  )
   train, valid, curve = jnp.asarray(train), jnp.asarray(valid), []
   for number in range(epochs):
-    state, found = _epoch(state, jnp.int32(number), data, train, valid, keys, system=system, batch_size=batch_size,
-                          label_weight=label_weight, learning_rate=learning_rate)  # fmt: skip
+    state, found = _epoch(
+      state,
+      jnp.int32(number),
+      data,
+      train,
+      valid,
+      keys,
+      system=system,
+      batch_size=batch_size,
+      label_weight=label_weight,
+      learning_rate=learning_rate,
+    )
     curve.append(np.asarray(found))
     if not np.isfinite(curve[-1]).all():
-      raise FloatingPointError(f"the validation loss is {curve[-1].tolist()} after epoch {number + 1} ({system}); "
-                               "lower --config.train.learning_rate")  # fmt: skip
+      raise FloatingPointError(
+        f"the validation loss is {curve[-1].tolist()} after epoch {number + 1} ({system}); "
+        "lower --config.train.learning_rate"
+      )
     on_epoch(curve[-1])
   return Fitted(state[2], np.asarray(state[3]), np.asarray(state[4]), np.stack(curve, -1))
 
 
 @functools.partial(jax.jit, static_argnames="system")
 def _similarity(params, data, rows, gallery, system):
-  return jnp.dot(_unit(queries(params, data, rows, system)), _unit(answers(params, data, gallery)).T,
-                 precision="highest")  # fmt: skip
+  return jnp.dot(
+    _unit(queries(params, data, rows, system)),
+    _unit(answers(params, data, gallery)).T,
+    precision="highest",
+  )
 
 
 def similarity(fitted: Fitted, data: Data, rows, gallery, *, seed: int, system: str) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Retrieval with auxiliary information (difference-aware paper 5.3, Table 2): a sound and a sentence ask for the sound
-that differs from it as the sentence says.
+"""Retrieval with auxiliary information (difference-aware paper 5.3, Table 2): a sound and a
+sentence ask for the sound that differs from it as the sentence says.
 
-A recall means little alone. Beside it stand chance, queries of the sound alone and of the sentence alone, and the whole
-system on an encoder with random parameters and on statistics of the log-mel spectrogram.
+A recall means little alone. Beside it stand chance, queries of the sound alone and of the sentence
+alone, and the whole system on an encoder with random parameters and on statistics of the log-mel
+spectrogram.
 """
 
 import functools
@@ -42,52 +43,81 @@ def resolve(config: ConfigDict, model: Model, dataset: Dataset, text_hash: str) 
   """Fills the placeholders and checks values. Raises UserError with key, value and remedy."""
   dataset.check_frontend(model.frontend, config.encoder)
   config = config.copy_and_resolve_references()
-  found = (("params_hash", config, "params_hash", model.config["params_hash"], "encoder"),
-           ("data.fingerprint", config.data, "fingerprint", features.fingerprint(dataset), "data.path"),
-           ("text.hash", config.text, "hash", text_hash, "text.model"))  # fmt: skip
+  found = (
+    ("params_hash", config, "params_hash", model.config["params_hash"], "encoder"),
+    ("data.fingerprint", config.data, "fingerprint", features.fingerprint(dataset), "data.path"),
+    ("text.hash", config.text, "hash", text_hash, "text.model"),
+  )
   for key, section, name, value, source in found:
     if section[name] not in (None, value):
-      raise UserError(f"--config.{key}={section[name]}, but what --config.{source} names has {value}; leave it out")
+      raise UserError(
+        f"--config.{key}={section[name]}, but what --config.{source} names has {value}; leave it out"
+      )
     section[name] = value
-  config.statistics = config.statistics or ("data" if model.config["encoder"]["kind"] == "cnn" else "encoder")
+  config.statistics = config.statistics or (
+    "data" if model.config["encoder"]["kind"] == "cnn" else "encoder"
+  )
   for key, values, choices in (
-    ("statistics", (config.statistics,), ("encoder", "data")), ("blocks", (config.blocks,), ("last", "all")),
-    ("scenes", (config.scenes,), ("each", "joint")), ("gallery", (config.gallery,), ("scene", "all")),
-    ("text.pooling", (config.text.pooling,), text.POOLINGS), ("features", config.features, FEATURES),
-    ("systems", config.systems, SYSTEMS), ("protocol", (config.protocol,), ("retrieval",))):  # fmt: skip
+    ("statistics", (config.statistics,), ("encoder", "data")),
+    ("blocks", (config.blocks,), ("last", "all")),
+    ("scenes", (config.scenes,), ("each", "joint")),
+    ("gallery", (config.gallery,), ("scene", "all")),
+    ("text.pooling", (config.text.pooling,), text.POOLINGS),
+    ("features", config.features, FEATURES),
+    ("systems", config.systems, SYSTEMS),
+    ("protocol", (config.protocol,), ("retrieval",)),
+  ):
     if not values or not set(values) <= set(choices):
       raise UserError(f"--config.{key}={','.join(values)}: choose from {', '.join(choices)}")
-  for key, value in (("seeds", config.seeds), ("max_seconds", config.max_seconds),
-                     *((f"train.{key}", config.train[key]) for key in ("epochs", "batch_size", "learning_rate")),
-                     *((f"adapter.{key}", config.adapter[key]) for key in ("hidden", "width", "temperature")),
-                     *(("recall_at", k) for k in config.recall_at)):  # fmt: skip
+  for key, value in (
+    ("seeds", config.seeds),
+    ("max_seconds", config.max_seconds),
+    *((f"train.{key}", config.train[key]) for key in ("epochs", "batch_size", "learning_rate")),
+    *((f"adapter.{key}", config.adapter[key]) for key in ("hidden", "width", "temperature")),
+    *(("recall_at", k) for k in config.recall_at),
+  ):
     if not 0 < value < float("inf"):
       raise UserError(f"--config.{key}={value}: must be positive and finite")
   if config.train.batch_size < 2:
-    raise UserError(f"--config.train.batch_size={config.train.batch_size}: a pair needs another as its negative")
+    raise UserError(
+      f"--config.train.batch_size={config.train.batch_size}: a pair needs another as its negative"
+    )
   if not 0 <= config.train.label_weight < float("inf"):
-    raise UserError(f"--config.train.label_weight={config.train.label_weight}: must be 0 or more, and finite")
+    raise UserError(
+      f"--config.train.label_weight={config.train.label_weight}: must be 0 or more, and finite"
+    )
   return config
 
 
 def galleries(config: ConfigDict, pairs: PairSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """{scene: (test pairs that ask, pairs whose answers are the candidates)}. Raises UserError for too few of these."""
+  """{scene: (test pairs that ask, pairs whose answers are the candidates)}. Raises UserError for
+  too few of these."""
   out = {}
   for scene in np.unique(pairs.scenes).tolist():
     asked = pairs.rows("test", scene)
     out[scene] = asked, asked if config.gallery == "scene" else pairs.rows("test")
     size = len(out[scene][1])
     if size < max(config.recall_at):
-      raise UserError(f"--config.recall_at={config.recall_at}: the scene {scene!r} has a gallery of {size} answers; "
-                      f"make more test pairs, or leave out K above {size}")  # fmt: skip
+      raise UserError(
+        f"--config.recall_at={config.recall_at}: the scene {scene!r} has a gallery of {size} answers; "
+        f"make more test pairs, or leave out K above {size}"
+      )
   return out
 
 
-def sounds(config: ConfigDict, model: Model, dataset: Dataset, ids: list[str], folder: str) -> Iterator[tuple]:
-  """Yields (features, vectors of each seed): one (N, D) array where the seed makes no difference, else one for each."""
+def sounds(
+  config: ConfigDict, model: Model, dataset: Dataset, ids: list[str], folder: str
+) -> Iterator[tuple]:
+  """Yields (features, vectors of each seed): one (N, D) array where the seed makes no difference,
+  else one for each."""
   frontend = model.frontend
   max_frames = frontend.num_frames(round(config.max_seconds * frontend.sample_rate))
-  common = {"data": config.data.fingerprint, "frontend": frontend.hash, "max_frames": max_frames, "crop": "center"}
+  common = {
+    "data": config.data.fingerprint,
+    "frontend": frontend.hash,
+    "max_frames": max_frames,
+    "crop": "center",
+  }
   num_blocks = 1 if config.blocks == "last" else model.depth
   read = lambda name: features.mels(dataset, len(ids), name)
 
@@ -108,8 +138,11 @@ def sounds(config: ConfigDict, model: Model, dataset: Dataset, ids: list[str], f
       yield name, [features.cached(folder, {**common, "params": "mel"}, "mel", ids, compute)]
 
 
-def run_row(name: str, system: str, arrays, words, targets, pairs: PairSet, config: ConfigDict) -> list[dict]:
-  """Trains and tests one system on one kind of features; rows as results.json has them, one for each scene and K."""
+def run_row(
+  name: str, system: str, arrays, words, targets, pairs: PairSet, config: ConfigDict
+) -> list[dict]:
+  """Trains and tests one system on one kind of features; rows as results.json has them, one for
+  each scene and K."""
   seeds = [config.seed + i for i in range(config.seeds)]
   groups = [seeds] if len(arrays) == 1 else [[seed] for seed in seeds]
   chosen, runs = galleries(config, pairs), {}
@@ -120,8 +153,16 @@ def run_row(name: str, system: str, arrays, words, targets, pairs: PairSet, conf
       sizes = {key: config.adapter[key] for key in ("hidden", "width", "temperature")}
       with progress_bar(config.train.epochs, 0, "epoch") as bar:
         bar.set_description(f"{name}, {system}{f', {trained_on}' if trained_on else ''}")
-        fitted = adapters.fit(data, train, valid, system=system, seeds=group, on_epoch=lambda losses, bar=bar:
-                              bar.update(), **config.train, **sizes)  # fmt: skip
+        fitted = adapters.fit(
+          data,
+          train,
+          valid,
+          system=system,
+          seeds=group,
+          on_epoch=lambda losses, bar=bar: bar.update(),
+          **config.train,
+          **sizes,
+        )
       for scene in chosen if trained_on is None else [trained_on]:
         asked, gallery = chosen[scene]
         wanted = np.searchsorted(gallery, asked)
@@ -129,14 +170,29 @@ def run_row(name: str, system: str, arrays, words, targets, pairs: PairSet, conf
           cosines = adapters.similarity(fitted, data, asked, gallery, seed=place, system=system)
           recalls = recall_at(cosines, wanted, tuple(config.recall_at))
           for k, score in zip(config.recall_at, recalls, strict=True):
-            runs.setdefault((scene, k), []).append({
-              "seed": seed, "fold": None, "score": score, "learning_rate": config.train.learning_rate,
-              "epoch": int(fitted.epoch[place]), "valid_loss": float(fitted.valid_loss[place])})  # fmt: skip
+            runs.setdefault((scene, k), []).append(
+              {
+                "seed": seed,
+                "fold": None,
+                "score": score,
+                "learning_rate": config.train.learning_rate,
+                "epoch": int(fitted.epoch[place]),
+                "valid_loss": float(fitted.valid_loss[place]),
+              }
+            )
   return [
-    {"name": f"R@{k}", "scene": scene, "system": system, "features": name, "dimensions": arrays[0].shape[1],
-     "gallery": len(chosen[scene][1]), **summary([run["score"] for run in found]), "runs": found}
+    {
+      "name": f"R@{k}",
+      "scene": scene,
+      "system": system,
+      "features": name,
+      "dimensions": arrays[0].shape[1],
+      "gallery": len(chosen[scene][1]),
+      **summary([run["score"] for run in found]),
+      "runs": found,
+    }
     for (scene, k), found in runs.items()
-  ]  # fmt: skip
+  ]
 
 
 def _data(array, words, targets, pairs: PairSet, train, standardize: bool) -> adapters.Data:
@@ -145,21 +201,40 @@ def _data(array, words, targets, pairs: PairSet, train, standardize: bool) -> ad
   if standardize:
     mean, factor = scale_of(array[np.union1d(pairs.query[train], pairs.target[train])])
     array = (array - mean.astype(np.float32)) * factor.astype(np.float32)
-  return adapters.Data(*map(jnp.asarray, (array, words, targets.astype(np.float32), pairs.query, pairs.target,
-                                          pairs.text)))  # fmt: skip
+  return adapters.Data(
+    *map(
+      jnp.asarray, (array, words, targets.astype(np.float32), pairs.query, pairs.target, pairs.text)
+    )
+  )
 
 
 def chance_rows(config: ConfigDict, pairs: PairSet) -> list[dict]:
   """What drawing answers would reach: K of the gallery's M."""
-  return [{"name": f"R@{k}", "scene": scene, "system": "chance", "features": "", "gallery": len(gallery),
-           "mean": k / len(gallery), "std": None, "ci95": None, "per_seed": [], "runs": []}
-          for scene, (_, gallery) in galleries(config, pairs).items() for k in config.recall_at]  # fmt: skip
+  return [
+    {
+      "name": f"R@{k}",
+      "scene": scene,
+      "system": "chance",
+      "features": "",
+      "gallery": len(gallery),
+      "mean": k / len(gallery),
+      "std": None,
+      "ci95": None,
+      "per_seed": [],
+      "runs": [],
+    }
+    for scene, (_, gallery) in galleries(config, pairs).items()
+    for k in config.recall_at
+  ]
 
 
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
-  """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns 0."""
+  """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns
+  0."""
   if jax.process_count() > 1:
-    raise UserError(f"retrieval runs in one process, not in {jax.process_count()}; leave out --distributed")
+    raise UserError(
+      f"retrieval runs in one process, not in {jax.process_count()}; leave out --distributed"
+    )
   model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
   encoder = text.load_text_encoder(config.text.model)
   config = resolve(config, model, dataset, encoder.hash)
@@ -174,10 +249,19 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     folder = os.path.join(workdir, "features")
     words = text.embed_texts(pairs.texts, encoder, pooling=config.text.pooling, folder=folder)
     for name, arrays in sounds(config, model, dataset, labels.ids, folder):
-      for system in config.systems if name == "pre-trained" else [s for s in config.systems if s == REPORTED]:
-        compute = functools.partial(run_row, name, system, arrays, words, labels.targets, pairs, config)
+      for system in (
+        config.systems if name == "pre-trained" else [s for s in config.systems if s == REPORTED]
+      ):
+        compute = functools.partial(
+          run_row, name, system, arrays, words, labels.targets, pairs, config
+        )
         done = finished(workdir, config, f"{name}, {system}", compute)
-        log.info("%s, %s: %s", name, system, ", ".join(f"{r['scene']} {r['name']} {r['mean']:.3f}" for r in done))
+        log.info(
+          "%s, %s: %s",
+          name,
+          system,
+          ", ".join(f"{r['scene']} {r['name']} {r['mean']:.3f}" for r in done),
+        )
         rows += done
     results = _results(config, model, dataset, labels, pairs, rows)
     write_json(os.path.join(workdir, "results.json"), results)
@@ -188,19 +272,32 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   return 0
 
 
-def _results(config: ConfigDict, model: Model, dataset: Dataset, labels, pairs: PairSet, rows: list[dict]) -> dict:
-  sizes = {scene: {split: len(pairs.rows(split, scene)) for split in ("train", "valid", "test")}
-           for scene in np.unique(pairs.scenes).tolist()}  # fmt: skip
+def _results(
+  config: ConfigDict, model: Model, dataset: Dataset, labels, pairs: PairSet, rows: list[dict]
+) -> dict:
+  sizes = {
+    scene: {split: len(pairs.rows(split, scene)) for split in ("train", "valid", "test")}
+    for scene in np.unique(pairs.scenes).tolist()
+  }
   # Only the published pairs compare with what was published.
   first = f"{min(sizes)} R@{config.recall_at[0]}"
   known = published(config.protocol, first) if dataset.manifest["name"].startswith("apwd") else []
   return {
     "job": config.job,
     "protocol": config.protocol,
-    "data": {"name": dataset.manifest["name"], "path": dataset.root, "fingerprint": config.data.fingerprint,
-             "clips": len(labels.ids), "classes": len(dataset.label_names), "pairs": sizes,
-             "sentences": len(pairs.texts)},
-    "encoder": {"path": config.encoder, **{k: model.config[k] for k in ("params_hash", "frontend", "provenance")}},
+    "data": {
+      "name": dataset.manifest["name"],
+      "path": dataset.root,
+      "fingerprint": config.data.fingerprint,
+      "clips": len(labels.ids),
+      "classes": len(dataset.label_names),
+      "pairs": sizes,
+      "sentences": len(pairs.texts),
+    },
+    "encoder": {
+      "path": config.encoder,
+      **{k: model.config[k] for k in ("params_hash", "frontend", "provenance")},
+    },
     "config": configs.to_json(config),
     "versions": {"atst_jax": atst_jax.__version__, "jax": jax.__version__},
     "metric": "recall",
@@ -208,7 +305,7 @@ def _results(config: ConfigDict, model: Model, dataset: Dataset, labels, pairs: 
     "published": [row._asdict() for row in known],
     "chance": None,  # it differs between K and scenes: a row for each
     "rows": rows,
-  }  # fmt: skip
+  }
 
 
 def describe(config: ConfigDict, workdir: str) -> list[str]:

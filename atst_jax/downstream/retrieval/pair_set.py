@@ -31,31 +31,38 @@ class PairSet(NamedTuple):
 
   def rows(self, split: str, scene: str | None = None) -> np.ndarray:
     """The pairs of a split, and of a scene if it is named."""
-    return np.flatnonzero((self.splits == split) & ((self.scenes == scene) if scene is not None else True))
+    return np.flatnonzero(
+      (self.splits == split) & ((self.scenes == scene) if scene is not None else True)
+    )
 
 
 def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
   """Reads and checks pairs.csv of a prepared set.
 
-  Without a split `valid`, a tenth of the training pairs of every scene becomes one; pairs that share a clip stay
-  together.
+  Without a split `valid`, a tenth of the training pairs of every scene becomes one; pairs that
+  share a clip stay together.
 
   Args:
     seed: of that draw.
 
   Raises:
-    UserError: there is no such table, or a pair that cannot be: of clips that are not there, of one clip alone, of
-      another split than its clips; or a recording is mixed into test clips and others; or a split is empty.
+    UserError: there is no such table, or a pair that cannot be: of clips that are not there, of one
+      clip alone, of another split than its clips; or a recording is mixed into test clips and
+      others; or a split is empty.
   """
   table = _read(os.path.join(dataset.root, PAIRS), COLUMNS)
   place = {id: row for row, id in enumerate(labels.ids)}
   for row in table:
     for id in (row["id1"], row["id2"]):
       if id not in place:
-        raise UserError(f"{dataset.root}: the clip {id!r} of the pair {row['id']!r} is not there; make the pairs again")
+        raise UserError(
+          f"{dataset.root}: the clip {id!r} of the pair {row['id']!r} is not there; make the pairs again"
+        )
       if row["split"] not in SPLITS or labels.splits[place[id]] != row["split"]:
-        raise UserError(f"{dataset.root}: the pair {row['id']!r} is in the split {row['split']!r}, its clip {id!r} in "
-                        f"{labels.splits[place[id]]!r}: that would leak; make the pairs again")  # fmt: skip
+        raise UserError(
+          f"{dataset.root}: the pair {row['id']!r} is in the split {row['split']!r}, its clip {id!r} in "
+          f"{labels.splits[place[id]]!r}: that would leak; make the pairs again"
+        )
     if row["id1"] == row["id2"]:
       raise UserError(f"{dataset.root}: the pair {row['id']!r} is one clip with itself")
   _check_recordings(dataset.root)
@@ -65,22 +72,31 @@ def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
   number = {text: i for i, text in enumerate(texts)}
   column = lambda key, values: np.array([values[row[key]] for row in table], np.int32)
   pairs = PairSet(
-    ids=[row["id"] for row in table], query=column("id1", place), target=column("id2", place),
-    text=column("text", number), texts=texts, scenes=np.array([row["scene"] for row in table]),
-    splits=np.array([row["split"] for row in table]))  # fmt: skip
+    ids=[row["id"] for row in table],
+    query=column("id1", place),
+    target=column("id2", place),
+    text=column("text", number),
+    texts=texts,
+    scenes=np.array([row["scene"] for row in table]),
+    splits=np.array([row["split"] for row in table]),
+  )
   if "valid" not in pairs.splits:
     pairs = pairs._replace(splits=_hold_out(pairs, seed))
   for scene in np.unique(pairs.scenes):
     sizes = {split: len(pairs.rows(split, scene)) for split in SPLITS}
     if not all(sizes.values()):
-      raise UserError(f"{dataset.root}: the scene {scene!r} has {', '.join(f'{n} {s}' for s, n in sizes.items())} "
-                      "pairs; needed are some of each")  # fmt: skip
+      raise UserError(
+        f"{dataset.root}: the scene {scene!r} has {', '.join(f'{n} {s}' for s, n in sizes.items())} "
+        "pairs; needed are some of each"
+      )
   return pairs
 
 
 def _read(path: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
   if not storage.is_file(path):
-    raise UserError(f"{path} does not exist: the set holds no pairs; make them with `python -m data_pipeline.pairs`")
+    raise UserError(
+      f"{path} does not exist: the set holds no pairs; make them with `python -m data_pipeline.pairs`"
+    )
   with storage.open_text(path, newline="") as file:
     reader = csv.DictReader(file)
     if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
@@ -99,8 +115,10 @@ def _check_recordings(root: str) -> None:
   for row in _read(path, ("split", "role", "source")):
     owners[row["role"], row["source"]].add(row["split"] == "test")
   if shared := sorted(source for (_, source), found in owners.items() if len(found) > 1):
-    raise UserError(f"{root} leaks: {len(shared)} recordings are mixed into test clips and into others, the first is "
-                    f"{shared[0]!r}; make the pairs again")  # fmt: skip
+    raise UserError(
+      f"{root} leaks: {len(shared)} recordings are mixed into test clips and into others, the first is "
+      f"{shared[0]!r}; make the pairs again"
+    )
 
 
 def _hold_out(pairs: PairSet, seed: int) -> np.ndarray:

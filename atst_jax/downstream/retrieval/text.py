@@ -1,4 +1,5 @@
-"""Sentences to vectors by a frozen text encoder of the `transformers` library (DistilBERT in the papers)."""
+"""Sentences to vectors by a frozen text encoder of the `transformers` library (DistilBERT in the
+papers)."""
 
 import hashlib
 import os
@@ -15,7 +16,8 @@ BATCH = 64  # sentences encoded at a time
 
 
 class TextEncoder(NamedTuple):
-  """A tokenizer and a network (PyTorch, float32, in evaluation mode), and 16 hexadecimal digits over its parameters."""
+  """A tokenizer and a network (PyTorch, float32, in evaluation mode), and 16 hexadecimal digits
+  over its parameters."""
 
   tokenizer: Any
   network: Any
@@ -35,13 +37,17 @@ def load_text_encoder(name: str) -> TextEncoder:
     raise UserError(f"embedding text needs {error.name}: pip install -e .[text]") from error
   is_folder = os.path.isdir(name)
   if not is_folder and (os.path.isabs(name) or name.count("/") > 1 or name.startswith((".", "~"))):
-    raise UserError(f"--config.text.model={name} is not a folder; name one that holds config.json, the weights and the "
-                    "tokenizer, or a model of the hub such as distilbert-base-uncased")  # fmt: skip
+    raise UserError(
+      f"--config.text.model={name} is not a folder; name one that holds config.json, the weights and the "
+      "tokenizer, or a model of the hub such as distilbert-base-uncased"
+    )
   transformers.logging.set_verbosity_error()  # of a checkpoint's heads that are not used here
   transformers.logging.disable_progress_bar()
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=is_folder)
-    network, told = transformers.AutoModel.from_pretrained(name, local_files_only=is_folder, output_loading_info=True)
+    network, told = transformers.AutoModel.from_pretrained(
+      name, local_files_only=is_folder, output_loading_info=True
+    )
   except (OSError, ValueError, KeyError) as error:
     reason = " ".join(str(error).split())[:200]
     raise UserError(
@@ -49,10 +55,13 @@ def load_text_encoder(name: str) -> TextEncoder:
       "tokenizer, or a model of the hub on a machine that reaches it"
     ) from error
   network = network.to(torch.float32).eval()
-  missing = sorted(key for key in told["missing_keys"] if not key.startswith(POOLER))  # drawn at random in its place
+  # drawn at random in its place
+  missing = sorted(key for key in told["missing_keys"] if not key.startswith(POOLER))
   if missing:
-    raise UserError(f"--config.text.model={name} lacks {len(missing)} of the encoder's arrays, the first is "
-                    f"{missing[0]}; name a model that was saved whole")  # fmt: skip
+    raise UserError(
+      f"--config.text.model={name} lacks {len(missing)} of the encoder's arrays, the first is "
+      f"{missing[0]}; name a model that was saved whole"
+    )
   digest = hashlib.sha256()
   for key, value in sorted(network.state_dict().items()):
     if key.startswith(POOLER):
@@ -67,7 +76,8 @@ def embed_texts(texts: list[str], encoder: TextEncoder, *, pooling: str, folder:
 
   Args:
     texts: U sentences.
-    pooling: "first": that of the first token; "mean": of all tokens of the sentence, the special ones too.
+    pooling: "first": that of the first token; "mean": of all tokens of the sentence, the special
+      ones too.
     folder: of the files, whose names depend on the parameters, the tokens and the pooling.
 
   Raises:
@@ -87,7 +97,9 @@ def _embed(texts: list[str], encoder: TextEncoder, pooling: str) -> np.ndarray:
   out = []
   with torch.inference_mode():
     for start in range(0, len(texts), BATCH):
-      tokens = encoder.tokenizer(texts[start : start + BATCH], padding=True, truncation=True, return_tensors="pt")
+      tokens = encoder.tokenizer(
+        texts[start : start + BATCH], padding=True, truncation=True, return_tensors="pt"
+      )
       states = encoder.network(**tokens).last_hidden_state  # (B, N, E)
       if pooling == "first":
         out.append(states[:, 0].numpy())
@@ -97,6 +109,8 @@ def _embed(texts: list[str], encoder: TextEncoder, pooling: str) -> np.ndarray:
   vectors = np.concatenate(out)
   bad = np.flatnonzero(~np.isfinite(vectors).all(-1))
   if len(bad):
-    raise UserError(f"the text model gives NaN or infinity for {len(bad)} of {len(texts)} sentences, the first is "
-                    f"{texts[bad[0]]!r}; choose another --config.text.model")  # fmt: skip
+    raise UserError(
+      f"the text model gives NaN or infinity for {len(bad)} of {len(texts)} sentences, the first is "
+      f"{texts[bad[0]]!r}; choose another --config.text.model"
+    )
   return vectors
