@@ -330,7 +330,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   start = f"; goes on from step {steps[-1]}" if steps else ""
   per_device = config.batch_size // jax.device_count()
   return [
-    f"workdir     {continuation(config, workdir, loop.FREE_KEYS)}{start}",
+    f"workdir     {continuation(config, workdir, FREE_KEYS)}{start}",
     f"data        {data}",
     f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}, mesh "
     f"{' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}, {config.dtype}",

@@ -26,7 +26,7 @@ class MetricWriter:
     kept = [r for r in read_metrics(self._path) if r["step"] <= start_step and start_step]
     self.measured = any(r["step"] == start_step and "online_seconds" in r for r in kept)
     storage.write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
-    self._file = open(self._path, "a", encoding="utf-8")
+    self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
   def _open_board(self, workdir, start_step):
     from tensorboardX import SummaryWriter

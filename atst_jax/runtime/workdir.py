@@ -39,7 +39,7 @@ def claim(workdir: str, flag: str = "workdir"):
     )
   try:
     os.makedirs(workdir, exist_ok=True)
-    lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")
+    lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115
   except OSError as error:
     raise UserError(
       f"--{flag}={workdir}: cannot be written ({error.strerror}); choose another folder"
