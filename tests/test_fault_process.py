@@ -67,7 +67,7 @@ def _python(code, **options):
 
 STARTING = """
 import hashlib, sys, time
-from atst_jax import preemption
+from atst_jax.runtime import preemption
 preemption.PATIENCE = 0.5
 try:
   with preemption.StopRequest(distributed=False, starting=True) as stop:
@@ -145,7 +145,7 @@ def test_fault_31_two_runs_are_equal_bit_for_bit(tmp_path, one_device):
 
 STALLED = """
 import ctypes, time
-from atst_jax import watchdog
+from atst_jax.runtime import watchdog
 watchdog.PERIOD, watchdog.GRACE = 0.1, 0.5
 with watchdog.Watchdog({!r}, index=0, step_seconds=1.0, start_seconds=50.0) as dog:
   dog.phase("restore")
@@ -235,7 +235,7 @@ def _ranks(workdir, *program):
 
 RAISING = """
 import sys
-from atst_jax import main, recipe
+from atst_jax import main; from atst_jax.pretraining import recipe
 from atst_jax.util.errors import UserError
 original = recipe.batches
 def batches(*args, **options):

@@ -225,7 +225,7 @@ def test_two_million_clips_are_planned_in_a_minute_and_two_gigabytes():
   script = """
 import resource, time
 from atst_jax.audio.frontend import get_frontend
-from data_pipeline import plan
+from data_pipeline.shards import plan
 from data_pipeline.sources.files import Source
 sources = [Source(f"/data/audio/{i % 1000:03d}/{i:011d}.wav", f"{i:011d}_30.000", ("Speech", "Music"), True)
            for i in range(2_000_000)]

@@ -257,7 +257,7 @@ def test_a_tracker_that_is_not_there_is_refused_at_the_start(tmp_path, capsys):
 
 REAL = """
 import json, os, sys
-from atst_jax import trackers
+from atst_jax.runtime import trackers
 from atst_jax.util.logs import MetricWriter
 workdir = sys.argv[1]
 for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
