@@ -1,11 +1,13 @@
 """Checkpoints of the train state, labelled by the step. The only user of Orbax."""
 
+import asyncio
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src import asyncio_utils
 
 from atst_jax.runtime import checksums
 from atst_jax.runtime.checkpoint_folder import Shelf, entries, listed, newest_good
@@ -16,6 +18,31 @@ from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.logs import log
 
 ITEM = "default"
+
+
+def _run_to_the_end(coroutine):
+  """Runs a coroutine in an event loop of its own, and everything that it has started.
+
+  Orbax (0.12.8) writes arrays side by side with `asyncio.gather`. When one of them fails, on a
+  full disk for example, its own function closes the loop while TensorStore still writes the
+  others. Each of those then reports to a closed loop, from a thread of TensorStore: "Exception
+  ignored in …: RuntimeError: Event loop is closed". This one waits for them first, so that
+  nothing runs any longer when a save has failed.
+  """
+  loop = asyncio.new_event_loop()
+  asyncio.set_event_loop(loop)
+  try:
+    return loop.run_until_complete(coroutine)
+  except BaseException:
+    while running := asyncio.all_tasks(loop):
+      loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
+    raise
+  finally:
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+asyncio_utils._run_sync_via_new_loop = _run_to_the_end
 
 
 def checkpoint_folder(workdir: str, folder: str | None) -> str:
