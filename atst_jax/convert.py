@@ -12,8 +12,15 @@ that EVAR and audiossl load. Needs PyTorch: pip install -e .[torch]
 import os
 import sys
 
-from atst_jax.artifacts.convert import ATST_NORMALIZATION, LAYOUTS, from_torch, to_torch
+from atst_jax.artifacts.convert import (
+  ATST_NORMALIZATION,
+  LAYOUTS,
+  RELEASED_FRONTENDS,
+  from_torch,
+  to_torch,
+)
 from atst_jax.audio.frontend import FRONTENDS, FrontEnd
+from atst_jax.models.encoders import make_encoder
 from atst_jax.util.cli import Parser, guard
 from atst_jax.util.errors import UserError
 
@@ -48,18 +55,18 @@ def _main(flags) -> None:
       raise UserError(f"--to={flags.to}: must be a new file that ends in .pth, .ckpt or .pt")
     config = to_torch(flags.source, flags.to, flags.layout)
     print(f"{flags.to}: the encoder of {flags.source}")
-    cnn = config["encoder"]["kind"] == "cnn"
-    released = FRONTENDS["byola" if cnn else "audiossl"]
+    family = make_encoder(config["encoder"]).family
+    released = FRONTENDS[RELEASED_FRONTENDS[family]]
     if FrontEnd.from_json(config["frontend"]).hash != released.hash:
       print(
-        f"note: released loaders compute the front-end {released.name!r}, this encoder was trained with "
-        f"{config['frontend']['name']!r}; its vectors will differ there",
+        f"note: released loaders compute the front-end {released.name!r}, this encoder was trained "
+        f"with {config['frontend']['name']!r}; its vectors will differ there",
         file=sys.stderr,
       )
-    if not cnn and config["normalization"] != ATST_NORMALIZATION:
+    if family == "atst" and config["normalization"] != ATST_NORMALIZATION:
       print(
-        f"note: released loaders normalise by {ATST_NORMALIZATION}, this encoder by {config['normalization']}; "
-        "its vectors will differ there",
+        f"note: released loaders normalise by {ATST_NORMALIZATION}, this encoder by "
+        f"{config['normalization']}; its vectors will differ there",
         file=sys.stderr,
       )
     return

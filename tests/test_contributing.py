@@ -21,7 +21,7 @@ from atst_jax.downstream.papers import tasks
 from atst_jax.embed import load_model
 from atst_jax.method import views
 from atst_jax.models import encoders
-from atst_jax.models.audiontt import pool_frames
+from atst_jax.models.layers import Encoder, pool_frames
 from atst_jax.pretraining import checks, recipe
 from atst_jax.pretraining.checks import check
 from data_pipeline import prepare, synth
@@ -56,11 +56,12 @@ def test_files_that_it_names_are_there(file):
   assert f"`{file}`" in TEXT and (ROOT / file).is_file()
 
 
-class Bands(nn.Module):
+class Bands(Encoder):
   """A toy encoder: one linear layer for every two frames."""
 
   width: int
   dtype: jnp.dtype = jnp.float32
+  hop = 2
 
   @nn.compact
   def __call__(self, mel, length=None, *, train=False, track=True, tokens=False):
@@ -76,7 +77,6 @@ def bands(monkeypatch):
   monkeypatch.setitem(encoders.ENCODERS, "bands", Bands)
   # as importing it anew would
   monkeypatch.setitem(checks.CHOICES, "encoder.kind", tuple(encoders.ENCODERS))
-  monkeypatch.setitem(encoders.FRAMES_PER_VECTOR, "bands", lambda encoder: 2)
   return {"kind": "bands", "width": 16}
 
 

@@ -17,7 +17,7 @@ from tiny import ROOT
 
 from atst_jax.artifacts import folder
 from atst_jax.artifacts.model import load_model
-from atst_jax.artifacts.torch_files import cnn_names, to_variables, transformer_names
+from atst_jax.artifacts.torch_files import to_variables
 from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.convert import main
 
@@ -297,17 +297,17 @@ def test_golden_checkpoints(shared, golden, tmp_path):
     if k.startswith("before.teacher.encoder.")
   }
   for name in ("atst_lightning.ckpt", "atst_dino.ckpt"):
-    variables = folder.read(str(tmp_path / name))[1]
-    jax.tree.map(
-      np.testing.assert_array_equal, variables, to_variables(weights, transformer_names(3))
-    )
+    model = load_model(str(tmp_path / name))
+    expected = to_variables(weights, model.encoder.torch_names())
+    jax.tree.map(np.testing.assert_array_equal, model.variables, expected)
   after = {
     k.removeprefix("after."): v
     for k, v in golden("byola_encoder").items()
     if k.startswith("after.")
   }
-  variables = folder.read(str(tmp_path / "byola_v2.pth"))[1]
-  jax.tree.map(np.testing.assert_array_equal, variables, to_variables(after, cnn_names(2)))
+  model = load_model(str(tmp_path / "byola_v2.pth"))
+  expected = to_variables(after, model.encoder.torch_names())
+  jax.tree.map(np.testing.assert_array_equal, model.variables, expected)
   model, arrays = load_model(str(tmp_path / "atst_dino.ckpt")), golden("frontend")
   net = torch_method.Transformer(48, 3, 3, positions=250)
   del weights["mask_embed"]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from atst_jax.artifacts.torch_files import cnn_names, transformer_names, turn
+from atst_jax.artifacts.torch_files import turn
 from atst_jax.method.mixtures import make_mixtures, mixing_options
 from atst_jax.method.views import make_views
+from atst_jax.models.encoders import make_encoder
 from atst_jax.pretraining import recipe
 
 STEPS = 20
@@ -97,9 +98,9 @@ def test_twenty_steps_equal_an_independent_loop(kind):
     net = torch_method.Transformer(
       encoder.width, encoder.depth, encoder.heads, encoder.max_frames // 4
     )
-    names = transformer_names(encoder.depth)
   else:
-    net, names = torch_method.AudioNTT(2, encoder.width, encoder.hidden), cnn_names(2)
+    net = torch_method.AudioNTT(2, encoder.width, encoder.hidden)
+  names = make_encoder(encoder).torch_names()
   student = torch_method.Student(
     net, encoder.width, heads.hidden, heads.out, heads.use_bias, config.joint_views
   )

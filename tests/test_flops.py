@@ -4,7 +4,7 @@ import jax
 import pytest
 from tiny import tiny_config
 
-from atst_jax.models.encoders import encoder_forward
+from atst_jax.models.transformer import Transformer
 from atst_jax.performance.cost import main
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.recipe import clip_flops
@@ -52,10 +52,10 @@ def test_model_flops_are_xlas(file, changes):
 def test_known_sizes():
   """ATST Base on 6 s: 12 blocks on 151 tokens, 2 · 85 M parameters each, and the attention's
   products; the last block works for CLS alone, which needs keys and values of all tokens."""
-  base = {"kind": "transformer", "width": 768, "depth": 12, "patch_frames": 4}
+  sizes = {"width": 768, "depth": 12, "heads": 12, "patch_frames": 4, "max_frames": 1001}
   expected = 151 * 2 * 12 * 12 * 768**2 + 12 * 4 * 151**2 * 768 + 150 * 2 * 256 * 768
   expected -= 150 * (2 * 10 * 768**2 + 4 * 151 * 768)
-  assert encoder_forward(base, frames=601, n_mels=64) == expected
+  assert Transformer(**sizes, drop_path=0.1).flops(frames=601, n_mels=64) == expected
 
 
 def test_command(capsys):

@@ -13,36 +13,27 @@ from atst_jax.artifacts import export
 from atst_jax.artifacts.torch_files import (
   LIGHTNING,
   check_shapes,
-  cnn_names,
   find_encoder,
   import_torch,
   load_torch,
   to_variables,
-  transformer_names,
   turn,
 )
 from atst_jax.audio.frontend import FRONTENDS, FrontEnd
 from atst_jax.method.normalization import check_normalization
-from atst_jax.models.audiontt import BLOCKS
 from atst_jax.models.encoders import check_encoder, make_encoder
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 # dB, of the released code
 ATST_NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842}
-
 HEAD_WIDTH = 64  # of ATST small and base
-
 RELEASED_PATCH = 4  # frames
-
 RELEASED_SIZES = {(384, 12, 6): "small", (768, 12, 12): "base"}  # width, depth, heads
-
+RELEASED_FRONTENDS = {"atst": "audiossl", "byola": "byola"}  # of each family's loaders
 OURS = "atst_jax"  # key of the arguments under which files written here say the rest
-
 LONGEST = 3600.0  # seconds of a segment
-
 LAYOUTS = ("dino", "lightning")
-
 PARTS = {"frontend": dict, "normalization": dict, "chunk_frames": int, "tail": str}
 
 
@@ -66,28 +57,26 @@ def check_family(hyper: dict) -> None:
       raise UserError(f"its arguments say {key}={hyper[key]!r}; an ATST-Clip encoder has {value!r}")
 
 
+def _is_ours(value) -> bool:
+  """Whether a value is what this project writes under OURS."""
+  if not isinstance(value, dict) or value.keys() - {*PARTS, "heads", "patch_frames"}:
+    return False
+  return all(type(value.get(key)) is kind for key, kind in PARTS.items())
+
+
 def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | None) -> dict:
   """Keyword arguments of `export.write` for ATST's tensors."""
   check_family(hyper)
   # what the released layouts have no place for, where this project wrote the file
   ours = hyper.get(OURS, {})
   blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.[0-9]{1,3}\.", name)}
-  for name in ("cls_token", "pos_embed", "patch_embed.patch_embed.weight"):
+  for name, axes in (("cls_token", 3), ("pos_embed", 3), ("patch_embed.patch_embed.weight", 2)):
     if name not in tensors:
-      raise UserError(
-        f"the encoder lacks {name}{'; ATST-Frame is another model' if 'norm_frame.weight' in tensors else ''}"
-      )
-  if tensors["cls_token"].ndim != 3 or tensors["pos_embed"].ndim != 3:
-    raise UserError("the encoder's cls_token and pos_embed must have three axes")
-  if tensors["patch_embed.patch_embed.weight"].ndim != 2:
-    raise UserError("the encoder's patch_embed.patch_embed.weight must be a matrix")
-  if (
-    not isinstance(ours, dict)
-    or ours.keys() - {*PARTS, "heads", "patch_frames"}
-    or (PARTS.keys() - ours.keys() and ours)
-  ):
-    raise UserError(f"its arguments' {OURS!r} are not what this project writes")
-  if ours and not all(type(ours[key]) is kind for key, kind in PARTS.items()):
+      other = "; ATST-Frame is another model" if "norm_frame.weight" in tensors else ""
+      raise UserError(f"the encoder lacks {name}{other}")
+    if tensors[name].ndim != axes:
+      raise UserError(f"the encoder's {name} must have {axes} axes")
+  if ours and not _is_ours(ours):
     raise UserError(f"its arguments' {OURS!r} are not what this project writes")
   width = tensors["cls_token"].shape[-1]
   heads = ours.get("heads") if heads is None else heads
@@ -104,7 +93,8 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
   patch = ours.get("patch_frames", hyper.get("patch_width", hyper.get("patch_w", RELEASED_PATCH)))
   if type(patch) is not int or inputs != frontend.n_mels * patch:
     raise UserError(
-      f"its patches hold {inputs} numbers, not {frontend.n_mels} mel bins x {patch} frames: another model"
+      f"its patches hold {inputs} numbers, not {frontend.n_mels} mel bins x {patch} frames: "
+      "another model"
     )
   positions = tensors["pos_embed"].shape[1] - 1
   encoder = {
@@ -124,10 +114,11 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
     )
   if not patch <= chunk <= encoder["max_frames"]:
     raise UserError(
-      f"chunks of {chunk} frames do not fit the encoder's {encoder['max_frames']}; state --chunk_seconds"
+      f"chunks of {chunk} frames do not fit the encoder's {encoder['max_frames']}; "
+      "state --chunk_seconds"
     )
   return {
-    "variables": to_variables(tensors, transformer_names(len(blocks))),
+    "variables": to_variables(tensors, make_encoder(encoder).torch_names()),
     "encoder": encoder,
     "frontend": frontend,
     "normalization": ours.get("normalization", ATST_NORMALIZATION),
@@ -140,33 +131,25 @@ def read_byola(tensors: dict, mean: float | None, std: float | None) -> dict:
   """Keyword arguments of `export.write` for BYOL-A's tensors."""
   if mean is None or std is None or not (math.isfinite(mean) and 0 < std < math.inf):
     raise UserError(
-      "BYOL-A's files lack the mean and deviation that its input is standardised by; state --mean and "
-      "--std in nepers: `log_mean` and `log_std` of your data's dataset.json, prepared with "
+      "BYOL-A's files lack the mean and deviation that its input is standardised by; state --mean "
+      "and --std in nepers: `log_mean` and `log_std` of your data's dataset.json, prepared with "
       "--frontend=byola"
     )
   version = "AudioNTT2020" if "features.8.weight" in tensors else "AudioNTT2022"
-  names = cnn_names(BLOCKS[version])
-  variables = to_variables(tensors, names)
-  if (
-    variables["params"]["fc1"]["kernel"].ndim != 2 or variables["params"]["fc2"]["kernel"].ndim != 2
-  ):
+  encoder = {"kind": "cnn", "version": version, "width": 1, "hidden": 1, "dropout": 0.3}
+  variables = to_variables(tensors, make_encoder(encoder).torch_names())
+  kernels = [variables["params"][name]["kernel"] for name in ("fc1", "fc2")]
+  if any(kernel.ndim != 2 for kernel in kernels):
     raise UserError("the encoder's fc.0.weight and fc.3.weight must be matrices")
-  features, hidden = variables["params"]["fc1"]["kernel"].shape
-  out = variables["params"]["fc2"]["kernel"].shape[1]
-  encoder = {
-    "kind": "cnn",
-    "version": version,
-    "width": features + out if version == "AudioNTT2022" else out,
-    "hidden": hidden,
-    "dropout": 0.3,
-  }
+  (features, encoder["hidden"]), (_, out) = (kernel.shape for kernel in kernels)
+  encoder["width"] = features + out if version == "AudioNTT2022" else out
   return {
     "variables": variables,
     "encoder": encoder,
     "frontend": FRONTENDS["byola"],
     "tail": "weighted",
     "normalization": {"kind": "standard", "mean": mean, "std": std},
-    "chunk_frames": export.CNN_CHUNK,
+    "chunk_frames": export.LONG_CHUNK,
   }
 
 
@@ -207,16 +190,43 @@ def from_torch(path: str, folder: str, *, heads=None, seconds=None, mean=None, s
   return parts["encoder"]
 
 
+def _atst_content(state: dict, config: dict, encoder, layout: str) -> dict:
+  """What a file of one of LAYOUTS holds, with the tensors of `state`."""
+  frontend = FrontEnd.from_json(config["frontend"])
+  seconds = (config["chunk_frames"] - 1) * frontend.hop_length / frontend.sample_rate
+  size = (encoder.width, encoder.depth, encoder.heads)
+  arch = RELEASED_SIZES.get(size, "x".join(map(str, size)))
+  rest = {"heads": encoder.heads, "patch_frames": encoder.patch_frames}
+  rest |= {key: config[key] for key in PARTS}
+  if layout == "lightning":
+    return {
+      LIGHTNING: "1.5.10",
+      "state_dict": {f"model.teacher.encoder.{k}": x for k, x in state.items()},
+      "hyper_parameters": {"arch": arch, "train_len": seconds, OURS: rest},
+    }
+  arguments = argparse.Namespace(
+    arch=f"ast_{arch}",
+    pos_type="cut",
+    patch_height=frontend.n_mels,
+    use_cls=True,
+    patch_width=encoder.patch_frames,
+    anchor_len=seconds,
+    **{OURS: rest},
+  )
+  backbone = {f"module.backbone.{k}": x for k, x in state.items()}
+  return {"student": backbone, "teacher": backbone, "args": arguments}
+
+
 def to_torch(folder: str, path: str, layout: str) -> dict:
   """Writes an export as a PyTorch file in the released layout. Returns the export's config."""
   torch = import_torch()
   config, variables, _ = export.read(folder)
-  encoder = config["encoder"]
-  names = (
-    transformer_names(encoder["depth"])
-    if encoder["kind"] == "transformer"
-    else cnn_names(BLOCKS[encoder["version"]])
-  )
+  module = make_encoder(config["encoder"])
+  try:
+    names = module.torch_names()
+  except NotImplementedError:
+    kind = config["encoder"]["kind"]
+    raise UserError(f"{folder}: encoder.kind={kind} has no layout of PyTorch files") from None
 
   def tensor(path):
     node = variables
@@ -225,40 +235,15 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
     return torch.from_numpy(np.array(turn(np.asarray(node))))
 
   state = {name: tensor(path) for name, path in names.items()}
-  if encoder["kind"] == "cnn":
-    content = state | {
-      f"features.{4 * i + 1}.num_batches_tracked": torch.tensor(0)
-      for i in range(BLOCKS[encoder["version"]])
-    }
+  if module.family == "atst":
+    state["mask_embed"] = torch.zeros(1, 1, module.width)  # released loaders look for it
+    content = _atst_content(state, config, module, layout)
   else:
-    state["mask_embed"] = torch.zeros(1, 1, encoder["width"])  # released loaders look for it
-    frontend = FrontEnd.from_json(config["frontend"])
-    seconds = (config["chunk_frames"] - 1) * frontend.hop_length / frontend.sample_rate
-    size = (encoder["width"], encoder["depth"], encoder["heads"])
-    arch = RELEASED_SIZES.get(size, "x".join(map(str, size)))
-    rest = {
-      "heads": encoder["heads"],
-      "patch_frames": encoder["patch_frames"],
-      **{key: config[key] for key in PARTS},
+    content = state | {
+      name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
+      for name in state
+      if name.endswith("running_mean")
     }
-    if layout == "lightning":
-      content = {
-        LIGHTNING: "1.5.10",
-        "state_dict": {f"model.teacher.encoder.{k}": x for k, x in state.items()},
-        "hyper_parameters": {"arch": arch, "train_len": seconds, OURS: rest},
-      }
-    else:
-      arguments = argparse.Namespace(
-        arch=f"ast_{arch}",
-        pos_type="cut",
-        patch_height=frontend.n_mels,
-        use_cls=True,
-        patch_width=encoder["patch_frames"],
-        anchor_len=seconds,
-        **{OURS: rest},
-      )
-      backbone = {f"module.backbone.{k}": x for k, x in state.items()}
-      content = {"student": backbone, "teacher": backbone, "args": arguments}
   try:
     with storage.writing(path) as file:
       torch.save(content, file)

@@ -28,8 +28,7 @@ from atst_jax.runtime.workdir import read_config
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 
-# frames, a minute: nothing in a convolutional encoder is bound to the training crop
-CNN_CHUNK = 6000
+LONG_CHUNK = 6000  # frames, a minute: of an encoder that is not bound to the training crop
 
 WEIGHTS = ("safetensors", "params")  # Orbax, the latter
 
@@ -150,11 +149,7 @@ def add_program(folder: str, kind: str, model: Model) -> None:
   """
   path = os.path.join(folder, f"encoder.{kind}")
   with storage.writing(path) as file:
-    file.write(
-      jax_program.serialize(model)
-      if kind == "jax"
-      else onnx_graph.build(model.config, model.variables)
-    )
+    file.write(jax_program.serialize(model) if kind == "jax" else onnx_graph.build(model))
   encode = jax_program.load_program(path) if kind == "jax" else onnx_graph.load(path)
   rng = np.random.Generator(np.random.Philox(1))
   for frames in sorted({min(model.chunk_frames, 3 * model.hop + 1), min(model.chunk_frames, 203)}):
@@ -175,13 +170,13 @@ def add_program(folder: str, kind: str, model: Model) -> None:
 def settings(config: dict) -> dict:
   """What an encoder of a pre-training run needs beside its parameters: the keyword arguments of
   `write` that follow from the run's resolved config."""
-  cnn = config["encoder"]["kind"] == "cnn"
+  any_length = make_encoder(config["encoder"]).any_length
   return {
     "encoder": config["encoder"],
     "frontend": get_frontend(config["data"]["frontend"]),
     "normalization": config["views"]["normalization"],
     "tail": config["tail"],
-    "chunk_frames": CNN_CHUNK if cnn else config["views"]["crop_frames"],
+    "chunk_frames": LONG_CHUNK if any_length else config["views"]["crop_frames"],
   }
 
 

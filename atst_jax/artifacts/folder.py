@@ -17,7 +17,7 @@ import numpy as np
 
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.method.normalization import check_normalization
-from atst_jax.models.encoders import check_encoder, frames_per_vector, make_encoder
+from atst_jax.models.encoders import check_encoder, make_encoder
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
@@ -136,13 +136,14 @@ def _checked(config: dict, frontend: FrontEnd):
   check_encoder(config["encoder"], frontend.n_mels)
   check_normalization(**config["normalization"])
   chunk, longest = config["chunk_frames"], config["encoder"].get("max_frames", MAX_CHUNK)
-  if type(chunk) is not int or not frames_per_vector(config["encoder"]) <= chunk <= longest:
+  encoder = make_encoder(config["encoder"])
+  if type(chunk) is not int or not encoder.hop <= chunk <= longest:
     raise ValueError(f"chunk_frames {chunk!r} do not fit the encoder")
   for key, kind in (("tail", str), ("params_hash", str), ("provenance", dict)):
     if not isinstance(config[key], kind):
       raise TypeError(f"{key} is a {type(config[key]).__name__}")
   clip = jax.ShapeDtypeStruct((1, chunk, frontend.n_mels), np.float32)
-  return jax.eval_shape(make_encoder(config["encoder"]).init, jax.random.key(0), clip)
+  return jax.eval_shape(encoder.init, jax.random.key(0), clip)
 
 
 def _read_filters(path: str, frontend: FrontEnd) -> np.ndarray:

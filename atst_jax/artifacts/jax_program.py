@@ -25,8 +25,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def serialize(model: Model) -> bytes:
   """The program of a model, which takes (mel, length, peak) and returns `Model.outputs`."""
-  cnn = model.config["encoder"]["kind"] == "cnn"
-  bounds = [f"t >= {model.hop}"] + ([] if cnn else [f"t <= {model.chunk_frames}"])
+  bounds = [f"t >= {model.hop}"]
+  if not model.encoder.any_length:
+    bounds.append(f"t <= {model.chunk_frames}")
   B, T = export.symbolic_shape("b, t", scope=export.SymbolicScope(bounds))
   arguments = (
     jax.ShapeDtypeStruct((B, T, model.frontend.n_mels), jnp.float32),

@@ -10,8 +10,7 @@ from atst_jax.artifacts import folder as exported
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.audio.waveforms import Mel, central, cut, mel_of, peak_of, pieces
 from atst_jax.method.normalization import normalize
-from atst_jax.models.encoders import frames_per_vector, make_encoder
-from atst_jax.models.transformer import pool_blocks
+from atst_jax.models.encoders import make_encoder
 from atst_jax.util.errors import UserError
 
 BATCH = 32  # chunks encoded at a time, at most,
@@ -42,9 +41,8 @@ class Model:
     self.frontend = FrontEnd.from_json(config["frontend"])
     self.sample_rate = self.frontend.sample_rate
     self.chunk_frames: int = config["chunk_frames"]
-    self.depth: int = config["encoder"].get("depth", 1)
-    self.hop: int = frames_per_vector(config["encoder"])
     self.encoder = make_encoder(config["encoder"])
+    self.depth, self.hop = self.encoder.blocks, self.encoder.hop
     self._encode = jax.jit(self._encoded)
     self._pool = jax.jit(self.pooled, static_argnames="num_blocks")
 
@@ -72,11 +70,7 @@ class Model:
       (B, D') float32.
     """
     y, before = self._encoded(variables, mel, peak, length)
-    if "blocks" not in before:
-      return y
-    return pool_blocks(
-      before["blocks"], length, patch_frames=self.hop, num_blocks=num_blocks, mean_over=mean_over
-    )
+    return self.encoder.pool(y, before, length, num_blocks=num_blocks, mean_over=mean_over)
 
   def outputs(self, variables, mel, length, peak) -> dict:
     """One chunk's vectors as a function of arrays, to be traced: what exported programs compute.
@@ -92,10 +86,8 @@ class Model:
       "frames": (B, N, D)}.
     """
     y, before = self._encoded(variables, mel, peak, length)
-    if "blocks" not in before:
-      return {"scene": y, "frames": before["frames"]}
-    scene = pool_blocks(before["blocks"], length, patch_frames=self.hop, num_blocks=1)
-    return {"scene": scene, "frames": before["blocks"][-1, :, 1:]}
+    scene = self.encoder.pool(y, before, length, num_blocks=1)
+    return {"scene": scene, "frames": self.encoder.frames(before)}
 
   def reinitialized(self, seed: int) -> "Model":
     """The same architecture, front-end and normalisation with fresh random parameters: the baseline
@@ -247,8 +239,7 @@ class Model:
 
   def width(self, num_blocks: int) -> int:
     """Numbers in a vector of `embed`."""
-    encoder = self.config["encoder"]
-    return encoder["width"] * (2 * num_blocks if encoder["kind"] == "transformer" else 1)
+    return self.encoder.size(num_blocks)
 
   def embed_frames(self, mel: Mel) -> np.ndarray:
     """(T, F) dB -> (T // hop, D): the last block's patch tokens, or a convolutional encoder's
@@ -264,8 +255,7 @@ class Model:
       chunk = np.zeros((1, size, part.shape[1]), np.float32)
       chunk[0, :frames] = part
       _, before = self._encode(self.variables, chunk, peak, np.full(1, frames, np.int32))
-      vectors = before["blocks"][-1, 0, 1:] if "blocks" in before else before["frames"][0]
-      out.append(np.asarray(vectors)[: frames // self.hop])
+      out.append(np.asarray(self.encoder.frames(before)[0])[: frames // self.hop])
     return np.concatenate(out)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from atst_jax.audio.frontend import FrontEnd
-from atst_jax.models.encoders import frames_per_vector
+from atst_jax.models.encoders import make_encoder
 from atst_jax.util.errors import UserError
 from atst_jax.util.markdown import table_lines
 
@@ -29,6 +29,7 @@ RECIPE = (
   "dtype",
   "seed",
 )
+TAGS = {"atst": "atst", "byola": "byol-a"}  # of the model hub
 USES = {
   "safetensors": "`model.safetensors`: the weights, names joined by `/`",
   "params": "`params/`: the weights as an Orbax checkpoint",
@@ -131,17 +132,10 @@ def card(
     results: of `read_results`.
     artifacts: what lies in the folder, keys of USES.
   """
-  encoder, frontend = config["encoder"], FrontEnd.from_json(config["frontend"])
-  transformer = encoder["kind"] == "transformer"
-  scene = encoder["width"] * (2 if transformer else 1)
+  encoder, frontend = make_encoder(config["encoder"]), FrontEnd.from_json(config["frontend"])
   count = sum(int(np.size(x)) for x in jax.tree.leaves(variables["params"]))
-  hop = frames_per_vector(encoder)
+  hop = encoder.hop
   chunk = _seconds(config["chunk_frames"], frontend)
-  kind = (
-    f"transformer of {encoder['depth']} blocks"
-    if transformer
-    else encoder.get("version", encoder["kind"])
-  )
   front = table_lines(
     [
       ["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
@@ -167,10 +161,10 @@ def card(
   ]
   parts = [
     f"---\nlicense: {license}\nlibrary_name: atst_jax\npipeline_tag: feature-extraction\n"
-    f"tags: [audio, self-supervised, {'atst' if transformer else 'byol-a'}, jax]\n---",
+    f"tags: [audio, self-supervised, {TAGS.get(encoder.family, config['encoder']['kind'])}, jax]\n---",
     f"# {name}",
-    f"An audio encoder: a {kind}, {count:,} parameters. It gives one vector of {scene} numbers for a "
-    f"sound, and one of {encoder['width']} for every {_seconds(hop, frontend)}.",
+    f"An audio encoder: a {encoder.title}, {count:,} parameters. It gives one vector of {encoder.size(1)} numbers for a "
+    f"sound, and one of {encoder.width} for every {_seconds(hop, frontend)}.",
     "## Use",
     "```python\nfrom atst_jax.embed import load_model, get_scene_embeddings\n"
     f'model = load_model("{name}")\n'

@@ -17,48 +17,6 @@ from atst_jax.util.errors import UserError
 LIGHTNING = "pytorch-lightning_version"
 
 
-def transformer_names(depth: int) -> dict[str, tuple[str, ...]]:
-  """PyTorch name -> path in the variables, of every tensor of ATST's encoder that is used."""
-  names = {"cls_token": ("cls_token",), "pos_embed": ("pos_embed",)}
-
-  def layer(name, *path, kinds):
-    names.update({f"{name}.{kind}": (*path, ours) for kind, ours in kinds.items()})
-
-  linear, norm = {"weight": "kernel", "bias": "bias"}, {"weight": "scale", "bias": "bias"}
-  layer("patch_embed.patch_embed", "patch_embed", kinds=linear)
-  for i in range(depth):
-    block = f"block_{i:02d}"
-    layer(f"blocks.{i}.norm1", block, "norm1", kinds=norm)
-    layer(f"blocks.{i}.attn.qkv", block, "qkv", kinds={"weight": "kernel"})
-    layer(f"blocks.{i}.attn.proj", block, "proj", kinds=linear)
-    layer(f"blocks.{i}.norm2", block, "norm2", kinds=norm)
-    layer(f"blocks.{i}.mlp.fc1", block, "fc1", kinds=linear)
-    layer(f"blocks.{i}.mlp.fc2", block, "fc2", kinds=linear)
-  layer("norm", "norm", kinds=norm)
-  return {name: ("params", *path) for name, path in names.items()}
-
-
-def cnn_names(blocks: int) -> dict[str, tuple[str, ...]]:
-  """The same of BYOL-A's encoders, running statistics included."""
-  names = {}
-  for i in range(blocks):
-    conv, norm = f"features.{4 * i}", f"features.{4 * i + 1}"
-    names |= {
-      f"{conv}.weight": ("params", f"conv_{i}", "kernel"),
-      f"{conv}.bias": ("params", f"conv_{i}", "bias"),
-      f"{norm}.weight": ("params", f"norm_{i}", "scale"),
-      f"{norm}.bias": ("params", f"norm_{i}", "bias"),
-      f"{norm}.running_mean": ("batch_stats", f"norm_{i}", "mean"),
-      f"{norm}.running_var": ("batch_stats", f"norm_{i}", "var"),
-    }
-  for i, name in ((0, "fc1"), (3, "fc2")):
-    names |= {
-      f"fc.{i}.weight": ("params", name, "kernel"),
-      f"fc.{i}.bias": ("params", name, "bias"),
-    }
-  return names
-
-
 def is_unused(name: str) -> bool:
   """Tensors of the released files that inference never reads: counters, and the mask that ATST-Clip
   does not use."""

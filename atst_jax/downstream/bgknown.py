@@ -93,9 +93,7 @@ def resolve(config: ConfigDict, model: Model, sets: dict[str, Dataset]) -> Confi
         f"{key} is set to {section[key]}, but what --config.{source} names has {value}; leave it out"
       )
     section[key] = value
-  config.statistics = config.statistics or (
-    "data" if model.config["encoder"]["kind"] == "cnn" else "encoder"
-  )
+  config.statistics = config.statistics or ("data" if model.encoder.unit_protocol else "encoder")
   for key, value, choices in (
     ("protocol", config.protocol, ("difference",)),
     ("statistics", config.statistics, ("encoder", "data")),
@@ -148,7 +146,7 @@ def vectors(
     return found
 
   def each(name: str, arrays: list[dict[str, np.ndarray]]):
-    if model.config["encoder"]["kind"] != "transformer":
+    if not model.encoder.has_blocks:
       yield name, "y", {c: [x[c] for x in arrays] for c in CONDITIONS}
       return
     for vector in config.vectors:
@@ -327,7 +325,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   mix = sets["mix"]
   parts = ", ".join(f"{split} {mix.num_clips(split)}" for split in mix.splits)
   return [
-    f"workdir     {continuation(config, workdir, FREE_KEYS)}",
+    f"workdir     {continuation(configs.to_json(config), workdir, FREE_KEYS)}",
     describe_encoder(config.encoder, model.config),
     f"data        {config.data.path}: mixtures of {parts}, {len(mix.label_names)} classes; sets {', '.join(sets)}",
     f"probes      {config.seeds} seeds x {len(config.probe.learning_rates)} rates of each kind of features, "

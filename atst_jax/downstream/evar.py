@@ -37,7 +37,7 @@ def config_text(path: str, blocks: int) -> str:
     "weight_file": path,
     "feature_d": model.width(blocks),
     "n_blocks": blocks,
-    "max_seconds": MAX_SECONDS if model.config["encoder"]["kind"] == "transformer" else 0.0,
+    "max_seconds": 0.0 if model.encoder.unit_protocol else MAX_SECONDS,
     "sample_rate": frontend.sample_rate,
     "n_fft": frontend.n_fft,
     "window_size": frontend.win_length,

@@ -25,7 +25,7 @@ class Attention(NamedTuple):
 def cls_attention(model: Model, mel: np.ndarray) -> Attention:
   """The attention of CLS in (T, F) dB of the model's front-end. Raises UserError if there is no
   CLS, or no patch."""
-  if model.config["encoder"]["kind"] != "transformer":
+  if not model.encoder.has_blocks:
     raise UserError("a convolutional encoder has no attention; give a transformer")
   if len(mel) < model.hop:
     raise UserError(f"a clip of {len(mel)} frames; this encoder needs at least {model.hop}")

@@ -175,7 +175,7 @@ def embeddings(encoder: str, data: str, recordings: dict[str, str] | None) -> di
     drawn.points, drawn.labels, dataset.label_names, [c.id for c in drawn.clips], heard
   )
   sections = {"Embeddings": paragraph(caption) + body}
-  if model.config["encoder"]["kind"] == "transformer":
+  if model.encoder.has_blocks:
     rows = np.unique(drawn.labels, return_index=True)[1][:ATTENTION_CLIPS]
     title = lambda clip: f"{', '.join(dataset.label_names[i] for i in clip.labels)}: {clip.id}"
     draw = lambda clip, path: attention_figure(

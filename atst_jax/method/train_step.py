@@ -21,9 +21,8 @@ from atst_jax.method.groups import shift_in_group
 from atst_jax.method.losses import cross_loss, output_rank, output_std
 from atst_jax.method.mixtures import make_mixtures
 from atst_jax.method.views import make_views
-from atst_jax.models.audiontt import pool_frames
 from atst_jax.models.encoders import make_encoder
-from atst_jax.models.layers import MLPHead
+from atst_jax.models.layers import MLPHead, pool_frames
 
 RANDOM = ("drop_path", "dropout")  # streams of the network's own randomness
 

@@ -1,46 +1,36 @@
 """BYOL-A's encoders: AudioNTT2020 (v1) and AudioNTT2022 (v2)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
-from atst_jax.models.layers import BatchNorm, torch_bias_init, torch_kernel_init
+from atst_jax.models.layers import (
+  BatchNorm,
+  Encoder,
+  pool_frames,
+  torch_bias_init,
+  torch_kernel_init,
+)
 
 CHANNELS = 64
 BLOCKS = {"AudioNTT2022": 2, "AudioNTT2020": 3}  # convolutions, each of which halves the frames
 
 
-# The gradient of `x.max()` goes where x equals the maximum. A compiler may compute x anew for that
-# comparison, rounded otherwise (fused, or in bfloat16 with excess precision), and the gradient is
-# lost. Here it goes to what was chosen.
-
-
-def pool_frames(frames, length=None):
-  """Maximum plus mean over the valid vectors of a clip: (B, N, D), (B,) or None -> (B, D) (BYOL-A).
-
-  Of equal maxima the first has the gradient.
-  """
-  place = jnp.arange(frames.shape[1])[None, :, None]
-  if length is None:
-    chosen = frames.argmax(1, keepdims=True)
-    mean = frames.mean(1)
-  else:
-    valid = place < length[:, None, None]
-    chosen = jnp.where(valid, frames, -jnp.inf).argmax(1, keepdims=True)
-    mean = jnp.where(valid, frames, 0).sum(1) / jnp.maximum(length, 1)[:, None]
-  return jnp.where(place == chosen, frames, 0).sum(1) + mean
-
-
 def _halved(x):
-  """Maxima of 2 x 2: (B, T, F, C) -> (B, T // 2, F // 2, C). The gradient of a reduce-window takes
-  twice as long on a CPU; of equal maxima this one's is shared, which behind a ReLU only zeros
-  are."""
+  """Maxima of 2 x 2: (B, T, F, C) -> (B, T // 2, F // 2, C).
+
+  The gradient of a reduce-window takes twice as long on a CPU. Here equal maxima share the
+  gradient; behind a ReLU only zeros are equal.
+  """
   B, T, F, C = x.shape
   x = x[:, : T // 2 * 2, : F // 2 * 2].reshape(B, T // 2, 2, F // 2, 2, C)
   x = jnp.maximum(x[:, :, 0], x[:, :, 1])
   return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
-class AudioNTT(nn.Module):
+class AudioNTT(Encoder):
   """Blocks of convolution, BatchNorm, ReLU and pooling, a perceptron for every frame, and pooling
   over time.
 
@@ -54,6 +44,40 @@ class AudioNTT(nn.Module):
   hidden: int
   dropout: float
   dtype: jnp.dtype = jnp.float32
+
+  has_batch_norm = True
+  any_length = True
+  unit_protocol = True
+  choices: ClassVar = {"version": tuple(BLOCKS)}
+  family = "byola"
+
+  @property
+  def stages(self) -> int:
+    """Blocks of convolution."""
+    return BLOCKS[self.version]
+
+  @property
+  def hop(self) -> int:
+    """Every stage halves the frames."""
+    return 2**self.stages
+
+  @property
+  def title(self) -> str:
+    """Its version."""
+    return self.version
+
+  def features(self, n_mels: int) -> int:
+    """Convolutional features of a frame."""
+    return CHANNELS * (n_mels >> self.stages)
+
+  def check(self, n_mels: int) -> None:
+    """Raises ValueError if the width holds no convolutional features."""
+    features = self.features(n_mels)
+    if not features or (self.version == "AudioNTT2022" and self.width <= features):
+      raise ValueError(
+        f"encoder.width {self.width} must be above the {features} convolutional features, "
+        "which are a part of AudioNTT2022's vector"
+      )
 
   @nn.compact
   def __call__(self, mel, length=None, *, train=False, track=True, tokens=False):
@@ -73,9 +97,8 @@ class AudioNTT(nn.Module):
       y.
     """
     del tokens
-    blocks = BLOCKS[self.version]
     x = mel[..., None].astype(self.dtype)  # (B, T, F, 1)
-    for i in range(blocks):
+    for i in range(self.stages):
       fan_in = 9 * x.shape[-1]
       x = nn.Conv(
         CHANNELS,
@@ -113,14 +136,56 @@ class AudioNTT(nn.Module):
     frames = frames.astype(jnp.float32)
     return pool_frames(frames, length), {"frames": frames}
 
+  def flops(self, *, frames: int, n_mels: int) -> float:
+    """Of convolutions and perceptron."""
+    features, stacked, total, channels = self.features(n_mels), self.version == "AudioNTT2022", 0, 1
+    for _ in range(self.stages):
+      total += 2 * 9 * channels * CHANNELS * frames * n_mels
+      frames, n_mels, channels = frames // 2, n_mels // 2, CHANNELS
+    out = self.width - features if stacked else self.width
+    return total + 2 * frames * self.hidden * (features + out)
 
-def cnn_forward(*, frames, n_mels, version, width, hidden) -> float:
-  """FLOPs of BYOL-A's encoder on one clip."""
-  total, channels = 0, 1
-  for _ in range(BLOCKS[version]):
-    total += 2 * 9 * channels * CHANNELS * frames * n_mels
-    frames, n_mels, channels = frames // 2, n_mels // 2, CHANNELS
-  features = n_mels * CHANNELS
-  return total + 2 * frames * hidden * (
-    features + (width - features if version == "AudioNTT2022" else width)
-  )
+  def torch_names(self) -> dict[str, tuple[str, ...]]:
+    """Of BYOL-A's released files, running statistics included."""
+    names = {}
+    for i in range(self.stages):
+      conv, norm = f"features.{4 * i}", f"features.{4 * i + 1}"
+      names |= {
+        f"{conv}.weight": ("params", f"conv_{i}", "kernel"),
+        f"{conv}.bias": ("params", f"conv_{i}", "bias"),
+        f"{norm}.weight": ("params", f"norm_{i}", "scale"),
+        f"{norm}.bias": ("params", f"norm_{i}", "bias"),
+        f"{norm}.running_mean": ("batch_stats", f"norm_{i}", "mean"),
+        f"{norm}.running_var": ("batch_stats", f"norm_{i}", "var"),
+      }
+    for i, name in ((0, "fc1"), (3, "fc2")):
+      names |= {
+        f"fc.{i}.weight": ("params", name, "kernel"),
+        f"fc.{i}.bias": ("params", name, "bias"),
+      }
+    return names
+
+  def onnx(self, g, x: str, variables: dict, n_mels: int) -> tuple[str, str]:
+    """The nodes of `__call__`."""
+    params, statistics = variables["params"], variables["batch_stats"]
+    length = g.op("Cast", "length", to=7)
+    x = g.op("Unsqueeze", x, g.ints(1))  # (B, C, T, F)
+    for i in range(self.stages):
+      conv, norm, running = params[f"conv_{i}"], params[f"norm_{i}"], statistics[f"norm_{i}"]
+      kernel = g.const(np.transpose(conv["kernel"], (3, 2, 0, 1)))
+      x = g.op("Conv", x, kernel, g.const(conv["bias"]), pads=[1, 1, 1, 1])
+      arrays = (norm["scale"], norm["bias"], running["mean"], running["var"])
+      x = g.op("BatchNormalization", x, *map(g.const, arrays), epsilon=1e-5)
+      x = g.op("MaxPool", g.op("Relu", x), kernel_shape=[2, 2], strides=[2, 2])
+      length = g.op("Div", length, g.const(2, np.int64))
+      x = g.op("Where", g.mask(x, 2, length, [1, 3]), x, g.const(0))
+    x = g.op(
+      "Reshape", g.op("Transpose", x, perm=[0, 2, 3, 1]), g.ints(0, 0, self.features(n_mels))
+    )
+    frames = g.op("Relu", g.dense(g.op("Relu", g.dense(x, params["fc1"])), params["fc2"]))
+    if self.version == "AudioNTT2022":
+      frames = g.op("Concat", x, frames, axis=2)
+    valid = g.mask(frames, 1, length, [2])
+    count = g.op("Max", g.op("Cast", length, to=1), g.const(1))
+    peak = g.op("ReduceMax", g.op("Where", valid, frames, g.const(-np.inf)), axes=[1], keepdims=0)
+    return g.op("Add", peak, g.mean(frames, valid, count)), frames

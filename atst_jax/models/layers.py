@@ -1,9 +1,155 @@
-"""Parts that the encoders and the method share: the heads of BYOL, BatchNorm, PyTorch's
-initialisers."""
+"""What an encoder is, and parts of networks: pooling, attention, the heads of BYOL, BatchNorm,
+PyTorch's initialisers."""
+
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+
+class Encoder(nn.Module):
+  """An encoder, and what the code around it asks of its kind. A new kind overrides what it needs.
+
+  Its fields are the keys of a config's `encoder` section. `__call__(mel, length=None, *,
+  train=False, track=True, tokens=False)` takes normalised log-mel (B, T, F) and valid frames (B,)
+  or None. It returns y (B, D) float32, what the projector sees, and what lies before it:
+  {"frames": (B, N, D)}, or {"blocks": (depth, B, 1 + N, D)} of a kind with blocks.
+  """
+
+  # a stack of blocks behind a CLS token: attention of CLS, layers to choose from, stochastic depth
+  has_blocks = False
+  has_batch_norm = False  # padding inside a batch would change its statistics
+  any_length = False  # nothing is bound to the length of the training crop
+  # evaluated as BYOL-A is: clips of the task's length, standardised by the task's statistics
+  unit_protocol = False
+  choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # of fields that are names
+  family = ""  # of the released PyTorch files that it can be written to and read from
+
+  @property
+  def hop(self) -> int:
+    """Input frames for each vector over time."""
+    raise NotImplementedError
+
+  @property
+  def blocks(self) -> int:
+    """Blocks whose vectors can be taken."""
+    return 1
+
+  @property
+  def title(self) -> str:
+    """What it is, for people."""
+    return type(self).__name__
+
+  def check(self, n_mels: int) -> None:
+    """Raises ValueError for sizes that do not fit each other or the mel bins."""
+
+  def size(self, num_blocks: int) -> int:
+    """Numbers in a vector of `pool`."""
+    return self.width
+
+  def pool(self, y, before, length, *, num_blocks, mean_over=None):
+    """The vectors (B, `size`) of clips, from what `__call__` returned for their valid frames
+    (B,)."""
+    return y
+
+  def frames(self, before):
+    """The vectors over time (B, N, D), from what `__call__` returned."""
+    return before["frames"]
+
+  def flops(self, *, frames: int, n_mels: int) -> float:
+    """Floating-point operations of one clip's y."""
+    raise NotImplementedError
+
+  def torch_names(self) -> dict[str, tuple[str, ...]]:
+    """Name in its family's PyTorch files -> path in the variables, of every tensor."""
+    raise NotImplementedError
+
+  def onnx(self, g, x: str, variables: dict, n_mels: int) -> tuple[str, str]:
+    """Adds its nodes to an `onnx_graph.Graph`: the name of the input (B, T, F) -> the names of the
+    vectors (B, D') of `pool` (of one block) and of `frames`. The input `length` is (B,) int32."""
+    raise NotImplementedError
+
+
+def pool_frames(frames, length=None):
+  """Maximum plus mean over the valid vectors of a clip: (B, N, D), (B,) or None -> (B, D) (BYOL-A).
+
+  The gradient of `x.max()` goes where x equals the maximum. A compiler may compute x anew for that
+  comparison, with another rounding, and then the gradient is lost. Here it goes to the vector that
+  was chosen; of equal maxima, to the first.
+  """
+  place = jnp.arange(frames.shape[1])[None, :, None]
+  if length is None:
+    chosen = frames.argmax(1, keepdims=True)
+    mean = frames.mean(1)
+  else:
+    valid = place < length[:, None, None]
+    chosen = jnp.where(valid, frames, -jnp.inf).argmax(1, keepdims=True)
+    mean = jnp.where(valid, frames, 0).sum(1) / jnp.maximum(length, 1)[:, None]
+  return jnp.where(place == chosen, frames, 0).sum(1) + mean
+
+
+class DropPath(nn.Module):
+  """Stochastic depth: drops the whole branch of a clip with probability `rate`, scales the rest by
+  1 / (1 - rate)."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    """(B, N, D) -> (B, N, D); `x` itself unless in training."""
+    if not train or self.rate == 0:
+      return x
+    keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.rate, (x.shape[0], 1, 1))
+    return jnp.where(keep, x / (1 - self.rate), 0)
+
+
+def gelu(x):
+  """Exact GELU in float32. By erf, which XLA computes in one pass; jax.nn.gelu's erfc takes three
+  on a CPU."""
+  x32 = x.astype(jnp.float32)
+  return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
+
+
+def attention_weights(q, k, num_tokens):
+  """softmax(q·kᵀ / √(D / H)) over the first `num_tokens` (B,) of each clip, or all if None, in
+  float32.
+
+  Args:
+    q: (B, M, H, D / H).
+    k: (B, N, H, D / H).
+
+  Returns:
+    (B, H, M, N).
+  """
+  q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
+  scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+  if num_tokens is not None:
+    valid = jnp.arange(k.shape[2])[None] < num_tokens[:, None]
+    scores = jnp.where(valid[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  return jax.nn.softmax(scores)
+
+
+def attend(q, k, v, num_tokens, implementation):
+  """Attention over the first `num_tokens` (B,) of each clip, or all if None; softmax in float32.
+
+  "xla" multiplies with the heads first: on a CPU a step is a tenth faster than with
+  jax.nn.dot_product_attention, which computes "cudnn".
+
+  Args:
+    q: (B, M, H, D / H).
+    k, v: (B, N, H, D / H).
+
+  Returns:
+    (B, M, H, D / H).
+  """
+  if implementation != "xla":
+    return jax.nn.dot_product_attention(
+      q, k, v, key_value_seq_lengths=num_tokens, implementation=implementation
+    )
+  return jnp.matmul(attention_weights(q, k, num_tokens).astype(v.dtype), v.swapaxes(1, 2)).swapaxes(
+    1, 2
+  )
 
 
 class MLPHead(nn.Module):

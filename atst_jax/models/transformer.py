@@ -1,8 +1,10 @@
 """ATST's encoder: a transformer over patches of log-mel frames."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+import numpy as np
+
+from atst_jax.models.layers import DropPath, Encoder, attend, attention_weights, gelu
 
 # the released trunc_normal cuts at ±2, a hundred standard deviations
 linear_init = nn.initializers.normal(0.02)
@@ -14,69 +16,6 @@ def patchify(mel, frames):
   B, T, F = mel.shape
   N = T // frames
   return mel[:, : N * frames].reshape(B, N, frames, F).swapaxes(2, 3).reshape(B, N, F * frames)
-
-
-class DropPath(nn.Module):
-  """Stochastic depth: drops the whole branch of a clip with probability `rate`, scales the rest by
-  1 / (1 - rate)."""
-
-  rate: float
-
-  @nn.compact
-  def __call__(self, x, *, train):
-    """(B, N, D) -> (B, N, D); `x` itself unless in training."""
-    if not train or self.rate == 0:
-      return x
-    keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.rate, (x.shape[0], 1, 1))
-    return jnp.where(keep, x / (1 - self.rate), 0)
-
-
-def gelu(x):
-  """Exact GELU in float32. By erf, which XLA computes in one pass; jax.nn.gelu's erfc takes three
-  on a CPU."""
-  x32 = x.astype(jnp.float32)
-  return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
-
-
-def attention_weights(q, k, num_tokens):
-  """softmax(q·kᵀ / √(D / H)) over the first `num_tokens` (B,) of each clip, or all if None, in
-  float32.
-
-  Args:
-    q: (B, M, H, D / H).
-    k: (B, N, H, D / H).
-
-  Returns:
-    (B, H, M, N).
-  """
-  q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
-  scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-  if num_tokens is not None:
-    valid = jnp.arange(k.shape[2])[None] < num_tokens[:, None]
-    scores = jnp.where(valid[:, None, None], scores, jnp.finfo(jnp.float32).min)
-  return jax.nn.softmax(scores)
-
-
-def attend(q, k, v, num_tokens, implementation):
-  """Attention over the first `num_tokens` (B,) of each clip, or all if None; softmax in float32.
-
-  Heads come first in the products of "xla": faster by a tenth of a step on a CPU than
-  jax.nn.dot_product_attention, which computes "cudnn".
-
-  Args:
-    q: (B, M, H, D / H).
-    k, v: (B, N, H, D / H).
-
-  Returns:
-    (B, M, H, D / H).
-  """
-  if implementation != "xla":
-    return jax.nn.dot_product_attention(
-      q, k, v, key_value_seq_lengths=num_tokens, implementation=implementation
-    )
-  return jnp.matmul(attention_weights(q, k, num_tokens).astype(v.dtype), v.swapaxes(1, 2)).swapaxes(
-    1, 2
-  )
 
 
 class Projections(nn.Module):
@@ -130,7 +69,30 @@ class Block(nn.Module):
     return x + DropPath(self.drop_path)(dense(D, "fc2")(y).reshape(B, queries, D), train=train)
 
 
-class Transformer(nn.Module):
+def pool_blocks(blocks, length, *, patch_frames, num_blocks, mean_over=None):
+  """The released code's embedding: [CLS of each block…, mean of each block's valid patches…],
+  shallow to deep.
+
+  Args:
+    blocks: (depth, B, 1 + N, D) of `Transformer`.
+    length: (B,) valid frames.
+    num_blocks: how many of the last blocks to take.
+    mean_over: (B,) frames whose patches the sum is divided by; `length` by default.
+
+  Returns:
+    (B, 2 · num_blocks · D).
+  """
+  blocks = blocks[-num_blocks:]
+  _, B, tokens, _ = blocks.shape
+  valid = (jnp.arange(tokens - 1)[None] < length[:, None] // patch_frames).astype(blocks.dtype)
+  count = (length if mean_over is None else mean_over) // patch_frames + 1e-6
+  mean = (
+    jnp.einsum("lbnd,bn->lbd", blocks[:, :, 1:], valid, precision="highest") / count[None, :, None]
+  )
+  return jnp.concatenate([blocks[:, :, 0], mean]).swapaxes(0, 1).reshape(B, -1)
+
+
+class Transformer(Encoder):
   """ATST's encoder (paper 2.2.2, sizes of 3.1): patches of 4 frames, CLS, learned positions,
   pre-norm blocks.
 
@@ -148,6 +110,47 @@ class Transformer(nn.Module):
   attention: str = "xla"  # or "cudnn" (`attend`)
   # the backward pass keeps the inputs of the blocks only, and computes the rest again
   remat: bool = False
+
+  has_blocks = True
+  family = "atst"
+
+  @property
+  def hop(self) -> int:
+    """Frames of a patch."""
+    return self.patch_frames
+
+  @property
+  def blocks(self) -> int:
+    """All of them."""
+    return self.depth
+
+  @property
+  def title(self) -> str:
+    """Its kind and depth."""
+    return f"transformer of {self.depth} blocks"
+
+  def check(self, n_mels: int) -> None:
+    """Raises ValueError if the heads do not divide the width."""
+    if self.width % self.heads:
+      raise ValueError(f"encoder.width {self.width} is not divisible by encoder.heads {self.heads}")
+
+  def size(self, num_blocks: int) -> int:
+    """CLS and mean of each block."""
+    return 2 * num_blocks * self.width
+
+  def pool(self, y, before, length, *, num_blocks, mean_over=None):
+    """`pool_blocks`."""
+    return pool_blocks(
+      before["blocks"],
+      length,
+      patch_frames=self.patch_frames,
+      num_blocks=num_blocks,
+      mean_over=mean_over,
+    )
+
+  def frames(self, before):
+    """The last block's patch tokens."""
+    return before["blocks"][-1, :, 1:]
 
   @nn.compact
   def __call__(self, mel, length=None, *, train=False, track=True, tokens=False):
@@ -170,7 +173,8 @@ class Transformer(nn.Module):
     del track
     if mel.shape[1] > self.max_frames:
       raise ValueError(
-        f"{mel.shape[1]} frames, but encoder.max_frames is {self.max_frames}; cut the clip into chunks"
+        f"{mel.shape[1]} frames, but encoder.max_frames is {self.max_frames}; "
+        "cut the clip into chunks"
       )
     positions = self.max_frames // self.patch_frames
     x = patchify(mel, self.patch_frames).astype(self.dtype)
@@ -196,38 +200,71 @@ class Transformer(nn.Module):
       return y, {}
     return y, {"blocks": jnp.stack([norm(x) for x in blocks])}
 
+  def flops(self, *, frames: int, n_mels: int) -> float:
+    """Operations for CLS, of which alone the last block asks everything."""
+    D, patches = self.width, frames // self.patch_frames
+    tokens = patches + 1
 
-def pool_blocks(blocks, length, *, patch_frames, num_blocks, mean_over=None):
-  """The released code's embedding: [CLS of each block…, mean of each block's valid patches…],
-  shallow to deep.
+    def block(queries):
+      # keys and values of all tokens; queries, projection and perceptron of some; both products
+      return 4 * tokens * D**2 + 20 * queries * D**2 + 4 * queries * tokens * D
 
-  Args:
-    blocks: (depth, B, 1 + N, D) of `Transformer`.
-    length: (B,) valid frames.
-    num_blocks: how many of the last blocks to take.
-    mean_over: (B,) frames whose patches the sum is divided by; `length` by default.
+    embedding = 2 * patches * self.patch_frames * n_mels * D
+    return embedding + (self.depth - 1) * block(tokens) + block(1)
 
-  Returns:
-    (B, 2 · num_blocks · D).
-  """
-  blocks = blocks[-num_blocks:]
-  _, B, tokens, _ = blocks.shape
-  valid = (jnp.arange(tokens - 1)[None] < length[:, None] // patch_frames).astype(blocks.dtype)
-  count = (length if mean_over is None else mean_over) // patch_frames + 1e-6
-  mean = (
-    jnp.einsum("lbnd,bn->lbd", blocks[:, :, 1:], valid, precision="highest") / count[None, :, None]
-  )
-  return jnp.concatenate([blocks[:, :, 0], mean]).swapaxes(0, 1).reshape(B, -1)
+  def torch_names(self) -> dict[str, tuple[str, ...]]:
+    """Of ATST's released checkpoints."""
+    linear, norm = {"weight": "kernel", "bias": "bias"}, {"weight": "scale", "bias": "bias"}
+    layers = {"patch_embed.patch_embed": ("patch_embed", linear), "norm": ("norm", norm)}
+    for i in range(self.depth):
+      layers |= {
+        f"blocks.{i}.norm1": (f"block_{i:02d}/norm1", norm),
+        f"blocks.{i}.attn.qkv": (f"block_{i:02d}/qkv", {"weight": "kernel"}),
+        f"blocks.{i}.attn.proj": (f"block_{i:02d}/proj", linear),
+        f"blocks.{i}.norm2": (f"block_{i:02d}/norm2", norm),
+        f"blocks.{i}.mlp.fc1": (f"block_{i:02d}/fc1", linear),
+        f"blocks.{i}.mlp.fc2": (f"block_{i:02d}/fc2", linear),
+      }
+    names: dict[str, tuple[str, ...]] = {
+      name: ("params", name) for name in ("cls_token", "pos_embed")
+    }
+    for name, (path, kinds) in layers.items():
+      for theirs, ours in kinds.items():
+        names[f"{name}.{theirs}"] = ("params", *path.split("/"), ours)
+    return names
 
+  def onnx(self, g, x: str, variables: dict, n_mels: int) -> tuple[str, str]:
+    """The nodes of `__call__`, `pool` and `frames`."""
+    params, P, D, H = variables["params"], self.patch_frames, self.width, self.heads
+    length = g.op("Div", g.op("Cast", "length", to=7), g.const(P, np.int64))  # whole patches
+    whole = g.op("Mul", g.op("Div", g.size(x, 1), g.ints(P)), g.ints(P))
+    x = g.op("Reshape", g.op("Slice", x, g.ints(0), whole, g.ints(1)), g.ints(0, -1, P, n_mels))
+    x = g.op("Reshape", g.op("Transpose", x, perm=[0, 1, 3, 2]), g.ints(0, 0, n_mels * P))
+    x = g.dense(x, params["patch_embed"])
+    shape = g.op("Concat", g.size(x, 0), g.ints(1, D), axis=0)
+    x = g.op("Concat", g.op("Expand", g.const(params["cls_token"]), shape), x, axis=1)
+    positions = g.op("Slice", g.const(params["pos_embed"]), g.ints(0), g.size(x, 1), g.ints(1))
+    x = g.op("Add", x, positions)
+    valid = g.mask(x, 1, g.op("Add", length, g.const(1, np.int64)), [1, 2])
 
-def transformer_forward(*, frames, n_mels, width, depth, patch_frames) -> float:
-  """FLOPs of ATST's encoder on one clip for its CLS token, of which alone the last block asks
-  everything."""
-  patches = frames // patch_frames
-  tokens = patches + 1
-  # Keys and values of all tokens; queries, projection and perceptron of some; scores and their
-  # product.
-  block = lambda queries: (
-    4 * tokens * width**2 + 20 * queries * width**2 + 4 * queries * tokens * width
-  )
-  return 2 * patches * patch_frames * n_mels * width + (depth - 1) * block(tokens) + block(1)
+    def heads(y, perm):
+      return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, H, D // H)), perm=perm)
+
+    for i in range(self.depth):
+      block = params[f"block_{i:02d}"]
+      qkv = g.op("MatMul", g.norm(x, block["norm1"]), g.const(block["qkv"]["kernel"]))
+      q, k, v = g.op("Split", qkv, g.ints(D, D, D), outputs=3, axis=-1)
+      scores = g.op("MatMul", heads(q, [0, 2, 1, 3]), heads(k, [0, 2, 3, 1]))
+      scores = g.op("Mul", scores, g.const((D // H) ** -0.5))
+      scores = g.op("Where", valid, scores, g.const(np.finfo(np.float32).min))
+      y = g.op("MatMul", g.op("Softmax", scores, axis=-1), heads(v, [0, 2, 1, 3]))
+      y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, D))
+      x = g.op("Add", x, g.dense(y, block["proj"]))
+      y = g.gelu(g.dense(g.norm(x, block["norm2"]), block["fc1"]))
+      x = g.op("Add", x, g.dense(y, block["fc2"]))
+    x = g.norm(x, params["norm"])
+    cls = g.op("Squeeze", g.op("Slice", x, g.ints(0), g.ints(1), g.ints(1)), g.ints(1))
+    frames = g.op("Slice", x, g.ints(1), g.ints(np.iinfo(np.int64).max), g.ints(1))
+    count = g.op("Add", g.op("Cast", length, to=1), g.const(1e-6))
+    mean = g.mean(frames, g.mask(frames, 1, length, [2]), count)
+    return g.op("Concat", cls, mean, axis=1), frames

@@ -14,6 +14,7 @@ import sys
 import time
 
 from atst_jax.audio.frontend import get_frontend
+from atst_jax.models.encoders import ENCODERS
 from atst_jax.util.errors import UserError
 
 WINDOW_SECONDS, WARM_UP = 1.0, 3  # as in `speed`
@@ -171,7 +172,7 @@ def beside(config, argv: list[str], *, repeats: int, compiled: bool) -> dict:
   """
   encoder = dict(config["encoder"])
   if (
-    encoder.pop("kind") != "transformer"
+    not ENCODERS[encoder.pop("kind")].has_blocks
     or config["difference"]["weight"]
     or not config["joint_views"]
   ):

@@ -1,6 +1,5 @@
 """What a resolved pre-training config may hold: ranges, choices, and what has to fit together."""
 
-import dataclasses
 import itertools
 
 from ml_collections import ConfigDict
@@ -13,12 +12,15 @@ from atst_jax.method.augment import RESIZES
 from atst_jax.method.normalization import NORMALIZATIONS
 from atst_jax.method.optimizer import FORMS
 from atst_jax.method.views import frame_ranges
-from atst_jax.models.audiontt import BLOCKS, CHANNELS
-from atst_jax.models.encoders import ENCODERS, FREE_FIELDS, frames_per_vector
+from atst_jax.models.encoders import ENCODERS, fields_of, make_encoder
 from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
 
 LARGEST = 2**31 - 1  # of any whole number: the device counts in 32 bits
+ENCODER_KEYS: dict[type, set[str]] = {int: set(), float: set(), str: set()}
+for kind in ENCODERS:
+  for name, of in fields_of(kind).items():
+    ENCODER_KEYS[of].add(f"encoder.{name}")
 # What may be set, beyond what the types say. Integers here must be positive.
 POSITIVE = (
   "batch_size",
@@ -26,12 +28,7 @@ POSITIVE = (
   "data.clip_frames",
   "data.streams",
   "data.shuffle_window",
-  "encoder.width",
-  "encoder.depth",
-  "encoder.heads",
-  "encoder.patch_frames",
-  "encoder.max_frames",
-  "encoder.hidden",
+  *ENCODER_KEYS[int],
   "heads.hidden",
   "heads.out",
   "compute.accumulation",
@@ -60,7 +57,7 @@ CHOICES = {
   "compute.attention": ("xla", "cudnn"),
   "compute.resize": ("auto", *RESIZES),
   "encoder.kind": tuple(ENCODERS),
-  "encoder.version": tuple(BLOCKS),
+  **{f"encoder.{key}": names for e in ENCODERS.values() for key, names in e.choices.items()},
   "optimizer.form": tuple(FORMS),
   "optimizer.schedule": ("cosine", "constant"),
   "guard.collapse": ("warn", "stop"),
@@ -81,8 +78,7 @@ RANGES = {  # both ends included
   "views.normalization.std": (1e-6, 1e6),
   "views.fader_gain": (0, 1e3),
   "views.canvas_time": (1, 100),
-  "encoder.drop_path": (0, 0.99),
-  "encoder.dropout": (0, 0.99),
+  **dict.fromkeys(ENCODER_KEYS[float], (0, 0.99)),  # rates of what is dropped
   "difference.mix_k": (1e-6, 1e6),
   "guard.spike": (0, 1e6),
   "guard.rollbacks": (0, 1000),
@@ -145,12 +141,8 @@ def check_values(config: ConfigDict) -> None:
 
 def check_encoder(encoder) -> None:
   """Raises UserError if the section's keys are not those of its kind."""
-  wanted = {field.name for field in dataclasses.fields(ENCODERS[encoder.kind])} - {
-    *FREE_FIELDS,
-    "parent",
-    "name",
-  }
-  if set(encoder) - {"kind"} != wanted:
+  wanted = fields_of(encoder.kind)
+  if set(encoder) - {"kind"} != set(wanted):
     raise UserError(
       f"--config.encoder.kind={encoder.kind} needs the keys {', '.join(sorted(wanted))}; start from a "
       "config of that kind (configs/base.py: transformer, configs/byola.py: cnn)"
@@ -183,7 +175,7 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
         f"--config.views.{key}={views[key]}: must be two whole numbers of frames, the shorter first"
       )
   crop, ranges = views.crop_frames, ranges_of(views)
-  shortest = frames_per_vector(encoder)
+  shortest = make_encoder(encoder).hop
   limits = {"data.clip_frames": config.data.clip_frames}
   if "max_frames" in encoder:
     limits["encoder.max_frames"] = encoder.max_frames
@@ -211,19 +203,19 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
       "--config.views.segments=single takes both views from one segment; leave out views.first_frames "
       "and views.second_frames"
     )
-  if encoder.kind == "cnn" and is_ragged(config, dataset):
+  if ENCODERS[encoder.kind].has_batch_norm and is_ragged(config, dataset):
     raise UserError(
-      "some clips are shorter than views.crop_frames, and BatchNorm of --config.encoder.kind=cnn would "
-      "see their padding; set --config.views.padding=silence"
+      f"some clips are shorter than views.crop_frames, and BatchNorm of --config.encoder.kind="
+      f"{encoder.kind} would see their padding; set --config.views.padding=silence"
     )
 
 
 def check_difference(config: ConfigDict) -> None:
   """Raises UserError for a choice that would do nothing, or two that exclude each other."""
-  difference, cnn = config.difference, config.encoder.kind == "cnn"
+  difference, kind = config.difference, ENCODERS[config.encoder.kind]
   for key, value, needs, met in (
-    ("level", "frame", "encoder.kind=cnn", cnn),
-    ("track_mixtures", False, "encoder.kind=cnn", cnn),
+    ("level", "frame", "encoder.kind=cnn", not kind.has_blocks),
+    ("track_mixtures", False, "encoder.kind=cnn", kind.has_batch_norm),
     ("mix_stage", "pre_norm", "views.post_norm=true", config.views.post_norm),
     (
       "mix_stage",
@@ -253,7 +245,8 @@ def check_compute(config: ConfigDict, devices: int) -> None:
       f"--config.compute.accumulation={compute.accumulation} does not divide the {clips} clips of a "
       f"device (batch_size {config.batch_size} on {devices} devices)"
     )
-  if config.encoder.kind != "transformer" and (compute.remat or compute.attention != "xla"):
+  has_blocks = ENCODERS[config.encoder.kind].has_blocks
+  if not has_blocks and (compute.remat or compute.attention != "xla"):
     raise UserError(
       "--config.compute.remat and --config.compute.attention need --config.encoder.kind=transformer"
     )
@@ -279,17 +272,10 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
   check_views(config, dataset)
   check_difference(config)
   check_compute(config, devices)
-  if encoder.kind == "transformer" and encoder.width % encoder.heads:
-    raise UserError(
-      f"encoder.width {encoder.width} is not divisible by encoder.heads {encoder.heads}"
-    )
-  if encoder.kind == "cnn":
-    features = CHANNELS * (get_frontend(config.data.frontend).n_mels >> BLOCKS[encoder.version])
-    if encoder.version == "AudioNTT2022" and encoder.width <= features:
-      raise UserError(
-        f"encoder.width {encoder.width} must be above the {features} convolutional features, which are "
-        "a part of AudioNTT2022's vector"
-      )
+  try:
+    make_encoder(encoder).check(get_frontend(config.data.frontend).n_mels)
+  except ValueError as error:
+    raise UserError(str(error)) from error
   if dataset is not None:
     clips = dataset.num_clips(config.data.split)
     if clips < batch:

@@ -18,7 +18,7 @@ from atst_jax.method import train_step as method
 from atst_jax.method.ema import ema
 from atst_jax.method.mixtures import mixing_options
 from atst_jax.method.optimizer import cosine_schedule, make_optimizer
-from atst_jax.models.encoders import encoder_forward
+from atst_jax.models.encoders import make_encoder
 from atst_jax.pretraining.guard import guarded, init_guard
 from atst_jax.runtime.devices import DTYPES, resolve_dtype
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
@@ -229,7 +229,9 @@ def clip_flops(config) -> float:
   """Model FLOPs of one update per clip of the batch: two views, and their mixtures where λ is not
   0."""
   n_mels = get_frontend(config["data"]["frontend"]).n_mels
-  encoder = encoder_forward(config["encoder"], frames=config["views"]["crop_frames"], n_mels=n_mels)
+  encoder = make_encoder(config["encoder"]).flops(
+    frames=config["views"]["crop_frames"], n_mels=n_mels
+  )
   hidden, out = config["heads"]["hidden"], config["heads"]["out"]
   projector = 2 * hidden * (config["encoder"]["width"] + out)
   predictor = 2 * hidden * (out + out)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from atst_jax.downstream.linear.atst_probe import INIT_STD
-from atst_jax.models.encoders import frames_per_vector, make_encoder
+from atst_jax.models.encoders import ENCODERS, make_encoder
 from atst_jax.models.layers import BatchNorm
 from atst_jax.models.transformer import pool_blocks
 
@@ -88,9 +88,7 @@ def make_classifier(
 ) -> Classifier:
   """The classifier of an export's `encoder` section, with a transformer's stochastic depth set
   anew."""
-  transformer = encoder["kind"] == "transformer"
+  transformer = ENCODERS[encoder["kind"]].has_blocks
   encoder = {**encoder, "drop_path": drop_path} if transformer else encoder
   module = make_encoder(encoder, dtype=dtype, attention=attention, remat=remat)
-  return Classifier(
-    module, classes, frames_per_vector(encoder) if transformer else 0, chunk_frames, tail
-  )
+  return Classifier(module, classes, module.hop if transformer else 0, chunk_frames, tail)

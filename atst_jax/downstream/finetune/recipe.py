@@ -18,6 +18,7 @@ from atst_jax.downstream.finetune import step as finetune_step
 from atst_jax.downstream.finetune.classifier import make_classifier
 from atst_jax.method.augment import RESIZES
 from atst_jax.method.optimizer import cosine_schedule
+from atst_jax.models.encoders import ENCODERS
 from atst_jax.runtime.devices import DTYPES, resolve_dtype
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
 from atst_jax.util.errors import UserError
@@ -73,7 +74,7 @@ def resolve(config: ConfigDict, exported: dict, dataset: Dataset, devices: int) 
       )
     section[name] = value
   config.dtype = resolve_dtype(config.dtype)
-  transformer = exported["encoder"]["kind"] == "transformer"
+  transformer = ENCODERS[exported["encoder"]["kind"]].has_blocks
   if not transformer:
     for key, value, plain in (
       ("drop_path", config.drop_path, None),

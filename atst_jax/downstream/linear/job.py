@@ -60,10 +60,10 @@ def resolve(config: ConfigDict, model: Model, dataset: Dataset) -> ConfigDict:
         f"--config.{key}={section[name]}, but what --config.{source} names has {value}; leave it out"
       )
     section[name] = value
-  cnn, task = model.config["encoder"]["kind"] == "cnn", TASKS.get(dataset.manifest["name"])
-  config.crop = config.crop or ("unit" if cnn and config.protocol == "evar" else "center")
+  unit, task = model.encoder.unit_protocol, TASKS.get(dataset.manifest["name"])
+  config.crop = config.crop or ("unit" if unit and config.protocol == "evar" else "center")
   config.statistics = config.statistics or (
-    "data" if cnn and config.protocol == "evar" else "encoder"
+    "data" if unit and config.protocol == "evar" else "encoder"
   )
   config.unit_seconds = config.unit_seconds or (task.unit_seconds if task else None)
   for key, value, choices in (
@@ -128,7 +128,7 @@ def rows(
     return features.cached(folder, key, name, ids, compute)
 
   def each(name, arrays):
-    if model.config["encoder"]["kind"] != "transformer":  # no blocks to choose from
+    if not model.encoder.has_blocks:
       yield name, arrays
       return
     for blocks in config.blocks:
@@ -286,7 +286,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   splits, lines = describe_labelled(config, dataset)
   rates = config.probe.learning_rates
   return [
-    f"workdir     {continuation(config, workdir, FREE_KEYS)}",
+    f"workdir     {continuation(configs.to_json(config), workdir, FREE_KEYS)}",
     describe_encoder(config.encoder, model.config),
     *lines,
     f"probes      {len(splits) * config.seeds * len(rates)} of each kind of features: {len(splits)} divisions x "

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from atst_jax.downstream.papers.published import TABLES, Table
 from atst_jax.downstream.papers.tasks import TASKS
+from atst_jax.models.encoders import ENCODERS
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
@@ -112,8 +113,8 @@ def choose_rates(runs: list[Run]) -> list[tuple[Run, str]]:
 
 
 def _architecture(encoder: dict) -> str:
-  if encoder["kind"] == "cnn":
-    return encoder["version"]
+  if not ENCODERS[encoder["kind"]].has_blocks:
+    return encoder.get("version", encoder["kind"])
   return SIZES.get(
     (encoder["width"], encoder["depth"]), f"ATST {encoder['depth']} x {encoder['width']}"
   )
@@ -185,7 +186,7 @@ def compare(runs: list[Run]) -> list[Comparison]:
         (run, note)
         for run, note in mine
         if "config" in run.results["encoder"]["provenance"]
-        and run.results["encoder"]["provenance"]["config"]["encoder"]["kind"] == "transformer"
+        and ENCODERS[run.results["encoder"]["provenance"]["config"]["encoder"]["kind"]].has_blocks
       ]
     if mine:
       found.append(_comparison(key, table, mine))

@@ -54,9 +54,7 @@ def resolve(config: ConfigDict, model: Model, dataset: Dataset, text_hash: str) 
         f"--config.{key}={section[name]}, but what --config.{source} names has {value}; leave it out"
       )
     section[name] = value
-  config.statistics = config.statistics or (
-    "data" if model.config["encoder"]["kind"] == "cnn" else "encoder"
-  )
+  config.statistics = config.statistics or ("data" if model.encoder.unit_protocol else "encoder")
   for key, values, choices in (
     ("statistics", (config.statistics,), ("encoder", "data")),
     ("blocks", (config.blocks,), ("last", "all")),
@@ -315,7 +313,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   pairs = read_pairs(dataset, features.read_labels(dataset), seed=config.seed)
   parts = ", ".join(f"{split} {len(pairs.rows(split))}" for split in ("train", "valid", "test"))
   return [
-    f"workdir     {continuation(config, workdir, FREE_KEYS)}",
+    f"workdir     {continuation(configs.to_json(config), workdir, FREE_KEYS)}",
     describe_encoder(config.encoder, model.config),
     f"data        {dataset.root}: pairs of {parts}",
     f"adapters    {config.seeds} seeds, {config.train.epochs} epochs of batches of {config.train.batch_size}",
