@@ -154,7 +154,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.compute.remat = (
     False  # blocks of a transformer are computed again in the backward pass, to save memory
   )
-  config.compute.attention = "xla"  # or "cudnn" (GPU, bfloat16)
+  # "auto": "cudnn" for transformers in bfloat16 on NVIDIA GPUs, else "xla"
+  config.compute.attention = "auto"
+  # of what stands between the products; "auto": "pallas" where attention is "cudnn", else "xla"
+  config.compute.kernels = "auto"
   config.compute.resize = (
     "auto"  # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
   )

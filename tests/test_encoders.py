@@ -83,8 +83,7 @@ def test_too_long_a_clip_is_refused():
 
 
 def test_drop_path_drops_whole_clips_and_keeps_the_mean():
-  x = jnp.ones((4000, 3, 2))
-  out = DropPath(0.25).apply({}, x, train=True, rngs={"drop_path": jax.random.key(0)})
-  assert set(np.unique(out)) == {0.0, np.float32(1 / 0.75)}
-  assert (np.asarray(out).reshape(4000, -1).std(1) == 0).all() and abs(float(out.mean()) - 1) < 0.05
-  np.testing.assert_array_equal(DropPath(0.25).apply({}, x, train=False), x)
+  scale = DropPath(0.25).apply({}, 4000, train=True, rngs={"drop_path": jax.random.key(0)})
+  assert set(np.unique(scale)) == {0.0, np.float32(1 / 0.75)}
+  assert scale.shape == (4000,) and abs(float(scale.mean()) - 1) < 0.05
+  assert (DropPath(0.25).apply({}, 4000, train=False) == 1).all()

@@ -181,12 +181,13 @@ def make_network(
   subtraction,
   accumulation=1,
   attention="xla",
+  kernels="xla",
   remat=False,
 ):
   """Builds the network from the config's `encoder` and `heads`; no difference predictor where λ is
   0."""
   head = functools.partial(MLPHead, dtype=dtype, **heads)
-  encoder = make_encoder(encoder, dtype=dtype, attention=attention, remat=remat)
+  encoder = make_encoder(encoder, dtype=dtype, attention=attention, kernels=kernels, remat=remat)
   return Network(
     encoder,
     head(),

@@ -14,7 +14,7 @@ from atst_jax.models.transformer import Transformer
 ENCODERS: dict[str, type[Encoder]] = {"transformer": Transformer, "cnn": AudioNTT}
 
 # how an encoder is computed; no part of a config's `encoder` section
-FREE_FIELDS = ("dtype", "attention", "remat")
+FREE_FIELDS = ("dtype", "attention", "kernels", "remat")
 MOST = {"depth": 1 << 10}  # of an encoder from a file; of other whole numbers 2^20
 
 

@@ -90,25 +90,18 @@ def pool_frames(frames, length=None):
 
 
 class DropPath(nn.Module):
-  """Stochastic depth: drops the whole branch of a clip with probability `rate`, scales the rest by
+  """Stochastic depth: what a clip's branch is multiplied by, 0 with probability `rate`, or else
   1 / (1 - rate)."""
 
   rate: float
 
   @nn.compact
-  def __call__(self, x, *, train):
-    """(B, N, D) -> (B, N, D); `x` itself unless in training."""
+  def __call__(self, clips, *, train):
+    """(clips,) float32; all 1 unless in training."""
     if not train or self.rate == 0:
-      return x
-    keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.rate, (x.shape[0], 1, 1))
-    return jnp.where(keep, x / (1 - self.rate), 0)
-
-
-def gelu(x):
-  """Exact GELU in float32. By erf, which XLA computes in one pass; jax.nn.gelu's erfc takes three
-  on a CPU."""
-  x32 = x.astype(jnp.float32)
-  return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
+      return jnp.ones((clips,))
+    keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.rate, (clips, 1, 1))
+    return keep[:, 0, 0] / (1 - self.rate)
 
 
 def attention_weights(q, k, num_tokens):
@@ -143,9 +136,15 @@ def attend(q, k, v, num_tokens, implementation):
   Returns:
     (B, M, H, D / H).
   """
-  if implementation != "xla":
+  if implementation == "cudnn" and q.shape[1] > 1:  # one query, of the last block, stays with XLA
+    # Without a gradient for an odd number of tokens (jax 0.10 to 0.12, NotImplementedError).
     return jax.nn.dot_product_attention(
-      q, k, v, key_value_seq_lengths=num_tokens, implementation=implementation
+      q,
+      k,
+      v,
+      query_seq_lengths=num_tokens,
+      key_value_seq_lengths=num_tokens,
+      implementation="cudnn",
     )
   return jnp.matmul(attention_weights(q, k, num_tokens).astype(v.dtype), v.swapaxes(1, 2)).swapaxes(
     1, 2

@@ -1,10 +1,15 @@
 """ATST's encoder: a transformer over patches of log-mel frames."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax.models.layers import DropPath, Encoder, attend, attention_weights, gelu
+from atst_jax.models import fused
+from atst_jax.models.fused import product
+from atst_jax.models.layers import DropPath, Encoder, attend, attention_weights
 
 # the released trunc_normal cuts at ±2, a hundred standard deviations
 linear_init = nn.initializers.normal(0.02)
@@ -18,20 +23,54 @@ def patchify(mel, frames):
   return mel[:, : N * frames].reshape(B, N, frames, F).swapaxes(2, 3).reshape(B, N, F * frames)
 
 
+class Linear(nn.Module):
+  """The parameters of a linear layer, whose product and bias are computed apart."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, width, dtype):
+    """Kernel (width, features) of `dtype` and bias (features,) float32."""
+    kernel = self.param("kernel", linear_init, (width, self.features))
+    return kernel.astype(dtype), self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class Norm(nn.Module):
+  """The parameters of a LayerNorm."""
+
+  @nn.compact
+  def __call__(self, width):
+    """Scale and bias (width,) float32."""
+    scale = self.param("scale", nn.initializers.ones, (width,))
+    return scale, self.param("bias", nn.initializers.zeros, (width,))
+
+
 class Projections(nn.Module):
   """Queries, keys and values of all heads, without biases, from one kernel (D, 3 D)."""
 
   dtype: jnp.dtype
+  apart: bool  # three products, whose results need no split: less traffic, more calls
 
   @nn.compact
   def __call__(self, x, queries):
-    """(B, N, D) -> (B, queries, D) of the first tokens, and (B, N, 2 D)."""
-    B, N, D = x.shape
+    """(B, N, D) -> (B, queries, D) of the first tokens, and twice (B, N, D)."""
+    _, N, D = x.shape
     kernel = self.param("kernel", linear_init, (D, 3 * D)).astype(self.dtype)
-    product = lambda x, kernel: (x.reshape(-1, D) @ kernel).reshape(B, -1, kernel.shape[1])
-    if queries < N:
-      return product(x[:, :queries], kernel[:, :D]), product(x, kernel[:, D:])
-    return tuple(jnp.split(product(x, kernel), [D], -1))
+    if self.apart:
+      q, k, v = jnp.split(kernel, 3, 1)
+      return product(x[:, :queries], q), product(x, k), product(x, v)
+    if queries == N:
+      return jnp.split(product(x, kernel), 3, -1)
+    q, kv = jnp.split(kernel, [D], 1)
+    return product(x[:, :queries], q), *jnp.split(product(x, kv), 2, -1)
+
+
+class Branch(NamedTuple):
+  """What is still to be added to the residual stream: (x + bias) * scale of each clip."""
+
+  x: jax.Array
+  scale: jax.Array
+  bias: jax.Array
 
 
 class Block(nn.Module):
@@ -42,31 +81,44 @@ class Block(nn.Module):
   drop_path: float
   dtype: jnp.dtype
   attention: str
+  kernels: str
+  whole: bool  # add the last branch here: one array to keep for a block that is computed again
 
   @nn.compact
-  def __call__(self, x, num_tokens, queries, train):
-    """(B, N, D), (B,) valid tokens or None -> (B, queries, D), of the first tokens."""
+  def __call__(self, x, branch, num_tokens, queries, train):
+    """One block over (B, N, D), to which `branch`, what the block before left, is added first.
+
+    Args:
+      num_tokens: (B,) valid tokens, or None if all are.
+      queries: how many of the first tokens to compute.
+
+    Returns:
+      (B, queries, D) and a Branch to add to it, or None if that is done.
+    """
     B, N, D = x.shape
     heads = (self.heads, D // self.heads)
-    # Rows of one matrix: products over two axes are slower to differentiate on a CPU.
-    dense = lambda features, name: (
-      lambda x: nn.Dense(features, dtype=self.dtype, kernel_init=linear_init, name=name)(
-        x.reshape(B * queries, -1)
-      )
-    )
-    norm = lambda name: nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name=name)
-    q, kv = Projections(self.dtype, name="qkv")(norm("norm1")(x), queries)
-    kv = kv.reshape(B, N, 2, *heads)
-    q = q.reshape(B, queries, *heads)
+    scale, bias = Norm(name="norm1")(D)
+    if branch is None:
+      n = fused.norm(x, scale, bias)
+    else:
+      x, n = fused.add_norm(x, *branch, scale, bias, self.kernels)
+    q, k, v = Projections(self.dtype, self.kernels == "pallas", name="qkv")(n, queries)
+    q, k, v = q.reshape(B, queries, *heads), k.reshape(B, N, *heads), v.reshape(B, N, *heads)
     # only where they are asked for: training computes nothing of it
     if self.is_mutable_collection("intermediates"):
-      self.sow("intermediates", "attention", attention_weights(q[:, :1], kv[:, :, 0], num_tokens))
-    y = attend(q, kv[:, :, 0], kv[:, :, 1], num_tokens, self.attention)
-    x = x[:, :queries] + DropPath(self.drop_path)(
-      dense(D, "proj")(y).reshape(B, queries, D), train=train
+      self.sow("intermediates", "attention", attention_weights(q[:, :1], k, num_tokens))
+    y = attend(q, k, v, num_tokens, self.attention).reshape(B, queries, D)
+    kernel, bias = Linear(D, name="proj")(D, self.dtype)
+    kept = DropPath(self.drop_path)(B, train=train)
+    x, n = fused.add_norm(
+      x[:, :queries], product(y, kernel), kept, bias, *Norm(name="norm2")(D), self.kernels
     )
-    y = gelu(dense(4 * D, "fc1")(norm("norm2")(x)))
-    return x + DropPath(self.drop_path)(dense(D, "fc2")(y).reshape(B, queries, D), train=train)
+    kernel, bias = Linear(4 * D, name="fc1")(D, self.dtype)
+    h = product(n, kernel)
+    out, out_bias = Linear(D, name="fc2")(4 * D, self.dtype)
+    y = fused.gelu_product(h, bias, out, self.kernels)
+    branch = Branch(y, DropPath(self.drop_path)(B, train=train), out_bias)
+    return (fused.add(x, *branch), None) if self.whole else (x, branch)
 
 
 def pool_blocks(blocks, length, *, patch_frames, num_blocks, mean_over=None):
@@ -108,6 +160,7 @@ class Transformer(Encoder):
   max_frames: int
   dtype: jnp.dtype = jnp.float32
   attention: str = "xla"  # or "cudnn" (`attend`)
+  kernels: str = "xla"  # or "pallas" (`fused`)
   # the backward pass keeps the inputs of the blocks only, and computes the rest again
   remat: bool = False
 
@@ -185,17 +238,28 @@ class Transformer(Encoder):
     x = jnp.concatenate([jnp.broadcast_to(cls_token, (B, 1, D)).astype(self.dtype), x], 1)
     x = x + pos_embed[:, : N + 1].astype(self.dtype)
     num_tokens = None if length is None else length // self.patch_frames + 1
+    if self.attention == "cudnn":  # an even number of tokens, and whole tiles for the kernels
+      num_tokens = jnp.full((B,), N + 1) if num_tokens is None else num_tokens
+      x = jnp.pad(x, ((0, 0), (0, -(N + 1) % 8), (0, 0)))
     norm = nn.LayerNorm(1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")
-    make_block = nn.remat(Block, static_argnums=(3, 4)) if self.remat else Block
-    only_cls, blocks = train and not tokens, []
+    make_block = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
+    only_cls, blocks, branch = train and not tokens, [], None
     for i in range(self.depth):
-      # 0 for the first block, drop_path for the last
-      rate = self.drop_path * i / max(self.depth - 1, 1)
-      x = make_block(self.heads, rate, self.dtype, self.attention, name=f"block_{i:02d}")(
-        x, num_tokens, 1 if only_cls and i == self.depth - 1 else N + 1, train
+      block = make_block(
+        self.heads,
+        self.drop_path * i / max(self.depth - 1, 1),  # 0 for the first block
+        self.dtype,
+        self.attention,
+        self.kernels,
+        self.remat,
+        name=f"block_{i:02d}",
       )
-      blocks.append(x)
-    y = norm(x[:, 0])
+      queries = 1 if only_cls and i == self.depth - 1 else x.shape[1]
+      x, branch = block(x, branch, num_tokens, queries, train)
+      if not only_cls or i == self.depth - 1:
+        total = x if branch is None else fused.add(x, *branch)
+        blocks.append(total[:, : N + 1])
+    y = norm(blocks[-1][:, 0])
     if only_cls:
       return y, {}
     return y, {"blocks": jnp.stack([norm(x) for x in blocks])}

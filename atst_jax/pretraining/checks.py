@@ -54,7 +54,8 @@ CHOICES = {
   "difference.neighbour": ("group", "batch"),
   "difference.subtrahend": ("student", "teacher"),
   "difference.level": ("clip", "frame"),
-  "compute.attention": ("xla", "cudnn"),
+  "compute.attention": ("auto", "xla", "cudnn"),
+  "compute.kernels": ("auto", "xla", "pallas"),
   "compute.resize": ("auto", *RESIZES),
   "encoder.kind": tuple(ENCODERS),
   **{f"encoder.{key}": names for e in ENCODERS.values() for key, names in e.choices.items()},
@@ -245,13 +246,8 @@ def check_compute(config: ConfigDict, devices: int) -> None:
       f"--config.compute.accumulation={compute.accumulation} does not divide the {clips} clips of a "
       f"device (batch_size {config.batch_size} on {devices} devices)"
     )
-  has_blocks = ENCODERS[config.encoder.kind].has_blocks
-  if not has_blocks and (compute.remat or compute.attention != "xla"):
-    raise UserError(
-      "--config.compute.remat and --config.compute.attention need --config.encoder.kind=transformer"
-    )
-  if compute.attention == "cudnn" and config.dtype != "bfloat16":
-    raise UserError("--config.compute.attention=cudnn needs --config.dtype=bfloat16")
+  if compute.remat and not ENCODERS[config.encoder.kind].has_blocks:
+    raise UserError("--config.compute.remat needs --config.encoder.kind=transformer")
 
 
 def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: int) -> None:

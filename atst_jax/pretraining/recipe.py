@@ -18,9 +18,9 @@ from atst_jax.method import train_step as method
 from atst_jax.method.ema import ema
 from atst_jax.method.mixtures import mixing_options
 from atst_jax.method.optimizer import cosine_schedule, make_optimizer
-from atst_jax.models.encoders import make_encoder
+from atst_jax.models.encoders import ENCODERS, make_encoder
 from atst_jax.pretraining.guard import guarded, init_guard
-from atst_jax.runtime.devices import DTYPES, resolve_dtype
+from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
@@ -91,10 +91,16 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   return config
 
 
-def build(config: ConfigDict, *, ragged: bool):
+def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = None):
   """(init(key) -> state, train_step(state, batch) -> (state, metrics)) of a resolved config;
-  nothing is compiled."""
+  nothing is compiled. `fused` is attention and kernels for devices that are not there."""
   difference = config.difference
+  attention, kernels = fused or resolve_fused(
+    config.compute.attention,
+    config.compute.kernels,
+    dtype=config.dtype,
+    blocks=ENCODERS[config.encoder.kind].has_blocks,
+  )
   network = method.make_network(
     encoder=config.encoder,
     heads=config.heads,
@@ -102,7 +108,8 @@ def build(config: ConfigDict, *, ragged: bool):
     difference_weight=difference.weight,
     dtype=DTYPES[config.dtype],
     accumulation=config.compute.accumulation,
-    attention=config.compute.attention,
+    attention=attention,
+    kernels=kernels,
     remat=config.compute.remat,
     subtraction=method.Subtraction(
       **{name: difference[name] for name in method.Subtraction._fields}
@@ -159,10 +166,12 @@ class Program(NamedTuple):
   batch: dict
 
 
-def compile_for(config: ConfigDict, mesh: Mesh, *, ragged: bool) -> Program:
+def compile_for(
+  config: ConfigDict, mesh: Mesh, *, ragged: bool, fused: tuple[str, str] | None = None
+) -> Program:
   """What training runs; compiled when it is first called, or by `lower(…).compile()`, where the
   mesh's devices may be a described topology."""
-  init, train_step = build(config, ragged=ragged)
+  init, train_step = build(config, ragged=ragged, fused=fused)
   abstract = jax.eval_shape(init, jax.random.key(0))
   shardings, rows = state_shardings(mesh, abstract), batch_sharding(mesh)
   state = jax.tree.map(

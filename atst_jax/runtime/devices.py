@@ -4,7 +4,6 @@ import contextlib
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from atst_jax.util.errors import UserError
 
@@ -30,22 +29,62 @@ def resolve_dtype(dtype: str) -> str:
   return dtype
 
 
+def resolve_fused(attention: str, kernels: str, *, dtype: str, blocks: bool) -> tuple[str, str]:
+  """(attention, kernels) with "auto" settled, for an encoder with or without transformer `blocks`.
+
+  "auto" is cuDNN's attention and Pallas's kernels for transformers in bfloat16 on NVIDIA GPUs from
+  Ampere on, and XLA elsewhere.
+
+  Raises:
+    UserError: a choice that the encoder, the type or the hardware does not have.
+  """
+  capability = getattr(jax.devices()[0], "compute_capability", None)  # of NVIDIA's GPUs alone
+  has = capability is not None and float(capability) >= 8
+  chosen = []
+  for key, value, ours in (("attention", attention, "cudnn"), ("kernels", kernels, "pallas")):
+    if value == ours:
+      flag = f"--config.compute.{key}={value}"
+      if not blocks:
+        raise UserError(f"{flag} needs --config.encoder.kind=transformer; leave it out")
+      if dtype != "bfloat16":
+        raise UserError(f"{flag} needs --config.dtype=bfloat16; set that, or leave it out")
+      if not has:
+        found = jax.devices()[0].device_kind
+        raise UserError(
+          f"{flag} needs an NVIDIA GPU from Ampere on, and JAX found {found}; leave it out"
+        )
+    best = ours if has and blocks and dtype == "bfloat16" else "xla"
+    chosen.append(best if value == "auto" else value)
+  return chosen[0], chosen[1]
+
+
 @contextlib.contextmanager
-def naming_memory(config: ConfigDict):
+def naming_memory(*, batch_size: int, remat: bool, fsdp: int, accumulation: int | None = None):
   """Turns a device's lack of memory, when compiling or running, into a UserError that names what
-  helps."""
+  helps.
+
+  Args:
+    batch_size, remat, fsdp, accumulation: the job's values; None where a job has no such key.
+  """
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    # not of a fine-tuning
-    reason, parts = " ".join(str(error).split())[:200], "accumulation" in config.compute
-    now = f"compute.accumulation={config.compute.accumulation}, " if parts else ""
+    reason = " ".join(str(error).split())[:200]
+    now = f"batch_size={batch_size}, compute.remat={remat}, mesh.fsdp={fsdp}"
+    helps = [
+      "--config.compute.remat=true (transformers)",
+      "--config.mesh.fsdp over several devices",
+      "--config.dtype=bfloat16",
+      "a lower --config.batch_size",
+      "more devices",
+    ]
+    plan = ""
+    if accumulation is not None:
+      now += f", compute.accumulation={accumulation}"
+      helps.insert(0, "a higher --config.compute.accumulation")
+      plan = "; `python -m atst_jax.plan` tells what fits"
     raise UserError(
-      f"the devices have too little memory ({reason}). What helps, now batch_size={config.batch_size}, {now}"
-      f"compute.remat={config.compute.remat}, mesh.fsdp={config.mesh.fsdp}: "
-      f"{'a higher --config.compute.accumulation, ' if parts else ''}--config.compute.remat=true (transformers), "
-      "--config.mesh.fsdp over several devices, --config.dtype=bfloat16, a lower --config.batch_size, more devices"
-      f"{'; `python -m atst_jax.plan` tells what fits' if parts else ''}"
+      f"the devices have too little memory ({reason}). What helps, now {now}: {', '.join(helps)}{plan}"
     ) from error

@@ -84,11 +84,11 @@ class Classifier(nn.Module):
 
 
 def make_classifier(
-  encoder: dict, *, classes, drop_path, chunk_frames, tail, dtype, attention, remat
+  encoder: dict, *, classes, drop_path, chunk_frames, tail, dtype, attention, kernels, remat
 ) -> Classifier:
   """The classifier of an export's `encoder` section, with a transformer's stochastic depth set
   anew."""
   transformer = ENCODERS[encoder["kind"]].has_blocks
   encoder = {**encoder, "drop_path": drop_path} if transformer else encoder
-  module = make_encoder(encoder, dtype=dtype, attention=attention, remat=remat)
+  module = make_encoder(encoder, dtype=dtype, attention=attention, kernels=kernels, remat=remat)
   return Classifier(module, classes, module.hop if transformer else 0, chunk_frames, tail)

@@ -19,7 +19,7 @@ from atst_jax.downstream.finetune.classifier import make_classifier
 from atst_jax.method.augment import RESIZES
 from atst_jax.method.optimizer import cosine_schedule
 from atst_jax.models.encoders import ENCODERS
-from atst_jax.runtime.devices import DTYPES, resolve_dtype
+from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
 from atst_jax.util.errors import UserError
 
@@ -50,7 +50,8 @@ CHOICES = {
   "padding": ("mask", "silence"),
   "tail": TAILS,
   "initial": ("pre-trained", "random"),
-  "compute.attention": ("xla", "cudnn"),
+  "compute.attention": ("auto", "xla", "cudnn"),
+  "compute.kernels": ("auto", "xla", "pallas"),
   "compute.resize": ("auto", *RESIZES),
 }
 
@@ -81,7 +82,6 @@ def resolve(config: ConfigDict, exported: dict, dataset: Dataset, devices: int) 
       ("padding", config.padding, None),
       ("optimizer.layer_decay", config.optimizer.layer_decay, 1.0),
       ("compute.remat", config.compute.remat, False),
-      ("compute.attention", config.compute.attention, "xla"),
     ):
       if value not in (plain, "silence"):
         raise UserError(
@@ -115,8 +115,6 @@ def _check(config: ConfigDict, devices: int) -> None:
       raise UserError(
         f"--config.crop.{key}={config.crop[key]}: must be two positive numbers, the smaller first"
       )
-  if config.compute.attention == "cudnn" and config.dtype != "bfloat16":
-    raise UserError("--config.compute.attention=cudnn needs --config.dtype=bfloat16")
   group = config.mixup.group
   if config.batch_size % devices:
     raise UserError(
@@ -173,6 +171,12 @@ def compile_for(
     encoder: its variables, or their shapes.
     frames: T of a batch.
   """
+  attention, kernels = resolve_fused(
+    config.compute.attention,
+    config.compute.kernels,
+    dtype=config.dtype,
+    blocks=ENCODERS[exported["encoder"]["kind"]].has_blocks,
+  )
   network = make_classifier(
     exported["encoder"],
     classes=labels.targets.shape[1],
@@ -180,7 +184,8 @@ def compile_for(
     chunk_frames=exported["chunk_frames"],
     tail=config.tail,
     dtype=DTYPES[config.dtype],
-    attention=config.compute.attention,
+    attention=attention,
+    kernels=kernels,
     remat=config.compute.remat,
   )
   tx = finetune_step.make_optimizer(
