@@ -13,6 +13,7 @@ from atst_jax.method.normalization import NORMALIZATIONS
 from atst_jax.method.optimizer import FORMS
 from atst_jax.method.views import frame_ranges
 from atst_jax.models.encoders import ENCODERS, fields_of, make_encoder
+from atst_jax.runtime.devices import resolve_fused
 from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
 
@@ -248,6 +249,8 @@ def check_compute(config: ConfigDict, devices: int) -> None:
     )
   if compute.remat and not ENCODERS[config.encoder.kind].has_blocks:
     raise UserError("--config.compute.remat needs --config.encoder.kind=transformer")
+  blocks = ENCODERS[config.encoder.kind].has_blocks
+  resolve_fused(compute.attention, compute.kernels, dtype=config.dtype, blocks=blocks)
 
 
 def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: int) -> None:
