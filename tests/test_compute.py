@@ -144,8 +144,8 @@ def test_bfloat16_keeps_statistics_and_state_in_float32():
   [
     ({"compute__accumulation": "3"}, "compute.accumulation=3 does not divide the 16 clips"),
     ({"compute__attention": "cudnn"}, "compute.attention=cudnn needs --config.dtype=bfloat16"),
-    ({"compute__attention": "flash"}, "choose one of xla, cudnn"),
-    ({**CNN, "compute__remat": "true"}, "need --config.encoder.kind=transformer"),
+    ({"compute__attention": "flash"}, "choose one of auto, xla, cudnn"),
+    ({**CNN, "compute__remat": "true"}, "needs? --config.encoder.kind=transformer"),
     ({"compute__accumulation": "0"}, "must be at least 1"),
   ],
 )
