@@ -5,6 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from atst_jax.runtime.checkpoint import Checkpoints
 
@@ -51,6 +52,13 @@ def restore(folder, **options):
     return None
   jax.tree.map(np.testing.assert_array_equal, state, state_of(int(state["step"])))
   return int(state["step"])
+
+
+def read_tree(path):
+  """A saved tree as numpy arrays, on any devices."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.metadata(path).item_metadata.tree
+    return checkpointer.restore(path, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree))
 
 
 def largest(checkpoint: pathlib.Path):

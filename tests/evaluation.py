@@ -1,8 +1,11 @@
 """A tiny exported encoder and tiny labelled sets, for the tests of what comes after
 pre-training."""
 
+import functools
 import json
 import os
+import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +33,25 @@ ENCODER = {
 }
 
 
+SESSION = tempfile.TemporaryDirectory()
+
+
 def write_encoder(folder, *, kind="transformer", frontend="atst"):
-  """Exports a tiny encoder with random parameters. Returns the folder."""
+  """A tiny exported encoder with random parameters. Returns the folder."""
+  shutil.copytree(_exported(kind, frontend), folder)
+  return str(folder)
+
+
+@functools.cache
+def _exported(kind, frontend):
+  folder = f"{SESSION.name}/{kind}_{frontend}"
   encoder, normalization = {
     "transformer": (ENCODER, {"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0}),
     "cnn": (CNN, {"kind": "standard", "mean": -5.0, "std": 4.0}),
   }[kind]
-  variables = make_encoder(encoder).init(jax.random.key(77), jnp.zeros((1, 32, 64)))
+  variables = jax.jit(make_encoder(encoder).init)(jax.random.key(77), jnp.zeros((1, 32, 64)))
   export.write(
-    str(folder),
+    folder,
     variables,
     encoder=encoder,
     frontend=FRONTENDS[frontend],
@@ -47,7 +60,7 @@ def write_encoder(folder, *, kind="transformer", frontend="atst"):
     normalization=normalization,
     provenance={"step": 123},
   )
-  return str(folder)
+  return folder
 
 
 def write_clips(root, clips, *, frontend="atst", names=("low", "mid", "high"), name="tones"):

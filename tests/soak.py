@@ -26,9 +26,9 @@ import time
 import jax
 import numpy as np
 
-from atst_jax.runtime.checkpoint import restore_tree
 from atst_jax.runtime.checkpoint_folder import UNFINISHED, entries, newest_good
 from atst_jax.runtime.metric_writer import read_metrics
+from tests.checkpoints import read_tree
 from tests.tiny import ROOT, tiny_flags, write_dataset
 
 STEPS, EVERY = 300, 20
@@ -151,7 +151,7 @@ class Soak:
 
 
 def state(workdir):
-  return restore_tree(workdir / "checkpoints" / str(STEPS) / "default")
+  return read_tree(workdir / "checkpoints" / str(STEPS) / "default")
 
 
 def losses(workdir):

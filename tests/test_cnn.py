@@ -52,23 +52,22 @@ def test_head_counts(width, expected):
 @functools.cache
 def _small(version):
   encoder = make_encoder({**SMALL, "version": version})
-  variables = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 64)))
-  x = np.random.default_rng(0).normal(size=(4, 64, 64)).astype(np.float32)
-  stats = encoder.apply(
-    variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)}
-  )[1]
-  return encoder, {**variables, **stats}
+  variables = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 32, 64)))
+  rng = np.random.default_rng(0)
+  stats = jax.tree.map(lambda x: x + rng.uniform(0, 1, x.shape), variables["batch_stats"])
+  return encoder, {**variables, "batch_stats": stats}
 
 
 @pytest.mark.parametrize("version", ["AudioNTT2022", "AudioNTT2020"])
-@pytest.mark.parametrize("frames", [8, 45, 63])
+@pytest.mark.parametrize("frames", [8, 45])
 def test_padding_does_not_change_a_clip(version, frames):
   """Seen red without the zeros behind a clip's end after each block."""
   encoder, variables = _small(version)
   x = np.random.default_rng(1).normal(size=(1, frames, 64)).astype(np.float32)
-  y, before = encoder.apply(variables, x)
+  apply = jax.jit(encoder.apply)
+  y, before = apply(variables, x)
   padded = np.pad(x, ((0, 0), (0, 70 - frames), (0, 0)))
-  padded_y, padded_before = encoder.apply(variables, padded, jnp.array([frames]))
+  padded_y, padded_before = apply(variables, padded, jnp.array([frames]))
   np.testing.assert_allclose(padded_y, y, atol=1e-5)
   N = before["frames"].shape[1]
   np.testing.assert_allclose(padded_before["frames"][:, :N], before["frames"], atol=1e-5)
@@ -77,7 +76,7 @@ def test_padding_does_not_change_a_clip(version, frames):
 def test_initialisation_is_that_of_pytorch():
   """Uniform in ±1/sqrt(fan_in), kernels and biases alike."""
   encoder = make_encoder({**SMALL, "hidden": 512, "width": 2048})
-  params = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 64)))["params"]
+  params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 32, 64)))["params"]
   for name, fan_in in (("conv_0", 9), ("conv_1", 9 * 64), ("fc1", 1024), ("fc2", 512)):
     for kind in ("kernel", "bias"):
       x = np.abs(params[name][kind]).ravel() * np.sqrt(fan_in)

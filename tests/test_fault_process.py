@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import read_tree
 from tiny import ROOT, tiny_config, tiny_flags
 
 from atst_jax import main
 from atst_jax.pretraining import recipe
 from atst_jax.runtime import devices, preemption, watchdog
-from atst_jax.runtime.checkpoint import restore_tree
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.runtime.metric_writer import MetricWriter, read_metrics
 from atst_jax.util.errors import UserError
@@ -139,7 +139,7 @@ def test_fault_31_two_runs_are_equal_bit_for_bit(tmp_path, one_device):
   states = []
   for name in ("a", "b"):
     assert _run(tmp_path / name, total_steps="5") == 0
-    states.append(restore_tree(tmp_path / name / "checkpoints" / "5" / "default"))
+    states.append(read_tree(tmp_path / name / "checkpoints" / "5" / "default"))
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 

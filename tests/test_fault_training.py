@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import read_tree
 from tiny import tiny_config, tiny_flags
 
 from atst_jax import main
@@ -19,7 +20,6 @@ from atst_jax.method.losses import output_rank
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.guard import deviations, init_guard, judge
 from atst_jax.pretraining.recovery import Recovery
-from atst_jax.runtime.checkpoint import restore_tree
 from atst_jax.runtime.metric_writer import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -146,7 +146,7 @@ def _run(workdir, **overrides):
 
 
 def _state(workdir, step):
-  return restore_tree(workdir / "checkpoints" / str(step) / "default")
+  return read_tree(workdir / "checkpoints" / str(step) / "default")
 
 
 def test_fault_26_the_run_goes_back_and_skips_the_window(tmp_path, monkeypatch, warnings):
@@ -234,20 +234,21 @@ def _toy(monkeypatch, steps, collapsing):
     for batch in _batches(config, steps):
       state, metrics = step(state, batch)
       history.append(jax.device_get(metrics))
-  return config, history
+  return history
 
 
 def test_fault_27_collapse_is_caught_and_health_is_not(tmp_path, monkeypatch, warnings):
   """A toy without predictor at decay 0 collapses: a warning, once, or the end if so configured. A
   healthy toy does neither: on the same noise, for twice as long."""
-  config, history = _toy(monkeypatch, 60, True)
-  _, healthy = _toy(monkeypatch, 120, False)
+  history = _toy(monkeypatch, 60, True)
+  healthy = _toy(monkeypatch, 120, False)
   assert not any(m["collapsed"] or m["bad"] for m in healthy)
   # a perfect loss, by saying nothing
   assert history[-1]["collapsed"] > 30 and history[-1]["loss"] < 0.01
   assert history[-1]["std_teacher"] < 0.1 * 8**-0.5 < healthy[-1]["std_teacher"]
-  config.guard.collapse_steps = 20
-  recovery = Recovery(config, None, str(tmp_path), None, None, None)
+  options = {name: None for name in ("checkpoints", "abstract_state", "fresh", "read")}
+  options |= {"outputs": 8, "patience": 3, "rollbacks": 1, "collapse_steps": 20}
+  recovery = Recovery(str(tmp_path), collapse="warn", **options)
   needed = [recovery.needed(step, metrics) for step, metrics in enumerate(healthy, 1)]
   assert not warnings and not any(needed)
   needed = [recovery.needed(step, metrics) for step, metrics in enumerate(history, 1)]
@@ -255,7 +256,7 @@ def test_fault_27_collapse_is_caught_and_health_is_not(tmp_path, monkeypatch, wa
   assert re.search(
     r"the teacher's outputs have been collapsed for 20 steps: std 0.0\d+ .*have 0.3536", warnings[0]
   )
-  config.guard.collapse = "stop"
+  recovery = Recovery(str(tmp_path), collapse="stop", **options)
   with pytest.raises(FloatingPointError, match="collapsed for 20 steps"):
     for step, metrics in enumerate(history, 1):
       recovery.needed(step, metrics)

@@ -102,7 +102,7 @@ def test_encoder_forward(golden):
   arrays = golden("atst_step")
   params, _ = transformer_variables(arrays, "before.student.")
   length = jnp.asarray(arrays["length"])
-  y, out = Transformer(**ENCODER).apply(
+  y, out = jax.jit(Transformer(**ENCODER).apply)(
     {"params": params["encoder"]}, jnp.asarray(arrays["views"][0, 0]), length
   )
   np.testing.assert_allclose(y, arrays["eval_cls"], atol=1e-5)
@@ -211,21 +211,18 @@ def test_cnn_encoder(golden):
   arrays = golden("byola_encoder")
   encoder = make_encoder(CNN)
   params, stats = cnn_variables(arrays, "weights.", heads=False)
-  (y, _), new = encoder.apply(
-    {"params": params, "batch_stats": stats}, arrays["mel"], train=True, mutable=["batch_stats"]
-  )
+  train = functools.partial(encoder.apply, train=True, mutable=["batch_stats"])
+  (y, _), new = jax.jit(train)({"params": params, "batch_stats": stats}, arrays["mel"])
   np.testing.assert_allclose(y, arrays["train_out"], atol=1e-5)
   params, stats = cnn_variables(arrays, "after.", heads=False)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), new["batch_stats"], stats)
-  variables = {"params": params, "batch_stats": stats}
-  y, before = encoder.apply(variables, arrays["mel"])
+  variables, apply = {"params": params, "batch_stats": stats}, jax.jit(encoder.apply)
+  y, before = apply(variables, arrays["mel"])
   np.testing.assert_allclose(y, arrays["eval_out"], atol=1e-5)
   np.testing.assert_allclose(before["frames"], arrays["eval_frames"], atol=1e-5)
-  np.testing.assert_allclose(
-    encoder.apply(variables, arrays["long_mel"])[0], arrays["long_out"], atol=1e-5
-  )
+  np.testing.assert_allclose(apply(variables, arrays["long_mel"])[0], arrays["long_out"], atol=1e-5)
   padded = np.pad(arrays["long_mel"], ((0, 0), (0, 37), (0, 0)))
-  y, _ = encoder.apply(variables, padded, jnp.array([250, 250]))
+  y, _ = apply(variables, padded, jnp.array([250, 250]))
   np.testing.assert_allclose(y, arrays["long_out"], atol=1e-5)
 
 
@@ -279,24 +276,14 @@ def test_difference_step(golden):
   )
   pair, gamma = jnp.asarray(arrays["views"]).swapaxes(0, 1), jnp.asarray(arrays["gamma"]).T
   mixed, _ = mixtures.mix_neighbours(pair, None, gamma, group=6, scale=1.0)
-  (z, y), _ = network.apply(
-    {"params": state.teacher.params, "batch_stats": state.teacher.batch_stats},
-    pair,
-    None,
-    method=method.Network.teach,
-    mutable=["batch_stats"],
-  )
+  teach = functools.partial(network.apply, method=method.Network.teach, mutable=["batch_stats"])
+  teacher_variables = {"params": state.teacher.params, "batch_stats": state.teacher.batch_stats}
+  (z, y), _ = jax.jit(teach)(teacher_variables, pair, None)
   np.testing.assert_allclose(z.swapaxes(0, 1), arrays["z_teacher"], atol=1e-5)
-  (p, p_difference), _ = network.apply(
-    {"params": params, "batch_stats": batch_stats},
-    pair,
-    None,
-    mixed,
-    None,
-    gamma,
-    6,
-    y,
-    mutable=["batch_stats"],
+  student_variables = {"params": params, "batch_stats": batch_stats}
+  apply = functools.partial(network.apply, mutable=["batch_stats"])
+  (p, p_difference), _ = jax.jit(apply, static_argnums=6)(
+    student_variables, pair, None, mixed, None, gamma, 6, y
   )
   # Behind four BatchNorms of six rows a float32 pass is 1e-5 from float64.
   np.testing.assert_allclose(p.swapaxes(0, 1), arrays["q"], atol=2e-5)

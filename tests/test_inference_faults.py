@@ -115,7 +115,7 @@ def _edit(folder, change):
       r"arrays are not those of the encoder .*: absent, not ",
     ),
     (lambda c: c["encoder"].update(width=2**15), "an encoder of .* bytes in"),
-    (lambda c: c["encoder"].update(heads=3), "not divisible by its 3 heads"),
+    (lambda c: c["encoder"].update(heads=3), "not divisible by encoder.heads 3"),
     (lambda c: c["encoder"].update(drop_path=float("nan")), "drop_path is nan"),
     (lambda c: c["encoder"].pop("max_frames"), "needs width, depth"),
     (lambda c: c["normalization"].update(low=40), "divides by nothing"),

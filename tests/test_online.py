@@ -8,6 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from checkpoints import read_tree
 
 from atst_jax import main
 from atst_jax.artifacts import export
@@ -15,8 +16,8 @@ from atst_jax.artifacts.model import load_model
 from atst_jax.downstream.metrics import effective_rank, knn_accuracy
 from atst_jax.downstream.splits import Split
 from atst_jax.pretraining import recipe
-from atst_jax.pretraining.online import Online, choose, restrict
-from atst_jax.runtime.checkpoint import restore_tree
+from atst_jax.pretraining.job import make_online
+from atst_jax.pretraining.online import choose, restrict
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.preemption import StopRequest
@@ -56,7 +57,7 @@ def program(fsdp, network="none", file="base.py"):
 def measure(labelled, fsdp, network="none", file="base.py"):
   config, mesh, state = program(fsdp, network, file)
   config.online.path = labelled
-  return Online(config, mesh), state
+  return make_online(config, mesh), state
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_a_run_ends_bit_for_bit_as_without_it(labelled, tmp_path):
   online = tiny_flags(**small, **TINY, online__path=labelled, online__every_steps="2")
   assert main.main([*flags, f"--workdir={tmp_path}/without"]) == 0
   assert main.main([*online, f"--workdir={tmp_path}/with"]) == 0
-  state = lambda name: restore_tree(tmp_path / name / "checkpoints" / "5" / "default")
+  state = lambda name: read_tree(tmp_path / name / "checkpoints" / "5" / "default")
   jax.tree.map(np.testing.assert_array_equal, state("with"), state("without"))
   records = read_metrics(tmp_path / "with" / "metrics.jsonl")
   found = [r for r in records if "online_ridge_accuracy" in r]

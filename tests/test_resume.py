@@ -11,9 +11,9 @@ import time
 import jax
 import numpy as np
 import pytest
+from checkpoints import read_tree
 from tiny import ROOT, tiny_flags, write_dataset
 
-from atst_jax.runtime.checkpoint import restore_tree
 from atst_jax.runtime.metric_writer import read_metrics
 
 STEPS = 60
@@ -67,7 +67,7 @@ def _wait_for_step(workdir, step, process):
 
 
 def _state(workdir):
-  return restore_tree(workdir / "checkpoints" / str(STEPS) / "default")
+  return read_tree(workdir / "checkpoints" / str(STEPS) / "default")
 
 
 @pytest.fixture(scope="module")

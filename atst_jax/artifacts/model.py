@@ -93,7 +93,8 @@ class Model:
     """The same architecture, front-end and normalisation with fresh random parameters: the baseline
     of every probe."""
     noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels))
-    return Model(self.config, self.encoder.init(jax.random.key(seed), noise), self._filters)
+    variables = jax.jit(self.encoder.init)(jax.random.key(seed), noise)
+    return Model(self.config, variables, self._filters)
 
   def standardized(self, statistics: dict) -> "Model":
     """The same encoder with other constants of normalisation: BYOL-A standardises by those of the

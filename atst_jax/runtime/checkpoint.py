@@ -189,20 +189,6 @@ def save_tree(path, tree) -> None:
     checkpointer.save(storage.absolute(path), tree)
 
 
-def restore_tree(path):
-  """A saved tree as numpy arrays, on any devices. Raises UserError if it is not one."""
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      metadata = checkpointer.metadata(storage.absolute(path))
-      metadata = getattr(metadata, "item_metadata", metadata)
-      metadata = getattr(metadata, "tree", metadata)
-      return checkpointer.restore(
-        storage.absolute(path), jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
-      )
-  except (ValueError, KeyError, TypeError, FileNotFoundError, AttributeError) as error:
-    raise UserError(f"{path}: cannot be read as exported parameters ({error})") from error
-
-
 def restore_like(path, expected):
   """A saved tree as numpy arrays, if its names, shapes and types are those of `expected`: known
   before memory is asked for, as the folder may come from anywhere. Raises UserError naming what
