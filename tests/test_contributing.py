@@ -29,32 +29,6 @@ from data_pipeline.sources import inputs
 from data_pipeline.sources.files import Source
 from data_pipeline.sources.listing import Listing
 
-TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-
-
-def test_every_how_to_is_short():
-  sections = TEXT.split("\n## ")[2:]
-  assert [section.splitlines()[0] for section in sections] == ["An encoder", "A view", "A task"]
-  assert all(len(section.splitlines()) < 60 for section in sections)
-
-
-@pytest.mark.parametrize(
-  "file",
-  [
-    "data_pipeline/sources/layouts.py",
-    "data_pipeline/README.md",
-    "atst_jax/method/augment.py",
-    "atst_jax/downstream/papers/tasks.py",
-    "tests/test_layers.py",
-    "tests/test_views.py",
-    "tests/test_layouts.py",
-    "atst_jax/method/train_step.py",
-    "atst_jax/pretraining/recipe.py",
-  ],
-)
-def test_files_that_it_names_are_there(file):
-  assert f"`{file}`" in TEXT and (ROOT / file).is_file()
-
 
 class Bands(Encoder):
   """A toy encoder: one linear layer for every two frames."""
@@ -129,12 +103,12 @@ def test_a_view_hides_frames_of_every_view(monkeypatch):
   monkeypatch.setattr(views, "fade", fade)
   mel = jnp.asarray(np.random.default_rng(0).normal(-30, 15, (4, 64, 64)), jnp.float32)
   options = {**config.views.to_dict(), "ragged": False, "apart": False}
-  draw = lambda: views.make_views(jax.random.key(3), mel, jnp.full(4, 64), **options)[0]
-  pair = draw()
+  draw = jax.jit(lambda key: views.make_views(key, mel, jnp.full(4, 64), **options)[0])
+  pair = draw(jax.random.key(3))
   hidden = np.asarray((pair == 0).all(-1))  # (B, K, T)
   assert pair.shape == (4, 2, 32, 64) and (hidden.sum(-1) >= 8).all()
   assert len({tuple(row) for row in hidden.reshape(8, 32)}) > 1  # not the same of all
-  np.testing.assert_array_equal(pair, draw())
+  np.testing.assert_array_equal(pair, draw(jax.random.key(3)))
 
 
 def test_a_task_is_prepared_and_evaluated(monkeypatch, tmp_path, capsys):
@@ -170,10 +144,10 @@ def test_a_task_is_prepared_and_evaluated(monkeypatch, tmp_path, capsys):
     "encoder": encoder,
     "data.path": tmp_path / "data",
     "seeds": 1,
-    "knn": 3,
+    "knn": 1,
     "blocks": "last",
-    "probe.epochs": 2,
-    "probe.batch_size": 32,
+    "probe.epochs": 1,
+    "probe.batch_size": 16,
     "probe.learning_rates": "0.01,0.1,1.0",
   }
   argv = [

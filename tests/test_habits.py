@@ -15,41 +15,27 @@ def _yaml(path: str):
   return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
 
 
-def test_workflow():
-  """3.11 to 3.13, with pinned and with the newest versions, on changes and every week."""
+def test_workflow_tests_every_python_as_the_makefile_does():
+  """Weekly too, so that a library's new release is noticed; with files and targets that exist."""
   workflow = _yaml(".github/workflows/ci.yml")
-  triggers = workflow[True]  # YAML 1.1 reads the key `on` so
-  assert {"push", "pull_request", "schedule"} <= set(triggers)
-  (cron,) = triggers["schedule"]
-  assert re.fullmatch(r"\d+ \d+ \* \* \d", cron["cron"])  # weekly
-  test = workflow["jobs"]["test"]
-  assert test["strategy"]["matrix"] == {
-    "python": ["3.11", "3.12", "3.13"],
-    "versions": ["pinned", "newest"],
-  }
-  assert any(step.get("run") == ".ci/run" for step in test["steps"])
-  assert any("make lint" in step.get("run", "") for step in workflow["jobs"]["lint"]["steps"])
-  constraint = test["env"]["PIP_CONSTRAINT"]
-  assert "/requirements/constraints-{1}.txt" in constraint
-  for version in re.findall(r"'(3\.\d+)'", constraint):
-    assert (ROOT / "requirements" / f"constraints-{version}.txt").is_file()
-  for job in workflow["jobs"].values():
-    for step in job["steps"]:
-      for command in re.findall(r"make ([\w-]+)", step.get("run", "")):
-        assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), (
-          command
-        )
+  assert "schedule" in workflow[True]  # YAML 1.1 reads the key `on` so
+  matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+  assert matrix["python"] == ["3.11", "3.12", "3.13"]
+  text = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+  for path in (".ci/run", "requirements/constraints-3.11.txt", "requirements/constraints-3.12.txt"):
+    assert (ROOT / path).is_file()
+  assert "run: .ci/run" in text and "/requirements/constraints-{1}.txt" in text
+  for target in re.findall(r"run: make ([\w-]+)", text):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), target
 
 
 def test_hooks_run_what_lint_runs():
-  entries = " ".join(
-    hook["entry"] for repo in _yaml(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]
+  hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+  lint = (
+    (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nlint:")[2].partition("\n\n")[0]
   )
-  recipe = re.search(
-    r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M
-  )[1]
   for tool in ("ruff check", "ruff format", "mypy"):
-    assert tool in entries and tool in recipe
+    assert tool in hooks and tool in lint
 
 
 def test_citation_and_changelog_name_the_version():
@@ -58,14 +44,6 @@ def test_citation_and_changelog_name_the_version():
   assert citation["version"] == atst_jax.__version__
   changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
   assert f"## [{atst_jax.__version__}]" in changelog and "## [Unreleased]" in changelog
-  assert set(re.findall(r"^### (.*)$", changelog, re.M)) <= {
-    "Added",
-    "Changed",
-    "Deprecated",
-    "Removed",
-    "Fixed",
-    "Security",
-  }
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
