@@ -27,7 +27,7 @@ LAST_WORDS = 2.0  # seconds
 # Every job is a module with `run(config, workdir, allow_changed_config=…)` and `describe(config,
 # workdir)`.
 JOBS = {
-  "pretrain": "atst_jax.pretraining.loop",
+  "pretrain": "atst_jax.pretraining.job",
   "linear": "atst_jax.downstream.linear.job",
   "finetune": "atst_jax.downstream.finetune.job",
   "retrieval": "atst_jax.downstream.retrieval.job",

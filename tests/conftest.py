@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax.pretraining import loop
+from atst_jax.pretraining import job
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util.logs import log
 
@@ -86,5 +86,5 @@ def warnings(monkeypatch):
 def one_device(monkeypatch):
   """Training in this process on one device of the eight, which is faster."""
   monkeypatch.setattr(
-    loop, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+    job, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
   )

@@ -3,7 +3,10 @@ half-written."""
 
 import json
 import os
+import pstats
 import shlex
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -109,6 +112,16 @@ def test_print_config(capsys, tmp_path):
   assert (
     json.loads(capsys.readouterr().out)["encoder"]["width"] == 16 and not (tmp_path / "w").exists()
   )
+
+
+def test_a_profiler_in_front_sees_the_program(tmp_path):
+  """The process does not start anew then: the profile would be that of the first one, empty."""
+  command = [sys.executable, "-m", "cProfile", "-o", str(tmp_path / "profile"), "-m"]
+  command += ["atst_jax.main", *tiny_flags(), f"--workdir={tmp_path}", "--print_config"]
+  env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+  subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=True)
+  functions = {name for _, _, name in pstats.Stats(str(tmp_path / "profile")).stats}
+  assert {"_main", "parse", "load_with_overrides"} <= functions
 
 
 def test_sweeps_print_their_commands(capsys, tmp_path):

@@ -16,13 +16,12 @@ import types
 import pytest
 
 from atst_jax import main
-from atst_jax.pretraining import loop, recipe
 from atst_jax.runtime import trackers
 from atst_jax.runtime.metric_writer import MetricWriter, read_metrics
+from atst_jax.runtime.session import Session
 from atst_jax.runtime.workdir import read_starts
-from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
-from tests.tiny import ROOT, tiny_config, tiny_flags
+from tests.tiny import ROOT, tiny_flags
 
 NAMES = {"wandb": "project", "mlflow": "an experiment"}
 
@@ -232,15 +231,15 @@ def test_mistakes_are_refused(names, message, monkeypatch):
     trackers.check(names)
 
 
-def test_the_trainer_opens_what_its_config_names(stand_ins, tmp_path):
-  config = recipe.resolve(tiny_config(log__wandb="project"), None)
-  writer = loop.make_writer(config, str(tmp_path), 3)
+def test_a_session_opens_what_its_config_names(stand_ins, tmp_path):
+  session = Session(str(tmp_path), "", None, None)
+  session.note_start(3)
+  config = {"a": 1}
+  writer = session.writer(3, tracked={"names": {**NAMES, "mlflow": None}, "config": config})
   writer.write(4, {"loss": 1.0})
   writer.close()
   (init,) = stand_ins[0].inits
-  assert init["config"] == configs.to_json(config) and init["rows"][2:] == [
-    {"step": 4, "loss": 1.0}
-  ]
+  assert init["config"] == config and init["rows"][2:] == [{"step": 4, "loss": 1.0}]
   assert init["finished"] and not stand_ins[1].uris
   assert [start["step"] for start in read_starts(str(tmp_path))] == [3]
 
@@ -258,7 +257,7 @@ def test_a_tracker_that_is_not_there_is_refused_at_the_start(tmp_path, capsys):
 REAL = """
 import json, os, sys
 from atst_jax.runtime import trackers
-from atst_jax.util.logs import MetricWriter
+from atst_jax.runtime.metric_writer import MetricWriter
 workdir = sys.argv[1]
 for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
   chosen = trackers.chosen(json.loads(sys.argv[2]), workdir, {"a": {"b": 1}})

@@ -14,9 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from atst_jax.artifacts import export
 from atst_jax.artifacts.model import Model, batch_rows
 from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import ridge
@@ -25,7 +23,6 @@ from atst_jax.downstream.features import clips, mel_statistics, read_labels
 from atst_jax.downstream.metrics import effective_rank, knn_scores
 from atst_jax.downstream.splits import Split, make_splits
 from atst_jax.runtime.mesh import process_rows, put_batch, replicated
-from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
@@ -71,69 +68,87 @@ def restrict(split: Split, rows: np.ndarray, targets: np.ndarray) -> Split:
 class Online:
   """`online(step, state)` returns what it measures; `due(step)` says whether it is time."""
 
-  def __init__(self, config: ConfigDict, mesh: Mesh):
-    """Reads the labelled set that a resolved config names, in every process.
+  def __init__(
+    self,
+    mesh: Mesh,
+    *,
+    settings: dict,
+    seed: int,
+    last_step: int,
+    path: str,
+    network: str,
+    every_steps: int,
+    clips: int | None,
+    max_seconds: float,
+    knn: int,
+    ridge: tuple[float, ...],
+    splits: dict,
+  ):
+    """Reads the labelled set, in every process.
+
+    Args:
+      settings: of the encoder (`export.settings`).
+      seed: of the division and the choice of clips.
+      last_step: of the run.
+      path, every_steps, …: the keys of a config's `online` section; `network` is settled.
 
     Raises:
       UserError: it has another front-end, no labels, or cannot be divided.
     """
-    self.config, self.mesh, self.last_step = config.online, mesh, config.total_steps
-    self.network = config.online.network or config.export
-    settings = export.settings(configs.to_json(config))
+    self.mesh, self.network = mesh, network
+    self._every_steps, self._last_step = every_steps, last_step
+    self._max_seconds, self._knn, self._ridge = max_seconds, knn, ridge
     self.model = Model({**settings, "frontend": settings["frontend"].to_json()}, None, None)
-    frontend, path = self.model.frontend, config.online.path
+    frontend = self.model.frontend
     dataset = Dataset.load(path)
     if dataset.frontend.hash != frontend.hash:
       raise UserError(
         f"--config.online.path={path} was prepared with the front-end {dataset.frontend.name!r} "
-        f"({dataset.frontend.hash}), data.frontend is {frontend.name!r} ({frontend.hash}); prepare it "
-        f"again with --frontend={frontend.name}"
+        f"({dataset.frontend.hash}), data.frontend is {frontend.name!r} ({frontend.hash}); prepare "
+        f"it again with --frontend={frontend.name}"
       )
     labels = read_labels(dataset)
     try:
-      splits = make_splits(
+      divisions = make_splits(
         ids=labels.ids,
         groups=labels.groups,
         targets=labels.targets,
         folds=labels.folds,
         splits=labels.splits,
         label_names=dataset.label_names,
-        seed=config.seed,
-        **config.online.splits,
+        seed=seed,
+        **splits,
       )
     except UserError as error:
       text = str(error).replace("--config.splits.", "--config.online.splits.")
       raise UserError(f"--config.online.path={path}: {text}") from error
-    rows = choose(labels.targets, splits, config.online.clips, seed=config.seed)
-    self.rows, self.targets, self.metric = (
-      rows,
-      labels.targets[rows],
-      "map" if labels.multi_label else "accuracy",
-    )
+    self.rows = choose(labels.targets, divisions, clips, seed=seed)
+    self.targets = labels.targets[self.rows]
+    self.metric = "map" if labels.multi_label else "accuracy"
     self.score = score_of(labels)
-    self.splits = [restrict(split, rows, self.targets) for split in splits]
-    mels = self._read(dataset, set(rows.tolist()))
+    self.splits = [restrict(split, self.rows, self.targets) for split in divisions]
+    mels = self._read(dataset, set(self.rows.tolist()))
     self.chunks = self._cut(mels)
     self._embed = jax.jit(
       functools.partial(self.model.pooled, num_blocks=1), out_shardings=replicated(mesh)
     )
     self.baseline = self._probe(mel_statistics(mels, max_frames=len(max(mels, key=len))))
     log.info(
-      "online evaluation of the %s on %d of the %d clips of %s every %d steps, %d division(s); ridge probe on "
-      "mean and std of the log-mel: %s %.4f",
-      self.network,
-      len(rows),
+      "online evaluation of the %s on %d of the %d clips of %s every %d steps, %d division(s); "
+      "ridge probe on mean and std of the log-mel: %s %.4f",
+      network,
+      len(self.rows),
       len(labels.ids),
       path,
-      self.config.every_steps,
-      len(splits),
+      every_steps,
+      len(divisions),
       self.metric,
       self.baseline,
     )
 
   def _read(self, dataset: Dataset, rows: set[int]) -> list[np.ndarray]:
     """(T, F) float16 dB of the chosen clips, of longer ones the central `max_seconds`."""
-    most = self.model.frontend.num_frames(round(self.config.max_seconds * self.model.sample_rate))
+    most = self.model.frontend.num_frames(round(self._max_seconds * self.model.sample_rate))
     found = []
     for row, clip in enumerate(clips(dataset)):
       if row in rows:
@@ -188,26 +203,22 @@ class Online:
 
   def _probe(self, x: np.ndarray) -> float:
     """The ridge probe's score, mean over the divisions."""
-    return float(
-      np.mean(
-        [
-          ridge.evaluate(x, self.targets, split, self.score, self.config.ridge)[0]
-          for split in self.splits
-        ]
-      )
-    )
+    scores = [
+      ridge.evaluate(x, self.targets, split, self.score, self._ridge)[0] for split in self.splits
+    ]
+    return float(np.mean(scores))
 
   def _neighbours(self, x: np.ndarray) -> float:
     found = []
     for train, valid, test in self.splits:
       known = np.concatenate([train, valid])
-      votes = knn_scores(x[known], self.targets[known], x[test], k=min(self.config.knn, len(known)))
+      votes = knn_scores(x[known], self.targets[known], x[test], k=min(self._knn, len(known)))
       found.append(self.score(votes, self.targets[test]))
     return float(np.mean(found))
 
   def due(self, step: int) -> bool:
     """Before the first step, after every `every_steps` of them, and after the last."""
-    return step % self.config.every_steps == 0 or step == self.last_step
+    return step % self._every_steps == 0 or step == self._last_step
 
   def __call__(self, step: int, state) -> dict[str, float]:
     """Measures the state after `step` updates; every process has to call it.

@@ -3,25 +3,17 @@ needed to see why."""
 
 import contextlib
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from atst_jax.data.dataset import Dataset
-from atst_jax.pretraining import recipe
 from atst_jax.pretraining.guard import go_on
 from atst_jax.runtime.checkpoint import Checkpoints
 from atst_jax.util import storage
 from atst_jax.util.logs import log
 
-INIT_STREAM = 2**32 - 1  # folded into the seed for the initial parameters; steps count from 0
 NAMED = 5  # clips in a message
-
-
-def fresh_state(config: ConfigDict, program: recipe.Program):
-  """The state before the first step, a function of the seed."""
-  return program.init(jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM))
 
 
 class Recovery:
@@ -35,15 +27,32 @@ class Recovery:
 
   def __init__(
     self,
-    config: ConfigDict,
-    dataset: Dataset | None,
     workdir: str,
-    rows,
-    program: recipe.Program,
+    *,
     checkpoints: Checkpoints,
+    abstract_state,
+    fresh: Callable,
+    read: Callable,
+    outputs: int,
+    patience: int,
+    rollbacks: int,
+    collapse: str,
+    collapse_steps: int,
   ):
-    self.config, self.dataset, self.workdir, self.rows = config, dataset, workdir, rows
-    self.program, self.checkpoints = program, checkpoints
+    """
+    Args:
+      abstract_state: shapes and shardings of the state.
+      fresh: () -> the initial state.
+      read: (start_step=…, with_ids=True) -> iterator of this process's batches.
+      outputs: numbers that are compared, of every clip.
+      patience: bad steps in a row, until the run goes back.
+      rollbacks: how often at most it goes back.
+      collapse: "warn" or "stop", after `collapse_steps` steps with collapsed outputs.
+    """
+    self._workdir, self._checkpoints, self._abstract_state = workdir, checkpoints, abstract_state
+    self._fresh, self._read, self._outputs = fresh, read, outputs
+    self._patience, self._rollbacks = patience, rollbacks
+    self._collapse, self._collapse_steps = collapse, collapse_steps
     self._skipped, self._warned = 0, False
 
   def needed(self, step: int, metrics) -> bool:
@@ -51,7 +60,6 @@ class Recovery:
 
     Raises FloatingPointError if its outputs have collapsed and it is to be stopped then.
     """
-    guard = self.config.guard
     skipped, bad, collapsed = (int(metrics[name]) for name in ("skipped", "bad", "collapsed"))
     if skipped > self._skipped and bad:  # not those that a rollback undid
       log.warning(
@@ -62,25 +70,26 @@ class Recovery:
         skipped,
       )
     self._skipped = skipped
-    if collapsed < guard.collapse_steps:
+    if collapsed < self._collapse_steps:
       self._warned = False
-    elif guard.collapse == "stop" or not self._warned:
+    else:
+      self._tell_collapse(step, metrics, collapsed)
+    return bad >= self._patience
+
+  def _tell_collapse(self, step, metrics, collapsed):
+    """Warns once, or raises FloatingPointError."""
+    message = (
+      f"step {step}: the teacher's outputs have been collapsed for {collapsed} steps: "
+      f"std {float(metrics['std_teacher']):.4f} (evenly spread ones have {self._outputs**-0.5:.4f}), "
+      f"rank {float(metrics['rank_teacher']):.2f} of {self._outputs}"
+    )
+    if self._collapse == "stop":
+      raise FloatingPointError(
+        f"{message}; a higher teacher.decay_start or a lower optimizer.base_lr may help"
+      )
+    if not self._warned:
       self._warned = True
-      std, rank, width = (
-        float(metrics["std_teacher"]),
-        float(metrics["rank_teacher"]),
-        self.config.heads.out,
-      )
-      message = (
-        f"step {step}: the teacher's outputs have been collapsed for {collapsed} steps: std {std:.4f} (evenly "
-        f"spread ones have {width**-0.5:.4f}), rank {rank:.2f} of {width}"
-      )
-      if guard.collapse == "stop":
-        raise FloatingPointError(
-          f"{message}; a higher teacher.decay_start or a lower optimizer.base_lr may help"
-        )
       log.warning("%s", message)
-    return bad >= guard.patience
 
   def go_back(self, step: int, metrics):
     """The state from which the run goes on at `step`.
@@ -93,39 +102,36 @@ class Recovery:
       f"{float(metrics['grad_norm']):.4g}, {float(metrics['deviation']):.1f} deviations above the usual loss); "
       f"the first one's clips: {self._dump(step, bad, metrics)}"
     )
-    if rollbacks >= self.config.guard.rollbacks:
+    if rollbacks >= self._rollbacks:
       raise FloatingPointError(
         f"{told}. The run went back {rollbacks} times before; a lower optimizer.base_lr or a "
         "longer warm-up may help, or a higher guard.rollbacks. Checkpoints are whole"
       )
-    self.checkpoints.wait()
-    state = self.checkpoints.restore(self.program.state, sound_only=True)
+    self._checkpoints.wait()
+    state = self._checkpoints.restore(self._abstract_state, sound_only=True)
     if state is None:
-      state = fresh_state(self.config, self.program)
+      state = self._fresh()
     log.warning(
       "%s. Going back to the state of step %d, and on with the data after step %d (%d of %d times)",
       told,
       int(state.step),
       step,
       rollbacks + 1,
-      self.config.guard.rollbacks,
+      self._rollbacks,
     )
     return go_on(state, step, rollbacks + 1)
 
   def _dump(self, step, bad, metrics) -> str:
     """Writes this process's rows of the first bad batch and the last metrics; returns ids and the
     file's name."""
-    source = recipe.batches(
-      self.config, self.dataset, start_step=step - bad, rows=self.rows, with_ids=True
-    )
-    with contextlib.closing(source):
+    with contextlib.closing(self._read(start_step=step - bad, with_ids=True)) as source:
       batch = next(source)
     ids = [id.decode(errors="replace") for id in batch.pop("id")]
     path = os.path.join(
-      self.workdir, f"bad_batch_{step - bad + 1}_process_{jax.process_index()}.npz"
+      self._workdir, f"bad_batch_{step - bad + 1}_process_{jax.process_index()}.npz"
     )
     try:
-      os.makedirs(self.workdir, exist_ok=True)
+      os.makedirs(self._workdir, exist_ok=True)
       with storage.writing(path) as file:
         numbers: dict = {f"metric_{name}": np.asarray(value) for name, value in metrics.items()}
         np.savez(file, **batch, id=np.array(ids), step=step - bad + 1, **numbers)

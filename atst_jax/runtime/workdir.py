@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
-from ml_collections import ConfigDict
 
 import atst_jax
 from atst_jax.data.dataset import write_json
-from atst_jax.util import config as configs
 from atst_jax.util import storage
 from atst_jax.util.config import changes
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 CONFIG = "config.json"
 STARTS = "starts.jsonl"
@@ -77,22 +76,49 @@ def read_config(workdir: str) -> dict:
   return config
 
 
+def _differences(workdir: str, config: dict, ignore: tuple[str, ...]) -> dict[str, str]:
+  """{key: "key: old -> new"} of what the stored config has otherwise, without the keys in `ignore`."""
+  lines = {line.partition(":")[0]: line for line in changes(read_config(workdir), config)}
+  return {key: line for key, line in lines.items() if not _among(key, ignore)}
+
+
+def _among(key: str, keys: tuple[str, ...]) -> bool:
+  """Whether a key is one of `keys`, or lies in a section of them, which ends with a dot."""
+  return any(key.startswith(k) if k.endswith(".") else key == k for k in keys)
+
+
 def agree(
-  workdir: str, config: dict, *, ignore: tuple[str, ...], allow_changes: bool, started: bool = True
+  workdir: str,
+  config: dict,
+  *,
+  ignore: tuple[str, ...],
+  named: tuple[str, ...] = (),
+  allow_changes: bool,
+  started: bool = True,
 ) -> None:
   """Stores the config, or compares it with the stored one if the run has started: before, nothing
   depends on it.
 
-  Raises UserError listing the keys that differ, but for those that start with one of `ignore` (they
-  do not change what is computed), unless `allow_changes`.
+  Args:
+    ignore: keys, and sections that end with a dot, that change nothing of what is computed.
+    named: keys and sections whose change is accepted, and named in a warning.
+    allow_changes: whether every change is accepted, and named in a warning.
+
+  Raises:
+    UserError: other keys have changed; it lists them.
   """
   if started and storage.is_file(os.path.join(workdir, CONFIG)):
-    differences = changes(read_config(workdir), config, ignore)
-    if differences and not allow_changes:
+    differences = _differences(workdir, config, ignore)
+    refused = [line for key, line in differences.items() if not _among(key, named)]
+    if refused and not allow_changes:
       raise UserError(
         f"{workdir} belongs to a run with another config:\n  "
-        + "\n  ".join(differences)
+        + "\n  ".join(refused)
         + "\nchoose a new workdir, or pass --allow_changed_config to go on with the new values"
+      )
+    if differences:
+      log.warning(
+        "%s: the run goes on with other values: %s", workdir, "; ".join(differences.values())
       )
   try:
     storage.make_folder(workdir)
@@ -110,6 +136,7 @@ def own(
   config: dict,
   *,
   ignore: tuple[str, ...],
+  named: tuple[str, ...] = (),
   allow_changes: bool,
   started: Callable[[], bool],
 ) -> Iterator[None]:
@@ -118,15 +145,16 @@ def own(
 
   Args:
     folder: of the checkpoints, if not in the workdir: the config lies beside them too.
-    ignore, allow_changes: of `agree`.
+    ignore, named, allow_changes: of `agree`.
     started: whether the run has begun; asked under the lock.
   """
   error = lock = None
   if jax.process_index() == 0:
     try:
       lock = claim(workdir)
+      begun = started()
       for place in filter(None, (folder, workdir)):
-        agree(place, config, ignore=ignore, allow_changes=allow_changes, started=started())
+        agree(place, config, ignore=ignore, named=named, allow_changes=allow_changes, started=begun)
     except Exception as mistake:  # of any kind: the others wait to hear of it
       error = mistake
   if (
@@ -179,13 +207,16 @@ def read_starts(workdir: str) -> list[dict]:
     return [json.loads(line) for line in file if line.endswith("\n")]
 
 
-def continuation(config: ConfigDict, workdir: str, ignore: tuple[str, ...]) -> str:
-  """Whether the run is new, goes on, or would be refused."""
+def continuation(
+  config: dict, workdir: str, ignore: tuple[str, ...], named: tuple[str, ...] = ()
+) -> str:
+  """Whether the run is new or goes on. Raises UserError if it would be refused (`agree`)."""
   if not storage.is_file(os.path.join(workdir, CONFIG)):
     return f"{workdir}: a new run"
-  changes = configs.changes(read_config(workdir), configs.to_json(config), ignore)
-  if changes:
-    raise UserError("\n  ".join([f"{workdir} belongs to a run with another config:", *changes]))
+  differences = _differences(workdir, config, (*ignore, *named))
+  if differences:
+    lines = [f"{workdir} belongs to a run with another config:", *differences.values()]
+    raise UserError("\n  ".join(lines))
   return f"{workdir}: belongs to this run"
 
 

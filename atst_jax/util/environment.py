@@ -33,20 +33,28 @@ PLATFORMS = {
 
 
 def start_anew(module: str) -> None:
-  """Replaces this process by `python -m module` with the same arguments, if what it needs from the start is not set."""
+  """Replaces this process by the same command, if a variable that it needs from the start is not
+  set.
+
+  Only a process that was started as `python [options] -m module` is replaced. A profiler, a
+  debugger or a coverage tool in front of the module would be lost with the process.
+  """
   missing = {key: value for key, value in START.items() if key not in os.environ}
-  if missing and sys.platform == "linux":
-    os.execve(
-      sys.executable,
-      [sys.executable, *_options(), "-m", module, *sys.argv[1:]],
-      {**os.environ, **missing},
-    )
+  if missing and sys.platform == "linux" and _runs(module, sys.orig_argv[1:]):
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
 
 
-def _options() -> list[str]:
-  """The interpreter's own options (-W, -X, …) as it was started with."""
-  arguments = sys.orig_argv[1:]
-  return arguments[: arguments.index("-m")] if "-m" in arguments else []
+def _runs(module: str, arguments: list[str]) -> bool:
+  """Whether `python ARGUMENTS` runs the module itself: its first word that is no option is `-m`."""
+  words = iter(arguments)
+  for word in words:
+    if word == "-m":
+      return next(words, None) == module
+    if word in ("-W", "-X"):
+      next(words, None)
+    elif not word.startswith("-"):
+      return False
+  return False
 
 
 def main(argv=None) -> int:

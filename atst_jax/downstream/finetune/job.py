@@ -6,6 +6,7 @@ the newest holds both the last parameters and those that the validation clips li
 metrics. A job that was stopped goes on where it was, bit for bit, whatever run that was in.
 """
 
+import contextlib
 import datetime
 import math
 import os
@@ -26,29 +27,21 @@ from atst_jax.downstream.metrics import d_prime, summary
 from atst_jax.downstream.splits import Split
 from atst_jax.downstream.tables import table, write_markdown
 from atst_jax.models.encoders import make_encoder
-from atst_jax.runtime.checkpoint import Checkpoints, checkpoint_folder
-from atst_jax.runtime.devices import check_platform, naming_memory
+from atst_jax.runtime.checkpoint import checkpoint_folder
+from atst_jax.runtime.devices import check_platform
 from atst_jax.runtime.mesh import make_mesh, process_rows, put_batch
-from atst_jax.runtime.metric_writer import MetricWriter
-from atst_jax.runtime.preemption import EXIT_RESUME, StopRequest
-from atst_jax.runtime.watchdog import Watchdog
-from atst_jax.runtime.workdir import continuation, keep_programs, own
+from atst_jax.runtime.preemption import EXIT_RESUME
+from atst_jax.runtime.session import Session, open_session
+from atst_jax.runtime.workdir import continuation
 from atst_jax.util import config as configs
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log, progress_bar
 
 # Keys that may change between a run and its continuation: they do not enter what is computed.
-FREE_KEYS = (
-  "encoder",
-  "data.path",
-  "log.",
-  "checkpoint.",
-  "compute.",
-  "mesh.",
-  "platform",
-  "guard.",
-)
+FREE_KEYS = ("encoder", "data.path", "log.", "checkpoint.", "platform", "guard.")
+# Those that may change too, and are named in a warning: they change how sums are rounded.
+NAMED_KEYS = ("compute.", "mesh.")
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial head; steps count from 0
 
 
@@ -74,25 +67,23 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     steps_per_epoch(len(split.train), config.batch_size)
   frames = recipe.clip_frames(config, dataset)
   folder = checkpoint_folder(workdir, config.checkpoint.folder)
-  with (
-    StopRequest(distributed=jax.process_count() > 1) as stop,
-    own(
-      workdir,
-      config.checkpoint.folder,
-      configs.to_json(config),
-      ignore=FREE_KEYS,
-      allow_changes=allow_changed_config,
-      started=lambda: any(name.startswith("seed") for name in storage.names(folder)),
-    ),
-    Watchdog(
-      workdir,
-      index=jax.process_index(),
-      step_seconds=config.guard.step_seconds,
-      start_seconds=config.guard.start_seconds,
-    ) as watchdog,
-    naming_memory(config),
-  ):
-    keep_programs(workdir)
+  with open_session(
+    workdir,
+    folder=config.checkpoint.folder,
+    config=configs.to_json(config),
+    ignore=FREE_KEYS,
+    named=NAMED_KEYS,
+    allow_changes=allow_changed_config,
+    started=lambda: any(name.startswith("seed") for name in storage.names(folder)),
+    starting=False,
+    step_seconds=config.guard.step_seconds,
+    start_seconds=config.guard.start_seconds,
+    memory={
+      "batch_size": config.batch_size,
+      "remat": config.compute.remat,
+      "fsdp": config.mesh.fsdp,
+    },
+  ) as session:
     program = recipe.compile_for(
       config, exported, encoder, mesh, frames=frames, labels=labels, n_mels=dataset.frontend.n_mels
     )
@@ -108,7 +99,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       len(splits) * config.seeds,
     )
     reader, runs = ClipReader(dataset, frames), []
-    runner = Runner(config, workdir, folder, program, mesh, reader, labels, stop, watchdog)
+    runner = Runner(config, program, mesh, reader, labels, session)
     try:
       for seed in range(config.seed, config.seed + config.seeds):
         for fold, split in enumerate(splits):
@@ -159,39 +150,25 @@ def rows_of(config: ConfigDict, runs: list[dict[str, dict]]) -> list[dict]:
 class Runner:
   """Fits one run after the other with the same compiled functions."""
 
-  def __init__(self, config, workdir, folder, program, mesh, reader, labels, stop, watchdog):
-    self.config, self.workdir, self.folder, self.program, self.mesh = (
-      config,
-      workdir,
-      folder,
-      program,
-      mesh,
-    )
+  def __init__(self, config, program, mesh, reader, labels, session: Session):
+    self.config, self.program, self.mesh, self.session = config, program, mesh, session
     self.reader, self.labels, self.score = reader, labels, score_of(labels)
-    self.stop, self.watchdog = stop, watchdog
     self.rows = process_rows(mesh, config.batch_size)
 
   def fit(self, encoder, seed: int, fold: int, split: Split) -> dict[str, dict]:
     """Trains one run, or goes on with it, and tests it: what `rows_of` takes. Raises Stopped."""
     config, name = self.config, f"seed{seed}-division{fold}"
-    self.watchdog.phase("start")
+    self.session.watchdog.phase("start")
     steps = steps_per_epoch(len(split.train), config.batch_size)
-    checkpoints = Checkpoints(
-      os.path.join(self.folder, name), keep=config.checkpoint.keep, keep_every=2**31
-    )
-    state = checkpoints.restore(self.program.state)
-    if state is None:
-      state = self.program.init(jax.random.fold_in(jax.random.key(seed), INIT_STREAM), encoder)
-    start = int(state.step)
-    os.makedirs(os.path.join(self.workdir, name), exist_ok=True)
-    writer = MetricWriter(
-      os.path.join(self.workdir, name), start_step=start, enabled=jax.process_index() == 0
-    )
-    try:
-      state = self.train(state, start, steps, seed, split, checkpoints, writer, name)
-    finally:
-      checkpoints.close()
-      writer.close()
+    with contextlib.closing(
+      self.session.checkpoints(name, keep=config.checkpoint.keep)
+    ) as checkpoints:
+      state = checkpoints.restore(self.program.state)
+      if state is None:
+        state = self.program.init(jax.random.fold_in(jax.random.key(seed), INIT_STREAM), encoder)
+      start = int(state.step)
+      with contextlib.closing(self.session.writer(start, name)) as writer:
+        state = self.train(state, start, steps, seed, split, checkpoints, writer, name)
     networks = {
       "best": (state.best.params, state.best.batch_stats),
       "last": (state.params, state.batch_stats),
@@ -233,7 +210,7 @@ class Runner:
       )
       if previous:
         report(*previous)
-        self.watchdog.beat(previous[0])
+        self.session.watchdog.beat(previous[0])
       previous = (step + 1, metrics | {"learning_rate": rates[step]})
       step += 1
       epoch, rest = divmod(step, steps)
@@ -245,7 +222,7 @@ class Runner:
         if np.float32(score) > float(state.best.score):
           state = self.program.keep_best(state, np.float32(score), np.int32(epoch))
       checkpoints.poll()
-      stopping = self.stop.agreed()
+      stopping = self.session.stop.agreed()
       if stopping or step == total or (not rest and epoch % config.checkpoint.every_epochs == 0):
         refuse_nan(step, metrics)  # a state that is not finite must never replace a good checkpoint
         if not checkpoints.save(step, state, sound=True):
@@ -278,7 +255,7 @@ class Runner:
   def predict(self, params, batch_stats, index) -> np.ndarray:
     """(M, C) logits of clips, in their order. Raises UserError naming the first whose logits are
     not finite."""
-    self.watchdog.phase("evaluation")
+    self.session.watchdog.phase("evaluation")
     clips = all_clips(index, batch_size=self.config.batch_size, rows=self.rows)
     parts = [
       np.asarray(self.program.predict(params, batch_stats, put_batch(self.mesh, batch)))
@@ -354,7 +331,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
     }
   )
   return [
-    f"workdir     {continuation(config, workdir, FREE_KEYS)}",
+    f"workdir     {continuation(configs.to_json(config), workdir, FREE_KEYS, NAMED_KEYS)}",
     describe_encoder(config.encoder, exported),
     *lines,
     f"runs        {len(splits) * config.seeds}: {len(splits)} divisions x {config.seeds} seeds, {config.epochs} "

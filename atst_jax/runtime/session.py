@@ -1,0 +1,99 @@
+"""What every training job holds while it runs, opened and closed in one place."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+
+import jax
+
+from atst_jax.runtime import trackers
+from atst_jax.runtime.checkpoint import Checkpoints, checkpoint_folder
+from atst_jax.runtime.devices import naming_memory
+from atst_jax.runtime.metric_writer import MetricWriter
+from atst_jax.runtime.preemption import StopRequest
+from atst_jax.runtime.watchdog import Watchdog
+from atst_jax.runtime.workdir import keep_programs, own, record_start
+from atst_jax.util.logs import log
+
+
+@dataclasses.dataclass
+class Session:
+  """A running job: `stop` tells whether it is to end, `watchdog` is told that it moves."""
+
+  workdir: str
+  folder: str  # of the checkpoints
+  stop: StopRequest
+  watchdog: Watchdog
+
+  def checkpoints(self, name: str = "", *, keep: int, keep_every: int = 2**31) -> Checkpoints:
+    """The checkpoints of the job, or of its run `name`; the caller closes them."""
+    return Checkpoints(os.path.join(self.folder, name), keep=keep, keep_every=keep_every)
+
+  def writer(self, step: int, name: str = "", tracked: dict | None = None) -> MetricWriter:
+    """Writes metrics after `step`, in process 0; a mute one in the others. The caller closes it.
+
+    Args:
+      step: that the run goes on from.
+      name: of a run of the job, which has a folder of its own.
+      tracked: the `names` and `config` of `trackers.chosen`, if the job has trackers.
+    """
+    folder = os.path.join(self.workdir, name)
+    if jax.process_index():
+      return MetricWriter(folder, start_step=step, enabled=False)
+    os.makedirs(folder, exist_ok=True)
+    found = trackers.chosen(workdir=folder, **tracked) if tracked else []
+    return MetricWriter(folder, start_step=step, trackers=found)
+
+  def note_start(self, step: int) -> None:
+    """Adds a line about this start to the workdir, from process 0; a failure is only a warning."""
+    if jax.process_index() == 0:
+      try:
+        record_start(self.workdir, step)
+      except OSError as error:
+        log.warning("%s: the start cannot be noted (%s)", self.workdir, error.strerror)
+
+
+@contextlib.contextmanager
+def open_session(
+  workdir: str,
+  *,
+  folder: str | None,
+  config: dict,
+  ignore: tuple[str, ...],
+  named: tuple[str, ...],
+  allow_changes: bool,
+  started: Callable[[], bool],
+  starting: bool,
+  step_seconds: float,
+  start_seconds: float,
+  memory: dict,
+) -> Iterator[Session]:
+  """Owns the workdir, answers signals, watches for a stall, and explains a lack of memory.
+
+  Args:
+    folder: of the checkpoints, if not in the workdir.
+    config, ignore, named, allow_changes, started: of `workdir.own`.
+    starting: whether a signal ends the job at once until it calls `stop.begin()`.
+    step_seconds, start_seconds: limits of the watchdog.
+    memory: what `naming_memory` names.
+
+  Raises:
+    UserError: the workdir belongs to somebody else or to another config, or memory is short.
+  """
+  stop = StopRequest(distributed=jax.process_count() > 1, starting=starting)
+  owned = own(
+    workdir,
+    folder,
+    config,
+    ignore=ignore,
+    named=named,
+    allow_changes=allow_changes,
+    started=started,
+  )
+  watchdog = Watchdog(
+    workdir, index=jax.process_index(), step_seconds=step_seconds, start_seconds=start_seconds
+  )
+  with stop, owned, watchdog, naming_memory(**memory):
+    keep_programs(workdir)
+    yield Session(workdir, checkpoint_folder(workdir, folder), stop, watchdog)
