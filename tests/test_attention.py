@@ -1,6 +1,8 @@
 """Attention of CLS: the weights of the forward pass itself, computed only where they are asked
 for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,10 +76,11 @@ def test_a_long_clip_has_a_cls_in_every_chunk(model):
 def test_training_computes_nothing_of_it():
   """One softmax for each block in a train step's program; with intermediates asked for, two."""
   encoder = make_encoder(ENCODER)
-  variables = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 64)))
+  mel = jnp.zeros((2, 32, 64))
+  variables = jax.eval_shape(encoder.init, jax.random.key(0), mel)
   assert set(variables) == {"params"}
   program = lambda **options: str(
-    jax.make_jaxpr(lambda mel: encoder.apply(variables, mel, **options))(jnp.zeros((2, 32, 64)))
+    jax.make_jaxpr(functools.partial(encoder.apply, **options))(variables, mel)
   ).count(" exp ")
   assert program(train=True, mutable=["batch_stats"]) == program() == ENCODER["depth"]
   assert program(mutable=["intermediates"]) == 2 * ENCODER["depth"]
