@@ -15,10 +15,8 @@ from tiny import OVERRIDES, ROOT
 from atst_jax.util import config as configs
 from data_pipeline.synth import write_wav
 
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "data_pipeline/README.md")
 DOCUMENTS = (
-  *PAGES,
-  "launch/README.md",
+  *("README.md", "CONTRIBUTING.md", "SECURITY.md", "data_pipeline/README.md", "launch/README.md"),
   *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 )
 # Run here, one after the other in one folder. All other commands are parsed: tests of their own run
@@ -73,7 +71,7 @@ def _run(argv: list[str]) -> None:
   assert importlib.import_module(module).main(flags) == 0, argv
 
 
-def test_the_commands_and_the_python_of_the_readme(tmp_path, monkeypatch):
+def test_the_commands_and_the_python_of_the_readme(tmp_path, monkeypatch, one_device):
   """README, then docs/exports.md, from the first line to the last."""
   os.symlink(ROOT / "configs", tmp_path / "configs")
   _tones(tmp_path / "recordings" / "esc10", 24)

@@ -15,7 +15,8 @@ overrides = ["--config.encoder.width=16", "--config.encoder.depth=1", "--config.
              "--config.heads.out=8",
              "--config.views.crop_frames=64", "--config.encoder.max_frames=64",
              "--config.data.clip_frames=128",
-             "--config.log.every_steps=1", "--config.difference.weight=0"]
+             "--config.log.every_steps=1", "--config.difference.weight=0", "--config.batch_size=16",
+             "--config.views.group=2"]
 """
 
 
@@ -30,7 +31,7 @@ def pyplot(monkeypatch):
   plt.close("all")
 
 
-def test_the_tutorial_runs(tmp_path, monkeypatch, pyplot, capsys):
+def test_the_tutorial_runs(tmp_path, monkeypatch, pyplot, one_device):
   """Only the cell tagged `parameters` is another one."""
   monkeypatch.chdir(ROOT / "docs")
   monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(tmp_path))
