@@ -1,16 +1,18 @@
-"""What pre-training will need on a TPU slice, compiled on a machine without one.
+"""What pre-training will need on a TPU slice or on GPUs, compiled on a machine without any.
 
   python -m atst_jax.plan --config=configs/base.py --topology=v5e:16x16 --clips=1912134
-  python -m atst_jax.plan --config=configs/base.py --topology=v4:2x2x4 --slices=2 --config.mesh.fsdp=4
+  python -m atst_jax.plan --config=configs/base.py --topology=v4:2x2x4 --slices=2
   python -m atst_jax.plan --config=configs/base.py --topology=h200:8 --clips=1912134
 
-For a TPU the real train step is compiled for the described slice (pip install -e .[tpu]): whether
-it fits, its memory, operations and collectives are the compiler's. Three times of a step are
-printed: all its operations at the chip's peak, all bytes between chips, and the operands of all
-operations as if none stayed on the chip. No step is faster than the first two, its bound; the
-longest of all three, its roofline, is what to expect of a small batch. With gradient accumulation
-there is no roofline: the compiler counts what stands in a loop once. For GPUs nothing is compiled:
-the state's and the gradients' bytes are counted, memory of activations is not known.
+The real train step is compiled for the described devices, by the TPU's compiler (pip install -e
+.[tpu]) or by XLA for GPUs (pip install -e .[cuda]; no GPU is needed): whether it fits, its memory,
+operations and collectives are the compiler's. Three times of a step are printed: all its operations
+at the chip's peak, all bytes between chips, and all bytes through the chip's memory. No step is
+faster than the first two, its bound. For a TPU the longest of all three is its roofline; with
+gradient accumulation there is none, as its compiler counts what stands in a loop once. For GPUs
+there is a forecast: products' time plus memory's time, at the rates that an H200 reached, times the
+factor by which two measured steps were slower (docs/speed.md). It was within 2 % of those two steps
+and is not tried on others.
 
 Exit codes: 0 it fits, 1 it does not (what would help is compiled and said), 2 a mistake in what was
 asked.
@@ -18,11 +20,13 @@ asked.
 
 import json
 import math
+import re
 import sys
 
 import jax
 from ml_collections import ConfigDict
 
+from atst_jax.performance import gpus
 from atst_jax.performance import plan as pod
 from atst_jax.performance.chips import CHIPS, find_chip
 from atst_jax.performance.cost import find_steps
@@ -58,6 +62,9 @@ def time_of(plan: dict, steps: int | None, mfu: float) -> dict:
     "roofline": max(compute, network, plan["memory_seconds"] or 0),
     "assumed": max(useful / mfu, network),
   }
+  if "forecast_seconds" in plan:  # of GPUs: measured rates in place of an assumed one
+    del seconds["assumed"], seconds["roofline"]
+    seconds["forecast"] = max(plan["forecast_seconds"], network)
   times = {}
   for name, step in seconds.items():
     times[name] = {
@@ -116,56 +123,46 @@ def remedy(config: ConfigDict, devices: list) -> tuple[dict, int] | None:
 def show(plan: dict) -> list[str]:
   """Lines for people."""
   gib = lambda n: f"{n / GIB:.2f} GiB"
-  ms = lambda part: (
-    f"{part} {1e3 * plan[part + '_seconds']:.2f}" if plan[part + "_seconds"] is not None else ""
-  )
   where = f"{plan['chips']} x {plan['chip']} on {plan['hosts']} host(s)"
   where += f" in {plan['slices']} slices" if plan["slices"] > 1 else ""
   mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
-  per_chip = plan["batch_size"] // plan["chips"]
+  clips = f"batch {plan['batch_size']} ({plan['batch_size'] // plan['chips']} clips a chip)"
+  memory = f"{gib(plan['memory_bytes'])} of {gib(plan['memory_limit_bytes'])} a chip"
   lines = [
-    f"{where}, mesh {mesh}, batch {plan['batch_size']} ({per_chip} clips a chip), {plan['dtype']}"
+    f"{where}, mesh {mesh}, {clips}, {plan['dtype']}",
+    f"memory       {memory}, state {gib(plan['state_bytes'])}",
   ]
-  state = f"state {gib(plan['state_bytes'])}"
-  of = f"of {gib(plan['memory_limit_bytes'])} a chip, {state}"
-  lines.append(
-    f"memory       {gib(plan['memory_bytes'])} {of}"
-    if plan["memory_bytes"]
-    else f"memory       {state}; activations are not known without a compiler"
-  )
-  if "largest_batch" in plan:
-    lines.append(
-      f"batch        up to {plan['largest_batch']} compiled ({plan['largest_batch'] // plan['chips']} a chip)"
-    )
-  program = (
-    f"{plan['program_flops'] / 1e12:.3f} TFLOP in the program, " if plan["program_flops"] else ""
-  )
-  lines.append(f"step of chip {program}{plan['model_flops'] / 1e12:.3f} TFLOP of the model")
-  kinds = (
-    ", ".join(f"{n or ''} {kind}".strip() for kind, n in plan["collectives"].items()) or "none"
-  )
-  across = (
-    f", {plan['across_bytes'] / 2**20:.1f} MiB to other {'machines' if plan['memory_bytes'] is None else 'slices'}"
-    if plan["across_bytes"]
-    else ""
-  )
-  lines.append(f"collectives  {kinds}; a chip sends {plan['sent_bytes'] / 2**20:.1f} MiB{across}")
-  lines.append(f"ms of a step {', '.join(filter(None, map(ms, ('compute', 'network', 'memory'))))}")
+  if batch := plan.get("largest_batch"):
+    lines.append(f"batch        up to {batch} compiled ({batch // plan['chips']} a chip)")
+  work = f"{plan['model_flops'] / 1e12:.3f} TFLOP of the model"
+  if plan["program_flops"]:
+    work = f"{plan['program_flops'] / 1e12:.3f} TFLOP in the program, {work}"
+  if "moved_bytes" in plan:
+    work += f", {plan['moved_bytes'] / 1e9:.0f} GB through memory"
+  lines.append(f"step of chip {work}")
+  kinds = [f"{n or ''} {kind}".strip() for kind, n in plan["collectives"].items()]
+  sent = f"a chip sends {plan['sent_bytes'] / 2**20:.1f} MiB"
+  if plan["across_bytes"]:
+    others = "slices" if plan["slices"] > 1 else "machines"
+    sent += f", {plan['across_bytes'] / 2**20:.1f} MiB to other {others}"
+  lines.append(f"collectives  {', '.join(kinds) or 'none'}; {sent}")
+  parts = ((part, plan[f"{part}_seconds"]) for part in ("compute", "network", "memory"))
+  times = [f"{part} {1e3 * seconds:.2f}" for part, seconds in parts if seconds is not None]
+  lines.append(f"ms of a step {', '.join(times)}")
   titles = {
     "bound": "at the bound",
     "roofline": "the roofline",
     "assumed": f"at {plan['assumed_mfu']:.0%} MFU",
+    "forecast": "forecast",
   }
-  for name, title in titles.items():
-    time = plan["times"][name]
+  for name, time in plan["times"].items():
     if name == "roofline" and plan["memory_seconds"] is None:
       continue
-    hours = (
-      f", {plan['steps']} steps in {time['hours']:.3g} h, {time['chip_hours']:.3g} chip-hours"
-      if plan["steps"]
-      else ""
-    )
-    lines.append(f"{title:12} {time['clips_per_second']:.0f} clips/s, MFU {time['mfu']:.0%}{hours}")
+    line = f"{titles[name]:12} {time['clips_per_second']:.0f} clips/s, MFU {time['mfu']:.0%}"
+    if plan["steps"]:
+      hours = f"{time['hours']:.3g} h, {time['chip_hours']:.3g} chip-hours"
+      line += f", {plan['steps']} steps in {hours}"
+    lines.append(line)
   if not plan["steps"]:
     lines.append("recipe       its steps follow from the data: give --clips=N for its hours")
   return lines
@@ -177,7 +174,10 @@ def _explain(config: ConfigDict, devices: list, error: pod.DoesNotFit) -> str:
   )
   found = remedy(config, devices)
   if found is None:
-    return f"does not fit{needed}, and neither remat, accumulation nor fsdp helps; lower batch_size, or take more chips"
+    return (
+      f"does not fit{needed}, and neither remat, accumulation nor fsdp helps; lower batch_size, "
+      "or take more chips"
+    )
   flags = " ".join(f"--config.{key}={value}" for key, value in found[0].items())
   return f"does not fit{needed}; it does with {flags} ({found[1] / GIB:.2f} GiB)"
 
@@ -218,19 +218,25 @@ def _main(flags, rest) -> int:
     )
   steps = find_steps(config, flags.clips) if flags.clips or config.total_steps else None
   config.total_steps, config.warmup_steps = steps or 10_000, config.warmup_steps or 1
-  if flags.topology.split(":")[0].upper() in CHIPS:
-    plan = pod.on_gpus(config, flags.topology, flags.slices)
+  kind = flags.topology.partition(":")[0]
+  of_gpus = kind.upper() in gpus.FACTS
+  if not of_gpus and not re.match(r"v\d|tpu", kind):
+    known = ", ".join(name.lower() for name in gpus.FACTS)
+    raise UserError(f"--topology={flags.topology}: write {known} or a TPU (v4, v5e, …), as h200:8")
+  if of_gpus:
+    gpus.prepare()
+    devices = pod.describe_gpus(flags.topology, flags.slices)
   else:
     devices = pod.describe(flags.topology, flags.slices)
-    try:
-      plan = pod.on_tpu(config, devices, flags.slices)
-    except pod.DoesNotFit as error:
-      print(_explain(config, devices, error))
-      return 1
-    if flags.tries:
-      plan["largest_batch"] = largest_batch(
-        config, devices, plan["memory_bytes"], plan["state_bytes"], flags.tries
-      )
+  try:
+    plan = pod.on_gpus(config, devices) if of_gpus else pod.on_tpu(config, devices, flags.slices)
+  except pod.DoesNotFit as error:
+    print(_explain(config, devices, error))
+    return 1
+  if flags.tries:
+    plan["largest_batch"] = largest_batch(
+      config, devices, plan["memory_bytes"], plan["state_bytes"], flags.tries
+    )
   plan = time_of(plan, steps, flags.mfu)
   print(json.dumps(plan) if flags.json else "\n".join(show(plan)))
   return 0

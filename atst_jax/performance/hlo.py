@@ -1,0 +1,98 @@
+"""What a compiled program for GPUs does, read from its text: bytes through memory, operations of
+its products. What stands in a loop counts as often as it runs."""
+
+import functools
+import math
+import re
+from typing import NamedTuple
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+_NOTHING = ("parameter", "get-tuple-element", "tuple", "constant", "bitcast", "after-all")
+_SHAPE = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$", re.M)
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.*?) ([\w\-]+)\((.*)$", re.M)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+
+
+class Work(NamedTuple):
+  """Bytes that all kernels read and write, and operations of the matrix products."""
+
+  bytes: float
+  flops: float
+
+  def __add__(self, other):
+    return Work(self.bytes + other.bytes, self.flops + other.flops)
+
+  def times(self, n: int) -> "Work":
+    """That work n times."""
+    return Work(n * self.bytes, n * self.flops)
+
+
+def _shapes(text: str) -> list[tuple[str, list[int]]]:
+  return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _SHAPE.findall(text)]
+
+
+def _size(text: str) -> int:
+  return sum(_BYTES[kind] * math.prod(dims) for kind, dims in _shapes(text))
+
+
+def count(text: str) -> Work:
+  """Work of a program.
+
+  A fusion reads its operands and writes its results once; so does a call of a library or of a
+  kernel of our own. Of a conditional the dearest branch counts.
+
+  Args:
+    text: `compiled.as_text()` of a program for a GPU.
+  """
+  starts = [*_COMPUTATION.finditer(text)]
+  ends = [match.start() for match in starts[1:]] + [len(text)]
+  bodies = {m[1]: text[m.end() : end] for m, end in zip(starts, ends, strict=True)}
+  entry = next(m[1] for m in starts if m[0].startswith("ENTRY"))
+  return _of(entry, bodies, {})
+
+
+def _called(rest: str, key: str) -> list[str]:
+  """The computations that an instruction names after `key`, one or a list in braces."""
+  found = re.findall(rf"{key}=(\{{[^}}]*\}}|%[\w.\-]+)", rest)
+  return re.findall(r"%[\w.\-]+", " ".join(found))
+
+
+def _of(name: str, bodies: dict[str, str], known: dict[str, Work]) -> Work:
+  if name in known:
+    return known[name]
+  total, shapes = Work(0, 0), {}
+  for result, shape, operation, rest in _INSTRUCTION.findall(bodies[name]):
+    shapes[result] = shape
+    called = functools.partial(_called, rest)
+    if operation in _NOTHING or operation.endswith("-done"):
+      continue
+    if operation == "while":
+      trips = _TRIPS.search(rest)
+      body = _of(called("body")[0], bodies, known)
+      total += body.times(int(trips[1]) if trips else 1)
+    elif operation == "conditional":
+      names = called("branch_computations") or called("(?:true|false)_computation")
+      total += max((_of(branch, bodies, known) for branch in names), key=lambda work: work.bytes)
+    elif operation == "call" or (operation == "async-start" and called("calls")):
+      total += _of((called("to_apply") or called("calls"))[0], bodies, known)
+    else:
+      operands = re.findall(r"%[\w.\-]+", rest.split("), ")[0])
+      moved = _size(shape) + sum(_size(shapes.get(operand, "")) for operand in operands)
+      total += Work(moved, _flops(shape, rest, shapes.get(operands[0], "") if operands else ""))
+  known[name] = total
+  return total
+
+
+def _flops(result: str, rest: str, first: str) -> float:
+  """Operations of a matrix product or of cuDNN's attention; 0 of anything else."""
+  if (contracted := _CONTRACTED.search(rest)) and "__cublas$" in rest:
+    dims = _shapes(first)[0][1]
+    axes = [int(n) for n in re.findall(r"\d+", contracted[1])]
+    return 2 * math.prod(_shapes(result)[0][1]) * math.prod(dims[axis] for axis in axes)
+  if "__cudnn$fmha" in rest:
+    B, H, N, d = _shapes(result)[0][1]  # forward: two products; backward: five
+    return (10 if "Backward" in rest else 4) * B * H * N * N * d
+  return 0
