@@ -18,6 +18,7 @@ from atst_jax.benchmark import main
 from atst_jax.performance import speed, torch_step
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.recipe import clip_flops
+from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import environment
 from data_pipeline.shards.speed import bare_loop
 
@@ -60,8 +61,11 @@ def _measure(capsys, part, *flags):
 
 
 @pytest.fixture(autouse=True)
-def short_windows(monkeypatch):
+def quick(monkeypatch):
+  """Short windows, and a step that is compiled for one device."""
+  one = {"data": 1, "fsdp": 1, "devices": jax.devices()[:1]}
   monkeypatch.setattr(speed, "WINDOW_SECONDS", 0.1)
+  monkeypatch.setattr(speed, "make_mesh", lambda **_: make_mesh(**one))
 
 
 def test_step(capsys):

@@ -65,13 +65,26 @@ NEEDED = {
 }
 
 
+DECISIVE = ("shell", "allow_pickle", "weights_only")
+
+
+def _dotted(node) -> str:
+  """The name that is called, as far as it is names and dots: `spec.loader.exec_module`."""
+  parts: list[str] = []
+  while isinstance(node, ast.Attribute):
+    parts.insert(0, node.attr)
+    node = node.value
+  return ".".join([node.id if isinstance(node, ast.Name) else "", *parts])
+
+
 def faults(source: str, name: str = "") -> list[str]:
   """ "line: call" of everything in a program that would run what it is given."""
   found = []
   for node in ast.walk(ast.parse(source)):
     if not isinstance(node, ast.Call):
       continue
-    called, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+    options = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg in DECISIVE}
+    called = _dotted(node.func)
     base, _, method = called.rpartition(".")
     key, wanted = NEEDED.get(method, {}).get(base, (None, None))
     if (
