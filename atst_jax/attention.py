@@ -1,7 +1,8 @@
 """What the CLS token of a transformer looks at: its attention over the time of a clip.
 
   python -m atst_jax.attention --encoder=encoders/base --input=dog.wav --output=attention.png
-  python -m atst_jax.attention --encoder=encoders/base --data=data/esc10 --clip=ID --output=attention.png
+  python -m atst_jax.attention --encoder=encoders/base --data=data/esc10 --clip=ID \
+    --output=attention.png
 
 The weights are those of the forward pass: softmax(q_CLS kᵀ / √d) over the clip's valid tokens, of
 every head of every block. Clips longer than a chunk are shown chunk by chunk, as they are embedded:
@@ -28,7 +29,7 @@ def _find(dataset: Dataset, id: str) -> np.ndarray:
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.attention", __doc__)
   parser.add_argument("--encoder", required=True, help="exported encoder")
   parser.add_argument("--input", help="an audio file")

@@ -1,7 +1,8 @@
 """Speed, in a steady state: medians, without the warm-up, the device's queue empty at both ends of
 a measurement.
 
-  python -m atst_jax.benchmark step --config=configs/atst_small.py --config.batch_size=16 --config.views.group=8 --torch
+  python -m atst_jax.benchmark step --config=configs/atst_small.py --config.batch_size=16 \
+    --config.views.group=8 --torch
   python -m atst_jax.benchmark input --config=configs/base.py --clips=4096
   python -m atst_jax.benchmark end_to_end --config=configs/demo.py
   python -m atst_jax.benchmark prepare --input=recordings
@@ -102,18 +103,22 @@ def _measure(flags, config) -> dict:
 def _show_step(result) -> list[str]:
   mfu = f"MFU {result['mfu']:.1%}" if result["mfu"] else "MFU unknown: give --peak_tflops"
   lines = [
-    "{devices} x {device}, batch {batch_size}, {dtype}: {clips_per_second:.2f} clips/s, {ms_per_step:.1f} ms/step "
-    "(best {ms_per_step_best:.1f})".format(**result),
+    "{devices} x {device}, batch {batch_size}, {dtype}: {clips_per_second:.2f} clips/s, "
+    "{ms_per_step:.1f} ms/step (best {ms_per_step_best:.1f})".format(**result),
     "{gflop_per_clip:.2f} model GFLOP per clip, {tflop_per_second:.3f} TFLOP/s, ".format(**result)
     + mfu,
-    f"memory of a device: {result['peak_memory_bytes'] / 2**30:.2f} GiB, {result['peak_memory_is']}",
+    "memory of a device: {:.2f} GiB, {peak_memory_is}".format(
+      result["peak_memory_bytes"] / 2**30, **result
+    ),
   ]
   if "compile_seconds" in result:
     lines.append("compiled in {compile_seconds:.1f} s".format(**result))
   if "torch" in result:
     lines.append(
-      "once more {again_clips_per_second:.2f} clips/s; PyTorch, {torch}, between the two, without views: "
-      "{torch_clips_per_second:.2f}, so {times_torch:.2f} times as many here".format(**result)
+      "once more {again_clips_per_second:.2f} clips/s; PyTorch, {torch}, between the two, without "
+      "views: {torch_clips_per_second:.2f}, so {times_torch:.2f} times as many here".format(
+        **result
+      )
     )
   if "data_wait" in result:
     lines.append("waited for data ({data}): {data_wait:.2%} of the time".format(**result))
@@ -122,8 +127,8 @@ def _show_step(result) -> list[str]:
 
 def _show_input(result) -> list[str]:
   lines = [
-    "{clips_per_second:.0f} clips/s of {clip_shape}, {megabytes_per_second:.0f} MB/s, batches of {batch_size} "
-    "from {clips} clips ({data}), {cpus} CPUs".format(**result)
+    "{clips_per_second:.0f} clips/s of {clip_shape}, {megabytes_per_second:.0f} MB/s, batches of "
+    "{batch_size} from {clips} clips ({data}), {cpus} CPUs".format(**result)
   ]
   if "tensorflow_clips_per_second" in result:
     lines.append("tf.data: {tensorflow_clips_per_second:.0f} clips/s".format(**result))
@@ -133,12 +138,12 @@ def _show_input(result) -> list[str]:
 def _show_prepare(result) -> list[str]:
   return [
     "{files} files, {hours:.2f} hours of audio, {passes} times".format(**result),
-    "one process: {clips_per_second:.0f} clips/s, {hours_per_core_minute:.2f} hours of audio per core-minute, "
-    "{megabytes_per_second:.1f} MB/s read; {share_of_bare_loop:.0%} of a bare loop of decoding, resampling and "
-    "log-mel ({bare_clips_per_second:.0f} clips/s)".format(**result),
-    "pool of {workers}, after a start of {start_seconds:.1f} s: {pool_clips_per_second:.0f} clips/s, "
-    "{pool_speedup:.2f} times one process; {share_of_bare_loops:.0%} of {workers} bare loops side by side; a "
-    "worker holds at most {worker_megabytes:.0f} MB".format(**result),
+    "one process: {clips_per_second:.0f} clips/s, {hours_per_core_minute:.2f} hours of audio per "
+    "core-minute, {megabytes_per_second:.1f} MB/s read; {share_of_bare_loop:.0%} of a bare loop of "
+    "decoding, resampling and log-mel ({bare_clips_per_second:.0f} clips/s)".format(**result),
+    "pool of {workers}, after a start of {start_seconds:.1f} s: {pool_clips_per_second:.0f} "
+    "clips/s, {pool_speedup:.2f} times one process; {share_of_bare_loops:.0%} of {workers} bare "
+    "loops side by side; a worker holds at most {worker_megabytes:.0f} MB".format(**result),
   ]
 
 
@@ -151,7 +156,7 @@ SHOW = {
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   argv = sys.argv[1:] if argv is None else argv
   return guard(lambda: _main(argv, *_parser().parse_with_overrides(argv)))
 

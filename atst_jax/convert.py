@@ -26,7 +26,7 @@ from atst_jax.util.errors import UserError
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.convert", __doc__)
   add = parser.add_argument
   add(

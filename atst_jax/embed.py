@@ -6,7 +6,8 @@ file of vectors out.
   vectors = get_scene_embeddings([waveform], model, sample_rate=44100)  # (1, D)
 
   python -m atst_jax.embed --encoder=encoders/base --input=recordings --output=vectors.npz
-  python -m atst_jax.embed --encoder=encoders/base --input=list.csv --output=vectors.parquet --blocks=12 --workers=8
+  python -m atst_jax.embed --encoder=encoders/base --input=list.csv --output=vectors.parquet \
+    --blocks=12 --workers=8
 
 The input is a folder of recordings or a manifest CSV with a column `path`; files may have any rate
 and length. A file that cannot be used is listed with its reason and does not end the job. After an
@@ -67,7 +68,8 @@ def _main(flags) -> None:
   output = os.path.abspath(flags.output)
   if not os.access(os.path.dirname(output), os.W_OK) or not output.endswith(vectors.SUFFIXES):
     raise UserError(
-      f"--output={flags.output}: must be a .npz or .parquet in a folder that exists and can be written"
+      f"--output={flags.output}: must be a .npz or .parquet in a folder that exists and can be "
+      "written"
     )
   if output.endswith(".parquet"):
     vectors.import_parquet(output)

@@ -2,9 +2,10 @@
 filters.
 
   python -m atst_jax.export --workdir=runs/base --output=encoders/base
-  python -m atst_jax.export --workdir=runs/base --output=encoders/base_5000 --step=5000 --artifacts=safetensors,params
-  python -m atst_jax.export --encoder=encoders/base --output=share/base --artifacts=safetensors,card,jax,onnx \
-    --license=cc-by-4.0 --results=runs/linear/results.json
+  python -m atst_jax.export --workdir=runs/base --output=encoders/base_5000 --step=5000 \
+    --artifacts=safetensors,params
+  python -m atst_jax.export --encoder=encoders/base --output=share/base \
+    --artifacts=safetensors,card,jax,onnx --license=cc-by-4.0 --results=runs/linear/results.json
 
 The folder needs no config file and none of the training code's classes; `atst_jax.embed.load_model`
 opens it. Beside the weights (`safetensors`, or Orbax: `params`) it may hold a model card (`card`:
@@ -20,7 +21,7 @@ from atst_jax.util.errors import UserError
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.export", __doc__)
   add = parser.add_argument
   source = parser.add_mutually_exclusive_group(required=True)

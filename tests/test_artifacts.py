@@ -13,9 +13,13 @@ from tiny import tiny_config
 
 from atst_jax import export as export_command
 from atst_jax.artifacts import export, jax_program, model_card, onnx_graph
+from atst_jax.artifacts.convert import to_torch
 from atst_jax.artifacts.embedding import get_scene_embeddings
 from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.embed import load_model
+from atst_jax.models.audiontt import AudioNTT
+from atst_jax.models.encoders import ENCODERS
+from atst_jax.models.layers import Encoder
 from atst_jax.models.transformer import Transformer
 from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
@@ -82,7 +86,7 @@ def test_program(encoders, tmp_path, kind):
   if kind == "cnn":
     _check(model, exported.call)
   else:
-    _check(model, jax_program.load_program(str(folder / "encoder.jax")))
+    _check(model, jax_program.load(str(folder / "encoder.jax")))
     # positions beyond the chunk were never trained
     with pytest.raises(ValueError, match="refining shapes"):
       exported.call(
@@ -90,12 +94,27 @@ def test_program(encoders, tmp_path, kind):
       )
 
 
+class Plain(AudioNTT):
+  """An encoder that brings neither ONNX nodes nor names in PyTorch files."""
+
+  onnx, torch_names = Encoder.onnx, Encoder.torch_names
+
+
+def test_an_encoder_without_nodes_or_names_is_refused(encoders, tmp_path, monkeypatch):
+  monkeypatch.setitem(ENCODERS, "cnn", Plain)
+  with pytest.raises(UserError, match=r"encoder\.kind=cnn has no layout of PyTorch files"):
+    to_torch(encoders["cnn"], str(tmp_path / "a.pth"), "dino")
+  pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[onnx]")
+  with pytest.raises(UserError, match=r"encoder\.kind=cnn has no ONNX nodes; leave out onnx"):
+    onnx_graph.build(load_model(encoders["cnn"]))
+
+
 def test_files_that_are_no_programs(tmp_path):
   (tmp_path / "encoder.jax").write_bytes(b"x" * 100)
   with pytest.raises(UserError, match="not a program that this version of JAX"):
-    jax_program.load_program(str(tmp_path / "encoder.jax"))
+    jax_program.load(str(tmp_path / "encoder.jax"))
   with pytest.raises(UserError, match="does not exist"):
-    jax_program.load_program(str(tmp_path / "none.jax"))
+    jax_program.load(str(tmp_path / "none.jax"))
 
 
 @pytest.mark.parametrize("kind", ["transformer", "cnn"])
@@ -108,9 +127,9 @@ def test_onnx(encoders, tmp_path, kind):
 
 def test_an_artifact_that_differs_is_not_written(encoders, tmp_path, monkeypatch):
   other = load_model(encoders["transformer"]).reinitialized(5)
-  monkeypatch.setattr(jax_program, "serialize", lambda model: b"")
+  monkeypatch.setattr(jax_program, "build", lambda model: b"")
   wrong = functools.partial(jax.jit(other.outputs), other.variables)
-  monkeypatch.setattr(jax_program, "load_program", lambda path: wrong)
+  monkeypatch.setattr(jax_program, "load", lambda path: wrong)
   with pytest.raises(RuntimeError, match=r"(frames|scene) differs"):
     export.export_again(
       encoders["transformer"], str(tmp_path / "export"), artifacts=["safetensors", "jax"]

@@ -28,16 +28,16 @@ def write_run(folder, steps=(1, 2), **options):
   """The workdir of a run whose student and teacher differ, with checkpoints of these steps."""
   config = recipe.resolve(tiny_config(**options), None)
   encoder, mel = make_encoder(config.encoder), np.zeros((1, 32, 64), np.float32)
+  init = jax.jit(encoder.init)
   network = lambda seed: {
-    kind: {"encoder": tree}
-    for kind, tree in jax.jit(encoder.init)(jax.random.key(seed), mel).items()
+    kind: {"encoder": tree} for kind, tree in init(jax.random.key(seed), mel).items()
   }
   folder.mkdir()
   write_json(str(folder / "config.json"), config.to_dict())
   checkpoints = open_checkpoints(folder / "checkpoints")
   for step in steps:
     student, teacher = network(step), network(100 + step)
-    moved = jax.tree.map(lambda x: x + step, student.get("batch_stats", {}))
+    moved = jax.tree.map(lambda x: x + 1, student.get("batch_stats", {}))
     state = {**student, "batch_stats": moved, "teacher": {"batch_stats": {}, **teacher}}
     checkpoints.save(step, {**state, "step": jnp.int32(step)}, sound=True)
   checkpoints.close()

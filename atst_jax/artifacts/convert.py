@@ -219,7 +219,6 @@ def _atst_content(state: dict, config: dict, encoder, layout: str) -> dict:
 
 def to_torch(folder: str, path: str, layout: str) -> dict:
   """Writes an export as a PyTorch file in the released layout. Returns the export's config."""
-  torch = import_torch()
   config, variables, _ = export.read(folder)
   module = make_encoder(config["encoder"])
   try:
@@ -227,6 +226,7 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
   except NotImplementedError:
     kind = config["encoder"]["kind"]
     raise UserError(f"{folder}: encoder.kind={kind} has no layout of PyTorch files") from None
+  torch = import_torch()
 
   def tensor(path):
     node = variables

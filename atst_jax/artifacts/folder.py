@@ -47,7 +47,8 @@ def upgrade(config: dict, path: str) -> dict:
   number = config["format"]
   if number not in range(1, FORMAT + 1):
     raise UserError(
-      f"{path}: format {number}, this code reads 1 to {FORMAT}; install a newer atst_jax, or export again"
+      f"{path}: format {number}, this code reads 1 to {FORMAT}; "
+      "install a newer atst_jax, or export again"
     )
   if number == 1:
     config = {**config, "normalization": {"kind": "min_max", **config["normalization"]}}
@@ -82,8 +83,8 @@ def _read_weights(path: str, expected) -> dict:
   ]
   if wrong:
     raise UserError(
-      f"{path}: {len(wrong)} arrays are not those of the encoder in {CONFIG}, the first is {wrong[0]}: "
-      f"{describe(arrays.get(wrong[0]))}, not {describe(wanted.get(wrong[0]))}"
+      f"{path}: {len(wrong)} arrays are not those of the encoder in {CONFIG}, the first is "
+      f"{wrong[0]}: {describe(arrays.get(wrong[0]))}, not {describe(wanted.get(wrong[0]))}"
     )
   return jax.tree.unflatten(tree, [arrays[name] for name in wanted])
 
@@ -125,7 +126,8 @@ def read(folder: str):
     variables = restore_like(weights, expected)
   if params_hash(variables) != config["params_hash"]:
     raise UserError(
-      f"{weights}: contents do not match params_hash in {CONFIG}; the export is damaged, make it again"
+      f"{weights}: contents do not match params_hash in {CONFIG}; "
+      "the export is damaged, make it again"
     )
   return config, variables, filters
 

@@ -144,8 +144,9 @@ def embed_files(
   if dry_run:
     done = [path for path in pieces if vectors.load_piece(path) is not None]
     return (
-      f"{len(files)} files to vectors of {about['dimensions']} numbers each in {output}; {len(done)} of {len(pieces)} "
-      f"pieces ({sum(len(pieces[path]) for path in done)} files) are done; nothing written"
+      f"{len(files)} files to vectors of {about['dimensions']} numbers each in {output}; "
+      f"{len(done)} of {len(pieces)} pieces ({sum(len(pieces[path]) for path in done)} files) "
+      "are done; nothing written"
     )
   lock = claim(folder, "output")
   try:
@@ -160,8 +161,12 @@ def embed_files(
     shutil.rmtree(folder)
   except OSError as error:
     raise StoreError(
-      f"{output}: cannot be written ({error.strerror}); make room or choose another file, and run the same command again"
+      f"{output}: cannot be written ({error.strerror}); make room or choose another file, "
+      "and run the same command again"
     ) from error
   finally:
     lock.close()
-  return f"{output}: {len(files) - len(rejected)} vectors of {about['dimensions']} numbers, {len(rejected)} files left out"
+  written = len(files) - len(rejected)
+  return (
+    f"{output}: {written} vectors of {about['dimensions']} numbers, {len(rejected)} files left out"
+  )

@@ -23,7 +23,7 @@ from atst_jax.util.errors import UserError
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def serialize(model: Model) -> bytes:
+def build(model: Model) -> bytes:
   """The program of a model, which takes (mel, length, peak) and returns `Model.outputs`."""
   bounds = [f"t >= {model.hop}"]
   if not model.encoder.any_length:
@@ -39,9 +39,9 @@ def serialize(model: Model) -> bytes:
   return bytes(export.export(jax.jit(forward), platforms=PLATFORMS)(*arguments).serialize())
 
 
-def load_program(path: str) -> Callable:
-  """The function (mel, length, peak) -> {"scene", "frames"} of a file. Raises UserError if it is
-  none."""
+def load(path: str) -> Callable:
+  """The function (mel, length, peak) -> {"scene", "frames"} of a file. Raises UserError if the file
+  is no program."""
   try:
     with open(path, "rb") as file:
       return export.deserialize(bytearray(file.read())).call

@@ -33,10 +33,56 @@ TAGS = {"atst": "atst", "byola": "byol-a"}  # of the model hub
 USES = {
   "safetensors": "`model.safetensors`: the weights, names joined by `/`",
   "params": "`params/`: the weights as an Orbax checkpoint",
-  "jax": "`encoder.jax`: a `jax.export` program with the weights, any batch and length, for cpu, cuda and tpu:\n"
+  "jax": "`encoder.jax`: a `jax.export` program with the weights, any batch and length, "
+  "for cpu, cuda and tpu:\n"
   '  `jax.export.deserialize(bytearray(open("encoder.jax", "rb").read())).call(mel, length, peak)`',
   "onnx": "`encoder.onnx`: the same as an ONNX graph, with the inputs `mel`, `length` and `peak`",
 }
+
+CARD = """---
+license: {license}
+library_name: atst_jax
+pipeline_tag: feature-extraction
+tags: [audio, self-supervised, {tag}, jax]
+---
+
+# {name}
+
+An audio encoder: a {encoder.title}, {parameters:,} parameters. It gives one vector of {scene} \
+numbers for a sound, and one of {encoder.width} for every {hop_seconds}.
+
+## Use
+
+```python
+from atst_jax.embed import load_model, get_scene_embeddings
+model = load_model("{name}")
+vectors = get_scene_embeddings([waveform], model, sample_rate=44100)  # floats of full scale 1.0
+```
+
+{uses}
+
+## Front-end
+
+{table}
+
+{origin}
+
+{scores}
+
+## Limits
+
+- Mono sound at {frontend.sample_rate} Hz; the caller states the rate and other rates are resampled.
+- At least {frontend.min_samples} samples and {encoder.hop} frames ({hop_seconds}).
+- Longer than {chunk_seconds}: chunks of that length are encoded on their own and their vectors \
+averaged (`{tail}`); nothing relates sounds that lie further apart.
+- Nothing below or above the mel bands is heard.
+- What the pre-training data lacks, the vectors may not tell apart; measure on your own labels \
+first.
+
+## Licence
+
+{terms}
+"""
 
 
 def read_results(path: str, params_hash: str) -> dict:
@@ -54,7 +100,8 @@ def read_results(path: str, params_hash: str) -> dict:
     raise UserError(f"--results={path}: of the job {job}; the card holds linear evaluations")
   if measured != params_hash:
     raise UserError(
-      f"--results={path}: measured the encoder {measured}, this one is {params_hash}; evaluate this one"
+      f"--results={path}: measured the encoder {measured}, this one is {params_hash}; "
+      "evaluate this one"
     )
   return results
 
@@ -75,8 +122,8 @@ def _origin(provenance: dict) -> list[str]:
   } | config
   if data["source"] == "records":
     text = (
-      f"Pre-trained without labels on the split `{data['split']}` of `{os.path.basename(data['path'])}` "
-      f"(fingerprint `{data['fingerprint']}`)."
+      f"Pre-trained without labels on the split `{data['split']}` of "
+      f"`{os.path.basename(data['path'])}` (fingerprint `{data['fingerprint']}`)."
     )
   else:
     text = f"Trained on the `{data['source']}` source: noise, to try the code; of no use for sound."
@@ -133,52 +180,37 @@ def card(
     artifacts: what lies in the folder, keys of USES.
   """
   encoder, frontend = make_encoder(config["encoder"]), FrontEnd.from_json(config["frontend"])
-  count = sum(int(np.size(x)) for x in jax.tree.leaves(variables["params"]))
-  hop = encoder.hop
-  chunk = _seconds(config["chunk_frames"], frontend)
-  front = table_lines(
+  mel = (
+    f"{frontend.n_mels} bins, {frontend.f_min:g} to {frontend.f_max:g} Hz, scale "
+    f"{frontend.mel_scale}, area normalisation {frontend.mel_norm}"
+  )
+  window = f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"
+  table = table_lines(
     [
       ["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
       ["sample rate", f"{frontend.sample_rate} Hz"],
-      ["window", f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"],
+      ["window", window],
       ["hop", f"{frontend.hop_length} samples"],
-      [
-        "mel",
-        f"{frontend.n_mels} bins, {frontend.f_min:g} to {frontend.f_max:g} Hz, scale "
-        f"{frontend.mel_scale}, area normalisation {frontend.mel_norm}",
-      ],
+      ["mel", mel],
       ["unit", "dB of power; no clamp"],
       ["normalisation", f"`{json.dumps(config['normalization'])}`"],
     ]
   )
-  limits = [
-    f"- Mono sound at {frontend.sample_rate} Hz; the caller states the rate and other rates are resampled.",
-    f"- At least {frontend.min_samples} samples and {hop} frames ({_seconds(hop, frontend)}).",
-    f"- Longer than {chunk}: chunks of that length are encoded on their own and their vectors averaged "
-    f"(`{config['tail']}`); nothing relates sounds that lie further apart.",
-    "- Nothing below or above the mel bands is heard.",
-    "- What the pre-training data lacks, the vectors may not tell apart; measure on your own labels first.",
-  ]
-  parts = [
-    f"---\nlicense: {license}\nlibrary_name: atst_jax\npipeline_tag: feature-extraction\n"
-    f"tags: [audio, self-supervised, {TAGS.get(encoder.family, config['encoder']['kind'])}, jax]\n---",
-    f"# {name}",
-    f"An audio encoder: a {encoder.title}, {count:,} parameters. It gives one vector of {encoder.size(1)} numbers for a "
-    f"sound, and one of {encoder.width} for every {_seconds(hop, frontend)}.",
-    "## Use",
-    "```python\nfrom atst_jax.embed import load_model, get_scene_embeddings\n"
-    f'model = load_model("{name}")\n'
-    "vectors = get_scene_embeddings([waveform], model, sample_rate=44100)  # floats of full scale 1.0\n```",
-    "\n".join(f"- {USES[key]}" for key in USES if key in artifacts),
-    "## Front-end",
-    "\n".join(front),
-    *_origin(config["provenance"]),
-    *_scores(results),
-    "## Limits",
-    "\n".join(limits),
-    "## Licence",
-    "None was stated when this was exported (`--license`)."
-    if license == "unknown"
-    else f"`{license}`",
-  ]
-  return "\n\n".join(parts) + "\n"
+  unstated = "None was stated when this was exported (`--license`)."
+  return CARD.format(
+    name=name,
+    license=license,
+    tag=TAGS.get(encoder.family, config["encoder"]["kind"]),
+    encoder=encoder,
+    scene=encoder.size(1),
+    parameters=sum(int(np.size(x)) for x in jax.tree.leaves(variables["params"])),
+    uses="\n".join(f"- {USES[key]}" for key in USES if key in artifacts),
+    frontend=frontend,
+    table="\n".join(table),
+    origin="\n\n".join(_origin(config["provenance"])),
+    scores="\n\n".join(_scores(results)),
+    hop_seconds=_seconds(encoder.hop, frontend),
+    chunk_seconds=_seconds(config["chunk_frames"], frontend),
+    tail=config["tail"],
+    terms=unstated if license == "unknown" else f"`{license}`",
+  )

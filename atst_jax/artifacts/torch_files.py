@@ -44,7 +44,8 @@ def load_torch(path: str) -> dict:
   """The content of a PyTorch file: tensors and plain values only. Raises UserError for anything
   else."""
   torch = import_torch()
-  scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # where pickles of NumPy 2 look for it
+  # where pickles of NumPy 2 look for it
+  scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
   allowed = [
     argparse.Namespace,
     np.dtype,
@@ -88,7 +89,7 @@ def check_archive(path: str) -> None:
     raise UserError(f"--from={path}: truncated, or no PyTorch file ({error})") from None
   if packed or size > os.path.getsize(path):
     raise UserError(
-      f"--from={path}: is no PyTorch file, whose records are stored uncompressed and lie side by side"
+      f"--from={path}: is no PyTorch file, whose records are stored uncompressed and side by side"
     )
 
 
@@ -155,7 +156,8 @@ def find_encoder(content: dict) -> tuple[str, dict[str, np.ndarray], dict]:
   if "features.0.weight" in content:
     return "byola", to_arrays(content), {}
   raise UserError(
-    f"not a checkpoint of ATST (two layouts) or BYOL-A; its keys are {', '.join(map(str, list(content)[:5]))}"
+    "not a checkpoint of ATST (two layouts) or BYOL-A; its keys are "
+    f"{', '.join(map(str, list(content)[:5]))}"
   )
 
 
@@ -166,9 +168,8 @@ def to_variables(tensors: dict[str, np.ndarray], names: dict[str, tuple[str, ...
   extra = [name for name in tensors if name not in names and not is_unused(name)]
   for what, keys in (("lacks", missing), ("has keys of another model:", extra)):
     if keys:
-      raise UserError(
-        f"the encoder {what} {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)} in all)"
-      )
+      more = " …" if len(keys) > 5 else ""
+      raise UserError(f"the encoder {what} {', '.join(keys[:5])}{more} ({len(keys)} in all)")
   broken = [name for name in names if not np.isfinite(tensors[name]).all()]
   if broken:
     raise UserError(f"the encoder holds NaN or infinity in {', '.join(broken[:5])}")

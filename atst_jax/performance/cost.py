@@ -1,7 +1,7 @@
 """Floating-point operations of a pre-training config, and what they take on a chip at a stated
 utilisation.
 
-  python -m atst_jax.performance.cost --config=configs/base.py --clips=1912134 [--config.KEY=VALUE …]
+  python -m atst_jax.performance.cost --config=configs/base.py --clips=1912134
 
 A multiplication with its addition counts as two. Counted are the matrix products and convolutions
 of student (forward, and twice that backward) and teacher (forward); not element-wise work, not the
@@ -31,7 +31,7 @@ def find_steps(config, clips: int | None) -> int:
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.performance.cost", __doc__)
   parser.add_argument(
     "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
@@ -51,14 +51,14 @@ def _main(flags, rest) -> None:
   clip = clip_flops(config)
   total = clip * config.batch_size * steps
   print(
-    f"{clip / 1e9:.2f} GFLOP per clip, {steps} steps of {config.batch_size}: {total / 1e18:.3g} EFLOP in all"
+    f"{clip / 1e9:.2f} GFLOP per clip, {steps} steps of {config.batch_size}: "
+    f"{total / 1e18:.3g} EFLOP in all"
   )
   for name, chip in CHIPS.items():
     hours = total / (flags.mfu * chip.flops) / 3600
     digits = max(0, 2 - math.floor(math.log10(hours))) if hours < 100 else 0
-    print(
-      f"{name:8} {hours:8.{digits}f} chip-hours at {flags.mfu:.0%} of {chip.flops / 1e12:.0f} TFLOP/s"
-    )
+    peak = f"{chip.flops / 1e12:.0f} TFLOP/s"
+    print(f"{name:8} {hours:8.{digits}f} chip-hours at {flags.mfu:.0%} of {peak}")
 
 
 if __name__ == "__main__":

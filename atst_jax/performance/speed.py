@@ -162,8 +162,8 @@ def open_or_write(config: ConfigDict, folder: str, clips: int) -> Dataset:
     config.data.path = write_noise(folder, config, clips)
   elif not os.path.isdir(config.data.path) and "://" not in config.data.path:
     raise UserError(
-      f"{config.data.path} does not exist; set --config.data.path=DIR, or --clips=2048 to measure with "
-      "that many clips of noise"
+      f"{config.data.path} does not exist; set --config.data.path=DIR, or --clips=2048 to measure "
+      "with that many clips of noise"
     )
   config.data.source = "records"
   return Dataset.load(config.data.path)
