@@ -1,11 +1,12 @@
 """Both papers on one page: what one update of the student and its teacher computes.
 
-y = encoder(view)          z = projector(y)          p = predictor(z)          both views, student
-z' = projector'(encoder'(view))                                                both views, teacher
-L_byol       = mean over both directions of 2 - 2·cos(p_i, z'_j)               BYOL; ATST 2.1
-w            = log(γ·e^{s(v)} + (1 - γ)·e^v)                                   difference-aware
-paper, Eq. 2 p_difference = predictor_difference(projector(encoder(w) - γ·s(y)))            the same
-z', Eq. 3 L            = (1 - λ)·L_byol + λ·L_difference teacher      <- m·teacher + (1 - m)·student
+student      y = encoder(view), z = projector(y), p = predictor(z)      of both views
+teacher      z' = projector'(encoder'(view))                            of both views
+L_byol       = mean over both directions of 2 - 2·cos(p_i, z'_j)        BYOL; ATST 2.1
+w            = log(γ·e^{s(v)} + (1 - γ)·e^v)                            difference-aware, Eq. 2
+p_difference = predictor_difference(projector(encoder(w) - γ·s(y)))     for the same z', Eq. 3
+L            = (1 - λ)·L_byol + λ·L_difference
+teacher      <- m·teacher + (1 - m)·student
 """
 
 import functools
@@ -30,9 +31,9 @@ RANDOM = ("drop_path", "dropout")  # streams of the network's own randomness
 class TrainState(NamedTuple):
   """All that evolves, arrays only, float32.
 
-  `step` counts finished steps: it is the position in the data and in the random draws. Finished
-  updates, which all schedules follow, are the teacher's and the optimizer's count; where steps are
-  skipped (`guard`) they are fewer.
+  `step` counts finished steps: it is the position in the data and in the random draws. Schedules
+  follow the count of finished updates, which teacher and optimizer hold. It is smaller where steps
+  were skipped (`guard`).
   """
 
   step: jax.Array
@@ -68,14 +69,12 @@ class Subtraction(NamedTuple):
 class Network(nn.Module):
   """Encoder, projector and the student's predictors. B clips, K views, D width, P outputs.
 
-  `joint_views`: encode and normalise all views in one pass, so that BatchNorm's statistics span
-    both (ATST's released
-  code); otherwise one pass for each view (BYOL-A).
-  `accumulation`: parts of a batch that are encoded one after the other, and each again in the
-    backward pass, where
-  their gradients add up. Memory is that of a part; heads and losses see the whole batch, so the
-  update is that of the whole batch but for the draws of stochastic depth and dropout, and for
-  BatchNorm inside a convolutional encoder, which sees a part.
+  joint_views: encode and normalise all views in one pass, so that BatchNorm's statistics span both
+    (ATST's released code); otherwise one pass for each view (BYOL-A).
+  accumulation: into how many parts a batch is split. Each part is encoded on its own, and once more
+    in the backward pass, where the gradients add up. So memory is that of a part. Heads and losses
+    see the whole batch. The update is that of the whole batch, except for the draws of stochastic
+    depth and dropout, and for BatchNorm inside an encoder, which sees a part.
   """
 
   encoder: nn.Module

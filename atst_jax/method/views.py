@@ -104,9 +104,9 @@ def make_views(
     segments: "two": every view is its own random crop; "single": both views share one.
     crop_frames: frames of the longest view; the others are padded to it.
     first_frames, second_frames: (shortest, longest) of each view, drawn for every clip; None for
-    crop_frames. padding: "mask" tracks the valid frames of views that are shorter than crop_frames;
-    "silence" fills short clips up
-      with silence and counts it as sound, as the released codes do.
+      crop_frames.
+    padding: "mask" tracks the valid frames of views that are shorter than crop_frames; "silence"
+      fills short clips up with silence and counts it as sound, as the released codes do.
     normalization: keyword arguments of `normalize` but for the peak, which is the crop's (released
       code).
     mixup_ratio: the partner's weight is uniform in [0, mixup_ratio).
