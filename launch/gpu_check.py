@@ -1,4 +1,4 @@
-"""What `launch/gpu_check.sh` runs: each check in a process of its own, within the time that is left.
+"""What `launch/gpu_check.sh` runs: each check in a process of its own, within the time left.
 
 A check that fails or runs out of time is a row of the table like the others; then the exit code is
 1.
