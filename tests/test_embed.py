@@ -185,7 +185,8 @@ def test_it_starts_quickly_and_without_tensorflow(encoder):
   stretch. 1.7 s here."""
   script = (
     "import sys; from atst_jax.embed import load_model; load_model(sys.argv[1])\n"
-    "heavy = {'tensorflow', 'torch', 'orbax', 'librosa', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    "heavy = {'tensorflow', 'torch', 'orbax', 'librosa', 'sklearn', 'matplotlib'}\n"
+    "heavy &= set(sys.modules)\n"
     "sys.exit(f'loaded {heavy}' if heavy else 0)"
   )
   spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])

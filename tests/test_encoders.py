@@ -36,7 +36,7 @@ def test_exact_head_counts():
 def test_initialisation():
   """Normal of 0.02 for linear layers, CLS and positions, zero biases; heads uniform by fan-in."""
   encoder = Transformer(width=128, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=1001)
-  params = encoder.init(jax.random.key(0), jnp.zeros((1, 100, 64)))["params"]
+  params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 100, 64)))["params"]
   for x in (
     params["patch_embed"]["kernel"],
     params["block_00"]["qkv"]["kernel"],
@@ -63,15 +63,14 @@ def test_patches_are_mel_major():
 
 def test_padding_does_not_change_the_embedding():
   rng = np.random.default_rng(0)
-  mel = rng.normal(size=(3, 80, 64)).astype(np.float32)
-  length = np.array([40, 80, 13])
-  variables = TINY.init(jax.random.key(0), mel)
-  y, out = TINY.apply(
-    variables, np.where(np.arange(80)[None, :, None] < length[:, None, None], mel, 7.0), length
-  )
+  mel = rng.normal(size=(2, 40, 64)).astype(np.float32)
+  length = np.array([40, 13])
+  variables, apply = jax.jit(TINY.init)(jax.random.key(0), mel), jax.jit(TINY.apply)
+  padded = np.where(np.arange(40)[None, :, None] < length[:, None, None], mel, 7.0)
+  y, out = apply(variables, padded, length)
   pooled = pool_blocks(out["blocks"], jnp.asarray(length), patch_frames=4, num_blocks=2)
   for clip, n in enumerate(length):
-    alone, parts = TINY.apply(variables, mel[clip : clip + 1, : n // 4 * 4])
+    alone, parts = apply(variables, mel[clip : clip + 1, : n // 4 * 4])
     np.testing.assert_allclose(y[clip], alone[0], atol=1e-5)
     expected = pool_blocks(parts["blocks"], jnp.array([n]), patch_frames=4, num_blocks=2)[0]
     np.testing.assert_allclose(pooled[clip], expected, atol=1e-5)

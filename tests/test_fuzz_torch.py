@@ -15,7 +15,7 @@ from atst_jax.artifacts import convert, export
 from atst_jax.util.errors import UserError
 
 torch = pytest.importorskip("torch")
-import torch_method
+torch_method = pytest.importorskip("torch_method")
 
 
 def _checkpoints():

@@ -58,10 +58,10 @@ def check_family(hyper: dict) -> None:
 
 
 def _is_ours(value) -> bool:
-  """Whether a value is what this project writes under OURS."""
+  """Whether a value is what this project writes under OURS, or empty."""
   if not isinstance(value, dict) or value.keys() - {*PARTS, "heads", "patch_frames"}:
     return False
-  return all(type(value.get(key)) is kind for key, kind in PARTS.items())
+  return not value or all(type(value.get(key)) is kind for key, kind in PARTS.items())
 
 
 def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | None) -> dict:
@@ -76,7 +76,7 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
       raise UserError(f"the encoder lacks {name}{other}")
     if tensors[name].ndim != axes:
       raise UserError(f"the encoder's {name} must have {axes} axes")
-  if ours and not _is_ours(ours):
+  if not _is_ours(ours):
     raise UserError(f"its arguments' {OURS!r} are not what this project writes")
   width = tensors["cls_token"].shape[-1]
   heads = ours.get("heads") if heads is None else heads
