@@ -9,40 +9,17 @@ import numpy as np
 
 from atst_jax.models import fused
 from atst_jax.models.fused import product
-from atst_jax.models.layers import DropPath, Encoder, attend, attention_weights
-
-# the released trunc_normal cuts at ±2, a hundred standard deviations
-linear_init = nn.initializers.normal(0.02)
-
-
-def patchify(mel, frames):
-  """(B, T, F) -> (B, T // frames, F · frames), mel-major inside a patch; left-over frames are
-  dropped."""
-  B, T, F = mel.shape
-  N = T // frames
-  return mel[:, : N * frames].reshape(B, N, frames, F).swapaxes(2, 3).reshape(B, N, F * frames)
-
-
-class Linear(nn.Module):
-  """The parameters of a linear layer, whose product and bias are computed apart."""
-
-  features: int
-
-  @nn.compact
-  def __call__(self, width, dtype):
-    """Kernel (width, features) of `dtype` and bias (features,) float32."""
-    kernel = self.param("kernel", linear_init, (width, self.features))
-    return kernel.astype(dtype), self.param("bias", nn.initializers.zeros, (self.features,))
-
-
-class Norm(nn.Module):
-  """The parameters of a LayerNorm."""
-
-  @nn.compact
-  def __call__(self, width):
-    """Scale and bias (width,) float32."""
-    scale = self.param("scale", nn.initializers.ones, (width,))
-    return scale, self.param("bias", nn.initializers.zeros, (width,))
+from atst_jax.models.layers import (
+  DropPath,
+  Encoder,
+  Linear,
+  Norm,
+  attend,
+  attention_weights,
+  linear_init,
+  patchify,
+  pool_blocks,
+)
 
 
 class Projections(nn.Module):
@@ -119,29 +96,6 @@ class Block(nn.Module):
     y = fused.gelu_product(h, bias, out, self.kernels)
     branch = Branch(y, DropPath(self.drop_path)(B, train=train), out_bias)
     return (fused.add(x, *branch), None) if self.whole else (x, branch)
-
-
-def pool_blocks(blocks, length, *, patch_frames, num_blocks, mean_over=None):
-  """The released code's embedding: [CLS of each block…, mean of each block's valid patches…],
-  shallow to deep.
-
-  Args:
-    blocks: (depth, B, 1 + N, D) of `Transformer`.
-    length: (B,) valid frames.
-    num_blocks: how many of the last blocks to take.
-    mean_over: (B,) frames whose patches the sum is divided by; `length` by default.
-
-  Returns:
-    (B, 2 · num_blocks · D).
-  """
-  blocks = blocks[-num_blocks:]
-  _, B, tokens, _ = blocks.shape
-  valid = (jnp.arange(tokens - 1)[None] < length[:, None] // patch_frames).astype(blocks.dtype)
-  count = (length if mean_over is None else mean_over) // patch_frames + 1e-6
-  mean = (
-    jnp.einsum("lbnd,bn->lbd", blocks[:, :, 1:], valid, precision="highest") / count[None, :, None]
-  )
-  return jnp.concatenate([blocks[:, :, 0], mean]).swapaxes(0, 1).reshape(B, -1)
 
 
 class Transformer(Encoder):
