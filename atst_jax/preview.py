@@ -58,7 +58,7 @@ def draw(config, dataset: Dataset | None, output: str, sheets: int) -> list[str]
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.preview", __doc__)
   parser.add_argument(
     "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"

@@ -19,7 +19,7 @@ from atst_jax.util.errors import UserError
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.report", __doc__)
   parser.add_argument(
     "--workdir", required=True, help="folder of a pre-training run; the page is written there"

@@ -231,7 +231,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
 
 def release(config: ConfigDict) -> None:
-  """Every difference between ATST's paper and its released code as in the code (README, "Paper and released code").
+  """Every difference between ATST's paper and its released code as in the code (docs/paper_and_code.md).
 
   Its crop of the waveform and its bank of Mixup partners are not here: shards hold spectrograms, and a step no past.
   """

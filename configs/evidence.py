@@ -5,7 +5,7 @@
 runs everything that belongs to it, this config's sweeps first. `:transformer` and `:cnn` are trained at λ = 0, 0.2 and
 0.5 with three seeds each (`lambda`); `:ablation` is ATST's choice of views and of their length (`views`).
 
-Sized for two CPU cores and minutes: 480 recordings, so a comparison of losses, not a recipe. README, "Evidence".
+Sized for two CPU cores and minutes: 480 recordings, so a comparison of losses, not a recipe. See docs/evidence.md.
 """
 
 from ml_collections import ConfigDict

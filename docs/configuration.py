@@ -174,7 +174,7 @@ def _row(job: str, key: str, found: dict[str, dict], words: dict[str, str]) -> s
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("docs.configuration", __doc__)
   parser.add_argument(
     "--configs", default="configs", help="folder of the configs (default configs)"

@@ -1,8 +1,9 @@
-"""The evidence on real sound, from recordings to its tables: README, "Evidence".
+"""The evidence on real sound, from recordings to its tables: docs/evidence.md.
 
-  python launch/evidence.py --recordings=recordings --output=runs/evidence [--seeds=0,1,2]
-  [--only=cnn,…] python launch/evidence.py … --dry_run      prints the commands python
-  launch/evidence.py … --tables       the tables of what is done so far
+  python launch/evidence.py --recordings=recordings --output=runs/evidence
+  python launch/evidence.py … --seeds=0,1,2 --only=cnn,…
+  python launch/evidence.py … --dry_run      prints the commands
+  python launch/evidence.py … --tables       the tables of what is done so far
 
 `recordings/` holds `esc10/CLASS/FOLD-ID-TAKE.ogg` and `fsdd/DIGIT_SPEAKER_INDEX.flac`. What an
 encoder is tested on it has not been pre-trained on: it sees folds 1 to 3 of ESC-10 (240 clips) and

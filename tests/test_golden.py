@@ -276,19 +276,20 @@ def test_difference_step(golden):
   )
   pair, gamma = jnp.asarray(arrays["views"]).swapaxes(0, 1), jnp.asarray(arrays["gamma"]).T
   mixed, _ = mixtures.mix_neighbours(pair, None, gamma, group=6, scale=1.0)
+  mixed = mixtures.Mixtures(mixed, None, gamma)
   teach = functools.partial(network.apply, method=method.Network.teach, mutable=["batch_stats"])
   teacher_variables = {"params": state.teacher.params, "batch_stats": state.teacher.batch_stats}
   (z, y), _ = jax.jit(teach)(teacher_variables, pair, None)
   np.testing.assert_allclose(z.swapaxes(0, 1), arrays["z_teacher"], atol=1e-5)
   student_variables = {"params": params, "batch_stats": batch_stats}
   apply = functools.partial(network.apply, mutable=["batch_stats"])
-  (p, p_difference), _ = jax.jit(apply, static_argnums=6)(
-    student_variables, pair, None, mixed, None, gamma, 6, y
+  (p, p_difference), _ = jax.jit(apply, static_argnums=4)(
+    student_variables, pair, None, mixed, 6, y
   )
   # Behind four BatchNorms of six rows a float32 pass is 1e-5 from float64.
   np.testing.assert_allclose(p.swapaxes(0, 1), arrays["q"], atol=2e-5)
   np.testing.assert_allclose(p_difference.swapaxes(0, 1), arrays["q_difference"], atol=2e-5)
-  state, metrics = update(state, jax.random.key(0), pair, None, mixed, None, gamma)
+  state, metrics = update(state, jax.random.key(0), pair, None, mixed)
   for name in ("loss", "loss_byol", "loss_difference"):
     np.testing.assert_allclose(metrics[name], arrays[name], rtol=1e-5)
   grads, _ = cnn_variables(arrays, "grad.")

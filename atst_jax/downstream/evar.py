@@ -131,7 +131,7 @@ def __getattr__(name: str):
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.downstream.evar", __doc__)
   parser.add_argument("--encoder", required=True, help="exported encoder")
   parser.add_argument(

@@ -206,7 +206,7 @@ def picture(comparison: Comparison, path: str) -> None:
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.downstream.report", __doc__)
   parser.add_argument(
     "runs", nargs="+", metavar="RUN", help="workdir of a finished evaluation, or its results.json"

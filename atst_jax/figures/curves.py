@@ -144,7 +144,7 @@ def _plot_embeddings(encoder: str, data: str, path: str) -> None:
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.figures.curves", __doc__)
   parser.add_argument("--workdir", required=True, help="folder of a pre-training run")
   parser.add_argument("--encoder", help="exported encoder, for the map of embeddings")

@@ -4,11 +4,21 @@
 Letters: B clips, K views, T frames, F mel bins.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from atst_jax.method.groups import SILENT, shift_in_group, valid_frames
 from atst_jax.method.normalization import nepers_per_unit, normalize_batch
+
+
+class Mixtures(NamedTuple):
+  """Views, each mixed with its neighbour's."""
+
+  views: jax.Array  # (B, 2 or 1, T, F)
+  length: jax.Array | None  # (B, 2 or 1) valid frames
+  gamma: jax.Array  # (B, 2), the neighbour's share
 
 
 def draw_gamma(key, clips, *, low, high, per, shared):
@@ -105,7 +115,7 @@ def make_mixtures(
   renormalize,
   symmetric,
 ):
-  """Mixtures of views, their valid frames or None, and γ (B, 2).
+  """Mixes views, as `Mixtures`.
 
   Args:
     views, length, post_std: of `views.make_views`.
@@ -132,7 +142,7 @@ def make_mixtures(
   )
   if renormalize == "batch":
     mixtures, _ = normalize_batch(mixtures, length)
-  return mixtures, length, gamma
+  return Mixtures(mixtures, length, gamma)
 
 
 def mixing_options(views: dict, difference: dict, batch_size: int) -> dict:

@@ -20,7 +20,7 @@ import optax
 from atst_jax.method.ema import Ema, EmaState
 from atst_jax.method.groups import shift_in_group
 from atst_jax.method.losses import cross_loss, output_rank, output_std
-from atst_jax.method.mixtures import make_mixtures
+from atst_jax.method.mixtures import Mixtures, make_mixtures
 from atst_jax.method.views import make_views
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import MLPHead, pool_frames
@@ -147,20 +147,19 @@ class Network(nn.Module):
     y = self.encode(views, length)
     return self.project(self.pool(y)), y
 
-  def __call__(self, views, length, mixtures, mixture_length, gamma, group, taught):
-    """The student's p (B, K, P) and, with mixtures, p_difference (B, K or 1, P) (else None);
+  def __call__(self, views, length, mixed, group, taught):
+    """The student's p (B, K, P) and, with `Mixtures`, p_difference (B, K or 1, P) (else None);
     `taught` are the teacher's encodings."""
     y = self.encode(views, length)
-    if mixtures is None:
+    if mixed is None:
       return self.predict(self.project(self.pool(y))), None
-    options, K = self.subtraction, mixtures.shape[1]
+    options, K = self.subtraction, mixed.views.shape[1]
     subtrahend = shift_in_group(y if options.subtrahend == "student" else taught, group)[:, :K]
     if options.stop_gradient:
       subtrahend = jax.lax.stop_gradient(subtrahend)
-    gamma = gamma[:, :K].reshape(*subtrahend.shape[:2], *[1] * (subtrahend.ndim - 2))
-    difference = (
-      self.encode(mixtures, mixture_length, track=options.track_mixtures) - gamma * subtrahend
-    )
+    gamma = mixed.gamma[:, :K].reshape(*subtrahend.shape[:2], *[1] * (subtrahend.ndim - 2))
+    encoded = self.encode(mixed.views, mixed.length, track=options.track_mixtures)
+    difference = encoded - gamma * subtrahend
     if options.rescale:
       difference = difference / (1 - gamma)
     y, difference = self.pool(y), self.pool(difference)
@@ -201,15 +200,15 @@ def make_network(
 def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
   """A fresh TrainState; the teacher starts as a copy of the student's encoder and projector."""
   views = jnp.zeros((group, 2, frames, n_mels))
-  mixtures, gamma = (
-    (views, jnp.zeros((group, 2))) if network.predictor_difference is not None else (None, None)
-  )
+  mixed = Mixtures(views, None, jnp.zeros((group, 2)))
+  if network.predictor_difference is None:
+    mixed = None
   rngs = dict.fromkeys(("params", *RANDOM), key)
   y = None
   if network.subtraction.subtrahend == "teacher":
     encode = functools.partial(network.init_with_output, method=Network.encode)
     y = jnp.zeros(jax.eval_shape(encode, rngs, views, None)[0].shape)
-  variables = network.init(rngs, views, None, mixtures, None, gamma, group, y)
+  variables = network.init(rngs, views, None, mixed, group, y)
   params, batch_stats = variables["params"], variables["batch_stats"]
   taught = lambda tree: {k: tree[k] for k in ("encoder", "projector") if k in tree}
   return TrainState(
@@ -222,10 +221,10 @@ def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
 
 
 def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_weight, group):
-  """Returns update(state, key, views, length, mixtures, mixture_length, gamma) -> (state, metrics).
+  """Returns update(state, key, views, length, mixed) -> (state, metrics).
 
-  One step on given views (B, 2, T, F) and, where λ is not 0, mixtures (B, 2 or 1, T, F) with their
-  γ (B, 2); lengths may be None.
+  One step on given views (B, 2, T, F), their valid frames (B, 2) or None and, where λ is not 0,
+  their `Mixtures`.
 
   Args:
     tx: optax transformation of the student.
@@ -234,33 +233,21 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
     group: clips among which views were mixed.
   """
 
-  def update(
-    state: TrainState, key, views, length=None, mixtures=None, mixture_length=None, gamma=None
-  ):
+  def update(state: TrainState, key, views, length=None, mixed: Mixtures | None = None):
     teacher_key, student_key = (
       {name: jax.random.fold_in(key, 2 * i + k) for i, name in enumerate(RANDOM)} for k in (0, 1)
     )
     apply = functools.partial(network.apply, mutable=["batch_stats"])
 
+    variables = {"params": state.teacher.params, "batch_stats": state.teacher.batch_stats}
     (z, taught), new_teacher = apply(
-      {"params": state.teacher.params, "batch_stats": state.teacher.batch_stats},
-      views,
-      length,
-      method=Network.teach,
-      rngs=teacher_key,
+      variables, views, length, method=Network.teach, rngs=teacher_key
     )
 
     def loss_fn(params):
+      variables = {"params": params, "batch_stats": state.batch_stats}
       (p, p_difference), new = apply(
-        {"params": params, "batch_stats": state.batch_stats},
-        views,
-        length,
-        mixtures,
-        mixture_length,
-        gamma,
-        group,
-        taught,
-        rngs=student_key,
+        variables, views, length, mixed, group, taught, rngs=student_key
       )
       losses = {"loss_byol": cross_loss(p, z)}
       loss = losses["loss_byol"]
@@ -269,9 +256,8 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
         loss = (1 - difference_weight) * loss + difference_weight * losses["loss_difference"]
       return loss, (losses, p, new["batch_stats"])
 
-    (loss, (losses, p, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params
-    )
+    loss_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (losses, p, batch_stats)), grads = loss_and_grad(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     teacher_state = state.teacher._replace(batch_stats=new_teacher["batch_stats"])
@@ -280,9 +266,8 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
     metrics |= {"std_student": output_std(p), "std_teacher": output_std(z)}
     metrics |= {"rank_student": output_rank(p), "rank_teacher": output_rank(z)}
     metrics |= {name: schedule(state.teacher.count) for name, schedule in schedules.items()}
-    return TrainState(
-      state.step + 1, params, batch_stats, opt_state, teacher_state, state.guard
-    ), metrics
+    step = state.step + 1
+    return TrainState(step, params, batch_stats, opt_state, teacher_state, state.guard), metrics
 
   return update
 
@@ -314,9 +299,9 @@ def make_train_step(
     pair, length, drawn = make_views(
       view_key, batch["mel"], batch["length"], ragged=ragged, apart=bool(difference_weight), **views
     )
-    mixed = (
-      make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing) if difference_weight else ()
-    )
-    return update(state, update_key, pair, length, *mixed)
+    mixed = None
+    if difference_weight:
+      mixed = make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing)
+    return update(state, update_key, pair, length, mixed)
 
   return train_step

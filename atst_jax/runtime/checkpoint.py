@@ -54,7 +54,7 @@ def checkpoint_folder(workdir: str, folder: str | None) -> str:
 class Checkpoints:
   """Asynchronous checkpoints that prove themselves, each in a folder named by its step.
 
-  A checkpoint counts once its manifest is there (`shelf`), which is written when the asynchronous
+  A checkpoint counts once its manifest is there (`checkpoint_folder`), which is written when the asynchronous
   save has ended. It is used only if every file agrees with the manifest, and every array that was
   read with its mark (`fingerprint`). Older ones are removed after a newer one has been proved: at
   every instant one good checkpoint is there.

@@ -17,7 +17,7 @@ PATIENCE = 5.0  # seconds for a job that has nothing to save to clean up
 
 class Interrupted(KeyboardInterrupt):
   """A signal where there is nothing to save: what is finished is kept, the same command continues
-  (`command.guard`)."""
+  (`cli.guard`)."""
 
 
 class StopRequest:

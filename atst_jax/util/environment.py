@@ -58,7 +58,7 @@ def _runs(module: str, arguments: list[str]) -> bool:
 
 
 def main(argv=None) -> int:
-  """Returns the exit code, that of `command.guard`."""
+  """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.util.environment", __doc__)
   parser.add_argument("platform", choices=PLATFORMS)
   return guard(lambda: _main(parser.parse(argv)))

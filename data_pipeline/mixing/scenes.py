@@ -125,7 +125,7 @@ def read_scene(
   max_seconds: float = math.inf,
   quality: Quality,
 ) -> Iterator[tuple[None, np.ndarray]]:
-  """Yields (None, (N,) waveform) of a scene as `audio.read_pieces` does of a file; `quality.notes`
+  """Yields (None, (N,) waveform) of a scene as `decode.read_pieces` does of a file; `quality.notes`
   are its gains."""
   waveform, quality.notes = synthesise(scene)
   quality.sample_rate = scene.rate

@@ -38,7 +38,7 @@ class ShardTask:
 
 
 def read_file(source: Source, **options) -> Iterator[tuple[int | None, np.ndarray]]:
-  """The pieces of a source that is an audio file (`audio.read_pieces`)."""
+  """The pieces of a source that is an audio file (`decode.read_pieces`)."""
   return read_pieces(source.path, **options)
 
 
@@ -46,7 +46,7 @@ def read_file(source: Source, **options) -> Iterator[tuple[int | None, np.ndarra
 class Settings:
   """What all shards have in common. `filters` are the front-end's mel filters: workers need no
   librosa. `read` gives the pieces of a source, with the arguments and errors of
-  `audio.read_pieces`."""
+  `decode.read_pieces`."""
 
   output: str
   work: str

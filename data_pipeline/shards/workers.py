@@ -206,7 +206,7 @@ def _post_mortem(open_files: list[Source]) -> str:
 
 
 def run(work: Callable[[], int | None]) -> int:
-  """`command.guard`, where SIGTERM and a dead worker end the job as Ctrl-C does."""
+  """`cli.guard`, where SIGTERM and a dead worker end the job as Ctrl-C does."""
 
   def go():
     try:
