@@ -50,7 +50,10 @@ class Parsed(Exception):
 
 
 def parse_only(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
-  """Gives `python -m MODULE FLAGS…` to its parser, and its overrides to its config. Raises UserError or fails."""
+  """Gives `python -m MODULE FLAGS…` to its parser, and its overrides to its config.
+
+  Raises UserError or fails.
+  """
   assert argv[:2] == ["python", "-m"]
   parse, parse_with_overrides = cli.Parser.parse, cli.Parser.parse_with_overrides
 
