@@ -186,23 +186,16 @@ def make_network(
   0."""
   head = functools.partial(MLPHead, dtype=dtype, **heads)
   encoder = make_encoder(encoder, dtype=dtype, attention=attention, kernels=kernels, remat=remat)
-  return Network(
-    encoder,
-    head(),
-    head(),
-    head() if difference_weight else None,
-    joint_views,
-    subtraction,
-    accumulation,
-  )
+  difference = head() if difference_weight else None
+  return Network(encoder, head(), head(), difference, joint_views, subtraction, accumulation)
 
 
 def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
   """A fresh TrainState; the teacher starts as a copy of the student's encoder and projector."""
   views = jnp.zeros((group, 2, frames, n_mels))
-  mixed = Mixtures(views, None, jnp.zeros((group, 2)))
-  if network.predictor_difference is None:
-    mixed = None
+  mixed = None
+  if network.predictor_difference is not None:
+    mixed = Mixtures(views, None, jnp.zeros((group, 2)))
   rngs = dict.fromkeys(("params", *RANDOM), key)
   y = None
   if network.subtraction.subtrahend == "teacher":

@@ -41,6 +41,17 @@ def frame_ranges(crop_frames, first_frames, second_frames):
   return [tuple(frames or (crop_frames, crop_frames)) for frames in (first_frames, second_frames)]
 
 
+def is_ragged(shortest_clip, *, padding, crop_frames, first_frames, second_frames) -> bool:
+  """Whether any view may be shorter than `crop_frames`, so that lengths have to be tracked.
+
+  Args:
+    shortest_clip: frames of the data set's shortest clip.
+  """
+  ranges = frame_ranges(crop_frames, first_frames, second_frames)
+  shortest = min(shortest_clip, *(low for low, _ in ranges))
+  return padding == "mask" and shortest < crop_frames
+
+
 def partner_shifts(key, num_groups, group, *, apart):
   """(B / G, 2) cyclic shifts inside each group, one for each view, different for both views if G
   allows.
