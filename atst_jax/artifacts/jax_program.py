@@ -49,7 +49,7 @@ def load(path: str) -> Callable:
     raise UserError(
       f"{path} does not exist; write it with `python -m atst_jax.export --artifacts=…,jax`"
     ) from error
-  except Exception as error:  # whatever flatbuffers and MLIR raise
+  except Exception as error:  # flatbuffers and MLIR raise errors of their own
     raise UserError(
       f"{path}: not a program that this version of JAX ({jax.__version__}) reads: {error}"
     ) from error

@@ -215,7 +215,7 @@ class Model:
       peak = peak_of(mel)
       for chunk, mean_over, weight in self.chunks(mel, tail):
         size = next(size for size in sizes if len(chunk) <= size)
-        # A copy, so that a chunk that waits does not hold its whole clip.
+        # a copy, so that a waiting chunk does not keep its whole clip in memory
         waiting.setdefault(size, []).append(
           (index, peak, np.array(chunk, np.float32), mean_over, weight)
         )
@@ -225,7 +225,7 @@ class Model:
       flush(size)
     out = np.empty((len(sums), self.width(num_blocks)), np.float32)
     for i, weight in enumerate(weights):
-      # let go: the features of a large set fill memory once, not twice
+      # freed here, so that the features of a large set are in memory only once
       out[i], sums[i] = sums[i] / weight, None
     return out
 

@@ -126,7 +126,9 @@ def _origin(provenance: dict) -> list[str]:
       f"`{os.path.basename(data['path'])}` (fingerprint `{data['fingerprint']}`)."
     )
   else:
-    text = f"Trained on the `{data['source']}` source: noise, to try the code; of no use for sound."
+    text = (
+      f"Trained on the `{data['source']}` source: noise, to try the code; not useful for sound."
+    )
   recipe = table_lines(
     [["key", "value"], *([key, f"`{flat[key]}`"] for key in RECIPE if key in flat)]
   )
@@ -175,7 +177,7 @@ def card(
     name: of the model, the folder's.
     config: the export's config.json.
     variables: its arrays, to be counted.
-    license: an identifier of SPDX or of the model hub; "unknown" if nobody stated one.
+    license: an identifier of SPDX or of the model hub; "unknown" if none was stated.
     results: of `read_results`.
     artifacts: what lies in the folder, keys of USES.
   """

@@ -1,4 +1,4 @@
-"""Vectors of many files on disk: pieces that outlive a kill, and the one file that they become.
+"""Vectors of many files: pieces that remain after a kill, and the one file that they are joined to.
 
 A piece holds some of the files, in order; its name is a hash of all that decides its contents, so
 that a job that is run again takes from `OUTPUT.part` what fits and computes the rest.
@@ -82,7 +82,7 @@ def job_of(path: str) -> str | None:
       with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         return str(arrays["job"])
     return json.loads(import_parquet(path).read_schema(path).metadata[b"atst_jax"])["job"]
-  except Exception as error:  # pyarrow and zipfile raise what they like
+  except Exception as error:  # pyarrow and zipfile raise many kinds
     raise UserError(
       f"--output={path} exists and is not of this program; choose another name"
     ) from error

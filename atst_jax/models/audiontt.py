@@ -90,7 +90,7 @@ class AudioNTT(Encoder):
         the padding: pass None.
       train: whether BatchNorm uses the batch's statistics and dropout is on.
       track: whether BatchNorm's running statistics are updated, if training.
-      tokens: plays no part: frames are always returned.
+      tokens: not used, frames are always returned.
 
     Returns:
       y (B, D) float32 and {"frames": (B, T // 2^blocks, D)} float32, which `pool_frames` pools to

@@ -169,7 +169,7 @@ class Transformer(Encoder):
         after the last whole valid patch.
       train: whether branches are dropped, and y alone is wanted: the last block then computes CLS
         only.
-      track: plays no part: there are no running statistics here.
+      track: not used, there are no running statistics.
       tokens: whether more than y is wanted when training, too.
 
     Returns:
