@@ -95,6 +95,20 @@ def test_the_commands_and_the_python_of_the_readme(tmp_path, monkeypatch, one_de
   }
 
 
+def test_the_exact_probe_of_the_evidence():
+  (code,) = [
+    text
+    for language, text in blocks((ROOT / "docs/evidence.md").read_text(encoding="utf-8"))
+    if language == "python"
+  ]
+  rng = np.random.default_rng(0)
+  labels = np.arange(60) % 3
+  vectors = rng.normal(size=(60, 4)) + 9 * np.eye(4)[labels]
+  names = {"vectors": vectors, "labels": labels, "train": np.arange(30), "test": np.arange(30, 60)}
+  exec(compile(code, "docs/evidence.md", "exec"), names)
+  assert names["accuracy"] == 1
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_are_accepted(document, monkeypatch):
   """Those of blocks and those in running text."""
