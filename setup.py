@@ -23,6 +23,7 @@ setuptools.setup(
   license="Apache-2.0",
   license_files=["LICENSE"],
   packages=["atst_jax", "atst_jax.downstream", "configs", "data_pipeline"],
+  package_data={"atst_jax": ["*/*.html", "*/*.css", "*/*.js"]},  # templates of pages
   python_requires=">=3.11",  # 3.11, 3.12 and 3.13; TensorFlow has no release for 3.14
   install_requires=[
     "absl-py>=2.1,<3",
@@ -32,6 +33,7 @@ setuptools.setup(
     "fsspec>=2024.6",  # versioned by date
     "google-crc32c>=1.5,<2",
     "jax>=0.10.1,<0.13",  # Python 3.11 ends at 0.10
+    "jinja2>=3.1,<4",  # pages
     "librosa>=0.11,<2",
     "matplotlib>=3.9,<4",
     "ml_collections>=1.1,<2",

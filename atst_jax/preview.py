@@ -49,11 +49,11 @@ def describe(config, dataset: Dataset | None) -> str:
 
 def draw(config, dataset: Dataset | None, output: str, sheets: int) -> list[str]:
   """Writes `views_1.png`, … of different clips into a folder. Returns their paths."""
-  content, frontend, paths = configs.to_json(config), get_frontend(config.data.frontend), []
+  content, paths = configs.to_json(config), list[str]()
   storage.make_folder(output)
   for number, clips in enumerate(sample(content, dataset, sheets), 1):
     paths.append(os.path.join(output, f"views_{number}.png"))
-    view_sheet(content, clips, paths[-1], config.seed + number - 1, frontend=frontend)
+    view_sheet(content, dataset, clips, paths[-1], config.seed + number - 1)
   return paths
 
 

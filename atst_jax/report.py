@@ -1,19 +1,18 @@
-"""One page about a run, for a browser without a network: `report.html` in its workdir.
+"""One page about a run, for a browser without a network: `report.html` in its workdir, and its
+pictures beside it as PNG files.
 
   python -m atst_jax.report --workdir=runs/base [--results=runs/linear …] \
     [--encoder=encoders/base --data=data/esc10 [--audio=recordings/esc10]]
 
 How far the run is, its curves and speed, a sheet of its views, scores of the online and of other
 evaluations, a map of a labelled set's embeddings with players for some of its clips, what CLS
-attends to, the data, the config, and where it ran. The page is one file of at most PAGE_BYTES,
+attends to, the data, the config, and where it ran. The page is one file of at most 12 MiB,
 loads nothing, and says what it could not show.
 """
 
-import os
 import sys
 
-from atst_jax.figures.run_page import PAGE, PAGE_BYTES, render
-from atst_jax.util import storage
+from atst_jax.figures.run_page import write_page
 from atst_jax.util.cli import Parser, guard
 from atst_jax.util.errors import UserError
 
@@ -39,7 +38,6 @@ def main(argv=None) -> int:
 
 
 def _main(flags) -> None:
-  path = os.path.join(flags.workdir, PAGE)
   if (flags.encoder is None) != (flags.data is None) or (flags.audio and not flags.data):
     raise UserError(
       "the map of embeddings needs both --encoder and --data, and --audio needs them too"
@@ -49,17 +47,14 @@ def _main(flags) -> None:
     from data_pipeline.sources.inputs import list_sources
 
     recordings = {source.id: source.path for source in list_sources(flags.audio).sources}
-  text = render(
+  paths = write_page(
     flags.workdir,
     results=flags.results,
     encoder=flags.encoder,
     data=flags.data,
     recordings=recordings,
   )
-  if len(text.encode()) > PAGE_BYTES:
-    raise RuntimeError(f"the page has {len(text.encode())} bytes, more than {PAGE_BYTES}")
-  storage.write_text(path, text)
-  print(path)
+  print(*paths, sep="\n")
 
 
 if __name__ == "__main__":

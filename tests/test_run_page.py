@@ -1,5 +1,6 @@
 """The page about a run: whole, escaped, offline; and what a browser makes of it."""
 
+import html
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from atst_jax.runtime.workdir import read_starts, record_start
 from atst_jax.util import config as configs
 from data_pipeline import prepare
 from tests.evaluation import write_encoder
-from tests.test_plots import records
+from tests.test_plots import pixels, records
 from tests.test_report_page import Checker
 from tests.tiny import tiny_config
 
@@ -96,6 +97,13 @@ def page(folders):
   return folders / "run" / "report.html"
 
 
+def test_the_pictures_lie_beside_the_page(page):
+  names = ("training_curve", "views", "embeddings", "attention_1", "attention_2")
+  for name in names:
+    pixels(page.parent / f"{name}.png")
+  assert {path.stem for path in page.parent.glob("*.png")} == set(names)
+
+
 def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(page):
   text, checker = page.read_text(encoding="utf-8"), Checker()
   checker.feed(text)
@@ -134,6 +142,7 @@ def test_the_page_says_what_is_known_of_the_run(page, folders):
 def test_the_page_of_a_run_with_nothing_to_show(tmp_path, capsys):
   write_json(str(tmp_path / "config.json"), configs.to_json(tiny_config()))
   assert report.main([f"--workdir={tmp_path}"]) == 0
+  assert capsys.readouterr().out.split() == [f"{tmp_path}/report.html"]
   text = (tmp_path / "report.html").read_text(encoding="utf-8")
   assert (
     "no metrics yet" in text
@@ -215,13 +224,7 @@ def test_a_browser_shows_the_page_without_errors(page, tmp_path):
   )
   dom, console = visit(tmp_path / "visited.html")
   assert console == []
-  content = (
-    re.search(r'data-found="([^"]*)"', dom)[1]
-    .replace("&quot;", '"')
-    .replace("&amp;", "&")
-    .replace("&lt;", "<")
-  )
-  found = json.loads(content.replace("&gt;", ">").replace("&#39;", "'"))
+  found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', dom)[1]))
   assert len(found["seconds"]) == 18 and all(
     s == pytest.approx(1, abs=0.1) for s in found["seconds"]
   )

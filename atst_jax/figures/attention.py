@@ -6,8 +6,7 @@ import jax
 import numpy as np
 
 from atst_jax.artifacts.model import Model
-from atst_jax.figures.pictures import COLORS, save
-from atst_jax.figures.view_sheet import TOP_DB, frequency_ticks
+from atst_jax.figures.pictures import COLORS, TOP_DB, frequency_ticks, save
 from atst_jax.util.errors import UserError
 
 HEADS = 12  # rows drawn, at most

@@ -1,38 +1,16 @@
-"""Pictures of a run: its training curve, a sheet of its views, a map of its embeddings.
-
-  python -m atst_jax.figures.curves --workdir=runs/base [--encoder=encoders/base --data=data/esc10]
-
-Writes training_curve.png and views.png into the workdir of a pre-training run and, given an encoder
-and a labelled data set, embeddings.png.
-"""
-
-import os
-import sys
+"""The training curve of a run: losses, spread of the outputs, schedules, speed, online scores."""
 
 import numpy as np
 
-from atst_jax.artifacts.model import load_model
-from atst_jax.data.dataset import Dataset
-from atst_jax.figures.maps import embedding_map, labelled
 from atst_jax.figures.pictures import COLORS, save
-from atst_jax.figures.view_sheet import sample, view_sheet
-from atst_jax.runtime.metric_writer import read_metrics
-from atst_jax.runtime.workdir import read_config
-from atst_jax.util.cli import Parser, guard
 from atst_jax.util.errors import UserError
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
   """Mean over a centred window of about a twelfth of the curve; NaN left out."""
   half = len(values) // 25
-  return np.array(
-    [
-      np.nanmean(values[max(i - half, 0) : i + half + 1])
-      if np.isfinite(values[max(i - half, 0) : i + half + 1]).any()
-      else np.nan
-      for i in range(len(values))
-    ]
-  )
+  windows = [values[max(i - half, 0) : i + half + 1] for i in range(len(values))]
+  return np.array([np.nanmean(w) if np.isfinite(w).any() else np.nan for w in windows])
 
 
 def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
@@ -127,55 +105,3 @@ def _schedules(axis, steps, column) -> None:
   right.set_ylim(0, None)
   right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
   right.set_ylabel("1 - EMA decay of the teacher", color=COLORS[1])
-
-
-def _plot_views(config: dict, path: str) -> None:
-  """The views of some clips of the run's own data."""
-  dataset = Dataset.load(config["data"]["path"])
-  (clips,) = sample(config, dataset, 1)
-  view_sheet(config, clips, path, seed=config["seed"], frontend=dataset.frontend)
-
-
-def _plot_embeddings(encoder: str, data: str, path: str) -> None:
-  dataset = Dataset.load(data)
-  clips, labels, points = labelled(load_model(encoder), dataset, name=encoder)
-  title = f"{dataset.manifest['name']}: {len(clips)} clips, last block of {encoder}"
-  embedding_map(points, labels, dataset.label_names, path, title=title)
-
-
-def main(argv=None) -> int:
-  """Returns the exit code, that of `cli.guard`."""
-  parser = Parser("atst_jax.figures.curves", __doc__)
-  parser.add_argument("--workdir", required=True, help="folder of a pre-training run")
-  parser.add_argument("--encoder", help="exported encoder, for the map of embeddings")
-  parser.add_argument("--data", help="prepared labelled data set, for the map of embeddings")
-  return guard(lambda: _main(parser.parse(argv)))
-
-
-def _main(flags) -> None:
-  if (flags.encoder is None) != (flags.data is None):
-    raise UserError("the map of embeddings needs both --encoder and --data")
-  config = read_config(flags.workdir)
-  if config["job"] != "pretrain":
-    raise UserError(
-      f"--workdir={flags.workdir} holds a {config['job']!r} run; give that of a pre-training run"
-    )
-  if "tail" not in config:
-    raise UserError(
-      f"--workdir={flags.workdir} was written by an older version, whose views this one cannot draw"
-    )
-  place = lambda name: os.path.join(flags.workdir, f"{name}.png")
-  records = read_metrics(os.path.join(flags.workdir, "metrics.jsonl"))
-  training_curve(records, place("training_curve"), outputs=config["heads"]["out"])
-  written = ["training_curve"]
-  if config["data"]["source"] == "records":
-    _plot_views(config, place("views"))
-    written.append("views")
-  if flags.encoder:
-    _plot_embeddings(flags.encoder, flags.data, place("embeddings"))
-    written.append("embeddings")
-  print("\n".join(place(name) for name in written))
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -1,17 +1,31 @@
-"""A labelled set on a plane: its embeddings by t-SNE, and how classes are told apart."""
+"""A labelled set on a plane: its embeddings by t-SNE, as a picture and for a page.
+
+On the page every clip is a point with its name under the pointer, and some can be heard. It works
+without a mouse, too: the list of classes dims the others, and players follow below the map.
+"""
 
 import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from atst_jax.artifacts.model import Model
 from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.downstream.metrics import scale_of
 from atst_jax.figures.pictures import COLORS, save
+from atst_jax.util import html_page
 from atst_jax.util.errors import UserError
 
-MARKERS = "os^Dv"
+# Of classes: matplotlib's names of markers, and outlines around (0, 0) for a page.
+MARKERS = {
+  "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+  "s": "M-3.5-3.5h7v7h-7z",
+  "^": "M0-4.7L4.3 3.2H-4.3z",
+  "D": "M0-4.8L4.8 0L0 4.8L-4.8 0z",
+  "v": "M0 4.7L4.3-3.2H-4.3z",
+}
+WIDTH, MARGIN, HEIGHTS = 860, 14, (320, 640)  # of the map on a page
 MAX_POINTS = 2000  # of the map: t-SNE's time grows faster than its number of points
 PCA_DIMENSIONS = 50  # before t-SNE, as van der Maaten and Hinton (2008)
 
@@ -30,9 +44,8 @@ def project(features: np.ndarray) -> np.ndarray:
   # t-SNE's threads wait busily for each other: on shared cores 25 times slower than one
   with threadpool_limits(1):
     x = PCA(min(PCA_DIMENSIONS, *x.shape), random_state=0).fit_transform(x)
-    return TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(
-      x
-    )
+    perplexity = min(30, (len(x) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(x)
 
 
 def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:
@@ -48,9 +61,38 @@ def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:
       for c in matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
     ]
   return {
-    c: (colors[i % len(colors)], MARKERS[i // len(colors) % len(MARKERS)])
+    c: (colors[i % len(colors)], [*MARKERS][i // len(colors) % len(MARKERS)])
     for i, c in enumerate(classes)
   }
+
+
+class Labelled(NamedTuple):
+  """Clips of a labelled set with their places on a map."""
+
+  clips: list[Clip]
+  labels: np.ndarray  # (N,) of their first labels
+  points: np.ndarray  # (N, 2)
+
+
+def labelled(model: Model, dataset: Dataset, *, name: str) -> Labelled:
+  """A map of at most MAX_POINTS labelled clips of a set, drawn with a fixed seed, from the
+  encoder's last block.
+
+  Args:
+    name: of the encoder, for messages.
+
+  Raises:
+    UserError: the set has another front-end, or too few labelled clips.
+  """
+  dataset.check_frontend(model.frontend, name)
+  every = lambda: enumerate(clip for split in dataset.splits for clip in dataset.clips(split))
+  rows = [row for row, clip in every() if clip.labels]
+  if not rows:
+    raise UserError(f"{dataset.root}: no clip has a label; a map needs a labelled data set")
+  chosen = set(np.random.default_rng(0).permutation(rows)[:MAX_POINTS].tolist())
+  clips = [dataclasses.replace(clip, mel=clip.mel.copy()) for row, clip in every() if row in chosen]
+  features = model.embed((clip.mel.astype(np.float32) for clip in clips), num_blocks=1)
+  return Labelled(clips, np.array([clip.labels[0] for clip in clips]), project(features))
 
 
 def embedding_map(
@@ -88,30 +130,65 @@ def embedding_map(
   save(figure, path)
 
 
-class Labelled(NamedTuple):
-  """Clips of a labelled set with their places on a map."""
+class Player(NamedTuple):
+  """A clip that can be heard: its row, and its picture and sound as data URIs."""
 
-  clips: list[Clip]
-  labels: np.ndarray  # (N,) of their first labels
-  points: np.ndarray  # (N, 2)
+  row: int
+  image: str
+  sound: str
 
 
-def labelled(model: Model, dataset: Dataset, *, name: str) -> Labelled:
-  """A map of at most MAX_POINTS labelled clips of a set, drawn with a fixed seed, from the
-  encoder's last block.
+def _places(points: np.ndarray) -> tuple[np.ndarray, int]:
+  """(N, 2) coordinates in the drawing, both axes to the same scale, centred; and its height."""
+  low, high = points.min(0), points.max(0)
+  size = np.maximum(high - low, 1e-9)
+  height = int(np.clip(WIDTH * size[1] / size[0], *HEIGHTS))
+  scale = ((np.array([WIDTH, height]) - 2 * MARGIN) / size).min()
+  place = (points - (low + high) / 2) * scale * [1, -1] + np.array([WIDTH, height]) / 2
+  return place.round(1), height
+
+
+def map_for_page(
+  points: np.ndarray,
+  labels: np.ndarray,
+  label_names: list[str],
+  ids: list[str],
+  players: list[Player],
+) -> Markup:
+  """The map as a part of a page that includes map.css and map.js once.
 
   Args:
-    name: of the encoder, for messages.
-
-  Raises:
-    UserError: the set has another front-end, or too few labelled clips.
+    points: (N, 2).
+    labels: (N,) class indices.
+    label_names: of the classes.
+    ids: (N,) of the clips.
+    players: of some rows; a click on their points, which have a dark rim, plays them.
   """
-  dataset.check_frontend(model.frontend, name)
-  every = lambda: enumerate(clip for split in dataset.splits for clip in dataset.clips(split))
-  rows = [row for row, clip in every() if clip.labels]
-  if not rows:
-    raise UserError(f"{dataset.root}: no clip has a label; a map needs a labelled data set")
-  chosen = set(np.random.default_rng(0).permutation(rows)[:MAX_POINTS].tolist())
-  clips = [dataclasses.replace(clip, mel=clip.mel.copy()) for row, clip in every() if row in chosen]
-  features = model.embed((clip.mel.astype(np.float32) for clip in clips), num_blocks=1)
-  return Labelled(clips, np.array([clip.labels[0] for clip in clips]), project(features))
+  heard = {player.row: number for number, player in enumerate(players)}
+  names = [f"{label_names[label]}: {id}" for label, id in zip(labels, ids, strict=True)]
+  places, height = _places(points)
+  return html_page.render(
+    "figures/map.html",
+    width=WIDTH,
+    height=height,
+    styles={
+      c: {
+        "color": color,
+        "shape": MARKERS[marker],
+        "name": label_names[c],
+        "count": (labels == c).sum(),
+      }
+      for c, (color, marker) in class_styles(labels).items()
+    },
+    points=[
+      {
+        "label": int(labels[row]),
+        "name": names[row],
+        "place": tuple(places[row]),
+        "player": heard.get(row),
+      }
+      # those that can be heard lie on top
+      for row in sorted(range(len(points)), key=lambda row: row in heard)
+    ],
+    players=[{"name": names[p.row], "image": p.image, "sound": p.sound} for p in players],
+  )

@@ -1,12 +1,29 @@
-"""What all pictures share: their colours, and how they are written."""
+"""What pictures share: colours, axes in Hz, and how they are written."""
 
+import numpy as np
+
+from atst_jax.audio.frontend import FrontEnd
 from atst_jax.util import storage
 
 # Okabe and Ito's, for every kind of sight
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+TOP_DB = 80.0  # shown below a clip's maximum
+TICKS_HZ = (125, 250, 500, 1000, 2000, 4000)
 
 
-def save(figure, path: str) -> None:
+def save(figure, path: str, dpi: int = 110) -> None:
   """Writes a PNG, whole or not at all."""
   with storage.writing(path) as file:
-    figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file, format="png", dpi=dpi)
+
+
+def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
+  """Positions in mel bins and labels in Hz, from the centre frequencies of the bins."""
+  import librosa
+
+  htk = frontend.mel_scale == "htk"
+  low, high = frontend.f_min, frontend.f_max
+  centres = librosa.mel_frequencies(frontend.n_mels + 2, fmin=low, fmax=high, htk=htk)[1:-1]
+  ticks = [hz for hz in TICKS_HZ if centres[0] <= hz <= centres[-1]]
+  names = [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz}" for hz in ticks]
+  return np.interp(ticks, centres, np.arange(len(centres))), names

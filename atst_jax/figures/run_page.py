@@ -1,43 +1,51 @@
-"""The page about a pre-training run: its sections, and the whole."""
+"""The page about a pre-training run, and the pictures beside it."""
 
 import functools
-import html
 import io
 import json
 import os
+from collections.abc import Callable
 
 import numpy as np
+from markupsafe import Markup
 
 from atst_jax.artifacts.model import load_model
-from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.dataset_page import contents, image
 from atst_jax.downstream import tables
-from atst_jax.figures import curves as plots
-from atst_jax.figures import map_page, maps
+from atst_jax.figures import maps
 from atst_jax.figures.attention import attention_figure
+from atst_jax.figures.curves import training_curve
 from atst_jax.figures.view_sheet import sample, view_sheet
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.workdir import read_config, read_starts
-from atst_jax.util import storage
+from atst_jax.util import html_page, storage
 from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
-from atst_jax.util.html_page import data_uri, note, page, paragraph, picture, table
+from atst_jax.util.html_page import note, table
 
 PAGE = "report.html"
-
 PAGE_BYTES = 12 << 20
-
 PLAYERS, PLAYER_SECONDS = 24, 6.0
-
 ATTENTION_CLIPS = 2
 
-STYLE = (
-  map_page.STYLE + "h2{margin-top:1.6em;border-bottom:2px solid #0072B2}nav a{margin-right:1em}"
-)
+
+class Pictures:
+  """Writes PNG files into a folder, and gives them as elements of a page."""
+
+  def __init__(self, folder: str):
+    self.folder = folder
+    self.paths: list[str] = []
+
+  def add(self, name: str, draw: Callable[[str], None], alt: str) -> Markup:
+    """Draws `name`.png by `draw(path)`."""
+    path = os.path.join(self.folder, f"{name}.png")
+    draw(path)
+    self.paths.append(path)
+    return html_page.picture(path, alt)
 
 
-def progress(config: dict, records: list[dict], starts: list[dict]) -> str:
+def progress(config: dict, records: list[dict], starts: list[dict]) -> Markup:
   """How far the run is, and how fast it went."""
   trained = [r for r in records if r.get("clips_per_second")]
   if not trained:
@@ -60,59 +68,67 @@ def progress(config: dict, records: list[dict], starts: list[dict]) -> str:
   return table(["", "value"], rows, numbers=1)
 
 
-def curves(config: dict, records: list[dict]) -> str:
-  """The <img> of a run's curves, or nothing before its first record."""
+def curves(config: dict, records: list[dict], pictures: Pictures) -> Markup | str:
+  """A run's curves, or nothing before its first record."""
   if not records:
     return ""
-  draw = lambda path: plots.training_curve(records, path, outputs=config["heads"]["out"])
-  return picture(draw, "loss, spread of the outputs, schedules and speed over the steps")
+  return pictures.add(
+    "training_curve",
+    lambda path: training_curve(records, path, outputs=config["heads"]["out"]),
+    "loss, spread of the outputs, schedules and speed over the steps",
+  )
 
 
-def views(config: dict, dataset: Dataset) -> str:
-  """The <img> of a sheet of views of some of the set's clips."""
-  frontend = get_frontend(config["data"]["frontend"])
-  clips = next(iter(sample(config, dataset, 1)))
-  return picture(
-    lambda path: view_sheet(config, clips, path, config["seed"], frontend=frontend),
+def views(config: dict, dataset: Dataset, pictures: Pictures) -> Markup:
+  """A sheet of views of some of the set's clips."""
+  if "tail" not in config:
+    return note("the run was written by an older version, whose views this one cannot draw")
+  (clips,) = sample(config, dataset, 1)
+  return pictures.add(
+    "views",
+    lambda path: view_sheet(config, dataset, clips, path, config["seed"]),
     "clips, crops, views and mixtures",
   )
 
 
-def evaluations(records: list[dict], folders: list[str]) -> str:
-  """The online scores, 20 at most, and the table of every evaluation."""
-  parts = []
-  if online := [r for r in records if "online_seconds" in r]:
-    keys = [key for key in online[-1] if key.startswith("online_")]
-    show = lambda value: "not finite" if value is None else f"{value:.4g}"
-    rows = [
-      [f"{r['step']:,}", *(show(r.get(key)) for key in keys)]
-      for r in online[:: -(-len(online) // 20)][-20:]
-    ]
-    parts.append(
-      "<h3>Online</h3>"
-      + table(
-        ["step", *(k.removeprefix("online_").replace("_", " ") for k in keys)],
-        rows,
-        numbers=len(keys) + 1,
-      )
-    )
-  for folder in folders:
-    path = os.path.join(folder, "results.json")
-    try:
-      results = json.loads(storage.read_text(path))
-      head, *rows = tables.cells(results)
-      parts.append(
-        f"<h3>{html.escape(tables.title(results))}</h3>" + table(head, rows, numbers=len(head) - 1)
-      )
-    except FileNotFoundError:
-      raise UserError(
-        f"--results={folder}: {path} does not exist; give the workdir of an evaluation"
-      ) from None
-    except (KeyError, ValueError, TypeError) as error:
-      raise UserError(
-        f"{path} is not that of an evaluation ({type(error).__name__}: {error})"
-      ) from error
-  return "".join(parts)
+def online_scores(records: list[dict]) -> Markup | str:
+  """The scores of the online evaluation, 20 lines at most."""
+  online = [r for r in records if "online_seconds" in r]
+  if not online:
+    return ""
+  keys = [key for key in online[-1] if key.startswith("online_")]
+  show = lambda value: "not finite" if value is None else f"{value:.4g}"
+  rows = [
+    [f"{r['step']:,}", *(show(r.get(key)) for key in keys)]
+    for r in online[:: -(-len(online) // 20)][-20:]
+  ]
+  head = ["step", *(key.removeprefix("online_").replace("_", " ") for key in keys)]
+  return _headed("Online", table(head, rows, numbers=len(head)))
+
+
+def evaluation(folder: str) -> Markup:
+  """The table of an evaluation's workdir. Raises UserError where there is none."""
+  path = os.path.join(folder, "results.json")
+  try:
+    results = storage.read_json(path)
+    head, *rows = tables.cells(results)
+    return _headed(tables.title(results), table(head, rows, numbers=len(head) - 1))
+  except FileNotFoundError:
+    raise UserError(
+      f"--results={folder}: {path} does not exist; give the workdir of an evaluation"
+    ) from None
+  except (KeyError, ValueError, TypeError) as error:
+    raise UserError(
+      f"{path} is not that of an evaluation ({type(error).__name__}: {error})"
+    ) from error
+
+
+def _headed(title: str, content: Markup) -> Markup:
+  return Markup("<h3>{}</h3>{}").format(title, content)
+
+
+def _details(summary: str, content: Markup) -> Markup:
+  return Markup("<details><summary>{}</summary>{}</details>").format(summary, content)
 
 
 def sound(path: str, sample_rate: int) -> str | None:
@@ -131,12 +147,12 @@ def sound(path: str, sample_rate: int) -> str | None:
   )
   file = io.BytesIO()
   soundfile.write(file, np.clip(waveform, -1, 1), sample_rate, format=form)
-  return data_uri(file.getvalue(), kind)
+  return html_page.data_uri(file.getvalue(), kind)
 
 
 def players(
   drawn: maps.Labelled, recordings: dict[str, str], sample_rate: int
-) -> list[map_page.Player]:
+) -> list[maps.Player]:
   """Players of at most PLAYERS clips, class by class in turn, whose recordings are given: {id:
   path}."""
   rows = [
@@ -144,8 +160,8 @@ def players(
   ]
   if not rows:
     raise UserError(
-      f"--audio: none of its {len(recordings)} files is one of the data set's clips, whose ids read "
-      f"like {drawn.clips[0].id!r}; give the folder that was prepared"
+      f"--audio: none of its {len(recordings)} files is one of the data set's clips, whose ids "
+      f"read like {drawn.clips[0].id!r}; give the folder that was prepared"
     )
   labels = drawn.labels[rows]
   # among its class
@@ -156,93 +172,117 @@ def players(
     if len(found) < PLAYERS and (
       uri := sound(recordings[clip.id.removesuffix("#0000")], sample_rate)
     ):
-      found.append(map_page.Player(rows[index], image(clip), uri))
+      found.append(maps.Player(rows[index], image(clip), uri))
   return found
 
 
-def embeddings(encoder: str, data: str, recordings: dict[str, str] | None) -> dict[str, str]:
+def embeddings(
+  encoder: str, data: str, recordings: dict[str, str] | None, pictures: Pictures
+) -> dict[str, Markup]:
   """The sections of an encoder: the map, and the attention of a transformer."""
   model, dataset = load_model(encoder), Dataset.load(data)
-  drawn = maps.labelled(model, dataset, name=encoder)
+  drawn, names = maps.labelled(model, dataset, name=encoder), dataset.label_names
   heard = players(drawn, recordings, model.sample_rate) if recordings is not None else []
+  title = f"{dataset.manifest['name']}: {len(drawn.clips)} clips, last block of {encoder}"
+  pictures.add(
+    "embeddings",
+    lambda path: maps.embedding_map(drawn.points, drawn.labels, names, path, title=title),
+    "map of the embeddings",
+  )
   caption = (
-    f"{dataset.manifest['name']}: {len(drawn.clips)} clips, last block of {encoder}. By t-SNE: who is beside "
-    "whom means something, distances and sizes do not."
-    + " Points with a dark rim can be heard: click."
-    * bool(heard)
+    f"{title}. By t-SNE: who is beside whom means something, distances and sizes do not."
+    + " Points with a dark rim can be heard: click." * bool(heard)
   )
-  body = map_page.embedding_map(
-    drawn.points, drawn.labels, dataset.label_names, [c.id for c in drawn.clips], heard
-  )
-  sections = {"Embeddings": paragraph(caption) + body}
+  ids = [clip.id for clip in drawn.clips]
+  body = maps.map_for_page(drawn.points, drawn.labels, names, ids, heard)
+  sections = {"Embeddings": Markup("<p>{}</p>{}").format(caption, body)}
   if model.encoder.has_blocks:
     rows = np.unique(drawn.labels, return_index=True)[1][:ATTENTION_CLIPS]
-    title = lambda clip: f"{', '.join(dataset.label_names[i] for i in clip.labels)}: {clip.id}"
-    draw = lambda clip, path: attention_figure(
-      model, clip.mel.astype(np.float32), path, title=title(clip)
-    )
-    sections["Attention"] = "".join(
-      picture(functools.partial(draw, clip), f"attention of CLS over {title(clip)}")
-      for clip in (drawn.clips[row] for row in rows)
+    sections["Attention"] = Markup("").join(
+      _attention(model, drawn.clips[row], names, f"attention_{number}", pictures)
+      for number, row in enumerate(rows, 1)
     )
   return sections
 
 
-def data_section(dataset: Dataset) -> str:
+def _attention(model, clip, label_names, name, pictures) -> Markup:
+  title = f"{', '.join(label_names[i] for i in clip.labels)}: {clip.id}"
+  draw = functools.partial(attention_figure, model, clip.mel.astype(np.float32), title=title)
+  return pictures.add(name, draw, f"attention of CLS over {title}")
+
+
+def data_section(dataset: Dataset) -> Markup:
   """A <details> with the report of a prepared set."""
   if "counts" not in dataset.manifest:
     return note(f"{dataset.root} was prepared by a version that counted nothing")
-  return f"<details><summary>{html.escape(dataset.root)}</summary>{contents(dataset)}</details>"
+  return _details(dataset.root, contents(dataset))
 
 
-def render(
+def write_page(
   workdir: str,
   *,
   results: list[str],
   encoder: str | None,
   data: str | None,
   recordings: dict[str, str] | None,
-) -> str:
-  """The page of a pre-training run's workdir. Raises UserError for what is asked for and cannot be
-  shown."""
+) -> list[str]:
+  """Writes the page of a pre-training run and its pictures into the workdir.
+
+  Args:
+    results: workdirs of evaluations.
+    encoder: an export, and `data` a labelled set, for the map of embeddings.
+    recordings: {id: path} of the set's clips that can be heard.
+
+  Returns:
+    The paths of the pictures, and last that of the page.
+
+  Raises:
+    UserError: something that is asked for cannot be shown.
+  """
   config = read_config(workdir)
   if config["job"] != "pretrain":
     raise UserError(
       f"--workdir={workdir} holds a {config['job']!r} run; give that of a pre-training run"
     )
   records, starts = read_metrics(os.path.join(workdir, "metrics.jsonl")), read_starts(workdir)
-  found = evaluations(records, results) or note("none: --results=WORKDIR of an evaluation")
-  drawn = embeddings(encoder, data, recordings) if encoder and data else {}
-  sections = {"Progress": progress(config, records, starts), "Curves": curves(config, records)}
+  pictures = Pictures(workdir)
+  scores = Markup("").join([online_scores(records), *map(evaluation, results)])
+  drawn = embeddings(encoder, data, recordings, pictures) if encoder and data else {}
+  sections = {
+    "Progress": progress(config, records, starts),
+    "Curves": curves(config, records, pictures),
+  }
   data_page = note("the run trains on noise (data.source=synthetic)")
   if config["data"]["source"] == "records":
     try:
       dataset = Dataset.load(config["data"]["path"])
-      sections["Views"], data_page = views(config, dataset), data_section(dataset)
+      sections["Views"] = views(config, dataset, pictures)
+      data_page = data_section(dataset)
     except UserError as error:
       data_page = note(f"neither data nor views can be shown here: {error}")
-  sections["Evaluations"] = found
+  sections["Evaluations"] = scores or note("none: --results=WORKDIR of an evaluation")
   sections |= drawn or {
     "Embeddings": note("none: --encoder and --data draw a map of a labelled set")
   }
-  sections["Data"] = data_page
-  sections["Config"] = (
-    "<details><summary>every key</summary>"
-    + table(["key", "value"], [[key, json.dumps(value)] for key, value in flatten(config).items()])
-    + "</details>"
+  keys = [[key, json.dumps(value)] for key, value in flatten(config).items()]
+  sections |= {
+    "Data": data_page,
+    "Config": _details("every key", table(["key", "value"], keys)),
+    "Environment": environment(starts),
+  }
+  text = html_page.render(
+    "figures/run_page.html",
+    title=f"Pre-training in {os.path.basename(os.path.abspath(workdir))}",
+    sections={name: content for name, content in sections.items() if content},
   )
-  sections["Environment"] = environment(starts)
-  body = "".join(f'<h2 id="{name}">{name}</h2>{text}' for name, text in sections.items() if text)
-  links = "".join(f'<a href="#{name}">{name}</a>' for name, text in sections.items() if text)
-  return page(
-    f"Pre-training in {os.path.basename(os.path.abspath(workdir))}",
-    f"<nav>{links}</nav>{body}",
-    style=STYLE,
-    script=map_page.SCRIPT,
-  )
+  if len(text.encode()) > PAGE_BYTES:
+    raise RuntimeError(f"the page has {len(text.encode())} bytes, more than {PAGE_BYTES}")
+  path = os.path.join(workdir, PAGE)
+  storage.write_text(path, text)
+  return [*pictures.paths, path]
 
 
-def environment(starts: list[dict]) -> str:
+def environment(starts: list[dict]) -> Markup:
   """Every start of the run: when, where, from which step, and with which versions."""
   if not starts:
     return note("the run began with a version that did not record its starts")

@@ -8,29 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax.audio.frontend import FrontEnd, get_frontend
+from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import record_batches, synthetic_batches
+from atst_jax.figures.pictures import TOP_DB, frequency_ticks, save
 from atst_jax.method.mixtures import make_mixtures, mixing_options
-from atst_jax.method.views import frame_ranges, make_views
-from atst_jax.util import storage
+from atst_jax.method.views import is_ragged, make_views
 
 VIEW_COLORS = ("#00E5FF", "#7CFC00")  # of view 1 and 2; both stand out from the magma map
-TICKS_HZ = (125, 250, 500, 1000, 2000, 4000)
-TOP_DB = 80.0  # shown below a clip's maximum
 CLIPS = 4
-
-
-def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
-  """Positions in mel bins and labels in Hz, from the centre frequencies of the bins."""
-  import librosa
-
-  htk = frontend.mel_scale == "htk"
-  low, high = frontend.f_min, frontend.f_max
-  centres = librosa.mel_frequencies(frontend.n_mels + 2, fmin=low, fmax=high, htk=htk)[1:-1]
-  ticks = [hz for hz in TICKS_HZ if centres[0] <= hz <= centres[-1]]
-  names = [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz}" for hz in ticks]
-  return np.interp(ticks, centres, np.arange(len(centres))), names
 
 
 def sample(config: dict, dataset: Dataset | None, number: int) -> Iterator[dict]:
@@ -56,8 +42,12 @@ def sample(config: dict, dataset: Dataset | None, number: int) -> Iterator[dict]
   yield from itertools.islice(batches, number)
 
 
-def draw(config: dict, clips: dict, seed: int) -> dict:
+def draw(config: dict, dataset: Dataset | None, clips: dict, seed: int) -> dict:
   """Numpy arrays of what `make_views` and `make_mixtures` return for a batch under a run's config.
+
+  Args:
+    dataset: that the clips come from, as in `sample`: it decides, as in training, whether lengths
+      are tracked.
 
   Returns:
     views (B, 2, T, F), length (B, 2), start (B, 2), shift (B / G, 2), weight (B, 2), box (B, 2, 4),
@@ -65,10 +55,10 @@ def draw(config: dict, clips: dict, seed: int) -> dict:
     2) and gamma (B, 2).
   """
   views, difference = config["views"], config["difference"]
-  ranges = frame_ranges(views["crop_frames"], views["first_frames"], views["second_frames"])
-  shortest = min(low for low, _ in ranges)
-  ragged = (
-    views["padding"] == "mask" and min(shortest, clips["length"].min()) < views["crop_frames"]
+  data = config["data"]
+  ragged = is_ragged(
+    data["clip_frames"] if dataset is None else dataset.min_frames(data["split"]),
+    **{key: views[key] for key in ("padding", "crop_frames", "first_frames", "second_frames")},
   )
   mixing = mixing_options(views, difference, len(clips["length"]))
 
@@ -92,7 +82,7 @@ def draw(config: dict, clips: dict, seed: int) -> dict:
   return jax.tree.map(np.asarray, compute(jax.random.key(seed), clips["mel"], clips["length"]))
 
 
-def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: FrontEnd) -> None:
+def view_sheet(config: dict, dataset: Dataset | None, clips: dict, path: str, seed: int) -> None:
   """Draws the first clips of a batch, one in a row.
 
   From left to right: the clip in dB with the crops of both views; each crop, normalised, on its
@@ -101,14 +91,14 @@ def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: Fro
 
   Args:
     config: resolved config of a pre-training run, as JSON.
+    dataset: that the clips come from; None for the synthetic source.
     clips: {"mel": (B, T, F) dB, "length": (B,)}; B is a multiple of `views.group`.
     path: PNG to write.
     seed: of the draws.
-    frontend: of the clips, for the axes in seconds and Hz.
   """
   from matplotlib.figure import Figure
 
-  drawn = draw(config, clips, seed)
+  drawn = draw(config, dataset, clips, seed)
   rows = min(CLIPS, len(clips["length"]))
   titles = ["clip", "crop 1", "view 1", "crop 2", "view 2"] + ["mixture of view 1"] * (
     "mixtures" in drawn
@@ -118,7 +108,7 @@ def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: Fro
     rows, len(titles), squeeze=False, width_ratios=[1.35] + [1] * (len(titles) - 1)
   )
   figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-  sheet = Sheet(config, clips, drawn, frontend, rows)
+  sheet = Sheet(config, clips, drawn, rows)
   for row in range(rows):
     sheet.clip(axes[row, 0], row)
     for view in (0, 1):
@@ -150,15 +140,15 @@ def view_sheet(config: dict, clips: dict, path: str, seed: int, *, frontend: Fro
     pad=0.02,
     label="normalised level",
   )
-  with storage.writing(path) as file:
-    figure.savefig(file, format="png", dpi=100)
+  save(figure, path, dpi=100)
 
 
 class Sheet:
   """The panels of a sheet; `row` is a clip, `view` is 0 or 1. Panels of a kind share their axes and
   colours."""
 
-  def __init__(self, config, clips, drawn, frontend, rows):
+  def __init__(self, config, clips, drawn, rows):
+    frontend = get_frontend(config["data"]["frontend"])
     self.views, self.clips, self.drawn = config["views"], clips, drawn
     self.neighbour = config["difference"]["neighbour"]
     self.hop = frontend.hop_length / frontend.sample_rate  # seconds

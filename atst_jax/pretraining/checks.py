@@ -8,10 +8,10 @@ from atst_jax.artifacts.model import TAILS
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import check_streams
+from atst_jax.method import views as view_lengths
 from atst_jax.method.augment import RESIZES
 from atst_jax.method.normalization import NORMALIZATIONS
 from atst_jax.method.optimizer import FORMS
-from atst_jax.method.views import frame_ranges
 from atst_jax.models.encoders import ENCODERS, fields_of, make_encoder
 from atst_jax.runtime.devices import resolve_fused
 from atst_jax.util.config import flatten
@@ -153,17 +153,21 @@ def check_encoder(encoder) -> None:
 
 def ranges_of(views) -> list[tuple[int, int]]:
   """(shortest, longest) frames of each view of a config's `views` section."""
-  return frame_ranges(views["crop_frames"], views["first_frames"], views["second_frames"])
+  return view_lengths.frame_ranges(
+    views["crop_frames"], views["first_frames"], views["second_frames"]
+  )
 
 
 def is_ragged(config: ConfigDict, dataset: Dataset | None) -> bool:
   """Whether any view may be shorter than `views.crop_frames`, so that lengths have to be
   tracked."""
-  if config.views.padding == "silence":
-    return False
-  shortest = min(low for low, _ in ranges_of(config.views))
-  clips = config.data.clip_frames if dataset is None else dataset.min_frames(config.data.split)
-  return min(shortest, clips) < config.views.crop_frames
+  return view_lengths.is_ragged(
+    config.data.clip_frames if dataset is None else dataset.min_frames(config.data.split),
+    padding=config.views.padding,
+    crop_frames=config.views.crop_frames,
+    first_frames=config.views.first_frames,
+    second_frames=config.views.second_frames,
+  )
 
 
 def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
