@@ -1,11 +1,15 @@
 # `make` lists the targets. PYTHON=... chooses the interpreter of a new .venv; ARGS=... is passed on to pytest;
-# WORKERS=2 tests two files at a time.
+# WORKERS=1 tests one file at a time; by default two, where there are two cores and 12 GB of memory.
 
 SHELL := /bin/sh
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 RUNS := runs/demo
+WORKERS := $(shell awk '/^MemTotal/ { enough = $$2 >= 12e6 } END { print 1 + enough }' /proc/meminfo 2>/dev/null || echo 1)
+ifeq ($(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1),1)
+WORKERS := 1
+endif
 
 .PHONY: help venv demo test test-all fuzz soak lint format clean
 .DEFAULT_GOAL := help
@@ -45,13 +49,13 @@ demo: venv  ## synthesise sounds, prepare, pre-train, export, evaluate, draw: ev
 	@rm -rf $(RUNS)/encoder
 	$(BIN)/python -m atst_jax.export --workdir=$(RUNS)/pretrain --output=$(RUNS)/encoder
 	$(BIN)/python -m atst_jax.main --config=configs/demo_linear.py --workdir=$(RUNS)/linear
-	$(BIN)/python -m atst_jax.figures.curves --workdir=$(RUNS)/pretrain --encoder=$(RUNS)/encoder --data=$(RUNS)/data
 	$(BIN)/python -m atst_jax.report --workdir=$(RUNS)/pretrain --encoder=$(RUNS)/encoder --data=$(RUNS)/data \
 	  --audio=$(RUNS)/sounds --results=$(RUNS)/linear
-	@echo 'table: $(RUNS)/linear/results.md; pictures: $(RUNS)/pretrain/*.png; all on one page: $(RUNS)/pretrain/report.html'
+	@echo; cat $(RUNS)/linear/results.md; echo
+	@echo 'pictures: $(RUNS)/pretrain/*.png; all on one page: $(RUNS)/pretrain/report.html'
 
 test: venv  ## the test suite without the tests marked slow
-	@$(BIN)/python -m pytest -m 'not slow' $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
+	@$(BIN)/python -m pytest -m 'not slow' $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile) $(ARGS)
 
 test-all: venv  ## the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)

@@ -19,7 +19,7 @@ from atst_jax.pretraining.checks import is_ragged
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from tests.evaluation import make_clips, write_clips, write_encoder
-from tests.tiny import tiny_config, write_dataset
+from tests.tiny import tiny_config
 
 
 def pixels(path):

@@ -16,6 +16,16 @@ class _StandardError(logging.StreamHandler):
 
   stream = property(lambda self: sys.stderr, lambda self, _: None)
 
+  def emit(self, record):
+    """Writes a line; on a terminal above the progress bar, where one is shown."""
+    if not sys.stderr.isatty():
+      super().emit(record)
+      return
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stderr):
+      super().emit(record)
+
 
 class _Plain(logging.Formatter):
   """Names that a message holds cannot write lines of their own."""
