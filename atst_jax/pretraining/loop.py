@@ -142,6 +142,9 @@ class Report:
     values["eta_seconds"] = (self._total_steps - step) * seconds / steps
     self.last_step, self.last_time, self.waited = step, now, 0.0
     self.writer.write(step, values)
+    if not self.bar.disable:  # the rest stands in metrics.jsonl
+      self.bar.set_postfix(loss=f"{values['loss']:.4f}", std=f"{values['std_student']:.4f}")
+      return
     losses = [(k.removeprefix("loss_"), v) for k, v in values.items() if k.startswith("loss")]
     log.info(
       "step %d/%d %s | lr %.3g wd %.3g ema %.5f grad %.3g | std %.4f/%.4f | "
