@@ -266,7 +266,7 @@ def test_collectives_are_read_from_the_text():
   %e = pred[8]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
   %g = (f32[4]{0}, u32[], token[]) send(%x, %after), channel_id=4, is_host_transfer=true
   %h = token[] send-done(%g), channel_id=4
-  %f = f32[8]{0} fusion(%all-reduce), calls=%g"""
+  %f = f32[8]{0} fusion(%all-reduce), calls=%g"""  # noqa: E501
   assert find_collectives(text, 16) == [
     Collective("all-reduce", 4 * 768 + 2 * 6, 8),
     Collective("reduce-scatter", 4 * 256, 4),
