@@ -43,9 +43,6 @@ def _parser() -> Parser:
       part.add_argument(
         "--peak_tflops", type=float, help="of one device, where it is not in the table of chips"
       )
-  parts.choices["input"].add_argument(
-    "--tensorflow", action="store_true", help="compare with tf.data on the same files"
-  )
   parts.choices["step"].add_argument(
     "--torch",
     action="store_true",
@@ -91,9 +88,7 @@ def _measure(flags, config) -> dict:
   from atst_jax.performance import speed
 
   if flags.part == "input":
-    return speed.measure_input(
-      config, repeats=flags.repeats, clips=flags.clips, tensorflow=flags.tensorflow
-    )
+    return speed.measure_input(config, repeats=flags.repeats, clips=flags.clips)
   peak = None if flags.peak_tflops is None else 1e12 * flags.peak_tflops
   if flags.part == "step":
     return speed.measure_step(config, repeats=flags.repeats, peak=peak)
@@ -126,12 +121,19 @@ def _show_step(result) -> list[str]:
 
 
 def _show_input(result) -> list[str]:
+  rates, first = result["clips_per_second"], result["first_batch_seconds"]
+  bare = rates.get("bare")
   lines = [
-    "{clips_per_second:.0f} clips/s of {clip_shape}, {megabytes_per_second:.0f} MB/s, batches of "
-    "{batch_size} from {clips} clips ({data}), {cpus} CPUs".format(**result)
+    "{clips} clips of {clip_shape} float16 ({data}), batch {batch_size}, {cpus} CPUs; at most "
+    "{:.0f} MB of memory".format(result["peak_memory_bytes"] / 1e6, **result)
   ]
-  if "tensorflow_clips_per_second" in result:
-    lines.append("tf.data: {tensorflow_clips_per_second:.0f} clips/s".format(**result))
+  if bare:
+    lines.append(f"plain tf.data, without order, crop and padding: {bare:.0f} clips/s")
+  for name in first:
+    share = f", {rates[name] / bare:.2f} of plain tf.data" if bare else ""
+    lines.append(
+      f"reader {name}: {rates[name]:.0f} clips/s{share}; first batch after {first[name]:.2f} s"
+    )
   return lines
 
 

@@ -43,7 +43,9 @@ def get_config(variant: str = "paper") -> ConfigDict:
   )
   config.data.clip_frames = 1001  # 10 s; of longer clips a random window is read
   config.data.streams = 64  # the data are read in; divides the batch, at most as many as shards
-  config.data.shuffle_window = 256  # records
+  config.data.shuffle_window = 32  # records of a shard; tf.data holds as many of each stream
+  config.data.reader = "auto"  # "tf.data" or "plain" (no TensorFlow): the same batches
+  config.data.order = 2  # version of the order of clips; 1 was uneven
   config.data.threads = 0  # that read shards; 0: 1 from a disk, 16 from a store
   config.data.max_damaged = (
     0.0  # share of the clips that may be damaged, and are replaced by others of their shards

@@ -1,88 +1,41 @@
-"""Batches of log-mel clips from shards: read, shuffled, padded and batched; nothing is computed.
+"""Batches of log-mel clips from shards: read, checked, shuffled, cropped, padded and batched.
 
-The global batch of step s is a pure function of (seed, s), whatever the number of processes and
-devices. S logical streams cut it into S blocks of B/S rows; stream i owns shards i, i + S, …,
-visits them in an order drawn for each epoch, shuffles inside windows of each shard, and repeats on
-its own. A position is therefore arithmetic on the shards' counts: resuming reads nothing twice, and
-nothing of the iterator is saved.
-
-A clip is read from its file into its row of the batch without a copy between, and its checksum is
-computed there. One thread reads about as many clips as tf.data on two cores (`python -m
-atst_jax.benchmark input --tensorflow`).
+`order` says which clip comes when; two readers follow it and give the same bytes. tf.data streams
+the shards, and is taken wherever TensorFlow is installed. The plain reader needs no TensorFlow,
+reads stores that tf.data does not know, and knows what is wrong with a damaged record.
 """
 
-import collections
-import contextlib
-import dataclasses
+import importlib.util
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from atst_jax.data import plain_reader
 from atst_jax.data.dataset import Dataset
-from atst_jax.data.plain_reader import Damage, ShardReader
+from atst_jax.data.order import check_streams
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
-AHEAD = 2  # batches made while the device works
-# that wait for a store; on a local disk one is the fastest: more of them wait for each other
-STORE_THREADS = 16
-
-
-def _draw(n, seed, stream, epoch, tag):
-  """(n,) uint64, the raw output of a Philox counter: the same with every version of numpy."""
-  return np.random.Philox(key=[seed, 0], counter=[0, stream, epoch, tag]).random_raw(n)
+READERS = ("auto", "tf.data", "plain")
 
 
-def shard_order(seed, stream, epoch, shards):
-  """The order in which a stream visits its shards in an epoch: a permutation of range(shards)."""
-  return np.argsort(_draw(shards, seed, stream, epoch, 0), kind="stable")
-
-
-def window_order(seed, stream, epoch, shard, window, size):
-  """The order of the records inside a window: a permutation of range(size), and a number in [0, 1)
-  for each."""
-  bits = _draw(2 * size, seed, stream, epoch, 1 + (int(shard) << 32) + int(window))
-  return np.argsort(bits[:size], kind="stable"), (bits[size:] >> 40).astype(np.float32) / 2**24
-
-
-@dataclasses.dataclass(frozen=True)
-class Visit:
-  """One pass over a shard: `skip` records of its shuffled order are already used."""
-
-  epoch: int
-  shard: int
-  skip: int
-
-
-def visits(seed, stream, counts, position) -> Iterator[Visit]:
-  """All visits of a stream from `position` clips on, forever; `counts` are the clips of its
-  shards."""
-  epoch, left = divmod(position, sum(counts))
-  while True:
-    for shard in shard_order(seed, stream, epoch, len(counts)):
-      if left < counts[shard]:
-        yield Visit(epoch, int(shard), left)
-      left = max(left - counts[shard], 0)
-    epoch += 1
-
-
-def check_streams(*, batch_size, streams, shards, processes):
-  """Raises UserError with the numbers unless S divides B, the processes divide S, and every stream
-  has a shard."""
-  if batch_size % streams:
+def choose_reader(reader: str, root: str) -> str:
+  """ "tf.data" or "plain", for data in `root`. Raises UserError for what is not possible here."""
+  known = not storage.is_remote(root) or root.startswith("gs://")  # to TensorFlow 2.21
+  installed = importlib.util.find_spec("tensorflow") is not None
+  if reader == "tf.data" and not known:
     raise UserError(
-      f"batch_size {batch_size} is not divisible by data.streams {streams}; use a multiple of {streams}"
+      f"--config.data.reader=tf.data cannot read {root}: TensorFlow opens local files and gs://; "
+      "leave it out, or copy the data"
     )
-  if streams % processes:
+  if reader == "tf.data" and not installed:
     raise UserError(
-      f"data.streams {streams} is not divisible by the {processes} processes; use a multiple of {processes}"
+      "--config.data.reader=tf.data needs TensorFlow: pip install -e .[tfds], or leave it out"
     )
-  if shards < streams:
-    raise UserError(
-      f"{shards} shards cannot feed data.streams={streams}: set data.streams to at most {shards}, or "
-      f"prepare the data again with --num_shards={streams}"
-    )
+  if reader == "auto":
+    return "tf.data" if known and installed else "plain"
+  return reader
 
 
 def record_batches(
@@ -99,6 +52,7 @@ def record_batches(
   max_damaged=0.0,
   threads=0,
   with_ids=False,
+  reader="auto",
 ) -> Iterator[dict]:
   """Batches from shards, from step `start_step` on, without end.
 
@@ -107,7 +61,7 @@ def record_batches(
     split: its split.
     clip_frames: T; shorter clips are padded with zeros, of longer ones a random window is read.
     streams: S, logical streams.
-    shuffle_window: records shuffled together.
+    shuffle_window: records shuffled together. tf.data holds S windows in memory.
     batch_size: B of the global batch.
     seed: of the order.
     rows: (start, stop) of the global batch that this process supplies; whole streams. All by
@@ -116,6 +70,7 @@ def record_batches(
       replaced by others of their shard. At 0 the first one is an error.
     threads: that read; 0 chooses. Changes nothing in what is read.
     with_ids: also return the clips' ids.
+    reader: of READERS. Changes nothing in what is read.
 
   Yields:
     {"mel": (rows, T, F) float16 dB, "length": (rows,) int32 valid frames[, "id": (rows,) bytes]}.
@@ -124,79 +79,56 @@ def record_batches(
     UserError: the numbers do not fit (`check_streams`); when they are reached: a damaged record,
       naming file and record, or a store that does not answer.
   """
-  shards = dataset.shards(split)
-  block = batch_size // streams
   start, stop = rows or (0, batch_size)
   check_streams(
     batch_size=batch_size,
     streams=streams,
-    shards=len(shards),
+    shards=len(dataset.shards(split)),
     processes=batch_size // (stop - start),
   )
-  mine = range(start // block, stop // block)
-  n_mels = dataset.frontend.n_mels
-  damage = Damage(max_damaged, sum(shard.num_clips for i in mine for shard in shards[i::streams]))
-  readers = [
-    _stream(
-      shards[i::streams],
-      n_mels,
-      damage,
-      seed=seed,
-      stream=i,
-      window=shuffle_window,
-      position=start_step * block,
-    )
-    for i in mine
-  ]
-
-  def batch(pool) -> dict:
-    mel = np.empty((stop - start, clip_frames, n_mels), np.float16)
-    length = np.empty(stop - start, np.int32)
-    ids: list[bytes] = [b""] * (stop - start)
-
-    def fill(thread):
-      for i in range(thread, len(readers), threads):
-        for row in range(i * block, (i + 1) * block):
-          reader, number, where = next(readers[i])
-          length[row], taken = reader.read(number, where, mel[row])
-          if with_ids:
-            ids[row] = reader.clip(taken).id.encode()
-
-    list(pool.map(fill, range(threads)))
-    return {"mel": mel, "length": length, **({"id": np.array(ids, object)} if with_ids else {})}
-
-  def batches():
-    with contextlib.ExitStack() as stack:
-      for stream in readers:
-        stack.enter_context(contextlib.closing(stream))
-      pool = stack.enter_context(ThreadPoolExecutor(threads))
-      maker = stack.enter_context(ThreadPoolExecutor(1))
-      stack.callback(maker.shutdown, cancel_futures=True)
-      ahead = collections.deque(maker.submit(batch, pool) for _ in range(AHEAD))
-      while True:
-        yield ahead.popleft().result()
-        ahead.append(maker.submit(batch, pool))
-
-  threads = min(len(readers), threads or (STORE_THREADS if storage.is_remote(dataset.root) else 1))
-  return batches()
+  block = batch_size // streams
+  options = {
+    "split": split,
+    "clip_frames": clip_frames,
+    "streams": streams,
+    "mine": range(start // block, stop // block),
+    "window": shuffle_window,
+    "block": block,
+    "seed": seed,
+    "threads": threads,
+    "with_ids": with_ids,
+  }
+  plain = lambda step: plain_reader.batches(
+    dataset, start_step=step, max_damaged=max_damaged, **options
+  )
+  chosen = choose_reader(reader, dataset.root)
+  log.info("data: %s, read by %s", dataset.root, chosen)
+  if chosen == "plain":
+    return plain(start_step)
+  return _streamed(dataset, start_step, plain, options)
 
 
-def _stream(shards, n_mels, damage, *, seed, stream, window, position):
-  """Yields (open shard, record, where a window begins) from `position` clips on."""
-  indices = {}
-  for visit in visits(seed, stream, [shard.num_clips for shard in shards], position):
-    opened = ShardReader(shards[visit.shard], n_mels, damage, indices.get(visit.shard))
-    with contextlib.closing(opened) as reader:
-      indices[visit.shard] = reader.index
-      count = shards[visit.shard].num_clips
-      skip = visit.skip % window
-      for first in range(visit.skip - skip, count, window):
-        order, where = window_order(
-          seed, stream, visit.epoch, visit.shard, first // window, min(window, count - first)
-        )
-        for i in range(skip, len(order)):
-          yield reader, first + int(order[i]), where[i]
-        skip = 0
+def _streamed(dataset, step, plain, options) -> Iterator[dict]:
+  """tf.data's batches; from one that it cannot read on, those of the plain reader, which names the
+  record, or replaces it where some damage is allowed. tf.data cannot go on behind a damaged
+  record."""
+  from atst_jax.data import tf_reader
+
+  batches = tf_reader.batches(dataset, start_step=step, **options)
+  try:
+    for batch in batches:
+      yield batch
+      step += 1
+  except tf_reader.Unreadable as error:
+    following = plain(step)
+    try:
+      yield next(following)  # raises where no damage is allowed
+      log.warning("tf.data stops at a damaged record (%s); the plain reader goes on", error)
+      yield from following
+    finally:
+      following.close()
+  finally:
+    batches.close()
 
 
 def synthetic_batches(

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from atst_jax.data.dataset import Dataset
-from atst_jax.data.input_pipeline import AHEAD, STORE_THREADS
-from atst_jax.data.plain_reader import Damage, Index, ShardReader
+from atst_jax.data.order import epoch_order
+from atst_jax.data.plain_reader import AHEAD, STORE_THREADS, Damage, Index, ShardReader
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
@@ -77,12 +77,6 @@ class ClipReader:
 
     list(pool.map(fill, rows))
     return {"mel": mel, "length": length, "target": targets[numbers]}
-
-
-def epoch_order(index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-  """The clips of `index` in the order of an epoch."""
-  draws = np.random.Philox(key=[seed, 0], counter=[0, 0, epoch, 0]).random_raw(len(index))
-  return index[np.argsort(draws, kind="stable")]
 
 
 def steps_per_epoch(clips: int, batch_size: int) -> int:

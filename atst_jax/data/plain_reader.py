@@ -1,17 +1,25 @@
-"""Random access to the spectrograms of a shard, straight into a batch."""
+"""The reader that needs no TensorFlow: random access to the spectrograms of shards, straight into a
+batch.
 
+A clip is read from its file into its row of the batch without a copy between, and its checksum is
+computed there.
+"""
+
+import collections
 import contextlib
 import io
 import os
 import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, NamedTuple
 
 import google_crc32c
 import numpy as np
 
-from atst_jax.data.dataset import Clip, Shard
+from atst_jax.data.dataset import Clip, Dataset, Shard
+from atst_jax.data.order import visits
 from atst_jax.data.tfrecord import (
   CHECKSUM,
   RecordError,
@@ -24,6 +32,9 @@ from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.logs import log
 
+AHEAD = 2  # batches made while the device works
+# that wait for a store; on a local disk one is the fastest: more of them wait for each other
+STORE_THREADS = 16
 # of a record: what comes before the spectrogram lies in them, or else the record is read whole
 HEAD_BYTES = 512
 
@@ -248,3 +259,74 @@ class Damage:
         len(self._found),
         self.allowed,
       )
+
+
+def batches(
+  dataset: Dataset,
+  *,
+  split,
+  clip_frames,
+  streams,
+  mine,
+  window,
+  block,
+  seed,
+  threads,
+  with_ids,
+  start_step,
+  max_damaged,
+) -> Iterator[dict]:
+  """As `input_pipeline.record_batches`, of the streams `mine` with `block` clips each in a batch."""
+  shards, n_mels = dataset.shards(split), dataset.frontend.n_mels
+  share = sum(shard.num_clips for shard in shards) * len(mine) // streams
+  damage = Damage(max_damaged, share)
+  position = start_step * block
+  readers = [
+    _stream(
+      shards, n_mels, damage, seed=seed, stream=i, streams=streams, window=window, position=position
+    )
+    for i in mine
+  ]
+  rows = len(mine) * block
+  threads = min(len(readers), threads or (STORE_THREADS if storage.is_remote(dataset.root) else 1))
+
+  def batch(pool) -> dict:
+    mel = np.empty((rows, clip_frames, n_mels), np.float16)
+    length = np.empty(rows, np.int32)
+    ids: list[bytes] = [b""] * rows
+
+    def fill(thread):
+      for i in range(thread, len(readers), threads):
+        for row in range(i * block, (i + 1) * block):
+          reader, number, where = next(readers[i])
+          length[row], taken = reader.read(number, where, mel[row])
+          if with_ids:
+            ids[row] = reader.clip(taken).id.encode()
+
+    list(pool.map(fill, range(threads)))
+    return {"mel": mel, "length": length, **({"id": np.array(ids, object)} if with_ids else {})}
+
+  with contextlib.ExitStack() as stack:
+    for stream in readers:
+      stack.enter_context(contextlib.closing(stream))
+    pool = stack.enter_context(ThreadPoolExecutor(threads))
+    maker = stack.enter_context(ThreadPoolExecutor(1))
+    stack.callback(maker.shutdown, cancel_futures=True)
+    ahead = collections.deque(maker.submit(batch, pool) for _ in range(AHEAD))
+    while True:
+      yield ahead.popleft().result()
+      ahead.append(maker.submit(batch, pool))
+
+
+def _stream(shards, n_mels, damage, *, seed, stream, streams, window, position):
+  """Yields (open shard, record, where a window begins) from `position` clips on."""
+  indices: dict[int, Index] = {}
+  counts = [shard.num_clips for shard in shards]
+  for visit in visits(seed, stream, streams, counts, position):
+    opened = ShardReader(shards[visit.shard], n_mels, damage, indices.get(visit.shard))
+    with contextlib.closing(opened) as reader:
+      indices[visit.shard] = reader.index
+      first, places, where, used = visit.records(seed, counts[visit.shard], window)
+      windows = first + np.arange(len(places)) // window * window
+      for i in range(used, len(places)):
+        yield reader, int(windows[i] + places[i]), where[i]

@@ -10,7 +10,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from atst_jax.data.input_pipeline import check_streams
+from atst_jax.data.order import check_streams
 from atst_jax.models.encoders import ENCODERS
 from atst_jax.performance import gpus, hlo
 from atst_jax.performance.chips import CHIPS, find_chip

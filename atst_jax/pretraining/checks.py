@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 from atst_jax.artifacts.model import TAILS
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
-from atst_jax.data.input_pipeline import check_streams
+from atst_jax.data.input_pipeline import READERS
+from atst_jax.data.order import VERSION, check_streams
 from atst_jax.method import views as view_lengths
 from atst_jax.method.augment import RESIZES
 from atst_jax.method.normalization import NORMALIZATIONS
@@ -66,11 +67,13 @@ CHOICES = {
   "export": ("teacher", "student"),
   "tail": TAILS,
   "data.source": ("records", "synthetic"),
+  "data.reader": READERS,
   "online.network": ("teacher", "student"),
 }
 RANGES = {  # both ends included
   "seed": (0, LARGEST),
   "data.threads": (0, 1024),
+  "data.order": (VERSION, VERSION),
   "data.max_damaged": (0, 0.5),
   "difference.weight": (0, 1),
   "difference.gamma_min": (1e-3, 0.999),

@@ -230,6 +230,7 @@ def batches(
     shuffle_window=config.data.shuffle_window,
     max_damaged=config.data.max_damaged,
     threads=config.data.threads,
+    reader=config.data.reader,
     **common,
   )
 
