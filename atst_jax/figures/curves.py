@@ -84,7 +84,7 @@ def _online(axes, records) -> None:
   shown = {
     "ridge": ("ridge probe", ".-"),
     "knn": ("nearest neighbours", ".-"),
-    "mel": ("ridge probe of the mel", "--"),
+    "mel": ("ridge probe of the mel", ".--"),
   }
   for color, (key, (label, line)) in zip(COLORS, shown.items(), strict=False):
     axes[0].plot(steps, values(f"online_{key}_{metric}"), line, color=color, label=label)
