@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import logging
 import os
+import pathlib
 import struct
 
 import numpy as np
@@ -296,3 +297,15 @@ def test_synthetic_batches_are_a_function_of_step_and_row():
   np.testing.assert_array_equal(next(make(start_step=1))["mel"], second["mel"])
   np.testing.assert_array_equal(next(make(rows=(2, 4)))["mel"], first["mel"][2:4])
   assert (first["mel"] != second["mel"]).any() and (first["mel"][0] != first["mel"][1]).any()
+
+
+def test_the_ten_lines_of_the_documents_read_the_shards(dataset):
+  pytest.importorskip("tensorflow", reason="TensorFlow is not installed: .[tfds]")
+  page = (pathlib.Path(__file__).parents[1] / "docs" / "shards.md").read_text(encoding="utf-8")
+  names = {"folder": dataset.root}
+  exec(page.split("```python\n")[1].split("```")[0], names)
+  found = {id.decode(): mel for mel, id in names["clips"].as_numpy_iterator()}
+  clips = list(dataset.clips("train"))
+  assert len(found) == len(clips)
+  for clip in clips:
+    np.testing.assert_array_equal(found[clip.id], clip.mel)

@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from atst_jax.audio.frontend import get_frontend
 from atst_jax.util.errors import UserError
+from data_pipeline.shards import plan
 from data_pipeline.sources import files
 from data_pipeline.sources.files import Source
 from data_pipeline.sources.inputs import list_sources
@@ -239,3 +241,14 @@ print(len(missing), len(tasks), time.time() - started, resource.getrusage(resour
   )
   missing, shards, seconds, gib = map(float, run.stdout.split())
   assert (missing, shards) == (2_000_000, 5000) and seconds < 60 and gib < 2, run.stdout
+
+
+@pytest.mark.parametrize(
+  ("files", "shards"), [(5, 5), (40, 16), (600, 16), (6000, 64), (50_000, 192)]
+)
+def test_the_number_of_shards_is_16_or_a_multiple_of_64(monkeypatch, files, shards):
+  """A tenth of a megabyte each: shards of at most 32 MB, and never more than files."""
+  monkeypatch.setattr(plan, "duration", lambda path: 10.0)
+  sources = [Source(f"{i}.wav", str(i)) for i in range(files)]
+  found = plan.choose_num_shards(sources, frontend=get_frontend("atst"), shard_mb=32, num_shards=0)
+  assert found == (shards, 10.0 * files)

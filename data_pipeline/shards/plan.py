@@ -26,6 +26,7 @@ WORK = ".work"  # inside the output: the plan, and a sidecar for every finished 
 PLAN = "plan.json"
 LOCK = "lock"
 MIN_SHARDS = 16  # so that 16 processes or streams can read any set
+SHARDS = 64  # of a larger set a multiple: what others divide among their readers comes out even
 SIZED_FILES = 64  # headers read to estimate the size of a split
 
 
@@ -47,8 +48,9 @@ def choose_num_shards(
       seconds.append(duration(source.path))
   total = len(ordered) * sum(seconds) / max(1, len(seconds))
   num_bytes = total * frontend.sample_rate / frontend.hop_length * frontend.n_mels * 2
-  wanted = num_shards or max(MIN_SHARDS, math.ceil(num_bytes / (shard_mb * 2**20)))
-  return min(wanted, len(ordered)), total
+  filled = math.ceil(num_bytes / (shard_mb * 2**20))
+  chosen = MIN_SHARDS if filled <= MIN_SHARDS else math.ceil(filled / SHARDS) * SHARDS
+  return min(num_shards or chosen, len(ordered)), total
 
 
 def measure(
