@@ -77,11 +77,14 @@ def sweep_commands(flags, argv) -> list[str]:
   sweeps = configs.sweeps(flags.config)
   if flags.sweep not in sweeps:
     raise UserError(f"--sweep={flags.sweep}: {flags.config} has {', '.join(sweeps) or 'no sweeps'}")
+  # From the parsed flags, not from argv, where a value may stand alone: `--verbosity quiet`.
   kept = [
-    flag
-    for flag in argv
-    if not flag.startswith(("--workdir", "--sweep", "--config=")) and flag.startswith("--")
+    f"--{name}" if value is True else f"--{name}={value}"
+    for name, value in vars(flags).items()
+    if name not in ("config", "workdir", "sweep") and value is not None and value is not False
+    if (name, value) != ("verbosity", "info")
   ]
+  kept += [flag for flag in argv if flag.startswith("--config.")]
   commands = []
   for overrides in sweeps[flags.sweep]:
     name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in overrides.items())

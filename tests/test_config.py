@@ -32,12 +32,24 @@ def _compare(name, text, folder=GOLDEN):
 
 
 def test_resolved_configs():
-  values = {os.path.basename(p): configs.flatten(configs.to_json(configs.load(p))) for p in ALL}
-  lines = [
-    f"{name}  {key} = {json.dumps(value)}"
-    for name, flat in values.items()
-    for key, value in flat.items()
-  ]
+  """The first config of a job as a whole, every other as its differences: a variant to the first
+  one of its file, a file to the first config of its job."""
+  roots = ("base.py", "bgknown.py", "finetune.py", "linear.py", "retrieval.py")
+  names = sorted((os.path.basename(p) for p in ALL), key=lambda n: n.split(":")[0] not in roots)
+  values, first_of_file, first_of_job, lines = {}, {}, {}, []
+  for name in names:
+    values[name] = flat = configs.flatten(
+      configs.to_json(configs.load(str(ROOT / "configs" / name)))
+    )
+    file_root = first_of_file.setdefault(name.split(":")[0], name)
+    job_root = first_of_job.setdefault(flat["job"], name)
+    parent = file_root if file_root != name else job_root
+    before = values[parent] if parent != name else {}
+    lines.append(f"{name}" if parent == name else f"{name} differs from {parent}")
+    for key, value in flat.items():
+      if key not in before or before[key] != value:
+        lines.append(f"  {key} = {json.dumps(value)}")
+    lines += [f"  {key} is absent" for key in before if key not in flat]
   _compare("configs.txt", "\n".join(lines) + "\n")
 
 
@@ -151,6 +163,7 @@ def test_parameter_counts():
     ("views.normalization.low", "-79.5", -79.5),
     ("views.normalization.low", "none", None),
     ("total_steps", "39_000", 39000),
+    ("total_epochs", "none", None),
     ("data.path", "a b=c", "a b=c"),
   ],
 )
@@ -158,6 +171,15 @@ def test_overrides(key, text, value):
   config = configs.load(str(ROOT / "configs" / "base.py"))
   configs.override(config, key, text)
   assert configs.flatten(config)[key] == value and type(configs.flatten(config)[key]) is type(value)
+
+
+@pytest.mark.parametrize("name", ["base", "base.py", "configs/base.py", "configs/base"])
+def test_configs_of_the_package_are_found_from_any_folder(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert configs.find(name) == str(ROOT / "configs" / "base.py")
+  assert configs.load(f"{name}:paper") == configs.load(f"{ROOT / 'configs' / 'base.py'}:paper")
+  with pytest.raises(UserError, match=f"nothing: no such file, here or in {ROOT / 'configs'}"):
+    configs.find("nothing")
 
 
 @pytest.mark.parametrize(

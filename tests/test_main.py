@@ -149,6 +149,10 @@ def test_sweeps_print_their_commands(capsys, tmp_path):
   assert len(set(folders)) == 4 and folders[3] == "gs://b/runs/segments=two_crop_frames=601"
   parsed = main.parse(shlex.split(lines[0])[3:])[1]
   assert parsed.views.segments == "single" and parsed.views.crop_frames == 101 and parsed.seed == 3
+  spaced = [*(word for flag in flags[:2] for word in flag.split("=")), "--verbosity", "quiet"]
+  assert main.main([*spaced, "--process_id", "0", "--sweep", "views"]) == 0
+  words = shlex.split(capsys.readouterr().out.splitlines()[0])
+  assert words[3:7] == [*flags[:1], words[4], "--verbosity=quiet", "--process_id=0"]
   assert main.main([*flags, "--sweep=lambda"]) == 2
   assert "has views, length" in capsys.readouterr().err
 

@@ -6,18 +6,35 @@ import difflib
 import importlib.util
 import json
 import os
+import pathlib
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from atst_jax.util.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# The configs of a checkout (and of a wheel with them beside the package), and of a wheel with them
+# inside it.
+FOLDERS = (ROOT / "configs", ROOT / "atst_jax" / "configs")
+
+
+def find(path: str) -> str:
+  """The file that `path` names: as given, or among the configs of this package, where `base`,
+  `base.py` and `configs/base.py` are the same. Raises UserError with the places looked in."""
+  if os.path.isfile(path):
+    return path
+  name = path.removeprefix("configs/").removesuffix(".py") + ".py"
+  for folder in FOLDERS:
+    if not os.path.isabs(path) and (folder / name).is_file():
+      return str(folder / name)
+  raise UserError(
+    f"--config={path}: no such file, here or in {FOLDERS[0]}; configs lie in configs/, for example "
+    "configs/base.py"
+  )
+
 
 def _module(path: str):
-  path = path.partition(":")[0]
-  if not os.path.isfile(path):
-    raise UserError(
-      f"--config={path}: no such file; configs lie in configs/, for example configs/base.py"
-    )
+  path = find(path.partition(":")[0])
   spec = importlib.util.spec_from_file_location(os.path.basename(path).removesuffix(".py"), path)
   assert spec is not None and spec.loader is not None  # it is a file
   module = importlib.util.module_from_spec(spec)
@@ -53,9 +70,9 @@ def flatten(config, prefix="") -> dict:
   return out
 
 
-def _parse(key, text, kind, old):
-  """`text` as a value of type `kind`; placeholders that are not set accept "none"."""
-  if text.lower() == "none" and old is None:
+def _parse(key, text, kind, old, optional):
+  """`text` as a value of type `kind`; `optional` ones accept "none"."""
+  if text.lower() == "none" and optional:
     return None
   try:
     if kind is bool:
@@ -99,7 +116,10 @@ def override(config: ConfigDict, key: str, text: str) -> None:
   section = config
   for part in path:
     section = section[part]
-  section[name] = _parse(key, text, section.get_type(name), keys[key])
+  # Placeholders, and `FieldReference(VALUE)`: what a config sets but may be unset.
+  field = dict(section.iteritems(preserve_field_references=True))[name]
+  optional = field is None or isinstance(field, FieldReference)
+  section[name] = _parse(key, text, section.get_type(name), keys[key], optional)
 
 
 def load_with_overrides(path: str, flags: list[str]) -> ConfigDict:
