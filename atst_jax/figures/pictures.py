@@ -1,9 +1,13 @@
 """What pictures share: colours, axes in Hz, and how they are written."""
 
+import os
+from collections.abc import Callable
+
 import numpy as np
+from markupsafe import Markup
 
 from atst_jax.audio.frontend import FrontEnd
-from atst_jax.util import storage
+from atst_jax.util import html_page, storage
 
 # Okabe and Ito's, for every kind of sight
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -27,3 +31,18 @@ def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
   ticks = [hz for hz in TICKS_HZ if centres[0] <= hz <= centres[-1]]
   names = [f"{hz / 1000:g}k" if hz >= 1000 else f"{hz}" for hz in ticks]
   return np.interp(ticks, centres, np.arange(len(centres))), names
+
+
+class Pictures:
+  """Writes PNG files into a folder, and gives them as elements of a page."""
+
+  def __init__(self, folder: str):
+    self.folder = folder
+    self.paths: list[str] = []
+
+  def add(self, name: str, draw: Callable[[str], None], alt: str) -> Markup:
+    """Draws `name`.png by `draw(path)`."""
+    path = os.path.join(self.folder, f"{name}.png")
+    draw(path)
+    self.paths.append(path)
+    return html_page.picture(path, alt)

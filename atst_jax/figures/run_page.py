@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import os
-from collections.abc import Callable
 
 import numpy as np
 from markupsafe import Markup
@@ -16,6 +15,7 @@ from atst_jax.downstream import tables
 from atst_jax.figures import maps
 from atst_jax.figures.attention import attention_figure
 from atst_jax.figures.curves import training_curve
+from atst_jax.figures.pictures import Pictures
 from atst_jax.figures.view_sheet import sample, view_sheet
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.workdir import read_config, read_starts
@@ -28,21 +28,6 @@ PAGE = "report.html"
 PAGE_BYTES = 12 << 20
 PLAYERS, PLAYER_SECONDS = 24, 6.0
 ATTENTION_CLIPS = 2
-
-
-class Pictures:
-  """Writes PNG files into a folder, and gives them as elements of a page."""
-
-  def __init__(self, folder: str):
-    self.folder = folder
-    self.paths: list[str] = []
-
-  def add(self, name: str, draw: Callable[[str], None], alt: str) -> Markup:
-    """Draws `name`.png by `draw(path)`."""
-    path = os.path.join(self.folder, f"{name}.png")
-    draw(path)
-    self.paths.append(path)
-    return html_page.picture(path, alt)
 
 
 def progress(config: dict, records: list[dict], starts: list[dict]) -> Markup:
