@@ -37,7 +37,7 @@ FREE_KEYS = (
   "guard.step_seconds",
   "guard.start_seconds",
 )
-# Those that may change too, and are named in a warning: the first four change how sums are rounded,
+# Those that may change too, and are named in a warning: the first five change how sums are rounded,
 # the others which damaged clips are replaced, where the run may go back to, and when it ends.
 # Not among them is compute.accumulation: every part of a batch draws its own dropout and stochastic
 # depth, and has BatchNorm statistics of its own.
@@ -45,6 +45,7 @@ NAMED_KEYS = (
   "mesh.",
   "compute.remat",
   "compute.attention",
+  "compute.kernels",
   "compute.resize",
   "data.max_damaged",
   "checkpoint.every_steps",

@@ -23,6 +23,8 @@ from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
 CONFIG = "config.json"
+# What a key that an older version did not have stands for.
+REASONS = {"data.order": " (clips came in another, uneven order: docs/shards.md)"}
 STARTS = "starts.jsonl"
 # that decide what is computed
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -79,6 +81,7 @@ def read_config(workdir: str) -> dict:
 def _differences(workdir: str, config: dict, ignore: tuple[str, ...]) -> dict[str, str]:
   """{key: "key: old -> new"} of what the stored config has otherwise, without the keys in `ignore`."""
   lines = {line.partition(":")[0]: line for line in changes(read_config(workdir), config)}
+  lines = {key: line + REASONS.get(key, "") for key, line in lines.items()}
   return {key: line for key, line in lines.items() if not _among(key, ignore)}
 
 
