@@ -30,55 +30,46 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.warmup_steps = config_dict.placeholder(int)  # if set, instead of warmup_epochs
   config.joint_views = True  # BatchNorm statistics over both views
   config.export = "teacher"  # the network whose encoder is exported; "student"
-  config.tail = (
-    "weighted"  # how an export averages the chunks of long audio (atst_jax.embed --tail)
-  )
+  # how an export averages the chunks of long audio (atst_jax.embed --tail)
+  config.tail = "weighted"
 
   config.data = ConfigDict()
   config.data.source = "records"  # or "synthetic": noise, where there is no data
   config.data.path = "data/audioset"  # prepared data set: a folder, or gs://…, s3://…
   config.data.split = "train"  # of the data set, to train on
-  config.data.frontend = (
-    "atst"  # that the data were prepared with: atst, audiossl, byola, difference
-  )
+  # that the data were prepared with: atst, audiossl, byola, difference
+  config.data.frontend = "atst"
   config.data.clip_frames = 1001  # 10 s; of longer clips a random window is read
   config.data.streams = 64  # the data are read in; divides the batch, at most as many as shards
   config.data.shuffle_window = 32  # records of a shard; tf.data holds as many of each stream
   config.data.reader = "auto"  # "tf.data" or "plain" (no TensorFlow): the same batches
   config.data.order = 2  # version of the order of clips; 1 was uneven
   config.data.threads = 0  # that read shards; 0: 1 from a disk, 16 from a store
-  config.data.max_damaged = (
-    0.0  # share of the clips that may be damaged, and are replaced by others of their shards
-  )
+  # share of the clips that may be damaged, and are replaced by others of their shards
+  config.data.max_damaged = 0.0
   config.data.fingerprint = config_dict.placeholder(str)  # filled from the data
 
   config.views = ConfigDict()
   config.views.segments = "two"  # or "single": both views of one segment
   config.views.crop_frames = 601  # 6 s; the longest view
-  config.views.first_frames = config_dict.placeholder(
-    tuple
-  )  # (shortest, longest), if not always crop_frames
+  # (shortest, longest), if not always crop_frames
+  config.views.first_frames = config_dict.placeholder(tuple)
   config.views.second_frames = config_dict.placeholder(tuple)  # the same of the second view
   config.views.padding = "mask"  # of short clips; "silence": filled up and counted as sound
   config.views.normalization = ConfigDict()
   config.views.normalization.kind = "min_max"  # to -1..1; "standard": mean 0, deviation 1
   config.views.normalization.top_db = 80.0  # below a clip's maximum everything is clamped (dB)
-  config.views.normalization.low = config_dict.placeholder(
-    float
-  )  # dB that becomes -1; from the data's statistics
+  # dB that becomes -1; from the data's statistics
+  config.views.normalization.low = config_dict.placeholder(float)
   config.views.normalization.high = config_dict.placeholder(float)  # dB that becomes 1
   config.views.mixup_ratio = 0.4  # the largest share of another clip
-  config.views.group = (
-    6  # clips mixed with each other, 5 or more; divides the batch of a device (256 devices: 6 each)
-  )
-  config.views.freq_scale = (
-    0.6,
-    1.5,
-  )  # random resize crop: bounds of its height, of the clip's bins
+  # clips mixed with each other, 5 or more; divides the batch of a device (256 devices: 6 each)
+  config.views.group = 6
+  # random resize crop: bounds of its height, of the clip's bins
+  config.views.freq_scale = (0.6, 1.5)
   config.views.time_scale = (0.6, 1.5)  # and of its width, of the clip's frames
-  config.views.canvas_time = (
-    1.5  # width of the canvas of zeros it is cropped from, of the clip's frames
-  )
+  # width of the canvas of zeros it is cropped from, of the clip's frames
+  config.views.canvas_time = 1.5
   config.views.fader_gain = 0.0  # random linear fader
   config.views.post_norm = False  # one mean and deviation of all views of the batch
 
@@ -87,9 +78,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.encoder.width = 768  # numbers of a token; of a "cnn": of its vector
   config.encoder.depth = 12  # blocks
   config.encoder.heads = 12  # of attention; divides the width
-  config.encoder.drop_path = (
-    0.1  # stochastic depth: the last block's chance to be skipped, in training
-  )
+  # stochastic depth: the last block's chance to be skipped, in training
+  config.encoder.drop_path = 0.1
   config.encoder.patch_frames = 4  # of a token, over all mel bins
   config.encoder.max_frames = 1001  # the position table's length
 
@@ -107,32 +97,26 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.difference.gamma_shared = False  # by both views
   config.difference.mix_domain = "energy"  # or "normalized": Eq. 2 to the letter
   config.difference.mix_stage = "post_norm"  # or "pre_norm"; where views.post_norm is on
-  config.difference.mix_k = config_dict.placeholder(
-    float
-  )  # nepers per unit before it; from the normalization
-  config.difference.match_level = (
-    False  # the neighbour is first brought to the clip's mean of what is mixed (energy)
-  )
+  # nepers per unit before it; from the normalization
+  config.difference.mix_k = config_dict.placeholder(float)
+  # the neighbour is first brought to the clip's mean of what is mixed (energy)
+  config.difference.match_level = False
   config.difference.renormalize = "none"  # or "batch": mixtures get mean 0 and deviation 1
   config.difference.neighbour = "group"  # the next clip of views.group; "batch": of the whole batch
   config.difference.symmetric = True  # both directions
-  config.difference.subtrahend = (
-    "student"  # or "teacher": whose encoding of the neighbour is subtracted
-  )
+  # or "teacher": whose encoding of the neighbour is subtracted
+  config.difference.subtrahend = "student"
   config.difference.stop_gradient = False  # into the subtrahend
   config.difference.rescale = False  # the difference is divided by 1 - γ
-  config.difference.level = (
-    "clip"  # or "frame": subtract before pooling over time (encoder.kind cnn)
-  )
+  # or "frame": subtract before pooling over time (encoder.kind cnn)
+  config.difference.level = "clip"
   config.difference.joint_projector = False  # its BatchNorm sees encodings and differences together
-  config.difference.track_mixtures = (
-    True  # they update the encoder's running statistics (encoder.kind cnn)
-  )
+  # they update the encoder's running statistics (encoder.kind cnn)
+  config.difference.track_mixtures = True
 
   config.optimizer = ConfigDict()
-  config.optimizer.form = (
-    "optax"  # or "transformers": the AdamW of the library that the released code used
-  )
+  # or "transformers": the AdamW of the library that the released code used
+  config.optimizer.form = "optax"
   config.optimizer.schedule = "cosine"  # after a linear warm-up; or "constant"
   config.optimizer.base_lr = 2e-4  # x batch_size / reference_batch
   config.optimizer.reference_batch = 256  # 0: the rate does not depend on the batch
@@ -150,44 +134,37 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
   # How it is computed, not what: these may change between a run and its continuation.
   config.compute = ConfigDict()
-  config.compute.accumulation = (
-    1  # parts of a batch that are encoded one after the other (gradient accumulation)
-  )
-  config.compute.remat = (
-    False  # blocks of a transformer are computed again in the backward pass, to save memory
-  )
+  # parts of a batch that are encoded one after the other (gradient accumulation)
+  config.compute.accumulation = 1
+  # blocks of a transformer are computed again in the backward pass, to save memory
+  config.compute.remat = False
   # "auto": "cudnn" for transformers in bfloat16 on NVIDIA GPUs, else "xla"
   config.compute.attention = "auto"
   # of what stands between the products; "auto": "pallas" where attention is "cudnn", else "xla"
   config.compute.kernels = "auto"
-  config.compute.resize = (
-    "auto"  # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
-  )
+  # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
+  config.compute.resize = "auto"
 
   config.mesh = ConfigDict()
   config.mesh.data = -1  # devices that share the batch; -1: all that are left
   config.mesh.fsdp = 1  # devices that share parameters, optimizer and teacher
 
   config.checkpoint = ConfigDict()
-  config.checkpoint.folder = config_dict.placeholder(
-    str
-  )  # if not in the workdir: one that all hosts reach, gs://…
+  # if not in the workdir: one that all hosts reach, gs://…
+  config.checkpoint.folder = config_dict.placeholder(str)
   config.checkpoint.every_steps = 2000  # and at the end, and on a signal
   config.checkpoint.keep = 3  # newest ones
   config.checkpoint.keep_every = 50_000  # steps, of which a checkpoint stays for good
 
-  config.guard = (
-    ConfigDict()
-  )  # against runs that go wrong (atst_jax/pretraining/guard.py, atst_jax/runtime/watchdog.py)
+  # against runs that go wrong (atst_jax/pretraining/guard.py, atst_jax/runtime/watchdog.py)
+  config.guard = ConfigDict()
   config.guard.window = 128  # losses by which a spike is told
   config.guard.spike = 12.0  # deviations above their median; 0: never
-  config.guard.patience = (
-    16  # steps in a row, not finite or a spike, until the run goes back to a checkpoint
-  )
+  # steps in a row, not finite or a spike, until the run goes back to a checkpoint
+  config.guard.patience = 16
   config.guard.rollbacks = 3  # that often at most, then it ends
-  config.guard.collapse = (
-    "warn"  # or "stop": outputs of the teacher that are nearly one point, or on one line
-  )
+  # or "stop": outputs of the teacher that are nearly one point, or on one line
+  config.guard.collapse = "warn"
   config.guard.collapse_std = 0.1  # std_teacher times sqrt(heads.out) below it
   config.guard.collapse_rank = 1.1  # or rank_teacher below this
   config.guard.collapse_steps = 200  # in a row
@@ -196,24 +173,16 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
   # What is read off the encoder while it trains, on a labelled set; enters nothing that is computed.
   config.online = ConfigDict()
-  config.online.path = config_dict.placeholder(
-    str
-  )  # of a prepared labelled set; off if it is not set
+  # of a prepared labelled set; off if it is not set
+  config.online.path = config_dict.placeholder(str)
   config.online.every_steps = 5000  # and before the first step, and after the last
   config.online.clips = 2000  # at most, equally many of every class
-  config.online.network = config_dict.placeholder(
-    str
-  )  # "teacher" or "student"; the one that is exported
+  # "teacher" or "student"; the one that is exported
+  config.online.network = config_dict.placeholder(str)
   config.online.max_seconds = 12.0  # longer clips are cropped centrally
   config.online.knn = 10  # neighbours
-  config.online.ridge = (
-    1e-4,
-    1e-3,
-    1e-2,
-    0.1,
-    1.0,
-    10.0,
-  )  # penalties x clips; the validation clips choose
+  # penalties x clips; the validation clips choose
+  config.online.ridge = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
   config.online.splits = ConfigDict()
   config.online.splits.way = "auto"  # or "fold", "split", "random"
   config.online.splits.num_folds = 5  # of "random"
@@ -221,12 +190,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
   config.log = ConfigDict()
   config.log.every_steps = 50  # a line, and a point of the curves
-  config.log.wandb = config_dict.placeholder(
-    str
-  )  # a project of Weights & Biases, beside JSON lines and TensorBoard
-  config.log.mlflow = config_dict.placeholder(
-    str
-  )  # an experiment of MLflow; the store that MLFLOW_TRACKING_URI names
+  # a project of Weights & Biases, beside JSON lines and TensorBoard
+  config.log.wandb = config_dict.placeholder(str)
+  # an experiment of MLflow; the store that MLFLOW_TRACKING_URI names
+  config.log.mlflow = config_dict.placeholder(str)
   if variant == "released":
     release(config)
   return config

@@ -21,24 +21,18 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.job = "difference"
   config.protocol = "difference"  # what results.json calls it
   config.seed = 0  # of random initialisations, probes and the tenth that is held out
-  config.seeds = (
-    3  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
-  )
+  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
+  config.seeds = 3
   config.encoder = "encoders/difference"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
-  config.vectors = (
-    "y",
-    "last",
-  )  # of a transformer: what its projector sees, its "last" block, "all" blocks
-  config.baselines = (
-    "random",
-    "mel",
-  )  # measured beside it: the encoder with random parameters, statistics of the mel
+  # of a transformer: what its projector sees, its "last" block, "all" blocks
+  config.vectors = ("y", "last")
+  # measured beside it: the encoder with random parameters, statistics of the mel
+  config.baselines = ("random", "mel")
   config.weight = 1.0  # of the background that is subtracted; pre-training subtracts 0.4 to 0.6
-  config.statistics = config_dict.placeholder(
-    str
-  )  # filled: "data" (of the mixtures) for a convolutional encoder, else
-  # "encoder": whose constants of normalisation are used
+  # filled: "data" (of the mixtures) for a convolutional encoder, else "encoder": whose constants of
+  # normalisation are used
+  config.statistics = config_dict.placeholder(str)
 
   config.data = ConfigDict()
   config.data.path = "data/bgknown_esc50"  # of `data_pipeline.bgknown`
@@ -49,7 +43,6 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.probe.epochs = 200  # passes over the training clips, at most
   config.probe.batch_size = 200  # clips
   config.probe.patience = 20  # epochs without a better one
-  config.probe.monitor = (
-    "loss"  # or "accuracy": what the validation clips are watched for; labels: always loss
-  )
+  # or "accuracy": what the validation clips are watched for; labels: always loss
+  config.probe.monitor = "loss"
   return config

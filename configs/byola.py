@@ -33,9 +33,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.views.padding = "silence"
   config.views.normalization = ConfigDict()
   config.views.normalization.kind = "standard"
-  config.views.normalization.mean = config_dict.placeholder(
-    float
-  )  # nepers; from the data's statistics
+  # nepers; from the data's statistics
+  config.views.normalization.mean = config_dict.placeholder(float)
   config.views.normalization.std = config_dict.placeholder(float)  # the same
   config.views.mixup_ratio = 0.2
   config.views.group = 16

@@ -1,6 +1,6 @@
 """The demo's linear evaluation: 5-fold cross-validation over 10 classes of motion.
 
-  make demo
+make demo
 """
 
 from configs import linear

@@ -28,31 +28,26 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.job = "finetune"
   config.protocol = "finetune"  # what results.json calls it
   config.seed = 0  # of the head, the order, the augmentation and drawn divisions
-  config.seeds = (
-    1  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
-  )
+  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
+  config.seeds = 1
   config.platform = "auto"  # "cpu", "gpu" or "tpu": refuse to run on another
   config.dtype = "auto"  # compute: bfloat16 on accelerators, float32 on the CPU
   config.encoder = "encoders/base"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
-  config.initial = (
-    "pre-trained"  # or "random": the same architecture from fresh parameters, as a baseline
-  )
+  # or "random": the same architecture from fresh parameters, as a baseline
+  config.initial = "pre-trained"
   config.batch_size = 512  # clips, over all devices
   config.epochs = 200  # passes over the training clips
   config.warmup_epochs = 5.0  # the learning rate rises linearly
   config.evaluate_every_epochs = 1  # on the validation clips, which choose the epoch
   config.select_on_test = False  # chooses epochs on the test clips, as some published scores did
   config.max_seconds = 12.0  # longer clips are cropped centrally
-  config.padding = config_dict.placeholder(
-    str
-  )  # of short clips; filled: "mask", for a convolutional encoder "silence"
-  config.tail = config_dict.placeholder(
-    str
-  )  # how chunks of longer clips are averaged; filled from the encoder
-  config.drop_path = config_dict.placeholder(
-    float
-  )  # stochastic depth of a transformer; filled: 0.1
+  # of short clips; filled: "mask", for a convolutional encoder "silence"
+  config.padding = config_dict.placeholder(str)
+  # how chunks of longer clips are averaged; filled from the encoder
+  config.tail = config_dict.placeholder(str)
+  # stochastic depth of a transformer; filled: 0.1
+  config.drop_path = config_dict.placeholder(float)
 
   config.data = ConfigDict()
   config.data.path = "data/as20k"  # prepared labelled data set
@@ -72,9 +67,8 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.crop.enabled = True  # random resize crop of the whole clip
   config.crop.freq_scale = (0.6, 1.5)  # bounds of its height, of the clip's bins
   config.crop.time_scale = (0.6, 1.5)  # and of its width, of the clip's frames
-  config.crop.canvas_time = (
-    1.5  # width of the canvas of zeros it is cropped from, of the clip's frames
-  )
+  # width of the canvas of zeros it is cropped from, of the clip's frames
+  config.crop.canvas_time = 1.5
 
   config.optimizer = ConfigDict()
   config.optimizer.base_lr = 2.0  # x batch_size / reference_batch
@@ -82,31 +76,27 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.optimizer.end_lr = 1e-6  # of the cosine
   config.optimizer.momentum = 0.9  # of SGD
   config.optimizer.clip_norm = 3.0  # of the gradient
-  config.optimizer.layer_decay = (
-    1.0  # factor of the rate for each layer below the head; later official code: 0.75
-  )
+  # factor of the rate for each layer below the head; later official code: 0.75
+  config.optimizer.layer_decay = 1.0
 
   # How it is computed, not what: these may change between a run and its continuation.
   config.compute = ConfigDict()
-  config.compute.remat = (
-    False  # blocks of a transformer are computed again in the backward pass, to save memory
-  )
+  # blocks of a transformer are computed again in the backward pass, to save memory
+  config.compute.remat = False
   # "auto": "cudnn" for transformers in bfloat16 on NVIDIA GPUs, else "xla"
   config.compute.attention = "auto"
   # of what stands between the products; "auto": "pallas" where attention is "cudnn", else "xla"
   config.compute.kernels = "auto"
-  config.compute.resize = (
-    "auto"  # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
-  )
+  # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
+  config.compute.resize = "auto"
 
   config.mesh = ConfigDict()
   config.mesh.data = -1  # devices that share the batch; -1: all that are left
   config.mesh.fsdp = 1  # devices that share parameters and optimizer
 
   config.checkpoint = ConfigDict()
-  config.checkpoint.folder = config_dict.placeholder(
-    str
-  )  # if not in the workdir: one that all hosts reach, gs://…
+  # if not in the workdir: one that all hosts reach, gs://…
+  config.checkpoint.folder = config_dict.placeholder(str)
   config.checkpoint.every_epochs = 1  # and at the end, and on a signal
   config.checkpoint.keep = 2  # an older one stays until the newer one has been read again
 

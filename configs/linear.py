@@ -21,23 +21,19 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.job = "linear"
   config.protocol = "atst"  # or "evar"
   config.seed = 0  # of random initialisations, probes and drawn divisions
-  config.seeds = (
-    3  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
-  )
+  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
+  config.seeds = 3
   config.encoder = "encoders/base"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
   config.blocks = ("all", "last")  # of a transformer, whose vectors are probed
-  config.crop = config_dict.placeholder(
-    str
-  )  # filled: "unit" for a convolutional encoder under EVAR, else "center"
+  # filled: "unit" for a convolutional encoder under EVAR, else "center"
+  config.crop = config_dict.placeholder(str)
   config.max_seconds = 12.0  # of "center": longer clips are cropped centrally
-  config.unit_seconds = config_dict.placeholder(
-    float
-  )  # of "unit", filled from the task: clips are cut or filled to it
-  config.statistics = config_dict.placeholder(
-    str
-  )  # filled: "encoder", but "data" where the crop is filled as "unit":
-  # whose constants of normalisation are used; the data's are the training split's, which is all clips where folds are
+  # of "unit", filled from the task: clips are cut or filled to it
+  config.unit_seconds = config_dict.placeholder(float)
+  # filled: "encoder", but "data" where the crop is filled as "unit": whose constants of
+  # normalisation are used; the data's are the training split's, which is all clips where folds are
+  config.statistics = config_dict.placeholder(str)
   config.knn = 10  # neighbours
 
   config.data = ConfigDict()
@@ -47,34 +43,21 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.splits = ConfigDict()
   config.splits.way = "auto"  # or "fold", "split", "random"
   config.splits.num_folds = 5  # of "random"
-  config.splits.hold_out = (
-    "fold"  # chooses the rate where folds are tested: the next "fold", or a "tenth" of the rest
-  )
-  config.select_on_test = (
-    False  # chooses rates and epochs on the test clips, as some published scores did
-  )
+  # chooses the rate where folds are tested: the next "fold", or a "tenth" of the rest
+  config.splits.hold_out = "fold"
+  # chooses rates and epochs on the test clips, as some published scores did
+  config.select_on_test = False
 
   config.probe = ConfigDict()
-  config.probe.learning_rates = (
-    3e-5,
-    1e-4,
-    3e-4,
-    1e-3,
-    3e-3,
-    1e-2,
-    3e-2,
-    0.1,
-    0.3,
-    1.0,
-  )  # x batch_size / 256
+  # x batch_size / 256
+  config.probe.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
   config.probe.task_rates = True  # also those that the protocol's authors name for the task
   config.probe.epochs = 100  # passes over the training clips
   config.probe.batch_size = 1024  # clips
   config.probe.refit = True  # the chosen rate once more on training and validation clips together
   config.probe.patience = 20  # of EVAR: epochs without a better one
-  config.probe.monitor = (
-    "accuracy"  # of EVAR: what the validation clips are watched for, or "loss"; labels: always loss
-  )
+  # of EVAR: what the validation clips are watched for, or "loss"; labels: always loss
+  config.probe.monitor = "accuracy"
   if variant == "evar":
     config.protocol = "evar"
     config.splits.hold_out = "tenth"

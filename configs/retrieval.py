@@ -21,30 +21,21 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.job = "retrieval"
   config.protocol = "retrieval"  # what results.json calls it
   config.seed = 0  # of adapters, random encoders and a validation split that is drawn
-  config.seeds = (
-    3  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
-  )
+  # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
+  config.seeds = 3
   config.encoder = "encoders/byola"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
   config.blocks = "last"  # of a transformer; or "all"
   config.max_seconds = 12.0  # longer clips are cropped centrally
-  config.statistics = config_dict.placeholder(
-    str
-  )  # filled: "data" for a convolutional encoder, else "encoder"
-  config.features = (
-    "pre-trained",
-    "random",
-    "mel",
-  )  # the encoder, fresh parameters, mel statistics
-  config.systems = (
-    "audio + text",
-    "audio",
-    "text",
-  )  # of what the query is made, for the pre-trained features
+  # filled: "data" for a convolutional encoder, else "encoder"
+  config.statistics = config_dict.placeholder(str)
+  # the encoder, fresh parameters, mel statistics
+  config.features = ("pre-trained", "random", "mel")
+  # of what the query is made, for the pre-trained features
+  config.systems = ("audio + text", "audio", "text")
   config.scenes = "each"  # adapters of its own for every scene; "joint": the same for all
-  config.gallery = (
-    "scene"  # candidates: the answers of the scene's test pairs; "all": of all scenes'
-  )
+  # candidates: the answers of the scene's test pairs; "all": of all scenes'
+  config.gallery = "scene"
   config.recall_at = (1, 5, 10)  # answers of the gallery among which the right one counts
 
   config.data = ConfigDict()
@@ -60,9 +51,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.adapter.hidden = 512  # of the two layers on frozen sound and text
   config.adapter.width = 512  # numbers that are compared
   config.adapter.temperature = 0.07  # learned from there
-  config.adapter.standardize = (
-    True  # sounds enter with mean 0 and deviation 1 over the training clips
-  )
+  # sounds enter with mean 0 and deviation 1 over the training clips
+  config.adapter.standardize = True
 
   config.train = ConfigDict()
   config.train.epochs = 300  # passes over the training pairs

@@ -2,7 +2,7 @@
 
   python -m docs.configuration --output=docs/configuration.md
 
-What a key means is the comment beside it, what it may be comes from the checks, its values from the
+What a key means is the comment beside or above it, what it may be comes from the checks, its values from the
 configs.
 """
 
@@ -26,14 +26,13 @@ LIMITS = {"pretrain": checks, "finetune": recipe}  # modules with POSITIVE, CHOI
 
 
 def read_comments(path: str) -> dict[str, str]:
-  """{dotted key, or section: the comment beside its assignment, or above it where a section
-  begins}."""
+  """{dotted key, or section: the comment beside its assignment, else the lines above it}."""
   with open(path, encoding="utf-8") as file:
     source = file.read()
   comments = {
     t.start[0]: t.string.lstrip("# ")
     for t in tokenize.generate_tokens(io.StringIO(source).readline)
-    if t.type == tokenize.COMMENT and not t.string.startswith("# fmt:")
+    if t.type == tokenize.COMMENT
   }
   lines, found = source.splitlines(), {}
   for node in ast.walk(ast.parse(source)):
@@ -45,16 +44,10 @@ def read_comments(path: str) -> dict[str, str]:
     keys = [name.removeprefix("config.") for name in names if name.startswith("config.")]
     last = node.end_lineno or node.lineno
     words = [comments[line] for line in range(node.lineno, last + 1) if line in comments]
-    below = last
-    # a comment of several lines
-    while words and below < len(lines) and lines[below].lstrip().startswith("#"):
-      words.append(comments[below + 1])
-      below += 1
     above = node.lineno - 1
-    if ast.unparse(node.value) == "ConfigDict()":
-      while lines[above - 1].lstrip().startswith("#"):
-        words.insert(0, comments[above])
-        above -= 1
+    while not words and lines[above - 1].lstrip().startswith("#"):
+      above -= 1
+    words = words or [comments[line] for line in range(above + 1, node.lineno)]
     found |= {key: " ".join(words) for key in keys if words and key not in found}
   return found
 
@@ -121,9 +114,10 @@ def show(value) -> str:
 
 INTRODUCTION = """# Configuration
 
-Written by `python -m docs.configuration --output=docs/configuration.md` from the files in `configs/`; a test compares.
-`--config.KEY=VALUE` sets a key, `none` one that is not set. The default is that of a job's first config, or of the one
-named beside it; the last column says where others differ (a file without a variant: all its variants).
+Written by `python -m docs.configuration --output=docs/configuration.md` from the files in
+`configs/`; a test compares. `--config.KEY=VALUE` sets a key, `none` unsets one that may be unset.
+The default is that of a job's first config, or of the one named beside it; the last column says
+where others differ (a file without a variant: all its variants).
 """
 
 
