@@ -1,1 +1,2 @@
-"""Configs: every file has get_config(variant) and VARIANTS; a config inherits by calling its parent."""
+"""Configs: every file has get_config(variant) and VARIANTS; a config inherits by calling its
+parent."""

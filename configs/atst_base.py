@@ -2,10 +2,12 @@
 
   python -m atst_jax.main --config=configs/atst_base.py --workdir=runs/atst_base
 
-Expects data/audioset, prepared with --frontend=atst (`:released`: audiossl), about 1.9 million clips of 10 s.
+Expects data/audioset, prepared with --frontend=atst (`:released`: audiossl), about 1.9 million
+clips of 10 s.
 
-198 GFLOP per clip, 76 EFLOP in all: 53 H100-hours or 267 TPU-v5e-hours at 40 % of their peak (python -m atst_jax.performance.cost
---config=configs/atst_base.py --clips=1912134). Eight GPUs or a slice of a pod.
+198 GFLOP per clip, 76 EFLOP in all: 53 H100-hours or 267 TPU-v5e-hours at 40 % of their peak
+(python -m atst_jax.performance.cost --config=configs/atst_base.py --clips=1912134). Eight GPUs or a
+slice of a pod.
 
 Aims at (paper, Table 2, linear): AS-20K mAP .338, SPCV2 95.1, VOX1 72.0, NSYNTH 75.6, US8K 84.1.
 """

@@ -1,4 +1,5 @@
-"""ATST Small on 200,000 clips of AudioSet (AS-200K), λ = 0: the first paper's smaller model and its ablations.
+"""ATST Small on 200,000 clips of AudioSet (AS-200K), λ = 0: the first paper's smaller model and its
+ablations.
 
   python -m atst_jax.main --config=configs/atst_small.py --workdir=runs/atst_small
   python -m atst_jax.main --config=configs/atst_small.py --workdir=runs/atst_small --sweep=views
@@ -6,8 +7,8 @@
 
 The sweeps print their commands: the view ablation (Table 1) and the segment length (Figure 2).
 
-51 GFLOP per clip, 3.1 EFLOP in all: 2.2 H100-hours or 11 TPU-v5e-hours at 40 % of their peak (python -m
-atst_jax.performance.cost --config=configs/atst_small.py --clips=200000). One GPU does.
+51 GFLOP per clip, 3.1 EFLOP in all: 2.2 H100-hours or 11 TPU-v5e-hours at 40 % of their peak
+(python -m atst_jax.performance.cost --config=configs/atst_small.py --clips=200000). One GPU does.
 
 Aims at (paper, Table 1, linear: AS-20K mAP, SPCV2, VOX1, NSYNTH, US8K):
   two segments of 6 s      .279  93.6  61.9  75.3  82.0

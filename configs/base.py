@@ -2,12 +2,14 @@
 
   python -m atst_jax.main --config=configs/base.py --workdir=runs/base
 
-Expects data/audioset, prepared with --frontend=atst (`:released`: audiossl), about 1.9 million clips of 10 s. Values
-are ATST's (paper 3.1; where it is silent, the released code's), the subtraction's are the difference-aware paper's
-(5.1), mixed in the energy domain. The combination is new: no published score exists for it.
+Expects data/audioset, prepared with --frontend=atst (`:released`: audiossl), about 1.9 million
+clips of 10 s. Values are ATST's (paper 3.1; where it is silent, the released code's), the
+subtraction's are the difference-aware paper's (5.1), mixed in the energy domain. The combination is
+new: no published score exists for it.
 
-346 GFLOP per clip, 132 EFLOP in all: 93 H100-hours or 467 TPU-v5e-hours at 40 % of their peak (python -m
-atst_jax.performance.cost --config=configs/base.py --clips=1912134). Eight GPUs or a slice of a pod.
+346 GFLOP per clip, 132 EFLOP in all: 93 H100-hours or 467 TPU-v5e-hours at 40 % of their peak
+(python -m atst_jax.performance.cost --config=configs/base.py --clips=1912134). Eight GPUs or a
+slice of a pod.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -171,7 +173,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.guard.step_seconds = 900.0  # without a step, and the run ends with all stacks; 0: never
   config.guard.start_seconds = 7200.0  # the same for start, compilation and restore
 
-  # What is read off the encoder while it trains, on a labelled set; enters nothing that is computed.
+  # What is read off the encoder while it trains, on a labelled set; enters nothing that is
+  # computed.
   config.online = ConfigDict()
   # of a prepared labelled set; off if it is not set
   config.online.path = config_dict.placeholder(str)

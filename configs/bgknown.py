@@ -1,13 +1,15 @@
-"""BgKnown: sounds in backgrounds of which other parts are known (the difference-aware paper, 5.2 and Table 1).
+"""BgKnown: sounds in backgrounds of which other parts are known (the difference-aware paper, 5.2
+and Table 1).
 
   python -m data_pipeline.bgknown --foreground=ESC-50 --foreground_layout=esc50 \
     --background=FSD50K --background_layout=fsd50k --output=data/bgknown_esc50 --frontend=difference
   python -m atst_jax.main --config=configs/bgknown.py --workdir=runs/bgknown \
     --config.encoder=encoders/difference --config.data.path=data/bgknown_esc50
 
-Prints a table and writes results.json and results.md: the accuracy of a linear probe on the mixture's vector, and on
-its difference to that of the known background, which was mixed in (a), overlaps it by half (b), or comes after it (c);
-beside it the same for random encoders and for statistics of the log-mel spectrogram.
+Prints a table and writes results.json and results.md: the accuracy of a linear probe on the
+mixture's vector, and on its difference to that of the known background, which was mixed in (a),
+overlaps it by half (b), or comes after it (c); beside it the same for random encoders and for
+statistics of the log-mel spectrogram.
 """
 
 from ml_collections import ConfigDict, config_dict

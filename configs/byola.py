@@ -2,12 +2,14 @@
 
   python -m atst_jax.main --config=configs/byola.py --workdir=runs/byola
 
-Expects data/audioset_byola, prepared with --frontend=byola. `:paper` is AudioNTT2022 (v2), 3,072 numbers; `:v1` is
-AudioNTT2020, 2,048 numbers, without the fader. `:released` is `:paper`: no difference to the released code of v2 is
-known but its bank of Mixup partners (docs/paper_and_code.md).
+Expects data/audioset_byola, prepared with --frontend=byola. `:paper` is AudioNTT2022 (v2), 3,072
+numbers; `:v1` is AudioNTT2020, 2,048 numbers, without the fader. `:released` is `:paper`: no
+difference to the released code of v2 is known but its bank of Mixup partners
+(docs/paper_and_code.md).
 
-3.6 GFLOP per clip, 0.69 EFLOP in all for 1,912,134 clips: 0.5 H100-hours at 40 % of its peak, which convolutions of 64
-channels will not reach (python -m atst_jax.performance.cost --config=configs/byola.py --clips=1912134). One GPU does.
+3.6 GFLOP per clip, 0.69 EFLOP in all for 1,912,134 clips: 0.5 H100-hours at 40 % of its peak, which
+convolutions of 64 channels will not reach (python -m atst_jax.performance.cost
+--config=configs/byola.py --clips=1912134). One GPU does.
 
 Aims at (EVAR's table, linear, mean of nine tasks): 72.4.
 """

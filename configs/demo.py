@@ -1,4 +1,5 @@
-"""The demo's pre-training: a small transformer with the subtraction loss, on 1,000 synthesised sounds.
+"""The demo's pre-training: a small transformer with the subtraction loss, on 1,000 synthesised
+sounds.
 
   make demo
 
@@ -20,7 +21,8 @@ def get_config(variant: str = "paper"):
   config.data.path = "runs/demo/data"
   config.data.clip_frames = 401  # 4 s
   config.data.streams = 8
-  # One segment for both views: what moves in time is then common to them, not only pitch, timbre and background.
+  # One segment for both views: what moves in time is then common to them, not only pitch, timbre
+  # and background.
   config.views.segments = "single"
   config.views.crop_frames = 200
   config.views.group = 5

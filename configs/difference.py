@@ -3,15 +3,16 @@
   python -m atst_jax.main --config=configs/difference.py --workdir=runs/difference
   python -m atst_jax.main --config=configs/difference.py --workdir=runs/difference --sweep=lambda
 
-The sweep prints the commands of λ = 0, .1, .2, .5, .8. Expects data/audioset200k_difference, prepared with
---frontend=difference (`:released`: byola). No code of this paper was released: `:released` takes what it shares with
-BYOL-A, front-end and learning rate, from BYOL-A's.
+The sweep prints the commands of λ = 0, .1, .2, .5, .8. Expects data/audioset200k_difference,
+prepared with --frontend=difference (`:released`: byola). No code of this paper was released:
+`:released` takes what it shares with BYOL-A, front-end and learning rate, from BYOL-A's.
 
-6.3 GFLOP per clip, 0.13 EFLOP in all for 200,000 clips: 0.1 H100-hours at 40 % of its peak, which convolutions of 64
-channels will not reach (python -m atst_jax.performance.cost --config=configs/difference.py --clips=200000). One GPU does.
+6.3 GFLOP per clip, 0.13 EFLOP in all for 200,000 clips: 0.1 H100-hours at 40 % of its peak, which
+convolutions of 64 channels will not reach (python -m atst_jax.performance.cost
+--config=configs/difference.py --clips=200000). One GPU does.
 
-Aims at (paper, λ = .2 against 0): nine tasks, linear, mean 71.79 against 71.95; BgKnown at full overlap 57.54 against
-55.29; retrieval in rain, R@1, 53.99 against 50.23.
+Aims at (paper, λ = .2 against 0): nine tasks, linear, mean 71.79 against 71.95; BgKnown at full
+overlap 57.54 against 55.29; retrieval in rain, R@1, 53.99 against 50.23.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,14 @@
-"""Pre-training in small for the evidence on real sound: does the subtraction loss do what its paper says?
+"""Pre-training in small for the evidence on real sound: does the subtraction loss do what its paper
+says?
 
   python launch/evidence.py --recordings=recordings --output=runs/evidence
 
-runs everything that belongs to it, this config's sweeps first. `:transformer` and `:cnn` are trained at λ = 0, 0.2 and
-0.5 with three seeds each (`lambda`); `:ablation` is ATST's choice of views and of their length (`views`).
+runs everything that belongs to it, this config's sweeps first. `:transformer` and `:cnn` are
+trained at λ = 0, 0.2 and 0.5 with three seeds each (`lambda`); `:ablation` is ATST's choice of
+views and of their length (`views`).
 
-Sized for two CPU cores and minutes: 480 recordings, so a comparison of losses, not a recipe. See docs/evidence.md.
+Sized for two CPU cores and minutes: 480 recordings, so a comparison of losses, not a recipe. See
+docs/evidence.md.
 """
 
 from ml_collections import ConfigDict

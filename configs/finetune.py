@@ -1,16 +1,20 @@
-"""Fine-tuning of an exported encoder on a labelled set (ATST 3.2): AS-20K, Speech Commands v2 or VoxCeleb1.
+"""Fine-tuning of an exported encoder on a labelled set (ATST 3.2): AS-20K, Speech Commands v2 or
+VoxCeleb1.
 
-  python -m atst_jax.main --config=configs/finetune.py:as20k --workdir=runs/as20k --config.encoder=encoders/base
+  python -m atst_jax.main --config=configs/finetune.py:as20k --workdir=runs/as20k \\
+      --config.encoder=encoders/base
   python -m atst_jax.main --config=configs/finetune.py:as20k --workdir=runs/as20k --sweep=as20k
 
-The second prints one command for each learning rate of the released scripts; `python -m atst_jax.downstream.report
-runs/as20k/*` takes the run that the validation clips prefer. Values are the paper's, where it is silent the released
-code's of that time (clipping, stochastic depth, Mixup's Beta, rates). :spcv2 and :vox1 are the other tasks; any other
-set with labels works too. AS-20K has no validation clips of its own: a tenth of the training files chooses, where the
-published scores were chosen on the test clips (--config.select_on_test=true does the same, and says so).
+The second prints one command for each learning rate of the released scripts; `python -m
+atst_jax.downstream.report runs/as20k/*` takes the run that the validation clips prefer. Values are
+the paper's, where it is silent the released code's of that time (clipping, stochastic depth,
+Mixup's Beta, rates). :spcv2 and :vox1 are the other tasks; any other set with labels works too.
+AS-20K has no validation clips of its own: a tenth of the training files chooses, where the
+published scores were chosen on the test clips (--config.select_on_test=true does the same, and says
+so).
 
-Expects data/as20k (AudioSet's balanced and evaluation lists), data/speech_commands or data/voxceleb1, prepared with the
-encoder's front-end.
+Expects data/as20k (AudioSet's balanced and evaluation lists), data/speech_commands or
+data/voxceleb1, prepared with the encoder's front-end.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -1,12 +1,13 @@
-"""Linear evaluation of an exported encoder on a labelled set: ATST's protocol (3.2), or BYOL-A's and the
-difference-aware paper's (`:evar`).
+"""Linear evaluation of an exported encoder on a labelled set: ATST's protocol (3.2), or BYOL-A's
+and the difference-aware paper's (`:evar`).
 
   python -m atst_jax.main --config=configs/linear.py --workdir=runs/linear \
     --config.encoder=encoders/base --config.data.path=data/esc10
   python -m atst_jax.main --config=configs/linear.py:evar --workdir=runs/evar …
 
-Prints a table and writes results.json and results.md: the encoder, the same architecture with random parameters, and
-plain statistics of the log-mel spectrogram, each with all blocks and with the last block alone.
+Prints a table and writes results.json and results.md: the encoder, the same architecture with
+random parameters, and plain statistics of the log-mel spectrogram, each with all blocks and with
+the last block alone.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -2,7 +2,8 @@
 
   python -m atst_jax.main --config=configs/real_small.py --workdir=runs/real_small
 
-Expects data/real: any folder of recordings, prepared with --frontend=atst. λ = 0. docs/evidence.md has what it reaches.
+Expects data/real: any folder of recordings, prepared with --frontend=atst. λ = 0. docs/evidence.md
+has what it reaches.
 """
 
 from configs import base

@@ -2,8 +2,8 @@
 
   python -m docs.configuration --output=docs/configuration.md
 
-What a key means is the comment beside or above it, what it may be comes from the checks, its values from the
-configs.
+What a key means is the comment beside or above it, what it may be comes from the checks, its values
+from the configs.
 """
 
 import ast
