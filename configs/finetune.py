@@ -1,7 +1,7 @@
 """Fine-tuning of an exported encoder on a labelled set (ATST 3.2): AS-20K, Speech Commands v2 or
 VoxCeleb1.
 
-  python -m atst_jax.main --config=configs/finetune.py:as20k --workdir=runs/as20k \\
+  python -m atst_jax.main --config=configs/finetune.py:as20k --workdir=runs/as20k \
       --config.encoder=encoders/base
   python -m atst_jax.main --config=configs/finetune.py:as20k --workdir=runs/as20k --sweep=as20k
 

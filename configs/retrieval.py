@@ -1,10 +1,11 @@
 """Retrieval with auxiliary information (difference-aware paper 5.3): find the sound that differs
 from a sound as a sentence says.
 
-  python -m data_pipeline.pairs --foreground=ESC-50 --foreground_layout=esc50 \\
+  python -m data_pipeline.pairs --foreground=ESC-50 --foreground_layout=esc50 \
       --background=FSD50K … --output=data/pairs
   python -m atst_jax.main --config=configs/retrieval.py --workdir=runs/retrieval \
-    --config.encoder=encoders/byola --config.data.path=data/pairs --config.text.model=models/distilbert-base-uncased
+    --config.encoder=encoders/byola --config.data.path=data/pairs \
+    --config.text.model=models/distilbert-base-uncased
 
 Prints R@1, R@5 and R@10 and writes results.json and results.md: the encoder with sound and
 sentence, with either alone, and what an encoder with random parameters and plain statistics of the
