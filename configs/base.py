@@ -203,10 +203,9 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
 
 def release(config: ConfigDict) -> None:
-  """Every difference between ATST's paper and its released code as in the code (docs/paper_and_code.md).
-
-  Its crop of the waveform and its bank of Mixup partners are not here: shards hold spectrograms, and a step no past.
-  """
+  """Every difference between ATST's paper and its released code as in the code
+  (docs/paper_and_code.md).  Its crop of the waveform and its bank of Mixup partners are not here:
+  shards hold spectrograms, and a step no past."""
   config.total_epochs, config.warmup_epochs = None, None
   config.total_steps, config.warmup_steps = 318_000, 15_860  # of the released base recipe
   config.data.frontend = "audiossl"

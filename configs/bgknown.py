@@ -18,7 +18,8 @@ VARIANTS = ("paper",)
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
-  """The paper's probe: Adam at 1e-3, 200 epochs, stopped by the loss of a tenth of the training clips, three seeds."""
+  """The paper's probe: Adam at 1e-3, 200 epochs, stopped by the loss of a tenth of the training
+  clips, three seeds."""
   config = ConfigDict()
   config.job = "difference"
   config.protocol = "difference"  # what results.json calls it

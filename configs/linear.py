@@ -16,8 +16,8 @@ VARIANTS = ("paper", "evar")
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
-  """ATST's protocol with a grid of rates that also serves sets of a few hundred clips; EVAR's with a grid around the
-  rates that BYOL-A took for its tasks."""
+  """ATST's protocol with a grid of rates that also serves sets of a few hundred clips; EVAR's with
+  a grid around the rates that BYOL-A took for its tasks."""
   config = ConfigDict()
   config.job = "linear"
   config.protocol = "atst"  # or "evar"

@@ -19,7 +19,8 @@ VARIANTS = ("paper",)
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
-  """300 epochs of Adam, the smallest validation loss selects, three seeds (5.3); the rest is not in the paper."""
+  """300 epochs of Adam, the smallest validation loss selects, three seeds (5.3); the rest is not in
+  the paper."""
   config = ConfigDict()
   config.job = "retrieval"
   config.protocol = "retrieval"  # what results.json calls it
