@@ -1,7 +1,11 @@
 """Configs: their resolved text, overrides, and that every one builds."""
 
+import importlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -31,25 +35,48 @@ def _compare(name, text, folder=GOLDEN):
   )
 
 
-def test_resolved_configs():
-  """The first config of a job as a whole, every other as its differences: a variant to the first
-  one of its file, a file to the first config of its job."""
-  roots = ("base.py", "bgknown.py", "finetune.py", "linear.py", "retrieval.py")
-  names = sorted((os.path.basename(p) for p in ALL), key=lambda n: n.split(":")[0] not in roots)
-  values, first_of_file, first_of_job, lines = {}, {}, {}, []
-  for name in names:
-    values[name] = flat = configs.flatten(
-      configs.to_json(configs.load(str(ROOT / "configs" / name)))
-    )
-    file_root = first_of_file.setdefault(name.split(":")[0], name)
-    job_root = first_of_job.setdefault(flat["job"], name)
-    parent = file_root if file_root != name else job_root
-    before = values[parent] if parent != name else {}
-    lines.append(f"{name}" if parent == name else f"{name} differs from {parent}")
-    for key, value in flat.items():
-      if key not in before or before[key] != value:
-        lines.append(f"  {key} = {json.dumps(value)}")
-    lines += [f"  {key} is absent" for key in before if key not in flat]
+@pytest.fixture
+def inherited(monkeypatch):
+  """The configs that are called while another is loaded, the nearest first: ["byola:paper", …]."""
+  called = []
+
+  def record(path):
+    module = importlib.import_module(f"configs.{path.stem}")
+    get_config = module.get_config
+
+    def recorded(variant=module.VARIANTS[0]):
+      called.append(f"{path.stem}:{variant}")
+      return get_config(variant)
+
+    monkeypatch.setattr(module, "get_config", recorded)
+
+  for path in FILES:
+    record(path)
+  return called
+
+
+def _differences(new, old):
+  lines = [
+    f"  {key} = {json.dumps(new[key])}" for key in new if key not in old or new[key] != old[key]
+  ]
+  return lines + [f"  {key} is absent" for key in old if key not in new]
+
+
+def test_resolved_configs(inherited):
+  """Each config as its differences to the one it inherits from, or to the first variant of its
+  file, whichever is nearer; a file that inherits from none as a whole."""
+  values, parents = {}, {}
+  for path in ALL:
+    inherited.clear()
+    name = os.path.basename(path).replace(".py", "")
+    values[name] = configs.flatten(configs.to_json(configs.load(path)))
+    first = next(other for other in values if other.partition(":")[0] == name.partition(":")[0])
+    parents[name] = [*inherited[:1], *([first] if first != name else [])]
+  lines = []
+  for name, flat in values.items():
+    near = min(parents[name], key=lambda p: len(_differences(flat, values[p])), default=None)
+    lines.append(f"{name} differs from {near}" if near else name)
+    lines += _differences(flat, values[near] if near else {})
   _compare("configs.txt", "\n".join(lines) + "\n")
 
 
@@ -165,6 +192,9 @@ def test_parameter_counts():
     ("total_steps", "39_000", 39000),
     ("total_epochs", "none", None),
     ("data.path", "a b=c", "a b=c"),
+    ("difference.renormalize", "none", "none"),
+    ("views.first_frames", "8,32", (8, 32)),
+    ("online.ridge", "[1, 1e-2]", (1.0, 0.01)),
   ],
 )
 def test_overrides(key, text, value):
@@ -178,8 +208,33 @@ def test_configs_of_the_package_are_found_from_any_folder(name, tmp_path, monkey
   monkeypatch.chdir(tmp_path)
   assert configs.find(name) == str(ROOT / "configs" / "base.py")
   assert configs.load(f"{name}:paper") == configs.load(f"{ROOT / 'configs' / 'base.py'}:paper")
-  with pytest.raises(UserError, match=f"nothing: no such file, here or in {ROOT / 'configs'}"):
-    configs.find("nothing")
+  (tmp_path / "base.py").write_text("")
+  assert configs.find("base.py") == "base.py"  # a file as given comes first
+
+
+def test_a_config_that_is_nowhere_is_refused_with_the_places_looked_in(monkeypatch, tmp_path):
+  monkeypatch.setattr(configs, "FOLDERS", (tmp_path / "beside", tmp_path / "inside"))
+  with pytest.raises(UserError, match=f"mine.py in {tmp_path}/beside or {tmp_path}/inside"):
+    configs.find("configs/mine")
+
+
+def test_configs_of_a_wheel_inherit_from_each_other_in_any_folder(tmp_path):
+  """There `configs` is no package of its own, but a folder inside atst_jax."""
+  package = tmp_path / "site" / "atst_jax"
+  for name in ("__init__.py", "util/__init__.py", "util/config.py", "util/errors.py"):
+    (package / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "atst_jax" / name, package / name)
+  shutil.copytree(ROOT / "configs", package / "configs")
+  base = package / "configs" / "base.py"
+  base.write_text(base.read_text().replace("config.seed = 0", "config.seed = 7"))
+  run = subprocess.run(
+    [sys.executable, "-c", "from atst_jax.util import config; print(config.load('byola').seed)"],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(package.parent)},
+    capture_output=True,
+    text=True,
+  )
+  assert run.stdout == "7\n", run.stderr
 
 
 @pytest.mark.parametrize(
@@ -193,6 +248,9 @@ def test_configs_of_the_package_are_found_from_any_folder(name, tmp_path, monkey
     ("optimizer.base_lr", "fast", "expected float"),
     ("joint_views", "maybe", "expected bool, for example true"),
     ("views.freq_scale", "wide", "expected tuple"),
+    ("views.freq_scale", "", "expected tuple"),
+    ("batch_size", "none", "expected int"),  # no placeholder: it cannot be unset
+    ("teacher.decay_end", "none", "expected float"),
   ],
 )
 def test_fault_11_wrong_overrides_name_the_remedy(key, text, message):

@@ -1,21 +1,23 @@
 """Configs: loading `FILE.py[:variant]`, overrides, comparison with a stored one. Every message
 names key and remedy."""
 
-import ast
 import difflib
 import importlib.util
 import json
 import os
 import pathlib
+import sys
+import types
 
 from ml_collections import ConfigDict, FieldReference
 
 from atst_jax.util.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# The configs of a checkout (and of a wheel with them beside the package), and of a wheel with them
-# inside it.
+# The configs of a checkout lie beside the package; those of a wheel inside it.
 FOLDERS = (ROOT / "configs", ROOT / "atst_jax" / "configs")
+EXAMPLES = {bool: "true", int: "10", float: "0.5", tuple: "0.6,1.5", list: "0.6,1.5"}
+BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def find(path: str) -> str:
@@ -24,18 +26,26 @@ def find(path: str) -> str:
   if os.path.isfile(path):
     return path
   name = path.removeprefix("configs/").removesuffix(".py") + ".py"
-  for folder in FOLDERS:
-    if not os.path.isabs(path) and (folder / name).is_file():
-      return str(folder / name)
+  if not os.path.isabs(path):
+    for folder in FOLDERS:
+      if (folder / name).is_file():
+        return str(folder / name)
   raise UserError(
-    f"--config={path}: no such file, here or in {FOLDERS[0]}; configs lie in configs/, for example "
-    "configs/base.py"
+    f"--config={path}: no such file here, and no {name} in {FOLDERS[0]} or {FOLDERS[1]}; "
+    "take for example --config=configs/base.py"
   )
 
 
-def _module(path: str):
+def _module(path: str) -> types.ModuleType:
+  """Runs the config file of `FILE.py:variant`. Its `from configs import base` finds a base.py
+  beside it, else the one of this package, whatever the current folder."""
   path = find(path.partition(":")[0])
-  spec = importlib.util.spec_from_file_location(os.path.basename(path).removesuffix(".py"), path)
+  if "configs" not in sys.modules:
+    package = types.ModuleType("configs")
+    package.__path__ = [os.path.dirname(os.path.abspath(path)), *map(str, FOLDERS)]
+    sys.modules["configs"] = package
+  name = os.path.basename(path).removesuffix(".py")
+  spec = importlib.util.spec_from_file_location(name, path)
   assert spec is not None and spec.loader is not None  # it is a file
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -70,56 +80,64 @@ def flatten(config, prefix="") -> dict:
   return out
 
 
-def _parse(key, text, kind, old, optional):
-  """`text` as a value of type `kind`; `optional` ones accept "none"."""
-  if text.lower() == "none" and optional:
-    return None
+def _number(text: str) -> int | float:
   try:
-    if kind is bool:
-      return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-    if kind is int:
-      return int(text.replace("_", ""))
-    if kind is float:
-      return float(text)
-    if kind in (tuple, list):
-      if any(isinstance(v, str) for v in old or ()):
-        return tuple(part.strip(" '\"") for part in text.strip("()[] ").split(",") if part.strip())
-      value = ast.literal_eval(text if text.strip()[:1] in ("(", "[") else f"({text},)")
-      if not isinstance(value, (tuple, list)) or any(
-        isinstance(v, bool) or not isinstance(v, int | float) for v in value
-      ):
-        raise ValueError
-      return tuple(float(v) if any(isinstance(o, float) for o in old or ()) else v for v in value)
-    return text
-  # the last two: of brackets
-  except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-    example = {bool: "true", int: "10", float: "0.5", tuple: "0.6,1.5", list: "0.6,1.5"}[kind]
-    raise UserError(
-      f"--config.{key}={text}: expected {kind.__name__}, for example {example}"
-    ) from None
+    return int(text)
+  except ValueError:
+    return float(text)
+
+
+def _parse_tuple(text: str, old: tuple) -> tuple:
+  """Values between commas, with brackets or without, of the type of the `old` ones."""
+  parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
+  if any(isinstance(value, str) for value in old):
+    return tuple(part.strip("'\"") for part in parts)
+  if not text.strip():
+    raise ValueError("no number")
+  number = float if any(isinstance(value, float) for value in old) else _number
+  return tuple(number(part) for part in parts)
+
+
+def _parse(text: str, kind: type, old):
+  """`text` as a value of type `kind`. Raises KeyError or ValueError."""
+  if kind is bool:
+    return BOOLS[text.lower()]
+  if kind in (tuple, list):
+    return _parse_tuple(text, old or ())
+  return kind(text) if kind in (int, float) else text
+
+
+def _refuse_unknown(key: str, keys: list[str]) -> None:
+  """Raises UserError for a key that is a section, or with the nearest key."""
+  if key in keys:
+    return
+  below = [k for k in keys if k.startswith(key + ".")]
+  if below:
+    raise UserError(f"--config.{key} is a section; set one of its keys: {', '.join(below)}")
+  same_name = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
+  near = same_name or difflib.get_close_matches(key, keys, n=1, cutoff=0)
+  raise UserError(f"--config.{key}: no such key; did you mean --config.{near[0]}?")
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-  """Sets a dotted key from the text of a flag. Raises UserError with the nearest key, or the
-  expected type."""
-  keys = flatten(config)
-  if key not in keys:
-    below = [k for k in keys if k.startswith(key + ".")]
-    if below:
-      raise UserError(f"--config.{key} is a section; set one of its keys: {', '.join(below)}")
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0) or difflib.get_close_matches(
-      key, list(keys), n=1
-    )
-    last = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    raise UserError(f"--config.{key}: no such key; did you mean --config.{(last or near)[0]}?")
-  *path, name = key.split(".")
-  section = config
-  for part in path:
-    section = section[part]
+  """Sets a dotted key from the text of a flag; "none" unsets a key that may be unset. Raises
+  UserError with the nearest key, or the expected type."""
+  _refuse_unknown(key, list(flatten(config)))
+  section, _, name = key.rpartition(".")
+  for part in filter(None, section.split(".")):
+    config = config[part]
   # Placeholders, and `FieldReference(VALUE)`: what a config sets but may be unset.
-  field = dict(section.iteritems(preserve_field_references=True))[name]
-  optional = field is None or isinstance(field, FieldReference)
-  section[name] = _parse(key, text, section.get_type(name), keys[key], optional)
+  fields = dict(config.iteritems(preserve_field_references=True))
+  if text.lower() == "none" and isinstance(fields[name], FieldReference):
+    config[name] = None
+    return
+  kind = config.get_type(name)
+  try:
+    config[name] = _parse(text, kind, config[name])
+  except (KeyError, ValueError):
+    raise UserError(
+      f"--config.{key}={text}: expected {kind.__name__}, for example {EXAMPLES[kind]}"
+    ) from None
 
 
 def load_with_overrides(path: str, flags: list[str]) -> ConfigDict:
@@ -145,17 +163,13 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def changes(old: dict, new: dict, ignore: tuple[str, ...] = ()) -> list[str]:
-  """Lines "key: old -> new" for all keys that differ, but for those that start with one of
-  `ignore`."""
+  """Lines "key: old -> new" for all keys that differ. Keys that start with one of `ignore` are left
+  out."""
   old, new = flatten(old), flatten(new)
-  keys = (
-    [k for k in sorted({*old, *new}) if not k.startswith(ignore)]
-    if ignore
-    else sorted({*old, *new})
-  )
   show = lambda values, key: repr(values[key]) if key in values else "(absent)"
+  absent = object()
   return [
-    f"{k}: {show(old, k)} -> {show(new, k)}"
-    for k in keys
-    if k not in old or k not in new or old[k] != new[k]
+    f"{key}: {show(old, key)} -> {show(new, key)}"
+    for key in sorted({*old, *new})
+    if not key.startswith(ignore) and old.get(key, absent) != new.get(key, absent)
   ]
