@@ -23,7 +23,7 @@ from atst_jax.util.cli import Parser, guard
 from atst_jax.util.environment import start_anew
 from atst_jax.util.errors import UserError
 
-LAST_WORDS = 2.0  # seconds
+LAST_WORDS = 2.0  # seconds between a failure and the end of the process
 # Every job is a module with `run(config, workdir, allow_changed_config=…)` and `describe(config,
 # workdir)`.
 JOBS = {
@@ -141,9 +141,9 @@ def _main(argv) -> int:
 
 
 def end(code: int):
-  """Ends the process. One of several that fails must not wait at its end for the others, which wait
-  for its part of a sum: they are told by its death, after a moment in which those that know already
-  can say so."""
+  """Ends the process. When one of several processes fails, it must not wait for the others, because
+  they wait for its part of a sum. It ends at once, and so the others notice. It waits LAST_WORDS
+  first, so that processes that failed for the same reason can print it."""
   jax = sys.modules.get("jax")
   if code not in (0, EXIT_RESUME) and jax and jax.distributed.is_initialized():
     time.sleep(LAST_WORDS)

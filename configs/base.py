@@ -39,7 +39,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.data.source = "records"  # or "synthetic": noise, where there is no data
   config.data.path = "data/audioset"  # prepared data set: a folder, or gs://…, s3://…
   config.data.split = "train"  # of the data set, to train on
-  # that the data were prepared with: atst, audiossl, byola, difference
+  # front-end that the data were prepared with: atst, audiossl, byola, difference
   config.data.frontend = "atst"
   config.data.clip_frames = 1001  # 10 s; of longer clips a random window is read
   config.data.streams = 64  # the data are read in; divides the batch, at most as many as shards
@@ -69,7 +69,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.views.group = 6
   # random resize crop: bounds of its height, of the clip's bins
   config.views.freq_scale = (0.6, 1.5)
-  config.views.time_scale = (0.6, 1.5)  # and of its width, of the clip's frames
+  config.views.time_scale = (0.6, 1.5)  # bounds of its width, of the clip's frames
   # width of the canvas of zeros it is cropped from, of the clip's frames
   config.views.canvas_time = 1.5
   config.views.fader_gain = 0.0  # random linear fader
@@ -93,13 +93,13 @@ def get_config(variant: str = "paper") -> ConfigDict:
   # What the difference-aware paper leaves open has its simplest reading here.
   config.difference = ConfigDict()
   config.difference.weight = 0.2  # λ
-  config.difference.gamma_min = 0.4  # γ, the share of the neighbour in a mixture, is drawn between
-  config.difference.gamma_max = 0.6  # these two
+  config.difference.gamma_min = 0.4  # smallest γ that is drawn: the neighbour's share in a mixture
+  config.difference.gamma_max = 0.6  # largest γ that is drawn
   config.difference.gamma_per = "clip"  # or "batch"
   config.difference.gamma_shared = False  # by both views
   config.difference.mix_domain = "energy"  # or "normalized": Eq. 2 to the letter
   config.difference.mix_stage = "post_norm"  # or "pre_norm"; where views.post_norm is on
-  # nepers per unit before it; from the normalization
+  # nepers of one unit before views.post_norm; filled from the normalization
   config.difference.mix_k = config_dict.placeholder(float)
   # the neighbour is first brought to the clip's mean of what is mixed (energy)
   config.difference.match_level = False
@@ -112,26 +112,27 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.difference.rescale = False  # the difference is divided by 1 - γ
   # or "frame": subtract before pooling over time (encoder.kind cnn)
   config.difference.level = "clip"
-  config.difference.joint_projector = False  # its BatchNorm sees encodings and differences together
-  # they update the encoder's running statistics (encoder.kind cnn)
+  # the projector's BatchNorm sees encodings and differences together
+  config.difference.joint_projector = False
+  # mixtures update the encoder's running statistics (encoder.kind cnn)
   config.difference.track_mixtures = True
 
   config.optimizer = ConfigDict()
-  # or "transformers": the AdamW of the library that the released code used
+  # whose AdamW; "transformers": that of the library which the released code used
   config.optimizer.form = "optax"
   config.optimizer.schedule = "cosine"  # after a linear warm-up; or "constant"
   config.optimizer.base_lr = 2e-4  # x batch_size / reference_batch
   config.optimizer.reference_batch = 256  # 0: the rate does not depend on the batch
   config.optimizer.end_lr = 1e-6  # of "cosine"
-  config.optimizer.weight_decay_start = 0.04  # half a cosine leads
-  config.optimizer.weight_decay_end = 0.4  # to this, at the last step
-  config.optimizer.b1 = 0.9  # of AdamW, the mean of the gradients
-  config.optimizer.b2 = 0.999  # and of their squares
-  config.optimizer.eps = 1e-6  # added to the root of the latter
+  config.optimizer.weight_decay_start = 0.04  # at the first step
+  config.optimizer.weight_decay_end = 0.4  # at the last step; half a cosine leads there
+  config.optimizer.b1 = 0.9  # AdamW's decay of the mean gradient
+  config.optimizer.b2 = 0.999  # AdamW's decay of the mean squared gradient
+  config.optimizer.eps = 1e-6  # added to the root of the mean squared gradient
 
   config.teacher = ConfigDict()
-  config.teacher.decay_start = 0.9995  # of the teacher's average; half a cosine leads
-  config.teacher.decay_end = 1.0  # to this, at the last step
+  config.teacher.decay_start = 0.9995  # of the teacher's moving average, at the first step
+  config.teacher.decay_end = 1.0  # at the last step; half a cosine leads there
   config.teacher.lead_steps = 0  # the decay after step t is that of step t + lead_steps
 
   # How it is computed, not what: these may change between a run and its continuation.
@@ -140,9 +141,11 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.compute.accumulation = 1
   # blocks of a transformer are computed again in the backward pass, to save memory
   config.compute.remat = False
-  # "auto": "cudnn" for transformers in bfloat16 on NVIDIA GPUs, else "xla"
+  # implementation of attention; "auto": "cudnn" for transformers in bfloat16 on
+  # NVIDIA GPUs, else "xla"
   config.compute.attention = "auto"
-  # of what stands between the products; "auto": "pallas" where attention is "cudnn", else "xla"
+  # implementation of what stands between the matrix products; "auto": "pallas" where attention is
+  # "cudnn", else "xla"
   config.compute.kernels = "auto"
   # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
   config.compute.resize = "auto"
@@ -160,21 +163,20 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
   # against runs that go wrong (atst_jax/pretraining/guard.py, atst_jax/runtime/watchdog.py)
   config.guard = ConfigDict()
-  config.guard.window = 128  # losses by which a spike is told
+  config.guard.window = 128  # latest losses that a spike is compared with
   config.guard.spike = 12.0  # deviations above their median; 0: never
   # steps in a row, not finite or a spike, until the run goes back to a checkpoint
   config.guard.patience = 16
-  config.guard.rollbacks = 3  # that often at most, then it ends
-  # or "stop": outputs of the teacher that are nearly one point, or on one line
+  config.guard.rollbacks = 3  # times at most that a run goes back; then it ends
+  # when the teacher's outputs are nearly one point, or on one line; or "stop"
   config.guard.collapse = "warn"
-  config.guard.collapse_std = 0.1  # std_teacher times sqrt(heads.out) below it
-  config.guard.collapse_rank = 1.1  # or rank_teacher below this
-  config.guard.collapse_steps = 200  # in a row
+  config.guard.collapse_std = 0.1  # collapse: std_teacher * sqrt(heads.out) is below this
+  config.guard.collapse_rank = 1.1  # collapse: rank_teacher is below this
+  config.guard.collapse_steps = 200  # steps in a row with one of these, until it is reported
   config.guard.step_seconds = 900.0  # without a step, and the run ends with all stacks; 0: never
   config.guard.start_seconds = 7200.0  # the same for start, compilation and restore
 
-  # What is read off the encoder while it trains, on a labelled set; enters nothing that is
-  # computed.
+  # Evaluation of the encoder on a labelled set while it trains. It changes nothing in training.
   config.online = ConfigDict()
   # of a prepared labelled set; off if it is not set
   config.online.path = config_dict.placeholder(str)
@@ -204,7 +206,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
 def release(config: ConfigDict) -> None:
   """Every difference between ATST's paper and its released code as in the code
-  (docs/paper_and_code.md).  Its crop of the waveform and its bank of Mixup partners are not here:
+  (docs/paper_and_code.md). Its crop of the waveform and its bank of Mixup partners are not here:
   shards hold spectrograms, and a step no past."""
   config.total_epochs, config.warmup_epochs = None, None
   config.total_steps, config.warmup_steps = 318_000, 15_860  # of the released base recipe

@@ -70,7 +70,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.crop = ConfigDict()
   config.crop.enabled = True  # random resize crop of the whole clip
   config.crop.freq_scale = (0.6, 1.5)  # bounds of its height, of the clip's bins
-  config.crop.time_scale = (0.6, 1.5)  # and of its width, of the clip's frames
+  config.crop.time_scale = (0.6, 1.5)  # bounds of its width, of the clip's frames
   # width of the canvas of zeros it is cropped from, of the clip's frames
   config.crop.canvas_time = 1.5
 
@@ -87,9 +87,11 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.compute = ConfigDict()
   # blocks of a transformer are computed again in the backward pass, to save memory
   config.compute.remat = False
-  # "auto": "cudnn" for transformers in bfloat16 on NVIDIA GPUs, else "xla"
+  # implementation of attention; "auto": "cudnn" for transformers in bfloat16 on
+  # NVIDIA GPUs, else "xla"
   config.compute.attention = "auto"
-  # of what stands between the products; "auto": "pallas" where attention is "cudnn", else "xla"
+  # implementation of what stands between the matrix products; "auto": "pallas" where attention is
+  # "cudnn", else "xla"
   config.compute.kernels = "auto"
   # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
   config.compute.resize = "auto"
