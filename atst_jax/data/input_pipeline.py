@@ -6,7 +6,7 @@ reads stores that tf.data does not know, and knows what is wrong with a damaged 
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def record_batches(
   threads=0,
   with_ids=False,
   reader="auto",
-) -> Iterator[dict]:
+) -> Generator[dict, None, None]:
   """Batches from shards, from step `start_step` on, without end.
 
   Args:
@@ -108,7 +108,7 @@ def record_batches(
   return _streamed(dataset, start_step, plain, options)
 
 
-def _streamed(dataset, step, plain, options) -> Iterator[dict]:
+def _streamed(dataset, step, plain, options) -> Generator[dict, None, None]:
   """tf.data's batches; from one that it cannot read on, those of the plain reader, which names the
   record, or replaces it where some damage is allowed. tf.data cannot go on behind a damaged
   record."""
@@ -133,7 +133,7 @@ def _streamed(dataset, step, plain, options) -> Iterator[dict]:
 
 def synthetic_batches(
   *, clip_frames, n_mels, batch_size, seed, start_step=0, rows=None, with_ids=False
-) -> Iterator[dict]:
+) -> Generator[dict, None, None]:
   """Batches of noise in dB, a function of (seed, step, row), which are its id: for where there is
   no data."""
   start, stop = rows or (0, batch_size)

@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, NamedTuple
 
@@ -275,7 +275,7 @@ def batches(
   with_ids,
   start_step,
   max_damaged,
-) -> Iterator[dict]:
+) -> Generator[dict, None, None]:
   """As `input_pipeline.record_batches`, of the streams `mine` with `block` clips each in a batch."""
   shards, n_mels = dataset.shards(split), dataset.frontend.n_mels
   share = sum(shard.num_clips for shard in shards) * len(mine) // streams

@@ -9,7 +9,7 @@ clip of a batch, beside TensorFlow's own 0.75 GB.
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def batches(
   threads,
   with_ids,
   start_step,
-) -> Iterator[dict]:
+) -> Generator[dict, None, None]:
   """As `input_pipeline.record_batches`, of the streams `mine` with `block` clips each in a batch.
   Raises Unreadable."""
   tf = import_tensorflow()

@@ -105,7 +105,7 @@ def compile_step(program, mesh, name: str):
   supported GPU devices found" otherwise), and the axes' types must be those of the step's mesh.
   """
   chip = AbstractDevice(
-    device_kind=f"NVIDIA {name}", num_cores=FACTS[name]["cores"], platform="gpu"
+    device_kind=f"NVIDIA {name}", num_cores=int(FACTS[name]["cores"]), platform="gpu"
   )
   sizes, names = tuple(mesh.shape.values()), tuple(mesh.shape)
   context = AbstractMesh(sizes, names, (AxisType.Auto,) * len(names), abstract_device=chip)
