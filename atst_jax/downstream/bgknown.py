@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 import atst_jax
 from atst_jax.artifacts.folder import describe_encoder, params_hash
 from atst_jax.artifacts.model import Model, load_model
-from atst_jax.data.dataset import Dataset, write_json
-from atst_jax.downstream import features, tables
-from atst_jax.downstream.evaluation import chance, score_of
+from atst_jax.data.dataset import Dataset
+from atst_jax.downstream import features
+from atst_jax.downstream.evaluation import chance, finished, score_of, write_results
 from atst_jax.downstream.linear import evar_probe, selection
 from atst_jax.downstream.metrics import summary
 from atst_jax.downstream.papers.published import published
@@ -227,9 +227,9 @@ def probe(
   return {**summary([run["score"] for run in runs]), "runs": runs}
 
 
-def evaluate(config, model, sets, labels, split: Split, folder: str) -> list[dict]:
+def evaluate(config, model, sets, labels, split: Split, workdir: str) -> list[dict]:
   """The rows of results.json: every kind of features under every condition."""
-  rows, score = [], score_of(labels)
+  rows, score, folder = [], score_of(labels), os.path.join(workdir, "features")
   for name, vector, found in vectors(config, model, sets, labels.ids, folder):
     for condition, title in CONDITIONS.items():
       arrays = found["mix"]
@@ -237,16 +237,16 @@ def evaluate(config, model, sets, labels, split: Split, folder: str) -> list[dic
         arrays = [
           mix - config.weight * known for mix, known in zip(arrays, found[condition], strict=True)
         ]
-      rows.append(
-        {
-          "name": title,
-          "features": name,
-          "vector": vector,
-          "dimensions": arrays[0].shape[1],
-          "weight": None if condition == "mix" else config.weight,
-          **probe(arrays, labels, split, config, score),
-        }
-      )
+      scores = functools.partial(probe, arrays, labels, split, config, score)
+      row = {
+        "name": title,
+        "features": name,
+        "vector": vector,
+        "dimensions": arrays[0].shape[1],
+        "weight": None if condition == "mix" else config.weight,
+        **finished(workdir, config, f"{name}, {title}", scores),
+      }
+      rows.append(row)
       log.info("%s, %s: %.4f", name, title, rows[-1]["mean"])
   return rows
 
@@ -279,7 +279,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   lock = claim(workdir)
   try:
     agree(workdir, configs.to_json(config), ignore=FREE_KEYS, allow_changes=allow_changed_config)
-    rows = evaluate(config, model, sets, labels, split, os.path.join(workdir, "features"))
+    rows = evaluate(config, model, sets, labels, split, workdir)
     name = mix.manifest["name"]
     results = {
       "job": config.job,
@@ -310,9 +310,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       "chance": chance(labels.targets, [split], labels.multi_label),
       "rows": rows,
     }
-    write_json(os.path.join(workdir, "results.json"), results)
-    storage.write_text(os.path.join(workdir, "results.md"), tables.markdown(results))
-    print(tables.markdown(results), end="")
+    write_results(workdir, results)
   finally:
     lock.close()
   return 0

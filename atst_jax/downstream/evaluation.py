@@ -1,15 +1,18 @@
-"""What every evaluation on a labelled set does alike: its divisions, its score, and what its
-results say of it."""
+"""What the evaluations do alike: divisions, scores, finished rows, and what their results say."""
 
+import hashlib
+import json
+import os
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 import atst_jax
-from atst_jax.data.dataset import Dataset
-from atst_jax.downstream import evaluation, features
+from atst_jax.data.dataset import Dataset, write_json
+from atst_jax.downstream import features, tables
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.metrics import accuracy, mean_average_precision
 from atst_jax.downstream.papers.published import published
@@ -17,6 +20,8 @@ from atst_jax.downstream.papers.tasks import TASKS
 from atst_jax.downstream.splits import Split, make_splits
 from atst_jax.util import config as configs
 from atst_jax.util.logs import log
+
+Row = TypeVar("Row", dict, list[dict])
 
 
 def divide(config: ConfigDict, dataset: Dataset, labels: Labels) -> list[Split]:
@@ -103,10 +108,40 @@ def results_of(
   }
 
 
+def finished(workdir: str, config: ConfigDict, name: str, compute: Callable[[], Row]) -> Row:
+  """`compute()`, or what it returned before for the same name under the same config and version, as
+  JSON: an evaluation that was stopped does not repeat what is done.
+
+  Args:
+    config: resolved, so that it holds the hashes of encoder and data.
+    name: of the row, unique in the evaluation.
+  """
+  key = json.dumps([configs.to_json(config), name, atst_jax.__version__], sort_keys=True)
+  path = os.path.join(workdir, "rows", f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
+  try:
+    with open(path, encoding="utf-8") as file:
+      row = json.load(file)["row"]
+    log.info("%s: read from %s", name, path)
+    return row
+  except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    pass
+  row = json.loads(json.dumps(compute()))
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  write_json(path, {"name": name, "row": row})
+  return row
+
+
+def write_results(workdir: str, results: dict) -> None:
+  """results.json and results.md in the workdir, and the table on the terminal."""
+  write_json(os.path.join(workdir, "results.json"), results)
+  tables.write_markdown(os.path.join(workdir, "results.md"), results)
+  print(tables.table(results))
+
+
 def describe_labelled(config: ConfigDict, dataset: Dataset) -> tuple[list, list[str]]:
   """(divisions of a labelled set, lines about it)."""
   labels = features.read_labels(dataset)
-  splits = evaluation.divide(config, dataset, labels)
+  splits = divide(config, dataset, labels)
   parts = "; ".join(f"{len(s.train)} + {len(s.valid)} + {len(s.test)}" for s in splits)
   return splits, [
     f"data        {dataset.root}: {len(labels.ids)} clips, {len(dataset.label_names)} classes, "

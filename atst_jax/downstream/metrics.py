@@ -172,7 +172,11 @@ def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
     train_x, test_x: (M, D) and (N, D).
     train_y: (M, C) 0 or 1.
     k: neighbours; at most M.
+
+  Raises:
+    ValueError: a feature is NaN or infinite, or k is not between 1 and M.
   """
+  _finite(train_x=train_x, test_x=test_x)
   if not 1 <= k <= len(train_x):
     raise ValueError(f"k = {k} neighbours of {len(train_x)} training clips")
   mean, factor = scale_of(train_x)
@@ -192,21 +196,6 @@ def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
     weight = 1 + np.take_along_axis(cosine, nearest, -1) / (2 * (k + 1))
     out[start : start + 1024] = np.einsum("nkc,nk->nc", votes, weight)
   return out
-
-
-def knn_accuracy(train_x, train_y, test_x, test_y, *, k: int) -> float:
-  """Accuracy of the vote of the k nearest training clips (`knn_scores`).
-
-  Args:
-    train_x, test_x: (M, D) and (N, D) features.
-    train_y, test_y: (M,) and (N,) class indices.
-
-  Raises:
-    ValueError: a feature is NaN or infinite, or k is not between 1 and M.
-  """
-  _finite(train_x=train_x, test_x=test_x)
-  classes = int(max(train_y.max(), test_y.max())) + 1
-  return accuracy(knn_scores(train_x, np.eye(classes)[train_y], test_x, k=k), test_y)
 
 
 def confidence(scores: list[float]) -> float | None:

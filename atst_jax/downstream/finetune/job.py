@@ -17,15 +17,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atst_jax.artifacts.folder import describe_encoder, read
-from atst_jax.data.dataset import Dataset, write_json
+from atst_jax.data.dataset import Dataset
 from atst_jax.data.labelled_batches import ClipReader, all_clips, steps_per_epoch, train_clips
 from atst_jax.downstream import features
-from atst_jax.downstream.evaluation import describe_labelled, divide, results_of, score_of
+from atst_jax.downstream.evaluation import (
+  describe_labelled,
+  divide,
+  results_of,
+  score_of,
+  write_results,
+)
 from atst_jax.downstream.finetune import recipe
 from atst_jax.downstream.finetune.step import FinetuneState
 from atst_jax.downstream.metrics import d_prime, summary
 from atst_jax.downstream.splits import Split
-from atst_jax.downstream.tables import table, write_markdown
 from atst_jax.models.encoders import make_encoder
 from atst_jax.runtime.checkpoint import checkpoint_folder
 from atst_jax.runtime.devices import check_platform
@@ -108,9 +113,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       return EXIT_RESUME
     if jax.process_index() == 0:
       results = results_of(config, exported, dataset, labels, splits, rows_of(config, runs))
-      write_json(os.path.join(workdir, "results.json"), results)
-      write_markdown(os.path.join(workdir, "results.md"), results)
-      print(table(results))
+      write_results(workdir, results)
   return 0
 
 

@@ -22,15 +22,20 @@ from ml_collections import ConfigDict
 
 from atst_jax.artifacts.folder import describe_encoder, params_hash
 from atst_jax.artifacts.model import Model, load_model
-from atst_jax.data.dataset import Dataset, write_json
+from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import features
-from atst_jax.downstream.evaluation import describe_labelled, divide, results_of, score_of
+from atst_jax.downstream.evaluation import (
+  describe_labelled,
+  divide,
+  finished,
+  results_of,
+  score_of,
+  write_results,
+)
 from atst_jax.downstream.linear import atst_probe, evar_probe, selection
 from atst_jax.downstream.metrics import effective_rank, knn_scores, summary
 from atst_jax.downstream.papers.tasks import TASKS, known_rates
-from atst_jax.downstream.results import finished
 from atst_jax.downstream.splits import Split
-from atst_jax.downstream.tables import table, write_markdown
 from atst_jax.runtime.workdir import agree, claim, continuation
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
@@ -271,9 +276,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       done.append(finished(workdir, config, title, compute))
       log.info("%s: %.4f", title, done[-1]["mean"])
     results = results_of(config, model.config, dataset, labels, splits, done)
-    write_json(os.path.join(workdir, "results.json"), results)
-    write_markdown(os.path.join(workdir, "results.md"), results)
-    print(table(results))
+    write_results(workdir, results)
   finally:
     lock.close()
   return 0

@@ -18,20 +18,18 @@ from ml_collections import ConfigDict
 import atst_jax
 from atst_jax.artifacts.folder import describe_encoder, params_hash
 from atst_jax.artifacts.model import Model, load_model
-from atst_jax.data.dataset import Dataset, write_json
+from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import features
+from atst_jax.downstream.evaluation import finished, write_results
 from atst_jax.downstream.metrics import recall_at, scale_of, summary
 from atst_jax.downstream.papers.published import published
-from atst_jax.downstream.results import finished
 from atst_jax.downstream.retrieval import adapters, text
 from atst_jax.downstream.retrieval.adapters import SYSTEMS
 from atst_jax.downstream.retrieval.pair_set import PairSet, read_pairs
-from atst_jax.downstream.tables import markdown, table
 from atst_jax.runtime.workdir import agree, claim, continuation
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log, progress_bar
-from atst_jax.util.storage import write_text
 
 # Where things lie does not enter what is computed: their hashes say what they are.
 FREE_KEYS = ("encoder", "data.path", "text.model")
@@ -262,9 +260,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
         )
         rows += done
     results = _results(config, model, dataset, labels, pairs, rows)
-    write_json(os.path.join(workdir, "results.json"), results)
-    write_text(os.path.join(workdir, "results.md"), markdown(results))
-    print(table(results))
+    write_results(workdir, results)
   finally:
     lock.close()
   return 0
