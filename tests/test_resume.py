@@ -1,22 +1,24 @@
 """A run that is stopped or killed ends bit for bit like one that never was (real processes, real
 signals)."""
 
+import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 from checkpoints import read_tree
-from tiny import ROOT, tiny_flags, write_dataset
+from tiny import ONE_DEVICE, running, tiny_flags, wait_for_step, write_dataset
 
+from atst_jax import main
+from atst_jax.pretraining import job
 from atst_jax.runtime.metric_writer import read_metrics
+from atst_jax.runtime.workdir import agree, continuation
+from atst_jax.util.errors import UserError
 
-STEPS = 60
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +29,26 @@ def flags(tmp_path_factory):
     data__path=data,
     total_steps=str(STEPS),
     warmup_steps="4",
-    checkpoint__every_steps="20",
-    encoder__width="32",
+    checkpoint__every_steps="15",
+    encoder__depth="1",
+    difference__weight="0",
+    data__reader="plain",
   )
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory):
-  """One device, and one compilation for all runs."""
-  return {
+def start(tmp_path_factory, flags):
+  """Starts a run on one device; all of them share one compilation, and none outlives its test."""
+  env = {
     **os.environ,
-    "XLA_FLAGS": "",
+    **ONE_DEVICE,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
   }
-
-
-def _start(workdir, flags, env):
-  command = [sys.executable, "-m", "atst_jax.main", f"--workdir={workdir}", *flags]
-  return subprocess.Popen(
-    command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
+  with contextlib.ExitStack() as stack:
+    yield lambda workdir, *more: stack.enter_context(
+      running([f"--workdir={workdir}", *flags, *more], env=env)
+    )
 
 
 def _finish(process, code):
@@ -56,78 +57,91 @@ def _finish(process, code):
   return output
 
 
-def _wait_for_step(workdir, step, process):
-  deadline = time.time() + 240
-  while time.time() < deadline and process.poll() is None:
-    records = read_metrics(workdir / "metrics.jsonl")
-    if records and records[-1]["step"] >= step:
-      return
-    time.sleep(0.02)
-  raise AssertionError(f"step {step} was not reached: {process.communicate()[0]}")
+def _losses(workdir):
+  return [(r["step"], r["loss"]) for r in read_metrics(workdir / "metrics.jsonl")]
 
 
-def _state(workdir):
-  return read_tree(workdir / "checkpoints" / str(STEPS) / "default")
+def test_fault_01_03_08_10_a_disturbed_run_ends_as_an_undisturbed_one(
+  tmp_path, flags, start, capsys, one_device
+):
+  """Stopped by SIGTERM, then killed by SIGKILL in the middle of an epoch, then ended by the same
+  command. While it runs, another job is refused, and later one with another config."""
+  alone, workdir = start(tmp_path / "alone"), tmp_path / "run"
+  _finish(alone, 0)
 
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, flags, env):
-  workdir = tmp_path_factory.mktemp("uninterrupted")
-  _finish(_start(workdir, flags, env), 0)
-  return workdir
-
-
-def _assert_same(workdir, uninterrupted):
-  ours, expected = _state(workdir), _state(uninterrupted)
-  assert jax.tree.structure(ours) == jax.tree.structure(expected)
-  jax.tree.map(np.testing.assert_array_equal, ours, expected)
-  losses = lambda folder: [(r["step"], r["loss"]) for r in read_metrics(folder / "metrics.jsonl")]
-  assert losses(workdir) == losses(uninterrupted) and len(losses(workdir)) == STEPS
-
-
-def test_fault_01_sigterm_saves_and_the_same_command_continues(tmp_path, flags, env, uninterrupted):
-  process = _start(tmp_path, flags, env)
-  _wait_for_step(tmp_path, 5, process)
+  process = start(workdir, "--config.data.reader=tf.data")  # the same batches
+  wait_for_step(workdir, 5, process)
+  assert main.main([*flags, f"--workdir={workdir}"]) == 2
+  error = capsys.readouterr().err
+  assert f"is in use by process {process.pid}" in error and "Traceback" not in error
   process.send_signal(signal.SIGTERM)
-  stopped = re.search(
-    r"stopped after step (\d+) of 60; the same command continues it", _finish(process, 75)
-  )
-  assert stopped[1] in os.listdir(tmp_path / "checkpoints")
-  _finish(_start(tmp_path, flags, env), 0)
-  _assert_same(tmp_path, uninterrupted)
+  told = rf"stopped after step (\d+) of {STEPS}; the same command continues it"
+  stopped = re.search(told, _finish(process, 75))
+  assert stopped[1] in os.listdir(workdir / "checkpoints")
 
+  changes = ["--config.seed=1", "--config.optimizer.b1=0.8", "--config.log.every_steps=2"]
+  assert main.main([*flags, *changes, f"--workdir={workdir}"]) == 2
+  error = capsys.readouterr().err
+  assert "seed: 0 -> 1" in error and "optimizer.b1: 0.9 -> 0.8" in error
+  assert "log.every_steps" not in error and "--allow_changed_config" in error
+  assert "Traceback" not in error
 
-def test_fault_03_kill_9_goes_on_from_the_last_checkpoint(tmp_path, flags, env, uninterrupted):
-  process = _start(tmp_path, flags, env)
-  _wait_for_step(tmp_path, 29, process)
+  process = start(workdir)
+  wait_for_step(workdir, 25, process)
   process.kill()
   _finish(process, -signal.SIGKILL)
   # what a killed save leaves
-  (tmp_path / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir(exist_ok=True)
-  _finish(_start(tmp_path, flags, env), 0)
-  _assert_same(tmp_path, uninterrupted)
+  (workdir / "checkpoints" / "30.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+  _finish(start(workdir), 0)
+
+  state = lambda folder: read_tree(folder / "checkpoints" / str(STEPS) / "default")
+  ours, expected = state(workdir), state(tmp_path / "alone")
+  assert jax.tree.structure(ours) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, ours, expected)
+  assert _losses(workdir) == _losses(tmp_path / "alone") and len(_losses(workdir)) == STEPS
+  assert main.main([*flags, f"--workdir={workdir}"]) == 0  # and then there is nothing to do
+  assert len(_losses(workdir)) == STEPS
 
 
-def test_a_finished_run_has_nothing_to_do(flags, env, uninterrupted):
-  assert f"done: {STEPS} steps" in _finish(_start(uninterrupted, flags, env), 0)
+CONFIG = {
+  "seed": 0,
+  "mesh": {"fsdp": 1},
+  "compute": {"accumulation": 1, "remat": False},
+  "data": {"path": "a", "max_damaged": 0.0},
+  "guard": {"collapse": "warn", "collapse_std": 0.1},
+  "checkpoint": {"keep": 1, "keep_every": 10},
+}
 
 
-def test_fault_08_another_config_is_refused_with_the_keys(flags, env, uninterrupted):
-  changed = [*flags, "--config.seed=1", "--config.optimizer.b1=0.8", "--config.log.every_steps=2"]
-  output = _finish(_start(uninterrupted, changed, env), 2)
-  assert (
-    "seed: 0 -> 1" in output
-    and "optimizer.b1: 0.9 -> 0.8" in output
-    and "log.every_steps" not in output
+@pytest.mark.parametrize(
+  "section, changed, expected",
+  [
+    ("data", {"path": "b"}, "free"),
+    ("checkpoint", {"keep": 2}, "free"),
+    ("mesh", {"fsdp": 4}, "named"),
+    ("compute", {"remat": True}, "named"),
+    ("data", {"max_damaged": 0.1}, "named"),
+    ("guard", {"collapse": "stop"}, "named"),
+    ("compute", {"accumulation": 2}, "refused"),
+    ("guard", {"collapse_std": 0.2}, "refused"),  # counts in the state
+    ("checkpoint", {"keep_every": 20}, "refused"),
+  ],
+)
+def test_fault_08_only_what_changes_no_result_may_change(
+  tmp_path, warnings, section, changed, expected
+):
+  """Rounding, and when a run ends, may change with a warning; everything else is refused."""
+  keys = {"ignore": job.FREE_KEYS, "named": job.NAMED_KEYS}
+  agree(str(tmp_path), CONFIG, **keys, allow_changes=False)
+  new = {**CONFIG, section: {**CONFIG[section], **changed}}
+  ((key, value),) = changed.items()
+  line = f"{section}.{key}: {CONFIG[section][key]!r} -> {value!r}"
+  if expected == "refused":
+    with pytest.raises(UserError, match=re.escape(line)):
+      agree(str(tmp_path), new, **keys, allow_changes=False)
+    with pytest.raises(UserError, match=re.escape(line)):
+      continuation(new, str(tmp_path), *keys.values())
+  agree(str(tmp_path), new, **keys, allow_changes=expected == "refused")
+  assert warnings == (
+    [] if expected == "free" else [f"{tmp_path}: the run goes on with other values: {line}"]
   )
-  assert "--allow_changed_config" in output and "Traceback" not in output
-
-
-def test_fault_10_a_workdir_has_one_owner(tmp_path, flags, env):
-  flags = [*flags, "--config.total_steps=1000000"]
-  first = _start(tmp_path, flags, env)
-  _wait_for_step(tmp_path, 1, first)
-  output = _finish(_start(tmp_path, flags, env), 2)
-  assert f"is in use by process {first.pid}" in output and "Traceback" not in output
-  first.send_signal(signal.SIGINT)
-  _finish(first, 75)

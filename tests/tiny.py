@@ -1,12 +1,19 @@
 """A tiny run: the real config files with small numbers, and a tiny prepared dataset."""
 
+import contextlib
 import os
 import pathlib
+import re
+import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.data.dataset import SCHEMA_VERSION, Clip, write_json, write_shard
+from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.util import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -33,6 +40,12 @@ OVERRIDES = {
   "teacher.decay_start": "0.9",
   "log.every_steps": "1",
   "checkpoint.every_steps": "2",
+}
+
+# For a process of its own: the suite's flags without its eight devices.
+ONE_DEVICE = {
+  "JAX_PLATFORMS": "cpu",
+  "XLA_FLAGS": re.sub(r"--xla_force_host_\S+", "", os.environ.get("XLA_FLAGS", "")),
 }
 
 
@@ -115,3 +128,52 @@ def write_dataset(
     },
   )
   return str(root)
+
+
+@contextlib.contextmanager
+def running(arguments, *, program=("-m", "atst_jax.main"), env=None):
+  """A process of `python PROGRAM ARGUMENTS`; whatever happens, it is ended and its pipe closed."""
+  with subprocess.Popen(
+    [sys.executable, *program, *arguments],
+    cwd=ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  ) as process:
+    try:
+      yield process
+    finally:
+      process.kill()
+
+
+@contextlib.contextmanager
+def two_processes(arguments, *, devices=1, program=("-m", "atst_jax.main")):
+  """Both processes of a job on this machine, each with so many CPU devices."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  env = {
+    **os.environ,
+    **ONE_DEVICE,
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+  }
+  arguments = [*arguments, f"--coordinator=localhost:{port}", "--num_processes=2"]
+  with (
+    running([*arguments, "--process_id=0"], program=program, env=env) as first,
+    running([*arguments, "--process_id=1"], program=program, env=env) as second,
+  ):
+    yield first, second
+
+
+def wait_for_step(workdir, step: int, process) -> None:
+  """Until the run has logged a step. Raises AssertionError with its output if it ends before."""
+  deadline = time.time() + 240
+  while time.time() < deadline and process.poll() is None:
+    records = read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
+    if records and records[-1]["step"] >= step:
+      return
+    time.sleep(0.05)
+  process.kill()
+  raise AssertionError(f"step {step} was not reached: {process.communicate()[0]}")
