@@ -13,7 +13,7 @@ from checkpoints import read_tree
 from atst_jax import main
 from atst_jax.artifacts import export
 from atst_jax.artifacts.model import load_model
-from atst_jax.downstream.metrics import effective_rank, knn_accuracy
+from atst_jax.downstream.metrics import accuracy, effective_rank, knn_scores
 from atst_jax.downstream.splits import Split
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.job import make_online
@@ -111,7 +111,7 @@ def test_scores_are_of_the_test_clips_of_every_division(labelled, clips):
     folds = [{clips[online.rows[i]].fold for i in part} for part in split]
     assert [len(f) for f in folds] == [1, 1, 1] and len(set.union(*folds)) == 3
   found = [
-    knn_accuracy(x[known], y[known], x[split.test], y[split.test], k=3)
+    accuracy(knn_scores(x[known], np.eye(y.max() + 1)[y[known]], x[split.test], k=3), y[split.test])
     for split in online.splits
     for known in [np.concatenate([split.train, split.valid])]
   ]
