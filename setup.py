@@ -16,13 +16,20 @@ VERSION = re.search(
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "tensorflow>=2.21,<2.23"]
 MIXTURES = ["pyloudnorm>=0.1.1,<1"]  # sounds mixed at stated loudness
 
+# `configs` and `data_pipeline` are installed inside atst_jax: beside other people's packages the
+# names would be too common.
+INSIDE = [*setuptools.find_packages(include=["configs", "data_pipeline", "data_pipeline.*"])]
+PACKAGES = setuptools.find_packages(include=["atst_jax", "atst_jax.*"])
+PACKAGES += [f"atst_jax.{name}" for name in INSIDE]
+
 setuptools.setup(
   name="atst_jax",
   version=VERSION,
-  description="ATST and subtraction-consistent BYOL-A in JAX: self-supervised pre-training of audio encoders.",
+  description="ATST and subtraction-consistent BYOL-A in JAX: audio encoders by self-supervision.",
   license="Apache-2.0",
   license_files=["LICENSE"],
-  packages=["atst_jax", "atst_jax.downstream", "configs", "data_pipeline"],
+  packages=PACKAGES,
+  package_dir={"atst_jax.configs": "configs", "atst_jax.data_pipeline": "data_pipeline"},
   package_data={"atst_jax": ["*/*.html", "*/*.css", "*/*.js"]},  # templates of pages
   python_requires=">=3.11",  # 3.11, 3.12 and 3.13; TensorFlow has no release for 3.14
   install_requires=[

@@ -20,6 +20,7 @@ import sys
 
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.util import config as configs
+from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard
 from atst_jax.util.environment import start_anew
 from atst_jax.util.errors import UserError
@@ -72,9 +73,7 @@ def _parser() -> Parser:
 
 
 def _prepare(flags) -> dict:
-  from data_pipeline.shards.speed import measure_prepare
-
-  return measure_prepare(
+  return pipeline("shards.speed").measure_prepare(
     flags.input,
     frontend=flags.frontend,
     files=flags.files,

@@ -24,6 +24,7 @@ import sys
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.artifacts.model import TAILS, Model, load_model
 from atst_jax.util import storage
+from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
 
@@ -59,7 +60,6 @@ def main(argv=None) -> int:
 
 def _main(flags) -> None:
   from atst_jax.artifacts import folders, vectors
-  from data_pipeline.sources.inputs import list_sources
 
   if storage.is_remote(flags.output):
     raise UserError(
@@ -78,7 +78,10 @@ def _main(flags) -> None:
   model = load_model(flags.encoder)
   if not 1 <= flags.blocks <= model.depth:
     raise UserError(f"--blocks={flags.blocks}: the encoder has {model.depth} blocks")
-  files = [(source.id, source.path) for source in list_sources(flags.input).sources]
+  files = [
+    (source.id, source.path)
+    for source in pipeline("sources.inputs").list_sources(flags.input).sources
+  ]
   options = {"num_blocks": flags.blocks, "tail": flags.tail or model.config["tail"]}
   print(
     folders.embed_files(

@@ -13,6 +13,7 @@ loads nothing, and says what it could not show.
 import sys
 
 from atst_jax.figures.run_page import write_page
+from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard
 from atst_jax.util.errors import UserError
 
@@ -44,9 +45,10 @@ def _main(flags) -> None:
     )
   recordings = None
   if flags.audio:
-    from data_pipeline.sources.inputs import list_sources
-
-    recordings = {source.id: source.path for source in list_sources(flags.audio).sources}
+    recordings = {
+      source.id: source.path
+      for source in pipeline("sources.inputs").list_sources(flags.audio).sources
+    }
   paths = write_page(
     flags.workdir,
     results=flags.results,

@@ -32,16 +32,17 @@ from atst_jax.data.dataset import Dataset, write_json
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser
 from atst_jax.util.errors import UserError
-from data_pipeline.mixing import known_background
-from data_pipeline.mixing.known_background import CONDITIONS, Mixture, Reader, Recipe
-from data_pipeline.mixing.loudness import loudness_meter
-from data_pipeline.mixing.rendering import each, write_audio
-from data_pipeline.shards import workers
-from data_pipeline.shards.job import prepare_listing
-from data_pipeline.shards.plan import hash_sources
-from data_pipeline.sources.files import Source
-from data_pipeline.sources.inputs import LAYOUTS, list_sources
-from data_pipeline.sources.listing import Listing, split_of
+
+from .mixing import known_background
+from .mixing.known_background import CONDITIONS, Mixture, Reader, Recipe
+from .mixing.loudness import loudness_meter
+from .mixing.rendering import each, write_audio
+from .shards import workers
+from .shards.job import prepare_listing
+from .shards.plan import hash_sources
+from .sources.files import Source
+from .sources.inputs import LAYOUTS, list_sources
+from .sources.listing import Listing, split_of
 
 TABLE, PLAN = "mixtures.csv", "bgknown.json"
 LONGEST = 1800.0  # seconds of a background, which is decoded as a whole

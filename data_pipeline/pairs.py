@@ -32,19 +32,20 @@ from atst_jax.util import storage
 from atst_jax.util.cli import Parser
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
-from data_pipeline.mixing import jams
-from data_pipeline.mixing.loudness import loudness_meter
-from data_pipeline.mixing.pair_draw import Pair, Ranges, draw_pairs
-from data_pipeline.mixing.recordings import SPLITS, list_recordings
-from data_pipeline.mixing.scenes import Scene, read_scene
-from data_pipeline.shards import workers
-from data_pipeline.shards.plan import MIN_SHARDS, check_plan, hash_order, open_output
-from data_pipeline.shards.shard import Settings, ShardTask, read_sidecar, read_sidecars
-from data_pipeline.shards.summary import describe, report
-from data_pipeline.shards.tfds_info import write_tfds_info
-from data_pipeline.shards.workers import write_tasks
-from data_pipeline.sources.inputs import LAYOUTS
-from data_pipeline.sources.listing import Listing
+
+from .mixing import jams
+from .mixing.loudness import loudness_meter
+from .mixing.pair_draw import Pair, Ranges, draw_pairs
+from .mixing.recordings import SPLITS, list_recordings
+from .mixing.scenes import Scene, read_scene
+from .shards import workers
+from .shards.plan import MIN_SHARDS, check_plan, hash_order, open_output
+from .shards.shard import Settings, ShardTask, read_sidecar, read_sidecars
+from .shards.summary import describe, report
+from .shards.tfds_info import write_tfds_info
+from .shards.workers import write_tasks
+from .sources.inputs import LAYOUTS
+from .sources.listing import Listing
 
 PAIRS, MIXTURES = "pairs.csv", "mixtures.csv"
 PAIR_COLUMNS = ("id", "id1", "id2", "text", "kind", "event", "scene", "split")

@@ -21,10 +21,11 @@ from atst_jax.audio.frontend import FRONTENDS, get_frontend
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser, nearest
 from atst_jax.util.errors import UserError
-from data_pipeline.shards import beam, merge, verify, workers
-from data_pipeline.shards.job import prepare_listing
-from data_pipeline.sources.files import printable
-from data_pipeline.sources.inputs import LAYOUTS, list_sources
+
+from .shards import beam, merge, verify, workers
+from .shards.job import prepare_listing
+from .sources.files import printable
+from .sources.inputs import LAYOUTS, list_sources
 
 
 def _parser() -> Parser:
@@ -146,7 +147,7 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
   _check(args)
   get_frontend(args.frontend)
   if args.tfds:
-    from data_pipeline.sources.tfds import export
+    from .sources.tfds import export
 
     args.name = args.name or args.tfds.replace("/", "_")
     args.input = export(

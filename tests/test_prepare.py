@@ -193,7 +193,8 @@ def test_shards_by_size_and_fewer_files_than_shards(tmp_path, inline):
   for i in range(20):
     noise(str(tmp_path / "in" / f"{i}.wav"), 2.0, i)  # 201 frames, 26 kB each
   assert run(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'a'}", "--shard_mb=0.027") == 0
-  assert len(Dataset.load(str(tmp_path / "a")).shards("train")) == 19
+  # 19 would be full: 64, but for the number of files
+  assert len(Dataset.load(str(tmp_path / "a")).shards("train")) == 20
   for i in range(7, 20):
     os.unlink(tmp_path / "in" / f"{i}.wav")
   assert run(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'b'}") == 0

@@ -120,7 +120,7 @@ def batches(
     crop = tf.strings.substr(parsed["mel"], begin * row_bytes, length * row_bytes)
     # zeros behind the end of what is shorter
     bits = tf.io.decode_raw(crop, tf.uint16, fixed_length=clip_frames * row_bytes)
-    mel = tf.bitcast(tf.reshape(bits, (-1, clip_frames, n_mels)), tf.float16)
+    mel = tf.reshape(bits, (-1, clip_frames, n_mels))
     return {"mel": mel, "length": length, **({"id": parsed["id"]} if with_ids else {})}
 
   blocks = tf.data.Dataset.from_tensor_slices(np.array(mine, np.int64)).interleave(
@@ -143,6 +143,6 @@ def batches(
       except (tf.errors.OpError, StopIteration) as error:
         reason = " ".join((getattr(error, "message", None) or "the end").split())[:200]
         raise Unreadable(reason) from error
-      yield batch
+      yield batch | {"mel": batch["mel"].view(np.float16)}
   finally:
     del iterator  # and with it TensorFlow's threads and files

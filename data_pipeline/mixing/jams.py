@@ -14,10 +14,11 @@ import re
 
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
-from data_pipeline.mixing.modifiers import changes, sentence
-from data_pipeline.mixing.pair_draw import Pair, rng_of
-from data_pipeline.mixing.scenes import Part, Scene
-from data_pipeline.sources.files import audio_files
+
+from ..sources.files import audio_files
+from .modifiers import changes, sentence
+from .pair_draw import Pair, rng_of
+from .scenes import Part, Scene
 
 SPLITS = {"dev": "train", "eval": "test"}
 NAME = re.compile(r"(?P<pair>.+)_(?P<which>s[12])\.jams")

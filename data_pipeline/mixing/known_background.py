@@ -18,8 +18,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from atst_jax.audio.decode import Quality, Reject, read_pieces
-from data_pipeline.mixing.loudness import amplified, loudness
-from data_pipeline.sources.files import Source
+
+from ..sources.files import Source
+from .loudness import amplified, loudness
 
 CONDITIONS = ("mix", "a", "b", "c")
 STEP_MS = 10  # between the windows of a foreground that are compared

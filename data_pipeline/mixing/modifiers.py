@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.mixing.scenes import Scene
+from .scenes import Scene
 
 # `{event}` is the name of a class. A sentence is made of the words of each difference, joined by
 # AND.

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from atst_jax.util.errors import UserError
-from data_pipeline.mixing.modifiers import KINDS, Change, changes, sentence
-from data_pipeline.mixing.recordings import SPLITS, Recordings
-from data_pipeline.mixing.scenes import Part, Scene
-from data_pipeline.sources.files import Source
+
+from ..sources.files import Source
+from .modifiers import KINDS, Change, changes, sentence
+from .recordings import SPLITS, Recordings
+from .scenes import Part, Scene
 
 DECIMALS = 4  # of what is drawn, so that the manifest says it exactly
 START_SHARE = 0.8  # events begin within this share of a scene,

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from atst_jax.util import storage
 from atst_jax.util.cli import nearest
 from atst_jax.util.errors import UserError
-from data_pipeline.sources.files import Source
-from data_pipeline.sources.inputs import list_sources
+
+from ..sources.files import Source
+from ..sources.inputs import list_sources
 
 SPLITS = ("train", "valid", "test")
 SHARES = {

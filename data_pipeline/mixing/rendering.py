@@ -10,8 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 from atst_jax.util import storage
 from atst_jax.util.logs import Progress
-from data_pipeline.mixing.known_background import CONDITIONS, Mixture, Recipe, sound
-from data_pipeline.shards.workers import ENVIRONMENT, Stopped, environment
+
+from ..shards.workers import ENVIRONMENT, Stopped, environment
+from .known_background import CONDITIONS, Mixture, Recipe, sound
 
 CHUNK = 8  # items that a process is given at a time
 

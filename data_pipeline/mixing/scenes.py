@@ -15,8 +15,9 @@ import numpy as np
 
 from atst_jax.audio.decode import Quality, Reject, read_pieces
 from atst_jax.util.errors import UserError
-from data_pipeline.mixing.loudness import amplified, faded, gain_to
-from data_pipeline.sources.files import Source
+
+from ..sources.files import Source
+from .loudness import amplified, faded, gain_to
 
 FADE_SECONDS = 0.01
 # How the published events were freed of the silence around them: the envelope is |x| smoothed by a

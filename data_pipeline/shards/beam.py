@@ -12,8 +12,9 @@ import os
 from atst_jax.data.dataset import write_json
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
-from data_pipeline.shards.shard import Settings, ShardTask, write_task
-from data_pipeline.sources.files import Source
+
+from ..sources.files import Source
+from .shard import Settings, ShardTask, write_task
 
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 

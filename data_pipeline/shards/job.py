@@ -20,21 +20,14 @@ from atst_jax.data.dataset_page import write_report
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
-from data_pipeline.shards import beam
-from data_pipeline.shards.plan import (
-  check_plan,
-  deal,
-  find_duplicates,
-  hash_sources,
-  measure,
-  open_output,
-  shard_name,
-)
-from data_pipeline.shards.shard import Settings, read_file, read_sidecar, read_sidecars
-from data_pipeline.shards.summary import describe, report
-from data_pipeline.shards.tfds_info import write_tfds_info
-from data_pipeline.shards.workers import write_tasks
-from data_pipeline.sources.listing import Listing
+
+from ..sources.listing import Listing
+from . import beam
+from .plan import check_plan, deal, find_duplicates, hash_sources, measure, open_output, shard_name
+from .shard import Settings, read_file, read_sidecar, read_sidecars
+from .summary import describe, report
+from .tfds_info import write_tfds_info
+from .workers import write_tasks
 
 MEASURED_FILES = 32  # by --dry_run
 REJECTS = "rejects.json"  # in the work folder: files set aside before the files are dealt

@@ -18,10 +18,11 @@ from atst_jax.data.schema import SCHEMA_VERSION, TOTALS
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser
 from atst_jax.util.errors import UserError
-from data_pipeline.shards.mel_statistics import MelStatistics, merge_statistics
-from data_pipeline.shards.summary import report
-from data_pipeline.shards.tfds_info import write_tfds_info
-from data_pipeline.sources.files import printable
+
+from ..sources.files import printable
+from .mel_statistics import MelStatistics, merge_statistics
+from .summary import report
+from .tfds_info import write_tfds_info
 
 KEYS = ("name", "multi_label", "folds", "fold_names", "rejects", "counts")
 COUNTERS = ("sample_rates", "seconds", "levels", "reasons")

@@ -19,8 +19,9 @@ from atst_jax.audio.frontend import FrontEnd, log_mel
 from atst_jax.data.dataset import MANIFEST, write_json
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
-from data_pipeline.shards.shard import ShardTask
-from data_pipeline.sources.files import Source
+
+from ..sources.files import Source
+from .shard import ShardTask
 
 WORK = ".work"  # inside the output: the plan, and a sidecar for every finished shard
 PLAN = "plan.json"

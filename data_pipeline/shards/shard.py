@@ -17,8 +17,9 @@ from atst_jax.data.dataset import Clip, write_json, write_shard
 from atst_jax.data.schema import LEVEL_STEP
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
-from data_pipeline.shards.mel_statistics import MelStatistics, is_current
-from data_pipeline.sources.files import Source
+
+from ..sources.files import Source
+from .mel_statistics import MelStatistics, is_current
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,12 @@ from atst_jax.audio.decode import Reject, duration
 from atst_jax.audio.frontend import FrontEnd, get_frontend, log_mel, mel_filters
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
-from data_pipeline.shards.plan import hash_order
-from data_pipeline.shards.shard import Settings, ShardTask, write_task
-from data_pipeline.shards.workers import ENVIRONMENT, environment, write_tasks
-from data_pipeline.sources.files import Source
-from data_pipeline.sources.inputs import list_sources
+
+from ..sources.files import Source
+from ..sources.inputs import list_sources
+from .plan import hash_order
+from .shard import Settings, ShardTask, write_task
+from .workers import ENVIRONMENT, environment, write_tasks
 
 SHARDS_PER_WORKER = 4
 

@@ -4,8 +4,9 @@ import collections
 
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.dataset import SCHEMA_VERSION
-from data_pipeline.shards.mel_statistics import merge_statistics
-from data_pipeline.sources.listing import Listing
+
+from ..sources.listing import Listing
+from .mel_statistics import merge_statistics
 
 COUNTS = ("silent", "clipped", "dc", "split_files")
 

@@ -18,8 +18,9 @@ from atst_jax.data.dataset import (
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser, nearest
 from atst_jax.util.errors import StoreError, UserError
-from data_pipeline.shards.mel_statistics import MelStatistics, merge_statistics
-from data_pipeline.shards.plan import shard_name
+
+from .mel_statistics import MelStatistics, merge_statistics
+from .plan import shard_name
 
 
 def verify(root: str) -> tuple[dict[str, str], int]:

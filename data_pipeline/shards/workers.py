@@ -17,8 +17,9 @@ from atst_jax.util import storage
 from atst_jax.util.cli import guard, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import Progress
-from data_pipeline.shards.shard import Settings, ShardTask, read_sidecar, write_task
-from data_pipeline.sources.files import Source
+
+from ..sources.files import Source
+from .shard import Settings, ShardTask, read_sidecar, write_task
 
 # One thread per process: the pool fills the cores, and sums in matrix products come in one order.
 # And memory of a clip is kept for the next one: glibc would give it back, at the cost of a tenth of

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
-from data_pipeline.sources.files import Source, audio_files
-from data_pipeline.sources.listing import Listing, find, rows_of
+
+from .files import Source, audio_files
+from .listing import Listing, find, rows_of
 
 AUDIOSET_LISTS = {
   "balanced_train_segments.csv": "train",

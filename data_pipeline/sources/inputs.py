@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
-from data_pipeline.sources import layouts
-from data_pipeline.sources.files import AUDIO_EXTENSIONS, Source, audio_files, printable
-from data_pipeline.sources.listing import Listing, subset
-from data_pipeline.sources.manifest import read_manifest
+
+from . import layouts
+from .files import AUDIO_EXTENSIONS, Source, audio_files, printable
+from .listing import Listing, subset
+from .manifest import read_manifest
 
 
 def folder(path: str, root: str) -> Listing:

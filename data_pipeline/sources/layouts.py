@@ -12,17 +12,10 @@ from collections.abc import Callable
 
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
-from data_pipeline.sources.audioset import audioset
-from data_pipeline.sources.files import Source, audio_files, printable
-from data_pipeline.sources.listing import (
-  Listing,
-  find,
-  lines_of,
-  parsed_files,
-  rows_of,
-  source,
-  split_of,
-)
+
+from .audioset import audioset
+from .files import Source, audio_files, printable
+from .listing import Listing, find, lines_of, parsed_files, rows_of, source, split_of
 
 
 def esc50(root: str, *, only_esc10: bool = False) -> Listing:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
-from data_pipeline.sources.files import Source, audio_files, inside, printable
+
+from .files import Source, audio_files, inside, printable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ from atst_jax.data.schema import SPLIT
 from atst_jax.util import storage
 from atst_jax.util.cli import nearest
 from atst_jax.util.errors import UserError
-from data_pipeline.sources.files import Source, inside, printable
+
+from .files import Source, inside, printable
 
 COLUMNS = ("path", "label", "fold", "split", "id", "group")
 
