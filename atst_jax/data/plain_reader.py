@@ -32,6 +32,7 @@ from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.logs import log
 
+INDEXED = 200_000  # clips whose places are kept in memory, at about 200 bytes each
 AHEAD = 2  # batches made while the device works
 # that wait for a store; on a local disk one is the fastest: more of them wait for each other
 STORE_THREADS = 16
@@ -281,9 +282,18 @@ def batches(
   share = sum(shard.num_clips for shard in shards) * len(mine) // streams
   damage = Damage(max_damaged, share)
   position = start_step * block
+  indices: dict[int, Index] = {}
   readers = [
     _stream(
-      shards, n_mels, damage, seed=seed, stream=i, streams=streams, window=window, position=position
+      shards,
+      n_mels,
+      damage,
+      indices,
+      seed=seed,
+      stream=i,
+      streams=streams,
+      window=window,
+      position=position,
     )
     for i in mine
   ]
@@ -318,14 +328,16 @@ def batches(
       ahead.append(maker.submit(batch, pool))
 
 
-def _stream(shards, n_mels, damage, *, seed, stream, streams, window, position):
-  """Yields (open shard, record, where a window begins) from `position` clips on."""
-  indices: dict[int, Index] = {}
+def _stream(shards, n_mels, damage, indices, *, seed, stream, streams, window, position):
+  """Yields (open shard, record, where a window begins) from `position` clips on. `indices` are
+  shared by all streams, each of which comes to every shard in time."""
   counts = [shard.num_clips for shard in shards]
+  small = sum(counts) <= INDEXED  # of a larger set the heads are read anew at each visit
   for visit in visits(seed, stream, streams, counts, position):
     opened = ShardReader(shards[visit.shard], n_mels, damage, indices.get(visit.shard))
     with contextlib.closing(opened) as reader:
-      indices[visit.shard] = reader.index
+      if small:
+        indices[visit.shard] = reader.index
       first, places, where, used = visit.records(seed, counts[visit.shard], window)
       windows = first + np.arange(len(places)) // window * window
       for i in range(used, len(places)):
