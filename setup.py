@@ -56,6 +56,7 @@ setuptools.setup(
     "tqdm>=4.66,<5",
   ],
   extras_require={
+    "av": ["av>=15,<20"],  # AAC, WMA, sound tracks
     "beam": ["apache-beam>=2.77,<3"],
     "cuda": ["jax[cuda13]"],
     "gcs": ["gcsfs>=2024.6"],

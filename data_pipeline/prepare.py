@@ -13,6 +13,7 @@ the same command again.
 """
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Set
@@ -24,6 +25,7 @@ from atst_jax.util.errors import UserError
 
 from .shards import beam, merge, verify, workers
 from .shards.job import prepare_listing
+from .shards.shard import read_file
 from .sources.files import printable
 from .sources.inputs import LAYOUTS, list_sources
 
@@ -58,6 +60,8 @@ def _parser() -> Parser:
   add(
     "--root", default="", help="folder a manifest's paths start from; default: the manifest's own"
   )
+  for name in ("path", "label"):
+    add(f"--{name}_column", default="", help=f"what a manifest calls the column `{name}`")
   add(
     "--subset",
     type=int,
@@ -78,6 +82,11 @@ def _parser() -> Parser:
   )
   add("--beam_options", default="", help="pipeline options, passed through, as one quoted string")
   add("--seed", type=int, default=0, help="of the order of the files")
+  add(
+    "--repair_headers",
+    action="store_true",
+    help="read WAVs whose header was never finished (a recorder lost power) to their end",
+  )
   add("--reject_silent", action="store_true", help="leave out files below -80 dB of full scale")
   add(
     "--reject_duplicates",
@@ -104,8 +113,8 @@ def _parser() -> Parser:
 def _check(args: argparse.Namespace) -> None:
   if bool(args.input) == bool(args.tfds):
     raise UserError("name what to prepare: either --input=DIR_or_MANIFEST or --tfds=NAME")
-  if args.tfds and (args.layout or args.root):
-    raise UserError("--layout and --root go with --input, not with --tfds")
+  if args.tfds and (args.layout or args.root or args.path_column or args.label_column):
+    raise UserError("--layout, --root and the columns go with --input, not with --tfds")
   if args.tfds and args.dry_run:
     raise UserError(
       "--dry_run goes with --input: what --tfds brings is known once it is downloaded"
@@ -153,10 +162,19 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
     args.input = export(
       args.tfds, f"{args.output.rstrip('/')}.audio", label=args.tfds_label, data_dir=args.tfds_dir
     )
-  listing = list_sources(args.input, layout=args.layout, root=args.root, number=args.subset)
+  listing = list_sources(
+    args.input,
+    layout=args.layout,
+    root=args.root,
+    path_column=args.path_column,
+    label_column=args.label_column,
+    number=args.subset,
+  )
   name = os.path.basename(storage.absolute(args.input))
   name = args.name or printable(os.path.splitext(name)[0] if storage.is_file(args.input) else name)
-  prepare_listing(args, listing, name, again=again)
+  read = functools.partial(read_file, repair_headers=args.repair_headers)
+  made_of = {"repair_headers": True} if args.repair_headers else {}
+  prepare_listing(args, listing, name, read=read, made_of=made_of, again=again)
 
 
 def _repair(argv: list[str]) -> int:

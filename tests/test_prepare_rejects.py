@@ -10,6 +10,7 @@ import soundfile
 from preparing import contents, run, small_set, write_inline
 
 from atst_jax.audio import decode as decoder
+from atst_jax.audio import sound_file
 from atst_jax.data.dataset import Dataset
 from atst_jax.util.errors import StoreError
 from data_pipeline import prepare
@@ -117,7 +118,7 @@ def test_what_the_machine_lacks_is_no_fault_of_a_file(small, monkeypatch, number
   def fail(path):
     raise OSError(number, os.strerror(number), path)
 
-  monkeypatch.setattr(decoder, "_handle", fail)
+  monkeypatch.setattr(sound_file, "_handle", fail)
   with pytest.raises(
     StoreError, match=rf"7\.wav: {os.strerror(number)}; run the same command again"
   ):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from atst_jax.audio.frontend import get_frontend
+from atst_jax.util import logs
 from atst_jax.util.errors import UserError
 from data_pipeline.shards import plan
 from data_pipeline.sources import files
@@ -37,7 +38,7 @@ def refused(tmp_path, text, match, **kwargs):
 
 
 def test_folder(tmp_path):
-  touch(tmp_path, "b/x.wav", "a/deep/y.FLAC", "root.mp3", "a/notes.txt", "b/z.aiff", "b/x.ogg")
+  touch(tmp_path, "b/x.wav", "a/deep/y.FLAC", "root.mp3", "b/z.aiff", "b/x.ogg")
   listing = list_sources(str(tmp_path))
   assert [(s.id, s.labels, s.fold, s.split) for s in listing.sources] == [
     ("a/deep/y.FLAC", ("a/deep",), -1, "train"),
@@ -50,6 +51,19 @@ def test_folder(tmp_path):
     listing.label_names == ["a/deep", "b"] and not listing.multi_label and listing.kind == "folder"
   )
   assert listing.sources[0].path == str(tmp_path / "a/deep/y.FLAC")
+
+
+def test_fault_20_every_file_of_a_folder_is_accounted_for(tmp_path):
+  audio = [f"a/{i}.{name}" for i, name in enumerate(("caf", "au", "w64", "m4a", "MP4", "wma"))]
+  other = ["a/notes.txt", "b/LIST.TXT", "cover.jpg", "README"]
+  hidden = ["__MACOSX/a/1.wav", "a/._0.caf", ".hidden/h.wav", "a/.DS_Store", ".git/x/y.txt"]
+  touch(tmp_path, *audio, *other, *hidden)
+  listing = list_sources(str(tmp_path))
+  assert sorted(source.id for source in listing.sources) == sorted(audio)
+  assert listing.label_names == ["a"]
+  assert listing.skipped == {"(no ending)": 1, ".jpg": 1, ".txt": 2, "hidden": 5}
+  root = tmp_path / ".hidden"  # asked for by name
+  assert [source.id for source in list_sources(str(root)).sources] == ["h.wav"]
 
 
 def test_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
@@ -170,6 +184,31 @@ def test_groups_of_a_manifest(tmp_path):
   assert [source.group for source in listing.sources] == ["theo", ""]
 
 
+def test_a_manifest_may_have_more_columns(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logs.log, "propagate", True)
+  caplog.set_level("INFO")
+  text = ",filename,fold,category,pitch,labels\n0,a.wav,3,dog,440,x\n1,b.wav,1,cat,220,y\n"
+  path = manifest(tmp_path, text)
+  listing = list_sources(path, path_column="filename", label_column="category")
+  assert [(s.id, s.labels, s.fold) for s in listing.sources] == [
+    ("a.wav", ("dog",), 3),
+    ("b.wav", ("cat",), 1),
+  ]
+  (line,) = caplog.messages
+  assert line.endswith("columns that are not read: '', 'pitch', 'labels'")
+  for options, match in (
+    ({}, "labels: did you mean label"),
+    ({"label_column": "category"}, "must name `path`.*--path_column"),
+    ({"path_column": "file"}, "--path_column=file: .*did you mean 'filename'"),
+  ):
+    with pytest.raises(UserError, match=match):
+      list_sources(path, **options)
+  both = manifest(tmp_path, "path,label,labels\na.wav,dog,x\n")
+  assert list_sources(both).label_names == ["dog"]
+  with pytest.raises(UserError, match="--label_column=x only serves a manifest"):
+    list_sources(str(tmp_path), label_column="x")
+
+
 def test_row_order_does_not_matter(tmp_path):
   rows = [f"{i}.wav,c{i % 3},{i % 5},train\n" for i in range(30)]
   listing = list_sources(manifest(tmp_path, "path,label,fold,split\n" + "".join(rows)))
@@ -187,7 +226,8 @@ def test_row_order_does_not_matter(tmp_path):
     ("path,id\na.wav,x\nb.wav,y\nc.wav,x\n", r"line 4: id 'x' stands in line 2 already"),
     ("path\na.wav\n./a.wav\n", r"line 3: id 'a\.wav' stands in line 2 already"),
     ("path,id\na.wav,x\nb.wav,x#0001\n", r"line 3: id 'x#0001' is what a piece of line 2"),
-    ("path,lable\na.wav,x\n", r"line 1: unknown column 'lable'.*did you mean 'label'"),
+    ("path,lable\na.wav,x\n", r"line 1: lable: did you mean label\?"),
+    ("path,Labels\na.wav,x\n", r"line 1: Labels: did you mean label\?"),
     ("label,fold\nx,1\n", r"line 1: the header .* must name `path`"),
     ("path,path\nx,y\n", r"line 1: the header .* each column once"),
     ("", r"line 1: the header \[\] must name `path`"),

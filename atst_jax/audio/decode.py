@@ -1,47 +1,23 @@
 """Audio files to mono waveforms at the front-end's rate, block by block: memory is bounded by the
 longest piece."""
 
-import contextlib
 import dataclasses
-import errno
 import itertools
-import os
-import stat
 from collections.abc import Iterator
 
 import numpy as np
 
-from atst_jax.util import storage
-from atst_jax.util.errors import StoreError, UserError
+from atst_jax.util.errors import UserError
+
+from .sound_file import Reject, open_sound
 
 REASONS = ("missing", "undecodable", "empty", "too_short", "non_finite", "silent", "duplicate")
 BLOCK_VALUES = 1 << 18  # samples x channels decoded at a time
-MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, a header is damaged or hostile
 SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits
 FULL_SCALE = 127 / 128  # the highest value of 8 bits
 CLIPPED_SHARE = 0.01
 DC_OFFSET = 0.02
-SYSTEM_ERROR = 2  # of libsndfile: the operating system said no
-OF_THE_MACHINE = {
-  errno.EMFILE,
-  errno.ENFILE,
-  errno.ENOMEM,
-  errno.ESTALE,
-  errno.ENOTCONN,
-  errno.ETIMEDOUT,
-  errno.ENODEV,
-  errno.EHOSTDOWN,
-}
 MAX_PEAK = 1e9  # full scale is 1.0; far beyond, the power overflows float32
-
-
-class Reject(Exception):
-  """A file that cannot be used: `reason` is one of REASONS, `detail` says more and names no
-  path."""
-
-  def __init__(self, reason: str, detail: str = ""):
-    super().__init__(f"{reason} ({detail})" if detail else reason)
-    self.reason, self.detail = reason, detail
 
 
 @dataclasses.dataclass
@@ -83,95 +59,6 @@ class Quality:
     return abs(self.total) > DC_OFFSET * self.values
 
 
-class _Remote:
-  """A remote file for libsndfile, which takes an error in the middle for the end of the file:
-  `error` keeps it."""
-
-  def __init__(self, file):
-    self._file, self.error = file, None
-
-  def _call(self, method, *args, otherwise):
-    try:
-      return getattr(self._file, method)(*args)
-    except Exception as error:
-      self.error = self.error or error
-      return otherwise
-
-  def read(self, size=-1):
-    return self._call("read", size, otherwise=b"")
-
-  def seek(self, *args):
-    return self._call("seek", *args, otherwise=-1)
-
-  def tell(self):
-    return self._call("tell", otherwise=0)
-
-
-@contextlib.contextmanager
-def _handle(path: str):
-  """What soundfile opens: a file name, or an object that reads from a store. Raises Reject,
-  OSError, StoreError."""
-  if not storage.is_remote(path):
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
-      raise Reject("undecodable", "not a regular file")
-    if status.st_size == 0:
-      raise Reject("empty", "0 bytes")
-    yield os.fsencode(path)
-    return
-  with storage.open_binary(path) as file:
-    if not file.read(1):
-      raise Reject("empty", "0 bytes")
-    file.seek(0)
-    remote = _Remote(file)
-    try:
-      yield remote
-    finally:
-      if remote.error is not None:
-        raise StoreError(f"{path}: {remote.error}; run the same command again") from remote.error
-
-
-def _raise_unless_of_the_file(path: str, error: OSError) -> None:
-  """Raises StoreError for what the machine lacks or a disk that is gone; the next start may read
-  the file."""
-  if error.errno in OF_THE_MACHINE:
-    raise StoreError(f"{path}: {error.strerror}; run the same command again") from error
-
-
-@contextlib.contextmanager
-def _open(path: str):
-  """A soundfile.SoundFile; whatever fails while it is open is a Reject, but for a store that does
-  not answer."""
-  import soundfile
-
-  try:
-    with _handle(path) as handle, soundfile.SoundFile(handle) as file:
-      if file.frames <= 0:
-        raise Reject("empty", "no samples")
-      if not MIN_RATE <= file.samplerate <= MAX_RATE:
-        raise Reject("undecodable", f"sample rate of {file.samplerate} Hz")
-      yield file
-  except StoreError:
-    raise
-  except FileNotFoundError as error:
-    raise Reject("missing") from error
-  except OSError as error:
-    _raise_unless_of_the_file(path, error)
-    raise Reject(
-      "undecodable", os.strerror(error.errno) if error.errno else type(error).__name__
-    ) from error
-  # the latter two for headerless formats
-  except (soundfile.SoundFileError, TypeError, ValueError) as error:
-    if getattr(error, "code", 0) == SYSTEM_ERROR and not storage.is_remote(path):
-      try:
-        open(path, "rb").close()
-      except OSError as system:
-        _raise_unless_of_the_file(path, system)
-    raise Reject(
-      "undecodable", getattr(error, "error_string", "") or "format not recognised"
-    ) from error
-
-
 def _blocks(file, quality: Quality) -> Iterator[np.ndarray]:
   """Yields (N,) float32 mono blocks at the file's own rate. A file cut short ends where its decoder
   ends."""
@@ -207,9 +94,10 @@ def _resampled(file, sample_rate: int, quality: Quality) -> Iterator[np.ndarray]
 
 
 def duration(path: str) -> float:
-  """Seconds, from the header alone. Raises Reject."""
-  with _open(path) as file:
-    return file.frames / file.samplerate
+  """Seconds, from the header alone unless it does not tell. Raises Reject."""
+  with open_sound(path) as file:
+    frames = file.frames if file.frames > 0 else sum(map(len, _blocks(file, Quality())))
+    return frames / file.samplerate
 
 
 def read_pieces(
@@ -219,16 +107,18 @@ def read_pieces(
   min_samples: int = 1,
   max_seconds: float = 60.0,
   quality: Quality | None = None,
+  repair_headers: bool = False,
 ) -> Iterator[tuple[int | None, np.ndarray]]:
   """Decodes a file, mixes it to mono (mean), resamples it and cuts it if it is long.
 
   Args:
-    path: anything libsndfile reads, any rate, width and number of channels.
+    path: anything libsndfile or PyAV reads, any rate, width and number of channels.
     sample_rate: Hz of the result.
     min_samples: fewer samples at that rate are rejected.
     max_seconds: a longer file is cut into consecutive pieces of this length. A last piece of less
       than a second is dropped. `math.inf` never cuts.
     quality: filled in by the time the first piece is yielded.
+    repair_headers: read a WAV whose header was never finished to the end of the file.
 
   Yields:
     (number, (N,) float32): number is None for a whole file, 0, 1, ... for the pieces of one that
@@ -239,17 +129,19 @@ def read_pieces(
   """
   quality = Quality() if quality is None else quality
   max_samples = max_seconds * sample_rate
-  with _open(path) as file:
-    if file.frames > max_seconds * file.samplerate:
-      with _open(path) as whole:
-        for _ in _blocks(whole, quality):
-          pass
+  with open_sound(path, repair_headers) as file:
+    checked = file.frames > max_seconds * file.samplerate
+    if checked:
+      _check_whole(path, repair_headers, quality)
       quality = Quality()
     number, held, size = 0, [], 0
     for block in _resampled(file, sample_rate, quality):
       held.append(block)
       size += len(block)
       while size > max_samples:
+        if not checked:  # longer than its header says
+          _check_whole(path, repair_headers, Quality())
+          checked = True
         samples, cut = np.concatenate(held), int(max_samples)
         yield number, samples[:cut]
         number, held, size = number + 1, [samples[cut:]], size - cut
@@ -261,6 +153,13 @@ def read_pieces(
     yield number, np.concatenate(held)
 
 
+def _check_whole(path: str, repair_headers: bool, quality: Quality) -> None:
+  """Decodes a file to its end. Raises Reject."""
+  with open_sound(path, repair_headers) as file:
+    for _ in _blocks(file, quality):
+      pass
+
+
 def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
   """Yields a whole file as (n,) float32 mono blocks at `sample_rate` Hz; memory does not grow with
   its length.
@@ -269,7 +168,7 @@ def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
   after the blocks before the damage.
   """
   try:
-    with _open(path) as file:
+    with open_sound(path) as file:
       yield from _resampled(file, sample_rate, Quality())
   except Reject as error:
     raise UserError(f"cannot use the audio file {path}: {error}") from error

@@ -70,7 +70,8 @@ class FrontEnd:
     frontend = cls(**{k: v for k, v in values.items() if k != "hash"})
     if frontend.hash != values["hash"]:
       raise UserError(
-        f"front-end {frontend.name!r}: stored hash {values['hash']} but its parameters give {frontend.hash}"
+        f"front-end {frontend.name!r}: stored hash {values['hash']} but its parameters give "
+        f"{frontend.hash}"
       )
     if not frontend.is_possible:
       raise UserError(
@@ -171,7 +172,8 @@ def log_mel(
   """
   if waveform.ndim != 1 or len(waveform) < frontend.min_samples:
     raise ValueError(
-      f"waveform of shape {waveform.shape}: need one axis of at least {frontend.min_samples} samples"
+      f"waveform of shape {waveform.shape}: need one axis of at least {frontend.min_samples} "
+      "samples"
     )
   filters = mel_filters(frontend) if filters is None else filters
   padded = np.pad(waveform.astype(np.float32, copy=False), frontend.n_fft // 2, mode="reflect")

@@ -104,8 +104,8 @@ def mel_of(
       if isinstance(error, UserError) or read >= frontend.min_samples:
         raise
       raise UserError(
-        f"audio of {read} samples at {frontend.sample_rate} Hz; at least {frontend.min_samples} are "
-        "needed"
+        f"audio of {read} samples at {frontend.sample_rate} Hz; at least "
+        f"{frontend.min_samples} are needed"
       ) from error
 
   held, frames, peak = [], 0, -np.inf

@@ -9,7 +9,7 @@ MOST_DECIBELS = 1e6  # of statistics: float16 ends at 65504
 RECORD_BYTES = 16  # of a record's frame: no file holds more records than a sixteenth of its bytes
 STATISTICS = ("min", "max", "mean", "std", "log_mean", "log_std")
 # among the counts; the others are whole numbers
-TABLES = ("seconds", "levels", "sample_rates", "reasons")
+TABLES = ("seconds", "levels", "sample_rates", "reasons", "skipped")
 LEVEL_STEP = 5  # dB, of the histogram of clips' levels
 # of a split; whole numbers
 TOTALS = ("num_clips", "num_files", "num_frames", "min_frames", "max_frames")

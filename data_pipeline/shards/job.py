@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Set
 
+from atst_jax.audio.formats import has_pyav, needs_pyav
 from atst_jax.audio.frontend import get_frontend, mel_filters
 from atst_jax.data.dataset import MANIFEST, SCHEMA_VERSION, RecordError, write_json
 from atst_jax.data.dataset_page import write_report
@@ -25,7 +26,7 @@ from ..sources.listing import Listing
 from . import beam
 from .plan import check_plan, deal, find_duplicates, hash_sources, measure, open_output, shard_name
 from .shard import Settings, read_file, read_sidecar, read_sidecars
-from .summary import describe, report
+from .summary import describe, describe_skipped, report
 from .tfds_info import write_tfds_info
 from .workers import write_tasks
 
@@ -72,6 +73,9 @@ def prepare_listing(
   }
   preparation |= {key: True for key in ("reject_silent", "reject_duplicates") if getattr(args, key)}
   preparation |= made_of or {}
+  # a set that lacks these files is finished without PyAV, and another with it
+  if any(needs_pyav(source.path) for source in listing.sources):
+    preparation["pyav"] = has_pyav()
   # their classes are not in the hash of the sources, and number the labels with the others
   if listing.not_drawn:
     preparation["classes"] = hashlib.sha256("\0".join(listing.label_names).encode()).hexdigest()[
@@ -151,6 +155,8 @@ def _print_plan(args: argparse.Namespace, frontend, listing: Listing, aside: lis
     f"{len(listing.sources)} files ({listing.kind}), {len(aside)} of them missing, "
     f"{len(listing.label_names)} classes, about {seconds / 3600:.2f} hours; nothing written"
   )
+  if listing.skipped:
+    print(describe_skipped(listing.skipped))
   frames = seconds * frontend.sample_rate / frontend.hop_length
   print(f"about {frames * frontend.n_mels * 2 / 2**30:.2f} GiB", end="")
   sample = [source for task in tasks for source in task.sources[:1]][:MEASURED_FILES]

@@ -182,6 +182,7 @@ def _totals(parts: list[dict]) -> dict:
 
 def _counts(parts: list[dict]) -> dict:
   numbers = {key for part in parts for key, value in part.items() if isinstance(value, int)}
+  skipped = _sum([part.get("skipped", {}) for part in parts])
   coverage = {}
   for part in parts:
     for label, row in part.get("coverage", {}).items():
@@ -190,6 +191,7 @@ def _counts(parts: list[dict]) -> dict:
     **{key: sum(part.get(key, 0) for part in parts) for key in sorted(numbers)},
     **{key: _sum([part.get(key, {}) for part in parts]) for key in COUNTERS},
     "coverage": coverage,
+    **({"skipped": skipped} if skipped else {}),
   }
 
 

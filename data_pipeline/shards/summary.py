@@ -53,6 +53,7 @@ def describe(
       "levels": _sum(sidecars, "levels"),
       "reasons": dict(collections.Counter(r["reason"] for r in rejects)),
       "coverage": _coverage(listing, rejects),
+      **({"skipped": listing.skipped} if listing.skipped else {}),
     },
     "preparation": preparation,
   }
@@ -95,6 +96,12 @@ def _coverage(listing: Listing, rejects: list[dict]) -> dict[str, dict[str, int]
   return table
 
 
+def describe_skipped(skipped: dict[str, int]) -> str:
+  """A line about the files of a folder that were not looked at."""
+  found = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+  return f"{sum(skipped.values())} files skipped, not audio or hidden: {found}"
+
+
 def report(manifest: dict, *, most: int = 10) -> list[str]:
   """Lines that tell a person what was prepared, and what was not."""
   frontend, counts, lines = manifest["frontend"], manifest["counts"], []
@@ -106,6 +113,8 @@ def report(manifest: dict, *, most: int = 10) -> list[str]:
       f"{len(content['shards'])} shards, {size:.0f} MiB"
     )
   lines.append(", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in COUNTS))
+  if skipped := counts.get("skipped"):
+    lines.append(describe_skipped(skipped))
   if manifest["rejects"]:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["reasons"].items()))
     lines.append(

@@ -1,13 +1,15 @@
 """Audio files on disk: what is known of one before it is decoded, and how they are found."""
 
+import collections
 import dataclasses
 import os
 from collections.abc import Iterator
 
+from atst_jax.audio.formats import ending, is_audio
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
+HIDDEN, NO_ENDING = "hidden", "(no ending)"  # among the endings of files that are skipped
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,29 +40,58 @@ def inside(path: str, root: str) -> bool:
   return os.path.commonpath([root, os.path.realpath(path)]) == root
 
 
-def audio_files(root: str) -> Iterator[tuple[str, str]]:
+def _is_hidden(relative: str) -> bool:
+  """Whether a file, or a folder above it, is hidden or an archive's leftover of a Mac."""
+  return any(part[:1] == "." or part == "__MACOSX" for part in relative.split("/"))
+
+
+def audio_files(root: str, skipped: collections.Counter | None = None) -> Iterator[tuple[str, str]]:
   """Yields (path, relative posix path) of every audio file under `root`, unordered.
 
-  Links to files are followed, links to folders not: their files are listed where they lie. Raises
-  UserError for a link that leaves the root and for a folder that cannot be read.
+  Hidden files and folders and `__MACOSX` are skipped. Links to files are followed, links to folders
+  not: their files are listed where they lie.
+
+  Args:
+    skipped: counts the other files by ending, and as HIDDEN.
+
+  Raises UserError for a link that leaves the root and for a folder that cannot be read.
   """
+  skipped = collections.Counter() if skipped is None else skipped
+  for path, relative in _files(root):
+    if _is_hidden(relative):
+      skipped[HIDDEN] += 1
+    elif is_audio(relative):
+      yield path, relative
+    else:
+      skipped[printable(ending(relative)) or NO_ENDING] += 1
+
+
+def _files(root: str) -> Iterator[tuple[str, str]]:
+  """Yields (path, relative posix path) of every file."""
   if storage.is_remote(root):
     for relative, _ in storage.find(root):
-      if relative.lower().endswith(AUDIO_EXTENSIONS):
-        yield os.path.join(root, relative), relative
+      yield os.path.join(root, relative), relative
     return
 
+  def below(folder: str) -> str:
+    """What the relative paths of a folder's files begin with."""
+    relative = os.path.relpath(folder, root).replace(os.sep, "/")
+    return "" if relative == "." else f"{relative}/"
+
   def unreadable(error):
-    raise UserError(
-      f"cannot list {error.filename}: {error.strerror}; mend its permissions or choose another --input"
-    )
+    if not _is_hidden(below(error.filename)):
+      raise UserError(
+        f"cannot list {error.filename}: {error.strerror}; mend its permissions or choose another "
+        "--input"
+      )
 
   for folder, folders, files in os.walk(root, onerror=unreadable):
-    files = [name for name in files if name.lower().endswith(AUDIO_EXTENSIONS)]
-    for path in (os.path.join(folder, name) for name in folders + files):
-      if os.path.islink(path) and not inside(path, root):
+    prefix = below(folder)
+    for name in [*folders, *filter(is_audio, files)]:
+      path = os.path.join(folder, name)
+      if os.path.islink(path) and not _is_hidden(prefix + name) and not inside(path, root):
         raise UserError(
           f"{path} is a link out of {root}; remove it, or copy what it points to into the folder"
         )
-    for path in (os.path.join(folder, name) for name in files):
-      yield path, os.path.relpath(path, root).replace(os.sep, "/")
+    for name in files:
+      yield os.path.join(folder, name), prefix + name

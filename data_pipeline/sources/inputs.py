@@ -5,6 +5,7 @@ Only names are looked at, nothing is decoded. The list is sorted by id and never
 order in which the file system or a manifest gives the files.
 """
 
+import collections
 import csv
 import dataclasses
 import itertools
@@ -15,44 +16,49 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 from . import layouts
-from .files import AUDIO_EXTENSIONS, Source, audio_files, printable
+from .files import Source, audio_files, printable
 from .listing import Listing, subset
 from .manifest import read_manifest
 
 
-def folder(path: str, root: str) -> Listing:
+def folder(path: str) -> Listing:
   """Any tree of audio files. The class is the parent folder relative to the input; files directly
   in it have none."""
-  sources = []
-  for file, relative in audio_files(path):
+  sources, skipped = [], collections.Counter()
+  for file, relative in audio_files(path, skipped):
     parent = printable(os.path.dirname(relative))
     sources.append(Source(file, printable(relative), (parent,) if parent else ()))
-  return Listing(sources, "folder")
+  return Listing(sources, "folder", skipped=dict(sorted(skipped.items())))
 
 
-def manifest(path: str, root: str) -> Listing:
+def manifest(path: str, **options) -> Listing:
   """A CSV or TSV file (data_pipeline.sources.manifest)."""
-  return Listing(read_manifest(path, root=root), "manifest")
+  return Listing(read_manifest(path, **options), "manifest")
 
 
-def _rootless(function: Callable[[str], Listing]) -> Callable[[str, str], Listing]:
-  return lambda path, root: function(path)
-
-
-LAYOUTS = {
+LAYOUTS: dict[str, Callable[..., Listing]] = {
   "folder": folder,
   "manifest": manifest,
-  **{name: _rootless(function) for name, function in layouts.LAYOUTS.items()},
+  **layouts.LAYOUTS,
 }
 
 
-def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0) -> Listing:
+def list_sources(
+  path: str,
+  *,
+  layout: str = "",
+  root: str = "",
+  path_column: str = "",
+  label_column: str = "",
+  number: int = 0,
+) -> Listing:
   """Lists the audio files of an input.
 
   Args:
     path: a folder, or a manifest (data_pipeline.sources.manifest).
     layout: a key of LAYOUTS; by default "manifest" for a file and "folder" for a folder.
     root: the folder a manifest's paths start from, by default the manifest's own.
+    path_column, label_column: what a manifest calls `path` and `label`, if otherwise.
     number: if not 0, so many of the training files are kept, drawn by a hash of their ids
       (`listing.subset`).
 
@@ -67,12 +73,15 @@ def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0
   if (layout == "manifest") == is_folder:
     kind, wanted = ("folder", "file") if is_folder else ("file", "folder")
     raise UserError(f"--input={path} is a {kind}, --layout={layout} needs a {wanted}")
-  if root and layout != "manifest":
+  given = {"root": root, "path_column": path_column, "label_column": label_column}
+  options = {key: value for key, value in given.items() if value}
+  if options and layout != "manifest":
+    key, value = next(iter(options.items()))
     raise UserError(
-      f"--root={root} only serves a manifest, and --input={path} is read as {layout}; leave it out"
+      f"--{key}={value} only serves a manifest, and --input={path} is read as {layout}; leave it out"
     )
   try:
-    listing = LAYOUTS[layout](path, root)
+    listing = LAYOUTS[layout](path, **options)
   except (KeyError, ValueError, TypeError, IndexError, AttributeError, csv.Error) as error:
     if isinstance(error, UserError):
       raise
@@ -81,7 +90,10 @@ def list_sources(path: str, *, layout: str = "", root: str = "", number: int = 0
       f"{type(error).__name__}: {error}); see data_pipeline/README.md"
     ) from error
   if not listing.sources:
-    raise UserError(f"--input={path} holds no audio ({', '.join(AUDIO_EXTENSIONS)})")
+    found = ", ".join(f"{count} {kind}" for kind, count in listing.skipped.items())
+    raise UserError(
+      f"--input={path} holds no audio (.wav, .flac, .mp3 …); found: {found or 'none'}"
+    )
   sources = sorted(listing.sources, key=lambda source: source.id)
   for one, other in itertools.pairwise(sources):
     if one.id == other.id:

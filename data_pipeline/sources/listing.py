@@ -28,6 +28,8 @@ class Listing:
   root: str = ""  # the folder that all paths lie in
   # files on disk that a subset left out, by class
   not_drawn: dict[str, int] = dataclasses.field(default_factory=dict)
+  # files of a folder that are not prepared: by ending what is no audio, and hidden ones
+  skipped: dict[str, int] = dataclasses.field(default_factory=dict)
 
   @property
   def label_names(self) -> list[str]:

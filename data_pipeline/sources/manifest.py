@@ -1,7 +1,8 @@
 """Manifests: a CSV or TSV file with the header `path,label,fold,split,id,group`, of which only
-`path` is required."""
+`path` is required; further columns are not looked at."""
 
 import csv
+import difflib
 import functools
 import os
 import re
@@ -11,18 +12,23 @@ from atst_jax.data.schema import SPLIT
 from atst_jax.util import storage
 from atst_jax.util.cli import nearest
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 from .files import Source, inside, printable
 
 COLUMNS = ("path", "label", "fold", "split", "id", "group")
+ALIKE = 0.8  # of names of columns: `lable` and `labels` are, `pitch` and `path` are not
 
 
-def read_manifest(path: str, *, root: str = "") -> list[Source]:
+def read_manifest(
+  path: str, *, root: str = "", path_column: str = "", label_column: str = ""
+) -> list[Source]:
   """Reads the files a manifest lists; whether they exist is not looked at.
 
   Args:
     path: the manifest, UTF-8, separated by tabs if its header holds one and by commas otherwise.
     root: the folder the paths start from, by default the manifest's own.
+    path_column, label_column: what the table calls `path` and `label`, if otherwise.
 
   A `label` may hold several names separated by ';', which makes the whole manifest multi-label;
   `fold` is a whole number; `split` is `train` where empty; `id` is the path where empty; `group`
@@ -30,7 +36,8 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
   session), and is empty where nothing is known.
 
   Raises:
-    UserError: with the line number, for a column, path, fold, split or id that will not do.
+    UserError: with the line number, for a path, fold, split or id that will not do, and for a column
+      whose name is nearly one of these.
   """
   root = root or os.path.dirname(storage.absolute(path))
   if not storage.is_folder(root):
@@ -38,7 +45,8 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
   folder_inside = functools.lru_cache(maxsize=None)(lambda folder: inside(folder, root))
   sources: list[Source] = []
   lines: dict[str, int] = {}  # of each id
-  for line, row in _rows(path):
+  chosen = {"path": path_column, "label": label_column}
+  for line, row in _rows(path, {name: column for name, column in chosen.items() if column}):
     where = f"{path} line {line}"
     relative = _relative_path(row["path"], where)
     file = os.path.join(root, relative)
@@ -71,7 +79,7 @@ def read_manifest(path: str, *, root: str = "") -> list[Source]:
   return [Source(s.path, s.id, s.labels, multi_label, s.fold, s.split, s.group) for s in sources]
 
 
-def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: str, chosen: dict[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
   """Yields (line number, a value for each of COLUMNS); quoted values may hold separators and
   newlines."""
   try:
@@ -79,7 +87,8 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
       delimiter = "\t" if "\t" in file.readline() else ","
       file.seek(0)
       reader = csv.reader(file, delimiter=delimiter, strict=True)
-      header = _header(path, next(reader, []))
+      header = [name.strip() for name in next(reader, [])]
+      places = _places(path, header, chosen)
       line = reader.line_num + 1
       for values in reader:
         if len(values) > len(header) or (values and len(values) < len(header)):
@@ -88,7 +97,8 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
             "values that hold a separator"
           )
         if values:
-          yield line, dict.fromkeys(COLUMNS, "") | dict(zip(header, values, strict=True))
+          found = {name: values[place] for name, place in places.items()}
+          yield line, dict.fromkeys(COLUMNS, "") | found
         line = reader.line_num + 1
   except csv.Error as error:
     raise UserError(f"{path} line {reader.line_num}: {error}; is a quote left open?") from error
@@ -98,16 +108,32 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
     raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _header(path: str, names: list[str]) -> list[str]:
-  names = [name.strip() for name in names]
-  for name in names:
-    if name not in COLUMNS:
+def _places(path: str, header: list[str], chosen: dict[str, str]) -> dict[str, int]:
+  """The column of each of COLUMNS that the header has; `chosen`: what it calls some of them."""
+  for name, column in chosen.items():
+    if column not in header:
       raise UserError(
-        f"{path} line 1: unknown column {name!r}, known are {', '.join(COLUMNS)}{nearest(name, COLUMNS)}"
+        f"{path} line 1: --{name}_column={column}: the columns are {', '.join(header)}"
+        f"{nearest(column, header)}"
       )
-  if "path" not in names or len(set(names)) < len(names):
-    raise UserError(f"{path} line 1: the header {names} must name `path`, and each column once")
-  return names
+  wanted = {chosen.get(name, name): name for name in COLUMNS}
+  others = [column for column in header if column not in wanted]
+  for column in others:
+    free = [name for name in wanted if name not in header and name[:1] == column[:1].lower()]
+    if near := difflib.get_close_matches(column.lower(), free, n=1, cutoff=ALIKE):
+      raise UserError(
+        f"{path} line 1: {column}: did you mean {near[0]}? Rename the column, or leave it out; "
+        f"known are {', '.join(COLUMNS)}"
+      )
+  used = [column for column in header if column in wanted]
+  if "path" not in map(wanted.get, used) or len(set(used)) < len(used):
+    raise UserError(
+      f"{path} line 1: the header {header} must name `path`, and each column once; --path_column "
+      "says what a table calls it"
+    )
+  if others:
+    log.info("%s: columns that are not read: %s", path, ", ".join(map(repr, others)))
+  return {wanted[column]: header.index(column) for column in used}
 
 
 def _relative_path(text: str, where: str) -> str:

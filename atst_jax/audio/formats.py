@@ -1,0 +1,134 @@
+"""Which files are audio, by their endings, and which library reads them; WAV headers that were
+never finished."""
+
+import functools
+import importlib.util
+import os
+import struct
+
+# libsndfile's name of a format, and the endings it goes by. Not here: .raw, which has no header,
+# and .mat, which seldom holds sound.
+SNDFILE = {
+  "AIFF": "aif aifc aiff",
+  "AU": "au snd",
+  "AVR": "avr",
+  "CAF": "caf",
+  "FLAC": "flac",
+  "HTK": "htk",
+  "IRCAM": "ircam sf",
+  "MP3": "mp3",
+  "NIST": "nist sph",
+  "OGG": "oga ogg opus",
+  "PAF": "paf",
+  "PVF": "pvf",
+  "RF64": "rf64",
+  "SD2": "sd2",
+  "SDS": "sds",
+  "SVX": "8svx iff svx",
+  "VOC": "voc",
+  "W64": "w64",
+  "WAV": "wav wave",
+  "WVE": "wve",
+  "XI": "xi",
+}
+# Sound alone, and films that have a sound track.
+PYAV = """3g2 3gp aac ac3 adts amr ape asf avi dsf dts eac3 f4v flv m2ts m4a m4b m4v mka mkv mov mp2
+mp3 mp4 mpc mpeg mpg mts oma rm shn tak ts tta webm wma wmv wv"""
+MOST_CHUNKS = 1000  # of a WAV that are looked at
+NOT_CHUNKS = 64  # so many names in a row are no accident
+
+
+@functools.cache
+def _endings() -> tuple[frozenset[str], frozenset[str]]:
+  """What the installed libsndfile reads, and what is left for PyAV."""
+  import soundfile
+
+  readable = soundfile.available_formats()
+  names = " ".join(endings for name, endings in SNDFILE.items() if name in readable)
+  sndfile, pyav = (frozenset(f".{name}" for name in text.split()) for text in (names, PYAV))
+  return sndfile, pyav - sndfile
+
+
+def ending(path: str) -> str:
+  """The end of a file's name, in small letters, with its dot; "" where it has none."""
+  return os.path.splitext(path)[1].lower()
+
+
+def is_audio(path: str) -> bool:
+  """Whether a file is audio by its ending, be it that PyAV would have to be installed."""
+  return any(ending(path) in endings for endings in _endings())
+
+
+def needs_pyav(path: str) -> bool:
+  """Whether PyAV is the one to read it: libsndfile does not know the ending."""
+  return ending(path) in _endings()[1]
+
+
+def has_pyav() -> bool:
+  """Whether PyAV is installed."""
+  return importlib.util.find_spec("av") is not None
+
+
+def unfinished_wav(file) -> tuple[int, int] | None:
+  """Finds a WAV whose recorder never came back to write the size of the samples.
+
+  Args:
+    file: open for reading bytes.
+
+  Returns:
+    (place of the data chunk's size, bytes behind it) where that size is 0 and what follows is not
+    further chunks; None for every other file.
+  """
+  file.seek(0)
+  head = file.read(12)
+  if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+    return None
+  end, place = file.seek(0, os.SEEK_END), 12
+  for _ in range(MOST_CHUNKS):
+    name, size = _chunk(file, place)
+    if name == b"data":
+      behind = end - place - 8
+      return (place + 4, behind) if not size and behind and _are_samples(file, place + 8) else None
+    if not name:
+      return None
+    place += 8 + size + size % 2
+  return None
+
+
+def _chunk(file, place: int) -> tuple[bytes, int]:
+  """(name, size) of the chunk that begins there; an empty name where the file has ended."""
+  file.seek(place)
+  head = file.read(8)
+  return struct.unpack("<4sI", head) if len(head) == 8 else (b"", 0)
+
+
+def _are_samples(file, place: int) -> bool:
+  """Whether what begins there is no sequence of chunks with readable names to the file's end."""
+  end = file.seek(0, os.SEEK_END)
+  for _ in range(NOT_CHUNKS):
+    if place >= end:
+      return False
+    name, size = _chunk(file, place)
+    if len(name) < 4 or not all(32 <= byte < 127 for byte in name):
+      return True
+    place += 8 + size + size % 2
+  return True
+
+
+class Patched:
+  """A file open for reading, a few bytes of which read as others."""
+
+  def __init__(self, file, place: int, data: bytes):
+    self._file, self._place, self._data = file, place, data
+    self.seek, self.tell = file.seek, file.tell
+
+  def read(self, size: int = -1) -> bytes:
+    """As of a file."""
+    start = self._file.tell()
+    found = self._file.read(size)
+    first, last = (
+      max(0, min(place - start, len(found)))
+      for place in (self._place, self._place + len(self._data))
+    )
+    skipped = start + first - self._place
+    return found[:first] + self._data[skipped : skipped + last - first] + found[last:]

@@ -1,0 +1,76 @@
+"""Sound that libsndfile does not read (AAC, WMA, films with a sound track), decoded by PyAV.
+
+What an encoder puts before and after the sound is cut as the container says: exactly in MP4 and its
+kin and in what holds Opus; raw AAC (.aac, .ts) says nothing, and its 1,024 samples of priming stay.
+Only containers named here are opened: a playlist would make FFmpeg open other files and addresses.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
+OPTIONS = {
+  "format_whitelist": "aac,ac3,aiff,amr,ape,asf,avi,caf,dsf,dts,dtshd,eac3,flac,flv,matroska,mov,"
+  "mp3,mpc,mpc8,mpeg,mpegts,ogg,oma,rm,shn,tak,tta,w64,wav,wv",
+  "protocol_whitelist": "none",
+}
+
+
+class PyAvFile:
+  """A sound with the part of `soundfile.SoundFile` that decoding needs.
+
+  `frames` is what the container says, or -1: decoding alone tells for sure.
+  """
+
+  def __init__(self, container):
+    self._stream = container.streams.best("audio")
+    if self._stream is None:
+      raise ValueError("no sound track")
+    self._blocks = self._decoded(container)
+    self._rest = np.zeros((0, 1), np.float32)
+    self.samplerate = self._stream.rate or 0
+    self.channels = self._stream.channels or 1
+    seconds = None
+    if self._stream.duration is not None:
+      seconds = float(self._stream.duration * self._stream.time_base)
+    elif container.duration is not None:
+      seconds = container.duration / 1e6
+    self.frames = -1 if seconds is None else round(seconds * self.samplerate)
+
+  def _decoded(self, container) -> Iterator[np.ndarray]:
+    """Yields (n, C) float32."""
+    import av
+
+    planes = av.AudioResampler(format="fltp")
+    for frame in container.decode(self._stream):
+      samples = frame.samples
+      if frame.time_base * frame.sample_rate == 1 and frame.duration:
+        samples = min(samples, frame.duration)  # the last one is filled up by the encoder
+      for block in planes.resample(frame):
+        yield block.to_ndarray().T[:samples]
+
+  def read(self, size: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
+    """(n, C) float32; n is `size` but at the end."""
+    parts, held = [self._rest], len(self._rest)
+    while held < size and (block := next(self._blocks, None)) is not None:
+      parts.append(block)
+      held += len(block)
+    found = np.concatenate([part for part in parts if len(part)] or parts[:1])
+    self._rest = found[size:]
+    return found[:size]
+
+
+@contextlib.contextmanager
+def open_pyav(file) -> Iterator[PyAvFile]:
+  """A sound in a file that is open for reading bytes.
+
+  Raises ValueError, with FFmpeg's reason, for whatever it cannot read, also while it is open.
+  """
+  import av
+
+  try:
+    with av.open(file, container_options=OPTIONS) as container:
+      yield PyAvFile(container)
+  except av.error.FFmpegError as error:
+    raise ValueError(error.strerror or str(error)) from error
