@@ -5,7 +5,7 @@
 # bfloat16 against float32, and a run that is stopped, continued, exported and used. Writes $OUT/gpu_check.log as it
 # goes, and $OUT/gpu_check.md at its end. --small takes tiny networks: the same on a machine without a GPU.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 export OUT=${OUT:-runs/gpu_check}
 mkdir -p "$OUT"
 python=python3

@@ -1,14 +1,11 @@
 """Signals, stalls, dead partners, machines that lack something: the process ends in time, with a
 code and a reason."""
 
-import contextlib
 import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import read_tree
-from tiny import ROOT, tiny_config, tiny_flags
+from tiny import running, tiny_config, tiny_flags, two_processes, wait_for_step
 
 from atst_jax import main
 from atst_jax.pretraining import recipe
 from atst_jax.runtime import devices, preemption, watchdog
 from atst_jax.runtime.mesh import make_mesh
-from atst_jax.runtime.metric_writer import MetricWriter, read_metrics
+from atst_jax.runtime.metric_writer import MetricWriter
 from atst_jax.util.errors import UserError
 
 FLAGS = {
@@ -54,17 +51,6 @@ def _at(monkeypatch, actions):
   monkeypatch.setattr(recipe, "batches", batches)
 
 
-def _python(code, **options):
-  return subprocess.Popen(
-    [sys.executable, "-c", code],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    **options,
-  )
-
-
 STARTING = """
 import hashlib, sys, time
 from atst_jax.runtime import preemption
@@ -90,12 +76,12 @@ def test_fault_01_a_signal_where_nothing_can_be_saved_ends_at_once(number):
       "stopped before there was anything to save",
     ),
   ):
-    process = _python(STARTING.format(code))
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.2)
-    started = time.time()
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    with running([], program=("-c", STARTING.format(code))) as process:
+      assert process.stdout.readline() == "ready\n"
+      time.sleep(0.2)
+      started = time.time()
+      process.send_signal(number)
+      output, _ = process.communicate(timeout=30)
     assert process.returncode == exit_code and told in output and time.time() - started < 20, output
     if number != signal.SIGTERM:
       break
@@ -158,9 +144,11 @@ with watchdog.Watchdog({!r}, index=0, step_seconds=1.0, start_seconds=50.0) as d
 def test_fault_32_a_stalled_process_ends_with_its_stacks(tmp_path):
   """A thread waits: exit 74, the place on standard error and in a file. A call keeps the
   interpreter's lock: exit 1."""
-  waiting = _python(STALLED.format(str(tmp_path), "time.sleep(60)"))
-  locked = _python(STALLED.format(str(tmp_path / "none"), "ctypes.PyDLL(None).sleep(60)"))
-  output, _ = waiting.communicate(timeout=50)
+  waits = STALLED.format(str(tmp_path), "time.sleep(60)")
+  locks = STALLED.format(str(tmp_path / "none"), "ctypes.PyDLL(None).sleep(60)")
+  with running([], program=("-c", waits)) as waiting, running([], program=("-c", locks)) as locked:
+    output, _ = waiting.communicate(timeout=50)
+    last_words, _ = locked.communicate(timeout=50)
   assert waiting.returncode == 74, output
   assert (
     "stalled: nothing has moved for 1 s in phase 'step' after step 3" in output
@@ -170,8 +158,8 @@ def test_fault_32_a_stalled_process_ends_with_its_stacks(tmp_path):
   assert 'File "<string>", line 9 in <module>' in (tmp_path / "stacks_process_0.txt").read_text()
   beat = json.loads((tmp_path / "heartbeat.json").read_text())
   assert beat["phase"] == "stalled" and beat["step"] == 3 and beat["pid"] == waiting.pid
-  output, _ = locked.communicate(timeout=50)
-  assert locked.returncode == 1 and "Timeout" in output and "line 9 in <module>" in output, output
+  assert locked.returncode == 1 and "Timeout" in last_words, last_words
+  assert "line 9 in <module>" in last_words
 
 
 def test_fault_32_stalled_input_is_noticed_and_the_heartbeat_tells(
@@ -200,39 +188,6 @@ def test_fault_32_stalled_input_is_noticed_and_the_heartbeat_tells(
   assert abs(beat["time"] - time.time()) < 60 and beat["step_time"] <= beat["time"]
 
 
-def _ranks(workdir, *program):
-  flags = tiny_flags(**FLAGS | {"total_steps": "1000000", "checkpoint__every_steps": "1000000"})
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
-  env = {
-    **os.environ,
-    "XLA_FLAGS": "",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": "1",
-    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-  }
-  command = [
-    sys.executable,
-    *program,
-    *flags,
-    f"--workdir={workdir}",
-    f"--coordinator=localhost:{port}",
-    "--num_processes=2",
-  ]
-  return [
-    subprocess.Popen(
-      [*command, f"--process_id={p}"],
-      cwd=ROOT,
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for p in range(2)
-  ]
-
-
 RAISING = """
 import sys
 from atst_jax import main; from atst_jax.pretraining import recipe
@@ -252,28 +207,22 @@ main.end(main.main(sys.argv[1:]))
 def test_fault_36_when_one_process_dies_or_raises_the_other_ends(tmp_path, fault):
   """Within a minute and not with 0; the one that raises ends with its own code, and does not wait
   for the other."""
-  ranks = _ranks(tmp_path, *(("-c", RAISING) if fault == "raises" else ("-m", "atst_jax.main")))
-  try:
-    if fault == "dies":
-      deadline = time.time() + 300
-      while time.time() < deadline and len(read_metrics(tmp_path / "metrics.jsonl")) < 3:
-        time.sleep(0.1)
-      ranks[1].kill()
+  flags = tiny_flags(**FLAGS | {"total_steps": "1000000", "checkpoint__every_steps": "1000000"})
+  program = ("-c", RAISING) if fault == "raises" else ("-m", "atst_jax.main")
+  with two_processes([f"--workdir={tmp_path}", *flags], program=program) as ranks:
     outputs = [None, None]
-    first, second = (1, 0) if fault == "dies" else (0, 1)
+    first, second = (0, 1)
+    if fault == "dies":
+      first, second = (1, 0)
+      wait_for_step(tmp_path, 3, ranks[0])
+      ranks[1].kill()
     outputs[first] = ranks[first].communicate(timeout=300)[0]
     started = time.time()
     outputs[second] = ranks[second].communicate(timeout=60)[0]
     assert time.time() - started < 60 and ranks[second].returncode not in (0, 75), outputs
     if fault == "raises":
-      assert ranks[0].returncode == 2 and "a shard of process 0 alone is damaged" in outputs[0], (
-        outputs
-      )
-  finally:
-    for process in ranks:
-      with contextlib.suppress(ProcessLookupError):
-        process.kill()
-      process.communicate()
+      assert ranks[0].returncode == 2, outputs
+      assert "a shard of process 0 alone is damaged" in outputs[0]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from atst_jax import main
 from atst_jax.data.dataset import Clip
 from atst_jax.downstream.finetune import job
 from atst_jax.downstream.tables import table
-from atst_jax.runtime import mesh
+from atst_jax.runtime import mesh, session
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
@@ -144,7 +144,7 @@ def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(
 
   with monkeypatch.context() as patch:
     for number in (17, 3):  # 12 steps of the first division and 5 of the second; then 3 more
-      patch.setattr(job, "StopRequest", lambda distributed, number=number: Stop(number))
+      patch.setattr(session, "StopRequest", lambda number=number, **_: Stop(number))
       assert run(encoder, data, tmp_path / "run", devices=8)[0] == 75
   code, again = run(encoder, data, tmp_path / "run", devices=8)
   assert code == 0 and again["rows"] == results["rows"]

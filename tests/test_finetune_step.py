@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from atst_jax.artifacts import folder
 from atst_jax.artifacts.model import TAILS, load_model
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.labelled_batches import (
@@ -384,6 +385,6 @@ def test_a_damaged_clip_ends_the_reading(dataset, tmp_path):
 
 def test_the_export_is_read_without_a_model(model, tmp_path):
   """Fine-tuning starts from the same variables that `load_model` embeds with."""
-  folder = write_encoder(tmp_path / "encoder")
-  config, variables, _ = folder.read(folder)
+  path = write_encoder(tmp_path / "encoder")
+  config, variables, _ = folder.read(path)
   assert config["params_hash"] == model.config["params_hash"] == folder.params_hash(variables)

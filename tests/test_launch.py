@@ -263,7 +263,9 @@ sys.exit(max(task.wait() for task in tasks))
     and job.poll() is None
   ):
     time.sleep(0.1)
-  subprocess.run(["pkill", "-USR1", "-s", str(job.pid), "-f", "bin/srun"], check=True)
+  while subprocess.run(["pkill", "-USR1", "-s", str(job.pid), "-f", "bin/srun"]).returncode:
+    assert time.time() < deadline and job.poll() is None, job.communicate()
+    time.sleep(0.1)  # the shell has not become srun yet
   output, _ = job.communicate(timeout=240)
   assert job.returncode == 0 and output.count("stopped after step") == 2, output
   assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}"

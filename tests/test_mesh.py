@@ -5,25 +5,23 @@ import itertools
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import ROOT, tiny_config, tiny_flags, write_dataset
+from tiny import tiny_config, tiny_flags, two_processes, wait_for_step, write_dataset
 
+from atst_jax import main
 from atst_jax.pretraining import recipe
 from atst_jax.runtime.mesh import make_mesh, process_rows, put_batch
 from atst_jax.runtime.metric_writer import read_metrics
+from atst_jax.runtime.preemption import StopRequest
 from atst_jax.util.errors import UserError
 
-STEPS = 4
+STEPS = 3
 CONFIGS = {
-  "base.py": {"encoder__width": "128"},
+  "base.py": {"encoder__width": "128", "encoder__depth": "1"},
   # Post-normalisation over the batch, BatchNorm and dropout in the encoder, one pass for each view.
   "byola.py": {
     "encoder__width": "1040",
@@ -113,74 +111,39 @@ def test_mesh_numbers_are_refused():
   assert process_rows(make_mesh(data=-1, fsdp=2), 16) == (0, 16)
 
 
-def _main(flags, devices, workdir):
-  env = {
-    **os.environ,
-    "XLA_FLAGS": "",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": str(devices),
-    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-  }
-  command = [sys.executable, "-m", "atst_jax.main", f"--workdir={workdir}", *flags]
-  return subprocess.Popen(
-    command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
-
-
-def test_fault_07_two_processes_equal_one(tmp_path):
-  """Two processes of two devices on localhost, records read by both, against one process of one
-  device."""
+@pytest.mark.usefixtures("one_device")
+def test_fault_01_07_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
+  """Two processes of two devices, records read by both, against one process of one device. SIGTERM
+  to one of them: both save the same step and exit with 75. One process goes on from what they
+  saved."""
   data = write_dataset(tmp_path / "data", frames=(40, 90))
-  flags = tiny_flags(data__source="records", data__path=data, total_steps="3", warmup_steps="1")
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
-  runs = [
-    _main(
-      [*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"],
-      2,
-      tmp_path / "two",
-    )
-    for p in range(2)
-  ]
-  alone = _main(flags, 1, tmp_path / "one")
-  for process in (*runs, alone):
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-  two, one = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
-  assert [r["step"] for r in two] == [1, 2, 3]
-  for a, b in zip(two, one, strict=True):
-    np.testing.assert_allclose(
-      [a[k] for k in ("loss_byol", "loss_difference", "std_student")],
-      [b[k] for k in ("loss_byol", "loss_difference", "std_student")],
-      rtol=2e-4,
-    )
-  # What two processes have saved is read by one, array for array (`Checkpoints.restore` compares
-  # their marks).
-  process = _main(flags, 1, tmp_path / "two")
-  output, _ = process.communicate(timeout=240)
-  assert process.returncode == 0 and "steps 3 to 3" in output, output
-
-
-def test_fault_01_sigterm_to_one_process_stops_both(tmp_path):
-  """Both save the same step and exit with 75."""
-  flags = tiny_flags(total_steps="1000000", encoder__depth="1", difference__weight="0")
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
-  runs = [
-    _main(
-      [*flags, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={p}"],
-      1,
-      tmp_path,
-    )
-    for p in range(2)
-  ]
-  deadline = time.time() + 240
-  while time.time() < deadline and len(read_metrics(tmp_path / "metrics.jsonl")) < 3:
-    time.sleep(0.1)
-  runs[1].send_signal(signal.SIGTERM)
-  outputs = [process.communicate(timeout=120)[0] for process in runs]
+  flags = tiny_flags(
+    data__source="records",
+    data__path=data,
+    data__reader="plain",
+    total_steps="1000",
+    warmup_steps="1",
+    encoder__depth="1",
+  )
+  with two_processes([f"--workdir={tmp_path / 'two'}", *flags], devices=2) as runs:
+    wait_for_step(tmp_path / "two", 3, runs[0])
+    runs[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in runs]
   assert [process.returncode for process in runs] == [75, 75], outputs
   steps = {re.search(r"stopped after step (\d+)", output)[1] for output in outputs}
-  assert len(steps) == 1 and steps <= set(os.listdir(tmp_path / "checkpoints"))
+  assert len(steps) == 1 and steps <= set(os.listdir(tmp_path / "two" / "checkpoints"))
+
+  def run(name, steps):
+    asked = itertools.chain([False] * (steps - 1), [True])
+    monkeypatch.setattr(StopRequest, "agreed", lambda self: next(asked))
+    assert main.main([*flags, f"--workdir={tmp_path / name}"]) == 75
+
+  run("one", 3)
+  two, one = (read_metrics(tmp_path / name / "metrics.jsonl")[:3] for name in ("two", "one"))
+  assert [r["step"] for r in two] == [1, 2, 3]
+  for a, b in zip(two, one, strict=True):
+    names = ("loss_byol", "loss_difference", "std_student")
+    np.testing.assert_allclose([a[k] for k in names], [b[k] for k in names], rtol=2e-4)
+  # array for array: `Checkpoints.restore` compares their marks
+  run("two", 1)
+  assert read_metrics(tmp_path / "two" / "metrics.jsonl")[-1]["step"] == int(steps.pop()) + 1

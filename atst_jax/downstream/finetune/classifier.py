@@ -83,7 +83,7 @@ class Classifier(nn.Module):
 
 
 def make_classifier(
-  encoder: dict, *, classes, drop_path, chunk_frames, tail, dtype, attention, kernels, remat
+  encoder: dict, *, classes, drop_path, chunk_frames, tail, dtype, attention, remat, kernels="xla"
 ) -> Classifier:
   """The classifier of an export's `encoder` section, with a transformer's stochastic depth set
   anew."""
