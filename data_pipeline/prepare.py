@@ -4,7 +4,7 @@
   python -m data_pipeline.prepare verify DIR    checks counts, sha256 and every record
   python -m data_pipeline.prepare stats DIR     computes the statistics anew and stores them
   python -m data_pipeline.prepare merge DIR DIR … --output=DIR       joins prepared sets
-  python -m data_pipeline.prepare repair --input=… --output=DIR …    writes the bad shards of DIR again, and no others
+  python -m data_pipeline.prepare repair --input=… --output=DIR …    writes the bad shards again
 
 Which clip is in which shard, and every byte, depends on the input and the seed only. Killed at any
 moment, the same command continues after the shards that are finished. Exit codes: 0 done, 2 a
@@ -15,18 +15,25 @@ the same command again.
 import argparse
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Set
 
-from atst_jax.audio.frontend import FRONTENDS, get_frontend
+from atst_jax.audio.formats import has_pyav, needs_pyav
+from atst_jax.audio.frontend import get_frontend
+from atst_jax.data.dataset import RecordError
+from atst_jax.data.dataset_page import write_report
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser, nearest
 from atst_jax.util.errors import UserError
 
+from . import flags
 from .shards import beam, merge, verify, workers
-from .shards.job import prepare_listing
+from .shards.job import Job, classes_hash
+from .shards.plan import hash_sources
 from .shards.shard import read_file
-from .sources.files import printable
+from .shards.summary import describe_skipped, report
+from .sources.files import Listing, printable
 from .sources.inputs import LAYOUTS, list_sources
 
 
@@ -44,69 +51,34 @@ def _parser() -> Parser:
     help="instead of --input: a data set of TensorFlow Datasets, for example nsynth/full; its "
     "sounds are written to OUTPUT.audio first",
   )
-  add(
-    "--tfds_label",
-    default="",
-    help="feature of its class; by default `label`, for example instrument/family",
-  )
+  label = "feature of its class; by default `label`, for example instrument/family"
+  add("--tfds_label", default="", help=label)
   add("--tfds_dir", default=None, help="TFDS's data folder, if not its own")
-  add("--output", required=True, help="folder of the shards; made if need be")
-  add("--frontend", required=True, help=", ".join(FRONTENDS))
-  add(
-    "--layout",
-    default="",
-    help=f"{', '.join(LAYOUTS)}; default: folder for a folder, manifest for a file",
+  flags.add_shards(
+    parser,
+    output="folder of the shards",
+    name="name of the set; default: that of the input",
+    seed="of the order of the files",
   )
-  add(
-    "--root", default="", help="folder a manifest's paths start from; default: the manifest's own"
-  )
+  add("--layout", default="", help=flags.LAYOUT)
+  add("--root", default="", help=flags.ROOT)
   for name in ("path", "label"):
     add(f"--{name}_column", default="", help=f"what a manifest calls the column `{name}`")
-  add(
-    "--subset",
-    type=int,
-    default=0,
-    help="keep so many training files, drawn by a hash of their ids (0: all)",
-  )
-  add("--name", default="", help="name of the dataset; default: that of the input")
-  add(
-    "--workers",
-    type=int,
-    default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
-    help="processes; default: as many as processors of this process",
-  )
-  add(
-    "--runner",
-    default="",
-    help=f"write the shards by Apache Beam instead: {', '.join(beam.RUNNERS)}",
-  )
+  subset = "keep so many training files, drawn by a hash of their ids (0: all)"
+  add("--subset", type=int, default=0, help=subset)
+  runners = f"write the shards by Apache Beam instead: {', '.join(beam.RUNNERS)}"
+  add("--runner", default="", help=runners)
   add("--beam_options", default="", help="pipeline options, passed through, as one quoted string")
-  add("--seed", type=int, default=0, help="of the order of the files")
   add(
     "--repair_headers",
     action="store_true",
     help="read WAVs whose header was never finished (a recorder lost power) to their end",
   )
   add("--reject_silent", action="store_true", help="leave out files below -80 dB of full scale")
-  add(
-    "--reject_duplicates",
-    action="store_true",
-    help="leave out files of the same content as an earlier one (by id)",
-  )
-  add(
-    "--max_seconds",
-    type=float,
-    default=60.0,
-    help="longer files are cut into pieces of this length (1800 at most)",
-  )
-  add(
-    "--num_shards",
-    type=int,
-    default=0,
-    help="per split; default: at least 16, each of about --shard_mb",
-  )
-  add("--shard_mb", type=float, default=48.0, help="size of a shard in MiB")
-  add("--dry_run", action="store_true", help="tell what would be done")
+  duplicates = "leave out files of the same content as an earlier one (by id)"
+  add("--reject_duplicates", action="store_true", help=duplicates)
+  longest = "longer files are cut into pieces of this length (1800 at most)"
+  add("--max_seconds", type=float, default=60.0, help=longest)
   return parser
 
 
@@ -121,30 +93,52 @@ def _check(args: argparse.Namespace) -> None:
     )
   if (args.tfds_label or args.tfds_dir) and not args.tfds:
     raise UserError("--tfds_label and --tfds_dir need --tfds")
-  if args.layout and args.layout not in LAYOUTS:
-    raise UserError(
-      f"unknown --layout={args.layout}; choose one of {', '.join(LAYOUTS)}{nearest(args.layout, LAYOUTS)}"
-    )
-  if args.runner and args.runner not in beam.RUNNERS:
-    raise UserError(
-      f"unknown --runner={args.runner}; choose one of {', '.join(beam.RUNNERS)}"
-      f"{nearest(args.runner, beam.RUNNERS)}"
-    )
+  for key, known in (("layout", LAYOUTS), ("runner", beam.RUNNERS)):
+    value = getattr(args, key)
+    if value and value not in known:
+      raise UserError(
+        f"unknown --{key}={value}; choose one of {', '.join(known)}{nearest(value, known)}"
+      )
   if args.beam_options and not args.runner:
     raise UserError(
       f"--beam_options={args.beam_options} needs --runner, one of {', '.join(beam.RUNNERS)}"
     )
-  for key, low, high in (
-    ("workers", 1, 4096),
-    ("subset", 0, 10**9),
-    ("num_shards", 0, 99_999),
-    ("shard_mb", 1e-3, 1e6),
-    ("max_seconds", 1, 1800),
-    ("seed", 0, 2**63),
-  ):
-    value = getattr(args, key)
-    if not low <= value <= high:
-      raise UserError(f"--{key}={value} is not between {low} and {high}")
+  flags.check_bounds(args, subset=(0, 10**9), max_seconds=(1, 1800))
+
+
+def _job(args: argparse.Namespace, listing: Listing, name: str, sources_hash: str) -> Job:
+  made_of = {
+    **flags.part_of_plan(args),
+    "kind": listing.kind,
+    "max_seconds": args.max_seconds,
+    "sources": sources_hash,
+  }
+  chosen = ("reject_silent", "reject_duplicates", "repair_headers")
+  made_of |= {key: True for key in chosen if getattr(args, key)}
+  # a set that lacks these files is finished without PyAV, and another with it
+  if any(needs_pyav(source.path) for source in listing.sources):
+    made_of["pyav"] = has_pyav()
+  # their classes are not in the hash of the sources, and number the labels with the others
+  if listing.not_drawn:
+    made_of["classes"] = classes_hash(listing.label_names)
+  try:
+    beam_options = tuple(shlex.split(args.beam_options))
+  except ValueError as error:
+    raise UserError(f"--beam_options={args.beam_options}: {error}") from error
+  return Job(
+    output=args.output,
+    name=name,
+    listing=listing,
+    frontend=get_frontend(args.frontend),
+    made_of=made_of,
+    read=functools.partial(read_file, repair_headers=args.repair_headers),
+    max_seconds=args.max_seconds,
+    reject_silent=args.reject_silent,
+    reject_duplicates=args.reject_duplicates,
+    runner=args.runner,
+    beam_options=beam_options,
+    **flags.of_shards(args),
+  )
 
 
 def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
@@ -172,9 +166,29 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
   )
   name = os.path.basename(storage.absolute(args.input))
   name = args.name or printable(os.path.splitext(name)[0] if storage.is_file(args.input) else name)
-  read = functools.partial(read_file, repair_headers=args.repair_headers)
-  made_of = {"repair_headers": True} if args.repair_headers else {}
-  prepare_listing(args, listing, name, read=read, made_of=made_of, again=again)
+  sources_hash, absent = hash_sources(listing.sources, listing.root)
+  job = _job(args, listing, name, sources_hash)
+  job.check()
+  missing = [{"id": id, "reason": "missing", "detail": ""} for id in absent]
+  if len(missing) == len(listing.sources):
+    raise UserError(
+      f"none of the {len(missing)} files that {args.input} lists exists, the first would be "
+      f"{listing.sources[0].path}; set --root to the folder its paths start from"
+    )
+  if args.dry_run:
+    print("\n".join([*job.describe(missing), *describe_skipped(listing.skipped)]))
+    return
+  manifest = job.write(missing, again=again)
+  print("\n".join([f"{args.output}:", *report(manifest)]))
+  try:
+    print(f"more in {write_report(args.output)}")
+  except (RecordError, OSError, ImportError) as error:
+    print(f"no report.html: {error}; `prepare verify {args.output}` looks closer", file=sys.stderr)
+  if "train" not in manifest["splits"]:
+    print(
+      "no split `train`, so no statistics; "
+      f"`python -m data_pipeline.prepare stats --split=NAME {args.output}`"
+    )
 
 
 def _repair(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import soundfile
 
 from data_pipeline import prepare
-from data_pipeline.shards import job as preparation
+from data_pipeline.shards import job
 from data_pipeline.shards.shard import write_task
 
 
@@ -23,8 +23,8 @@ def run(*arguments) -> int:
   return prepare.main([*map(str, arguments)])
 
 
-def write_inline(monkeypatch, job=preparation) -> None:
-  """Writes a job's shards in this process: for tests that are not about the workers."""
+def write_inline(monkeypatch) -> None:
+  """Writes shards in this process: for tests that are not about the workers."""
 
   def write_tasks(tasks, settings, *, workers):
     for task in tasks:

@@ -15,9 +15,9 @@ from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.data.dataset import Dataset
 from atst_jax.util.errors import UserError
 from data_pipeline import bgknown
-from data_pipeline.mixing import known_background
-from data_pipeline.mixing.known_background import CONDITIONS, Mixture, Recipe
+from data_pipeline.mixing import mixtures
 from data_pipeline.mixing.loudness import loudness
+from data_pipeline.mixing.mixtures import CONDITIONS, Mixture, Recipe
 from tests.preparing import contents
 
 RATE = 16000
@@ -131,7 +131,7 @@ def test_loudest_window_and_short_foregrounds(made):
   assert (
     offsets["4.wav"] == offsets["0.wav"] == 0 and RATE // 2 <= offsets["3.wav"] <= RATE // 2 + 160
   )
-  assert known_background.loudest(np.ones(10, np.float32), 20, 1) == 0
+  assert mixtures.loudest(np.ones(10, np.float32), 20, 1) == 0
 
 
 def test_no_file_is_on_both_sides_and_folds_are_kept(made):
@@ -143,12 +143,10 @@ def test_no_file_is_on_both_sides_and_folds_are_kept(made):
   assert all(len(side) == 1 for side in sides.values()) and len(sides) > 20
   # silent, too short
   assert ("background", "10.wav") not in sides and ("background", "11.wav") not in sides
-  leak = Mixture(
-    **{**dict.fromkeys(known_background.COLUMNS, 0), "background": "x", "foreground": "y"}
-  )
-  rows = [known_background.dataclasses.replace(leak, split=split) for split in ("train", "test")]
+  leak = Mixture(**{**dict.fromkeys(mixtures.COLUMNS, 0), "background": "x", "foreground": "y"})
+  rows = [mixtures.dataclasses.replace(leak, split=split) for split in ("train", "test")]
   with pytest.raises(
-    UserError, match="2 files are in training and test mixtures, the first is background 'x'"
+    UserError, match="2 recordings are in the test and in other splits, the first is background 'x'"
   ):
     bgknown.check(rows)
 
@@ -194,7 +192,7 @@ def test_the_same_bytes_from_two_workers_and_after_an_interruption(sounds, made,
 def test_another_seed_draws_another_set(sounds, tmp_path, made):
   source = bgknown.Source(str(sounds / "foreground" / "0.wav"), "0.wav", ("class 0",))
   pool = [bgknown.Source(str(sounds / "background" / f"{i}.wav"), f"{i}.wav") for i in range(10)]
-  draw = lambda seed: known_background.draw(
+  draw = lambda seed: mixtures.draw(
     source, "0.wav#0000", pool, Recipe(RATE, 0.6, (0.0, 3.0), -23.0, seed)
   )
   assert draw(0) == draw(0) != draw(1)
@@ -204,13 +202,9 @@ def test_what_would_clip_is_turned_down_alike(sounds):
   source = bgknown.Source(str(sounds / "foreground" / "0.wav"), "0.wav", ("class 0",))
   pool = [bgknown.Source(str(sounds / "background" / "9.wav"), "9.wav")]
   recipe = Recipe(RATE, 0.6, (3.0, 3.0), -5.0, 0)
-  mixture = known_background.draw(source, "0", pool, recipe)
-  made = {
-    c: known_background.sound(mixture, c, source.path, pool[0].path, recipe) for c in CONDITIONS
-  }
-  assert max(np.abs(x).max() for x in made.values()) == pytest.approx(
-    known_background.PEAK, abs=1e-5
-  )
+  mixture = mixtures.draw(source, "0", pool, recipe)
+  made = {c: mixtures.sound(mixture, c, source.path, pool[0].path, recipe) for c in CONDITIONS}
+  assert max(np.abs(x).max() for x in made.values()) == pytest.approx(mixtures.PEAK, abs=1e-5)
   assert loudness(made["mix"] - made["a"], RATE) - loudness(made["a"], RATE) == pytest.approx(
     3.0, abs=0.1
   )
@@ -221,7 +215,7 @@ def test_table_reads_back():
   rows = [
     Mixture("a b,\n'c\"", "train", "x;y", "f", "g", 1, 2, 3, 4, 0.1, -math.pi, -1e-9, 0.0, 5.5, 7)
   ]
-  assert known_background.from_table(known_background.to_table(rows)) == rows
+  assert mixtures.from_table(mixtures.to_table(rows)) == rows
 
 
 @pytest.mark.parametrize(
@@ -231,7 +225,7 @@ def test_table_reads_back():
     (["--seconds=0.1"], "--seconds=0.1 is not between"),
     (["--seconds=5"], "no background of 10 s on one side"),
     (["--test_folds=9"], "--foreground: files by split {'train': 15}"),
-    (["--foreground_labels=dog"], "--foreground_labels: .* has no class dog; it has class 0"),
+    (["--foreground_labels=dog"], "--foreground_labels: no class 'dog'; there are class 0"),
     (["--background_layout=esc50"], "--background_layout=esc50 needs a folder"),
     (["--backgruond_labels=x"], "did you mean '--background_labels'"),
   ],

@@ -24,8 +24,7 @@ from atst_jax.pretraining import checks, recipe
 from atst_jax.pretraining.checks import check
 from data_pipeline import prepare, synth
 from data_pipeline.sources import inputs
-from data_pipeline.sources.files import Source
-from data_pipeline.sources.listing import Listing
+from data_pipeline.sources.files import Listing, Source
 
 
 class Bands(Encoder):

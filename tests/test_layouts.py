@@ -11,8 +11,9 @@ import pytest
 from atst_jax.data.dataset import Dataset
 from atst_jax.util.errors import UserError
 from data_pipeline import prepare
+from data_pipeline.sources.files import subset
 from data_pipeline.sources.inputs import LAYOUTS, list_sources
-from data_pipeline.sources.listing import split_of, subset
+from data_pipeline.sources.owner_lists import split_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -11,10 +11,11 @@ import soundfile
 from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.data.dataset import Dataset
 from data_pipeline import pairs
+from data_pipeline.mixing.differences import TEMPLATES, changes, sentence
 from data_pipeline.mixing.loudness import loudness
-from data_pipeline.mixing.modifiers import TEMPLATES, changes, sentence
 from data_pipeline.mixing.scenes import Part, Scene, trimmed
 from data_pipeline.prepare import main as prepare
+from data_pipeline.shards import job
 from tests.preparing import contents, write_inline
 from tests.scene_sounds import RATE, rows, write_scene_sounds
 
@@ -166,9 +167,9 @@ def test_bytes_depend_on_the_seed_only(made, sounds, tmp_path, monkeypatch, caps
     k: v for k, v in two.items() if ".work" not in k
   }
   (tmp_path / "two" / "train-00001-of-00003.tfrecord").unlink()
-  done, write_tasks = [], pairs.write_tasks
+  done, write_tasks = [], job.write_tasks
   monkeypatch.setattr(
-    pairs,
+    job,
     "write_tasks",
     lambda tasks, *args, **kw: done.extend(tasks) or write_tasks(tasks, *args, **kw),
   )
@@ -207,7 +208,7 @@ def test_same_takes_are_shared(sounds):
 
 
 def test_a_recording_that_is_silent_costs_its_pairs_and_is_counted(sounds, tmp_path, monkeypatch):
-  write_inline(monkeypatch, pairs)
+  write_inline(monkeypatch)
   (tmp_path / "dry").mkdir()
   for file in (sounds / "weather" / "rain").iterdir():
     (tmp_path / "dry" / file.name).write_bytes(file.read_bytes())

@@ -87,7 +87,7 @@ def jams_flags(sounds, published, output):
 
 
 def test_published_pairs_are_mixed_and_worded(sounds, published, tmp_path, monkeypatch, capsys):
-  write_inline(monkeypatch, pairs)
+  write_inline(monkeypatch)
   assert pairs.main(jams_flags(sounds, published, tmp_path / "out")) == 0
   assert (
     "1 pairs are left out, as nothing tells them apart; the first is apwd_rain_sc_dev_00002"

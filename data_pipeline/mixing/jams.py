@@ -16,8 +16,8 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 from ..sources.files import audio_files
-from .modifiers import changes, sentence
-from .pair_draw import Pair, rng_of
+from .differences import changes, sentence
+from .drawn_pairs import Pair, pair_rng
 from .scenes import Part, Scene
 
 SPLITS = {"dev": "train", "eval": "test"}
@@ -81,7 +81,7 @@ def read_pairs(
           query,
           target,
           tuple(found),
-          sentence(found, rng_of(seed, "text", id)),
+          sentence(found, pair_rng(seed, "text", id)),
         )
       )
     else:

@@ -1,25 +1,81 @@
-"""The recordings that pairs are made of: by class and by split, no recording in two splits."""
+"""The recordings that are mixed: listed, divided so that none is in two splits, and read whole."""
 
 import collections
+import csv
 import dataclasses
 import hashlib
+import io
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Literal
 
+import numpy as np
+
+from atst_jax.audio.decode import read_pieces
 from atst_jax.util import storage
 from atst_jax.util.cli import nearest
 from atst_jax.util.errors import UserError
 
-from ..sources.files import Source
+from ..sources.files import Listing, Source
 from ..sources.inputs import list_sources
 
 SPLITS = ("train", "valid", "test")
-SHARES = {
-  "test": 0.2,
-  "valid": 0.1,
-}  # of a class's recordings, the latter of what is left: where a set has no such split
+# Of a class's recordings, the latter of what is left: where a set has no such split.
+SHARES = {"test": 0.2, "valid": 0.1}
 # ESC-50: FOLD-FREESOUNDID-TAKE: the takes of a sound are one recording.
 TAKE = re.compile(r"(?P<recording>(.*/)?\d-\d+)-[A-Z](-\d+)?\.\w+")
+
+
+def list_set(path: str, flag: str, *, layout: str, root: str = "") -> Listing:
+  """`list_sources` of what --FLAG names, whose errors name that flag."""
+  try:
+    return list_sources(path, layout=layout, root=root)
+  except UserError as error:
+    text = str(error).replace("--input=", f"--{flag}=")
+    text = text.replace("--layout", f"--{flag}_layout").replace("--root", f"--{flag}_root")
+    raise UserError(text) from None
+
+
+def check_classes(listing: Listing, wanted: list[str], flag: str) -> None:
+  """Raises UserError if the listing lacks a class of them."""
+  have = listing.label_names
+  if unknown := sorted(set(wanted) - set(have)):
+    raise UserError(
+      f"--{flag}: no class {unknown[0]!r}{nearest(unknown[0], have)}; there are "
+      f"{', '.join(have[:60])}{', …' if len(have) > 60 else ''}"
+    )
+
+
+def check_disjoint(used: Iterable[tuple[str, str]]) -> None:
+  """Raises UserError if a recording is in the test and elsewhere too; `used` yields (recording,
+  split) of all that is mixed."""
+  sides = collections.defaultdict(set)
+  for recording, split in used:
+    sides[recording].add(split == "test")
+  if shared := sorted(recording for recording, found in sides.items() if len(found) > 1):
+    raise UserError(
+      f"the division leaks: {len(shared)} recordings are in the test and in other splits, the "
+      f"first is {shared[0]}; give it one split in its manifest"
+    )
+
+
+def load(path: str, sample_rate: int) -> np.ndarray:
+  """(N,) float32 of a whole recording. Raises Reject."""
+  ((_, waveform),) = read_pieces(path, sample_rate=sample_rate, max_seconds=math.inf)
+  return waveform
+
+
+def rng_of(text: str, order: Literal["little", "big"]) -> np.random.Generator:
+  """A generator that depends on the text alone. `order`: of the bytes of its hash."""
+  return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], order))
+
+
+def table_text(columns: Iterable[str], rows: Iterable[Iterable]) -> str:
+  """A CSV file."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+  return text.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +90,6 @@ class Recordings:
     """Names of all splits' classes, sorted."""
     return sorted({label for classes in self.by_class.values() for label in classes})
 
-  def files(self) -> list[Source]:
-    """All files of all splits."""
-    return [
-      file for classes in self.by_class.values() for files in classes.values() for file in files
-    ]
-
 
 def recording_of(id: str) -> str:
   """What must not be divided: ESC-50's takes of one sound, else the file."""
@@ -48,7 +98,15 @@ def recording_of(id: str) -> str:
 
 
 def list_recordings(
-  path: str, *, flag: str, layout: str, classes: list[str], eval_fold: int, seed: int
+  path: str,
+  *,
+  flag: str,
+  layout: str,
+  root: str = "",
+  classes: list[str],
+  classes_flag: str,
+  eval_fold: int,
+  seed: int,
 ) -> Recordings:
   """Lists a folder or manifest and divides it.
 
@@ -58,8 +116,8 @@ def list_recordings(
   are left out.
 
   Args:
-    flag: "foreground" or "background", for messages.
-    layout: of `data_pipeline.sources.inputs`.
+    flag, classes_flag: that name the set and its classes, for messages.
+    layout, root: of `list_sources`.
     classes: those to keep; all if empty.
     eval_fold: -1: the last.
     seed: of what is drawn.
@@ -67,14 +125,9 @@ def list_recordings(
   Raises:
     UserError: as `list_sources`, for classes that are not there, or files of several of them.
   """
-  listing = list_sources(path, layout=layout)
-  if unknown := [name for name in classes if name not in listing.label_names]:
-    names = listing.label_names
-    raise UserError(
-      f"--{flag}={path} has no class {unknown[0]!r}{nearest(unknown[0], names)}; there are "
-      f"{', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
-    )
-  kept = _labelled(listing.sources, set(classes or listing.label_names), path, flag)
+  listing = list_set(path, flag, layout=layout, root=root)
+  check_classes(listing, classes, classes_flag)
+  kept = _labelled(listing.sources, set(classes or listing.label_names), classes_flag)
   sizes = storage.sizes([source.path for source in kept], listing.root)
   kept = [source for source, size in zip(kept, sizes, strict=True) if size > 0]
   if not kept:
@@ -88,16 +141,15 @@ def list_recordings(
   return Recordings(listing.root, {split: dict(groups) for split, groups in by_class.items()})
 
 
-def _labelled(sources: list[Source], wanted: set[str], path: str, flag: str) -> list[Source]:
+def _labelled(sources: list[Source], wanted: set[str], flag: str) -> list[Source]:
   """The files of the wanted classes, each with that class alone."""
   kept = []
   for source in sources:
     labels = [label for label in source.labels if label in wanted]
     if len(labels) > 1:
-      key = {"foreground": "events", "background": "scenes"}[flag]
       raise UserError(
-        f"--{flag}={path}: {source.id!r} is of several classes ({', '.join(labels)}); name with --{key} "
-        "such as do not occur together"
+        f"{source.id!r} is of several classes ({', '.join(labels)}); name with --{flag} such as do "
+        "not occur together"
       )
     if labels:
       kept.append(dataclasses.replace(source, labels=tuple(labels)))
@@ -112,7 +164,8 @@ def _divide(sources: list[Source], eval_fold: int, seed: int, flag: str) -> dict
     own[recording_of(source.id)].add(given(source))
   if divided := sorted(name for name, found in own.items() if len(found) > 1):
     raise UserError(
-      f"--{flag}: files of the recording {divided[0]!r} are in {' and '.join(sorted(own[divided[0]]))}; "
+      f"--{flag}: files of the recording {divided[0]!r} are in "
+      f"{' and '.join(sorted(own[divided[0]]))}; "
       "give all of a recording's files the same split and fold"
     )
   parts = {name: found.pop() for name, found in own.items()}

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from atst_jax.audio.decode import Quality, Reject, read_pieces
+from atst_jax.audio.decode import Quality, Reject
 from atst_jax.util.errors import UserError
 
 from ..sources.files import Source
 from .loudness import amplified, faded, gain_to
+from .recordings import load
 
 FADE_SECONDS = 0.01
 # How the published events were freed of the silence around them: the envelope is |x| smoothed by a
@@ -31,8 +32,7 @@ class Part:
   """A recording in a scene. Times are seconds.
 
   `loops`: the recording repeats from its start on (a background). Otherwise it is an event, freed
-    of its silent ends,
-  and may end before its duration.
+  of its silent ends, and may end before its duration.
   """
 
   path: str
@@ -72,7 +72,7 @@ def trimmed(waveform: np.ndarray, rate: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _recording(path: str, rate: int, loops: bool) -> np.ndarray:
-  ((_, waveform),) = read_pieces(path, sample_rate=rate, max_seconds=math.inf)
+  waveform = load(path, rate)
   return waveform if loops else trimmed(waveform, rate)
 
 

@@ -7,7 +7,6 @@ set has any. Clips stay in the order of sets and shards, so that the shards of t
 of the inputs, renamed and relabelled.
 """
 
-import collections
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from atst_jax.util.errors import UserError
 
 from ..sources.files import printable
 from .mel_statistics import MelStatistics, merge_statistics
-from .summary import report
+from .summary import report, sum_counts, totals
 from .tfds_info import write_tfds_info
 
 KEYS = ("name", "multi_label", "folds", "fold_names", "rejects", "counts")
@@ -54,8 +53,8 @@ def check(datasets: list[Dataset], output: str) -> None:
   names = [dataset.manifest["name"] for dataset in datasets]
   if len(set(names)) < len(names):
     raise UserError(
-      f"the sets are named {', '.join(names)}; names must differ, as they go before the ids: prepare one "
-      "again with --name"
+      f"the sets are named {', '.join(names)}; names must differ, as they go before the ids: "
+      "prepare one again with --name"
     )
   if storage.names(output):
     raise UserError(f"--output={output} holds something; choose another folder, or empty it")
@@ -122,7 +121,7 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
         }
       )
     splits[split] = {
-      **_totals([d.manifest["splits"][split] for d in datasets if split in d.splits]),
+      **totals([d.manifest["splits"][split] for d in datasets if split in d.splits]),
       "shards": shards,
     }
   only = folded[0].manifest if len(folded) == 1 else {"fold_names": [], "folds": []}
@@ -163,33 +162,18 @@ def _encoded(clips: Iterator[Clip], statistics: MelStatistics | None) -> Iterato
     yield clip.encode()
 
 
-def _sum(parts: list[dict]) -> dict:
-  total = collections.Counter()
-  for part in parts:
-    total.update(part)
-  return dict(total)
-
-
-def _totals(parts: list[dict]) -> dict:
-  """What `dataset.json` says of a split, of all sets together."""
-  return {
-    **{key: sum(part[key] for part in parts) for key in ("num_clips", "num_files", "num_frames")},
-    "min_frames": min(part["min_frames"] for part in parts),
-    "max_frames": max(part["max_frames"] for part in parts),
-    "class_counts": _sum([part["class_counts"] for part in parts]),
-  }
-
-
 def _counts(parts: list[dict]) -> dict:
   numbers = {key for part in parts for key, value in part.items() if isinstance(value, int)}
-  skipped = _sum([part.get("skipped", {}) for part in parts])
+  skipped = sum_counts([part.get("skipped", {}) for part in parts])
   coverage = {}
   for part in parts:
     for label, row in part.get("coverage", {}).items():
-      coverage[label] = _sum([coverage.get(label, {"listed": 0, "missing": 0, "rejected": 0}), row])
+      coverage[label] = sum_counts(
+        [coverage.get(label, {"listed": 0, "missing": 0, "rejected": 0}), row]
+      )
   return {
     **{key: sum(part.get(key, 0) for part in parts) for key in sorted(numbers)},
-    **{key: _sum([part.get(key, {}) for part in parts]) for key in COUNTERS},
+    **{key: sum_counts([part.get(key, {}) for part in parts]) for key in COUNTERS},
     "coverage": coverage,
     **({"skipped": skipped} if skipped else {}),
   }

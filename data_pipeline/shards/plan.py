@@ -39,19 +39,25 @@ def hash_order(sources: list[Named], seed: int) -> list[Named]:
   return sorted(sources, key=lambda s: (hashlib.sha256(f"{seed}:{s.id}".encode()).digest(), s.id))
 
 
-def choose_num_shards(
-  ordered: list[Source], *, frontend: FrontEnd, shard_mb: float, num_shards: int
-) -> tuple[int, float]:
-  """(shards, estimated seconds) of a split; from the headers of the first files in hash order."""
+def header_seconds(ordered: list[Source]) -> float:
+  """Estimated seconds of audio: from the headers of the first files."""
   seconds = []
   for source in ordered[:SIZED_FILES]:
     with contextlib.suppress(Reject):
       seconds.append(duration(source.path))
-  total = len(ordered) * sum(seconds) / max(1, len(seconds))
-  num_bytes = total * frontend.sample_rate / frontend.hop_length * frontend.n_mels * 2
+  return len(ordered) * sum(seconds) / max(1, len(seconds))
+
+
+def mel_bytes(seconds: float, frontend: FrontEnd) -> float:
+  """Bytes that so much sound has as float16 log-mel spectrograms."""
+  return seconds * frontend.sample_rate / frontend.hop_length * frontend.n_mels * 2
+
+
+def choose_num_shards(num_bytes: float, files: int, *, shard_mb: float, num_shards: int) -> int:
+  """Shards of a split: `num_shards` if not 0, else by size; never more than files."""
   filled = math.ceil(num_bytes / (shard_mb * 2**20))
   chosen = MIN_SHARDS if filled <= MIN_SHARDS else math.ceil(filled / SHARDS) * SHARDS
-  return min(num_shards or chosen, len(ordered)), total
+  return min(num_shards or chosen, files)
 
 
 def measure(
@@ -71,22 +77,37 @@ def measure(
 
 
 def deal(
-  sources: list[Source], *, frontend: FrontEnd, seed: int, shard_mb: float, num_shards: int
+  sources: list[Named],
+  *,
+  frontend: FrontEnd,
+  seed: int,
+  shard_mb: float,
+  num_shards: int,
+  seconds_of: Callable[[list[Named]], float] = header_seconds,
 ) -> tuple[list[ShardTask], float]:
-  """Deals the files of every split to its shards in turn. Returns the shards and the estimated
-  seconds of audio."""
+  """Deals the files of every split to its shards in turn.
+
+  Args:
+    seconds_of: seconds of audio of a split's files, in hash order.
+
+  Returns:
+    The shards, and the seconds of audio of all.
+  """
   tasks, total = [], 0.0
   for split in sorted({source.split for source in sources}):
     ordered = hash_order([source for source in sources if source.split == split], seed)
-    count, seconds = choose_num_shards(
-      ordered, frontend=frontend, shard_mb=shard_mb, num_shards=num_shards
-    )
+    seconds = seconds_of(ordered)
     total += seconds
+    num_bytes = mel_bytes(seconds, frontend)
+    count = choose_num_shards(num_bytes, len(ordered), shard_mb=shard_mb, num_shards=num_shards)
     for i in range(count):
-      tasks.append(
-        ShardTask(f"{split}-{i:05d}-of-{count:05d}.tfrecord", split, tuple(ordered[i::count]))
-      )
+      tasks.append(ShardTask(shard_file(split, i, count), split, tuple(ordered[i::count])))
   return tasks, total
+
+
+def shard_file(split: str, number: int, count: int) -> str:
+  """The file name of a shard, as TFDS reads it."""
+  return f"{split}-{number:05d}-of-{count:05d}.tfrecord"
 
 
 def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:

@@ -74,9 +74,8 @@ class Tally:
   counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   sample_rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   rejects: list[dict] = dataclasses.field(default_factory=list)
-  # histograms of clips, by the
+  # histograms of clips, by the lower edge of a bin
   seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  # lower edge of a bin
   levels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   statistics: MelStatistics = dataclasses.field(default_factory=MelStatistics)
   notes: dict[str, list] = dataclasses.field(default_factory=dict)  # of the reader, by id
@@ -145,8 +144,8 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
     # what was missing before is not in any shard
     if isinstance(error, Reject) and error.reason == "missing":
       raise UserError(
-        f"{source.path} was there when the job began and is gone; bring it back and run the same command "
-        "again"
+        f"{source.path} was there when the job began and is gone; bring it back and run the same "
+        "command again"
       ) from error
     reject = (
       error
@@ -181,6 +180,9 @@ def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int]
   shard = write_shard(path, _payloads(task, settings, tally, on_file))
   if not shard.num_clips:
     storage.remove(path)
+  content = {**vars(tally), "statistics": tally.statistics.to_json()}
+  if not tally.notes:
+    del content["notes"]
   write_json(
     sidecar_path(task, settings.work),
     {
@@ -189,19 +191,7 @@ def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int]
       "split": task.split,
       "num_bytes": shard.num_bytes,
       "sha256": shard.sha256,
-      "num_files": tally.num_files,
-      "num_clips": tally.num_clips,
-      "num_frames": tally.num_frames,
-      "min_frames": tally.min_frames,
-      "max_frames": tally.max_frames,
-      "class_counts": tally.class_counts,
-      "counts": tally.counts,
-      "sample_rates": tally.sample_rates,
-      "seconds": tally.seconds,
-      "levels": tally.levels,
-      "rejects": tally.rejects,
-      "statistics": tally.statistics.to_json(),
-      **({"notes": tally.notes} if tally.notes else {}),
+      **content,
     },
   )
 

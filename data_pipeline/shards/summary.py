@@ -5,7 +5,7 @@ import collections
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.dataset import SCHEMA_VERSION
 
-from ..sources.listing import Listing
+from ..sources.files import Listing
 from .mel_statistics import merge_statistics
 
 COUNTS = ("silent", "clipped", "dc", "split_files")
@@ -59,26 +59,35 @@ def describe(
   }
 
 
-def _sum(sidecars: list[dict], key: str) -> dict[str, int]:
+def sum_counts(parts: list[dict[str, int]]) -> dict[str, int]:
+  """{key: sum over the parts}."""
   total = collections.Counter()
-  for sidecar in sidecars:
-    total.update(sidecar.get(key, {}))  # histograms are absent from an older version's
+  for part in parts:
+    total.update(part)
   return dict(total)
 
 
-def _split(sidecars: list[dict], label_names: list[str]) -> dict:
-  class_counts = _sum(sidecars, "class_counts")
+def _sum(sidecars: list[dict], key: str) -> dict[str, int]:
+  # histograms are absent from an older version's
+  return sum_counts([sidecar.get(key, {}) for sidecar in sidecars])
+
+
+def totals(parts: list[dict]) -> dict:
+  """What `dataset.json` says of a split in numbers, from those of its parts."""
   return {
-    "num_clips": sum(s["num_clips"] for s in sidecars),
-    "num_files": sum(s["num_files"] for s in sidecars),
-    "num_frames": sum(s["num_frames"] for s in sidecars),
-    "min_frames": min(s["min_frames"] for s in sidecars),
-    "max_frames": max(s["max_frames"] for s in sidecars),
-    "class_counts": {name: class_counts.get(name, 0) for name in label_names},
-    "shards": [
-      {key: s[key] for key in ("file", "num_clips", "num_bytes", "sha256")} for s in sidecars
-    ],
+    **{key: sum(part[key] for part in parts) for key in ("num_clips", "num_files", "num_frames")},
+    "min_frames": min(part["min_frames"] for part in parts),
+    "max_frames": max(part["max_frames"] for part in parts),
+    "class_counts": sum_counts([part["class_counts"] for part in parts]),
   }
+
+
+def _split(sidecars: list[dict], label_names: list[str]) -> dict:
+  content = totals(sidecars)
+  content["class_counts"] = {name: content["class_counts"].get(name, 0) for name in label_names}
+  keys = ("file", "num_clips", "num_bytes", "sha256")
+  content["shards"] = [{key: sidecar[key] for key in keys} for sidecar in sidecars]
+  return content
 
 
 def _coverage(listing: Listing, rejects: list[dict]) -> dict[str, dict[str, int]]:
@@ -96,10 +105,12 @@ def _coverage(listing: Listing, rejects: list[dict]) -> dict[str, dict[str, int]
   return table
 
 
-def describe_skipped(skipped: dict[str, int]) -> str:
-  """A line about the files of a folder that were not looked at."""
+def describe_skipped(skipped: dict[str, int]) -> list[str]:
+  """A line about the files of a folder that were not looked at, if there are any."""
+  if not skipped:
+    return []
   found = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-  return f"{sum(skipped.values())} files skipped, not audio or hidden: {found}"
+  return [f"{sum(skipped.values())} files skipped, not audio or hidden: {found}"]
 
 
 def report(manifest: dict, *, most: int = 10) -> list[str]:
@@ -113,17 +124,15 @@ def report(manifest: dict, *, most: int = 10) -> list[str]:
       f"{len(content['shards'])} shards, {size:.0f} MiB"
     )
   lines.append(", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in COUNTS))
-  if skipped := counts.get("skipped"):
-    lines.append(describe_skipped(skipped))
+  lines += describe_skipped(counts.get("skipped", {}))
   if manifest["rejects"]:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["reasons"].items()))
     lines.append(
       f"{len(manifest['rejects'])} of {counts['listed_files']} files rejected: {reasons}"
     )
     for reject in manifest["rejects"][:most]:
-      lines.append(
-        f"  {reject['id']!r}: {reject['reason']}{' (' + reject['detail'] + ')' if reject['detail'] else ''}"
-      )
+      detail = f" ({reject['detail']})" if reject["detail"] else ""
+      lines.append(f"  {reject['id']!r}: {reject['reason']}{detail}")
     if len(manifest["rejects"]) > most:
       lines.append(f"  and {len(manifest['rejects']) - most} more in dataset.json")
     absent = {k: (v["missing"] + v["rejected"], v["listed"]) for k, v in counts["coverage"].items()}

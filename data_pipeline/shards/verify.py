@@ -105,7 +105,8 @@ VERIFY = """Checks counts, sha256 and every record of a prepared dataset.
 
   python -m data_pipeline.prepare verify data/mine
 
-Exit code 2 if a shard is bad; `prepare repair`, with the flags that prepared it, writes it again."""
+Exit code 2 if a shard is bad. `prepare repair`, with the flags that prepared it, writes it again.
+"""
 STATISTICS = """Computes the statistics of a prepared dataset anew and stores them.
 
   python -m data_pipeline.prepare stats data/mine
@@ -122,7 +123,8 @@ def main(argv: list[str]) -> int:
     print(problem, file=sys.stderr)
   if problems:
     print(
-      f"{len(problems)} bad shards; `prepare repair` with the flags that prepared them writes them again",
+      f"{len(problems)} bad shards; `prepare repair` with the flags that prepared them writes them "
+      "again",
       file=sys.stderr,
     )
     return 2

@@ -4,12 +4,13 @@ are."""
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 
 from atst_jax.data.dataset import write_json
@@ -35,6 +36,8 @@ ENVIRONMENT = dict.fromkeys(
   "1",
 ) | dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(64 << 20))
 NOT_BEGUN = -1
+CHUNK = 8  # items that a process is given at a time
+DIED = "a worker process died: killed, or out of memory"
 CRASHERS = "crashers.json"  # in the work folder
 _worker: dict = {}  # what this process was started with
 
@@ -168,7 +171,9 @@ def _write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) ->
       )
       if crashed := [source.id for source in open_files if _crashes(context, source, settings)]:
         return crashed
-      raise Stopped("" if stop.value else _post_mortem(open_files)) from error
+      names = ", ".join(repr(source.id) for source in open_files) or "none"
+      told = f"{DIED} (fewer --workers need less; open were: {names})"
+      raise Stopped("" if stop.value else told) from error
     except OSError as error:
       raise UserError(
         f"cannot write to {settings.output}: {error.strerror or error}; mend that and run the same "
@@ -198,12 +203,27 @@ def _crashes(context, source: Source, settings: Settings) -> bool:
   return process.exitcode not in (0, 1, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 
 
-def _post_mortem(open_files: list[Source]) -> str:
-  """What to tell of a dead worker."""
-  return (
-    f"a worker process died: killed, or out of memory (fewer --workers need less; open were: "
-    f"{', '.join(repr(source.id) for source in open_files) or 'none'})"
-  )
+def each(function: Callable, items: list, *, workers: int) -> Iterator:
+  """Yields function(item) in the order of the items; with one worker in this process. Raises
+  Stopped if one dies."""
+  progress = Progress(len(items))
+  with contextlib.ExitStack() as stack:
+    stack.callback(progress.close)
+    results = map(function, items)
+    if workers > 1:
+      # the parent says when to stop
+      ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+      context = multiprocessing.get_context("spawn")
+      stack.enter_context(environment(ENVIRONMENT))
+      pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=ignore)
+      stack.callback(pool.shutdown, cancel_futures=True)
+      results = pool.map(function, items, chunksize=CHUNK)
+    try:
+      for number, result in enumerate(results, 1):
+        progress.update(number, number)
+        yield result
+    except BrokenProcessPool as error:
+      raise Stopped(DIED + " (fewer --workers need less)") from error
 
 
 def run(work: Callable[[], int | None]) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
-from .files import Source, audio_files
-from .listing import Listing, find, rows_of
+from .files import Listing, Source, audio_files
+from .owner_lists import find, rows_of
 
 AUDIOSET_LISTS = {
   "balanced_train_segments.csv": "train",

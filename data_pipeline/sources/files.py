@@ -1,7 +1,8 @@
-"""Audio files on disk: what is known of one before it is decoded, and how they are found."""
+"""Audio files: what is known of one before it is decoded, how they are found, and lists of them."""
 
 import collections
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator
 
@@ -24,6 +25,33 @@ class Source:
   split: str = "train"
   # a speaker, a session, a recording: what must not stand in two parts of a division
   group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """All files of an input, sorted by id."""
+
+  sources: list  # of Source, or of what else `Settings.read` makes sounds of
+  kind: str
+  # where folds have names, that of fold i
+  fold_names: list[str] = dataclasses.field(default_factory=list)
+  root: str = ""  # the folder that all paths lie in
+  # files on disk that a subset left out, by class
+  not_drawn: dict[str, int] = dataclasses.field(default_factory=dict)
+  # files of a folder that are not prepared: by ending what is no audio, and hidden ones
+  skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  @property
+  def label_names(self) -> list[str]:
+    """All classes, sorted, those of files that were not drawn included."""
+    return sorted(
+      {label for source in self.sources for label in source.labels} | self.not_drawn.keys()
+    )
+
+  @property
+  def multi_label(self) -> bool:
+    """Whether files may have several classes."""
+    return any(source.multi_label for source in self.sources)
 
 
 def printable(text: str) -> str:
@@ -95,3 +123,25 @@ def _files(root: str) -> Iterator[tuple[str, str]]:
         )
     for name in files:
       yield os.path.join(folder, name), prefix + name
+
+
+def subset(listing: Listing, number: int) -> Listing:
+  """The `number` training files on disk whose ids hash lowest; all of the other splits; and, to be
+  counted, those that are missing.
+
+  AS-200K is this with 200,000 of AudioSet's training clips; the paper's own draw of 200,000 cannot
+  be recovered.
+  """
+  train = [source for source in listing.sources if source.split == "train"]
+  sizes = storage.sizes([source.path for source in train], listing.root)
+  there = [source for source, size in zip(train, sizes, strict=True) if size >= 0]
+  if len(there) < number:
+    raise UserError(
+      f"--subset={number}: of {len(train)} training files listed {len(there)} are there; ask for "
+      "fewer"
+    )
+  there.sort(key=lambda source: hashlib.sha256(source.id.encode()).digest())
+  left_out = {source.id for source in there[number:]}
+  not_drawn = collections.Counter(label for source in there[number:] for label in source.labels)
+  kept = [source for source in listing.sources if source.id not in left_out]
+  return dataclasses.replace(listing, sources=kept, not_drawn=dict(not_drawn))

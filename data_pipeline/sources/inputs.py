@@ -16,8 +16,7 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 from . import layouts
-from .files import Source, audio_files, printable
-from .listing import Listing, subset
+from .files import Listing, Source, audio_files, printable, subset
 from .manifest import read_manifest
 
 
@@ -60,7 +59,7 @@ def list_sources(
     root: the folder a manifest's paths start from, by default the manifest's own.
     path_column, label_column: what a manifest calls `path` and `label`, if otherwise.
     number: if not 0, so many of the training files are kept, drawn by a hash of their ids
-      (`listing.subset`).
+      (`files.subset`).
 
   Raises:
     UserError: the input does not exist, does not fit the layout, holds no audio or the same id
@@ -78,7 +77,8 @@ def list_sources(
   if options and layout != "manifest":
     key, value = next(iter(options.items()))
     raise UserError(
-      f"--{key}={value} only serves a manifest, and --input={path} is read as {layout}; leave it out"
+      f"--{key}={value} only serves a manifest, and --input={path} is read as {layout}; leave it "
+      "out"
     )
   try:
     listing = LAYOUTS[layout](path, **options)

@@ -36,8 +36,8 @@ def read_manifest(
   session), and is empty where nothing is known.
 
   Raises:
-    UserError: with the line number, for a path, fold, split or id that will not do, and for a column
-      whose name is nearly one of these.
+    UserError: with the line number, for a path, fold, split or id that will not do, and for a
+      column whose name is nearly one of these.
   """
   root = root or os.path.dirname(storage.absolute(path))
   if not storage.is_folder(root):
@@ -141,7 +141,8 @@ def _relative_path(text: str, where: str) -> str:
     raise UserError(f"{where}: the path {text!r} is no file name")
   if storage.is_remote(text):
     raise UserError(
-      f"{where}: the path {text!r} names a store; make it relative and set --root to the store's folder"
+      f"{where}: the path {text!r} names a store; make it relative and set --root to the "
+      "store's folder"
     )
   if os.path.isabs(text) or text.startswith("/") or ".." in re.split(r"[/\\]", text):
     raise UserError(
@@ -174,5 +175,6 @@ def _check_piece_ids(path: str, lines: dict[str, int]) -> None:
     match = re.fullmatch(r"(.*)#\d{4,}", id, re.DOTALL)
     if match and match[1] in lines:
       raise UserError(
-        f"{path} line {line}: id {id!r} is what a piece of line {lines[match[1]]} would be called; rename it"
+        f"{path} line {line}: id {id!r} is what a piece of line {lines[match[1]]} would be called; "
+        "rename it"
       )

@@ -87,7 +87,8 @@ def _audio_feature(name: str, features) -> str:
   found = [key for key, feature in features.items() if isinstance(feature, tfds.features.Audio)]
   if len(found) != 1:
     raise UserError(
-      f"--tfds={name}: has {len(found)} audio features among {', '.join(features)}; exactly one is needed"
+      f"--tfds={name}: has {len(found)} audio features among {', '.join(features)}; exactly one is "
+      "needed"
     )
   return found[0]
 

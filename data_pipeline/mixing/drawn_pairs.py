@@ -7,7 +7,6 @@ times unless `same_takes`.
 """
 
 import dataclasses
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy as np
 from atst_jax.util.errors import UserError
 
 from ..sources.files import Source
-from .modifiers import KINDS, Change, changes, sentence
-from .recordings import SPLITS, Recordings
+from .differences import KINDS, Change, changes, sentence
+from .recordings import SPLITS, Recordings, rng_of
 from .scenes import Part, Scene
 
 DECIMALS = 4  # of what is drawn, so that the manifest says it exactly
@@ -49,12 +48,6 @@ class Ranges:
   same_takes: bool = False
 
 
-def rng_of(seed: int, *words: str) -> np.random.Generator:
-  """A generator that depends on the seed and the words alone."""
-  digest = hashlib.sha256("\0".join((str(seed), *words)).encode()).digest()
-  return np.random.default_rng(int.from_bytes(digest[:16], "little"))
-
-
 def check_recordings(
   foreground: Recordings, background: Recordings, counts: dict[str, int]
 ) -> None:
@@ -69,8 +62,8 @@ def check_recordings(
       lacking = [name for name in recordings.classes if not recordings.by_class[split].get(name)]
       if count and lacking:
         raise UserError(
-          f"no recording of {lacking[0]!r} is left for the split {split}; leave it out of --{what}, set "
-          f"--{split}_pairs=0, or bring more recordings"
+          f"no recording of {lacking[0]!r} is left for the split {split}; leave it out of "
+          f"--{what}, set --{split}_pairs=0, or bring more recordings"
         )
 
 
@@ -112,10 +105,22 @@ def draw_pairs(
   ]
 
 
+def pair_rng(seed: int, what: str, id: str) -> np.random.Generator:
+  """For what is drawn of a pair; it does not depend on the others."""
+  return rng_of(f"{seed}\0{what}\0{id}", "little")
+
+
 def _draw(
-  id, name, split, events: dict[str, list[Source]], backgrounds: list[Source], ranges: Ranges, seed
+  id: str,
+  name: str,
+  split: str,
+  events: dict[str, list[Source]],
+  backgrounds: list[Source],
+  ranges: Ranges,
+  seed: int,
 ) -> Pair:
-  rng = rng_of(seed, "pair", id)
+  """A pair: `events` by class, and the `backgrounds` of the scene `name`."""
+  rng = pair_rng(seed, "pair", id)
   number = min(ranges.backgrounds, len(backgrounds))
   behind = [backgrounds[i] for i in rng.choice(len(backgrounds), number, replace=False)]
   lufs = _uniform(rng, ranges.lufs)
@@ -125,19 +130,20 @@ def _draw(
   quieter = round(levels[0] - _uniform(rng, ranges.level_change), DECIMALS)
   takes = [_take(rng, events[label], ranges) for label in chosen]
 
-  def scene(suffix, first_level):
-    """The changed event at `first_level` (None: absent), and the shared ones."""
-    heard = [] if first_level is None else [(0, first_level)]
-    heard += list(enumerate(levels))[1:]
+  def scene(suffix: str, level: float | None) -> Scene:
+    """The changed event at `level` (None: absent), and the shared ones."""
     parts = [_background(rng, source, name, ranges) for source in behind]
-    for i, level in heard:
-      take = takes[i] if ranges.same_takes else _take(rng, events[chosen[i]], ranges)
-      parts.append(dataclasses.replace(take, snr_db=level))
-    labels = tuple(sorted({chosen[i] for i, _ in heard}))
+    heard = []
+    for i, label in enumerate(chosen):
+      snr = levels[i] if i else level
+      if snr is not None:
+        take = takes[i] if ranges.same_takes else _take(rng, events[label], ranges)
+        parts.append(dataclasses.replace(take, snr_db=snr))
+        heard.append(label)
     return Scene(
       path=behind[0].path,
       id=f"{id}_{suffix}",
-      labels=labels,
+      labels=tuple(sorted(set(heard))),
       multi_label=True,
       split=split,
       name=name,
@@ -147,10 +153,8 @@ def _draw(
       parts=tuple(parts),
     )
 
-  low, high = {"add": (None, levels[0]), "remove": (None, levels[0])}.get(
-    kind, (quieter, levels[0])
-  )
-  first, second = (high, low) if kind in ("remove", "quieter") else (low, high)
+  less = None if kind in ("add", "remove") else quieter
+  first, second = (less, levels[0]) if kind in ("add", "louder") else (levels[0], less)
   query, target = scene("s1", first), scene("s2", second)
   found = changes(query, target)
   return Pair(id, name, query, target, tuple(found), sentence(found, rng))
@@ -162,15 +166,15 @@ def _uniform(rng: np.random.Generator, interval: tuple[float, float]) -> float:
 
 def _background(rng: np.random.Generator, source: Source, name: str, ranges: Ranges) -> Part:
   return Part(
-    source.path,
-    source.id,
-    name,
-    True,
-    True,
-    _uniform(rng, (0, ranges.seconds)),
-    0.0,
-    ranges.seconds,
-    0.0,
+    path=source.path,
+    source=source.id,
+    label=name,
+    background=True,
+    loops=True,
+    source_time=_uniform(rng, (0, ranges.seconds)),
+    time=0.0,
+    duration=ranges.seconds,
+    snr_db=0.0,
   )
 
 
@@ -179,4 +183,14 @@ def _take(rng: np.random.Generator, sources: list[Source], ranges: Ranges) -> Pa
   time = _uniform(rng, (0, START_SHARE * ranges.seconds))
   shortest, longest = (share * ranges.seconds for share in LENGTH_SHARES)
   duration = min(_uniform(rng, (shortest, longest)), round(ranges.seconds - time, DECIMALS))
-  return Part(source.path, source.id, source.labels[0], False, False, 0.0, time, duration, 0.0)
+  return Part(
+    path=source.path,
+    source=source.id,
+    label=source.labels[0],
+    background=False,
+    loops=False,
+    source_time=0.0,
+    time=time,
+    duration=duration,
+    snr_db=0.0,
+  )

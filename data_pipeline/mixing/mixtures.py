@@ -10,17 +10,20 @@ to that plus the SNR, both K-weighted and gated; (b) and (c) get the gain of (a)
 
 import csv
 import dataclasses
-import hashlib
 import io
 import math
+import os
 from collections.abc import Iterator
 
 import numpy as np
 
-from atst_jax.audio.decode import Quality, Reject, read_pieces
+from atst_jax.audio.decode import Quality, Reject
+from atst_jax.util import storage
 
+from ..shards.workers import each
 from ..sources.files import Source
 from .loudness import amplified, loudness
+from .recordings import load, rng_of, table_text
 
 CONDITIONS = ("mix", "a", "b", "c")
 STEP_MS = 10  # between the windows of a foreground that are compared
@@ -69,12 +72,6 @@ class Recipe:
     return round(self.seconds * self.sample_rate)
 
 
-def load(path: str, sample_rate: int) -> np.ndarray:
-  """(N,) float32 of a whole file. Raises Reject."""
-  ((_, waveform),) = read_pieces(path, sample_rate=sample_rate, max_seconds=math.inf)
-  return waveform
-
-
 def loudest(waveform: np.ndarray, samples: int, step: int) -> int:
   """The start of the window of the most energy, the first of equals; 0 where the waveform is no
   longer than that."""
@@ -104,61 +101,73 @@ def draw(source: Source, id: str, pool: list[Source], recipe: Recipe) -> Mixture
       draws.
   """
   samples, rate = recipe.samples, recipe.sample_rate
-  rng = np.random.default_rng(
-    int.from_bytes(hashlib.sha256(f"{recipe.seed}:{id}".encode()).digest()[:16], "big")
-  )
+  rng = rng_of(f"{recipe.seed}:{id}", "big")
   snr = round(rng.uniform(*recipe.snr_db), DECIMALS)
   foreground = load(source.path, rate)
   start = loudest(foreground, samples, rate * STEP_MS // 1000)
-  level = loudness(cut(foreground, start, samples), rate)
+  foreground = cut(foreground, start, samples)
+  level = loudness(foreground, rate)
   if level == -math.inf:
     raise Reject("silent", "no 0.4 s of the foreground reach -70 LUFS")
   reason = None
   for _ in range(DRAWS):
     picked, share = pool[rng.integers(len(pool))], rng.random()
     try:
-      background = load(picked.path, rate)
+      offset, background, found = _crop(picked, share, recipe)
     except Reject as error:
       reason = error
       continue
-    offset = int(share * (len(background) - 2 * samples + 1))
-    if len(background) < 2 * samples:
-      reason = Reject(
-        "too_short", f"{picked.id!r} has {len(background)} samples, {2 * samples} needed"
-      )
-      continue
-    found = loudness(background[offset : offset + samples], rate)
-    if found > -math.inf:
-      gains = _gains(foreground, background, start, offset, snr, level, found, recipe)
-      return Mixture(
-        id,
-        source.split,
-        ";".join(source.labels),
-        source.id,
-        picked.id,
-        start,
-        offset,
-        offset + samples // 2,
-        offset + samples,
-        snr,
-        round(level, DECIMALS),
-        round(found, DECIMALS),
-        *gains,
-        recipe.seed,
-      )
-    reason = Reject("silent", f"{picked.id!r} from sample {offset} on")
+    gains = _gains(foreground, background, snr, level, found, recipe)
+    return Mixture(
+      id=id,
+      split=source.split,
+      label=";".join(source.labels),
+      foreground=source.id,
+      background=picked.id,
+      foreground_offset=start,
+      a=offset,
+      b=offset + samples // 2,
+      c=offset + samples,
+      snr_db=snr,
+      foreground_lufs=round(level, DECIMALS),
+      background_lufs=round(found, DECIMALS),
+      foreground_gain_db=gains[0],
+      background_gain_db=gains[1],
+      seed=recipe.seed,
+    )
   raise Reject("background", f"none of {DRAWS} draws can be used, the last: {reason}")
 
 
-def _gains(foreground, background, start, offset, snr, level, found, recipe) -> tuple[float, float]:
+def _crop(source: Source, share: float, recipe: Recipe) -> tuple[int, np.ndarray, float]:
+  """(offset, (2 · samples,), LUFS of the half that is mixed) of a background, at `share` of where
+  it can begin. Raises Reject if it cannot be read, is too short, or that half is silent."""
+  background, needed = load(source.path, recipe.sample_rate), 2 * recipe.samples
+  if len(background) < needed:
+    raise Reject("too_short", f"{source.id!r} has {len(background)} samples, {needed} needed")
+  offset = int(share * (len(background) - needed + 1))
+  background = background[offset : offset + needed]
+  lufs = loudness(background[: recipe.samples], recipe.sample_rate)
+  if lufs == -math.inf:
+    raise Reject("silent", f"{source.id!r} from sample {offset} on")
+  return offset, background, lufs
+
+
+def _gains(
+  foreground: np.ndarray,
+  background: np.ndarray,
+  snr: float,
+  level: float,
+  found: float,
+  recipe: Recipe,
+) -> tuple[float, float]:
   """dB for the foreground and for the background; where a sound would leave full scale, both are
-  less."""
-  samples = recipe.samples
+  less. `level`, `found`: their loudness as recorded."""
   gains = recipe.background_lufs + snr - level, recipe.background_lufs - found
-  known = amplified(background[offset : offset + 2 * samples], gains[1])
-  mix = amplified(cut(foreground, start, samples), gains[0]) + known[:samples]
+  known = amplified(background, gains[1])
+  mix = amplified(foreground, gains[0]) + known[: recipe.samples]
   excess = max(0.0, 20 * math.log10(max(np.abs(known).max(), np.abs(mix).max()) / PEAK))
-  return tuple(round(gain - excess, DECIMALS) for gain in gains)
+  foreground_gain, background_gain = (round(gain - excess, DECIMALS) for gain in gains)
+  return foreground_gain, background_gain
 
 
 def sound(
@@ -176,12 +185,8 @@ def sound(
   known = amplified(known, mixture.background_gain_db)
   if condition != "mix":
     return known
-  return (
-    amplified(
-      cut(load(foreground, rate), mixture.foreground_offset, samples), mixture.foreground_gain_db
-    )
-    + known
-  )
+  event = cut(load(foreground, rate), mixture.foreground_offset, samples)
+  return amplified(event, mixture.foreground_gain_db) + known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,10 +215,7 @@ class Reader:
 
 def to_table(mixtures: list[Mixture]) -> str:
   """A CSV file."""
-  out = io.StringIO()
-  writer = csv.writer(out, lineterminator="\n")
-  writer.writerows([COLUMNS, *map(dataclasses.astuple, mixtures)])
-  return out.getvalue()
+  return table_text(COLUMNS, map(dataclasses.astuple, mixtures))
 
 
 def from_table(text: str) -> list[Mixture]:
@@ -226,3 +228,37 @@ def from_table(text: str) -> list[Mixture]:
   return [
     Mixture(**row | {name: kind(row[name]) for name, kind in numbers.items()}) for row in rows
   ]
+
+
+def _write(job: tuple[str, str, Mixture, str, str, Recipe]) -> None:
+  import soundfile
+
+  path, condition, mixture, foreground, background, recipe = job
+  waveform = sound(mixture, condition, foreground, background, recipe)
+  with storage.writing(path) as file:
+    soundfile.write(file, waveform, recipe.sample_rate, format="WAV", subtype="PCM_16")
+
+
+def write_audio(
+  folder: str,
+  mixtures: list[Mixture],
+  foregrounds: dict[str, str],
+  backgrounds: dict[str, str],
+  recipe: Recipe,
+  *,
+  workers: int,
+) -> None:
+  """Writes FOLDER/CONDITION/NUMBER.wav, 16 bits; NUMBER is that of the mixture's row, from 0.
+
+  Args:
+    foregrounds, backgrounds: path of each id.
+  """
+  jobs = []
+  for condition in CONDITIONS:
+    storage.make_folder(os.path.join(folder, condition))
+    for number, mixture in enumerate(mixtures):
+      path = os.path.join(folder, condition, f"{number:06d}.wav")
+      files = foregrounds[mixture.foreground], backgrounds[mixture.background]
+      jobs.append((path, condition, mixture, *files, recipe))
+  for _ in each(_write, jobs, workers=workers):
+    pass

@@ -1,9 +1,6 @@
-"""What listing a data set needs: its result, tables and names as owners write them, divisions and
-subsets by hash."""
+"""What the owners of data sets write: tables, lists and names of files. Divisions by a hash."""
 
-import collections
 import csv
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -17,33 +14,6 @@ from atst_jax.util.errors import UserError
 from .files import Source, audio_files, inside, printable
 
 
-@dataclasses.dataclass(frozen=True)
-class Listing:
-  """All files of an input, sorted by id."""
-
-  sources: list  # of Source, or of what else `Settings.read` makes sounds of
-  kind: str
-  # where folds have names, that of fold i
-  fold_names: list[str] = dataclasses.field(default_factory=list)
-  root: str = ""  # the folder that all paths lie in
-  # files on disk that a subset left out, by class
-  not_drawn: dict[str, int] = dataclasses.field(default_factory=dict)
-  # files of a folder that are not prepared: by ending what is no audio, and hidden ones
-  skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-
-  @property
-  def label_names(self) -> list[str]:
-    """All classes, sorted, those of files that were not drawn included."""
-    return sorted(
-      {label for source in self.sources for label in source.labels} | self.not_drawn.keys()
-    )
-
-  @property
-  def multi_label(self) -> bool:
-    """Whether files may have several classes."""
-    return any(source.multi_label for source in self.sources)
-
-
 def find(root: str, layout: str, *names: str) -> str:
   """The first of `names` that exists under `root`, or one folder below it."""
   below = (
@@ -54,8 +24,8 @@ def find(root: str, layout: str, *names: str) -> str:
       if storage.exists(path := os.path.join(folder, name)):
         return path
   raise UserError(
-    f"{root} holds no {' or '.join(names)}, which --layout={layout} needs; data_pipeline/README.md says "
-    "how the data set is laid out"
+    f"{root} holds no {' or '.join(names)}, which --layout={layout} needs; data_pipeline/README.md "
+    "says how the data set is laid out"
   )
 
 
@@ -101,8 +71,8 @@ def parsed_files(
     match = re.fullmatch(pattern, relative)
     if match is None:
       raise UserError(
-        f"{file} is not named like {example}, which --layout={layout} expects; use --layout=folder, or a "
-        "manifest with the columns path,label,fold"
+        f"{file} is not named like {example}, which --layout={layout} expects; use "
+        "--layout=folder, or a manifest with the columns path,label,fold"
       )
     yield file, printable(relative), match
 
@@ -116,24 +86,3 @@ def split_of(group: str, shares: dict[str, float]) -> str:
     if place < 0:
       return split
   return next(iter(shares))
-
-
-def subset(listing: Listing, number: int) -> Listing:
-  """The `number` training files on disk whose ids hash lowest; all of the other splits; and, to be
-  counted, those that are missing.
-
-  AS-200K is this with 200,000 of AudioSet's training clips; the paper's own draw of 200,000 cannot
-  be recovered.
-  """
-  train = [source for source in listing.sources if source.split == "train"]
-  sizes = storage.sizes([source.path for source in train], listing.root)
-  there = [source for source, size in zip(train, sizes, strict=True) if size >= 0]
-  if len(there) < number:
-    raise UserError(
-      f"--subset={number}: of {len(train)} training files listed {len(there)} are there; ask for fewer"
-    )
-  there.sort(key=lambda source: hashlib.sha256(source.id.encode()).digest())
-  left_out = {source.id for source in there[number:]}
-  not_drawn = collections.Counter(label for source in there[number:] for label in source.labels)
-  kept = [source for source in listing.sources if source.id not in left_out]
-  return dataclasses.replace(listing, sources=kept, not_drawn=dict(not_drawn))
