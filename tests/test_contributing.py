@@ -123,7 +123,7 @@ def test_a_task_is_prepared_and_evaluated(monkeypatch, tmp_path, capsys):
       ["a", "b", "c"],
     )
 
-  monkeypatch.setitem(inputs.LAYOUTS, "toy", lambda path, root: toy(path))
+  monkeypatch.setitem(inputs.LAYOUTS, "toy", toy)
   monkeypatch.setitem(tasks.TASKS, "toy", tasks.Task("Toy", 10, 4.0))
   write_inline(monkeypatch)
   synth.write_classes(str(tmp_path / "sounds"), seed=0, clips_per_class=3)

@@ -83,7 +83,7 @@ def deal(
   seed: int,
   shard_mb: float,
   num_shards: int,
-  seconds_of: Callable[[list[Named]], float] = header_seconds,
+  seconds_of: Callable[[list], float] = header_seconds,
 ) -> tuple[list[ShardTask], float]:
   """Deals the files of every split to its shards in turn.
 

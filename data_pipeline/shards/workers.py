@@ -209,7 +209,7 @@ def each(function: Callable, items: list, *, workers: int) -> Iterator:
   progress = Progress(len(items))
   with contextlib.ExitStack() as stack:
     stack.callback(progress.close)
-    results = map(function, items)
+    results: Iterator = map(function, items)
     if workers > 1:
       # the parent says when to stop
       ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
