@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import soundfile
+import threadpoolctl
 
 from data_pipeline import prepare
 from data_pipeline.shards import job
@@ -27,8 +28,9 @@ def write_inline(monkeypatch) -> None:
   """Writes shards in this process: for tests that are not about the workers."""
 
   def write_tasks(tasks, settings, *, workers):
-    for task in tasks:
-      write_task(task, settings, lambda files, clips: None)
+    with threadpoolctl.threadpool_limits(1):  # the bytes of the workers
+      for task in tasks:
+        write_task(task, settings, lambda files, clips: None)
 
   monkeypatch.setattr(job, "write_tasks", write_tasks)
 

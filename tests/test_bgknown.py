@@ -18,7 +18,7 @@ from data_pipeline import bgknown
 from data_pipeline.mixing import mixtures
 from data_pipeline.mixing.loudness import loudness
 from data_pipeline.mixing.mixtures import CONDITIONS, Mixture, Recipe
-from tests.preparing import contents
+from tests.preparing import contents, write_inline
 
 RATE = 16000
 FLAGS = ["--frontend=atst", "--seconds=0.6", "--workers=1", "--num_shards=2"]
@@ -66,7 +66,9 @@ def made(sounds, tmp_path_factory):
   """(folder, rows of its table) of a set with two mixtures for each foreground, and their
   sounds."""
   output = tmp_path_factory.mktemp("bgknown") / "set"
-  assert build(sounds, output, "--per_clip=2", "--write_audio") == 0
+  with pytest.MonkeyPatch.context() as patch:
+    write_inline(patch)
+    assert build(sounds, output, "--per_clip=2", "--write_audio") == 0
   with open(output / "mixtures.csv", encoding="utf-8", newline="") as file:
     return output, list(csv.DictReader(file))
 
@@ -176,14 +178,17 @@ def bytes_of(folder):
   }
 
 
-def test_the_same_bytes_from_two_workers_and_after_an_interruption(sounds, made, tmp_path, capsys):
-  """Real processes; then a set whose last two conditions are gone is completed."""
-  assert build(sounds, tmp_path / "two", "--per_clip=2", "--workers=2") == 0
+def test_the_same_bytes_from_two_workers_and_after_an_interruption(
+  sounds, made, tmp_path, monkeypatch, capsys
+):
+  """Real processes draw, and one set is completed by real processes."""
+  with monkeypatch.context() as patch:
+    write_inline(patch)
+    assert build(sounds, tmp_path / "two", "--per_clip=2", "--workers=2") == 0
   assert bytes_of(tmp_path / "two") == bytes_of(made[0]) and len(bytes_of(made[0])) > 20
-  for name in ("b", "c"):
-    for path in (tmp_path / "two" / name).glob("t*"):
-      path.unlink()
-  assert build(sounds, tmp_path / "two", "--per_clip=2") == 0
+  for path in (tmp_path / "two" / "mix").glob("t*"):
+    path.unlink()
+  assert build(sounds, tmp_path / "two", "--per_clip=2", "--workers=2") == 0
   assert bytes_of(tmp_path / "two") == bytes_of(made[0])
   assert build(sounds, tmp_path / "two", "--per_clip=2", "--seed=1") == 2
   assert "was made with other seed" in capsys.readouterr().err

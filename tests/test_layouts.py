@@ -14,6 +14,7 @@ from data_pipeline import prepare
 from data_pipeline.sources.files import subset
 from data_pipeline.sources.inputs import LAYOUTS, list_sources
 from data_pipeline.sources.owner_lists import split_of
+from tests.preparing import write_inline
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -340,7 +341,7 @@ def test_subset_is_nested_and_leaves_other_splits(tmp_path):
     subset(listing, 3)
 
 
-def test_a_new_class_in_the_input_of_a_subset_is_another_plan(tmp_path, capsys):
+def test_a_new_class_in_the_input_of_a_subset_is_another_plan(tmp_path, monkeypatch, capsys):
   """Labels are numbered over the classes of all files, so a class that the subset does not hold
   would shift them."""
   import soundfile
@@ -356,8 +357,8 @@ def test_a_new_class_in_the_input_of_a_subset_is_another_plan(tmp_path, capsys):
     f"--output={tmp_path / 'out'}",
     "--frontend=atst",
     "--subset=6",
-    "--workers=1",
   ]
+  write_inline(monkeypatch)
   assert prepare.main(flags) == 0
   kept = {source.id for source in list_sources(str(tmp_path / "in"), number=6).sources}
   for i in range(100):
@@ -369,7 +370,7 @@ def test_a_new_class_in_the_input_of_a_subset_is_another_plan(tmp_path, capsys):
   assert prepare.main(flags) == 2 and "was prepared with classes" in capsys.readouterr().err
 
 
-def test_fault_23_audioset_with_clips_missing_on_disk(tmp_path, capsys):
+def test_fault_23_audioset_with_clips_missing_on_disk(tmp_path, monkeypatch, capsys):
   """Prepared from what is there; the coverage of every class stands in dataset.json."""
   import soundfile
 
@@ -382,8 +383,8 @@ def test_fault_23_audioset_with_clips_missing_on_disk(tmp_path, capsys):
     f"--output={tmp_path / 'out'}",
     "--layout=audioset",
     "--frontend=atst",
-    "--workers=1",
   ]
+  write_inline(monkeypatch)
   assert prepare.main(flags) == 0
   dataset = Dataset.load(str(tmp_path / "out"))
   assert (

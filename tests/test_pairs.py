@@ -48,7 +48,9 @@ def flags_of(sounds, output, *more):
 @pytest.fixture(scope="module")
 def made(sounds, tmp_path_factory):
   root = tmp_path_factory.mktemp("pairs") / "made"
-  assert pairs.main(flags_of(sounds, root, "--workers=1")) == 0
+  with pytest.MonkeyPatch.context() as patch:
+    write_inline(patch)
+    assert pairs.main(flags_of(sounds, root)) == 0
   return root
 
 
@@ -167,6 +169,7 @@ def test_bytes_depend_on_the_seed_only(made, sounds, tmp_path, monkeypatch, caps
     k: v for k, v in two.items() if ".work" not in k
   }
   (tmp_path / "two" / "train-00001-of-00003.tfrecord").unlink()
+  write_inline(monkeypatch)
   done, write_tasks = [], job.write_tasks
   monkeypatch.setattr(
     job,

@@ -15,17 +15,25 @@ import pytest
 import soundfile
 from preparing import contents
 
+from atst_jax.audio.frontend import get_frontend, mel_filters
 from data_pipeline import prepare
 from data_pipeline.shards import workers
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def command(audio, output, *more) -> list[str]:
+# The command in a process of its own. The filters are handed over: librosa takes seconds to load.
+COMMAND = """
+import sys, numpy
+from data_pipeline import prepare
+from data_pipeline.shards import job
+job.mel_filters = lambda frontend: numpy.load(sys.argv[1])
+sys.exit(prepare.main(sys.argv[2:]))
+"""
+
+
+def flags(audio, output, *more) -> list[str]:
   return [
-    sys.executable,
-    "-m",
-    "data_pipeline.prepare",
     f"--input={audio}",
     f"--output={output}",
     "--frontend=atst",
@@ -37,9 +45,9 @@ def command(audio, output, *more) -> list[str]:
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
-  """32 names of one 30-s noise: enough work to be killed in the middle of."""
+  """32 names of one 12-s noise: enough work to be killed in the middle of."""
   root = tmp_path_factory.mktemp("audio")
-  soundfile.write(root / "0.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 30 * 44100), 44100)
+  soundfile.write(root / "0.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 12 * 44100), 44100)
   for i in range(1, 32):
     os.link(root / "0.wav", root / f"{i}.wav")
   return root
@@ -50,8 +58,9 @@ def reference(audio, tmp_path_factory):
   """The contents of an output that was prepared in one go, with one thread; interrupted jobs are
   offered several."""
   output = tmp_path_factory.mktemp("reference")
-  environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-  subprocess.run(command(audio, output), cwd=ROOT, capture_output=True, check=True, env=environment)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("OPENBLAS_NUM_THREADS", "1")
+    assert prepare.main(flags(audio, output)) == 0
   return contents(output)
 
 
@@ -113,10 +122,8 @@ def test_fault_21_interrupted_and_continued(
   audio, reference, tmp_path, monkeypatch, capfd, action, message
 ):
   monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
-  arguments, handlers = (
-    command(audio, tmp_path)[3:],
-    list(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))),
-  )
+  arguments = flags(audio, tmp_path)
+  handlers = list(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
   interruption = Interruption(tmp_path, 2, action)
   interruption.start()
   assert prepare.main(arguments) == 75
@@ -139,7 +146,7 @@ def test_a_signal_does_not_wait_for_the_end_of_a_shard(audio, tmp_path):
     os.kill(os.getpid(), signal.SIGTERM)
 
   threading.Thread(target=signal_at_the_first_file, daemon=True).start()
-  assert prepare.main([*command(audio, tmp_path)[3:], "--num_shards=1"]) == 75
+  assert prepare.main(flags(audio, tmp_path, "--num_shards=1")) == 75
   assert not list(tmp_path.glob("*"))[1:]  # the work folder, and no temporary file
 
 
@@ -155,21 +162,24 @@ def test_the_signal_handler_does_not_raise():
 def test_fault_21_killed_and_continued(audio, reference, tmp_path):
   """SIGKILL of the job with all its workers, then of the job alone: the workers leave by
   themselves."""
+  np.save(tmp_path / "filters.npy", mel_filters(get_frontend("atst")))
+  output = tmp_path / "out"
+  command = [sys.executable, "-c", COMMAND, tmp_path / "filters.npy", *flags(audio, output)]
   for kill, count in ((os.killpg, 2), (os.kill, 6)):
     with subprocess.Popen(
-      command(audio, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+      command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
       interruption = Interruption(
-        tmp_path, count, lambda workers, kill=kill: kill(process.pid, signal.SIGKILL)
+        output, count, lambda workers, kill=kill: kill(process.pid, signal.SIGKILL)
       )
       interruption.start()
       assert process.wait() == -signal.SIGKILL
       wait_for_group(process.pid)
-    assert count <= len(finished(tmp_path)) < 32 and not (tmp_path / "dataset.json").exists()
-  before = finished(tmp_path)
-  assert prepare.main(command(audio, tmp_path)[3:]) == 0
-  assert {name: inode for name, inode in finished(tmp_path).items() if name in before} == before
-  assert contents(tmp_path) == reference
+    assert count <= len(finished(output)) < 32 and not (output / "dataset.json").exists()
+  before = finished(output)
+  assert prepare.main(flags(audio, output)) == 0
+  assert {name: inode for name, inode in finished(output).items() if name in before} == before
+  assert contents(output) == reference
 
 
 def test_a_full_disk_is_one_line(audio, tmp_path, capsys):
@@ -177,7 +187,7 @@ def test_a_full_disk_is_one_line(audio, tmp_path, capsys):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # the workers inherit it
   try:
-    assert prepare.main(command(audio, tmp_path / "out")[3:]) == 2
+    assert prepare.main(flags(audio, tmp_path / "out")) == 2
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   error = capsys.readouterr().err.splitlines()[-1]

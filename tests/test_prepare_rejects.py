@@ -78,14 +78,14 @@ def test_fault_21_a_file_that_crashes_the_decoder_is_a_reject(small, tmp_path, m
   )
   (small[0] / "crash.wav").write_bytes((small[0] / "7.wav").read_bytes())
   flags = [f"--input={small[0]}", "--frontend=atst", "--num_shards=5", "--workers=2"]
-  monkeypatch.setattr(job, "write_tasks", workers.write_tasks)
-  monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-  assert prepare.main([*flags, f"--output={tmp_path / 'all'}"]) == 0
+  with monkeypatch.context() as patch:
+    patch.setattr(job, "write_tasks", workers.write_tasks)
+    patch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    assert prepare.main([*flags, f"--output={tmp_path / 'all'}"]) == 0
   dataset = Dataset.load(str(tmp_path / "all"))
   assert dataset.manifest["rejects"] == [
     {"id": "crash.wav", "reason": "undecodable", "detail": "the decoder crashes"}
   ]
-  monkeypatch.delenv("PYTHONPATH")
   assert prepare.main([*flags, f"--output={tmp_path / 'sound'}"]) == 0
   ids = lambda root: [
     [clip.id for clip in Dataset.load(str(root)).shard_clips(shard)]
