@@ -192,7 +192,8 @@ def test_a_tracker_that_fails_is_one_warning(stand_ins, tmp_path, monkeypatch, w
   monkeypatch.setattr(sys.modules["wandb"], "init", init)
   write(tmp_path / "run", 0, range(1, 60))
   assert warnings == [
-    "logging to Weights & Biases failed (ConnectionError: no route to host); training goes on without it"
+    "logging to Weights & Biases failed (ConnectionError: no route to host); training goes on "
+    "without it"
   ]
   assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 59
   (run,) = mlflow.runs.values()

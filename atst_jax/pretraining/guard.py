@@ -9,17 +9,18 @@ skipped, the teacher's and the optimizer's count.
 A spike is a loss more than `spike` deviations above the median of the last `window` finite losses,
 where a deviation is 1.4826 times the median distance from the median (a normal distribution's
 standard deviation), but at least 2 % of the median and 0.001: the loss of BYOL lies in [0, 4], and
-an even stretch must not make a ripple a spike. Spikes are told after the warm-up, once the window
+small waves on an even stretch are no spikes. Spikes are told after the warm-up, once the window
 is full. They enter the window, so that a level that has changed for good is the new level half a
 window later.
 
-Outputs are collapsed if they are nearly one point or nearly on one line. For unit vectors Σ_d var_d = 1 - |mean|², and
-|mean|² is the mean cosine c of two clips; spread evenly over P dimensions, std·√P = √(1 - c). So `collapse_std` = 0.1
-is a mean cosine of 0.99 between clips that have nothing to do with each other. The rank is the
-participation ratio of the covariance's eigenvalues, (Σλ)² / Σλ² (`losses.output_rank`): 1 on a
-line, 2 in an even plane, P on the sphere; `collapse_rank` = 1.1 is 95 % of the variance on one
-line. The teacher's outputs are looked at: what the student predicts may rightly be the same for all
-clips, where their views have nothing in common.
+Outputs are collapsed if they are nearly one point or nearly on one line. For unit vectors
+Σ_d var_d = 1 - |mean|², and |mean|² is the mean cosine c of two clips. Spread evenly over P
+dimensions, std·√P = √(1 - c). So `collapse_std` = 0.1 is a mean cosine of 0.99 between clips that
+have nothing to do with each other. The rank is the participation ratio of the covariance's
+eigenvalues, (Σλ)² / Σλ² (`losses.output_rank`): 1 on a line, 2 in an even plane, P on the sphere.
+`collapse_rank` = 1.1 is 95 % of the variance on one line. The teacher's outputs are looked at: what
+the student predicts may rightly be the same for all clips, where their views have nothing in
+common.
 
 In 446 steps of configs/demo.py no loss was more than 4.1 deviations above the median, std·√P never
 below 0.74 and the rank never below 1.9.

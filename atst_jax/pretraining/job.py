@@ -1,4 +1,4 @@
-"""The job "pretrain": a config becomes a recipe, and what the loop needs is handed to it by name."""
+"""The job "pretrain": a config becomes a recipe; the loop gets what it needs by name."""
 
 import contextlib
 import functools
@@ -220,8 +220,10 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   return [
     f"workdir     {belongs}{goes_on}",
     f"data        {data}",
-    f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {axes}, {config.dtype}",
-    f"network     {count(state.params):,} parameters ({count(state.params['encoder']):,} of the encoder), "
+    f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {axes}, "
+    f"{config.dtype}",
+    f"network     {count(state.params):,} parameters ({count(state.params['encoder']):,} of the "
+    "encoder), "
     f"teacher {count(state.teacher.params):,}",
     f"steps       {config.total_steps} of {config.batch_size} clips "
     f"({config.batch_size // jax.device_count()} on a device), warm-up {config.warmup_steps}; "

@@ -59,7 +59,8 @@ def restrict(split: Split, rows: np.ndarray, targets: np.ndarray) -> Split:
   parts = Split(*(np.flatnonzero(np.isin(rows, part)) for part in split))
   if not all(targets[part].any() for part in parts):
     raise UserError(
-      f"--config.online.clips={len(rows)} are too few: a part of a division has no labelled clip left "
+      f"--config.online.clips={len(rows)} are too few: a part of a division has no labelled clip "
+      "left "
       f"({', '.join(f'{len(part)} {name}' for name, part in parts._asdict().items())})"
     )
   return parts
@@ -157,7 +158,8 @@ class Online:
         found.append(clip.mel[start : start + most].copy())
         if len(found[-1]) < self.model.hop:
           raise UserError(
-            f"--config.online.path={dataset.root}: {clip.id!r} has {len(found[-1])} frames, this encoder "
+            f"--config.online.path={dataset.root}: {clip.id!r} has {len(found[-1])} frames, this "
+            "encoder "
             f"needs at least {self.model.hop}; leave the clip out"
           )
     return found
@@ -249,7 +251,8 @@ class Online:
     values["online_seconds"] = time.perf_counter() - started
     scores = [values[f"online_{name}_{self.metric}"] for name in ("ridge", "knn", "mel")]
     log.info(
-      "step %d: %s of the ridge probe %.4f, of neighbours %.4f, of mel statistics %.4f | rank %.1f | %.1f s",
+      "step %d: %s of the ridge probe %.4f, of neighbours %.4f, of mel statistics %.4f | rank "
+      "%.1f | %.1f s",
       step,
       self.metric,
       *scores,

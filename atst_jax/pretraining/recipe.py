@@ -46,14 +46,16 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   if dataset is not None:
     if dataset.frontend.hash != frontend.hash:
       raise UserError(
-        f"{dataset.root} was prepared with the front-end {dataset.frontend.name!r} ({dataset.frontend.hash}), "
+        f"{dataset.root} was prepared with the front-end {dataset.frontend.name!r} "
+        f"({dataset.frontend.hash}), "
         f"data.frontend is {frontend.name!r} ({frontend.hash}); prepare it again with "
         f"--frontend={frontend.name} or set --config.data.frontend={dataset.frontend.name}"
       )
     fingerprint = dataset.fingerprint(config.data.split)
     if config.data.fingerprint not in (None, fingerprint):
       raise UserError(
-        f"--config.data.fingerprint={config.data.fingerprint}, but {dataset.root} has {fingerprint}; leave it out"
+        f"--config.data.fingerprint={config.data.fingerprint}, but {dataset.root} has "
+        f"{fingerprint}; leave it out"
       )
     config.data.fingerprint = fingerprint
   config.dtype = resolve_dtype(config.dtype)
@@ -62,7 +64,8 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
   for key, name in CONSTANTS.get(normalization.kind, {}).items():
     if key not in normalization:
       raise UserError(
-        f"views.normalization has no {key!r}, which kind {normalization.kind!r} needs; start from a "
+        f"views.normalization has no {key!r}, which kind {normalization.kind!r} needs; start from "
+        "a "
         "config of that kind (configs/base.py: min_max, configs/byola.py: standard)"
       )
     if normalization[key] is None:
@@ -73,7 +76,8 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
       if clips is None or config[f"{name}_epochs"] is None:
         raise UserError(
           f"{name}_steps is not set and cannot follow from {name}_epochs="
-          f"{config[f'{name}_epochs']} with the {config.data.source!r} source; set --config.{name}_steps=…"
+          f"{config[f'{name}_epochs']} with the {config.data.source!r} source; set "
+          f"--config.{name}_steps=…"
         )
       steps = config[f"{name}_epochs"] * clips / max(config.batch_size, 1)
       if not math.isfinite(steps):

@@ -54,7 +54,7 @@ def checkpoint_folder(workdir: str, folder: str | None) -> str:
 class Checkpoints:
   """Asynchronous checkpoints that prove themselves, each in a folder named by its step.
 
-  A checkpoint counts once its manifest is there (`checkpoint_folder`), which is written when the asynchronous
+  A checkpoint counts once its manifest is there (`checkpoint_folder`), which is written when the
   save has ended. It is used only if every file agrees with the manifest, and every array that was
   read with its mark (`fingerprint`). Older ones are removed after a newer one has been proved: at
   every instant one good checkpoint is there.
@@ -239,7 +239,8 @@ def restore_encoder(folder, step=None, *, network="teacher"):
   told = listed(faults, "; ")
   if good is None:
     raise UserError(
-      f"{folder}: no {'good ' if told else ''}checkpoint{'' if step is None else f' of step {step}'}"
+      f"{folder}: no "
+      f"{'good ' if told else ''}checkpoint{'' if step is None else f' of step {step}'}"
       f"{f' ({told})' if told else ''}; there are {sorted(e.step for e in entries(folder))}"
     )
   if told:

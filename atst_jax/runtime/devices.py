@@ -14,7 +14,8 @@ def check_platform(platform: str) -> None:
   """Raises UserError if JAX found another platform than the one asked for."""
   if platform not in ("auto", jax.default_backend()):
     raise UserError(
-      f"platform {platform!r} is asked for, but JAX found {jax.default_backend()!r}; install JAX for it "
+      f"platform {platform!r} is asked for, but JAX found {jax.default_backend()!r}; install JAX "
+      "for it "
       "(pip install -e .[cuda] or .[tpu]) or set --config.platform=auto"
     )
 
@@ -86,5 +87,6 @@ def naming_memory(*, batch_size: int, remat: bool, fsdp: int, accumulation: int 
       helps.insert(0, "a higher --config.compute.accumulation")
       plan = "; `python -m atst_jax.plan` tells what fits"
     raise UserError(
-      f"the devices have too little memory ({reason}). What helps, now {now}: {', '.join(helps)}{plan}"
+      f"the devices have too little memory ({reason}). What helps, now {now}: "
+      f"{', '.join(helps)}{plan}"
     ) from error

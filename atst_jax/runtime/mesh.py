@@ -81,7 +81,8 @@ def process_rows(mesh, batch_size) -> tuple[int, int]:
   start, stop = min(a for a, _ in spans), max(b for _, b in spans)
   if sum(b - a for a, b in spans) != stop - start:
     raise UserError(
-      f"the devices of process {jax.process_index()} are not neighbours on the mesh; change mesh.fsdp"
+      f"the devices of process {jax.process_index()} are not neighbours on the mesh; change "
+      "mesh.fsdp"
     )
   return start, stop
 

@@ -102,7 +102,5 @@ class StopRequest:
       raise Interrupted(signal.Signals(number).name)
     if self._distributed:
       os.kill(os.getpid(), signal.SIGTERM)
-    os.write(
-      2,
-      f"\n{signal.Signals(number).name}: finishing this step and saving; once more ends at once\n".encode(),
-    )
+    told = f"{signal.Signals(number).name}: finishing this step and saving; once more ends at once"
+    os.write(2, f"\n{told}\n".encode())

@@ -88,7 +88,8 @@ class Watchdog:
   def _end(self, limit):
     after = "" if self._step is None else f" after step {self._step}"
     message = (
-      f"nothing has moved for {limit:g} s in phase {self._phase!r}{after}; the stacks of all threads are in "
+      f"nothing has moved for {limit:g} s in phase {self._phase!r}{after}; the stacks of all "
+      "threads are in "
       f"{self._stacks}. The same command goes on from the last checkpoint; guard.step_seconds and "
       "guard.start_seconds are the limits"
     )

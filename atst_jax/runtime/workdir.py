@@ -35,7 +35,8 @@ def claim(workdir: str, flag: str = "workdir"):
   and the holder."""
   if storage.is_remote(workdir):
     raise UserError(
-      f"--{flag}={workdir}: a store cannot be locked or appended to; choose a folder of this host, and "
+      f"--{flag}={workdir}: a store cannot be locked or appended to; choose a folder of this "
+      "host, and "
       f"--config.checkpoint.folder={workdir} for the checkpoints"
     )
   try:
@@ -79,7 +80,7 @@ def read_config(workdir: str) -> dict:
 
 
 def _differences(workdir: str, config: dict, ignore: tuple[str, ...]) -> dict[str, str]:
-  """{key: "key: old -> new"} of what the stored config has otherwise, without the keys in `ignore`."""
+  """{key: "key: old -> new"} of what has changed since the stored config, without `ignore`."""
   lines = {line.partition(":")[0]: line for line in changes(read_config(workdir), config)}
   lines = {key: line + REASONS.get(key, "") for key, line in lines.items()}
   return {key: line for key, line in lines.items() if not _among(key, ignore)}
