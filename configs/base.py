@@ -135,7 +135,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.teacher.decay_end = 1.0  # at the last step; half a cosine leads there
   config.teacher.lead_steps = 0  # the decay after step t is that of step t + lead_steps
 
-  # How it is computed, not what: these may change between a run and its continuation.
+  # How it is computed, not what: all but accumulation may change between a run and its next start.
   config.compute = ConfigDict()
   # parts of a batch that are encoded one after the other (gradient accumulation)
   config.compute.accumulation = 1
