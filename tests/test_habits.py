@@ -22,7 +22,7 @@ def test_workflow_tests_every_python_as_the_makefile_does():
   matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
   assert matrix["python"] == ["3.11", "3.12", "3.13"]
   text = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
-  for path in (".ci/run", "requirements/constraints-3.11.txt", "requirements/constraints-3.12.txt"):
+  for path in (".ci/run", *(f"requirements/constraints-{p}.txt" for p in matrix["python"])):
     assert (ROOT / path).is_file()
   assert "run: .ci/run" in text and "/requirements/constraints-{1}.txt" in text
   for target in re.findall(r"run: make ([\w-]+)", text):
