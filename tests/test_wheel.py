@@ -32,13 +32,14 @@ def test_a_wheel_has_one_name_and_runs_from_another_folder(tmp_path):
 
   def run(module, *flags):
     command = [sys.executable, "-m", f"atst_jax.{module}", *flags]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
   run("data_pipeline.synth", "--output=sounds", "--clips_per_class=4")
   run("data_pipeline.prepare", "--input=sounds", "--output=data", "--frontend=atst")
   keys = (
     "data.path=data",
-    "batch_size=20",
+    "batch_size=40",  # of eight devices
     "data.streams=4",
     "total_steps=2",
     "warmup_steps=1",
