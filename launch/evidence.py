@@ -65,7 +65,8 @@ def write_manifests(recordings: pathlib.Path, output: pathlib.Path) -> None:
   ]
   if not clips or not digits:
     raise SystemExit(
-      f"--recordings={recordings} needs esc10/CLASS/FOLD-ID-TAKE.ogg and fsdd/DIGIT_SPEAKER_INDEX.flac"
+      f"--recordings={recordings} needs esc10/CLASS/FOLD-ID-TAKE.ogg and "
+      "fsdd/DIGIT_SPEAKER_INDEX.flac"
     )
   name = lambda path: path.relative_to(recordings).as_posix()
   trained = [path for path in clips if path.name[0] in TRAINED_FOLDS]

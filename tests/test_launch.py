@@ -117,7 +117,9 @@ done = log.read_text().split() if log.exists() else []
 word = next((w for w in ("describe", "create", "delete", "scp", "ssh") if w in sys.argv), "?")
 if word == "describe":
   state = "ABSENT" if "create" not in done or done[-1] == "delete" else "ACTIVE"
-  print("SUSPENDED" if done and done[-1] == "lost" else state) if state != "ABSENT" else sys.exit("NOT_FOUND: it")
+  if state == "ABSENT":
+    sys.exit("NOT_FOUND: it")
+  print("SUSPENDED" if done and done[-1] == "lost" else state)
 elif word == "ssh" and "launch/run.sh" in sys.argv[-1]:
   code = [75, 255, 0][sum(w in ("75", "lost", "0") for w in done)]
   log.write_text(" ".join([*done, "lost" if code == 255 else str(code)]))
@@ -215,8 +217,8 @@ def test_two_processes_of_slurm(tmp_path):
     "srun",
     """
 import os, signal, subprocess, sys, time
-tasks = [subprocess.Popen(sys.argv[2:], env={**os.environ, "SLURM_PROCID": str(i), "SLURM_LOCALID": "0"})
-         for i in range(2)]
+environment = lambda i: {**os.environ, "SLURM_PROCID": str(i), "SLURM_LOCALID": "0"}
+tasks = [subprocess.Popen(sys.argv[2:], env=environment(i)) for i in range(2)]
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
 sys.exit(max(task.wait() for task in tasks))
 """,

@@ -263,8 +263,8 @@ def test_dry_run_writes_nothing(made, sounds, tmp_path, capsys):
   assert capsys.readouterr().out.splitlines() == [
     "rain: 12 train, 4 valid, 5 test",
     "wind: 12 train, 4 valid, 5 test",
-    f"42 pairs of {heard['event']} foregrounds and {heard['background']} backgrounds, about {hours:.2f} hours and 0.00 "
-    "GiB; nothing written",
+    f"42 pairs of {heard['event']} foregrounds and {heard['background']} backgrounds, "
+    f"about {hours:.2f} hours and 0.00 GiB; nothing written",
   ]
   assert not (tmp_path / "out").exists()
   before = contents(made)

@@ -304,9 +304,11 @@ def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):
     "from data_pipeline.sources.files import Source\n"
     "from data_pipeline.shards.shard import Settings, ShardTask, write_task\n"
     "path, output = sys.argv[1:]\n"
-    "settings = Settings(output, output, FRONTENDS['atst'], np.ones((513, 64), np.float32), (), 60.0)\n"
+    "filters = np.ones((513, 64), np.float32)\n"
+    "settings = Settings(output, output, FRONTENDS['atst'], filters, (), 60.0)\n"
     "write_task(ShardTask('a.tfrecord', 'train', (Source(path, 'a'),)), settings, print)\n"
-    "sys.exit(str({'jax', 'tensorflow', 'tensorflow_datasets', 'librosa', 'numba'} & set(sys.modules)))\n"
+    "heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'librosa', 'numba'}\n"
+    "sys.exit(str(heavy & set(sys.modules)))\n"
   )
   command = [sys.executable, "-c", code, str(audio / "class 0/long.flac"), str(tmp_path)]
   done = subprocess.run(
@@ -335,7 +337,8 @@ def test_ten_hours(tmp_path):
   ]
   # From a process without other children, so that the largest is one of this job's.
   code = (
-    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr); "
+    "import resource, subprocess, sys\n"
+    "subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)\n"
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
   )
   done = subprocess.run(

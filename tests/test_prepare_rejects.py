@@ -74,7 +74,8 @@ def test_fault_21_a_file_that_crashes_the_decoder_is_a_reject(small, tmp_path, m
     "import os, soundfile\n"
     "read = soundfile.SoundFile.read\n"
     "crash = lambda self: os.abort() if 'crash.wav' in str(self.name) else None\n"
-    "soundfile.SoundFile.read = lambda self, *args, **kwargs: crash(self) or read(self, *args, **kwargs)\n"
+    "crashing = lambda self, *args, **more: crash(self) or read(self, *args, **more)\n"
+    "soundfile.SoundFile.read = crashing\n"
   )
   (small[0] / "crash.wav").write_bytes((small[0] / "7.wav").read_bytes())
   flags = [f"--input={small[0]}", "--frontend=atst", "--num_shards=5", "--workers=2"]
