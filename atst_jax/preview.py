@@ -1,6 +1,7 @@
 """Sheets of views before any training: what a config makes of its data.
 
-  python -m atst_jax.preview --config=configs/base.py --output=preview [--sheets=3] [--config.KEY=VALUE …]
+  python -m atst_jax.preview --config=configs/base.py --output=preview [--sheets=3]
+    [--config.KEY=VALUE …]
 
 Checks the config as training would, then draws clips of the data with their crops, boxes, views and
 mixtures (`view_sheet`). Nothing is trained and no workdir is needed. `--devices` checks for so many
@@ -32,17 +33,19 @@ def describe(config, dataset: Dataset | None) -> str:
     f"{seconds(low)}" + (f" to {seconds(high)}" if low < high else "")
     for low, high in ranges_of(config.views)
   ]
+  segments = "two segments" if config.views.segments == "two" else "a single segment"
   lines = [
     f"{config.total_steps} steps of {config.batch_size} clips, warm-up {config.warmup_steps}",
-    f"views of {views[0]} s and {views[1]} s, from {config.views.segments} "
-    f"segment{'s' * (config.views.segments == 'two')} of at most {seconds(config.data.clip_frames)} s",
+    f"views of {views[0]} s and {views[1]} s, from {segments} "
+    f"of at most {seconds(config.data.clip_frames)} s",
   ]
   if dataset is not None:
     split = dataset.manifest["splits"][config.data.split]
     clips = dataset.num_clips(config.data.split)
+    visits = config.total_steps * config.batch_size / clips
     lines.append(
       f"{dataset.root}, {config.data.split}: {clips} clips of {seconds(split['min_frames'])} to "
-      f"{seconds(split['max_frames'])} s, each {config.total_steps * config.batch_size / clips:.1f} times"
+      f"{seconds(split['max_frames'])} s, each {visits:.1f} times"
     )
   return "\n".join(lines)
 

@@ -89,7 +89,10 @@ def test_manifest_without_a_key(dataset, key):
 
 def test_fault_15_other_schema_version(dataset):
   edit_manifest(dataset, lambda manifest: manifest.update(schema=SCHEMA_VERSION + 1))
-  message = rf"{MANIFEST}: schema version {SCHEMA_VERSION + 1}, this code reads {SCHEMA_VERSION}; prepare .* again"
+  message = (
+    rf"{MANIFEST}: schema version {SCHEMA_VERSION + 1}, this code reads {SCHEMA_VERSION}; "
+    "prepare .* again"
+  )
   with pytest.raises(UserError, match=message):
     Dataset.load(dataset)
 
@@ -113,7 +116,10 @@ def test_frontend_with_another_key(dataset):
 
 def test_fault_12_missing_shard(dataset):
   os.unlink(os.path.join(dataset, "train-1.tfrecord"))
-  message = r"1 of 2 shards are missing, the first is .*train-1\.tfrecord; run the same `prepare` command again"
+  message = (
+    r"1 of 2 shards are missing, the first is .*train-1\.tfrecord; "
+    "run the same `prepare` command again"
+  )
   with pytest.raises(UserError, match=message):
     Dataset.load(dataset)
 
