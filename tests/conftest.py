@@ -8,6 +8,7 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import signal
 
 # Before jax is imported, and in the environment, so that the subprocesses of tests see the same
 # platform.
@@ -36,6 +37,9 @@ SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
 def pytest_configure(config):
+  # A shell starts background jobs with SIGINT ignored, and tests send it.
+  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   jax.config.update("jax_numpy_rank_promotion", "raise")
   if cache := getattr(config, "cache", None):
     # In the environment too, for the subprocesses of tests.
