@@ -113,7 +113,7 @@ def divided(sources: list[Source], test_folds: str, kind: str) -> list[Source]:
   elif all(source.fold >= 0 for source in sources):
     side = lambda source: "test" if str(source.fold) in folds else "train"
   else:
-    side = lambda source: split_of(f"bgknown {source.id}", SHARES)
+    side = lambda source: split_of(f"bgknown {source.group or source.id}", SHARES)
   sources = [dataclasses.replace(source, split=side(source)) for source in sources]
   counts = collections.Counter(source.split for source in sources)
   if not counts["train"] or not counts["test"] or set(counts) - {"train", "valid", "test"}:
@@ -259,7 +259,13 @@ def _write_sets(
   named = [
     dataclasses.replace(sources[m.foreground], id=m.id, fold=-1, split=m.split) for m in rows
   ]
-  listing = Listing(sorted(named, key=lambda source: source.id), "bgknown", root=foreground.root)
+  listing = Listing(
+    sorted(named, key=lambda source: source.id),
+    "bgknown",
+    root=foreground.root,
+    grouped_by=foreground.grouped_by,
+    divided_by_owner=foreground.divided_by_owner,
+  )
   sources_hash, _ = hash_sources(listing.sources, listing.root)
   for condition in CONDITIONS:
     job = Job(

@@ -1,164 +1,113 @@
-"""Synthesised sounds for the demo: ten classes that differ only in how a sound moves in time.
+"""Synthesised sounds for the demo: ten "words" of two vowels, spoken by 25 drawn speakers.
 
-  python -m data_pipeline.synth --output=DIR --seed=0 --clips_per_class=100
+  python -m data_pipeline.synth --output=DIR --seed=0 --clips_per_class=150
 
-Pitch, timbre, loudness, onset, length and background are drawn anew for every clip, so that the
-average spectrum says little about the class: rising and falling glides, swells and fades are each
-other's time reversals, slow and fast tremolo share their depth, regular and irregular strikes their
-number. Files are 16 kHz, 16 bit, in a folder per class, and byte for byte a function of the seed.
+A word glides from one vowel to another. The ten words are five pairs of vowels in both orders, so
+that the average spectrum does not tell a word from its reverse. Pitch, vocal-tract length and
+breath belong to the speaker. Duration, moment and speed of the glide, pauses, level and background
+noise are drawn for every clip.
+
+Writes DIR/WORD/sSS_TT.wav (16 kHz, 16 bit, mono; speaker SS, take TT) and the manifest
+DIR/sounds.csv, whose five folds each leave five speakers out. Every byte is a function of the seed.
 """
 
+import csv
 import os
 import sys
 import wave
+from typing import NamedTuple
 
 import numpy as np
+from scipy.signal import lfilter
 
 from atst_jax.util.cli import Parser, guard
 from atst_jax.util.errors import UserError
 
 SAMPLE_RATE = 16000  # Hz
-SECONDS = (2.0, 4.0)
-FADE_SECONDS = 0.02
-MAX_HARMONICS = 16
-
-
-def _seconds(n: int) -> np.ndarray:
-  return np.arange(n) / SAMPLE_RATE
-
-
-def rising_glide(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """(n,) pitch in semitones about the centre and (n,) amplitude, as for every class."""
-  return rng.uniform(5, 14) * np.linspace(-0.5, 0.5, n), np.ones(n)
-
-
-def falling_glide(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """`rising_glide`, backwards: 5 to 14 semitones."""
-  pitch, amplitude = rising_glide(rng, n)
-  return pitch[::-1], amplitude
-
-
-def vibrato(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """Pitch swings by 5 to 14 semitones, 3 to 6 times a second."""
-  phase = rng.uniform(0, 2 * np.pi)
-  return rng.uniform(5, 14) / 2 * np.sin(
-    2 * np.pi * rng.uniform(3, 6) * _seconds(n) + phase
-  ), np.ones(n)
-
-
-def _tremolo(rng: np.random.Generator, n: int, hz: float) -> tuple[np.ndarray, np.ndarray]:
-  swing = np.sin(2 * np.pi * hz * _seconds(n) + rng.uniform(0, 2 * np.pi))
-  return np.zeros(n), 1 + rng.uniform(0.8, 0.98) * swing
-
-
-def slow_tremolo(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """Amplitude swings 2 to 3.5 times a second."""
-  return _tremolo(rng, n, rng.uniform(2, 3.5))
-
-
-def fast_tremolo(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """Amplitude swings 7 to 12 times a second."""
-  return _tremolo(rng, n, rng.uniform(7, 12))
-
-
-def _strikes(rng: np.random.Generator, n: int, onsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Decaying strikes at onsets from 0 to 1."""
-  decay = rng.uniform(0.05, 0.25)  # seconds to 1/e
-  amplitude = np.zeros(n)
-  for start in (onsets * n).astype(int):
-    amplitude[start:] += np.exp(-_seconds(n - start) / decay)
-  return np.zeros(n), amplitude
-
-
-def single_strike(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """One strike at the start, which decays."""
-  return _strikes(rng, n, np.zeros(1))
-
-
-def regular_strikes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """5 to 8 strikes, equally far apart."""
-  return _strikes(rng, n, np.arange(count := rng.integers(5, 9)) / count)
-
-
-def irregular_strikes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """5 to 8 strikes; the longest gap is 6 to 10 times the shortest."""
-  gaps = rng.permutation(np.geomspace(1, rng.uniform(6, 10), rng.integers(5, 9)))
-  return _strikes(rng, n, (np.cumsum(gaps) - gaps) / gaps.sum())
-
-
-def swell(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """`fade`, backwards."""
-  pitch, amplitude = fade(rng, n)
-  return pitch, amplitude[::-1]
-
-
-def fade(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """Amplitude decays exponentially by a factor of e^3 to e^5."""
-  return np.zeros(n), np.exp(-rng.uniform(3, 5) * np.linspace(0, 1, n))
-
-
-CLASSES = {
-  movement.__name__: movement
-  for movement in (
-    rising_glide,
-    falling_glide,
-    vibrato,
-    slow_tremolo,
-    fast_tremolo,
-    single_strike,
-    regular_strikes,
-    irregular_strikes,
-    swell,
-    fade,
-  )
+MANIFEST = "sounds.csv"
+SPEAKERS, FOLDS = 25, 5
+# Mean formants F1, F2, F3 of American English vowels in Hz (Peterson and Barney, 1952).
+VOWELS = {
+  "i": (270, 2290, 3010),
+  "e": (530, 1840, 2480),
+  "ae": (660, 1720, 2410),
+  "a": (730, 1090, 2440),
+  "o": (570, 840, 2410),
+  "u": (300, 870, 2240),
+  "er": (490, 1350, 1690),
 }
+PAIRS = (("i", "a"), ("u", "i"), ("a", "u"), ("e", "o"), ("ae", "er"))
+WORDS = {"-".join(word): word for pair in PAIRS for word in (pair, pair[::-1])}
+BANDWIDTHS = np.array([60, 100, 140])  # Hz, of F1, F2, F3
+BLOCK = 160  # samples (10 ms) between two settings of the formants
+FADE = 0.08  # of a word's duration, at its start and its end
 
 
-def _coloured_noise(rng: np.random.Generator, n: int, slope: float) -> np.ndarray:
-  """(n,) noise of unit power whose spectrum falls by `slope` x 3 dB per octave."""
-  size = 1 << (n - 1).bit_length()  # lengths with large prime factors are slow to transform
-  spectrum = np.fft.rfft(rng.standard_normal(size))
-  noise = np.fft.irfft(spectrum * np.maximum(np.arange(len(spectrum)), 8.0) ** (-slope / 2), size)[
-    :n
-  ]
-  return noise / np.sqrt(np.mean(noise**2))
+class Speaker(NamedTuple):
+  """What all clips of a speaker share."""
+
+  pitch: float  # Hz
+  slope: float  # octaves that the pitch rises in a word
+  tract: float  # factor of all formants: above 1 for a short vocal tract
+  breath: float  # 0 to 1
 
 
-def _tone(rng: np.random.Generator, pitch: np.ndarray) -> np.ndarray:
-  """(n,) harmonic tone of unit power: pitch in semitones about a random centre, random harmonics
-  and breath."""
-  hz = np.exp2(rng.uniform(np.log2(120), np.log2(900)) + pitch / 12)
-  phase = np.cumsum(hz) / SAMPLE_RATE % 1.0
-  rotation = np.exp(2j * np.pi * phase).astype(np.complex64)  # its k-th power is harmonic k
-  tilt, count = rng.uniform(0.3, 2.0), rng.integers(2, MAX_HARMONICS + 1)
-  tone, harmonic = (
-    np.zeros(len(pitch)),
-    np.full(len(pitch), np.exp(2j * np.pi * rng.uniform()), np.complex64),
+def draw_speaker(rng: np.random.Generator) -> Speaker:
+  """A voice from low and long to high and short."""
+  return Speaker(
+    pitch=rng.uniform(85, 280),
+    slope=rng.uniform(-0.4, 0.4),
+    tract=rng.uniform(0.85, 1.2),
+    breath=rng.uniform(0, 1),
   )
-  for k in range(1, count + 1):
-    harmonic *= rotation
-    tone += (k * hz < 0.45 * SAMPLE_RATE) * (rng.uniform(0.1, 1) * k**-tilt) * harmonic.imag
-  tone /= np.sqrt(np.mean(tone**2))
-  breath = rng.uniform(0, 0.3)
-  return (1 - breath) * tone + breath * _coloured_noise(rng, len(tone), rng.uniform(0, 2))
 
 
-def synthesise(rng: np.random.Generator, name: str) -> np.ndarray:
-  """(N,) int16 clip of a class at SAMPLE_RATE, N / SAMPLE_RATE within SECONDS."""
-  n = int(rng.uniform(*SECONDS) * SAMPLE_RATE)
-  length = int(rng.uniform(0.8, 1.0) * n)
-  onset = rng.integers(0, n - length + 1)
-  pitch, amplitude = CLASSES[name](rng, length)
-  sound = _tone(rng, pitch) * amplitude
-  edge = np.minimum(
-    1, np.minimum(np.arange(length), np.arange(length)[::-1]) / (FADE_SECONDS * SAMPLE_RATE)
-  )
-  sound *= edge
-  clip = np.zeros(n)
-  clip[onset : onset + length] = sound / np.abs(sound).max()
-  snr_db = rng.uniform(20, 40)  # of the background to the peak
-  clip += 10 ** (-snr_db / 20) * 0.3 * _coloured_noise(rng, n, rng.uniform(0, 2))
-  peak_db = rng.uniform(-12, -1)
+def _source(rng: np.random.Generator, speaker: Speaker, t: np.ndarray) -> np.ndarray:
+  """(N,) what the vocal folds give: low-passed pulses at the pitch, and breath. t: (N,) 0 to 1."""
+  vibrato = 0.02 * np.sin(2 * np.pi * 5 * np.arange(len(t)) / SAMPLE_RATE)
+  octaves = rng.normal(0, 0.08) + speaker.slope * (t - 0.5) + vibrato
+  periods = np.cumsum(speaker.pitch * np.exp2(octaves)) / SAMPLE_RATE
+  pulses = np.diff(np.floor(periods), prepend=0)
+  return lfilter([1], [1, -0.95], pulses + rng.normal(0, 0.01 + 0.03 * speaker.breath, len(t)))
+
+
+def _resonate(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
+  """(N,) through three resonators in a row, whose frequencies (N / BLOCK, 3) in Hz change block by
+  block."""
+  sound, states = np.empty_like(source), np.zeros((3, 2))
+  radius = np.exp(-np.pi * BANDWIDTHS / SAMPLE_RATE)
+  angle = 2 * np.pi * formants / SAMPLE_RATE
+  for block, angles in enumerate(angle):
+    part = slice(block * BLOCK, (block + 1) * BLOCK)
+    x = source[part]
+    for k in range(3):
+      poles = [1, -2 * radius[k] * np.cos(angles[k]), radius[k] ** 2]
+      x, states[k] = lfilter([sum(poles)], poles, x, zi=states[k])
+    sound[part] = x
+  return sound
+
+
+def speak(rng: np.random.Generator, word: str, speaker: Speaker) -> np.ndarray:
+  """(N,) one take of a word of WORDS without pauses and background, peak 1; 0.5 to 0.9 s."""
+  blocks = int(rng.uniform(0.5, 0.9) * SAMPLE_RATE / BLOCK)
+  t = np.linspace(0, 1, blocks * BLOCK, endpoint=False)
+  middle, width = rng.uniform(0.4, 0.6), rng.uniform(0.05, 0.12)
+  share = 1 / (1 + np.exp(-(t[BLOCK // 2 :: BLOCK, None] - middle) / width))
+  first, second = (np.array(VOWELS[vowel]) for vowel in WORDS[word])
+  formants = speaker.tract * ((1 - share) * first + share * second)
+  sound = _resonate(_source(rng, speaker, t), formants)
+  sound *= np.minimum(1, np.minimum(t, 1 - t) / FADE)
+  return sound / np.abs(sound).max()
+
+
+def synthesise(rng: np.random.Generator, word: str, speaker: Speaker) -> np.ndarray:
+  """(N,) int16 clip at SAMPLE_RATE: a take between pauses, in noise; about 1.2 s."""
+  before, after = (int(SAMPLE_RATE * rng.uniform(0.05, 0.5)) for _ in range(2))
+  clip = np.pad(speak(rng, word, speaker), (before, after))
+  noise = lfilter([1], [1, -rng.uniform(0, 0.95)], rng.standard_normal(len(clip)))
+  snr_db = rng.uniform(10, 30)
+  clip += noise / noise.std() * clip.std() * 10 ** (-snr_db / 20)
+  peak_db = rng.uniform(-20, -1)
   return np.round(clip / np.abs(clip).max() * 10 ** (peak_db / 20) * 32767).astype("<i2")
 
 
@@ -170,13 +119,25 @@ def write_wav(path: str, samples: np.ndarray) -> None:
 
 
 def write_classes(output: str, *, seed: int, clips_per_class: int) -> int:
-  """Writes `output/CLASS/NNNN.wav` and returns the number of files."""
-  for number, name in enumerate(CLASSES):
-    os.makedirs(os.path.join(output, name), exist_ok=True)
+  """Writes a folder of clips for each word, and the manifest. The speakers take turns.
+
+  Returns:
+    The number of clips.
+  """
+  rows = []
+  for number, word in enumerate(WORDS):
+    os.makedirs(os.path.join(output, word), exist_ok=True)
     for i in range(clips_per_class):
-      samples = synthesise(np.random.default_rng([seed, number, i]), name)
-      write_wav(os.path.join(output, name, f"{i:04d}.wav"), samples)
-  return len(CLASSES) * clips_per_class
+      take, index = divmod(i, SPEAKERS)
+      speaker = draw_speaker(np.random.default_rng([seed, index]))
+      clip = synthesise(np.random.default_rng([seed, index, number, take]), word, speaker)
+      path = f"{word}/s{index:02d}_{take:02d}.wav"
+      write_wav(os.path.join(output, path), clip)
+      rows.append((path, word, index % FOLDS, f"s{index:02d}"))
+  with open(os.path.join(output, MANIFEST), "w", newline="", encoding="utf-8") as file:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows([("path", "label", "fold", "group"), *rows])
+  return len(rows)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     "--seed", type=int, default=0, help="of every clip; the same seed, the same bytes"
   )
   parser.add_argument(
-    "--clips_per_class", type=int, default=100, help="files of each class (default 100)"
+    "--clips_per_class", type=int, default=150, help="files of each word (default 150)"
   )
   return guard(lambda: _main(parser.parse(argv)))
 
@@ -205,7 +166,7 @@ def _main(args) -> None:
     count = write_classes(args.output, seed=args.seed, clips_per_class=args.clips_per_class)
   except OSError as error:
     raise UserError(f"--output={args.output}: cannot be written ({error.strerror})") from error
-  print(f"{args.output}: {count} clips in {len(CLASSES)} classes")
+  print(f"{args.output}: {count} clips of {len(WORDS)} words by {SPEAKERS} speakers")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmark data sets as their owners ship them, each in miniature: files, labels, folds and
 splits."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from atst_jax.data.dataset import Dataset
+from atst_jax.downstream.splits import make_splits
 from atst_jax.util.errors import UserError
 from data_pipeline import prepare
+from data_pipeline.mixing.recordings import list_recordings
 from data_pipeline.sources.files import subset
 from data_pipeline.sources.inputs import LAYOUTS, list_sources
 from data_pipeline.sources.owner_lists import split_of
@@ -224,6 +227,20 @@ CASES = {
 }
 
 
+GROUPS = {
+  "crema_d": ["1001", "1001"],
+  "esc10": ["100032", "9032"],
+  "esc50": ["100032", "7", "9032"],
+  "fsdd": ["theo", "jackson"],
+  "nsynth": ["organ_acoustic_000", "bass_acoustic_000", "flute_acoustic_001", "bass_acoustic_000"],
+  "speech_commands": ["b", "gone", "a", "c"],
+  "surge": ["presets/Basses/Attacky"],
+  "urbansound8k": ["7", "100032"],
+  "voxceleb1": ["1zcIwhmdeo4", "y", "x"],
+  "voxforge": ["de/anna"],
+}  # in the order of ids; clips of the others are recordings of their own
+
+
 def test_every_layout_is_tested():
   assert set(CASES) == set(LAYOUTS) - {"folder", "manifest"}
   page = (ROOT / "data_pipeline" / "README.md").read_text()
@@ -236,7 +253,100 @@ def test_layout(tmp_path, layout):
   listing = list_sources(_write(tmp_path, files), layout=layout)
   found = {s.id: (s.labels, s.fold, s.split, os.path.isfile(s.path)) for s in listing.sources}
   assert found == expected and listing.kind == layout
+  groups = [s.group for s in listing.sources]
+  assert groups == GROUPS.get(layout, [""] * len(expected))
+  assert bool(listing.grouped_by) == (layout in GROUPS)
   assert listing.multi_label == (layout in ("fsd50k", "audioset"))
+
+
+def _divided(listing, groups=None, **options):
+  """The divisions of a listing's files, as an evaluation draws them."""
+  sources, names = listing.sources, listing.label_names
+  return make_splits(
+    ids=[s.id for s in sources],
+    groups=[s.group for s in sources] if groups is None else groups,
+    targets=np.array([[name in s.labels for name in names] for s in sources], int),
+    folds=[s.fold for s in sources],
+    splits=[s.split for s in sources],
+    label_names=names,
+    seed=0,
+    owned=listing.divided_by_owner,
+    **{"way": "auto", "num_folds": 5, "hold_out": "tenth", **options},
+  )
+
+
+def _parted(listing, split) -> set[str]:
+  """Groups both of the training and of the validation clips."""
+  train, valid = ({listing.sources[i].group for i in part} for part in split[:2])
+  return train & valid
+
+
+def test_no_slice_of_a_recording_is_on_both_sides_of_a_drawn_division(tmp_path):
+  """A listing of UrbanSound8K's shape: some slices of each recording, all in one fold."""
+  rng = np.random.default_rng(0)
+  rows = ["slice_file_name,fsID,start,end,salience,fold,classID,class"]
+  for recording in range(300):
+    fold, label = recording % 10 + 1, recording // 10 % 10
+    for number in range(rng.integers(1, 12)):
+      name = f"{1000 + recording}-{label}-0-{number}.wav"
+      rows.append(f"{name},{1000 + recording},0,4,1,{fold},{label},class {label}")
+  files = {"metadata/UrbanSound8K.csv": _table(*rows)}
+  listing = list_sources(_write(tmp_path, files), layout="urbansound8k")
+  for options in ({}, {"way": "random"}, {"way": "random", "hold_out": "fold"}):
+    for split in _divided(listing, **options):
+      assert len(split.valid) and not _parted(listing, split)
+  by_file = _divided(listing, groups=[""] * len(listing.sources))
+  assert all(_parted(listing, split) for split in by_file)  # how it was
+
+
+def test_groups_that_an_owner_parts_stay_as_published(tmp_path, warnings):
+  """NSynth's validation and test share instruments: one line, but no division that is drawn."""
+  notes = {"train": range(40), "valid": range(40, 60), "test": range(50, 70)}
+  files = {}
+  for split, numbers in notes.items():
+    examples = {
+      f"{family}_acoustic_{n:03d}-{pitch:03d}-100": {"instrument_family_str": family}
+      for n in numbers
+      for family in ("bass", "flute")
+      for pitch in ((60, 61) if split != "test" else (62,))
+    }
+    files[f"nsynth-{split}/examples.json"] = json.dumps(examples)
+  listing = list_sources(_write(tmp_path, files), layout="nsynth")
+  ((train, valid, test),) = _divided(listing)
+  assert (len(train), len(valid), len(test)) == (160, 80, 40)
+  (line,) = warnings
+  assert "20 groups lie in several parts as the set's owner published them" in line
+  for split in _divided(listing, way="random"):
+    assert not _parted(listing, split)
+  assert len(warnings) == 1
+  manual = dataclasses.replace(listing, divided_by_owner=False)
+  with pytest.raises(UserError, match="leaks: 20 groups in more than one part"):
+    _divided(manual)
+
+
+def test_recordings_that_are_mixed_are_divided_by_speakers(tmp_path):
+  """Each of 40 speakers says every word: about 12 of them are drawn, once, and not anew for every
+  word."""
+  rows = ["path,label,group"]
+  rows += [f"{word}/{i}.wav,{word},speaker {i}" for word in "abcdefgh" for i in range(40)]
+  path = pathlib.Path(_write(tmp_path, {"list.csv": _table(*rows)})) / "list.csv"
+  for row in rows[1:]:
+    file = tmp_path / row.split(",")[0]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("x")
+  found = list_recordings(
+    str(path), flag="foreground", layout="", classes=[], classes_flag="", eval_fold=-1, seed=0
+  )
+  speakers = {
+    split: {source.group for sources in classes.values() for source in sources}
+    for split, classes in found.by_class.items()
+  }
+  assert {split: len(found) for split, found in speakers.items()} == {
+    "train": 29,
+    "valid": 3,
+    "test": 8,
+  }
+  assert len(set.union(*speakers.values())) == 40
 
 
 @pytest.mark.parametrize("layout", sorted(set(CASES) - {"fsdd", "surge", "voxforge"}))

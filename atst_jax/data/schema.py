@@ -100,3 +100,7 @@ def check_manifest(manifest: dict) -> None:
     if not _are_names([reject[key] for key in ("id", "reason", "detail")]):
       raise TypeError(f"a reject holds something else than texts: {reject!r}")
   _check_counts(manifest.get("counts", {}))
+  groups = manifest.get("groups", {})
+  counts = [groups["number"], groups["parted"]] if groups else []
+  if groups and not (_is_text(groups["by"]) and all(is_number(count, int) for count in counts)):
+    raise TypeError(f"groups holds something else than what they are and how many: {groups!r}")

@@ -275,6 +275,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     num_folds=2,
     hold_out="tenth",
     seed=config.seed,
+    owned=mix.manifest.get("groups", {}).get("divided_by_owner", False),
   )
   lock = claim(workdir)
   try:

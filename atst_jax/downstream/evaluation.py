@@ -35,6 +35,7 @@ def divide(config: ConfigDict, dataset: Dataset, labels: Labels) -> list[Split]:
     splits=labels.splits,
     label_names=dataset.label_names,
     seed=config.seed,
+    owned=dataset.manifest.get("groups", {}).get("divided_by_owner", False),
     **config.splits,
   )
   if config.select_on_test:
@@ -143,8 +144,11 @@ def describe_labelled(config: ConfigDict, dataset: Dataset) -> tuple[list, list[
   labels = features.read_labels(dataset)
   splits = divide(config, dataset, labels)
   parts = "; ".join(f"{len(s.train)} + {len(s.valid)} + {len(s.test)}" for s in splits)
-  return splits, [
+  lines = [
     f"data        {dataset.root}: {len(labels.ids)} clips, {len(dataset.label_names)} classes, "
     f"{'several labels' if labels.multi_label else 'one label'} each",
     f"divisions   {len(splits)}, training + validation + test clips: {parts}",
   ]
+  if groups := dataset.manifest.get("groups"):
+    lines.append(f"groups      where divisions are drawn, each {groups['by']} is in one part")
+  return splits, lines

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 WAYS = ("auto", "fold", "split", "random")
 HOLD_OUTS = ("fold", "tenth")
@@ -29,7 +30,7 @@ def source_of(id: str) -> str:
 
 
 def make_splits(
-  *, ids, groups, targets, folds, splits, label_names, way, num_folds, hold_out, seed
+  *, ids, groups, targets, folds, splits, label_names, way, num_folds, hold_out, seed, owned=False
 ) -> list[Split]:
   """Divides a labelled set, once for each fold.
 
@@ -50,6 +51,8 @@ def make_splits(
     hold_out: with folds, what chooses: the next "fold", or a "tenth" of the other clips' files (as
       EVAR; stratified).
     seed: of what is drawn.
+    owned: folds and splits are those that the set's owner published: where they part a group they
+      stay, and a line says so. What is drawn never parts one.
 
   Raises:
     UserError: the columns do not allow it, or a division leaks or misses a class (`check`).
@@ -73,6 +76,7 @@ def make_splits(
       targets=targets,
       label_names=label_names,
       name=f"division {number + 1} of {len(parts)}",
+      owned=owned and way != "random",
     )
   return parts
 
@@ -180,8 +184,9 @@ def _by_fold(folds, groups, targets, hold_out, seed) -> list[Split]:
   return parts
 
 
-def check(split: Split, *, ids, groups, targets, label_names, name) -> None:
-  """Refuses a division that leaks or cannot be learned.
+def check(split: Split, *, ids, groups, targets, label_names, name, owned=False) -> None:
+  """Refuses a division that leaks or cannot be learned. A group in two parts of the owner's own
+  division (`owned`) is told of.
 
   Raises UserError with names and counts if a part is empty, an id, a source file or a group is in
   two parts, a class of the test clips has no training clip, or fewer than two classes are tested.
@@ -198,7 +203,16 @@ def check(split: Split, *, ids, groups, targets, label_names, name) -> None:
     shared = sorted(
       value for value, keys in owners.items() if len(keys) > 1 and (value or what != "group")
     )
-    if shared:
+    if shared and owned and what == "group":
+      log.warning(
+        "%s: %d groups lie in several parts as the set's owner published them, the first is %r "
+        "in %s",
+        name,
+        len(shared),
+        shared[0],
+        " and ".join(sorted(owners[shared[0]])),
+      )
+    elif shared:
       raise UserError(
         f"{name} leaks: {len(shared)} {what}{'s' * (len(shared) > 1)} in more than one part, the first "
         f"is {shared[0]!r} in {' and '.join(sorted(owners[shared[0]]))} ({sizes} clips); give all pieces "

@@ -91,10 +91,10 @@ class Recordings:
     return sorted({label for classes in self.by_class.values() for label in classes})
 
 
-def recording_of(id: str) -> str:
-  """What must not be divided: ESC-50's takes of one sound, else the file."""
-  match = TAKE.fullmatch(id)
-  return match["recording"] if match else id
+def recording_of(source: Source) -> str:
+  """What must not be divided: a group, ESC-50's takes of one sound, else the file."""
+  match = TAKE.fullmatch(source.id)
+  return source.group or (match["recording"] if match else source.id)
 
 
 def list_recordings(
@@ -134,10 +134,10 @@ def list_recordings(
     raise UserError(
       f"--{flag}={path}: none of the files of {', '.join(classes) or 'any class'} is there"
     )
-  parts = _divide(kept, eval_fold, seed, flag)
+  split_of = _divide(kept, eval_fold, seed, flag, owned=listing.divided_by_owner)
   by_class: dict = {split: collections.defaultdict(list) for split in SPLITS}
   for source in kept:
-    by_class[parts[recording_of(source.id)]][source.labels[0]].append(source)
+    by_class[split_of(source)][source.labels[0]].append(source)
   return Recordings(listing.root, {split: dict(groups) for split, groups in by_class.items()})
 
 
@@ -156,31 +156,43 @@ def _labelled(sources: list[Source], wanted: set[str], flag: str) -> list[Source
   return kept
 
 
-def _divide(sources: list[Source], eval_fold: int, seed: int, flag: str) -> dict[str, str]:
-  """{recording: split}. Raises UserError for a recording with files in two of them."""
+def _divide(
+  sources: list[Source], eval_fold: int, seed: int, flag: str, *, owned: bool
+) -> Callable[[Source], str]:
+  """The split of a file.
+
+  Args:
+    owned: the set's divisions are its owner's: where they part a recording they stay as they are.
+
+  Raises UserError for a recording with files in two splits otherwise.
+  """
   given = _given(sources, eval_fold, flag)
+  key = lambda source: (recording_of(source), given(source) if owned else "")
   own = collections.defaultdict(set)
   for source in sources:
-    own[recording_of(source.id)].add(given(source))
+    own[key(source)].add(given(source))
   if divided := sorted(name for name, found in own.items() if len(found) > 1):
     raise UserError(
-      f"--{flag}: files of the recording {divided[0]!r} are in "
+      f"--{flag}: files of the recording {divided[0][0]!r} are in "
       f"{' and '.join(sorted(own[divided[0]]))}; "
       "give all of a recording's files the same split and fold"
     )
   parts = {name: found.pop() for name, found in own.items()}
   classes = collections.defaultdict(set)
   for source in sources:
-    classes[source.labels[0]].add(recording_of(source.id))
+    classes[source.labels[0]].add(key(source))
   for split, share in SHARES.items():
     if split in parts.values():
       continue
     for label in sorted(classes):
       rest = [name for name in classes[label] if parts[name] == "train"]
-      rest.sort(key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-      count = min(max(2, round(share * len(rest))), len(rest) // 3)
-      parts |= dict.fromkeys(rest[:count], split)
-  return parts
+      rest.sort(key=lambda name: hashlib.sha256(f"{seed}:{name[0]}".encode()).digest())
+      # a speaker of several classes was drawn with the first of them
+      drawn = sum(parts[name] == split for name in classes[label])
+      number = drawn + len(rest)
+      count = min(max(2, round(share * number)), number // 3) - drawn
+      parts |= dict.fromkeys(rest[: max(count, 0)], split)
+  return lambda source: parts[key(source)]
 
 
 def _given(sources: list[Source], eval_fold: int, flag: str) -> Callable[[Source], str]:

@@ -145,6 +145,7 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
       "kind": "merge",
       "of": [[d.manifest["name"], [d.fingerprint(s) for s in d.splits]] for d in datasets],
     },
+    **_groups([d.manifest["groups"] for d in datasets if "groups" in d.manifest]),
   }
   labelled = all(
     sum(part["class_counts"].values()) >= part["num_clips"] for part in splits.values()
@@ -153,6 +154,20 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
   write_json(os.path.join(output, MANIFEST), manifest)
   write_report(output)
   return manifest
+
+
+def _groups(parts: list[dict]) -> dict[str, dict]:
+  """The entry `groups` of the joined set."""
+  if not parts:
+    return {}
+  return {
+    "groups": {
+      "by": " or ".join(sorted({part["by"] for part in parts})),
+      "number": sum(part["number"] for part in parts),
+      "parted": sum(part["parted"] for part in parts),
+      "divided_by_owner": all(part["divided_by_owner"] for part in parts),
+    }
+  }
 
 
 def _encoded(clips: Iterator[Clip], statistics: MelStatistics | None) -> Iterator[bytes]:

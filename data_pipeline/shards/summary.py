@@ -56,7 +56,41 @@ def describe(
       **({"skipped": listing.skipped} if listing.skipped else {}),
     },
     "preparation": preparation,
+    **_groups(listing),
   }
+
+
+def _groups(listing: Listing) -> dict[str, dict]:
+  """What divisions keep together, and how many groups lie in two of the divisions that the listing
+  has; nothing where no file is in a group."""
+  parts = collections.defaultdict(set)
+  for source in listing.sources:
+    if source.group:
+      parts[source.group].add((source.split, source.fold))
+  if not parts:
+    return {}
+  return {
+    "groups": {
+      "by": listing.grouped_by,
+      "number": len(parts),
+      "parted": sum(len(found) > 1 for found in parts.values()),
+      "divided_by_owner": listing.divided_by_owner,
+    }
+  }
+
+
+def describe_groups(groups: dict) -> list[str]:
+  """A line about what divisions keep together, if there is anything."""
+  if not groups:
+    return []
+  line = f"groups: {groups['number']}, one for each {groups['by']}; divisions keep each together"
+  if parted := groups["parted"]:
+    line += f"; {parted} lie in several of the set's own folds or splits, "
+    if groups["divided_by_owner"]:
+      line += "which stay as published"
+    else:
+      line += "which evaluations refuse: give each group one fold and split"
+  return [line]
 
 
 def sum_counts(parts: list[dict[str, int]]) -> dict[str, int]:
@@ -125,6 +159,7 @@ def report(manifest: dict, *, most: int = 10) -> list[str]:
     )
   lines.append(", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in COUNTS))
   lines += describe_skipped(counts.get("skipped", {}))
+  lines += describe_groups(manifest.get("groups", {}))
   if manifest["rejects"]:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["reasons"].items()))
     lines.append(

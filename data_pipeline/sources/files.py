@@ -40,6 +40,9 @@ class Listing:
   not_drawn: dict[str, int] = dataclasses.field(default_factory=dict)
   # files of a folder that are not prepared: by ending what is no audio, and hidden ones
   skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+  grouped_by: str = ""  # what a group is: "speaker"
+  # folds and splits are those that the set's owner published
+  divided_by_owner: bool = False
 
   @property
   def label_names(self) -> list[str]:

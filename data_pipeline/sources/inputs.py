@@ -32,7 +32,7 @@ def folder(path: str) -> Listing:
 
 def manifest(path: str, **options) -> Listing:
   """A CSV or TSV file (data_pipeline.sources.manifest)."""
-  return Listing(read_manifest(path, **options), "manifest")
+  return Listing(read_manifest(path, **options), "manifest", grouped_by="value of `group`")
 
 
 LAYOUTS: dict[str, Callable[..., Listing]] = {
@@ -101,5 +101,6 @@ def list_sources(
         f"{one.path!r} and {other.path!r} have the same id {one.id!r}; rename one of them"
       )
   root = root or (path if is_folder else os.path.dirname(storage.absolute(path)))
-  listing = dataclasses.replace(listing, sources=sources, root=root)
+  owned = layout not in ("folder", "manifest")
+  listing = dataclasses.replace(listing, sources=sources, root=root, divided_by_owner=owned)
   return subset(listing, number) if number else listing

@@ -2,7 +2,9 @@
 
 Each function takes the folder that holds a data set and returns its listing. Files that the owner's
 lists name are listed whether they are there or not, so that what is missing is counted;
-data_pipeline/README.md says what is expected.
+data_pipeline/README.md says what is expected. Where several clips come from one recording, speaker,
+video or instrument, that is their group: no division that is drawn parts them. Clips of AudioSet,
+FSD50K and GTZAN (whose owners name no artists) are recordings of their own.
 """
 
 import contextlib
@@ -18,17 +20,22 @@ from .audioset import audioset
 from .files import Listing, Source, audio_files, printable
 from .owner_lists import find, lines_of, parsed_files, rows_of, source, split_of
 
+RECORDING = "original recording"
+
 
 def esc50(root: str, *, layout: str = "esc50") -> Listing:
-  """ESC-50 (Piczak, 2015): audio/ and meta/esc50.csv, five folds."""
+  """ESC-50 (Piczak, 2015): audio/ and meta/esc50.csv, five folds. Files are named
+  FOLD-FREESOUNDID-TAKE-TARGET.wav: the takes of a recording are a group."""
   table = find(root, layout, "meta/esc50.csv")
   audio = os.path.join(os.path.dirname(os.path.dirname(table)), "audio")
-  sources = [
-    source(root, os.path.join(audio, row["filename"]), row["category"], fold=int(row["fold"]))
-    for row in rows_of(table, layout, "filename", "fold", "category", "esc10")
-    if layout == "esc50" or row["esc10"].lower() == "true"
-  ]
-  return Listing(sources, layout)
+  sources = []
+  for row in rows_of(table, layout, "filename", "fold", "category", "esc10"):
+    if layout == "esc50" or row["esc10"].lower() == "true":
+      name, fold = row["filename"], int(row["fold"])
+      group = name.partition("-")[2].partition("-")[0]
+      path = os.path.join(audio, name)
+      sources.append(source(root, path, row["category"], fold=fold, group=group))
+  return Listing(sources, layout, grouped_by=RECORDING)
 
 
 def esc10(root: str) -> Listing:
@@ -36,12 +43,13 @@ def esc10(root: str) -> Listing:
   with contextlib.suppress(UserError):
     find(root, "esc10", "meta/esc50.csv")
     return esc50(root, layout="esc10")
-  pattern = r"(?P<label>[^/]+)/(?P<fold>\d+)-\d+-[A-Z]+\.\w+"
+  pattern = r"(?P<label>[^/]+)/(?P<fold>\d+)-(?P<recording>\d+)-[A-Z]+\.\w+"
   files = parsed_files(root, "esc10", pattern, "CLASS/FOLD-ID-TAKE.ogg")
   sources = [
-    Source(file, id, (printable(m["label"]),), fold=int(m["fold"])) for file, id, m in files
+    Source(file, id, (printable(m["label"]),), fold=int(m["fold"]), group=m["recording"])
+    for file, id, m in files
   ]
-  return Listing(sources, "esc10")
+  return Listing(sources, "esc10", grouped_by=RECORDING)
 
 
 def fsdd(root: str) -> Listing:
@@ -54,24 +62,26 @@ def fsdd(root: str) -> Listing:
   for file, id, m in files:
     fold, group = speakers.index(m["speaker"]), printable(m["speaker"])
     sources.append(Source(file, id, (m["digit"],), fold=fold, group=group))
-  return Listing(sources, "fsdd", [printable(speaker) for speaker in speakers])
+  names = [printable(speaker) for speaker in speakers]
+  return Listing(sources, "fsdd", names, grouped_by="speaker")
 
 
 def urbansound8k(root: str) -> Listing:
-  """UrbanSound8K (Salamon et al., 2014): audio/fold1..10/ and metadata/UrbanSound8K.csv, ten
-  folds."""
+  """UrbanSound8K (Salamon et al., 2014): audio/fold1..10/ and metadata/UrbanSound8K.csv, ten folds.
+  Files are named FSID-CLASS-OCCURRENCE-SLICE.wav: the slices of a recording are a group."""
   table = find(root, "urbansound8k", "metadata/UrbanSound8K.csv")
   audio = os.path.join(os.path.dirname(os.path.dirname(table)), "audio")
   sources = []
   for row in rows_of(table, "urbansound8k", "slice_file_name", "fold", "class"):
-    path = os.path.join(audio, f"fold{row['fold']}", row["slice_file_name"])
-    sources.append(source(root, path, row["class"], fold=int(row["fold"])))
-  return Listing(sources, "urbansound8k")
+    name, fold = row["slice_file_name"], int(row["fold"])
+    path = os.path.join(audio, f"fold{row['fold']}", name)
+    sources.append(source(root, path, row["class"], fold=fold, group=name.split("-")[0]))
+  return Listing(sources, "urbansound8k", grouped_by=RECORDING)
 
 
 def speech_commands(root: str) -> Listing:
-  """Speech Commands v2 (Warden, 2018): WORD/*.wav and the official lists; background noise is left
-  out."""
+  """Speech Commands v2 (Warden, 2018): WORD/SPEAKER_nohash_N.wav and the official lists; background
+  noise is left out. A speaker is a group."""
   lists = {
     split: find(root, "speech_commands", f"{name}_list.txt")
     for split, name in (("valid", "validation"), ("test", "testing"))
@@ -84,42 +94,45 @@ def speech_commands(root: str) -> Listing:
     for name in there
     if "/" in name and not name.startswith("_background_noise_")
   }
-  sources = [
-    source(root, os.path.join(folder, name), name.split("/")[0], split=split)
-    for name, split in (names | splits).items()
-  ]
-  return Listing(sources, "speech_commands")
+  sources = []
+  for name, split in (names | splits).items():
+    word, _, file = name.partition("/")
+    speaker = printable(re.sub(r"(_nohash_\d+)?\.\w+$", "", file))
+    sources.append(source(root, os.path.join(folder, name), word, split=split, group=speaker))
+  return Listing(sources, "speech_commands", grouped_by="speaker")
 
 
 def voxceleb1(root: str) -> Listing:
   """VoxCeleb1 (Nagrani et al., 2017): wav/SPEAKER/VIDEO/*.wav and the identification split
-  iden_split.txt."""
+  iden_split.txt. A video is a group."""
   lines = lines_of(find(root, "voxceleb1", "iden_split.txt"))
   audio = find(root, "voxceleb1", "wav")
   splits = {"1": "train", "2": "valid", "3": "test"}
   sources = []
   for number, line in enumerate(lines, 1):
     split, _, name = map(str.strip, line.partition(" "))
-    if split not in splits or not name:
+    parts = [part.strip() for part in name.split("/")]
+    if split not in splits or len(parts) != 3:
       raise UserError(
         f"iden_split.txt line {number}: {line!r} is not '1|2|3 SPEAKER/VIDEO/FILE.wav'"
       )
-    path = os.path.join(audio, name)
-    sources.append(source(root, path, name.split("/")[0].strip(), split=splits[split]))
-  return Listing(sources, "voxceleb1")
+    path, group = os.path.join(audio, name), printable(parts[1])
+    sources.append(source(root, path, parts[0], split=splits[split], group=group))
+  return Listing(sources, "voxceleb1", grouped_by="video")
 
 
 def nsynth(root: str) -> Listing:
   """NSynth (Engel et al., 2017): nsynth-{train,valid,test}/ with audio/ and examples.json; 11
-  instrument families."""
+  instrument families. Notes are named INSTRUMENT-PITCH-VELOCITY: an instrument is a group."""
   sources = []
   for split in ("train", "valid", "test"):
     path = find(root, "nsynth", f"nsynth-{split}/examples.json")
     audio = os.path.join(os.path.dirname(path), "audio")
     for name, example in json.loads(storage.read_text(path)).items():
-      family = example["instrument_family_str"]
-      sources.append(source(root, os.path.join(audio, f"{name}.wav"), family, split=split))
-  return Listing(sources, "nsynth")
+      path, family = os.path.join(audio, f"{name}.wav"), example["instrument_family_str"]
+      group = printable(name.rsplit("-", 2)[0])
+      sources.append(source(root, path, family, split=split, group=group))
+  return Listing(sources, "nsynth", grouped_by="instrument")
 
 
 def gtzan(root: str) -> Listing:
@@ -154,6 +167,7 @@ def _drawn(
   pattern: str,
   example: str,
   *,
+  grouped_by: str,
   group_of: Callable[[re.Match], str],
   shares: dict[str, float],
   folder: str = "",
@@ -163,6 +177,7 @@ def _drawn(
 
   Args:
     pattern, example: what names of files look like.
+    grouped_by: what a group is.
     folder: that holds the files, if not the root.
   """
   sources = []
@@ -171,7 +186,7 @@ def _drawn(
     group = group_of(match)
     split = split_of(f"{layout} {group}", shares)
     sources.append(source(root, file, match["label"], split=split, group=printable(group)))
-  return Listing(sources, layout)
+  return Listing(sources, layout, grouped_by=grouped_by)
 
 
 def crema_d(root: str) -> Listing:
@@ -182,6 +197,7 @@ def crema_d(root: str) -> Listing:
     "crema_d",
     r"(?P<actor>\d+)_[A-Z]+_(?P<label>[A-Z]+)_[A-Z]+\.\w+",
     "ACTOR_SENTENCE_EMOTION_LEVEL.wav",
+    grouped_by="actor",
     group_of=lambda match: match["actor"],
     shares={"train": 0.7, "valid": 0.1, "test": 0.2},
     folder="AudioWAV",
@@ -202,6 +218,7 @@ def voxforge(root: str) -> Listing:
     "voxforge",
     r"(?P<label>[^/]+)/(.*/)?(?P<session>[^/]+)/(wav|flac)/[^/]+",
     "LANGUAGE/SESSION/wav/FILE.wav",
+    grouped_by="user",
     group_of=user,
     shares={"train": 0.7, "valid": 0.15, "test": 0.15},
   )
@@ -215,6 +232,7 @@ def surge(root: str) -> Listing:
     "surge",
     r"(?P<tone>.+)/(?P<label>[^/]+)\.\w+",
     "TONE/NOTE.ogg",
+    grouped_by="tone",
     group_of=lambda match: match["tone"],
     shares={"train": 0.81, "valid": 0.095, "test": 0.095},
   )
