@@ -14,8 +14,6 @@ import jax.numpy as jnp
 
 from atst_jax.models import pallas_kernels
 
-EPSILON = 1e-6  # of LayerNorm (released code)
-
 
 def _wide(x):
   """At least float32."""
@@ -69,7 +67,7 @@ def _norm(x, gamma, beta):
   """LayerNorm of (..., D), with what its derivative needs: mean and 1 / deviation, (..., 1)."""
   wide = _wide(x)
   mean = wide.mean(-1, keepdims=True)
-  rstd = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + EPSILON)
+  rstd = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + pallas_kernels.EPSILON)
   normed = (wide - mean) * rstd * _row(gamma, x) + _row(beta, x)
   return normed.astype(x.dtype), mean, rstd
 

@@ -47,6 +47,11 @@ class Encoder(nn.Module):
   def check(self, n_mels: int) -> None:
     """Raises ValueError for sizes that do not fit each other or the mel bins."""
 
+  def unsuited(self) -> dict[str, str]:
+    """What the implementations of NVIDIA's GPUs need and it does not have: "cudnn" (attention) or
+    "pallas" (kernels) -> the flags to set."""
+    return dict.fromkeys(("cudnn", "pallas"), "--config.encoder.kind=transformer")
+
   def size(self, num_blocks: int) -> int:
     """Numbers in a vector of `pool`."""
     return self.width

@@ -15,16 +15,22 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
 ROWS = 8  # of a tile
+NARROWEST = 64  # columns of a tile, at least
 COLUMNS = 512  # of a tile of bias_gelu, at most
-EPSILON = 1e-6  # of LayerNorm
+EPSILON = 1e-6  # of LayerNorm (released code)
 INTERPRET = False  # tests run the kernels without a GPU
 F32 = jnp.float32
+
+
+def fits_width(width: int) -> bool:
+  """Whether the kernels take rows of that width."""
+  return width % NARROWEST == 0
 
 
 def fits(x) -> bool:
   """Whether the kernels take (B, N, D): whole tiles of rows and columns, in 16 or 32 bits."""
   _, N, D = x.shape
-  return N % ROWS == 0 and D & -D >= 64 and x.dtype.itemsize <= 4
+  return N % ROWS == 0 and fits_width(D) and x.dtype.itemsize <= 4
 
 
 def _pieces(width, most=1 << 30):
@@ -187,7 +193,7 @@ def _bias_gelu(h, bias):
 
 
 def bias_gelu(h, bias):
-  """As `fused.bias_gelu`."""
+  """gelu(h + bias) of (B, N, D) and (D,)."""
   return _bias_gelu(h, bias)
 
 

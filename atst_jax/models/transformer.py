@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax.models import fused
+from atst_jax.models import fused, pallas_kernels
 from atst_jax.models.fused import product
 from atst_jax.models.layers import (
   DropPath,
@@ -141,6 +141,15 @@ class Transformer(Encoder):
     if self.width % self.heads:
       raise ValueError(f"encoder.width {self.width} is not divisible by encoder.heads {self.heads}")
 
+  def unsuited(self) -> dict[str, str]:
+    """cuDNN takes heads of some sizes, the kernels take widths of whole tiles."""
+    needs, head = {}, self.width // self.heads
+    if head % 8 or head > 128:
+      needs["cudnn"] = f"heads of a multiple of 8, up to 128 (encoder.width / heads is {head})"
+    if not pallas_kernels.fits_width(self.width):
+      needs["pallas"] = f"an encoder.width that 64 divides (it is {self.width})"
+    return needs
+
   def size(self, num_blocks: int) -> int:
     """CLS and mean of each block."""
     return 2 * num_blocks * self.width
@@ -175,7 +184,8 @@ class Transformer(Encoder):
     Returns:
       y (B, D) float32, the final-normed CLS; and, if not training or with `tokens`, {"blocks":
       (depth, B, 1 + N, D)}, every block's final-normed tokens. With `mutable=["intermediates"]`
-      each block leaves its `attention`, (B, H, 1, 1 + N), the weights that CLS gives to the tokens.
+      each block leaves its `attention`, (B, H, 1, 1 + N), the weights that CLS gives to the tokens
+      (and 0 for tokens that fill up tiles, where `attention` or `kernels` is not "xla").
     """
     del track
     if mel.shape[1] > self.max_frames:
@@ -192,9 +202,11 @@ class Transformer(Encoder):
     x = jnp.concatenate([jnp.broadcast_to(cls_token, (B, 1, D)).astype(self.dtype), x], 1)
     x = x + pos_embed[:, : N + 1].astype(self.dtype)
     num_tokens = None if length is None else length // self.patch_frames + 1
-    if self.attention == "cudnn":  # an even number of tokens, and whole tiles for the kernels
-      num_tokens = jnp.full((B,), N + 1) if num_tokens is None else num_tokens
-      x = jnp.pad(x, ((0, 0), (0, -(N + 1) % 8), (0, 0)))
+    missing = -(N + 1) % pallas_kernels.ROWS
+    if missing and (self.attention, self.kernels) != ("xla", "xla"):
+      # whole tiles for the kernels, and an even number of tokens for cuDNN
+      num_tokens = jnp.full((B,), N + 1, jnp.int32) if num_tokens is None else num_tokens
+      x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
     norm = nn.LayerNorm(1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")
     make_block = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
     only_cls, blocks, branch = train and not tokens, [], None

@@ -58,6 +58,11 @@ def installed() -> bool:
   return any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
 
 
+def reason(error: Exception) -> str:
+  """The first line of a plugin's error, or its kind."""
+  return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def describe(name: str, count: int, chip) -> list:
   """The devices of `count` GPUs, of a machine or of several of 8.
 
@@ -93,8 +98,7 @@ def describe(name: str, count: int, chip) -> list:
       platform="cuda", target_config=target, topology=f"1x{machines}x{count // machines}"
     )
   except Exception as error:  # the plugin's own, of many kinds
-    reason = str(error).splitlines()[0][:200]
-    raise UserError(f"--topology={name.lower()}:{count}: {reason}") from error
+    raise UserError(f"--topology={name.lower()}:{count}: {reason(error)}") from error
   return list(topology.devices)
 
 

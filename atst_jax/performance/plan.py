@@ -11,13 +11,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from atst_jax.data.order import check_streams
-from atst_jax.models.encoders import ENCODERS
+from atst_jax.models.encoders import make_encoder
 from atst_jax.performance import gpus, hlo
 from atst_jax.performance.chips import CHIPS, find_chip
 from atst_jax.performance.collectives import ACROSS, find_collectives
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check, is_ragged
 from atst_jax.pretraining.recipe import clip_flops
+from atst_jax.runtime.devices import resolve_fused
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util.errors import UserError
 
@@ -68,17 +69,19 @@ def describe(topology: str, slices: int) -> list:
         f"--topology={topology}: libtpu is not installed; pip install -e .[tpu]"
       ) from error
     raise UserError(
-      f"--topology={topology}: {str(error).splitlines()[0][:200]}; for example v5e:16x16, "
+      f"--topology={topology}: {gpus.reason(error)}; for example v5e:16x16, "
       "v4:2x2x4, v5p:4x4x4, v6e:8x8, h200:8"
     ) from error
 
 
-def _program(config: ConfigDict, devices: list, fused: tuple[str, str]):
+def _program(config: ConfigDict, devices: list, gpu: str):
   """(resolved config, program, mesh) of described devices; checked as training would."""
   config = config.copy_and_resolve_references()
   config.dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-  # `fused` says what the described devices compute; this machine cannot
-  config.compute.attention = config.compute.kernels = "auto"
+  asked = config.compute.attention, config.compute.kernels
+  for key, theirs in (("attention", "cudnn"), ("kernels", "pallas")):
+    if config.compute[key] == theirs:  # asked of the described devices, not of this machine
+      config.compute[key] = "auto"
   config = recipe.resolve(config, None)
   hosts = len({device.process_index for device in devices})
   check(config, None, len(devices), hosts)
@@ -87,6 +90,12 @@ def _program(config: ConfigDict, devices: list, fused: tuple[str, str]):
     streams=config.data.streams,
     shards=config.data.streams,
     processes=hosts,
+  )
+  fused = resolve_fused(
+    *asked,
+    dtype=config.dtype,
+    unsuited=make_encoder(config.encoder).unsuited(),
+    capability=float(gpus.FACTS[gpu]["major"]) if gpu else 0,
   )
   mesh = make_mesh(**config.mesh, devices=devices)
   program = recipe.compile_for(config, mesh, ragged=is_ragged(config, None), fused=fused)
@@ -107,27 +116,11 @@ def _uncached():
     compilation_cache.reset_cache()
 
 
-def _fused(config: ConfigDict, gpu: str) -> tuple[str, str]:
-  """Attention and kernels as training would choose them there. Raises UserError."""
-  compute = config.compute
-  transformer = ENCODERS[config.encoder.kind].has_blocks
-  suited = bool(gpu) and transformer and config.dtype in ("auto", "bfloat16")
-  chosen = []
-  for key, best in (("attention", "cudnn"), ("kernels", "pallas")):
-    if compute[key] == best and not suited:
-      raise UserError(
-        f"--config.compute.{key}={best} needs an NVIDIA GPU, a transformer and bfloat16; "
-        "leave it out"
-      )
-    chosen.append((best if suited else "xla") if compute[key] == "auto" else compute[key])
-  return chosen[0], chosen[1]
-
-
 def compile_step(config: ConfigDict, devices: list):
   """(resolved config, compiled train step). Raises DoesNotFit, UserError."""
   name = find_chip(devices[0].device_kind)
   gpu = name if name in gpus.FACTS else ""
-  config, program, mesh = _program(config, devices, _fused(config, gpu))
+  config, program, mesh = _program(config, devices, gpu)
   print(
     f"compiling batch {config.batch_size} for {len(devices)} x {devices[0].device_kind} ...",
     file=sys.stderr,

@@ -261,8 +261,8 @@ def check_compute(config: ConfigDict, devices: int) -> None:
     )
   if compute.remat and not ENCODERS[config.encoder.kind].has_blocks:
     raise UserError("--config.compute.remat needs --config.encoder.kind=transformer")
-  blocks = ENCODERS[config.encoder.kind].has_blocks
-  resolve_fused(compute.attention, compute.kernels, dtype=config.dtype, blocks=blocks)
+  unsuited = make_encoder(config.encoder).unsuited()
+  resolve_fused(compute.attention, compute.kernels, dtype=config.dtype, unsuited=unsuited)
 
 
 def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: int) -> None:

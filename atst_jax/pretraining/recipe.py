@@ -18,7 +18,7 @@ from atst_jax.method import train_step as method
 from atst_jax.method.ema import ema
 from atst_jax.method.mixtures import mixing_options
 from atst_jax.method.optimizer import cosine_schedule, make_optimizer
-from atst_jax.models.encoders import ENCODERS, make_encoder
+from atst_jax.models.encoders import make_encoder
 from atst_jax.pretraining.guard import guarded, init_guard
 from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
@@ -103,7 +103,7 @@ def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = N
     config.compute.attention,
     config.compute.kernels,
     dtype=config.dtype,
-    blocks=ENCODERS[config.encoder.kind].has_blocks,
+    unsuited=make_encoder(config.encoder).unsuited(),
   )
   network = method.make_network(
     encoder=config.encoder,

@@ -1,6 +1,8 @@
 """The devices of a job: platform, type of numbers, and what to do when memory is short."""
 
 import contextlib
+import re
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -30,31 +32,44 @@ def resolve_dtype(dtype: str) -> str:
   return dtype
 
 
-def resolve_fused(attention: str, kernels: str, *, dtype: str, blocks: bool) -> tuple[str, str]:
-  """(attention, kernels) with "auto" settled, for an encoder with or without transformer `blocks`.
+def capability_of(device) -> float:
+  """The compute capability of an NVIDIA GPU; 0 of any other device (AMD's have names there)."""
+  text = str(getattr(device, "compute_capability", ""))
+  return float(text) if re.fullmatch(r"\d+\.\d+", text) else 0
+
+
+def resolve_fused(
+  attention: str,
+  kernels: str,
+  *,
+  dtype: str,
+  unsuited: Mapping[str, str],
+  capability: float | None = None,
+) -> tuple[str, str]:
+  """(attention, kernels) with "auto" settled.
 
   "auto" is cuDNN's attention and Pallas's kernels for transformers in bfloat16 on NVIDIA GPUs from
-  Ampere on, and XLA elsewhere.
+  Ampere on, where the encoder's sizes suit them, and XLA elsewhere.
+
+  Args:
+    unsuited: the encoder's answer (`layers.Encoder.unsuited`).
+    capability: `capability_of` a device that is not there; by default of JAX's first.
 
   Raises:
     UserError: a choice that the encoder, the type or the hardware does not have.
   """
-  capability = getattr(jax.devices()[0], "compute_capability", None)  # of NVIDIA's GPUs alone
-  has = capability is not None and float(capability) >= 8
+  has = (capability_of(jax.devices()[0]) if capability is None else capability) >= 8
   chosen = []
   for key, value, ours in (("attention", attention, "cudnn"), ("kernels", kernels, "pallas")):
-    if value == ours:
-      flag = f"--config.compute.{key}={value}"
-      if not blocks:
-        raise UserError(f"{flag} needs --config.encoder.kind=transformer; leave it out")
-      if dtype != "bfloat16":
-        raise UserError(f"{flag} needs --config.dtype=bfloat16; set that, or leave it out")
-      if not has:
-        found = jax.devices()[0].device_kind
-        raise UserError(
-          f"{flag} needs an NVIDIA GPU from Ampere on, and JAX found {found}; leave it out"
-        )
-    best = ours if has and blocks and dtype == "bfloat16" else "xla"
+    needs = unsuited.get(ours)
+    if needs is None and dtype != "bfloat16":
+      needs = "--config.dtype=bfloat16"
+    if needs is None and not has:
+      needs = "an NVIDIA GPU from Ampere on"
+      needs += f" (JAX found {jax.devices()[0].device_kind})" if capability is None else ""
+    if value == ours and needs:
+      raise UserError(f"--config.compute.{key}={value} needs {needs}; leave it out")
+    best = "xla" if needs else ours
     chosen.append(best if value == "auto" else value)
   return chosen[0], chosen[1]
 

@@ -18,7 +18,7 @@ from atst_jax.downstream.finetune import step as finetune_step
 from atst_jax.downstream.finetune.classifier import make_classifier
 from atst_jax.method.augment import RESIZES
 from atst_jax.method.optimizer import cosine_schedule
-from atst_jax.models.encoders import ENCODERS
+from atst_jax.models.encoders import ENCODERS, make_encoder
 from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
 from atst_jax.util.errors import UserError
@@ -175,7 +175,7 @@ def compile_for(
     config.compute.attention,
     config.compute.kernels,
     dtype=config.dtype,
-    blocks=ENCODERS[exported["encoder"]["kind"]].has_blocks,
+    unsuited=make_encoder(exported["encoder"]).unsuited(),
   )
   network = make_classifier(
     exported["encoder"],
