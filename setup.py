@@ -66,6 +66,7 @@ setuptools.setup(
     "mlflow": ["mlflow>=3,<4"],
     "onnx": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"],
     "parquet": ["pyarrow>=17"],  # versioned by major releases, and apache-beam bounds it
+    "search": ["usearch>=2.17,<3"],
     # xares asks for torchaudio and transformers
     "suites": ["hearvalidator", "torch>=2.6,<3", "xares>=0.1.3,<0.2"],
     "tb": ["tensorboard>=2.21,<3"],

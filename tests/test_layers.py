@@ -84,6 +84,7 @@ LAZY = {
     "tensorflow_datasets",
     "torch",
     "transformers",
+    "usearch",
   ),
   "wandb",
 }

@@ -134,6 +134,8 @@ def embed_files(
     "job": vectors.digest(list(pieces)),
     "params_hash": model.config["params_hash"],
     "dimensions": model.width(options["num_blocks"]),
+    "blocks": options["num_blocks"],
+    "tail": options["tail"],
   }
   if (job := vectors.job_of(output)) is not None:
     if job != about["job"]:

@@ -21,6 +21,14 @@ PIECE_FILES = 256
 PIECE_BYTES = 64 << 20
 
 
+class Table(NamedTuple):
+  """A finished file of vectors."""
+
+  ids: list[str]
+  vectors: np.ndarray  # (N, D) float32
+  about: dict  # `job`, `params_hash`, `dimensions`, `blocks`, `tail`, as strings or integers
+
+
 class Piece(NamedTuple):
   """Vectors of consecutive files, and those that could not be used."""
 
@@ -86,6 +94,39 @@ def job_of(path: str) -> str | None:
     raise UserError(
       f"--output={path} exists and is not of this program; choose another name"
     ) from error
+
+
+def read(path: str) -> Table:
+  """A finished file. Vectors of an .npz stay on the disk until they are used. Raises UserError."""
+  if not path.endswith(SUFFIXES) or not os.path.isfile(path):
+    raise UserError(f"{path}: no such .npz or .parquet of vectors; `embed` writes them")
+  try:
+    if path.endswith(".npz"):
+      with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        about = {name: arrays[name].item() for name in arrays.files if not arrays[name].ndim}
+        ids = [str(id) for id in arrays["id"]]
+      return Table(ids, _mapped(path, "vector.npy"), about)
+    table = import_parquet(path).read_table(path, columns=["id", "vector"])
+    about = json.loads(table.schema.metadata[b"atst_jax"])
+    about.pop("rejected")
+    flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return Table(table["id"].to_pylist(), flat.reshape(table.num_rows, -1), about)
+  except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path}: not a file of vectors that `embed` wrote, or damaged") from error
+
+
+def _mapped(path: str, member: str) -> np.ndarray:
+  """An array that lies uncompressed in a zip file, mapped into memory."""
+  with zipfile.ZipFile(path) as archive:
+    start = archive.getinfo(member).header_offset
+  with open(path, "rb") as file:
+    file.seek(start + 26)
+    names = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+    file.seek(start + 30 + names)
+    version = np.lib.format.read_magic(file)
+    read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, _, kind = read_header(file)
+    return np.memmap(file, kind, "r", file.tell(), shape)
 
 
 def import_parquet(path: str):

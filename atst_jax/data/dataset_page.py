@@ -45,12 +45,12 @@ def bars(counts: dict[str, int], unit: str, step: int) -> Markup:
   )
 
 
-def image(clip: Clip) -> str:
-  """The first 6 s of a clip's log-mel, down to 80 dB below its maximum, as a data URI."""
+def image(mel: np.ndarray) -> str:
+  """The first 6 s of a (T, F) log-mel, down to 80 dB below its maximum, as a data URI."""
   import matplotlib
   import PIL.Image
 
-  mel = clip.mel[:601].astype(np.float32)
+  mel = mel[:601].astype(np.float32)
   levels = np.clip((mel.T[::-1] - mel.max()) / 80 + 1, 0, 1)
   picture = PIL.Image.fromarray((255 * levels).astype(np.uint8))
   colors = matplotlib.colormaps["magma"](np.arange(256))[:, :3]
@@ -112,7 +112,7 @@ def _values(dataset: Dataset) -> dict:
     ],
     "rejects": [[row["id"], row["reason"], row["detail"]] for row in rejects],
     "clips": [
-      (image(c), f"{c.id}: {', '.join(names[i] for i in c.labels)} ({len(c.mel)} frames)")
+      (image(c.mel), f"{c.id}: {', '.join(names[i] for i in c.labels)} ({len(c.mel)} frames)")
       for c in sample(dataset, THUMBNAILS)
     ],
   }

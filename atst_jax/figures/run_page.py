@@ -157,7 +157,7 @@ def players(
     if len(found) < PLAYERS and (
       uri := sound(recordings[clip.id.removesuffix("#0000")], sample_rate)
     ):
-      found.append(maps.Player(rows[index], image(clip), uri))
+      found.append(maps.Player(rows[index], image(clip.mel), uri))
   return found
 
 

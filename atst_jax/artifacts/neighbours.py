@@ -1,0 +1,185 @@
+"""The nearest vectors of a collection by cosine: exact, or through an index beside the file.
+
+Vectors are compared as they are, or whitened: projected on the principal directions of the
+collection, each divided by its standard deviation. A few directions hold nearly all the variance
+of a trained encoder's vectors, and what tells sounds apart often lies in the others.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from atst_jax.artifacts.vectors import Table
+from atst_jax.util import storage
+from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
+
+EXACT_BELOW = 100_000  # vectors; more are searched through an index
+WHITENED = 256  # directions at most
+VECTORS_PER_DIRECTION = 4  # at least: with fewer, all whitened vectors are equally far apart
+SMALLEST_VARIANCE = 1e-6  # of a direction, relative to the largest
+BLOCK = 8192  # rows at a time
+# of usearch's graph: neighbours of a node, and candidates while building and while searching
+CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 64, 128
+DUPLICATES_SEEN = 32  # neighbours of each vector among which an index looks for duplicates
+
+
+class Whitening(NamedTuple):
+  """Mean (D,) and directions (D, M), divided by their standard deviations."""
+
+  mean: np.ndarray
+  directions: np.ndarray
+
+
+def whitening(vectors: np.ndarray) -> Whitening:
+  """Principal directions of (N, D) vectors, by one pass over blocks of rows.
+
+  At most WHITENED, N / VECTORS_PER_DIRECTION, and those with SMALLEST_VARIANCE.
+
+  Raises:
+    UserError: the vectors are too few, or all equal.
+  """
+  rows, width = vectors.shape
+  mean = np.zeros(width)
+  for block in _blocks(vectors):
+    mean += block.sum(0, dtype=np.float64) / rows
+  scatter = np.zeros((width, width))
+  for block in _blocks(vectors):
+    centred = (block - mean).astype(np.float32)
+    scatter += centred.T @ centred
+  variances, directions = np.linalg.eigh(scatter / rows)
+  most = min(WHITENED, rows // VECTORS_PER_DIRECTION)
+  kept = np.flatnonzero(variances > SMALLEST_VARIANCE * max(variances[-1], 1e-30))[-most:]
+  if not most or not len(kept):
+    raise UserError(
+      f"whitening needs at least {VECTORS_PER_DIRECTION} vectors that differ; search without it"
+    )
+  scaled = directions[:, kept] / np.sqrt(variances[kept])
+  return Whitening(mean.astype(np.float32), scaled.astype(np.float32))
+
+
+def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
+  for start in range(0, len(vectors), BLOCK):
+    yield np.asarray(vectors[start : start + BLOCK], np.float32)
+
+
+def unit(vectors: np.ndarray, whiten: Whitening | None) -> np.ndarray:
+  """(n, D) vectors, whitened if asked for, of length 1; a vector of zeros stays one."""
+  if whiten is not None:
+    vectors = (vectors - whiten.mean) @ whiten.directions
+  lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+  return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+class Exact:
+  """Compares with every vector of a collection."""
+
+  def __init__(self, vectors: np.ndarray, whiten: Whitening | None):
+    self.rows = np.concatenate([unit(block, whiten) for block in _blocks(vectors)])
+
+  def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (Q, k) and cosines (Q, k) of the nearest to (Q, D) queries of length 1, best first."""
+    k = min(k, len(self.rows))
+    cosines = queries @ self.rows.T
+    found = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+    near = np.take_along_axis(cosines, found, axis=1)
+    order = np.argsort(-near, axis=1, kind="stable")
+    return np.take_along_axis(found, order, 1), np.take_along_axis(near, order, 1)
+
+  def duplicates(self, cosine: float) -> Iterator[tuple[int, int, float]]:
+    """Pairs of rows (i, j), i < j, whose cosine is at least so much."""
+    for start in range(0, len(self.rows), BLOCK // 8):
+      cosines = self.rows[start : start + BLOCK // 8] @ self.rows[start:].T
+      for i, j in np.argwhere(np.triu(cosines >= cosine, 1)):
+        yield start + int(i), start + int(j), float(cosines[i, j])
+
+
+class Indexed:
+  """Searches a graph of near neighbours (usearch: HNSW, half precision) that lies beside the file.
+
+  Built once. A file of vectors that was made anew needs its index made anew.
+  """
+
+  def __init__(self, path: str, table: Table, whiten: Whitening | None):
+    usearch = _import_usearch()
+    kind = "raw" if whiten is None else "whitened"
+    self.path = f"{path}.{kind}.usearch"
+    width = table.vectors.shape[1] if whiten is None else whiten.directions.shape[1]
+    about = {
+      "job": table.about["job"],
+      "params_hash": table.about["params_hash"],
+      "vectors": len(table.ids),
+      "dimensions": width,
+    }
+    self.index = usearch.Index(
+      ndim=width,
+      metric="cos",
+      dtype="f16",
+      connectivity=CONNECTIVITY,
+      expansion_add=EXPANSION_ADD,
+      expansion_search=EXPANSION_SEARCH,
+    )
+    if os.path.exists(self.path):
+      self._check(about, path)
+      self.index.load(self.path)
+    else:
+      self._build(table.vectors, whiten, about)
+
+  def _check(self, about: dict, path: str) -> None:
+    try:
+      with open(f"{self.path}.json", encoding="utf-8") as file:
+        known = json.load(file)
+    except (OSError, ValueError):
+      known = None
+    if known != about:
+      raise UserError(
+        f"{self.path} is not the index of {path} as it is now; remove the index and search again"
+      )
+
+  def _build(self, vectors: np.ndarray, whiten: Whitening | None, about: dict) -> None:
+    log.info("building the index of %d vectors, once: %s", len(vectors), self.path)
+    for number, block in enumerate(_blocks(vectors)):
+      rows = np.arange(number * BLOCK, number * BLOCK + len(block), dtype=np.uint64)
+      self.index.add(rows, unit(block, whiten))
+    part = f"{self.path}.part"
+    self.index.save(part)
+    with storage.writing(f"{self.path}.json") as file:
+      file.write(json.dumps(about).encode())
+    os.replace(part, self.path)
+
+  def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `Exact.nearest`, for nearly all of the nearest."""
+    found = self.index.search(queries, min(k, len(self.index)))
+    rows = np.atleast_2d(found.keys).astype(np.int64)
+    return rows, 1 - np.atleast_2d(found.distances)
+
+  def duplicates(self, cosine: float) -> Iterator[tuple[int, int, float]]:
+    """As `Exact.duplicates`, among the DUPLICATES_SEEN nearest of each vector."""
+    for start in range(0, len(self.index), BLOCK):
+      keys = np.arange(start, min(start + BLOCK, len(self.index)), dtype=np.uint64)
+      rows, cosines = self.nearest(np.asarray(self.index.get(keys), np.float32), DUPLICATES_SEEN)
+      for i, near, values in zip(keys, rows, cosines, strict=True):
+        for j, value in zip(near, values, strict=True):
+          if i < j and value >= cosine:
+            yield int(i), int(j), float(value)
+
+
+def _import_usearch():
+  try:
+    import usearch.index
+  except ImportError as error:
+    raise UserError(
+      f"more than {EXACT_BELOW:,} vectors are searched with usearch: pip install -e .[search], "
+      "or give --exact"
+    ) from error
+  return usearch.index
+
+
+def searcher(path: str, table: Table, whiten: Whitening | None, exact: bool) -> Exact | Indexed:
+  """What searches the collection of a file: exact below EXACT_BELOW vectors or if asked for."""
+  if exact or len(table.ids) < EXACT_BELOW:
+    return Exact(table.vectors, whiten)
+  return Indexed(path, table, whiten)

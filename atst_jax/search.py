@@ -1,0 +1,127 @@
+"""The nearest sounds of a collection that `embed` made vectors of.
+
+  python -m atst_jax.search --vectors=vectors.parquet --query=recordings/dog.wav \
+    --encoder=encoders/base --k=10
+  python -m atst_jax.search --vectors=vectors.parquet --query=a/dog.wav --whiten \
+    --input=recordings --page=found.html
+  python -m atst_jax.search --vectors=vectors.parquet --duplicates=0.99
+
+A query is the id of a vector, or a sound file, which needs the encoder that made the vectors.
+Prints a line for each find: its cosine and its id; or, with --duplicates, a line for each pair. A
+page shows spectrograms of the finds, and plays them; it needs the folder or table that was
+embedded. From 100,000 vectors on an index is built once and kept beside the file.
+
+Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer.
+"""
+
+import os
+import sys
+
+import numpy as np
+
+from atst_jax.artifacts import neighbours, vectors
+from atst_jax.artifacts.model import load_model
+from atst_jax.util.checkout import pipeline
+from atst_jax.util.cli import Parser, guard, nearest
+from atst_jax.util.errors import UserError
+
+
+def main(argv=None) -> int:
+  """Returns the exit code; see the module's docstring."""
+  parser = Parser("atst_jax.search", __doc__)
+  add = parser.add_argument
+  add("--vectors", required=True, help="the .npz or .parquet that `embed` wrote")
+  add("--query", help="the id of a vector, or a sound file")
+  add("--k", type=int, default=10, help="how many to find (default 10)")
+  add("--encoder", help="the exported encoder of the vectors, for a query that is a sound file")
+  add(
+    "--whiten",
+    action="store_true",
+    help="compare along the principal directions of the collection, each divided by its deviation",
+  )
+  add("--exact", action="store_true", help="compare with every vector, however many there are")
+  add("--duplicates", type=float, help="list the pairs whose cosine is at least so much")
+  add("--page", help="HTML file to write, with spectrograms and players of what was found")
+  add("--input", help="the folder or table that was embedded; for --page")
+  return guard(lambda: _main(parser.parse(argv)))
+
+
+def _main(flags) -> None:
+  if (flags.query is None) == (flags.duplicates is None):
+    raise UserError("give one of --query and --duplicates")
+  if (flags.page is None) != (flags.input is None):
+    raise UserError("--page needs --input, the folder or table that was embedded, and --input it")
+  if flags.k < 1:
+    raise UserError(f"--k={flags.k}: must be at least 1")
+  if flags.duplicates is not None:
+    _list_duplicates(flags)
+    return
+  table = vectors.read(flags.vectors)
+  query = _query(flags, table)
+  searcher, whiten = _searcher(flags, table)
+  own = table.ids.index(flags.query) if flags.query in table.ids else None
+  rows, cosines = searcher.nearest(neighbours.unit(query[None], whiten), flags.k + 1)
+  found = [
+    (table.ids[row], float(cosine))
+    for row, cosine in zip(rows[0], cosines[0], strict=True)
+    if row != own
+  ][: flags.k]
+  for id, cosine in found:
+    print(f"{cosine:.4f}  {id}")
+  if flags.page:
+    _write_page(flags, found)
+
+
+def _searcher(flags, table: vectors.Table):
+  whiten = neighbours.whitening(table.vectors) if flags.whiten else None
+  return neighbours.searcher(flags.vectors, table, whiten, flags.exact), whiten
+
+
+def _list_duplicates(flags) -> None:
+  if not 0 < flags.duplicates <= 1:
+    raise UserError(f"--duplicates={flags.duplicates}: a cosine above 0 and at most 1")
+  table = vectors.read(flags.vectors)
+  searcher, _ = _searcher(flags, table)
+  pairs = sorted(searcher.duplicates(flags.duplicates), key=lambda pair: -pair[2])
+  for i, j, cosine in pairs:
+    print(f"{cosine:.4f}  {table.ids[i]}  {table.ids[j]}")
+  print(f"{len(pairs)} pairs of {len(table.ids)} vectors", file=sys.stderr)
+
+
+def _query(flags, table: vectors.Table) -> np.ndarray:
+  """(D,) vector of the query."""
+  if flags.query in table.ids:
+    return np.asarray(table.vectors[table.ids.index(flags.query)])
+  if not os.path.isfile(flags.query):
+    raise UserError(
+      f"--query={flags.query}: neither a file nor an id of {flags.vectors}"
+      f"{nearest(flags.query, table.ids)}"
+    )
+  if flags.encoder is None:
+    raise UserError("a query that is a sound file needs --encoder, which made the vectors")
+  model = load_model(flags.encoder)
+  if model.config["params_hash"] != table.about["params_hash"]:
+    raise UserError(
+      f"--encoder={flags.encoder} did not make {flags.vectors} (params_hash "
+      f"{model.config['params_hash']}, there {table.about['params_hash']}); give the one that did"
+    )
+  from atst_jax.artifacts import folders
+
+  mel = folders.file_mel(model, flags.query)
+  if isinstance(mel, str):
+    raise UserError(f"--query: {mel}")
+  # files that were written before they named them: the last block, by the export's rule
+  blocks, tail = table.about.get("blocks", 1), table.about.get("tail", model.config["tail"])
+  return model.embed([mel], num_blocks=int(blocks), tail=str(tail))[0]
+
+
+def _write_page(flags, found: list[tuple[str, float]]) -> None:
+  from atst_jax.figures.found_page import write_page
+
+  listing = pipeline("sources.inputs").list_sources(flags.input).sources
+  write_page(flags.page, flags.query, found, {source.id: source.path for source in listing})
+  print(flags.page)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

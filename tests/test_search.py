@@ -1,0 +1,137 @@
+"""Search: the nearest of a collection, exact and through an index, by id or by sound."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+
+from atst_jax import search
+from atst_jax.artifacts import neighbours, vectors
+from atst_jax.util.errors import UserError
+from data_pipeline.synth import write_wav
+
+N, D = 300, 12
+
+
+def collection(folder, name="v.npz", job="1"):
+  """300 vectors, of which 7 repeats 3; one direction holds nearly all the variance."""
+  rng = np.random.default_rng(0)
+  values = rng.normal(size=(N, D)).astype(np.float32)
+  values[7] = values[3]
+  values[:, 0] = 50 * values[:, 0] + 200
+  piece = vectors.Piece([f"{i}.wav" for i in range(N)], values, [])
+  vectors.save_piece(str(folder / "piece.npz"), piece)
+  about = {"job": job, "params_hash": "h", "dimensions": D, "blocks": 1, "tail": "mean"}
+  write = vectors.write_npz if name.endswith(".npz") else vectors.write_parquet
+  write(str(folder / name), [str(folder / "piece.npz")], about)
+  return str(folder / name), values
+
+
+def found(capsys) -> list[str]:
+  return [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["v.npz", "v.parquet"])
+def test_what_embed_wrote_is_read(tmp_path, name):
+  if name.endswith("parquet"):
+    pytest.importorskip("pyarrow")
+  path, values = collection(tmp_path, name)
+  table = vectors.read(path)
+  np.testing.assert_array_equal(table.vectors, values)
+  assert table.ids[7] == "7.wav" and table.about["params_hash"] == "h"
+  assert table.about["dimensions"] == D
+
+
+def test_the_nearest_by_cosine_without_the_query_itself(tmp_path, capsys):
+  path, values = collection(tmp_path)
+  assert search.main([f"--vectors={path}", "--query=3.wav", "--k=4"]) == 0
+  unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+  order = [i for i in np.argsort(-unit @ unit[3], kind="stable") if i != 3][:4]
+  assert found(capsys) == [f"{i}.wav" for i in order] and order[0] == 7
+
+
+def test_whitening_gives_every_direction_its_weight(tmp_path):
+  """The whitened covariance is the identity, and the direction of most variance no longer
+  decides."""
+  _, values = collection(tmp_path)
+  whiten = neighbours.whitening(values)
+  white = (values - whiten.mean) @ whiten.directions
+  np.testing.assert_allclose(white.T @ white / N, np.eye(D), atol=1e-3)
+  raw = neighbours.Exact(values, None).nearest(neighbours.unit(values, None), 2)[1][:, 1]
+  near = neighbours.Exact(values, whiten).nearest(neighbours.unit(values, whiten), 2)[1][:, 1]
+  assert np.median(raw) > 0.99 and np.median(near) < 0.9
+  assert neighbours.whitening(values[:20]).directions.shape == (D, 5)
+  with pytest.raises(UserError, match="at least 4 vectors that differ"):
+    neighbours.whitening(np.ones((9, 3), np.float32))
+
+
+def test_duplicates(tmp_path, capsys):
+  path, _ = collection(tmp_path)
+  assert search.main([f"--vectors={path}", "--whiten", "--duplicates=0.999"]) == 0
+  out, err = capsys.readouterr()
+  assert out == "1.0000  3.wav  7.wav\n" and "1 pairs of 300 vectors" in err
+
+
+def test_an_index_beside_the_file_finds_the_same(tmp_path, monkeypatch, capsys):
+  pytest.importorskip("usearch")
+  monkeypatch.setattr(neighbours, "EXACT_BELOW", 100)
+  path, values = collection(tmp_path)
+  table = vectors.read(path)
+  whiten = neighbours.whitening(table.vectors)
+  queries = neighbours.unit(values, whiten)
+  exact = neighbours.searcher(path, table, whiten, exact=True).nearest(queries, 10)
+  for _ in ("built", "loaded"):
+    index = neighbours.searcher(path, table, whiten, exact=False)
+    rows, cosines = index.nearest(queries, 10)
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact[0], strict=True)])
+    assert recall > 0.95 and next(iter(index.duplicates(0.999)))[:2] == (3, 7)
+    np.testing.assert_allclose(cosines[:, 1], exact[1][:, 1], atol=2e-2)
+  assert os.path.exists(f"{path}.whitened.usearch")
+  capsys.readouterr()
+  collection(tmp_path, job="2")  # made anew: its index is old
+  assert search.main([f"--vectors={path}", "--query=3.wav", "--whiten"]) == 2
+  assert "is not the index of" in capsys.readouterr().err
+  assert search.main([f"--vectors={path}", "--query=3.wav", "--whiten", "--exact"]) == 0
+
+
+def test_a_page_shows_and_plays_what_was_found(tmp_path, capsys):
+  path, _ = collection(tmp_path)
+  (tmp_path / "in").mkdir()
+  wave = (8000 * np.sin(np.arange(8000) / 9)).astype("<i2")
+  for i in range(N):
+    write_wav(str(tmp_path / "in" / f"{i}.wav"), wave)
+  page = tmp_path / "found.html"
+  flags = [f"--vectors={path}", "--query=3.wav", "--k=3", f"--input={tmp_path}/in"]
+  assert search.main([*flags, f"--page={page}"]) == 0
+  text = page.read_text(encoding="utf-8")
+  assert text.count("<audio") == 3 and text.count("data:image/png") == 3 and "7.wav" in text
+  (tmp_path / "other").mkdir()
+  write_wav(str(tmp_path / "other" / "x.wav"), wave)
+  flags[-1] = f"--input={tmp_path}/other"
+  assert search.main([*flags, f"--page={page}"]) == 2
+  assert "give what was embedded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    ([], "one of --query and --duplicates"),
+    (["--query=3.wave"], "neither a file nor an id .*did you mean '3.wav'"),
+    (["--query=3.wav", "--k=0"], "at least 1"),
+    (["--query=3.wav", "--page=x.html"], "--page needs --input"),
+    (["--duplicates=1.5"], "at most 1"),
+    ([f"--query={__file__}"], "needs --encoder"),
+  ],
+)
+def test_bad_input(tmp_path, capsys, flags, message):
+  path, _ = collection(tmp_path)
+  assert search.main([f"--vectors={path}", *flags]) == 2
+  assert re.search(message, capsys.readouterr().err)
+
+
+def test_files_that_are_not_of_embed(tmp_path):
+  (tmp_path / "x.npz").write_bytes(b"no zip")
+  for name, message in (("x.npz", "not a file of vectors"), ("y.npz", "no such")):
+    with pytest.raises(UserError, match=message):
+      vectors.read(str(tmp_path / name))
