@@ -1,12 +1,16 @@
-"""The probe in closed form: equal to scikit-learn's ridge regression, and blind to the test
+"""The exact probe: equal to scikit-learn's ridge regression and classifier, and blind to the test
 clips."""
 
 import numpy as np
 import pytest
 
+from atst_jax.audio.decode import load_audio
+from atst_jax.audio.frontend import get_frontend, log_mel
 from atst_jax.downstream import ridge
+from atst_jax.downstream.features import mel_statistics
 from atst_jax.downstream.metrics import accuracy
 from atst_jax.downstream.splits import Split
+from tests.tiny import ROOT
 
 
 def data(n=60, d=10, classes=3, seed=0):
@@ -16,12 +20,21 @@ def data(n=60, d=10, classes=3, seed=0):
   return x.astype(np.float32), np.eye(classes, dtype=np.uint8)[labels]
 
 
+def by_cholesky(monkeypatch):
+  """Systems of every size are treated as large ones, in several blocks."""
+  monkeypatch.setattr(ridge, "EIGEN", 0)
+  monkeypatch.setattr(ridge, "BLOCK", 7)
+
+
 # fewer and more features than clips: both systems of equations
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("d", [10, 200])
-def test_scores_are_those_of_scikit_learn(d):
+def test_scores_are_those_of_scikit_learn(d, large, monkeypatch):
   from sklearn.linear_model import Ridge
   from sklearn.preprocessing import StandardScaler
 
+  if large:
+    by_cholesky(monkeypatch)
   x, targets = data(d=d)
   x[:, 3] = 7  # constant
   scaler = StandardScaler().fit(x[:40].astype(np.float64))
@@ -34,18 +47,92 @@ def test_scores_are_those_of_scikit_learn(d):
     )
 
 
+def spoken_digits():
+  """Mel statistics of 100 recordings by two speakers, and their digits."""
+  files = sorted((ROOT.parent / "shared" / "data" / "fsdd").glob("*_[jt]*_[0-4].flac"))
+  if not files:
+    pytest.skip("no recordings in ../shared")
+  frontend = get_frontend("atst")
+  mels = [log_mel(load_audio(str(f), frontend.sample_rate), frontend) for f in files]
+  return mel_statistics(mels, max_frames=1000), np.array([int(f.name[0]) for f in files])
+
+
+def several_labels():
+  x, targets = data(n=90, d=30, classes=4)
+  return x, (targets | np.roll(targets, 1, axis=0)).astype(int)
+
+
+def bundled(name):
+  from sklearn import datasets
+
+  return getattr(datasets, f"load_{name}")(return_X_y=True)
+
+
+SETS = {
+  "handwritten digits": lambda: bundled("digits"),
+  "wines": lambda: bundled("wine"),
+  "two classes": lambda: bundled("breast_cancer"),
+  "more features than clips": lambda: (data(d=300)[0], np.arange(60) % 3),
+  "several labels": several_labels,
+  "spoken digits": spoken_digits,
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_classes_are_those_of_scikit_learn(name):
+  """RidgeClassifier codes targets as -1 and 1: of several labels those above 0.5 are named."""
+  from sklearn.linear_model import RidgeClassifier
+  from sklearn.preprocessing import StandardScaler
+
+  x, y = SETS[name]()
+  x = x.astype(np.float64)
+  order = np.random.default_rng(0).permutation(len(x))
+  train, test = order[: len(x) // 2], order[len(x) // 2 :]
+  scaler = StandardScaler().fit(x[train])
+  targets = y if y.ndim == 2 else np.eye(y.max() + 1)[y]
+  for penalty, predict in zip(
+    (1e-4, 1e-2, 1), ridge.fit(x[train], targets[train], (1e-4, 1e-2, 1)), strict=True
+  ):
+    model = RidgeClassifier(alpha=penalty * len(train)).fit(scaler.transform(x[train]), y[train])
+    found = predict(x[test])
+    found = found > 0.5 if y.ndim == 2 else found.argmax(1)
+    np.testing.assert_array_equal(found, model.predict(scaler.transform(x[test])))
+    assert found.std() > 0
+
+
 def test_the_validation_clips_choose_and_the_test_clips_do_not():
   x, targets = data(n=90, d=40)
   split = Split(np.arange(30), np.arange(30, 60), np.arange(60, 90))
   score = lambda scores, targets: accuracy(scores, targets.argmax(-1))
   grid = (1e-3, 1e-1, 10.0, 1e5)
-  found, penalty = ridge.evaluate(x, targets, split, score, grid)
+  found = ridge.evaluate(x, targets, split, score, grid)
   valid = [
     score(p(x[split.valid]), targets[split.valid]) for p in ridge.fit(x[:30], targets[:30], grid)
   ]
-  assert penalty == max(p for p, v in zip(grid, valid, strict=True) if v == max(valid))
-  (both,) = ridge.fit(x[:60], targets[:60], [penalty])
-  assert found == score(both(x[60:]), targets[60:]) > 0.5
+  assert found.valid_scores == tuple(valid)
+  assert found.penalty == max(p for p, v in zip(grid, valid, strict=True) if v == max(valid))
+  for refit, rows in ((True, 60), (False, 30)):
+    (predict,) = ridge.fit(x[:rows], targets[:rows], [found.penalty])
+    result = ridge.evaluate(x, targets, split, score, grid, refit=refit)
+    assert result.score == score(predict(x[60:]), targets[60:]) > 0.5
   shuffled = targets.copy()
   shuffled[60:] = targets[60:][::-1]
-  assert ridge.evaluate(x, shuffled, split, score, grid)[1] == penalty
+  assert ridge.evaluate(x, shuffled, split, score, grid)[1:] == found[1:]
+
+
+@pytest.mark.parametrize(
+  ("valid", "penalty", "at_edge"),
+  [
+    ((0.5, 0.6, 0.4), 2.0, False),
+    ((0.6, 0.5, 0.4), 1.0, True),
+    ((0.4, 0.5, 0.6), 3.0, True),
+    ((0.6, 0.6, 0.5), 2.0, False),  # of equal ones the largest
+    ((0.5, 0.6, 0.6), 3.0, False),  # at the end, but no better than before it
+  ],
+)
+def test_a_penalty_at_the_end_of_its_grid_is_marked(valid, penalty, at_edge):
+  x, targets = data()
+  scores = iter([*valid, 0.9])
+  split = Split(np.arange(20), np.arange(20, 40), np.arange(40, 60))
+  found = ridge.evaluate(x, targets, split, lambda scores_, targets_: next(scores), (1.0, 2.0, 3.0))
+  assert found == (0.9, penalty, at_edge, valid)

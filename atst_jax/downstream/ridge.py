@@ -1,55 +1,157 @@
-"""A linear probe in closed form: ridge regression on the classes' indicators.
+"""The exact probe: ridge regression on the classes' indicators, solved in closed form.
 
 X is standardised by the N clips that are trained on; W = (XᵀX + αN·I)⁻¹Xᵀ(Y - ȳ), scores are XW +
-ȳ. The penalty grows with N, so that one grid of α serves sets of every size.
+ȳ. The penalty grows with N, so that one grid of α serves sets of every size. Nothing is drawn and
+nothing has to converge. The online evaluation and the linear evaluation both use this module.
+
+The smaller of the two systems of equations is solved, that of the D features or that of the N
+clips; n is its size. Up to EIGEN one eigendecomposition serves all penalties. A larger system is
+factorised anew for each penalty: Cholesky's n³/3 operations are then far fewer than the about 9 n³
+of an eigendecomposition. Features are standardised in blocks, so that memory holds two n x n
+matrices of float64 beside the features: 5.4 GB for 18,432 features.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
+from scipy.linalg.blas import dsyrk
 
 from atst_jax.downstream.metrics import scale_of
+from atst_jax.downstream.splits import Split
+
+EIGEN = 2048  # size of a system, up to which it is decomposed once
+BLOCK = 1024  # clips, or features, that are in float64 at a time
+
+
+class Result(NamedTuple):
+  """Of one division: the test clips' score, and what the validation clips said of the penalties."""
+
+  score: float
+  penalty: float
+  # the penalty is the smallest or the largest of the grid, and better than all between them
+  at_edge: bool
+  valid_scores: tuple[float, ...]  # one for each penalty
 
 
 def fit(
   x: np.ndarray, targets: np.ndarray, penalties: Sequence[float]
-) -> list[Callable[[np.ndarray], np.ndarray]]:
-  """Functions from features (M, D) to scores (M, C), one for each α, in float64.
+) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+  """Yields for each α a function from features (M, D) to scores (M, C), in float64.
 
   Args:
     x: (N, D) features; constant columns play no part.
-    targets: (N, C) 0 or 1.
+    targets: (N, C) 0 or 1, one or several 1 in a row.
     penalties: α, above 0.
   """
   (N, D), base = x.shape, targets.mean(0)
   mean, factor = scale_of(x)
-  x = (x - mean) * factor
-  dual = N < D  # the smaller of the two systems of equations; they have the same solution
-  gram, side = (x @ x.T, targets - base) if dual else (x.T @ x, x.T @ (targets - base))
+  standardised = _Standardised(x, mean, factor)
+  gram, side = standardised.normal_equations(targets - base)
+  solve = _decompose(gram, side) if len(gram) <= EIGEN else _factorise(gram, side)
+  for penalty in penalties:
+    solved = solve(penalty * N)
+    weights = standardised.transposed_times(solved) if N < D else solved
+    yield functools.partial(_scores, mean=mean, weights=factor[:, None] * weights, base=base)
 
-  def predictor(penalty):
-    solved = scipy.linalg.solve(gram + penalty * N * np.eye(len(gram)), side, assume_a="pos")
-    weights = factor[:, None] * (x.T @ solved if dual else solved)
-    return lambda x: (x - mean) @ weights + base
 
-  return [predictor(penalty) for penalty in penalties]
+class _Standardised(NamedTuple):
+  """(N, D) features whose standardised values are made block by block."""
+
+  x: np.ndarray
+  mean: np.ndarray
+  factor: np.ndarray
+
+  def columns(self) -> Iterator[tuple[slice, np.ndarray]]:
+    for start in range(0, self.x.shape[1], BLOCK):
+      part = slice(start, start + BLOCK)
+      yield part, (self.x[:, part] - self.mean[part]) * self.factor[part]
+
+  def rows(self) -> Iterator[tuple[slice, np.ndarray]]:
+    for start in range(0, len(self.x), BLOCK):
+      part = slice(start, start + BLOCK)
+      yield part, (self.x[part] - self.mean) * self.factor
+
+  def normal_equations(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, n) of which the lower triangle is filled, and (n, C): XXᵀ and the targets if N < D, else
+    XᵀX and Xᵀ targets."""
+    N, D = self.x.shape
+    gram = np.zeros((min(N, D),) * 2, order="F")  # BLAS adds to it in place
+    if N < D:
+      for _, block in self.columns():
+        gram = dsyrk(1.0, block, beta=1.0, c=gram, lower=1, overwrite_c=1)
+      return gram, targets
+    side = np.zeros((D, targets.shape[1]))
+    for part, block in self.rows():
+      gram = dsyrk(1.0, block.T, beta=1.0, c=gram, lower=1, overwrite_c=1)
+      side += block.T @ targets[part]
+    return gram, side
+
+  def transposed_times(self, y: np.ndarray) -> np.ndarray:
+    """Xᵀy, (N, C) -> (D, C)."""
+    return np.concatenate([block.T @ y for _, block in self.columns()])
+
+
+def _decompose(gram: np.ndarray, side: np.ndarray) -> Callable[[float], np.ndarray]:
+  """shift -> (gram + shift·I)⁻¹ side, by one eigendecomposition for all shifts."""
+  values, vectors = scipy.linalg.eigh(gram, lower=True, overwrite_a=True, check_finite=False)
+  projected = vectors.T @ side
+  return lambda shift: vectors @ (projected / (np.maximum(values, 0) + shift)[:, None])
+
+
+def _factorise(gram: np.ndarray, side: np.ndarray) -> Callable[[float], np.ndarray]:
+  """The same by a Cholesky factorisation for each shift."""
+
+  def solve(shift):
+    shifted = gram.copy(order="F")
+    shifted.ravel(order="K")[:: len(gram) + 1] += shift  # the diagonal
+    factor = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
+    return scipy.linalg.cho_solve(factor, side, check_finite=False)
+
+  return solve
+
+
+def _scores(x: np.ndarray, *, mean, weights, base) -> np.ndarray:
+  """(M, D) -> (M, C), a block of clips at a time."""
+  blocks = [(x[i : i + BLOCK] - mean) @ weights + base for i in range(0, len(x), BLOCK)]
+  return np.concatenate(blocks)
 
 
 def evaluate(
-  x: np.ndarray, targets: np.ndarray, split, score: Callable, penalties: Sequence[float]
-):
-  """(score of the test clips, α): the α that the validation clips prefer, then fitted on them and
-  the training clips.
+  x: np.ndarray,
+  targets: np.ndarray,
+  split: Split,
+  score: Callable[[np.ndarray, np.ndarray], float],
+  penalties: Sequence[float],
+  *,
+  refit: bool = True,
+) -> Result:
+  """Takes the α that the validation clips prefer, and scores the test clips with it.
 
   Args:
-    split: rows to `train` on, to choose the penalty (`valid`), and to `test`.
+    x, targets: (N, D) and (N, C).
+    split: rows to `train` on, to choose the penalty (`valid`), and to `test`. Divisions keep the
+      clips of a group together, so that the penalty is chosen on other groups than it is fitted on.
     score: of (scores, targets); higher is better. Of equal penalties the largest is taken.
     penalties: α, ascending.
+    refit: fit once more with that α, on training and validation clips together.
   """
-  fits = fit(x[split.train], targets[split.train], penalties)
-  valid = [score(predict(x[split.valid]), targets[split.valid]) for predict in fits]
-  penalty = penalties[len(valid) - 1 - int(np.argmax(valid[::-1]))]
-  both = np.concatenate([split.train, split.valid])
-  (predict,) = fit(x[both], targets[both], [penalty])
-  return score(predict(x[split.test]), targets[split.test]), penalty
+  known = x[split.valid]
+  valid = np.array(
+    [
+      score(predict(known), targets[split.valid])
+      for predict in fit(x[split.train], targets[split.train], penalties)
+    ]
+  )
+  best = len(valid) - 1 - int(np.argmax(valid[::-1]))
+  at_end = len(valid) > 2 and best in (0, len(valid) - 1)
+  rows = np.sort(np.concatenate([split.train, split.valid])) if refit else split.train
+  (predict,) = fit(x[rows], targets[rows], [penalties[best]])
+  return Result(
+    score(predict(x[split.test]), targets[split.test]),
+    penalties[best],
+    at_end and bool((valid[best] > valid[1:-1]).all()),
+    tuple(valid.tolist()),
+  )
