@@ -21,6 +21,7 @@ EXACT_BELOW = 100_000  # vectors; more are searched through an index
 WHITENED = 256  # directions at most
 VECTORS_PER_DIRECTION = 4  # at least: with fewer, all whitened vectors are equally far apart
 SMALLEST_VARIANCE = 1e-6  # of a direction, relative to the largest
+WIDEST = 4096  # numbers of a vector, up to which all vectors are looked at
 BLOCK = 8192  # rows at a time
 # of usearch's graph: neighbours of a node, and candidates while building and while searching
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 64, 128
@@ -37,20 +38,20 @@ class Whitening(NamedTuple):
 def whitening(vectors: np.ndarray) -> Whitening:
   """Principal directions of (N, D) vectors, by one pass over blocks of rows.
 
-  At most WHITENED, N / VECTORS_PER_DIRECTION, and those with SMALLEST_VARIANCE.
+  At most WHITENED, N / VECTORS_PER_DIRECTION, and those with SMALLEST_VARIANCE. Of vectors with
+  more than WIDEST numbers at most WIDEST are looked at, evenly taken: the time grows with the cube
+  of the smaller side.
 
   Raises:
     UserError: the vectors are too few, or all equal.
   """
+  if vectors.shape[1] > WIDEST:
+    vectors = vectors[:: -(-len(vectors) // WIDEST)]
   rows, width = vectors.shape
   mean = np.zeros(width)
   for block in _blocks(vectors):
     mean += block.sum(0, dtype=np.float64) / rows
-  scatter = np.zeros((width, width))
-  for block in _blocks(vectors):
-    centred = (block - mean).astype(np.float32)
-    scatter += centred.T @ centred
-  variances, directions = np.linalg.eigh(scatter / rows)
+  variances, directions = _principal(vectors, mean)
   most = min(WHITENED, rows // VECTORS_PER_DIRECTION)
   kept = np.flatnonzero(variances > SMALLEST_VARIANCE * max(variances[-1], 1e-30))[-most:]
   if not most or not len(kept):
@@ -59,6 +60,22 @@ def whitening(vectors: np.ndarray) -> Whitening:
     )
   scaled = directions[:, kept] / np.sqrt(variances[kept])
   return Whitening(mean.astype(np.float32), scaled.astype(np.float32))
+
+
+def _principal(vectors: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(variances ascending, directions as columns (D, n)), n = D or, if they are fewer, N."""
+  rows, width = vectors.shape
+  if rows < width:  # the same directions by way of the smaller matrix
+    centred = np.asarray(vectors, np.float64) - mean
+    variances, sides = np.linalg.eigh(centred @ centred.T / rows)
+    scale = np.sqrt(np.maximum(variances, 1e-30) * rows)
+    return variances, centred.T @ (sides / scale)
+  scatter = np.zeros((width, width))
+  for block in _blocks(vectors):
+    centred = (block - mean).astype(np.float32)
+    scatter += centred.T @ centred
+  variances, directions = np.linalg.eigh(scatter / rows)
+  return variances, directions
 
 
 def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
