@@ -9,14 +9,13 @@ every head of every block. Clips longer than a chunk are shown chunk by chunk, a
 each has a CLS of its own.
 """
 
-import sys
 
 import numpy as np
 
 from atst_jax.artifacts.model import load_model
 from atst_jax.data.dataset import Dataset
 from atst_jax.figures.attention import attention_figure
-from atst_jax.util.cli import Parser, guard
+from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
 
@@ -56,4 +55,4 @@ def _main(flags) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  leave(main())

@@ -21,7 +21,7 @@ import sys
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.util import config as configs
 from atst_jax.util.checkout import pipeline
-from atst_jax.util.cli import Parser, guard
+from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.environment import start_anew
 from atst_jax.util.errors import UserError
 
@@ -184,4 +184,4 @@ def _main(argv, flags, rest) -> None:
 if __name__ == "__main__":
   if sys.argv[1:2] != ["prepare"]:  # its job is not started anew either
     start_anew("atst_jax.benchmark")
-  sys.exit(main())
+  leave(main())

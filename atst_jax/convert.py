@@ -21,7 +21,7 @@ from atst_jax.artifacts.convert import (
 )
 from atst_jax.audio.frontend import FRONTENDS, FrontEnd
 from atst_jax.models.encoders import make_encoder
-from atst_jax.util.cli import Parser, guard
+from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
 
@@ -82,4 +82,4 @@ def _main(flags) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  leave(main())

@@ -19,13 +19,12 @@ early, run it again.
 """
 
 import os
-import sys
 
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.artifacts.model import TAILS, Model, load_model
 from atst_jax.util import storage
 from atst_jax.util.checkout import pipeline
-from atst_jax.util.cli import Parser, guard, sigterm_as_interrupt
+from atst_jax.util.cli import Parser, guard, leave, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
 
 __all__ = ["Model", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
@@ -91,4 +90,4 @@ def _main(flags) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  leave(main())

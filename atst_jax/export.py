@@ -13,10 +13,9 @@ README.md), a program for CPU, CUDA and TPU (`jax`: encoder.jax, see atst_jax.ar
 and an ONNX graph (`onnx`: encoder.onnx, needs .[onnx]).
 """
 
-import sys
 
 from atst_jax.artifacts.export import ARTIFACTS, DEFAULT, export_again, export_run
-from atst_jax.util.cli import Parser, guard
+from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
 
@@ -70,4 +69,4 @@ def _main(flags) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  leave(main())

@@ -11,19 +11,18 @@ again.
 
 import importlib
 import json
-import os
 import shlex
 import sys
 import time
 import traceback
 
-from atst_jax.runtime.preemption import EXIT_DIVERGED, EXIT_RESUME, StopRequest
+from atst_jax.runtime import preemption
+from atst_jax.runtime.preemption import EXIT_DIVERGED, EXIT_RESUME
 from atst_jax.util import config as configs
-from atst_jax.util.cli import Parser, guard
+from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.environment import start_anew
 from atst_jax.util.errors import UserError
 
-LAST_WORDS = 2.0  # seconds between a failure and the end of the process
 # Every job is a module with `run(config, workdir, allow_changed_config=…)` and `describe(config,
 # workdir)`.
 JOBS = {
@@ -105,10 +104,10 @@ def sweep_commands(flags, argv) -> list[str]:
 
 def main(argv=None) -> int:
   """Returns the exit code; see the module's docstring."""
-  with StopRequest(distributed=False, starting=True):
-    return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
+  return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
+@preemption.Starting()
 def _main(argv) -> int:
   flags, config = parse(argv)
   if flags.sweep:
@@ -129,6 +128,7 @@ def _main(argv) -> int:
         f"the processes cannot find each other: {error}; check --coordinator, --num_processes and "
         "--process_id"
       ) from error
+    preemption.retake()
   job = importlib.import_module(JOBS[config.job])
   if flags.dry_run:
     print("\n".join(["nothing is run", *job.describe(config, flags.workdir)]))
@@ -141,19 +141,26 @@ def _main(argv) -> int:
 
 
 def end(code: int):
-  """Ends the process. When one of several processes fails, it must not wait for the others, because
-  they wait for its part of a sum. It ends at once, and so the others notice. It waits LAST_WORDS
-  first, so that processes that failed for the same reason can print it."""
+  """Ends the process.
+
+  When one of several processes fails, it must not wait for the others, because they wait for its
+  part of a sum. It ends at once, and so the others notice; `LAST_WORDS` first, so that processes
+  that failed for the same reason can print it. A job that a signal ended before there was anything
+  to save does not wait either.
+  """
   jax = sys.modules.get("jax")
-  if code not in (0, EXIT_RESUME) and jax and jax.distributed.is_initialized():
-    time.sleep(LAST_WORDS)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+  several = jax is not None and jax.distributed.is_initialized()
+  if code == EXIT_RESUME and preemption.stopped_early():
+    time.sleep(preemption.last_words())
+    leave(code, at_once=True)
+  if several and code not in (0, EXIT_RESUME):
+    time.sleep(preemption.LAST_WORDS)
+    leave(code, at_once=True)
   sys.exit(code)
 
 
 if __name__ == "__main__":
+  preemption.hold()
   start_anew("atst_jax.main")
   try:
     code = main()

@@ -21,7 +21,6 @@ asked.
 import json
 import math
 import re
-import sys
 
 import jax
 from ml_collections import ConfigDict
@@ -31,7 +30,7 @@ from atst_jax.performance import plan as pod
 from atst_jax.performance.chips import CHIPS, find_chip
 from atst_jax.performance.cost import find_steps
 from atst_jax.util import config as configs
-from atst_jax.util.cli import Parser, guard
+from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
 FULL = 0.9  # of a chip's memory: what the search for the largest batch aims at
@@ -243,4 +242,4 @@ def _main(flags, rest) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  leave(main())

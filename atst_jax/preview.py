@@ -9,7 +9,6 @@ devices, where the training will not run here.
 """
 
 import os
-import sys
 
 import jax
 
@@ -21,7 +20,7 @@ from atst_jax.pretraining.checks import check, ranges_of
 from atst_jax.runtime.mesh import mesh_shape
 from atst_jax.util import config as configs
 from atst_jax.util import storage
-from atst_jax.util.cli import Parser, guard
+from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
 
@@ -98,4 +97,4 @@ def _main(flags, rest) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  leave(main())

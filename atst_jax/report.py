@@ -10,11 +10,10 @@ attends to, the data, the config, and where it ran. The page is one file of at m
 loads nothing, and says what it could not show.
 """
 
-import sys
 
 from atst_jax.figures.run_page import write_page
 from atst_jax.util.checkout import pipeline
-from atst_jax.util.cli import Parser, guard
+from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
 
@@ -60,4 +59,4 @@ def _main(flags) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  leave(main())

@@ -4,7 +4,6 @@ code and a reason."""
 import json
 import os
 import re
-import signal
 import socket
 import threading
 import time
@@ -18,7 +17,7 @@ from tiny import running, tiny_config, tiny_flags, two_processes, wait_for_step
 
 from atst_jax import main
 from atst_jax.pretraining import recipe
-from atst_jax.runtime import devices, preemption, watchdog
+from atst_jax.runtime import devices, watchdog
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.runtime.metric_writer import MetricWriter
 from atst_jax.util.errors import UserError
@@ -49,76 +48,6 @@ def _at(monkeypatch, actions):
       yield batch
 
   monkeypatch.setattr(recipe, "batches", batches)
-
-
-STARTING = """
-import hashlib, sys, time
-from atst_jax.runtime import preemption
-preemption.PATIENCE = 0.5
-try:
-  with preemption.StopRequest(distributed=False, starting=True) as stop:
-    print("ready", flush=True)
-    {}
-except preemption.Interrupted as name:
-  sys.exit(f"cleaned up after {{name}}")
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_fault_01_a_signal_where_nothing_can_be_saved_ends_at_once(number):
-  """Between two instructions by an exception; inside a call that takes a minute, such as a
-  compilation, by a thread."""
-  for code, exit_code, told in (
-    ("time.sleep(60)", 1, f"cleaned up after {number.name}"),
-    (
-      "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
-      75,
-      "stopped before there was anything to save",
-    ),
-  ):
-    with running([], program=("-c", STARTING.format(code))) as process:
-      assert process.stdout.readline() == "ready\n"
-      time.sleep(0.2)
-      started = time.time()
-      process.send_signal(number)
-      output, _ = process.communicate(timeout=30)
-    assert process.returncode == exit_code and told in output and time.time() - started < 20, output
-    if number != signal.SIGTERM:
-      break
-
-
-def test_fault_01_processes_agree_by_the_number_of_their_questions(monkeypatch):
-  """Whatever steps a run is at: a continued one begins late, and every run of a fine-tuning at 0
-  again."""
-  asked = []
-  monkeypatch.setattr(
-    preemption, "reached_preemption_sync_point", lambda number: asked.append(number) or number == 3
-  )
-  with preemption.StopRequest(distributed=True) as stop:
-    assert [stop.agreed() for _ in range(3)] == [False, False, True] and asked == [1, 2, 3]
-  with preemption.StopRequest(distributed=False) as stop:
-    assert not stop.agreed()
-    stop.requested = True
-    assert stop.agreed() and len(asked) == 3
-
-
-def test_fault_01_signals_are_the_loops_own_once_it_runs(tmp_path, monkeypatch, one_device, capsys):
-  """Before: exit 75 with nothing saved. In the loop: the step is finished and saved. Handlers are
-  put back."""
-  handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-  stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
-  with monkeypatch.context() as patch:
-    compile_step = recipe.compile_step
-    patch.setattr(recipe, "compile_step", lambda program: (stop(), compile_step(program))[1])
-    assert _run(tmp_path / "a") == 75
-  assert "stopped: SIGTERM; run the same command again to continue" in capsys.readouterr().err
-  assert not os.path.exists(tmp_path / "a" / "checkpoints")
-  with monkeypatch.context() as patch:
-    _at(patch, {3: stop})
-    assert _run(tmp_path / "a") == 75
-  assert os.listdir(tmp_path / "a" / "checkpoints") == ["3"]
-  assert handlers == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-  assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_fault_31_two_runs_are_equal_bit_for_bit(tmp_path, one_device):

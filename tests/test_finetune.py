@@ -138,6 +138,9 @@ def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(
     def __exit__(self, *_):
       pass
 
+    def begin(self):
+      pass
+
     def agreed(self):
       self.left -= 1
       return self.left == 0

@@ -12,7 +12,6 @@ description. Needs pip install -e .[torch].
 """
 
 import functools
-import sys
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_emb
 from atst_jax.artifacts.model import Model
 from atst_jax.downstream.torch_arrays import like, open_encoder, samples
 from atst_jax.method.normalization import LOG_EPS, NEPERS_PER_DB
-from atst_jax.util.cli import Parser, guard
+from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
 MAX_SECONDS = 12.0  # ATST's protocol: longer clips are cropped centrally; 0 takes them whole
@@ -145,4 +144,4 @@ def _main(flags) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  leave(main())

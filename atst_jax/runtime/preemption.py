@@ -1,18 +1,30 @@
-"""Stop requests: SIGTERM, SIGINT and SIGUSR1 ask a job to save and end; a second signal ends it at
-once."""
+"""Stop requests: SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask a job to save and end; a second signal
+ends it at once.
+
+Until a job has something to save, `Starting` answers them; from then on `StopRequest`. SIGHUP (the
+terminal was closed) is left alone where it is ignored, as under `nohup`.
+
+This module loads no JAX when it is imported: the handlers must be there before JAX is.
+"""
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
-
-from jax.experimental.multihost_utils import reached_preemption_sync_point
+from collections.abc import Callable
 
 # the training went wrong for good (`recovery`); the same command would meet it again
 EXIT_DIVERGED = 3
 EXIT_RESUME = 75  # the job stopped early; the same command continues it
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PATIENCE = 5.0  # seconds for a job that has nothing to save to clean up
+# Seconds between a failure of one of several processes and its end: the others, which failed for
+# the same reason, can still say so. Process 0 takes them after a signal too, because JAX ends all
+# others when it is gone.
+LAST_WORDS = 2.0
+
+_current: "Starting | None" = None  # of this process
 
 
 class Interrupted(KeyboardInterrupt):
@@ -20,13 +32,171 @@ class Interrupted(KeyboardInterrupt):
   (`cli.guard`)."""
 
 
+def hold() -> None:
+  """Keeps signals waiting until `Starting` answers them, also while the process is replaced."""
+  signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def stopped_early() -> bool:
+  """Whether a signal has ended this process's job where there was nothing to save."""
+  return _current is not None and _current.requested
+
+
+def last_words() -> float:
+  """Seconds that this process waits before it ends after such a signal."""
+  return _current.last_words if _current is not None else 0.0
+
+
+def retake() -> None:
+  """Takes SIGTERM back from JAX's preemption service, which `jax.distributed.initialize` starts;
+  the service has it again once a StopRequest has begun."""
+  if _current is not None:
+    _current.take_sigterm()
+
+
+def _is_main_thread() -> bool:
+  return threading.current_thread() is threading.main_thread()
+
+
+def _answer(handler: Callable, but: tuple[int, ...] = ()) -> dict:
+  """Sets the handler of all signals but some. Returns the previous handlers."""
+  if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    but = (*but, signal.SIGHUP)
+  return {s: signal.signal(s, handler) for s in SIGNALS if s not in but}
+
+
+def _get_c_handler(number: int) -> int | None:
+  """The handler of a signal, whoever has set it. `signal.getsignal` knows only Python's."""
+  get = ctypes.pythonapi.PyOS_getsig
+  get.argtypes, get.restype = [ctypes.c_int], ctypes.c_void_p
+  return get(number)
+
+
+def _set_c_handler(number: int, handler: int) -> None:
+  put = ctypes.pythonapi.PyOS_setsig
+  put.argtypes, put.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+  put(number, handler)
+
+
+def _tell(text: str) -> None:
+  """Writes a line to standard error; nothing where it is closed."""
+  with contextlib.suppress(OSError):
+    os.write(2, f"{text}\n".encode())
+
+
+def _leave_terminal() -> None:
+  """Sends further output to nowhere where it went to a terminal that is gone; there every line
+  would be an error."""
+  for descriptor in (1, 2):
+    try:
+      os.write(descriptor, b"\n")
+    except OSError:
+      with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), descriptor)
+
+
+class Starting(contextlib.ContextDecorator):
+  """Context manager of a command: a signal ends it with 75, since it has nothing to save.
+
+  The signal raises Interrupted in the main thread. A process that is still there after `PATIENCE`,
+  because it waits inside a call, is ended by a thread. Whoever then ends the process must do it by
+  `os._exit` (`stopped_early`): JAX goes on compiling in threads of its own, and Python's end
+  beneath them would be a segmentation fault.
+  """
+
+  def __init__(self):
+    self.requested, self.last_words, self._name = False, 0.0, ""
+    self._service: int | None = None  # JAX's handler of SIGTERM, while it is out of service
+    self._previous: dict = {}
+    self._ended = threading.Event()
+
+  def _recreate_cm(self):
+    return type(self)()
+
+  def __enter__(self):
+    global _current
+    if not _is_main_thread():  # only that one can have handlers
+      return self
+    _current = self
+    # Python calls handlers between two of its own instructions; the number of a signal is written
+    # here at once.
+    self._pipe = os.pipe()
+    os.set_blocking(self._pipe[1], False)
+    threading.Thread(target=self._wait, name="signals", daemon=True).start()
+    self._outer = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+    self._previous = _answer(self._handle)
+    try:
+      signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    except Interrupted:
+      self._restore()
+      raise
+    return self
+
+  def __exit__(self, kind, error, _):
+    self._restore()
+    if self.requested and isinstance(error, Exception):  # what a library made of the interruption
+      raise Interrupted(self._name) from error
+
+  def _restore(self) -> None:
+    if not self._previous:
+      return
+    signal.set_wakeup_fd(self._outer, warn_on_full_buffer=False)
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+    self._previous = {}
+    self._ended.set()
+    os.close(self._pipe[1])  # its reader ends
+
+  @property
+  def is_open(self) -> bool:
+    """Whether its handlers are set."""
+    return bool(self._previous)
+
+  def take_sigterm(self) -> None:
+    """See `retake`."""
+    if not self._previous:
+      return
+    # What C has set, Python does not know, and could not set again.
+    self._service = _get_c_handler(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, self._handle)
+
+  def pause(self) -> None:
+    """Signals are answered by a StopRequest from here on. Raises Interrupted if one has come."""
+    if self.requested:
+      raise Interrupted(self._name)
+    signal.set_wakeup_fd(-1)
+    if self._service is not None:
+      _set_c_handler(signal.SIGTERM, self._service)
+
+  def resume(self) -> None:
+    """The StopRequest has ended."""
+    if not self._previous:
+      return
+    signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+    if self._service is not None:
+      self.take_sigterm()
+
+  def _handle(self, number, _):
+    if self.requested:
+      os._exit(EXIT_RESUME)
+    self.requested, self._name = True, signal.Signals(number).name
+    if number == signal.SIGHUP:
+      _leave_terminal()
+    raise Interrupted(self._name)
+
+  def _wait(self):
+    with contextlib.closing(os.fdopen(self._pipe[0], "rb", 0)) as numbers:
+      if numbers.read(1) and not self._ended.wait(PATIENCE + self.last_words):
+        _tell("stopped before there was anything to save; the same command starts again")
+        os._exit(EXIT_RESUME)
+
+
 class StopRequest:
-  """Context manager: while it is open, the first signal sets `requested`; handlers are restored
+  """Context manager: once it has begun, the first signal sets `requested`; handlers are restored
   afterwards.
 
-  Until `begin` is called, a job that is `starting` has nothing to save: the signal raises
-  Interrupted in the main thread, and ends the process with 75 if that is inside a call, such as a
-  compilation, for longer than `PATIENCE`.
+  A job that is `starting` has nothing to save, and calls `begin` when it has; until then signals
+  are those of `Starting`.
 
   With several processes (`distributed`) they have to agree on the step (`agreed`): JAX's preemption
   service, which handles SIGTERM itself, does that, so SIGTERM is left to it and the other signals
@@ -34,45 +204,33 @@ class StopRequest:
   """
 
   def __init__(self, *, distributed: bool, starting: bool = False):
-    self.requested, self._distributed, self._starting = (
-      False,
-      distributed,
-      starting and not distributed,
-    )
-    self._asked = 0
+    self.requested, self._distributed, self._starting = False, distributed, starting
+    self._asked, self._previous, self._outer = 0, {}, None
 
   def __enter__(self):
-    self._previous, self._pipe = {}, None
-    # only the main one can have handlers
-    if threading.current_thread() is not threading.main_thread():
-      return self
-    signals = SIGNALS[1:] if self._distributed else SIGNALS
-    self._previous = {s: signal.signal(s, self._handle) for s in signals}
-    if self._starting:
-      # Python calls handlers between two of its own instructions; the number of a signal is written
-      # here at once.
-      self._pipe = os.pipe()
-      os.set_blocking(self._pipe[1], False)
-      threading.Thread(target=self._wait, args=self._pipe[:1], name="signals", daemon=True).start()
-    self._outer = signal.set_wakeup_fd(
-      self._pipe[1] if self._pipe else -1, warn_on_full_buffer=False
-    )
+    if self._distributed and _current is not None:
+      import jax
+
+      _current.last_words = LAST_WORDS if jax.process_index() == 0 else 0.0
+    if not self._starting:
+      self.begin()
     return self
 
   def __exit__(self, *_):
-    self.begin()
-    if self._previous:
-      signal.set_wakeup_fd(self._outer, warn_on_full_buffer=False)
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+    self._previous = {}
+    if self._outer is not None:
+      self._outer.resume()
 
   def begin(self) -> None:
     """From here on the job saves what it has when it is asked to stop."""
-    self._starting = False
-    if self._pipe:
-      signal.set_wakeup_fd(-1)
-      os.close(self._pipe[1])  # its reader ends
-      self._pipe = None
+    if self._previous or not _is_main_thread():
+      return
+    if _current is not None and _current.is_open:
+      self._outer = _current
+      self._outer.pause()
+    self._previous = _answer(self._handle, but=(signal.SIGTERM,) if self._distributed else ())
 
   def agreed(self) -> bool:
     """Whether to stop after this step. Of several processes each has to ask after every step.
@@ -83,24 +241,18 @@ class StopRequest:
     """
     if not self._distributed:
       return self.requested
+    from jax.experimental.multihost_utils import reached_preemption_sync_point
+
     self._asked += 1
     return reached_preemption_sync_point(self._asked)
-
-  def _wait(self, pipe):
-    with contextlib.closing(os.fdopen(pipe, "rb", 0)) as numbers:
-      if numbers.read(1):
-        threading.Event().wait(PATIENCE)
-        if self._starting:
-          os.write(2, b"stopped before there was anything to save; the same command starts again\n")
-          os._exit(EXIT_RESUME)
 
   def _handle(self, number, _):
     if self.requested:
       os._exit(128 + number)
     self.requested = True
-    if self._starting:
-      raise Interrupted(signal.Signals(number).name)
+    if number == signal.SIGHUP:
+      _leave_terminal()
     if self._distributed:
       os.kill(os.getpid(), signal.SIGTERM)
-    told = f"{signal.Signals(number).name}: finishing this step and saving; once more ends at once"
-    os.write(2, f"\n{told}\n".encode())
+    name = signal.Signals(number).name
+    _tell(f"\n{name}: finishing this step and saving; once more ends at once")

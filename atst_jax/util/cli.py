@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import difflib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -118,6 +119,22 @@ def guard(work: Callable[[], int | None]) -> int:
       file=sys.stderr,
     )
     return EXIT_AGAIN
+
+
+def leave(code: int, *, at_once: bool | None = None):
+  """Ends the process of a command.
+
+  After an interruption (75) it ends at once where JAX is loaded: JAX goes on compiling in threads
+  of its own, and Python's end beneath them would be a segmentation fault.
+  """
+  if at_once is None:
+    at_once = code == EXIT_AGAIN and "jax" in sys.modules
+  if at_once:
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(AttributeError, OSError, ValueError):
+        stream.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ from atst_jax.runtime.devices import check_platform
 from atst_jax.runtime.mesh import make_mesh, process_rows, put_batch
 from atst_jax.runtime.preemption import EXIT_RESUME
 from atst_jax.runtime.session import Session, open_session
-from atst_jax.runtime.workdir import continuation
+from atst_jax.runtime.workdir import continuation, read_config
 from atst_jax.util import config as configs
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
@@ -79,8 +79,12 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     ignore=FREE_KEYS,
     named=NAMED_KEYS,
     allow_changes=allow_changed_config,
-    started=lambda: any(name.startswith("seed") for name in storage.names(folder)),
-    starting=False,
+    stored=lambda: (
+      read_config(config.checkpoint.folder or workdir)
+      if any(name.startswith("seed") for name in storage.names(folder))
+      else None
+    ),
+    starting=True,
     step_seconds=config.guard.step_seconds,
     start_seconds=config.guard.start_seconds,
     memory={
@@ -211,6 +215,7 @@ class Runner:
       state, metrics = self.program.step(
         state, put_batch(self.mesh, next(source)), rates[step], np.uint32(seed)
       )
+      self.session.stop.begin()  # the step is compiled now
       if previous:
         report(*previous)
         self.session.watchdog.beat(previous[0])
