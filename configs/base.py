@@ -30,6 +30,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.total_steps = config_dict.placeholder(int)  # if set, instead of total_epochs
   config.warmup_epochs = config_dict.FieldReference(10.0)  # the learning rate rises linearly
   config.warmup_steps = config_dict.placeholder(int)  # if set, instead of warmup_epochs
+  # exported encoder that student and teacher begin with, ours or converted; its normalisation is
+  # taken where it is not set here
+  config.initial = config_dict.placeholder(str)
+  config.initial_hash = config_dict.placeholder(str)  # of its weights; filled from it
   config.joint_views = True  # BatchNorm statistics over both views
   config.export = "teacher"  # the network whose encoder is exported; "student"
   # how an export averages the chunks of long audio (atst_jax.embed --tail)

@@ -10,18 +10,21 @@ from ml_collections import ConfigDict
 
 from atst_jax.artifacts import export
 from atst_jax.data.dataset import Dataset
-from atst_jax.pretraining import recipe
+from atst_jax.method.train_step import TrainState
+from atst_jax.pretraining import initial, recipe
 from atst_jax.pretraining.checks import check, is_ragged
 from atst_jax.pretraining.loop import Report, loop
 from atst_jax.pretraining.online import Online
 from atst_jax.pretraining.recovery import Recovery
 from atst_jax.runtime import trackers
 from atst_jax.runtime.checkpoint import checkpoint_folder
+from atst_jax.runtime.checkpoint_folder import newest_config
 from atst_jax.runtime.devices import check_platform
 from atst_jax.runtime.mesh import make_mesh, process_rows
 from atst_jax.runtime.session import open_session
 from atst_jax.runtime.workdir import CONFIG, continuation, read_config, saved_steps
 from atst_jax.util import config as configs
+from atst_jax.util import storage
 from atst_jax.util.logs import log
 
 # Keys and sections that a continued run may have otherwise, since nothing that is computed depends
@@ -32,6 +35,7 @@ FREE_KEYS = (
   "checkpoint.keep",
   "platform",
   "data.path",
+  "initial",
   "data.reader",
   "data.threads",
   "guard.step_seconds",
@@ -98,7 +102,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
         ignore=FREE_KEYS,
         named=NAMED_KEYS,
         allow_changes=allow_changed_config,
-        started=lambda: has_checkpoints(workdir, config.checkpoint.folder),
+        stored=lambda: stored_config(workdir, config.checkpoint.folder),
         starting=True,
         step_seconds=config.guard.step_seconds,
         start_seconds=config.guard.start_seconds,
@@ -112,7 +116,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     )
     program = recipe.compile_for(config, mesh, ragged=is_ragged(config, dataset))
     read = functools.partial(recipe.batches, config, dataset, rows=rows)
-    fresh = lambda: program.init(jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM))
+    fresh = functools.partial(fresh_state, config, program)
     checkpoints = session.checkpoints(
       keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
     )
@@ -132,7 +136,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       start,
       config.total_steps,
     )
-    train_step = recipe.compile_step(program)
+    train_step = recipe.compile_step(program) if start < config.total_steps else None
     recovery = Recovery(
       workdir,
       checkpoints=checkpoints,
@@ -145,7 +149,10 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       collapse=config.guard.collapse,
       collapse_steps=config.guard.collapse_steps,
     )
-    session.note_start(start)
+    if start < config.total_steps:
+      session.note_start(start)
+    elif session.changes:
+      log.warning("%s: all steps are done; nothing is trained with the other values", workdir)
     writer = session.writer(start, tracked={"names": trackers.names(config.log), "config": stored})
     stack.enter_context(contextlib.closing(writer))
     report = Report(
@@ -175,14 +182,30 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     return code
 
 
-def has_checkpoints(workdir: str, folder: str | None) -> bool:
-  """Whether the run has begun: in its folder of checkpoints, or in that of the config which the
-  workdir holds."""
-  folders = {checkpoint_folder(workdir, folder)}
-  if os.path.exists(os.path.join(workdir, CONFIG)):
-    stored = read_config(workdir).get("checkpoint") or {}
-    folders.add(checkpoint_folder(workdir, stored.get("folder")))
-  return any(saved_steps(folder) for folder in folders)
+def fresh_state(config: ConfigDict, program: recipe.Program) -> TrainState:
+  """The state that a resolved config begins with."""
+  state = program.init(
+    jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), INIT_STREAM)
+  )
+  return initial.begin(state, initial.load(config)) if config.initial else state
+
+
+def stored_config(workdir: str, folder: str | None) -> dict | None:
+  """The config that the run's newest checkpoint was made with; None if there is no checkpoint.
+
+  They lie in the run's folder of checkpoints, or in that of the config which the workdir holds.
+  Checkpoints of older versions hold no config: the one beside them stands for it.
+  """
+  beside = read_config(workdir) if os.path.exists(os.path.join(workdir, CONFIG)) else None
+  places = [checkpoint_folder(workdir, folder)]
+  if beside is not None:
+    places.append(checkpoint_folder(workdir, (beside.get("checkpoint") or {}).get("folder")))
+  for place in places:
+    if saved_steps(place):
+      if (config := newest_config(place)) is not None:
+        return config
+      return read_config(place) if storage.is_file(os.path.join(place, CONFIG)) else beside
+  return None
 
 
 def describe(config: ConfigDict, workdir: str) -> list[str]:
@@ -215,8 +238,13 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   evaluates = "nothing while it trains (--config.online.path)"
   if config.online.path:
     evaluates = f"{config.online.path} every {config.online.every_steps} steps"
+  begins = f"with the encoder {config.initial}" if config.initial else "with random parameters"
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-  belongs = continuation(configs.to_json(config), workdir, FREE_KEYS, NAMED_KEYS)
+  stored = stored_config(workdir, config.checkpoint.folder)
+  belongs = f"{workdir}: a new run"
+  if stored is not None:
+    keys = (FREE_KEYS, NAMED_KEYS)
+    belongs = continuation(configs.to_json(config), workdir, *keys, stored=stored)
   return [
     f"workdir     {belongs}{goes_on}",
     f"data        {data}",
@@ -225,6 +253,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
     f"network     {count(state.params):,} parameters ({count(state.params['encoder']):,} of the "
     "encoder), "
     f"teacher {count(state.teacher.params):,}",
+    f"begins      {begins}",
     f"steps       {config.total_steps} of {config.batch_size} clips "
     f"({config.batch_size // jax.device_count()} on a device), warm-up {config.warmup_steps}; "
     f"views of {config.views.crop_frames} frames{', some shorter' if ragged else ''}",

@@ -19,6 +19,7 @@ from atst_jax.method.ema import ema
 from atst_jax.method.mixtures import mixing_options
 from atst_jax.method.optimizer import cosine_schedule, make_optimizer
 from atst_jax.models.encoders import make_encoder
+from atst_jax.pretraining import initial
 from atst_jax.pretraining.guard import guarded, init_guard
 from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
@@ -59,6 +60,7 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
       )
     config.data.fingerprint = fingerprint
   config.dtype = resolve_dtype(config.dtype)
+  initial.resolve(config)
   statistics = dataset.statistics if dataset else SYNTHETIC
   normalization = config.views.normalization
   for key, name in CONSTANTS.get(normalization.kind, {}).items():
