@@ -9,10 +9,10 @@ file of vectors out.
   python -m atst_jax.embed --encoder=encoders/base --input=list.csv --output=vectors.parquet \
     --blocks=12 --workers=8
 
-The input is a folder of recordings or a manifest CSV with a column `path`; files may have any rate
-and length. A file that cannot be used is listed with its reason and does not end the job. After an
-interruption run it again: what was computed lies in OUTPUT.part, and the result is the same. Long
-sounds are cut into chunks whose vectors are averaged.
+The input is a folder of recordings, one recording, or a manifest CSV with a column `path`; files
+may have any rate and length. A file that cannot be used is listed with its reason and does not end
+the job. After an interruption run it again: what was computed lies in OUTPUT.part, and the result
+is the same. Long sounds are cut into chunks whose vectors are averaged.
 
 Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer, 75 stopped
 early, run it again.
@@ -35,7 +35,7 @@ def main(argv=None) -> int:
   parser = Parser("atst_jax.embed", __doc__)
   add = parser.add_argument
   add("--encoder", required=True, help="exported encoder")
-  add("--input", required=True, help="folder of recordings, or a manifest CSV")
+  add("--input", required=True, help="folder of recordings, one recording, or a manifest CSV")
   add(
     "--output",
     required=True,
@@ -59,6 +59,7 @@ def main(argv=None) -> int:
 
 def _main(flags) -> None:
   from atst_jax.artifacts import folders, vectors
+  from atst_jax.audio.formats import is_audio
 
   if storage.is_remote(flags.output):
     raise UserError(
@@ -77,10 +78,11 @@ def _main(flags) -> None:
   model = load_model(flags.encoder)
   if not 1 <= flags.blocks <= model.depth:
     raise UserError(f"--blocks={flags.blocks}: the encoder has {model.depth} blocks")
-  files = [
-    (source.id, source.path)
-    for source in pipeline("sources.inputs").list_sources(flags.input).sources
-  ]
+  if is_audio(flags.input) and storage.is_file(flags.input):
+    files = [(os.path.basename(flags.input), flags.input)]
+  else:
+    sources = pipeline("sources.inputs").list_sources(flags.input).sources
+    files = [(source.id, source.path) for source in sources]
   options = {"num_blocks": flags.blocks, "tail": flags.tail or model.config["tail"]}
   print(
     folders.embed_files(

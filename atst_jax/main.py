@@ -1,7 +1,7 @@
 """Runs the job that a config names.
 
-  python -m atst_jax.main --config=configs/base.py --workdir=runs/base [--config.batch_size=512 …]
-  python -m atst_jax.main --config=configs/base.py --workdir=runs/base --dry_run
+  python -m atst_jax.main --config=configs/base.py [--workdir=runs/mine] [--config.batch_size=512 …]
+  python -m atst_jax.main --config=configs/base.py --dry_run
   python -m atst_jax.main --config=configs/base.py --workdir=runs/base --sweep=lambda
 
 Exit codes: 0 done, 1 the program failed, 2 a mistake in what was asked (one message), 3 the
@@ -11,6 +11,7 @@ again.
 
 import importlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -22,6 +23,7 @@ from atst_jax.util import config as configs
 from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.environment import start_anew
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 # Every job is a module with `run(config, workdir, allow_changed_config=…)` and `describe(config,
 # workdir)`.
@@ -41,7 +43,9 @@ def parse(argv):
     "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
   )
   parser.add_argument(
-    "--workdir", required=True, help="folder of the run; an interrupted run in it is continued"
+    "--workdir",
+    help="folder of the run, in which an interrupted run is continued; runs/CONFIG or "
+    "runs/CONFIG-VARIANT by default",
   )
   parser.add_argument(
     "--allow_changed_config", action="store_true", help="continue a run although its config changed"
@@ -67,6 +71,11 @@ def parse(argv):
   )
   flags, rest = parser.parse_with_overrides(argv)
   config = configs.load_with_overrides(flags.config, rest)
+  if flags.workdir is None:
+    path, _, variant = flags.config.partition(":")
+    name = os.path.basename(path).removesuffix(".py")
+    flags.workdir = os.path.join("runs", "-".join(filter(None, (name, variant))))
+    log.info("--workdir=%s", flags.workdir)
   return flags, config
 
 

@@ -1,6 +1,7 @@
 """What an export may hold beside its weights: a program, an ONNX graph and a model card, each
 checked against it."""
 
+import datetime
 import functools
 import json
 import os
@@ -83,6 +84,8 @@ def test_program(encoders, tmp_path, kind):
   with open(folder / "encoder.jax", "rb") as file:
     exported = jax.export.deserialize(bytearray(file.read()))
   assert exported.platforms == ("cpu", "cuda", "tpu")
+  written = model.config["programs"]["jax"]
+  assert written["jax"] == jax.__version__ and written["date"] <= datetime.date.today().isoformat()
   if kind == "cnn":
     _check(model, exported.call)
   else:
@@ -111,7 +114,8 @@ def test_an_encoder_without_nodes_or_names_is_refused(encoders, tmp_path, monkey
 
 def test_files_that_are_no_programs(tmp_path):
   (tmp_path / "encoder.jax").write_bytes(b"x" * 100)
-  with pytest.raises(UserError, match="not a program that this version of JAX"):
+  told = "not a program that this version of JAX .*JAX_EXPORT_DESERIALIZE_EXPIRED_VERSIONS=1 loads"
+  with pytest.raises(UserError, match=told):
     jax_program.load(str(tmp_path / "encoder.jax"))
   with pytest.raises(UserError, match="does not exist"):
     jax_program.load(str(tmp_path / "none.jax"))

@@ -15,10 +15,11 @@ from tiny import ROOT, tiny_config
 
 from atst_jax.pretraining import recipe
 from atst_jax.runtime import checksums
-from atst_jax.runtime.checkpoint import restore_encoder
+from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.checkpoint_folder import Shelf, entries, newest_good
-from atst_jax.runtime.checksums import fetch, fingerprint
+from atst_jax.runtime.checksums import fetch, fingerprint, mark_on_host
 from atst_jax.runtime.mesh import make_mesh
+from atst_jax.runtime.trees import restore_encoder
 from atst_jax.util import storage
 
 
@@ -60,7 +61,8 @@ def test_a_mark_sees_every_bit_and_every_place():
     (x.view(np.uint32).ravel().astype(np.uint64) * (2 * np.arange(24, dtype=np.uint64) + 1)).sum()
     % 2**32
   )
-  assert mark(x) == expected and mark(np.int32(7)) == 7
+  assert mark(x) == mark_on_host(x) == expected and mark(np.int32(7)) == 7
+  assert mark_on_host(x.T) == mark(x.T.copy()) and mark_on_host(np.array(7, np.int32)) == 7
 
 
 def test_a_folder_in_a_store_is_proved_alike():
@@ -125,6 +127,9 @@ def test_fault_41_an_old_checkpoint_restores(tmp_path):
   state = checkpoints.restore(program.state)
   checkpoints.close()
   assert int(state.step) == 7 and jax.tree.structure(state) == jax.tree.structure(program.state)
-  variables, step = restore_encoder(str(tmp_path / "golden"))
+  step, path, config = find_checkpoint(str(tmp_path / "golden"))
+  variables = restore_encoder(path, network="teacher")
   jax.tree.map(np.testing.assert_array_equal, variables["params"], state.teacher.params["encoder"])
-  assert step == 7 and float(jnp.abs(state.params["encoder"]["cls_token"]).max()) > 0
+  assert (
+    step == 7 and config is None and float(jnp.abs(state.params["encoder"]["cls_token"]).max()) > 0
+  )

@@ -235,6 +235,11 @@ def test_embed_command(encoder, tmp_path, capsys):
     ]
     expected = get_scene_embeddings([_audio(0.3, 1)], load_model(encoder), 16000, num_blocks=2)[0]
     np.testing.assert_allclose(out["vector"][1], expected, atol=1e-3)  # files of 16 bits
+    one = [flags[0], f"--input={folder}/1.wav", f"--output={tmp_path}/one.npz", flags[3]]
+    assert main(one) == 0 and "1 vectors" in capsys.readouterr().out
+    with np.load(tmp_path / "one.npz") as alone:
+      assert list(alone["id"]) == ["1.wav"]
+      np.testing.assert_allclose(alone["vector"], out["vector"][1:2], atol=1e-5)
   assert not (tmp_path / "v.npz.part").exists()
   assert main(flags) == 0 and "nothing to do" in capsys.readouterr().out
   for change, message in (

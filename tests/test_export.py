@@ -20,7 +20,8 @@ from atst_jax.embed import load_model
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.transformer import Transformer
 from atst_jax.pretraining import recipe
-from atst_jax.runtime.checkpoint import restore_encoder
+from atst_jax.runtime.checkpoint import find_checkpoint
+from atst_jax.runtime.trees import restore_encoder
 from atst_jax.util.errors import UserError
 
 
@@ -77,14 +78,14 @@ def test_export_is_the_teacher_of_the_newest_checkpoint(workdir, encoder, model)
     "mel_filters.npy",
     "model.safetensors",
   ]
-  assert restore_encoder(workdir / "checkpoints", 1)[1] == 1
+  assert find_checkpoint(workdir / "checkpoints", 1)[0] == 1
 
 
 def test_checkpoints_elsewhere(tmp_path, capsys, one_device):
   """`checkpoint.folder`: the config lies there too, so that no other run enters it, a run without
   it is not begun anew, and the folder alone is enough to export."""
   folder = f"--config.checkpoint.folder={tmp_path}/store"
-  flags = tiny_flags(total_steps="1", warmup_steps="1", difference__weight="0")
+  flags = tiny_flags(total_steps="1", warmup_steps="1", difference__weight="0", encoder__depth="1")
   assert main.main([*flags, folder, f"--workdir={tmp_path}/a"]) == 0
   assert (
     sorted(os.listdir(tmp_path / "store")) == ["1", "config.json"]
@@ -108,7 +109,7 @@ def test_checkpoints_elsewhere(tmp_path, capsys, one_device):
 def test_fault_40_embedding_is_that_of_the_training_model(workdir, model):
   """One chunk, by hand: front-end, clamp, scale, encoder, [CLS, mean of patches]. Seen red without
   the clamp."""
-  variables, _ = restore_encoder(workdir / "checkpoints")
+  variables = restore_encoder(find_checkpoint(workdir / "checkpoints")[1], network="teacher")
   audio = _audio(0.3) * np.linspace(0, 1, 4800) ** 6
   mel = log_mel(audio, FRONTENDS["atst"])
   x = 2 * (np.maximum(mel, mel.max() - 80) + 100) / 140 - 1

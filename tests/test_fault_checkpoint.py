@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from checkpoints import flip, largest, restore, save, state_of
 
-from atst_jax.runtime.checkpoint import restore_encoder
+from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.checkpoint_folder import UNFINISHED, Shelf
+from atst_jax.runtime.trees import restore_encoder
 from atst_jax.util.errors import UserError
 
 
@@ -81,7 +82,8 @@ def test_fault_05_arrays_that_were_read_wrongly_are_noticed(folder, warnings):
 
 def test_fault_05_export_reads_the_newest_good_checkpoint(folder, warnings):
   flip(folder / "3")
-  variables, step = restore_encoder(str(folder))
+  step, path, _ = find_checkpoint(str(folder))
+  variables = restore_encoder(path, network="teacher")
   np.testing.assert_array_equal(
     variables["params"]["kernel"], state_of(2)["teacher"]["params"]["encoder"]["kernel"]
   )
@@ -89,8 +91,11 @@ def test_fault_05_export_reads_the_newest_good_checkpoint(folder, warnings):
   with pytest.raises(
     UserError, match=r"no good checkpoint of step 3 \(3: the contents.*there are \[1, 2, 3\]"
   ):
-    restore_encoder(str(folder), 3)
+    find_checkpoint(str(folder), 3)
   assert sorted(os.listdir(folder)) == ["1", "2", "3"]  # a reader moves nothing
+  os.rename(folder / "2" / "default" / "d", folder / "2" / "default" / "e")
+  with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+    restore_encoder(path, network="teacher")
 
 
 def test_fault_06_a_copied_or_renamed_checkpoint_loads(folder, tmp_path, warnings):

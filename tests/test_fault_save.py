@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from checkpoints import ABSTRACT, flip, open_checkpoints, restore, save, state_of
 
+from atst_jax.runtime import checkpoint, trees
 from atst_jax.runtime.checkpoint_folder import Shelf
 from atst_jax.util import storage
-from atst_jax.util.errors import StoreError
+from atst_jax.util.errors import StoreError, UserError
 
 
 class Killed(BaseException):
@@ -96,10 +97,10 @@ def test_fault_02_saves_follow_each_other(tmp_path, monkeypatch):
   """A save that is asked for while another runs waits for it; the same step is saved once."""
   finish, order = Shelf.finish, []
 
-  def slow(self, step, facts):
+  def slow(self, step, *facts):
     time.sleep(0.2)
     order.append(step)
-    finish(self, step, facts)
+    finish(self, step, *facts)
 
   monkeypatch.setattr(Shelf, "finish", slow)
   checkpoints = open_checkpoints(tmp_path)
@@ -170,6 +171,53 @@ def test_fault_09_what_does_not_read_back_ends_the_run(tmp_path):
   with pytest.raises(StoreError, match=r"step 2 .*does not read back"):
     checkpoints.reread(ABSTRACT)
   checkpoints.close()
+
+
+def test_fault_05_what_does_not_read_back_never_counts(tmp_path):
+  """Orbax merges what it has written by a search in which `[x]` finds nothing. The folder looks
+  whole, and its hashes are right; it never replaces an older checkpoint."""
+  save(tmp_path / "x", 1)
+  os.rename(tmp_path / "x", tmp_path / "[x]")
+  checkpoints = open_checkpoints(tmp_path / "[x]", keep=1)
+  checkpoints.save(2, state_of(2), sound=True)
+  with pytest.raises(StoreError, match="of step 2 in .* could not be saved"):
+    checkpoints.wait()
+  checkpoints.close()
+  assert restore(tmp_path / "[x]") == 1 and os.listdir(tmp_path / "[x]") == ["1"]
+
+
+def test_fault_05_the_first_save_of_a_process_is_compared(tmp_path, monkeypatch):
+  """Every array with its mark, as it was on the device. Later ones are not read."""
+  read, times = checkpoint.restore_alone, []
+
+  def other(path, like):
+    found = read(path, like)
+    times.append(path)
+    found["params"]["encoder"]["kernel"][3, 3] += len(times) == 1
+    return found
+
+  monkeypatch.setattr(checkpoint, "restore_alone", other)
+  checkpoints = open_checkpoints(tmp_path)
+  for step in (1, 2, 3):
+    checkpoints.save(step, state_of(step), sound=True)
+    if step == 1:
+      with pytest.raises(StoreError, match="1 arrays do not read back, .*params/encoder/kernel"):
+        checkpoints.wait()
+  checkpoints.close()
+  assert len(times) == 2 and sorted(os.listdir(tmp_path)) == ["1", "2", "3"]
+  assert restore(tmp_path) == 3 and sorted(os.listdir(tmp_path)) == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+  ("name", "message"), [("[x]", r"holds \[, with which Orbax"), ("x", "cannot be read back")]
+)
+def test_fault_10_a_folder_that_keeps_no_arrays_is_refused(tmp_path, monkeypatch, name, message):
+  """Before the first step; a good one is left as it was."""
+  trees.try_out(str(tmp_path / "good"))
+  assert not os.listdir(tmp_path)
+  monkeypatch.setattr(trees, "restore_alone", lambda path, like: {"x": like["x"] + 1})
+  with pytest.raises(UserError, match=message):
+    trees.try_out(str(tmp_path / name))
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, warnings):

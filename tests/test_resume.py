@@ -1,7 +1,5 @@
-"""A run that is stopped or killed ends bit for bit like one that never was (real processes, real
-signals)."""
+"""A run that is stopped or killed ends bit for bit like one that never was (real signals)."""
 
-import contextlib
 import os
 import re
 import signal
@@ -13,7 +11,7 @@ from checkpoints import read_tree
 from tiny import ONE_DEVICE, running, tiny_flags, wait_for_step, write_dataset
 
 from atst_jax import main
-from atst_jax.pretraining import job
+from atst_jax.pretraining import job, recipe
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.workdir import agree, continuation
 from atst_jax.util.errors import UserError
@@ -36,48 +34,52 @@ def flags(tmp_path_factory):
   )
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, flags):
-  """Starts a run on one device; all of them share one compilation, and none outlives its test."""
-  env = {
-    **os.environ,
-    **ONE_DEVICE,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-  }
-  with contextlib.ExitStack() as stack:
-    yield lambda workdir, *more: stack.enter_context(
-      running([f"--workdir={workdir}", *flags, *more], env=env)
-    )
-
-
-def _finish(process, code):
-  output, _ = process.communicate(timeout=240)
-  assert process.returncode == code, output
-  return output
+# A tenth of a second for every batch, so that there is time to look at the run.
+SLOWLY = """
+import sys, time
+from atst_jax import main
+from atst_jax.pretraining import recipe
+original = recipe.batches
+def batches(*args, **options):
+  for batch in original(*args, **options):
+    time.sleep(0.1)
+    yield batch
+recipe.batches = batches
+main.end(main.main(sys.argv[1:]))
+"""
 
 
 def _losses(workdir):
   return [(r["step"], r["loss"]) for r in read_metrics(workdir / "metrics.jsonl")]
 
 
-def test_fault_01_03_08_10_a_disturbed_run_ends_as_an_undisturbed_one(
-  tmp_path, flags, start, capsys, one_device
-):
-  """Stopped by SIGTERM, then killed by SIGKILL in the middle of an epoch, then ended by the same
-  command. While it runs, another job is refused, and later one with another config."""
-  alone, workdir = start(tmp_path / "alone"), tmp_path / "run"
-  _finish(alone, 0)
+def _stop_at(monkeypatch, step):
+  """SIGTERM before the batch of this step (counted from 1) is given."""
+  original = recipe.batches
 
-  process = start(workdir, "--config.data.reader=tf.data")  # the same batches
-  wait_for_step(workdir, 5, process)
-  assert main.main([*flags, f"--workdir={workdir}"]) == 2
-  error = capsys.readouterr().err
-  assert f"is in use by process {process.pid}" in error and "Traceback" not in error
-  process.send_signal(signal.SIGTERM)
-  told = rf"stopped after step (\d+) of {STEPS}; the same command continues it"
-  stopped = re.search(told, _finish(process, 75))
-  assert stopped[1] in os.listdir(workdir / "checkpoints")
+  def batches(config, dataset, *, start_step, **options):
+    source = original(config, dataset, start_step=start_step, **options)
+    for number, batch in enumerate(source, start_step + 1):
+      if number == step:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+  monkeypatch.setattr(recipe, "batches", batches)
+
+
+def test_fault_01_03_08_10_a_disturbed_run_ends_as_an_undisturbed_one(
+  tmp_path, flags, capsys, one_device, monkeypatch
+):
+  """Stopped by SIGTERM, then, in a process of its own, killed by SIGKILL in the middle of an epoch,
+  then ended by the same command. While it runs, another job is refused, and later one with another
+  config."""
+  alone, workdir = tmp_path / "alone", tmp_path / "run"
+  assert main.main([*flags, f"--workdir={alone}"]) == 0
+  with monkeypatch.context() as patch:
+    _stop_at(patch, 7)
+    assert main.main([*flags, f"--workdir={workdir}"]) == 75
+  assert f"stopped after step 7 of {STEPS}; the same command continues" in capsys.readouterr().err
+  assert os.listdir(workdir / "checkpoints") == ["7"]
 
   changes = ["--config.seed=1", "--config.optimizer.b1=0.8", "--config.log.every_steps=2"]
   assert main.main([*flags, *changes, f"--workdir={workdir}"]) == 2
@@ -86,19 +88,26 @@ def test_fault_01_03_08_10_a_disturbed_run_ends_as_an_undisturbed_one(
   assert "log.every_steps" not in error and "--allow_changed_config" in error
   assert "Traceback" not in error
 
-  process = start(workdir)
-  wait_for_step(workdir, 25, process)
-  process.kill()
-  _finish(process, -signal.SIGKILL)
+  env = {**os.environ, **ONE_DEVICE}
+  with running([*flags, f"--workdir={workdir}"], program=("-c", SLOWLY), env=env) as process:
+    wait_for_step(workdir, 8, process)
+    assert main.main([*flags, f"--workdir={workdir}"]) == 2
+    error = capsys.readouterr().err
+    assert f"is in use by process {process.pid}" in error and "Traceback" not in error
+    wait_for_step(workdir, 25, process)
+    process.kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, output
   # what a killed save leaves
   (workdir / "checkpoints" / "30.orbax-checkpoint-tmp").mkdir(exist_ok=True)
-  _finish(start(workdir), 0)
+  assert main.main([*flags, f"--workdir={workdir}"]) == 0
+  assert re.search("steps (15|30) to 40", capsys.readouterr().err)
 
   state = lambda folder: read_tree(folder / "checkpoints" / str(STEPS) / "default")
-  ours, expected = state(workdir), state(tmp_path / "alone")
+  ours, expected = state(workdir), state(alone)
   assert jax.tree.structure(ours) == jax.tree.structure(expected)
   jax.tree.map(np.testing.assert_array_equal, ours, expected)
-  assert _losses(workdir) == _losses(tmp_path / "alone") and len(_losses(workdir)) == STEPS
+  assert _losses(workdir) == _losses(alone) and len(_losses(workdir)) == STEPS
   assert main.main([*flags, f"--workdir={workdir}"]) == 0  # and then there is nothing to do
   assert len(_losses(workdir)) == STEPS
 

@@ -7,6 +7,7 @@ from tiny import ROOT
 
 from atst_jax.runtime.preemption import EXIT_DIVERGED, EXIT_RESUME
 from atst_jax.runtime.watchdog import EXIT_STALLED
+from atst_jax.util.cli import EXIT_PIPE
 
 TEXT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 MESSAGES = re.findall(r"^\| `([^`]*)` \|", TEXT, re.M)
@@ -32,5 +33,5 @@ def test_quoted_messages_are_printed():
 
 
 def test_every_exit_code_is_explained():
-  codes = {0, 1, 2, EXIT_DIVERGED, EXIT_STALLED, EXIT_RESUME}
+  codes = {0, 1, 2, EXIT_DIVERGED, EXIT_STALLED, EXIT_RESUME, EXIT_PIPE}
   assert {int(code) for code in re.findall(r"^\| (\d+) \|", TEXT, re.M)} == codes

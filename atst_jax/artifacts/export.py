@@ -23,7 +23,8 @@ from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import FrontEnd, get_frontend, mel_filters
 from atst_jax.data.dataset import write_json
 from atst_jax.models.encoders import make_encoder
-from atst_jax.runtime.checkpoint import checkpoint_folder, restore_encoder, save_tree
+from atst_jax.runtime.checkpoint import checkpoint_folder, find_checkpoint
+from atst_jax.runtime.trees import check_path, restore_encoder, save_tree
 from atst_jax.runtime.workdir import read_config
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
@@ -77,6 +78,8 @@ def write(
     )
   if storage.is_remote(output):
     raise UserError(f"--output={output}: exports are written to a local folder; copy it from there")
+  if "params" in artifacts:
+    check_path(output)
   if os.path.exists(output):
     raise UserError(f"{output} exists; choose another folder or remove it")
   temporary = storage.temporary_name(output.rstrip("/"))
@@ -97,6 +100,8 @@ def write(
     if "params" in artifacts:
       save_tree(os.path.join(temporary, ORBAX), variables)
     np.save(os.path.join(temporary, FILTERS), mel_filters(frontend))
+    if "jax" in artifacts:
+      config["programs"] = {"jax": jax_program.written()}
     write_json(os.path.join(temporary, CONFIG), config)
     model = Model(*read(temporary))
     _compare(temporary, model, variables)
@@ -174,18 +179,8 @@ def settings(config: dict) -> dict:
   }
 
 
-def export_run(workdir: str, output: str, step: int | None = None, **options) -> dict:
-  """Exports the encoder of a pre-training run (its newest checkpoint by default). Returns the
-  provenance.
-
-  The config's `export` says whose: ATST exports the teacher's, BYOL-A the student's with its
-  running statistics.
-
-  Args:
-    workdir: may also be the run's `checkpoint.folder`, which may lie in a store.
-    options: of `write`.
-  """
-  config = read_config(workdir)
+def _refuse_foreign(workdir: str, config: dict) -> None:
+  """Raises UserError for the config of a run that has no encoder to export."""
   if config["job"] != "pretrain":
     raise UserError(
       f"--workdir={workdir} holds a {config['job']!r} run; "
@@ -196,10 +191,28 @@ def export_run(workdir: str, output: str, step: int | None = None, **options) ->
       f"--workdir={workdir} was written by an older version (its config lacks "
       f"{', '.join(missing)}); train it again, or export it with that version"
     )
+
+
+def export_run(workdir: str, output: str, step: int | None = None, **options) -> dict:
+  """Exports the encoder of a pre-training run (its newest checkpoint by default). Returns the
+  provenance.
+
+  The config is that which the checkpoint was made with. Its `export` says whose: ATST exports the
+  teacher's, BYOL-A the student's with its running statistics.
+
+  Args:
+    workdir: may also be the run's `checkpoint.folder`, which may lie in a store.
+    options: of `write`.
+  """
   # of checkpoints, with their config beside them
   is_folder = any(name.isdigit() for name in storage.names(workdir))
-  folder = workdir if is_folder else checkpoint_folder(workdir, config["checkpoint"].get("folder"))
-  variables, step = restore_encoder(folder, step, network=config["export"])
+  beside, folder = read_config(workdir), workdir
+  _refuse_foreign(workdir, beside)
+  if not is_folder:
+    folder = checkpoint_folder(workdir, beside["checkpoint"].get("folder"))
+  step, path, made_with = find_checkpoint(folder, step)
+  config = made_with or beside  # checkpoints of older versions hold none
+  variables = restore_encoder(path, network=config["export"])
   provenance = {
     "step": step,
     "network": config["export"],

@@ -121,7 +121,7 @@ def read(folder: str):
     variables = _read_weights(weights, expected)
   else:
     # Orbax takes a third of a second to import
-    from atst_jax.runtime.checkpoint import restore_like
+    from atst_jax.runtime.trees import restore_like
 
     variables = restore_like(weights, expected)
   if params_hash(variables) != config["params_hash"]:

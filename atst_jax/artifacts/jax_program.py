@@ -8,9 +8,12 @@ CPU, CUDA and TPU.
 mel (B, T, F) float32 dB of the export's front-end, padded at will; length (B,) int32 valid frames;
 peak (B,) float32, the whole clip's maximum in dB. T is from `hop` to `chunk_frames` of a
 transformer, without an end otherwise: longer clips are cut into chunks and their vectors averaged,
-as `Model.embed` does. A program loads with the version of JAX that wrote it and with newer ones.
+as `Model.embed` does. JAX guarantees to load a program for six months; from version 0.12 on it
+refuses older ones unless it is told otherwise (`EXPIRED`). Weights in safetensors and ONNX graphs
+have no such end. config.json says when a program was written, and by which JAX (`programs`).
 """
 
+import datetime
 from collections.abc import Callable
 
 import jax
@@ -21,6 +24,7 @@ from atst_jax.artifacts.model import Model
 from atst_jax.util.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+EXPIRED = "JAX_EXPORT_DESERIALIZE_EXPIRED_VERSIONS"
 
 
 def build(model: Model) -> bytes:
@@ -39,6 +43,12 @@ def build(model: Model) -> bytes:
   return bytes(export.export(jax.jit(forward), platforms=PLATFORMS)(*arguments).serialize())
 
 
+def written() -> dict:
+  """What config.json says of a program that is written now."""
+  today = datetime.datetime.now(datetime.UTC).date()
+  return {"date": today.isoformat(), "jax": jax.__version__, "guaranteed_months": 6}
+
+
 def load(path: str) -> Callable:
   """The function (mel, length, peak) -> {"scene", "frames"} of a file. Raises UserError if the file
   is no program."""
@@ -50,6 +60,9 @@ def load(path: str) -> Callable:
       f"{path} does not exist; write it with `python -m atst_jax.export --artifacts=…,jax`"
     ) from error
   except Exception as error:  # flatbuffers and MLIR raise errors of their own
+    reason = " ".join(str(error).split())[:300]
     raise UserError(
-      f"{path}: not a program that this version of JAX ({jax.__version__}) reads: {error}"
+      f"{path}: not a program that this version of JAX ({jax.__version__}) reads ({reason}). "
+      f"Export it again from its weights, or use the JAX that config.json names; {EXPIRED}=1 loads "
+      "a program whose six months are over"
     ) from error

@@ -92,8 +92,8 @@ class Model:
   def reinitialized(self, seed: int) -> "Model":
     """The same architecture, front-end and normalisation with fresh random parameters: the baseline
     of every probe."""
-    noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels))
-    variables = jax.jit(self.encoder.init)(jax.random.key(seed), noise)
+    noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels), jnp.float32)
+    variables = jax.jit(self.encoder.init)(jax.random.key(seed, impl="threefry2x32"), noise)
     return Model(self.config, variables, self._filters)
 
   def standardized(self, statistics: dict) -> "Model":

@@ -34,7 +34,8 @@ USES = {
   "safetensors": "`model.safetensors`: the weights, names joined by `/`",
   "params": "`params/`: the weights as an Orbax checkpoint",
   "jax": "`encoder.jax`: a `jax.export` program with the weights, any batch and length, "
-  "for cpu, cuda and tpu:\n"
+  "for cpu, cuda and tpu (JAX guarantees to load it for six months, see `programs` in "
+  "`config.json`):\n"
   '  `jax.export.deserialize(bytearray(open("encoder.jax", "rb").read())).call(mel, length, peak)`',
   "onnx": "`encoder.onnx`: the same as an ONNX graph, with the inputs `mel`, `length` and `peak`",
 }

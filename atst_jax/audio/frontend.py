@@ -7,7 +7,12 @@ normalised.
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
+import os
+import pathlib
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -124,10 +129,37 @@ def get_frontend(name: str) -> FrontEnd:
   return FRONTENDS[name]
 
 
+def import_librosa():
+  """The module librosa.
+
+  Numba, which librosa uses, keeps compiled functions beside librosa or in the home folder, and
+  fails at the import where neither can be written (a user without home in a container). A
+  temporary folder stands for them then.
+  """
+  if "numba" not in sys.modules and "NUMBA_CACHE_DIR" not in os.environ:
+    found = importlib.util.find_spec("librosa")
+    beside = os.path.dirname(found.origin) if found and found.origin else ""
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if not any(map(_can_be_written, (beside, home))):
+      os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba-")
+  import librosa
+
+  return librosa
+
+
+def _can_be_written(folder: str) -> bool:
+  """Whether files can be made in a folder, or in the one above it that is there."""
+  if not os.path.isabs(folder):
+    return False
+  path = pathlib.Path(folder)
+  there = next(place for place in (path, *path.parents) if place.exists())
+  return os.access(there, os.W_OK)
+
+
 @functools.lru_cache(maxsize=8)
 def mel_filters(frontend: FrontEnd) -> np.ndarray:
   """(n_fft // 2 + 1, F) float32 triangular filters, by librosa."""
-  from librosa.filters import mel
+  mel = import_librosa().filters.mel
 
   norm = None if frontend.mel_norm == "none" else frontend.mel_norm
   filters = mel(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from markupsafe import Markup
 
-from atst_jax.audio.frontend import FrontEnd
+from atst_jax.audio.frontend import FrontEnd, import_librosa
 from atst_jax.util import html_page, storage
 
 # Okabe and Ito's, for every kind of sight
@@ -23,8 +23,7 @@ def save(figure, path: str, dpi: int = 110) -> None:
 
 def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
   """Positions in mel bins and labels in Hz, from the centre frequencies of the bins."""
-  import librosa
-
+  librosa = import_librosa()
   htk = frontend.mel_scale == "htk"
   low, high = frontend.f_min, frontend.f_max
   centres = librosa.mel_frequencies(frontend.n_mels + 2, fmin=low, fmax=high, htk=htk)[1:-1]

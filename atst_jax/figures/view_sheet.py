@@ -84,7 +84,9 @@ def draw(config: dict, dataset: Dataset | None, clips: dict, seed: int) -> dict:
       }
     return out
 
-  return jax.tree.map(np.asarray, compute(jax.random.key(seed), clips["mel"], clips["length"]))
+  return jax.tree.map(
+    np.asarray, compute(jax.random.key(seed, impl="threefry2x32"), clips["mel"], clips["length"])
+  )
 
 
 def view_sheet(config: dict, dataset: Dataset | None, clips: dict, path: str, seed: int) -> None:

@@ -74,7 +74,7 @@ def normalize_batch(x, length):
     x normalised (padding stays 0), and the standard deviation that it was divided by, ().
   """
   valid = (
-    jnp.ones((1, 1, 1, 1))
+    jnp.ones((1, 1, 1, 1), jnp.float32)
     if length is None
     else valid_frames(length, x.shape[2])[..., None].astype(x.dtype)
   )

@@ -192,10 +192,10 @@ def make_network(
 
 def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
   """A fresh TrainState; the teacher starts as a copy of the student's encoder and projector."""
-  views = jnp.zeros((group, 2, frames, n_mels))
+  views = jnp.zeros((group, 2, frames, n_mels), jnp.float32)
   mixed = None
   if network.predictor_difference is not None:
-    mixed = Mixtures(views, None, jnp.zeros((group, 2)))
+    mixed = Mixtures(views, None, jnp.zeros((group, 2), jnp.float32))
   rngs = dict.fromkeys(("params", *RANDOM), key)
   y = None
   if network.subtraction.subtrahend == "teacher":
@@ -287,7 +287,7 @@ def make_train_step(
   )
 
   def train_step(state: TrainState, batch):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
     view_key, mix_key, update_key = jax.random.split(key, 3)
     pair, length, drawn = make_views(
       view_key, batch["mel"], batch["length"], ragged=ragged, apart=bool(difference_weight), **views

@@ -136,8 +136,9 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, width, dtype):
     """Kernel (width, features) of `dtype` and bias (features,) float32."""
-    kernel = self.param("kernel", linear_init, (width, self.features))
-    return kernel.astype(dtype), self.param("bias", nn.initializers.zeros, (self.features,))
+    kernel = self.param("kernel", linear_init, (width, self.features), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+    return kernel.astype(dtype), bias
 
 
 class Norm(nn.Module):
@@ -146,8 +147,8 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, width):
     """Scale and bias (width,) float32."""
-    scale = self.param("scale", nn.initializers.ones, (width,))
-    return scale, self.param("bias", nn.initializers.zeros, (width,))
+    scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+    return scale, self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
 
 
 class DropPath(nn.Module):
@@ -160,7 +161,7 @@ class DropPath(nn.Module):
   def __call__(self, clips, *, train):
     """(clips,) float32; all 1 unless in training."""
     if not train or self.rate == 0:
-      return jnp.ones((clips,))
+      return jnp.ones((clips,), jnp.float32)
     keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.rate, (clips, 1, 1))
     return keep[:, 0, 0] / (1 - self.rate)
 
@@ -262,10 +263,10 @@ class BatchNorm(nn.Module):
     channels = x.shape[-1]
     x = x.astype(jnp.float32)
     if self.affine:
-      scale = self.param("scale", nn.initializers.ones, (channels,))
-      bias = self.param("bias", nn.initializers.zeros, (channels,))
-    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-    running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+      scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+      bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+    running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
     if train:
       axes = tuple(range(x.ndim - 1))
       mean = x.mean(axes)

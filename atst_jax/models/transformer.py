@@ -32,7 +32,7 @@ class Projections(nn.Module):
   def __call__(self, x, queries):
     """(B, N, D) -> (B, queries, D) of the first tokens, and twice (B, N, D)."""
     _, N, D = x.shape
-    kernel = self.param("kernel", linear_init, (D, 3 * D)).astype(self.dtype)
+    kernel = self.param("kernel", linear_init, (D, 3 * D), jnp.float32).astype(self.dtype)
     if self.apart:
       q, k, v = jnp.split(kernel, 3, 1)
       return product(x[:, :queries], q), product(x, k), product(x, v)
@@ -197,8 +197,8 @@ class Transformer(Encoder):
     x = patchify(mel, self.patch_frames).astype(self.dtype)
     x = nn.Dense(self.width, dtype=self.dtype, kernel_init=linear_init, name="patch_embed")(x)
     B, N, D = x.shape
-    cls_token = self.param("cls_token", linear_init, (1, 1, D))
-    pos_embed = self.param("pos_embed", linear_init, (1, positions + 1, D))
+    cls_token = self.param("cls_token", linear_init, (1, 1, D), jnp.float32)
+    pos_embed = self.param("pos_embed", linear_init, (1, positions + 1, D), jnp.float32)
     x = jnp.concatenate([jnp.broadcast_to(cls_token, (B, 1, D)).astype(self.dtype), x], 1)
     x = x + pos_embed[:, : N + 1].astype(self.dtype)
     num_tokens = None if length is None else length // self.patch_frames + 1

@@ -56,7 +56,7 @@ class GuardState(NamedTuple):
 def init_guard(window: int) -> GuardState:
   """Counts of 0 and (window,) zeros; losses are judged once there were `window` finite ones."""
   counts = {name: jnp.zeros((), jnp.int32) for name in GuardState._fields if name != "losses"}
-  return GuardState(**counts, losses=jnp.zeros(window))
+  return GuardState(**counts, losses=jnp.zeros(window, jnp.float32))
 
 
 def deviations(loss, losses):

@@ -1,48 +1,20 @@
-"""Checkpoints of the train state, labelled by the step. The only user of Orbax."""
+"""Checkpoints of the train state, labelled by the step."""
 
-import asyncio
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src import asyncio_utils
 
 from atst_jax.runtime import checksums
-from atst_jax.runtime.checkpoint_folder import Shelf, entries, listed, newest_good
-from atst_jax.runtime.checksums import fetch, fingerprint
+from atst_jax.runtime.checkpoint_folder import Shelf, config_of, entries, listed, newest_good
+from atst_jax.runtime.checksums import fetch, fingerprint, mark_on_host
 from atst_jax.runtime.mesh import from_process_zero
+from atst_jax.runtime.trees import ITEM, restore_alone
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.logs import log
-
-ITEM = "default"
-
-
-def _run_to_the_end(coroutine):
-  """Runs a coroutine in an event loop of its own, and everything that it has started.
-
-  Orbax (0.12.8) writes arrays side by side with `asyncio.gather`. When one of them fails, on a
-  full disk for example, its own function closes the loop while TensorStore still writes the
-  others. Each of those then reports to a closed loop, from a thread of TensorStore: "Exception
-  ignored in …: RuntimeError: Event loop is closed". This one waits for them first, so that
-  nothing runs any longer when a save has failed.
-  """
-  loop = asyncio.new_event_loop()
-  asyncio.set_event_loop(loop)
-  try:
-    return loop.run_until_complete(coroutine)
-  except BaseException:
-    while running := asyncio.all_tasks(loop):
-      loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
-    raise
-  finally:
-    asyncio.set_event_loop(None)
-    loop.close()
-
-
-asyncio_utils._run_sync_via_new_loop = _run_to_the_end
 
 
 def checkpoint_folder(workdir: str, folder: str | None) -> str:
@@ -57,16 +29,32 @@ class Checkpoints:
   A checkpoint counts once its manifest is there (`checkpoint_folder`), which is written when the
   save has ended. It is used only if every file agrees with the manifest, and every array that was
   read with its mark (`fingerprint`). Older ones are removed after a newer one has been proved: at
-  every instant one good checkpoint is there.
+  every instant one good checkpoint is there. The first save of every process is proved by reading
+  all of it back, since what a library below writes is not always what it reads.
 
   Kept are the newest one, the newest `keep` sound ones, and every one at a multiple of `keep_every`
   steps. Sound are those the training may fall back to (`save`).
   """
 
-  def __init__(self, folder: str, *, keep: int, keep_every: int):
+  def __init__(
+    self,
+    folder: str,
+    *,
+    keep: int,
+    keep_every: int,
+    config: dict | None = None,
+    first_saved: Callable[[], None] = lambda: None,
+  ):
+    """
+    Args:
+      keep, keep_every: see above.
+      config: that the checkpoints are made with, which lies in each of them.
+      first_saved: called in process 0, by a thread, when the first save has been proved.
+    """
     self.folder = storage.absolute(folder)
     self._shelf = Shelf(self.folder)
     self._keep, self._keep_every = keep, keep_every
+    self._config, self._first_saved, self._opened = config, first_saved, False
     self._checkpointer = ocp.StandardCheckpointer()
     self._prover = ThreadPoolExecutor(1, "checkpoint")
     self._proving: Future | None = None  # of the save in progress
@@ -104,7 +92,8 @@ class Checkpoints:
     from_process_zero(lambda: self._shelf.begin(step, size))
     self._checkpointer.save(os.path.join(self._shelf.path(step), ITEM), state)
     self._last, self._unread = step, True
-    self._proving = self._prover.submit(self._prove, step, marks, sound)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    self._proving = self._prover.submit(self._prove, step, abstract, marks, sound)
     return True
 
   def poll(self) -> None:
@@ -146,8 +135,9 @@ class Checkpoints:
           os.path.join(self._shelf.path(step), ITEM), abstract_state
         )
       except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:500]
         raise UserError(
-          f"checkpoint {step} in {self.folder} cannot be restored into this model: {error}"
+          f"checkpoint {step} in {self.folder} cannot be restored into this model: {reason}"
         ) from error
       saved, found = checksums.read(self._shelf.path(step))["state"], fetch(fingerprint(state)[0])
       wrong = [name for name in found if found[name] != saved.get(name)]
@@ -175,61 +165,34 @@ class Checkpoints:
       self._prover.shutdown()
       self._checkpointer.close()
 
-  def _prove(self, step, marks, sound):
+  def _prove(self, step, abstract, marks, sound):
     """In a thread: waits for the save, proves it, and removes what it makes superfluous."""
     self._checkpointer.wait_until_finished()
-    if jax.process_index() == 0:
-      self._shelf.finish(step, {"sound": sound, "state": fetch(marks)})
-      self._shelf.drop_old(step, keep=self._keep, keep_every=self._keep_every)
+    if jax.process_index():
+      return
+    marks = fetch(marks)
+    if not self._opened:
+      self._open(step, abstract, marks)
+    self._shelf.finish(step, {"sound": sound, "state": marks}, self._config)
+    if not self._opened:
+      self._opened = True
+      self._first_saved()
+    self._shelf.drop_old(step, keep=self._keep, keep_every=self._keep_every)
+
+  def _open(self, step, abstract, marks):
+    """Reads a save back into this process's memory. Raises ValueError if it is not what was
+    saved."""
+    found = restore_alone(os.path.join(self._shelf.path(step), ITEM), abstract)
+    named = checksums.named_leaves(found)
+    if wrong := [name for name, x in named.items() if mark_on_host(x) != marks[name]]:
+      raise ValueError(f"{len(wrong)} arrays do not read back, the first is {wrong[0]}")
 
 
-def save_tree(path, tree) -> None:
-  """Saves a tree of arrays as a folder of its own, for export."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(storage.absolute(path), tree)
+def find_checkpoint(folder: str, step: int | None = None) -> tuple[int, str, dict | None]:
+  """(step, path, config) of a good checkpoint, the newest by default; the config is None if an
+  older version wrote it.
 
-
-def restore_like(path, expected):
-  """A saved tree as numpy arrays, if its names, shapes and types are those of `expected`: known
-  before memory is asked for, as the folder may come from anywhere. Raises UserError naming what
-  differs."""
-  path = storage.absolute(path)
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      metadata = checkpointer.metadata(path)
-      metadata = getattr(metadata, "item_metadata", metadata)
-      metadata = getattr(metadata, "tree", metadata)
-      wanted, found = (
-        {
-          jax.tree_util.keystr(key): f"{tuple(x.shape)} {np.dtype(x.dtype)}"
-          for key, x in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (expected, metadata)
-      )
-      wrong = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
-      if wrong:
-        raise UserError(
-          f"{path}: {len(wrong)} arrays are not those of the encoder in config.json, the first is "
-          f"{wrong[0]}: {found.get(wrong[0], 'absent')}, not {wanted.get(wrong[0], 'absent')}"
-        )
-      return checkpointer.restore(
-        path, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
-      )
-  except UserError:
-    raise
-  except Exception as error:  # Orbax, TensorStore and their formats have too many of their own
-    reason = " ".join(str(error).split())[:300]
-    raise UserError(
-      f"{path}: cannot be read as exported parameters ({type(error).__name__}: {reason})"
-    ) from error
-
-
-def restore_encoder(folder, step=None, *, network="teacher"):
-  """The encoder of a checkpoint's teacher or student (the newest good one by default) as numpy
-  arrays, and the step.
-
-  Reads only that part of the state. Raises UserError if there is no good checkpoint, naming what is
-  wrong.
+  Raises UserError if there is none, naming what is wrong.
   """
   folder = storage.absolute(folder)
   found, faults = entries(folder), {}
@@ -245,20 +208,5 @@ def restore_encoder(folder, step=None, *, network="teacher"):
     )
   if told:
     log.warning("%s: checkpoint %d is read, since %s", folder, good.step, told)
-  step, path = good.step, os.path.join(folder, good.name, ITEM)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    metadata = checkpointer.metadata(path)
-    metadata = getattr(metadata, "item_metadata", metadata)
-    state = getattr(metadata, "tree", metadata)
-    tree = state["teacher"] if network == "teacher" else state
-    part = {"params": {"encoder": tree["params"]["encoder"]}}
-    if "encoder" in (tree["batch_stats"] or {}):
-      part["batch_stats"] = {"encoder": tree["batch_stats"]["encoder"]}
-    part = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), part)
-    item = {"teacher": part} if network == "teacher" else part
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    restored = checkpointer.restore(
-      path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-    )
-  restored = restored["teacher"] if network == "teacher" else restored
-  return {k: v["encoder"] for k, v in restored.items()}, step
+  path = os.path.join(folder, good.name)
+  return good.step, path, config_of(path)

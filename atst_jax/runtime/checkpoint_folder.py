@@ -1,11 +1,13 @@
 """A folder of checkpoints: one folder for each, named by its step.
 
-In it, `default/` is Orbax's, and `manifest.json` holds the SHA-256 of every file and the facts of
-the checkpoint. The manifest is written when the save has ended; until then, and while a checkpoint
-is being removed, there is `unfinished`. So whatever a killed process leaves is either whole or
-known not to be, in a store too, where nothing can be renamed.
+In it, `default/` is Orbax's, `config.json` is the config that it was made with, and `manifest.json`
+holds the SHA-256 of every file and the facts of the checkpoint. The manifest is written when the
+save has ended; until then, and while a checkpoint is being removed, there is `unfinished`. So
+whatever a killed process leaves is either whole or known not to be, in a store too, where nothing
+can be renamed.
 """
 
+import json
 import os
 from typing import NamedTuple
 
@@ -15,8 +17,10 @@ from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.logs import log
 
 UNFINISHED = "unfinished"
+CONFIG = "config.json"
 # times the bytes of the state have to be free: the format's own, and what else is written meanwhile
 SPARE = 1.1
+TRIAL = "trial"  # what `trees.try_out` saves
 
 
 class Entry(NamedTuple):
@@ -64,6 +68,24 @@ def newest_good(folder: str, found: list[Entry], faults: dict[str, str]) -> Entr
   return None
 
 
+def config_of(path: str) -> dict | None:
+  """The config that a checkpoint was made with; None if it cannot be read, as of those that older
+  versions wrote."""
+  try:
+    config = storage.read_json(os.path.join(path, CONFIG))
+  except StoreError:
+    raise
+  except (OSError, ValueError):
+    return None
+  return config if isinstance(config, dict) else None
+
+
+def newest_config(folder: str) -> dict | None:
+  """The config of a folder's newest checkpoint that was finished; None as of `config_of`."""
+  finished = [entry for entry in entries(folder) if entry.facts]
+  return config_of(os.path.join(folder, finished[0].name)) if finished else None
+
+
 def listed(faults: dict[str, str], between: str) -> str:
   """ "NAME: FAULT" of every fault, `between` between them."""
   return between.join(f"{name}: {fault}" for name, fault in faults.items())
@@ -90,7 +112,7 @@ class Shelf:
         else:
           log.info("%s: an unfinished checkpoint is removed", path)
           storage.remove_folder(path)
-      elif ".orbax-checkpoint-tmp" in name:
+      elif ".orbax-checkpoint-tmp" in name or name == TRIAL:
         storage.remove_folder(path)
     return 0
 
@@ -109,8 +131,10 @@ class Shelf:
     storage.write_text(os.path.join(self.path(step), UNFINISHED), "")
     return 0
 
-  def finish(self, step: int, facts: dict) -> None:
+  def finish(self, step: int, facts: dict, config: dict | None = None) -> None:
     """Proves what was saved: from here on it counts."""
+    if config is not None:
+      storage.write_text(os.path.join(self.path(step), CONFIG), json.dumps(config, indent=1))
     checksums.write(self.path(step), {"step": step, **facts}, ignore=(UNFINISHED,))
     storage.remove(os.path.join(self.path(step), UNFINISHED))
 

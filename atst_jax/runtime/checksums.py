@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError
@@ -92,13 +93,26 @@ def _mark(x):
   return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32), jnp.all(jnp.isfinite(x))
 
 
+def mark_on_host(x: np.ndarray) -> int:
+  """The same mark of an array in this process's memory."""
+  bits = np.ascontiguousarray(x).reshape(-1)
+  bits = bits.view(np.uint32) if x.dtype.itemsize == 4 else bits.astype(np.uint32)
+  weights = 2 * np.arange(bits.size, dtype=np.uint32) + np.uint32(1)
+  return int(np.sum(bits * weights, dtype=np.uint32))
+
+
+def named_leaves(tree) -> dict:
+  """{path: leaf}, names joined by "/"."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): x
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
 def fingerprint(tree) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """({path: mark}, {path: all finite}) of arrays of 4 bytes; compiled once for each shape, not
   fetched."""
-  marks = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): _mark(x)
-    for path, x in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  marks = {name: _mark(x) for name, x in named_leaves(tree).items()}
   return {k: mark for k, (mark, _) in marks.items()}, {
     k: finite for k, (_, finite) in marks.items()
   }

@@ -12,8 +12,9 @@ from atst_jax.runtime.checkpoint import Checkpoints, checkpoint_folder
 from atst_jax.runtime.devices import naming_memory
 from atst_jax.runtime.metric_writer import MetricWriter
 from atst_jax.runtime.preemption import StopRequest
+from atst_jax.runtime.trees import try_out
 from atst_jax.runtime.watchdog import Watchdog
-from atst_jax.runtime.workdir import keep_programs, own, record_start
+from atst_jax.runtime.workdir import keep_config, keep_programs, own, record_start
 from atst_jax.util.logs import log
 
 
@@ -23,12 +24,25 @@ class Session:
 
   workdir: str
   folder: str  # of the checkpoints
+  config: dict
+  places: tuple[str, ...]  # where the config lies besides
+  changes: list[str]  # "key: old -> new" of what the run's checkpoints were made with otherwise
   stop: StopRequest
   watchdog: Watchdog
 
   def checkpoints(self, name: str = "", *, keep: int, keep_every: int = 2**31) -> Checkpoints:
-    """The checkpoints of the job, or of its run `name`; the caller closes them."""
-    return Checkpoints(os.path.join(self.folder, name), keep=keep, keep_every=keep_every)
+    """The checkpoints of the job, or of its run `name`; the caller closes them.
+
+    The workdir's config becomes that of the job once something was saved with it: until then it is
+    that of the checkpoints which are there.
+    """
+    return Checkpoints(
+      os.path.join(self.folder, name),
+      keep=keep,
+      keep_every=keep_every,
+      config=self.config,
+      first_saved=lambda: keep_config(self.places, self.config),
+    )
 
   def writer(self, step: int, name: str = "", tracked: dict | None = None) -> MetricWriter:
     """Writes metrics after `step`, in process 0; a mute one in the others. The caller closes it.
@@ -49,7 +63,7 @@ class Session:
     """Adds a line about this start to the workdir, from process 0; a failure is only a warning."""
     if jax.process_index() == 0:
       try:
-        record_start(self.workdir, step)
+        record_start(self.workdir, step, self.changes)
       except OSError as error:
         log.warning("%s: the start cannot be noted (%s)", self.workdir, error.strerror)
 
@@ -63,7 +77,7 @@ def open_session(
   ignore: tuple[str, ...],
   named: tuple[str, ...],
   allow_changes: bool,
-  started: Callable[[], bool],
+  stored: Callable[[], dict | None],
   starting: bool,
   step_seconds: float,
   start_seconds: float,
@@ -73,27 +87,25 @@ def open_session(
 
   Args:
     folder: of the checkpoints, if not in the workdir.
-    config, ignore, named, allow_changes, started: of `workdir.own`.
+    config, ignore, named, allow_changes, stored: of `workdir.own`.
     starting: whether a signal ends the job at once until it calls `stop.begin()`.
     step_seconds, start_seconds: limits of the watchdog.
     memory: what `naming_memory` names.
 
   Raises:
-    UserError: the workdir belongs to somebody else or to another config, or memory is short.
+    UserError: the workdir belongs to somebody else or to another config, checkpoints cannot be
+      kept in its folder, or memory is short.
   """
   stop = StopRequest(distributed=jax.process_count() > 1, starting=starting)
   owned = own(
-    workdir,
-    folder,
-    config,
-    ignore=ignore,
-    named=named,
-    allow_changes=allow_changes,
-    started=started,
+    workdir, folder, config, ignore=ignore, named=named, allow_changes=allow_changes, stored=stored
   )
   watchdog = Watchdog(
     workdir, index=jax.process_index(), step_seconds=step_seconds, start_seconds=start_seconds
   )
-  with stop, owned, watchdog, naming_memory(**memory):
+  with stop, owned as changes, watchdog, naming_memory(**memory):
     keep_programs(workdir)
-    yield Session(workdir, checkpoint_folder(workdir, folder), stop, watchdog)
+    place = checkpoint_folder(workdir, folder)
+    try_out(place)
+    places = (folder, workdir) if folder else (workdir,)
+    yield Session(workdir, place, config, places, changes, stop, watchdog)

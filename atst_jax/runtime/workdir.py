@@ -3,13 +3,12 @@ start."""
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -20,18 +19,21 @@ from atst_jax.data.dataset import write_json
 from atst_jax.util import storage
 from atst_jax.util.config import changes
 from atst_jax.util.errors import UserError
+from atst_jax.util.lock import Held, Lock
 from atst_jax.util.logs import log
 
 CONFIG = "config.json"
 # What a key that an older version did not have stands for.
 REASONS = {"data.order": " (clips came in another, uneven order: docs/shards.md)"}
 STARTS = "starts.jsonl"
+# JAX's settings that a run may have otherwise than the one before it, and that change its numbers
+SETTINGS = ("jax_default_matmul_precision",)
 # that decide what is computed
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def claim(workdir: str, flag: str = "workdir"):
-  """Makes the folder and locks it until the returned file is closed. Raises UserError naming `flag`
+def claim(workdir: str, flag: str = "workdir") -> Lock:
+  """Makes the folder and locks it until what is returned is closed. Raises UserError naming `flag`
   and the holder."""
   if storage.is_remote(workdir):
     raise UserError(
@@ -41,24 +43,15 @@ def claim(workdir: str, flag: str = "workdir"):
     )
   try:
     os.makedirs(workdir, exist_ok=True)
-    lock = open(os.path.join(workdir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115
+    return Lock(workdir)
   except OSError as error:
     raise UserError(
       f"--{flag}={workdir}: cannot be written ({error.strerror}); choose another folder"
     ) from error
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
-    with lock:
-      lock.seek(0)
-      raise UserError(
-        f"--{flag}={workdir} is in use by {lock.read().strip() or 'another process'}; "
-        "wait for it, stop it, or choose another folder"
-      ) from None
-  lock.truncate(0)
-  lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-  lock.flush()
-  return lock
+  except Held as owner:
+    raise UserError(
+      f"--{flag}={workdir} is in use by {owner}; wait for it, stop it, or choose another folder"
+    ) from None
 
 
 def read_config(workdir: str) -> dict:
@@ -79,9 +72,9 @@ def read_config(workdir: str) -> dict:
   return config
 
 
-def _differences(workdir: str, config: dict, ignore: tuple[str, ...]) -> dict[str, str]:
+def _differences(stored: dict, config: dict, ignore: tuple[str, ...]) -> dict[str, str]:
   """{key: "key: old -> new"} of what has changed since the stored config, without `ignore`."""
-  lines = {line.partition(":")[0]: line for line in changes(read_config(workdir), config)}
+  lines = {line.partition(":")[0]: line for line in changes(stored, config)}
   lines = {key: line + REASONS.get(key, "") for key, line in lines.items()}
   return {key: line for key, line in lines.items() if not _among(key, ignore)}
 
@@ -91,46 +84,61 @@ def _among(key: str, keys: tuple[str, ...]) -> bool:
   return any(key.startswith(k) if k.endswith(".") else key == k for k in keys)
 
 
-def agree(
+def compare(
   workdir: str,
+  stored: dict,
   config: dict,
   *,
   ignore: tuple[str, ...],
   named: tuple[str, ...] = (),
   allow_changes: bool,
-  started: bool = True,
-) -> None:
-  """Stores the config, or compares it with the stored one if the run has started: before, nothing
-  depends on it.
+) -> list[str]:
+  """Compares the config with the one that the run was made with.
 
   Args:
     ignore: keys, and sections that end with a dot, that change nothing of what is computed.
     named: keys and sections whose change is accepted, and named in a warning.
     allow_changes: whether every change is accepted, and named in a warning.
 
+  Returns:
+    "key: old -> new" of what has changed, without `ignore`.
+
   Raises:
     UserError: other keys have changed; it lists them.
   """
-  if started and storage.is_file(os.path.join(workdir, CONFIG)):
-    differences = _differences(workdir, config, ignore)
-    refused = [line for key, line in differences.items() if not _among(key, named)]
-    if refused and not allow_changes:
-      raise UserError(
-        f"{workdir} belongs to a run with another config:\n  "
-        + "\n  ".join(refused)
-        + "\nchoose a new workdir, or pass --allow_changed_config to go on with the new values"
-      )
-    if differences:
-      log.warning(
-        "%s: the run goes on with other values: %s", workdir, "; ".join(differences.values())
-      )
-  try:
-    storage.make_folder(workdir)
-    write_json(os.path.join(workdir, CONFIG), config)
-  except OSError as error:
+  differences = _differences(stored, config, ignore)
+  refused = [line for key, line in differences.items() if not _among(key, named)]
+  if refused and not allow_changes:
     raise UserError(
-      f"{workdir}: cannot be written ({error.strerror}); choose another folder"
-    ) from error
+      f"{workdir} belongs to a run with another config:\n  "
+      + "\n  ".join(refused)
+      + "\nchoose a new workdir, or pass --allow_changed_config to go on with the new values"
+    )
+  if differences:
+    log.warning(
+      "%s: the run goes on with other values: %s", workdir, "; ".join(differences.values())
+    )
+  return list(differences.values())
+
+
+def keep_config(places: Iterable[str], config: dict) -> None:
+  """Stores the config in folders. Raises UserError for one that cannot be written."""
+  for place in places:
+    try:
+      storage.make_folder(place)
+      write_json(os.path.join(place, CONFIG), config)
+    except OSError as error:
+      raise UserError(
+        f"{place}: cannot be written ({error.strerror}); choose another folder"
+      ) from error
+
+
+def agree(workdir: str, config: dict, **options) -> None:
+  """Compares the config with the stored one, if there is one, and stores it: of jobs without
+  checkpoints. `options` and errors are those of `compare`."""
+  if storage.is_file(os.path.join(workdir, CONFIG)):
+    compare(workdir, read_config(workdir), config, **options)
+  keep_config([workdir], config)
 
 
 @contextlib.contextmanager
@@ -142,23 +150,40 @@ def own(
   ignore: tuple[str, ...],
   named: tuple[str, ...] = (),
   allow_changes: bool,
-  started: Callable[[], bool],
-) -> Iterator[None]:
-  """Holds the workdir's lock and agrees on the config, in process 0; the others learn whether it
-  went well.
+  stored: Callable[[], dict | None],
+) -> Iterator[list[str]]:
+  """Holds the workdir's lock and compares the config, in process 0; the others learn whether it
+  went well. Yields what has changed.
+
+  The config is stored where the run is new. That of a run which goes on stays until something is
+  saved with another one (`Session.checkpoints`): a job that fails or does nothing changes no
+  record.
 
   Args:
     folder: of the checkpoints, if not in the workdir: the config lies beside them too.
-    ignore, named, allow_changes: of `agree`.
-    started: whether the run has begun; asked under the lock.
+    ignore, named, allow_changes: of `compare`.
+    stored: the config that the run's checkpoints were made with; None if there are none. Asked
+      under the lock.
   """
   error = lock = None
+  changed: list[str] = []
   if jax.process_index() == 0:
     try:
       lock = claim(workdir)
-      begun = started()
-      for place in filter(None, (folder, workdir)):
-        agree(place, config, ignore=ignore, named=named, allow_changes=allow_changes, started=begun)
+      made_with, places = stored(), [place for place in (folder, workdir) if place]
+      if made_with is None:
+        keep_config(places, config)
+      else:
+        changed = compare(
+          folder or workdir,
+          made_with,
+          config,
+          ignore=ignore,
+          named=named,
+          allow_changes=allow_changes,
+        )
+        without = [p for p in places if not storage.is_file(os.path.join(p, CONFIG))]
+        keep_config(without, made_with)
     except Exception as mistake:  # of any kind: the others wait to hear of it
       error = mistake
   if (
@@ -168,7 +193,7 @@ def own(
   try:
     if error:
       raise error
-    yield
+    yield changed
   finally:
     if lock:
       lock.close()
@@ -182,10 +207,14 @@ def keep_programs(workdir: str) -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
 
 
-def record_start(workdir: str, step: int) -> None:
-  """Appends when, where and with what a run starts or goes on after `step`; raises OSError if it
-  cannot."""
-  start = {
+def record_start(workdir: str, step: int, changed: Iterable[str] = ()) -> None:
+  """Appends when, where and with what a run starts or goes on after `step`, and what has `changed`
+  in its config there. Raises OSError if it cannot.
+
+  JAX's settings that change how numbers are rounded are compared with those of the start before,
+  and named in a warning.
+  """
+  start: dict = {
     "time": datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
     "step": step,
     "host": socket.gethostname(),
@@ -197,7 +226,21 @@ def record_start(workdir: str, step: int) -> None:
       "atst_jax": atst_jax.__version__,
       **{name: importlib.metadata.version(name) for name in PACKAGES},
     },
+    "settings": {name: getattr(jax.config, name, None) for name in SETTINGS},
   }
+  if changed := list(changed):
+    start["changes"] = changed
+  before = read_starts(workdir)
+  if step and before and (settings := before[-1].get("settings")):
+    for name, value in start["settings"].items():
+      if settings.get(name) != value:
+        log.warning(
+          "%s: %s was %r and is %r; sums are rounded otherwise",
+          workdir,
+          name,
+          settings.get(name),
+          value,
+        )
   with open(os.path.join(workdir, STARTS), "a", encoding="utf-8") as file:
     file.write(json.dumps(start) + "\n")
 
@@ -212,12 +255,20 @@ def read_starts(workdir: str) -> list[dict]:
 
 
 def continuation(
-  config: dict, workdir: str, ignore: tuple[str, ...], named: tuple[str, ...] = ()
+  config: dict,
+  workdir: str,
+  ignore: tuple[str, ...],
+  named: tuple[str, ...] = (),
+  *,
+  stored: dict | None = None,
 ) -> str:
-  """Whether the run is new or goes on. Raises UserError if it would be refused (`agree`)."""
-  if not storage.is_file(os.path.join(workdir, CONFIG)):
-    return f"{workdir}: a new run"
-  differences = _differences(workdir, config, (*ignore, *named))
+  """Whether the run is new or goes on from one with the `stored` config, by default the workdir's.
+  Raises UserError if it would be refused (`compare`)."""
+  if stored is None:
+    if not storage.is_file(os.path.join(workdir, CONFIG)):
+      return f"{workdir}: a new run"
+    stored = read_config(workdir)
+  differences = _differences(stored, config, (*ignore, *named))
   if differences:
     lines = [f"{workdir} belongs to a run with another config:", *differences.values()]
     raise UserError("\n  ".join(lines))

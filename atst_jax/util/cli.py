@@ -2,21 +2,28 @@
 codes."""
 
 import argparse
+import codecs
 import contextlib
 import difflib
+import io
 import logging
 import os
+import re
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from atst_jax.util import logs
+from atst_jax.util import logs, numbers
 from atst_jax.util.errors import StoreError, UserError, plain
 
 VERBOSITY = {"quiet": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 EXIT_AGAIN = 75  # EX_TEMPFAIL: the same command, run again, goes on
+EXIT_PIPE = 128 + signal.SIGPIPE  # whoever read standard output has ended (`| head`)
 OVERRIDE = "--config."
+SIGNS = {"±": "+-", "…": "...", "→": "->", "×": "x", "λ": "lambda", "–": "-"}
+NO_BACKEND = ("Unable to initialize backend", "Unknown backend")  # JAX's words
 
 
 def nearest(value: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
@@ -81,38 +88,104 @@ class Parser(argparse.ArgumentParser):
 
   def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; by default of this process. Sets up the log for them."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_home(sys.argv[1:] if argv is None else argv)
     self._refuse_unknown(argv, overrides=False)
     flags = self.parse_args(argv)
     logs.set_up(VERBOSITY[flags.verbosity])
+    numbers.settle()
     return flags
 
   def parse_with_overrides(
     self, argv: list[str] | None = None
   ) -> tuple[argparse.Namespace, list[str]]:
     """(flags, what is left: each `--config.KEY=VALUE`, and arguments that are no flags)."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_home(sys.argv[1:] if argv is None else argv)
     self._refuse_unknown(argv, overrides=True)
     flags, rest = self.parse_known_args(argv)
     logs.set_up(VERBOSITY[flags.verbosity])
+    numbers.settle()
     return flags, rest
+
+
+def with_home(argv: list[str]) -> list[str]:
+  """The arguments with `~` expanded in `--FLAG=~/…`, which shells leave as it is."""
+  expand = lambda match: match[1] + os.path.expanduser(match[2])
+  return [re.sub(r"^(--[^=]+=)(~[^/]*)(?=/|$)", expand, argument) for argument in argv]
+
+
+def open_streams() -> None:
+  """Standard streams that are closed (`2>&-`) become /dev/null: the next file that is opened would
+  get their number, and every message be written into it."""
+  for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+  """A codec's answer to signs that the terminal's encoding does not have."""
+  assert isinstance(error, UnicodeEncodeError)
+  signs = error.object[error.start : error.end]
+  text = "".join(SIGNS.get(sign, ascii(sign)[1:-1]) for sign in signs)
+  return text, error.end
+
+
+codecs.register_error("readable", _readable)
+
+
+def _reader_has_ended() -> bool:
+  """Whether standard output is a pipe that nobody reads any longer."""
+  poll = select.poll()
+  with contextlib.suppress(OSError, ValueError):
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+  return False
+
+
+def _drop_output() -> None:
+  """Sends what is left of the output to nowhere, so that the end of Python does not try again."""
+  with open(os.devnull, "w", encoding="utf-8") as nowhere:
+    os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def guard(work: Callable[[], int | None]) -> int:
   """The exit code of a command: what `work` returns (None is 0), 2 or the error's own for a
   UserError, whose message is printed alone, 74 for a file that cannot be read or written, 75 after
-  Ctrl-C, with what to do."""
+  Ctrl-C, with what to do, 141 where nobody reads the output any longer."""
+  open_streams()
+  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    sys.stdout.reconfigure(errors="readable")
   try:
-    return work() or 0
+    code = work() or 0
+    sys.stdout.flush()
+    return code
   except UserError as error:
     logs.log.debug("noticed here", exc_info=True)
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code
   except OSError as error:
+    if isinstance(error, BrokenPipeError) and _reader_has_ended():
+      _drop_output()
+      return EXIT_PIPE
     logs.log.debug("noticed here", exc_info=True)
     reason = plain(f"{error.filename or 'file'}: {error.strerror or error}")
     print(f"error: {reason}; mend that and run the same command again", file=sys.stderr)
     return StoreError.exit_code
+  except RuntimeError as error:
+    if not any(words in str(error) for words in NO_BACKEND):
+      raise
+    logs.log.debug("noticed here", exc_info=True)
+    reason = plain(" ".join(str(error).split())[:300])
+    asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+    print(
+      f"error: {asked}: JAX finds no such device ({reason}); set JAX_PLATFORMS to what this "
+      "machine has, or unset it",
+      file=sys.stderr,
+    )
+    return UserError.exit_code
   except KeyboardInterrupt as error:
     print(
       f"stopped: {str(error) or 'by a signal'}; run the same command again to continue",

@@ -127,7 +127,9 @@ def beginning(config: ConfigDict, exported: dict, encoder, seed: int):
   if config.initial == "pre-trained":
     return encoder
   noise = np.zeros((1, exported["chunk_frames"], exported["frontend"]["n_mels"]), np.float32)
-  return jax.jit(make_encoder(exported["encoder"]).init)(jax.random.key(seed), noise)
+  return jax.jit(make_encoder(exported["encoder"]).init)(
+    jax.random.key(seed, impl="threefry2x32"), noise
+  )
 
 
 def rows_of(config: ConfigDict, runs: list[dict[str, dict]]) -> list[dict]:
@@ -172,7 +174,9 @@ class Runner:
     ) as checkpoints:
       state = checkpoints.restore(self.program.state)
       if state is None:
-        state = self.program.init(jax.random.fold_in(jax.random.key(seed), INIT_STREAM), encoder)
+        state = self.program.init(
+          jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), INIT_STREAM), encoder
+        )
       start = int(state.step)
       with contextlib.closing(self.session.writer(start, name)) as writer:
         state = self.train(state, start, steps, seed, split, checkpoints, writer, name)

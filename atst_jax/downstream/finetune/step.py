@@ -173,7 +173,7 @@ def make_train_step(
   """
 
   def train_step(state: FinetuneState, batch, rate, seed):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
     mix_key, crop_key, *random_keys = jax.random.split(key, 2 + len(RANDOM))
     x, length = normalized(batch["mel"], batch["length"], padding=padding, **normalization)
     targets = batch["target"].astype(jnp.float32)

@@ -67,7 +67,7 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
     return jax.tree.map(lambda p, v: p - rate * v, params, velocity), velocity
 
   def fit_seed(seed, rates):
-    key = jax.random.key(seed)
+    key = jax.random.key(seed, impl="threefry2x32")
 
     def step(state, batch):
       params, velocity, mean, var = state

@@ -84,7 +84,7 @@ def _fit(
     return _adam(params, moments, jax.grad(loss)(params), step, rate)
 
   def fit_seed(seed, rates):
-    key = jax.random.key(seed)
+    key = jax.random.key(seed, impl="threefry2x32")
 
     def step(carry, batch):
       params, moments, count = carry

@@ -154,7 +154,9 @@ def _epoch(
       updates, moments = optimizer.update(jax.grad(objective)(params, data, *batch), moments)
       return (optax.apply_updates(params, updates), moments), None
 
-    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), number), train)
+    order = jax.random.permutation(
+      jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number), train
+    )
     (params, moments), _ = jax.lax.scan(
       step, (params, moments), _batches(order, min(batch_size, len(train)))
     )
@@ -208,7 +210,7 @@ def fit(
     "classes": data.labels.shape[1],
   }
   make = lambda seed: init(
-    jax.random.fold_in(jax.random.key(seed), INIT_STREAM),
+    jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), INIT_STREAM),
     **sizes,
     hidden=hidden,
     width=width,

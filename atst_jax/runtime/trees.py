@@ -1,0 +1,177 @@
+"""Trees of arrays as folders. With `checkpoint`, the only user of Orbax."""
+
+import asyncio
+import contextlib
+import os
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint._src import asyncio_utils
+
+from atst_jax.runtime.checkpoint_folder import TRIAL
+from atst_jax.runtime.mesh import from_process_zero
+from atst_jax.util import storage
+from atst_jax.util.errors import UserError
+
+ITEM = "default"  # the folder of a checkpoint's arrays
+PATTERNS = "*?["
+
+
+def _run_to_the_end(coroutine):
+  """Runs a coroutine in an event loop of its own, and everything that it has started.
+
+  Orbax (0.12.8) writes arrays side by side with `asyncio.gather`. When one of them fails, on a
+  full disk for example, its own function closes the loop while TensorStore still writes the
+  others. Each of those then reports to a closed loop, from a thread of TensorStore: "Exception
+  ignored in …: RuntimeError: Event loop is closed". This one waits for them first, so that
+  nothing runs any longer when a save has failed.
+  """
+  loop = asyncio.new_event_loop()
+  asyncio.set_event_loop(loop)
+  try:
+    return loop.run_until_complete(coroutine)
+  except BaseException:
+    while running := asyncio.all_tasks(loop):
+      loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
+    raise
+  finally:
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+asyncio_utils._run_sync_via_new_loop = _run_to_the_end
+
+
+def check_path(path: str) -> None:
+  """Raises UserError for a path in which Orbax would not find what it has written.
+
+  Orbax (0.12.8) puts the parts of a checkpoint together by a search with a pattern, in which the
+  folder's own name is a part of the pattern.
+  """
+  path = storage.absolute(path)
+  if found := [sign for sign in PATTERNS if sign in path]:
+    raise UserError(
+      f"{path}: holds {' and '.join(found)}, with which Orbax does not find its own files; choose "
+      f"a folder without {', '.join(PATTERNS)} in its path"
+    )
+
+
+def try_out(folder: str) -> None:
+  """In process 0, saves a few numbers where checkpoints will lie, reads them back, removes them.
+
+  Raises UserError if they do not come back: so it is known before the first step what would
+  otherwise be known at the first checkpoint.
+  """
+  check_path(folder)
+  from_process_zero(lambda: _try_out(storage.absolute(folder)))
+
+
+def _try_out(folder: str) -> int:
+  path, numbers = os.path.join(folder, TRIAL), {"x": np.arange(8, dtype=np.float32)}
+  try:
+    storage.remove_folder(path)
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+      checkpointer.save(path, numbers)
+    if not np.array_equal(restore_alone(path, numbers)["x"], numbers["x"]):
+      raise ValueError("other numbers came back")
+    storage.remove_folder(path)
+  except Exception as error:  # Orbax, TensorStore and the stores have too many of their own
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+    raise UserError(
+      f"{folder}: arrays that are saved there cannot be read back ({type(error).__name__}: "
+      f"{reason}); choose another folder"
+    ) from error
+  if not storage.is_remote(folder):
+    with contextlib.suppress(OSError):  # it holds checkpoints
+      os.rmdir(folder)
+  return 0
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """For what this process does without the others."""
+  if jax.process_count() == 1:
+    return ocp.options.MultiprocessingOptions()
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+
+
+def restore_alone(path: str, like):
+  """A saved tree, or the part of it that is like `like`, as numpy arrays, read by this process
+  alone."""
+  item = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+  arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+  with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
+    return checkpointer.restore(
+      storage.absolute(path),
+      args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
+    )
+
+
+def save_tree(path, tree) -> None:
+  """Saves a tree of arrays as a folder of its own, for export. Raises UserError as `check_path`."""
+  check_path(path)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(storage.absolute(path), tree)
+
+
+def restore_like(path, expected):
+  """A saved tree as numpy arrays, if its names, shapes and types are those of `expected`: known
+  before memory is asked for, as the folder may come from anywhere. Raises UserError naming what
+  differs."""
+  path = storage.absolute(path)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      metadata = checkpointer.metadata(path)
+      metadata = getattr(metadata, "item_metadata", metadata)
+      metadata = getattr(metadata, "tree", metadata)
+      wanted, found = (
+        {
+          jax.tree_util.keystr(key): f"{tuple(x.shape)} {np.dtype(x.dtype)}"
+          for key, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (expected, metadata)
+      )
+      wrong = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
+      if wrong:
+        raise UserError(
+          f"{path}: {len(wrong)} arrays are not those of the encoder in config.json, the first is "
+          f"{wrong[0]}: {found.get(wrong[0], 'absent')}, not {wanted.get(wrong[0], 'absent')}"
+        )
+      return checkpointer.restore(
+        path, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
+      )
+  except UserError:
+    raise
+  except Exception as error:  # Orbax, TensorStore and their formats have too many of their own
+    reason = " ".join(str(error).split())[:300]
+    raise UserError(
+      f"{path}: cannot be read as exported parameters ({type(error).__name__}: {reason})"
+    ) from error
+
+
+def restore_encoder(path: str, *, network: str) -> dict:
+  """{"params": …[, "batch_stats": …]} of the encoder of a checkpoint's teacher or student, as numpy
+  arrays.
+
+  Reads only that part of the state. Raises UserError if it cannot be read.
+  """
+  path = os.path.join(path, ITEM)
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      metadata = checkpointer.metadata(path)
+    metadata = getattr(metadata, "item_metadata", metadata)
+    state = getattr(metadata, "tree", metadata)
+    tree = state["teacher"] if network == "teacher" else state
+    part = {"params": {"encoder": tree["params"]["encoder"]}}
+    if "encoder" in (tree["batch_stats"] or {}):
+      part["batch_stats"] = {"encoder": tree["batch_stats"]["encoder"]}
+    restored = restore_alone(path, {"teacher": part} if network == "teacher" else part)
+  except Exception as error:  # as in `restore_like`
+    reason = " ".join(str(error).split())[:300]
+    raise UserError(
+      f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})"
+    ) from error
+  restored = restored["teacher"] if network == "teacher" else restored
+  return {k: v["encoder"] for k, v in restored.items()}

@@ -1,0 +1,42 @@
+"""JAX's settings that change numbers, as the programs are written for.
+
+Somebody may have set them for other programs (`JAX_ENABLE_X64=1` in a profile). A run that goes on
+under another setting would draw other views, or end in a type error.
+"""
+
+import os
+import sys
+
+from atst_jax.util.logs import log
+
+SETTINGS = {
+  "jax_enable_x64": False,
+  "jax_numpy_dtype_promotion": "standard",
+  "jax_default_prng_impl": "threefry2x32",
+  "jax_threefry_partitionable": True,
+  "jax_disable_jit": False,
+}
+
+
+def settle() -> None:
+  """Sets them for this process and those that it starts, and says in a line which were others."""
+  changed = []
+  config = sys.modules["jax"].config if "jax" in sys.modules else None
+  for name, value in SETTINGS.items():
+    variable, text = name.upper(), str(value).lower()
+    given = os.environ.get(variable)
+    if given is not None and given.lower() not in _spellings(text):
+      changed.append(f"{variable}={given}")
+      os.environ[variable] = text
+    if config is not None and getattr(config, name, value) != value:
+      config.update(name, value)
+  if changed:
+    log.info("%s: not used here, where numbers must not depend on it", ", ".join(changed))
+
+
+def _spellings(text: str) -> tuple[str, ...]:
+  """What JAX takes for the same value in a variable."""
+  return {
+    "true": ("true", "1", "y", "yes", "t", "on"),
+    "false": ("false", "0", "n", "no", "f", "off"),
+  }.get(text, (text,))

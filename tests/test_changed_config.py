@@ -1,0 +1,106 @@
+"""The config belongs to the checkpoint: what a run is continued and exported with, and what is
+recorded of a change."""
+
+import collections
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_flags
+
+from atst_jax import main
+from atst_jax.artifacts import export
+from atst_jax.pretraining import recipe
+from atst_jax.runtime.checkpoint import find_checkpoint
+from atst_jax.runtime.workdir import read_starts
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture
+def idle(monkeypatch):
+  """A training that computes nothing: all arrays are 0, and steps are counted."""
+  compile_for = recipe.compile_for
+
+  def compiled_for(*args, **options):
+    program = compile_for(*args, **options)
+    zeros = lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding)
+    return program._replace(init=lambda key: jax.tree.map(zeros, program.state))
+
+  def step(state, batch):
+    metrics = collections.defaultdict(float, loss=1.0, skipped=0, bad=0, collapsed=0)
+    return state._replace(step=state.step + 1), metrics
+
+  monkeypatch.setattr(recipe, "compile_for", compiled_for)
+  monkeypatch.setattr(recipe, "compile_step", lambda program: step)
+
+
+def _run(*more, **overrides):
+  small = {"total_steps": "2", "encoder__depth": "1", "difference__weight": "0"}
+  return main.main([*tiny_flags(**small | overrides), *more])
+
+
+def _records(workdir):
+  names = ("config.json", "starts.jsonl", "metrics.jsonl", "checkpoints/2/config.json")
+  return [(workdir / name).read_bytes() for name in names]
+
+
+def test_fault_08_a_change_is_recorded_by_what_is_saved_with_it(
+  tmp_path, warnings, capsys, monkeypatch, idle
+):
+  """A finished run that is asked for other values does nothing and changes nothing; nor does one
+  that fails. A run that goes on with them records each at its step; exports are made with the
+  config of their checkpoint."""
+  monkeypatch.chdir(tmp_path)
+  workdir = tmp_path / "runs" / "base"  # the default
+  assert _run() == 0
+  before = _records(workdir)
+  assert _run("--allow_changed_config", views__normalization__high="20") == 0
+  assert "nothing is trained with the other values" in warnings[-1]
+  assert _run("--allow_changed_config", encoder__width="32") == 2
+  assert "cannot be restored into this model" in capsys.readouterr().err
+  assert _records(workdir) == before and _run() == 0
+
+  more = {"total_steps": "3", "views__normalization__high": "20"}
+  assert _run(**more) == 2
+  assert "normalization.high: 40.0 -> 20.0" in capsys.readouterr().err
+  assert _run("--allow_changed_config", **more) == 0
+  start = read_starts(str(workdir))[-1]
+  assert start["step"] == 2 and start["changes"] == [
+    "total_steps: 2 -> 3",
+    "views.normalization.high: 40.0 -> 20.0",
+  ]
+  assert json.loads((workdir / "config.json").read_text())["total_steps"] == 3
+  monkeypatch.setattr(export, "write", lambda output, variables, **options: written.append(options))
+  for step, high in ((2, 40), (3, 20)):
+    written = []
+    export.export_run(str(workdir), "exported", step)
+    assert written[0]["normalization"]["high"] == high
+    config = find_checkpoint(str(workdir / "checkpoints"), step)[2]
+    assert config["views"]["normalization"]["high"] == high and config["total_steps"] == step
+  assert _run(**more) == 0 and len(read_starts(str(workdir))) == 2
+
+
+def test_a_folder_whose_name_is_a_pattern_is_refused_before_anything_is_compiled(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(recipe, "compile_step", lambda program: pytest.fail("compiled"))
+  assert _run(f"--workdir={tmp_path}/[x]") == 2
+  assert "holds [, with which Orbax does not find its own files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("config", "workdir"),
+  [
+    ("configs/base.py", "runs/base"),
+    ("base", "runs/base"),
+    ("configs/base.py:released", "runs/base-released"),
+  ],
+)
+def test_the_workdir_has_the_name_of_the_config(monkeypatch, config, workdir):
+  said = []
+  monkeypatch.setattr(main.log, "info", lambda message, *args: said.append(message % args))
+  assert main.parse([f"--config={config}"])[0].workdir == workdir
+  assert said == [f"--workdir={workdir}"]
+  assert main.parse([f"--config={config}", "--workdir=a"])[0].workdir == "a" and len(said) == 1
