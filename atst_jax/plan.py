@@ -223,7 +223,6 @@ def _main(flags, rest) -> int:
     known = ", ".join(name.lower() for name in gpus.FACTS)
     raise UserError(f"--topology={flags.topology}: write {known} or a TPU (v4, v5e, …), as h200:8")
   if of_gpus:
-    gpus.prepare()
     devices = pod.describe_gpus(flags.topology, flags.slices)
   else:
     devices = pod.describe(flags.topology, flags.slices)

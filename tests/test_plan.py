@@ -19,6 +19,7 @@ from atst_jax.performance.chips import find_chip
 from atst_jax.performance.collectives import Collective, find_collectives
 from atst_jax.pretraining import recipe
 from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 WIDE = {
@@ -27,6 +28,7 @@ WIDE = {
   "difference__weight": "0",
   "batch_size": "16",
 }
+SHALLOW = {**WIDE, "encoder__depth": "1"}
 needs_cuda = pytest.mark.skipif(
   not gpus.installed(), reason="JAX's CUDA plugin is not installed: .[cuda]"
 )
@@ -44,7 +46,7 @@ def _plan(capsys, *flags, **changes):
 @functools.cache
 def _slice(topology, slices=1, **changes):
   """The plan of a tiny step; compiled once for all tests."""
-  config = tiny_config(**{**WIDE, **changes})
+  config = tiny_config(**{**SHALLOW, **changes})
   devices = pod.describe(topology, slices)
   return plan.time_of(pod.on_tpu(config, devices, slices), 3600, 0.4)
 
@@ -54,7 +56,7 @@ def test_a_slice():
   """The compiler's own numbers: the state is as large as the arrays, the only collectives are
   sums."""
   result = _slice("v5e:2x2")
-  config = recipe.resolve(tiny_config(**WIDE), None)
+  config = recipe.resolve(tiny_config(**SHALLOW), None)
   state = jax.eval_shape(recipe.build(config, ragged=False)[0], jax.random.key(0))
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   assert (
@@ -233,12 +235,30 @@ ENTRY %main (x: f32[4]) -> f32[6] {
     (["--topology=h200:8", "--mfu=2"], "--mfu must lie"),
     (["--topology=h200:8", "--slices=2"], "write the number of all GPUs, for example h200:16"),
     (["--topology=b200:8"], "write a100, h100, h200 or a TPU"),
+    (["--topology=h200:9"], "give up to 8, or a multiple of 8"),
+    (["--topology=h200:16"], "jax's CUDA plugin is not installed; pip install -e .[cuda]"),
   ],
 )
-def test_mistakes_are_one_line(capsys, flags, message):
+def test_mistakes_are_one_line(capsys, flags, message, monkeypatch):
+  monkeypatch.setattr(gpus, "installed", lambda: False)
   code, text = _plan(capsys, *flags)
   last = text.splitlines()[-1]
   assert code == 2 and last.startswith("error: ") and message in last and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+  ("gpu", "changes", "message"),
+  [
+    ("", {"compute__attention": "cudnn"}, "needs an NVIDIA GPU from Ampere on; leave it out"),
+    ("H200", {"compute__attention": "flash"}, "choose one of auto, xla, cudnn"),
+    ("H200", {"compute__kernels": "pallas"}, "needs an encoder.width that 64 divides"),
+    ("H200", {"encoder__heads": "0"}, "encoder.heads=0: must be at least 1"),
+  ],
+)
+def test_what_the_described_device_does_not_have_is_refused(gpu, changes, message):
+  """By what that device has, not by this machine."""
+  with pytest.raises(UserError, match=message):
+    pod._program(tiny_config(**changes), jax.devices()[:1], gpu)
 
 
 @needs_libtpu

@@ -71,7 +71,9 @@ def _by_clip(rule):
 
     operation = custom_partitioning(call)
     operation.def_partition(partition=partition, sharding_rule=rule)
-    return operation
+    # compiled once for all blocks of a network
+    once = jax.jit(lambda interpret, *args: operation(*args), static_argnums=0)
+    return lambda *args: once(INTERPRET, *args)
 
   return wrap
 

@@ -44,9 +44,9 @@ device_description_str: "NVIDIA {name}"
 """
 
 
-def prepare() -> None:
+def _prepare() -> None:
   """Sets the environment in which jax's CUDA plugin loads and compiles without a GPU: its check of
-  the driver is skipped, and nothing is timed. Before JAX's first use in a process."""
+  the driver is skipped, and nothing is timed."""
   os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
   os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
   flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
@@ -64,7 +64,8 @@ def reason(error: Exception) -> str:
 
 
 def describe(name: str, count: int, chip) -> list:
-  """The devices of `count` GPUs, of a machine or of several of 8.
+  """The devices of `count` GPUs, of a machine or of several of 8. Before JAX's first use in a
+  process.
 
   Args:
     name: of FACTS.
@@ -75,16 +76,18 @@ def describe(name: str, count: int, chip) -> list:
   """
   from jax.experimental import topologies
 
+  machines = -(-count // MACHINE)
+  if count % machines:
+    raise UserError(
+      f"--topology={name.lower()}:{count}: {machines} machines of at most {MACHINE} GPUs do not "
+      f"share {count} evenly; give up to {MACHINE}, or a multiple of {MACHINE}"
+    )
   if not installed():
     raise UserError(
       f"--topology={name.lower()}:{count}: jax's CUDA plugin is not installed; "
       "pip install -e .[cuda] (2.5 GB; no GPU is needed)"
     )
-  machines = -(-count // MACHINE)
-  if count % machines:
-    raise UserError(
-      f"--topology={name.lower()}:{count}: give up to {MACHINE} GPUs, or a multiple of {MACHINE}"
-    )
+  _prepare()
   facts = FACTS[name]
   target = TARGET.format(
     name=name,
