@@ -148,8 +148,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   # implementation of attention; "auto": "cudnn" for transformers in bfloat16 on
   # NVIDIA GPUs, else "xla"
   config.compute.attention = "auto"
-  # implementation of what stands between the matrix products; "auto": "pallas" where attention is
-  # "cudnn", else "xla"
+  # implementation of what stands between the matrix products; "auto": "pallas" in the same cases,
+  # where 64 divides the width, else "xla"
   config.compute.kernels = "auto"
   # random resize crop by "gather" (auto: on a CPU) or by "matrix" products
   config.compute.resize = "auto"
