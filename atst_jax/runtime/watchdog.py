@@ -39,6 +39,7 @@ class Watchdog:
     self._heartbeat = os.path.join(workdir, "heartbeat.json") if index == 0 else None
     self._phase, self._moved, self._when = "start", time.monotonic(), time.time()
     self._step: int | None = None
+    self._first: float | None = None  # when the first step had ended
     self._ended, self._thread = (
       threading.Event(),
       threading.Thread(target=self._watch, name="watchdog", daemon=True),
@@ -57,6 +58,7 @@ class Watchdog:
   def beat(self, step: int) -> None:
     """A step has ended: from here on the limit of a step counts."""
     self._step, self._when = step, time.time()
+    self._first = self._first or self._when
     if self._phase != "step":
       self.phase("step")
     self._moved = time.monotonic()
@@ -104,13 +106,14 @@ class Watchdog:
     os._exit(EXIT_STALLED)
 
   def _write(self, phase):
-    """{"step", "step_time", "time", "phase", "pid", "host"}, whole or not at all; not synced, since
-    it is soon old."""
+    """{"step", "step_time", "first_time", "time", "phase", "pid", "host"}, whole or not at all; not
+    synced, since it is soon old."""
     if self._heartbeat is None:
       return
     beat = {
       "step": self._step,
       "step_time": round(self._when, 3),
+      "first_time": self._first and round(self._first, 3),
       "time": round(time.time(), 3),
       "phase": phase,
       "pid": os.getpid(),

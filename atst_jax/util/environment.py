@@ -9,13 +9,16 @@ last, and so win.
 
 import os
 import sys
+from collections.abc import Mapping
 
 from atst_jax.util.cli import Parser, guard
+from atst_jax.util.errors import UserError
 
 # Memory in pages of 2 MiB where the system offers them (Linux, "madvise"): a step on a CPU spent a
 # quarter of its time in faults of pages of 4 KiB, and buffers for transfers are such memory too.
 START = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # lists, of which the last of equal ones counts
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 PLATFORMS = {
   "cpu": {},
   "gpu": {
@@ -30,6 +33,41 @@ PLATFORMS = {
     "--xla_tpu_data_parallel_opt_different_sized_ops=true"
   },
 }
+
+
+def slurm_devices(environ: Mapping[str, str]) -> dict[str, str]:
+  """{"JAX_LOCAL_DEVICE_IDS": numbers} of the GPUs that are this task's, among those it sees.
+
+  JAX would give a task the one GPU that has the task's number on the node. Here a task that is
+  alone on its node, or whose GPUs SLURM has bound to it, gets all it sees; several that see the
+  same ones share them equally. Nothing outside a step of SLURM, or without GPUs.
+
+  Raises UserError if they cannot be shared.
+  """
+  visible = [environ[key] for key in VISIBLE if environ.get(key)]
+  if "SLURM_STEP_ID" not in environ or not visible:
+    return {}
+  seen = len(visible[0].split(","))
+  tasks = _tasks_on_node(environ)
+  first = 0
+  if tasks > 1 and seen == int(environ.get("SLURM_GPUS_ON_NODE", seen)):
+    if seen % tasks:
+      raise UserError(
+        f"{tasks} tasks on this node cannot share {seen} GPUs; use --ntasks-per-node=1, or as many "
+        "tasks as GPUs"
+      )
+    seen //= tasks
+    first = seen * int(environ["SLURM_LOCALID"])
+  return {"JAX_LOCAL_DEVICE_IDS": ",".join(str(first + i) for i in range(seen))}
+
+
+def _tasks_on_node(environ: Mapping[str, str]) -> int:
+  """Of a step's list such as `2(x3),1`: two tasks on each of three nodes, and one on the fourth."""
+  numbers = []
+  for part in environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+    number, _, times = part.rstrip(")").partition("(x")
+    numbers += [int(number)] * int(times or 1)
+  return numbers[int(environ.get("SLURM_NODEID", 0)) % len(numbers)]
 
 
 def start_anew(module: str) -> None:
@@ -65,7 +103,8 @@ def main(argv=None) -> int:
 
 
 def _main(flags) -> None:
-  for key, value in {**START, **PLATFORMS[flags.platform]}.items():
+  own = slurm_devices(os.environ) if flags.platform == "gpu" else {}
+  for key, value in {**START, **PLATFORMS[flags.platform], **own}.items():
     print(
       f'export {key}="{value} ${{{key}:-}}"'
       if key in FLAGS

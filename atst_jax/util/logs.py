@@ -34,9 +34,24 @@ class _Plain(logging.Formatter):
     return plain(super().format(record))
 
 
+def _once(record: logging.LogRecord) -> bool:
+  """Whether this process writes a line: of several that run one job, and would all write the same,
+  the first; the others write warnings and errors, and everything with `--verbosity=debug`."""
+  jax = sys.modules.get("jax")
+  if record.levelno >= logging.WARNING or log.level <= logging.DEBUG:
+    return True
+  if not hasattr(jax, "distributed") or not jax.distributed.is_initialized():
+    return True
+  try:
+    return jax.process_index() == 0
+  except RuntimeError:  # no devices
+    return True
+
+
 def set_up(level: int = logging.INFO) -> None:
   """Readable lines on standard error, from a level on; of other libraries only warnings."""
   handler = _StandardError()
+  handler.addFilter(_once)
   handler.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
   log.handlers[:] = [handler]
   log.setLevel(level)
