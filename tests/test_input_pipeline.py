@@ -15,8 +15,8 @@ from tiny import write_dataset
 
 from atst_jax.data.dataset import Dataset, RecordError, Shard
 from atst_jax.data.input_pipeline import choose_reader, record_batches, synthetic_batches
-from atst_jax.data.order import check_streams, shard_order, window_order
-from atst_jax.data.plain_reader import Damage, ShardReader
+from atst_jax.data.order import Visit, check_streams, shard_order
+from atst_jax.data.shard_reader import Damage, ShardReader, rows
 from atst_jax.data.tfrecord import _field, _fields, encode_example, frame_record
 from atst_jax.util.errors import UserError
 
@@ -69,19 +69,19 @@ def _same(batches, expected):
 
 def _expected_ids(dataset, steps, *, seed, streams, block, window):
   """A slow twin: lists of ids, moved about by the published order."""
-  shards = [
-    [f"{s}-{i}" for i in range(shard.num_clips)] for s, shard in enumerate(dataset.shards("train"))
-  ]
-  epochs = 2 + steps * streams * block // sum(map(len, shards))
-  endless = [(e, s) for e in range(2 * epochs) for s in shard_order(seed, e, len(shards))]
-  rows = []
-  for stream in range(streams):
-    out = []
-    for epoch, shard in endless[stream::streams]:
-      for w, start in enumerate(range(0, len(shards[shard]), window)):
-        records = shards[shard][start : start + window]
-        out += [records[i] for i in window_order(seed, epoch, shard, w, len(records))[0]]
-    rows.append(out)
+  counts = [shard.num_clips for shard in dataset.shards("train")]
+  rows = [[] for _ in range(streams)]
+  for epoch in range(1 + steps * streams * block // sum(counts)):
+    clips = [(s, i) for s in shard_order(seed, epoch, len(counts)) for i in range(counts[s])]
+    for stream, out in enumerate(rows):
+      ends = [(e * sum(counts) + stream) // streams for e in (epoch, epoch + 1)]
+      part, clips = clips[: ends[1] - ends[0]], clips[ends[1] - ends[0] :]
+      for shard, group in itertools.groupby(part, key=lambda clip: clip[0]):
+        records = [i for _, i in group]
+        visit = Visit(epoch, int(shard), records[0], records[-1] + 1, 0)
+        for begin, order, _ in visit.windows(seed, window)[0]:
+          out += [f"{shard}-{begin + i}" for i in order]
+    assert not clips
   return [[i for row in rows for i in row[s * block : (s + 1) * block]] for s in range(steps)]
 
 
@@ -232,7 +232,7 @@ def test_records_of_other_writers_are_read(tmp_path):
   path.write_bytes(frame_record(_field(1, b"".join(messages))))
   out = np.ones((50, 64), np.float16)
   with contextlib.closing(ShardReader(Shard(str(path), 1, 0, ""), 64, Damage(0, 1))) as reader:
-    assert reader.read(0, np.float32(0.5), out) == (40, 0)
+    assert reader.read(0, np.float32(0.5), rows(out[None])[0]) == (40, 0)
     assert reader.clip(0).id == "x"
   np.testing.assert_array_equal(out, np.pad(mel, ((0, 10), (0, 0))))
 

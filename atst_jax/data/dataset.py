@@ -131,16 +131,17 @@ class Dataset:
     path = os.path.join(root, MANIFEST)
     if not storage.is_file(path):
       raise UserError(
-        f"{path} does not exist: {root!r} is not a prepared dataset, or its preparation has not ended; "
-        f"`python -m data_pipeline.prepare --input=DIR --output={root} --frontend=atst` "
-        "makes one"
+        f"{path} does not exist: {root!r} is not a prepared dataset, or its preparation has not "
+        f"ended; `python -m data_pipeline.prepare --input=DIR --output={root} --frontend=atst` "
+        "makes one, and `python -m data_pipeline.synth --output=sounds` makes sounds to try it with"
       )
     try:
       manifest = storage.read_json(path)
       version = manifest["schema"]
       if version != SCHEMA_VERSION:
         raise UserError(
-          f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; prepare the dataset again"
+          f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; prepare the "
+          "dataset again"
         )
       try:
         frontend = FrontEnd.from_json(manifest["frontend"])
@@ -198,9 +199,9 @@ class Dataset:
     `encoder` names."""
     if self.frontend.hash != frontend.hash:
       raise UserError(
-        f"{self.root} was prepared with the front-end {self.frontend.name!r} ({self.frontend.hash}), the "
-        f"encoder {encoder} expects {frontend.name!r} ({frontend.hash}); prepare the data with "
-        f"--frontend={frontend.name}"
+        f"{self.root} was prepared with the front-end {self.frontend.name!r} "
+        f"({self.frontend.hash}), the encoder {encoder} expects {frontend.name!r} "
+        f"({frontend.hash}); prepare the data with --frontend={frontend.name}"
       )
 
   def min_frames(self, split: str) -> int:
@@ -233,12 +234,13 @@ class Dataset:
     statistics = self.manifest.get("statistics")
     if not statistics:
       raise UserError(
-        f"{self.root}: {MANIFEST} holds no statistics; run `python -m data_pipeline.prepare stats {self.root}`"
+        f"{self.root}: {MANIFEST} holds no statistics; run `python -m data_pipeline.prepare stats "
+        f"{self.root}`"
       )
     if missing := set(STATISTICS) - set(statistics):
       raise UserError(
-        f"{self.root}: {MANIFEST} lacks the statistics {', '.join(sorted(missing))} (an older version "
-        f"wrote it); run `python -m data_pipeline.prepare stats {self.root}`"
+        f"{self.root}: {MANIFEST} lacks the statistics {', '.join(sorted(missing))} (an older "
+        f"version wrote it); run `python -m data_pipeline.prepare stats {self.root}`"
       )
     return statistics
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.order import epoch_order
-from atst_jax.data.plain_reader import AHEAD, STORE_THREADS, Damage, Index, ShardReader
+from atst_jax.data.plain_reader import AHEAD, STORE_THREADS
+from atst_jax.data.shard_reader import Damage, Index, ShardReader, rows
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
@@ -61,9 +62,9 @@ class ClipReader:
   def _batch(self, pool, numbers, targets) -> dict:
     mel = np.empty((len(numbers), self._frames, self._n_mels), np.float16)
     length = np.empty(len(numbers), np.int32)
-    rows = collections.defaultdict(list)  # of each shard
+    out, places = rows(mel), collections.defaultdict(list)  # rows of each shard
     for row, shard in enumerate(np.searchsorted(self._first, numbers, side="right") - 1):
-      rows[int(shard)].append(row)
+      places[int(shard)].append(row)
 
     def fill(shard):
       reader = ShardReader(
@@ -71,11 +72,11 @@ class ClipReader:
       )
       with contextlib.closing(reader):
         self._indices[shard] = reader.index
-        for row in rows[shard]:
+        for row in places[shard]:
           record = int(numbers[row] - self._first[shard])
-          length[row], _ = reader.read(record, reader.centre(record, self._frames), mel[row])
+          length[row], _ = reader.read(record, reader.centre(record, self._frames), out[row])
 
-    list(pool.map(fill, rows))
+    list(pool.map(fill, places))
     return {"mel": mel, "length": length, "target": targets[numbers]}
 
 
@@ -83,7 +84,8 @@ def steps_per_epoch(clips: int, batch_size: int) -> int:
   """Whole batches. Raises UserError if there is none."""
   if clips < batch_size:
     raise UserError(
-      f"{clips} clips to train on are less than one batch of {batch_size}; lower --config.batch_size"
+      f"{clips} clips to train on are less than one batch of {batch_size}; lower "
+      "--config.batch_size"
     )
   return clips // batch_size
 

@@ -7,259 +7,20 @@ computed there.
 
 import collections
 import contextlib
-import io
-import os
-import struct
-import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, NamedTuple
 
-import google_crc32c
 import numpy as np
 
-from atst_jax.data.dataset import Clip, Dataset, Shard
+from atst_jax.data.dataset import Dataset
 from atst_jax.data.order import visits
-from atst_jax.data.tfrecord import (
-  CHECKSUM,
-  RecordError,
-  file_size,
-  find_feature,
-  masked,
-  read_length,
-)
+from atst_jax.data.shard_reader import Damage, Index, ShardReader, rows
 from atst_jax.util import storage
-from atst_jax.util.errors import StoreError, UserError
-from atst_jax.util.logs import log
 
 INDEXED = 200_000  # clips whose places are kept in memory, at about 200 bytes each
 AHEAD = 2  # batches made while the device works
 # that wait for a store; on a local disk one is the fastest: more of them wait for each other
 STORE_THREADS = 16
-# of a record: what comes before the spectrogram lies in them, or else the record is read whole
-HEAD_BYTES = 512
-
-
-class Span(NamedTuple):
-  """Where a record's payload lies in its file, and the spectrogram in the payload; in bytes."""
-
-  offset: int
-  size: int
-  mel: int
-  mel_size: int
-
-
-class Index:
-  """The spans of a shard's clips, found by reading the heads of its records; of what is broken, the
-  reason."""
-
-  def __init__(self, shard: Shard, n_mels: int, file: IO[bytes]):
-    self.shard, self.n_mels = shard, n_mels
-    self.spans: list[Span | RecordError] = []
-    self._end = file_size(file)
-    try:
-      while len(self.spans) < shard.num_clips:
-        self.spans.append(self._next(file))
-    except RecordError as error:  # the file is lost from here on
-      self.spans += [error] * (shard.num_clips - len(self.spans))
-
-  def _next(self, file) -> Span | RecordError:
-    number = len(self.spans)
-    size = read_length(file, self.shard.path, number)
-    if size is None:
-      raise RecordError(
-        f"{self.shard.path}: {number} clips, {self.shard.num_clips} expected; cut on a record boundary?"
-      )
-    offset = file.tell()
-    if offset + size + 4 > self._end:  # before memory is asked for
-      raise RecordError(f"{self.shard.path}: record {number}: file ends inside the record")
-    head = file.read(min(size, HEAD_BYTES))
-    try:
-      try:
-        mel, mel_size = find_feature(head, b"mel")
-      except IndexError:
-        head += file.read(size - len(head))
-        mel, mel_size = find_feature(head, b"mel")
-      if not mel_size or mel + mel_size > size or mel_size % (2 * self.n_mels):
-        raise ValueError
-      span: Span | RecordError = Span(offset, size, mel, mel_size)
-    except (ValueError, IndexError, KeyError):
-      span = self._diagnosis(file, offset, size)
-    file.seek(offset + size + 4)
-    return span
-
-  def _diagnosis(self, file, offset, size) -> RecordError:
-    """Why a record is no clip."""
-    number = len(self.spans)
-    file.seek(offset)
-    payload, crc = file.read(size), file.read(4)
-    if len(payload) < size or len(crc) < 4:  # cut short meanwhile
-      raise RecordError(f"{self.shard.path}: record {number}: file ends inside the record")
-    if struct.unpack("<I", crc)[0] != masked(google_crc32c.value(payload)):
-      return RecordError(CHECKSUM.format(path=self.shard.path, number=number))
-    try:
-      Clip.decode(payload, self.n_mels, f"{self.shard.path}: record {number}")
-    except RecordError as error:
-      return error
-    return RecordError(f"{self.shard.path}: record {number}: not a clip of this schema")
-
-
-class ShardReader:
-  """An open shard. Reads one clip at a time; not for several threads at once.
-
-  Args:
-    shard: to read.
-    n_mels: bands of its spectrograms.
-    damage: counts what is broken, and says when it is too much.
-    index: of an earlier reader of the shard; made where there is none.
-
-  Raises:
-    StoreError: the file cannot be opened.
-  """
-
-  def __init__(self, shard: Shard, n_mels: int, damage: "Damage", index: Index | None = None):
-    self.shard, self.damage = shard, damage
-    with self._named():
-      self._file = storage.open_binary(shard.path, buffering=0)
-      try:
-        self.index = index or Index(shard, n_mels, self._file)
-      except BaseException:
-        self._file.close()
-        raise
-    self._scratch = np.empty(1 << 16, np.uint8)
-
-  def close(self) -> None:
-    """Closes the shard, which cannot be read afterwards."""
-    self._file.close()
-
-  @contextlib.contextmanager
-  def _named(self):
-    try:
-      yield
-    except OSError as error:
-      raise StoreError(
-        f"{self.shard.path}: cannot be read ({error.strerror or error}); run the same "
-        "command again when it can"
-      ) from error
-
-  def read(self, number: int, where: np.float32, out: np.ndarray) -> tuple[int, int]:
-    """Reads a clip into `out`, (T, F) float16: padded with zeros, or the window that begins at the
-    share `where` of what is too long. Returns (its valid frames, the number of the record taken).
-
-    A broken record is replaced by a sound one of the shard, always by the same, if some damage is
-    allowed.
-
-    Raises UserError: no record is sound, or too many are not.
-    """
-    record: int = number
-    others: Iterator[int] | None = None
-    while True:
-      try:
-        return self._read(record, where, out), record
-      except RecordError as error:
-        self.damage.add(self.shard.path, record, error)
-      # an order of its own for each number: a lost part is replaced by all of the rest
-      if others is None:
-        draws = np.random.Philox(key=[number, 0]).random_raw(len(self.index.spans))
-        others = iter(np.argsort(draws, kind="stable").tolist())
-      if (following := next(others, None)) is None:
-        break
-      record = following
-    raise UserError(
-      f"{self.shard.path}: no sound record; run `python -m data_pipeline.prepare repair`"
-    )
-
-  def centre(self, number: int, frames: int) -> np.float32:
-    """The share `where` with which `read` takes the central window of so many frames."""
-    span = self.index.spans[number]
-    extra = (
-      0
-      if isinstance(span, RecordError)
-      else max(span.mel_size // (2 * self.index.n_mels) - frames, 0)
-    )
-    return np.float32((extra // 2 + 0.5) / (extra + 1))
-
-  def clip(self, number: int) -> Clip:
-    """A whole clip, with its labels."""
-    span = self.index.spans[number]
-    if isinstance(span, RecordError):
-      raise span
-    payload = np.empty(span.size, np.uint8)
-    self._fill(span.offset, payload)
-    return Clip.decode(payload.tobytes(), self.index.n_mels, f"{self.shard.path}: record {number}")
-
-  def _fill(self, offset: int, *parts: np.ndarray) -> int:
-    """Reads what follows `offset` into the parts, by one system call if the file is here. Returns
-    the bytes read, less than asked for only where the file ends."""
-    with self._named():
-      if isinstance(self._file, io.FileIO) and hasattr(os, "preadv"):
-        got = os.preadv(self._file.fileno(), parts, offset)  # type: ignore[arg-type]  # arrays are buffers
-        if got == sum(part.nbytes for part in parts):
-          return got
-      self._file.seek(offset)
-      total = 0
-      for part in parts:
-        view = memoryview(part)  # type: ignore[arg-type]
-        while view and (got := self._file.readinto(view)):  # type: ignore[attr-defined]  # files opened for bytes have it
-          total, view = total + got, view[got:]
-      return total
-
-  def _read(self, number, where, out) -> int:
-    span = self.index.spans[number]
-    if isinstance(span, RecordError):
-      raise span
-    frame = 2 * out.shape[1]
-    frames = span.mel_size // frame
-    length = min(frames, len(out))
-    begin = span.mel + int(where * np.float32(frames - length + 1)) * frame
-    after = span.size - begin - length * frame
-    if begin + after + 4 > len(self._scratch):
-      self._scratch = np.empty(begin + after + 4, np.uint8)
-    head, tail = self._scratch[:begin], self._scratch[begin : begin + after + 4]
-    window = out[:length].view(np.uint8).reshape(-1)
-    if self._fill(span.offset, head, window, tail) < span.size + 4:
-      raise RecordError(f"{self.shard.path}: record {number}: file ends inside the record")
-    crc = google_crc32c.value(head)
-    for part in (window, tail[:-4]):
-      crc = google_crc32c.extend(crc, part)
-    if tail[-4:].view("<u4")[0] != masked(crc):
-      raise RecordError(CHECKSUM.format(path=self.shard.path, number=number))
-    out[length:] = 0
-    return length
-
-
-class Damage:
-  """Counts the broken records of a run, each once, and says when there are too many. Used from
-  several threads.
-
-  Args:
-    share: of the clips that may be broken; at 0 the first one is an error.
-    clips: how many there are.
-  """
-
-  def __init__(self, share: float, clips: int):
-    self.share, self.allowed = share, int(share * clips)
-    self._found, self._lock = set(), threading.Lock()
-
-  def add(self, path: str, record: int, error: RecordError) -> None:
-    """Raises the error if none is allowed, UserError beyond what is."""
-    if not self.share:
-      raise error
-    with self._lock:
-      if (path, record) in self._found:
-        return
-      self._found.add((path, record))
-      if len(self._found) > self.allowed:
-        raise UserError(
-          f"{error}: {len(self._found)} damaged clips, data.max_damaged allows {self.allowed}; run "
-          "`python -m data_pipeline.prepare repair`, or raise it"
-        )
-      log.warning(
-        "%s; another clip of the shard takes its place, %d of this run so far (allowed: %d)",
-        error,
-        len(self._found),
-        self.allowed,
-      )
 
 
 def batches(
@@ -277,7 +38,8 @@ def batches(
   start_step,
   max_damaged,
 ) -> Generator[dict, None, None]:
-  """As `input_pipeline.record_batches`, of the streams `mine` with `block` clips each in a batch."""
+  """As `input_pipeline.record_batches`, of the streams `mine` with `block` clips each in a
+  batch."""
   shards, n_mels = dataset.shards(split), dataset.frontend.n_mels
   share = sum(shard.num_clips for shard in shards) * len(mine) // streams
   damage = Damage(max_damaged, share)
@@ -297,19 +59,19 @@ def batches(
     )
     for i in mine
   ]
-  rows = len(mine) * block
+  size = len(mine) * block
   threads = min(len(readers), threads or (STORE_THREADS if storage.is_remote(dataset.root) else 1))
 
   def batch(pool) -> dict:
-    mel = np.empty((rows, clip_frames, n_mels), np.float16)
-    length = np.empty(rows, np.int32)
-    ids: list[bytes] = [b""] * rows
+    mel = np.empty((size, clip_frames, n_mels), np.float16)
+    out, length = rows(mel), np.empty(size, np.int32)
+    ids: list[bytes] = [b""] * size
 
     def fill(thread):
       for i in range(thread, len(readers), threads):
         for row in range(i * block, (i + 1) * block):
           reader, number, where = next(readers[i])
-          length[row], taken = reader.read(number, where, mel[row])
+          length[row], taken = reader.read(number, where, out[row])
           if with_ids:
             ids[row] = reader.clip(taken).id.encode()
 
@@ -338,7 +100,8 @@ def _stream(shards, n_mels, damage, indices, *, seed, stream, streams, window, p
     with contextlib.closing(opened) as reader:
       if small:
         indices[visit.shard] = reader.index
-      first, places, where, used = visit.records(seed, counts[visit.shard], window)
-      windows = first + np.arange(len(places)) // window * window
-      for i in range(used, len(places)):
-        yield reader, int(windows[i] + places[i]), where[i]
+      windows, used = visit.windows(seed, window)
+      for begin, order, where in windows:
+        for number, share in zip((begin + order[used:]).tolist(), where[used:], strict=True):
+          yield reader, number, share
+        used = 0

@@ -76,26 +76,36 @@ def batches(
   cpus = threads or os.cpu_count() or 1
 
   def plan(stream):
+    """Of each visit: path, record where reading begins, records of a window, how many of the first
+    one are missing, the order inside the windows, places of crops, clips already used."""
     for visit in visits(seed, int(stream), streams, counts, start_step * block):
-      count = counts[visit.shard]
-      yield paths[visit.shard], *visit.records(seed, count, window)
+      windows, used = visit.windows(seed, window)
+      size = max(len(part.order) for part in windows)
+      lead = size - len(windows[0].order)
+      order = [np.arange(lead), lead + windows[0].order, *(part.order for part in windows[1:])]
+      where = [np.zeros(lead, np.float32), *(part.where for part in windows)]
+      order, where = np.concatenate(order), np.concatenate(where)
+      yield paths[visit.shard], windows[0].begin, size, lead, order, where, lead + used
 
-  def visit_records(path, first, places, where, used):
+  def visit_records(path, first, size, lead, places, where, used):
     """The records of a visit in their order, and the numbers that say where they are cropped.
 
     TensorFlow (2.21) takes a file that ends inside a record's head for a whole one, so what is
     missing becomes an empty record, which is refused below."""
     records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
     missing = tf.data.Dataset.from_tensors("").repeat()
-    records = records.skip(first).concatenate(missing).take(tf.shape(places, tf.int64)[0])
-    order = tf.data.Dataset.from_tensor_slices((places, where)).batch(window)
-    windows = tf.data.Dataset.zip((records.batch(window), order))
+    records = missing.take(lead).concatenate(records.skip(first)).concatenate(missing)
+    records = records.take(tf.shape(places, tf.int64)[0])
+    order = tf.data.Dataset.from_tensor_slices((places, where)).batch(size)
+    windows = tf.data.Dataset.zip((records.batch(size), order))
     shuffled = windows.map(lambda record, order: (tf.gather(record, order[0]), order[1]))
     return shuffled.unbatch().skip(used)
 
   def stream_blocks(stream):
     signature = (
       tf.TensorSpec((), tf.string),
+      tf.TensorSpec((), tf.int64),
+      tf.TensorSpec((), tf.int64),
       tf.TensorSpec((), tf.int64),
       tf.TensorSpec((None,), tf.int64),
       tf.TensorSpec((None,), tf.float32),
