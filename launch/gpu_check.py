@@ -67,7 +67,7 @@ def speed(name: str, batch: int, small: bool, torch: bool) -> str:
 
 
 def kernels(small: bool) -> str:
-  """Pallas's kernels against XLA's, on the device."""
+  """Pallas's kernels and cuDNN's attention against XLA's, on the device."""
   return python("launch/gpu_check.py", "kernels", str(int(small)), seconds=90).splitlines()[-1]
 
 
@@ -170,6 +170,30 @@ def _program(argv: list[str]):
   return program, batch
 
 
+def _attention(B: int, N: int, H: int) -> float:
+  """How far cuDNN's attention and its gradients are from XLA's, as a share of the largest. Also
+  what it leaves at tokens that are padding has to be finite."""
+  import jax
+  import jax.numpy as jnp
+
+  from atst_jax.models.layers import attend
+
+  q, k, v = (jax.random.normal(jax.random.key(i), (B, N, H, 64), jnp.bfloat16) for i in range(3))
+  tokens = jnp.arange(B, dtype=jnp.int32) % (N - 1) + 1
+  valid = (jnp.arange(N)[None] < tokens[:, None])[..., None, None]
+
+  def total(q, k, v, kind):
+    return jnp.sin(jnp.where(valid, attend(q, k, v, tokens, kind), 0).astype(jnp.float32)).sum()
+
+  gradient = jax.jit(jax.value_and_grad(total, (0, 1, 2)), static_argnums=3)
+  found = [jax.tree.leaves(gradient(q, k, v, kind)) for kind in ("xla", "cudnn")]
+  filled = jax.jit(lambda: attend(q, k, v, tokens, "cudnn"))()
+  if not all(jnp.isfinite(x).all() for x in (filled, *found[1])):
+    return float("inf")
+  ratio = lambda a, b: float(abs(a - b).max() / (abs(a).max() + 1e-6))
+  return max(ratio(*(x.astype(jnp.float32) for x in pair)) for pair in zip(*found, strict=True))
+
+
 def _kernels(small: bool) -> None:
   import jax
   import jax.numpy as jnp
@@ -197,6 +221,8 @@ def _kernels(small: bool) -> None:
     ratio = lambda a, b: float(jnp.abs(a - b).max() / (jnp.abs(a).max() + 1e-6))
     pairs = zip(*map(jax.tree.leaves, found), strict=True)
     worst[name] = max(ratio(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in pairs)
+  if jax.default_backend() == "gpu":
+    worst["attention by cuDNN"] = _attention(B, N, 6)
   print(", ".join(f"{name} differs by {value:.1e} of its largest" for name, value in worst.items()))
   if max(worst.values()) > 0.03:
     sys.exit(1)
