@@ -3,13 +3,15 @@
 Pre-training reads whole splits in streams (`input_pipeline`). A division may be every clip of nine
 folds of ten, and a labelled set fits a host: so a batch is a list of clips, read from their places.
 
-The global batch of step s is a pure function of (seed, s), whatever the number of processes: every
-epoch is a permutation drawn from (seed, epoch) and cut into whole batches; what is left over
-differs from epoch to epoch.
+The global batch of step s is a pure function of (seed, s), whatever the number of processes: all
+epochs form one endless sequence, each a permutation drawn from (seed, epoch), from which whole
+batches are cut. So every clip comes exactly once in each epoch, and only a batch in which an epoch
+ends can hold a clip twice.
 """
 
 import collections
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +83,7 @@ class ClipReader:
 
 
 def steps_per_epoch(clips: int, batch_size: int) -> int:
-  """Whole batches. Raises UserError if there is none."""
+  """Whole batches, which schedules count as an epoch. Raises UserError if there is none."""
   if clips < batch_size:
     raise UserError(
       f"{clips} clips to train on are less than one batch of {batch_size}; lower "
@@ -93,13 +95,10 @@ def steps_per_epoch(clips: int, batch_size: int) -> int:
 def train_clips(index, *, batch_size, seed, start_step, rows) -> Iterator[np.ndarray]:
   """Clips of this process's rows [start, stop) of every batch from `start_step` on, without end."""
   start, stop = rows
-  steps = steps_per_epoch(len(index), batch_size)
-  epoch, step = divmod(start_step, steps)
-  while True:
-    order = epoch_order(index, seed, epoch)
-    for i in range(step, steps):
-      yield order[i * batch_size + start : i * batch_size + stop]
-    epoch, step = epoch + 1, 0
+  order = functools.lru_cache(2)(lambda epoch: epoch_order(index, seed, epoch))
+  for first in itertools.count(start_step * batch_size + start, batch_size):
+    epochs, places = np.divmod(np.arange(first, first + stop - start), len(index))
+    yield np.concatenate([order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
 
 def all_clips(index, *, batch_size, rows) -> Iterator[np.ndarray]:
