@@ -87,7 +87,9 @@ def _measure(flags, config) -> dict:
   from atst_jax.performance import speed
 
   if flags.part == "input":
-    return speed.measure_input(config, repeats=flags.repeats, clips=flags.clips)
+    from atst_jax.performance import input_speed
+
+    return input_speed.measure_input(config, repeats=flags.repeats, clips=flags.clips)
   peak = None if flags.peak_tflops is None else 1e12 * flags.peak_tflops
   if flags.part == "step":
     return speed.measure_step(config, repeats=flags.repeats, peak=peak)
@@ -120,20 +122,22 @@ def _show_step(result) -> list[str]:
 
 
 def _show_input(result) -> list[str]:
-  rates, first = result["clips_per_second"], result["first_batch_seconds"]
+  rates, memory = result["clips_per_second"], result["memory_bytes"]
   bare = rates.get("bare")
-  lines = [
-    "{clips} clips of {clip_shape} float16 ({data}), batch {batch_size}, {cpus} CPUs; at most "
-    "{:.0f} MB of memory".format(result["peak_memory_bytes"] / 1e6, **result)
-  ]
+  lines = ["{clips} clips of {clip_shape} float16 ({data}), batch {batch_size}, {cpus} CPUs"]
   if bare:
     lines.append(f"plain tf.data, without order, crop and padding: {bare:.0f} clips/s")
-  for name in first:
+  for name, first in result["first_batch_seconds"].items():
     share = f", {rates[name] / bare:.2f} of plain tf.data" if bare else ""
     lines.append(
-      f"reader {name}: {rates[name]:.0f} clips/s{share}; first batch after {first[name]:.2f} s"
+      f"reader {name}: {rates[name]:.0f} clips/s{share}; first batch after {first:.2f} s, resumed "
+      f"after {result['resumed_seconds'][name]:.2f} s; holds {memory[name] / 1e6:.0f} MB"
     )
-  return lines
+  if "tensorflow" in memory:
+    lines.append(f"TensorFlow itself holds {memory['tensorflow'] / 1e6:.0f} MB")
+  checks = ", ".join(f"{name} {1e6 * s:.1f} µs" for name, s in result["check_seconds"].items())
+  lines.append(f"of a clip's time on one core the checks take: {checks}")
+  return [lines[0].format(**result), *lines[1:]]
 
 
 def _show_prepare(result) -> list[str]:

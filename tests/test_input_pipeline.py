@@ -110,6 +110,19 @@ def test_fault_29_resuming_gives_the_same_batches(dataset, reference, start, rea
   _same(_take(dataset, 30 - start, start_step=start, reader=reader), reference[start:])
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_one_stream_gives_the_same_by_either_reader(dataset, reader):
+  """All clips of an epoch one behind the other, cut on batches' and shards' borders alike; the
+  longest clips fit, so none is cropped."""
+  changes = {"streams": 1, "shuffle_window": 100, "clip_frames": 90, "batch_size": 7}
+  batches = _take(dataset, 18, start_step=3, reader=reader, **changes)
+  _same(batches, _take(dataset, 18, start_step=3, **changes))
+  clips = {clip.id.encode(): clip.mel for clip in dataset.clips("train")}
+  for batch in batches:
+    for clip_id, mel, length in zip(batch["id"], batch["mel"], batch["length"], strict=True):
+      np.testing.assert_array_equal(mel[:length], clips[clip_id])
+
+
 def test_order_changes_with_the_seed(dataset, reference):
   assert (
     np.concatenate([b["id"] for b in _take(dataset, 3, seed=6)])
@@ -289,6 +302,16 @@ def test_a_reader_is_chosen_by_what_is_there(monkeypatch):
   assert choose_reader("auto", "data") == "plain"
   with pytest.raises(UserError, match="needs TensorFlow: pip install"):
     choose_reader("tf.data", "data")
+
+
+def test_tensorflow_opens_the_stores_that_auto_gives_it():
+  tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: .[tfds]")
+  schemes = {
+    scheme if isinstance(scheme, str) else scheme.decode()
+    for scheme in tf.io.gfile.get_registered_schemes()
+  }
+  for scheme in ("gs", "s3"):
+    assert (scheme in schemes) == (choose_reader("auto", f"{scheme}://bucket/data") == "tf.data")
 
 
 def test_synthetic_batches_are_a_function_of_step_and_row():

@@ -115,17 +115,17 @@ def test_mesh_numbers_are_refused():
 def test_fault_01_07_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
   """Two processes of two devices, records read by both, against one process of one device. SIGTERM
   to one of them: both save the same step and exit with 75. One process goes on from what they
-  saved."""
+  saved. The two read by the plain reader, the one by tf.data."""
   data = write_dataset(tmp_path / "data", frames=(40, 90))
   flags = tiny_flags(
     data__source="records",
     data__path=data,
-    data__reader="plain",
     total_steps="1000",
     warmup_steps="1",
     encoder__depth="1",
   )
-  with two_processes([f"--workdir={tmp_path / 'two'}", *flags], devices=2) as runs:
+  plain = [*flags, "--config.data.reader=plain"]
+  with two_processes([f"--workdir={tmp_path / 'two'}", *plain], devices=2) as runs:
     wait_for_step(tmp_path / "two", 3, runs[0])
     runs[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120)[0] for process in runs]

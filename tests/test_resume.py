@@ -72,9 +72,9 @@ def test_fault_01_03_08_10_a_disturbed_run_ends_as_an_undisturbed_one(
 ):
   """Stopped by SIGTERM, then, in a process of its own, killed by SIGKILL in the middle of an epoch,
   then ended by the same command. While it runs, another job is refused, and later one with another
-  config."""
+  config. The undisturbed run reads by tf.data, the other one by the plain reader."""
   alone, workdir = tmp_path / "alone", tmp_path / "run"
-  assert main.main([*flags, f"--workdir={alone}"]) == 0
+  assert main.main([*flags, "--config.data.reader=auto", f"--workdir={alone}"]) == 0
   with monkeypatch.context() as patch:
     _stop_at(patch, 7)
     assert main.main([*flags, f"--workdir={workdir}"]) == 75

@@ -208,6 +208,10 @@ class Dataset:
     """Frames of the shortest clip of a split."""
     return self.manifest["splits"][split]["min_frames"]
 
+  def max_frames(self, split: str) -> int:
+    """Frames of the longest clip of a split."""
+    return self.manifest["splits"][split]["max_frames"]
+
   def fingerprint(self, split: str) -> str:
     """16 hexadecimal digits over the contents of a split's shards."""
     return hashlib.sha256(

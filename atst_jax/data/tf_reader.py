@@ -15,6 +15,9 @@ import numpy as np
 
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.order import visits
+from atst_jax.util import storage
+
+STORE_BYTES = 1 << 20  # that a store is asked for at once
 
 
 class Unreadable(Exception):
@@ -53,6 +56,12 @@ def _silent():
     os.close(nothing)
 
 
+def buffer_bytes(root: str) -> int:
+  """For `TFRecordDataset`: from a disk, records are read where they are wanted, without a copy (1.3
+  times as fast); a store would be asked for each record's head, so much is read at once."""
+  return STORE_BYTES if storage.is_remote(root) else 0
+
+
 def batches(
   dataset: Dataset,
   *,
@@ -71,67 +80,39 @@ def batches(
   Raises Unreadable."""
   tf = import_tensorflow()
   shards, n_mels = dataset.shards(split), dataset.frontend.n_mels
-  counts, row_bytes = [shard.num_clips for shard in shards], 2 * n_mels
-  paths = [shard.path for shard in shards]
   cpus = threads or os.cpu_count() or 1
-
-  def plan(stream):
-    """Of each visit: path, record where reading begins, records of a window, how many of the first
-    one are missing, the order inside the windows, places of crops, clips already used."""
-    for visit in visits(seed, int(stream), streams, counts, start_step * block):
-      windows, used = visit.windows(seed, window)
-      size = max(len(part.order) for part in windows)
-      lead = size - len(windows[0].order)
-      order = [np.arange(lead), lead + windows[0].order, *(part.order for part in windows[1:])]
-      where = [np.zeros(lead, np.float32), *(part.where for part in windows)]
-      order, where = np.concatenate(order), np.concatenate(where)
-      yield paths[visit.shard], windows[0].begin, size, lead, order, where, lead + used
-
-  def visit_records(path, first, size, lead, places, where, used):
-    """The records of a visit in their order, and the numbers that say where they are cropped.
-
-    TensorFlow (2.21) takes a file that ends inside a record's head for a whole one, so what is
-    missing becomes an empty record, which is refused below."""
-    records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
-    missing = tf.data.Dataset.from_tensors("").repeat()
-    records = missing.take(lead).concatenate(records.skip(first)).concatenate(missing)
-    records = records.take(tf.shape(places, tf.int64)[0])
-    order = tf.data.Dataset.from_tensor_slices((places, where)).batch(size)
-    windows = tf.data.Dataset.zip((records.batch(size), order))
-    shuffled = windows.map(lambda record, order: (tf.gather(record, order[0]), order[1]))
-    return shuffled.unbatch().skip(used)
+  shape = tf.TensorSpec
+  plan = functools.partial(
+    _plan,
+    [shard.path for shard in shards],
+    [shard.num_clips for shard in shards],
+    seed=seed,
+    streams=streams,
+    window=window,
+    position=start_step * block,
+  )
+  records = functools.partial(_visit_records, tf, buffer=buffer_bytes(dataset.root))
+  decode = functools.partial(
+    _decode,
+    tf,
+    clip_frames=clip_frames,
+    n_mels=n_mels,
+    longest=dataset.max_frames(split),
+    with_ids=with_ids,
+  )
 
   def stream_blocks(stream):
-    signature = (
-      tf.TensorSpec((), tf.string),
-      tf.TensorSpec((), tf.int64),
-      tf.TensorSpec((), tf.int64),
-      tf.TensorSpec((), tf.int64),
-      tf.TensorSpec((None,), tf.int64),
-      tf.TensorSpec((None,), tf.float32),
-      tf.TensorSpec((), tf.int64),
+    visited = tf.data.Dataset.from_generator(
+      plan,
+      output_signature={
+        "path": shape((), tf.string),
+        **dict.fromkeys(("first", "size", "lead", "used"), shape((), tf.int64)),
+        "places": shape((None,), tf.int64),
+        "where": shape((None,), tf.float32),
+      },
+      args=(stream,),
     )
-    visited = tf.data.Dataset.from_generator(plan, output_signature=signature, args=(stream,))
-    return visited.flat_map(visit_records).batch(block, drop_remainder=True)
-
-  features = {"mel": tf.io.FixedLenFeature((), tf.string, "")}
-  if with_ids:
-    features["id"] = tf.io.FixedLenFeature((), tf.string)
-
-  def parse(records, where):
-    records, where = tf.reshape(records, (-1,)), tf.reshape(where, (-1,))
-    parsed = tf.io.parse_example(records, features)
-    size = tf.strings.length(parsed["mel"])
-    whole = tf.reduce_all((size > 0) & (size % row_bytes == 0))
-    with tf.control_dependencies([tf.debugging.Assert(whole, ["not a clip of this schema"])]):
-      frames = size // row_bytes
-    length = tf.minimum(frames, clip_frames)
-    begin = tf.cast(where * tf.cast(frames - length + 1, tf.float32), tf.int32)
-    crop = tf.strings.substr(parsed["mel"], begin * row_bytes, length * row_bytes)
-    # zeros behind the end of what is shorter
-    bits = tf.io.decode_raw(crop, tf.uint16, fixed_length=clip_frames * row_bytes)
-    mel = tf.reshape(bits, (-1, clip_frames, n_mels))
-    return {"mel": mel, "length": length, **({"id": parsed["id"]} if with_ids else {})}
+    return visited.flat_map(records).batch(block, drop_remainder=True).map(decode)
 
   blocks = tf.data.Dataset.from_tensor_slices(np.array(mine, np.int64)).interleave(
     stream_blocks,
@@ -140,12 +121,11 @@ def batches(
     num_parallel_calls=min(cpus, len(mine)),
     deterministic=True,
   )
-  batched = blocks.batch(len(mine), drop_remainder=True)
-  made = batched.map(parse).prefetch(1)
   settings = tf.data.Options()
   settings.autotune.enabled = False
   settings.threading.private_threadpool_size = cpus
-  iterator = made.with_options(settings).as_numpy_iterator()
+  batched = blocks.batch(len(mine), drop_remainder=True).prefetch(1)
+  iterator = batched.with_options(settings).as_numpy_iterator()
   try:
     while True:
       try:
@@ -153,6 +133,64 @@ def batches(
       except (tf.errors.OpError, StopIteration) as error:
         reason = " ".join((getattr(error, "message", None) or "the end").split())[:200]
         raise Unreadable(reason) from error
-      yield batch | {"mel": batch["mel"].view(np.float16)}
+      mel = batch.pop("mel").view(np.float16).reshape(-1, clip_frames, n_mels)
+      yield {"mel": mel, **{key: value.reshape(-1) for key, value in batch.items()}}
   finally:
     del iterator  # and with it TensorFlow's threads and files
+
+
+def _plan(paths, counts, stream, *, seed, streams, window, position):
+  """What a stream reads, visit by visit: from which record on, in windows of how many records, how
+  many of the first one are not there, the places inside the windows in their order, where clips are
+  cropped, and how many are already used."""
+  for visit in visits(seed, int(stream), streams, counts, position):
+    windows, used = visit.windows(seed, window)
+    size = max(len(part.order) for part in windows)
+    lead = size - len(windows[0].order)
+    places = [np.arange(lead), lead + windows[0].order, *(part.order for part in windows[1:])]
+    where = [np.zeros(lead, np.float32), *(part.where for part in windows)]
+    yield {
+      "path": paths[visit.shard],
+      "first": windows[0].begin,
+      "size": size,
+      "lead": lead,
+      "used": lead + used,
+      "places": np.concatenate(places),
+      "where": np.concatenate(where),
+    }
+
+
+def _visit_records(tf, visit, *, buffer):
+  """The records of a visit in their order, and the numbers that say where they are cropped.
+
+  TensorFlow (2.21) takes a file that ends inside a record's head for a whole one, so what is
+  missing becomes an empty record, which `_decode` refuses."""
+  missing = tf.data.Dataset.from_tensors("").repeat()
+  records = tf.data.TFRecordDataset(visit["path"], buffer_size=buffer).skip(visit["first"])
+  records = missing.take(visit["lead"]).concatenate(records).concatenate(missing)
+  records = records.take(tf.shape(visit["places"], tf.int64)[0]).batch(visit["size"])
+  order = tf.data.Dataset.from_tensor_slices((visit["places"], visit["where"]))
+  windows = tf.data.Dataset.zip((records, order.batch(visit["size"])))
+  shuffled = windows.map(lambda records, order: (tf.gather(records, order[0]), order[1]))
+  return shuffled.unbatch().skip(visit["used"])
+
+
+def _decode(tf, records, where, *, clip_frames, n_mels, longest, with_ids):
+  """Serialized clips -> "mel" (B, T F) uint16, cropped or padded with zeros, and "length" (B,)."""
+  features = {"mel": tf.io.FixedLenFeature((), tf.string, "")}
+  if with_ids:
+    features["id"] = tf.io.FixedLenFeature((), tf.string)
+  parsed = tf.io.parse_example(records, features)
+  mel, row_bytes = parsed["mel"], 2 * n_mels
+  size = tf.strings.length(mel)
+  whole = (size > 0) & (size % row_bytes == 0) & (size <= longest * row_bytes)
+  check = tf.debugging.Assert(tf.reduce_all(whole), ["not a clip of this schema"])
+  with tf.control_dependencies([check]):
+    frames = size // row_bytes
+  length = tf.minimum(frames, clip_frames)
+  if longest > clip_frames:  # a crop is a copy
+    begin = tf.cast(where * tf.cast(frames - length + 1, tf.float32), tf.int32)
+    mel = tf.strings.substr(mel, begin * row_bytes, length * row_bytes)
+  # zeros behind the end of what is shorter
+  bits = tf.io.decode_raw(mel, tf.uint16, fixed_length=clip_frames * row_bytes)
+  return {"mel": bits, "length": length, **({"id": parsed["id"]} if with_ids else {})}

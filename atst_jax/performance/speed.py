@@ -1,14 +1,10 @@
-"""How fast a config's train step and its input are, measured in a steady state."""
+"""How fast a config's train step is, alone and with its input, measured in a steady state."""
 
-import contextlib
-import importlib.util
-import itertools
 import os
-import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -169,81 +165,6 @@ def open_or_write(config: ConfigDict, folder: str, clips: int) -> Dataset:
     )
   config.data.source = "records"
   return Dataset.load(config.data.path)
-
-
-def bare_batches(config: ConfigDict, dataset: Dataset) -> Iterator:
-  """The same shards by plain tf.data: interleaved, verified, batched, parsed, decoded; without an
-  order, a crop or padding. For comparison."""
-  from atst_jax.data.tf_reader import import_tensorflow
-
-  tf = import_tensorflow()
-  frames, n_mels = config.data.clip_frames, dataset.frontend.n_mels
-
-  def parse(records):
-    mel = tf.io.parse_example(records, {"mel": tf.io.FixedLenFeature((), tf.string)})["mel"]
-    bits = tf.io.decode_raw(mel, tf.uint16, fixed_length=2 * frames * n_mels)
-    return {"mel": tf.reshape(tf.bitcast(bits, tf.float16), (-1, frames, n_mels))}
-
-  paths = [shard.path for shard in dataset.shards(config.data.split)]
-  cpus = os.cpu_count() or 1
-  records = (
-    tf.data.Dataset.from_tensor_slices(paths)
-    .repeat()
-    .interleave(tf.data.TFRecordDataset, cycle_length=config.data.streams, num_parallel_calls=cpus)
-  )
-  batches = records.batch(config.batch_size, drop_remainder=True).map(parse, cpus)
-  return batches.prefetch(2).as_numpy_iterator()
-
-
-def _rate(source: Iterator, batch_size: int) -> float:
-  """Clips per second of a window of time."""
-  started, batches = time.perf_counter(), 0
-  while (seconds := time.perf_counter() - started) < WINDOW_SECONDS:
-    next(source)
-    batches += 1
-  return batches * batch_size / seconds
-
-
-def measure_input(config: ConfigDict, *, repeats: int, clips: int) -> dict:
-  """Batches from shards alone, as the trainer receives them, after a first pass over the files: by
-  each reader in turns, and by plain tf.data. `first_batch_seconds` is after TensorFlow's import."""
-  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-    dataset = open_or_write(config, folder, clips)
-    config = resolved(config, dataset)
-    check(config, dataset, 1, 1)
-    readers, first = {}, {}
-    found = importlib.util.find_spec("tensorflow") is not None
-    if found:
-      readers["bare"] = bare_batches(config, dataset)
-    for name in ("tf.data", "plain") if found else ("plain",):
-      config.data.reader = name
-      started = time.perf_counter()
-      batches = recipe.batches(config, dataset, start_step=0, rows=None)
-      readers[name] = stack.enter_context(contextlib.closing(batches))
-      clip_bytes = next(readers[name])["mel"][0].nbytes
-      first[name] = time.perf_counter() - started
-    for source in readers.values():
-      for _ in itertools.islice(
-        source, -(-dataset.num_clips(config.data.split) // config.batch_size)
-      ):
-        pass
-    rates: dict[str, list[float]] = {name: [] for name in readers}
-    for _ in range(repeats):
-      for name, source in readers.items():
-        rates[name].append(_rate(source, config.batch_size))
-  medians = {name: statistics.median(values) for name, values in rates.items()}
-  best = medians.get("tf.data", medians["plain"])
-  return {
-    "clips_per_second": medians,
-    "first_batch_seconds": first,
-    "megabytes_per_second": best * clip_bytes / 1e6,
-    "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    "batch_size": config.batch_size,
-    "clip_shape": [config.data.clip_frames, dataset.frontend.n_mels],
-    "clips": dataset.num_clips(config.data.split),
-    "data": config.data.path if not clips else "noise",
-    "cpus": os.cpu_count(),
-  }
 
 
 def measure_end_to_end(config: ConfigDict, *, repeats: int, clips: int, peak: float | None) -> dict:
