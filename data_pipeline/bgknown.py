@@ -19,14 +19,13 @@ moment, the same command continues. Exit codes are those of data_pipeline.prepar
 
 import argparse
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import os
 import sys
 
-from atst_jax.audio.decode import Reject, duration
+from atst_jax.audio.decode import Reject
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import write_json
 from atst_jax.data.dataset_page import write_report
@@ -38,7 +37,7 @@ from . import flags
 from .mixing import mixtures
 from .mixing.loudness import loudness_meter
 from .mixing.mixtures import CONDITIONS, Mixture, Reader, Recipe, write_audio
-from .mixing.recordings import check_classes, check_disjoint, list_set
+from .mixing.recordings import check_classes, check_disjoint, list_set, long_enough
 from .shards import workers
 from .shards.job import Job
 from .shards.plan import hash_sources
@@ -47,7 +46,6 @@ from .sources.files import Listing, Source
 from .sources.owner_lists import split_of
 
 TABLE, PLAN = "mixtures.csv", "bgknown.json"
-LONGEST = 1800.0  # seconds of a background, which is decoded as a whole
 SHARES = {"train": 0.6, "test": 0.4}  # as three and two of five folds
 
 
@@ -96,7 +94,13 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 def _listing(args: argparse.Namespace, kind: str) -> Listing:
   """The files of a set, each with the split "train", "valid" or "test". Raises UserError."""
   value = lambda name: getattr(args, f"{kind}{name}")
-  listing = list_set(value(""), kind, layout=value("_layout"), root=value("_root"))
+  listing = list_set(
+    value(""),
+    kind,
+    layout=value("_layout"),
+    root=value("_root"),
+    follow_links=value("_follow_links"),
+  )
   sources = listing.sources
   if wanted := flags.names(value("_labels")):
     check_classes(listing, wanted, f"{kind}_labels")
@@ -122,19 +126,6 @@ def divided(sources: list[Source], test_folds: str, kind: str) -> list[Source]:
       f"`valid`); its folds are {sorted({s.fold for s in sources})}, --test_folds={test_folds}"
     )
   return sources
-
-
-def long_enough(sources: list[Source], seconds: float, workers: int) -> list[Source]:
-  """Those of `seconds` to LONGEST by their headers."""
-
-  def fits(source):
-    try:
-      return seconds <= duration(source.path) <= LONGEST
-    except Reject:
-      return False
-
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    return [source for source, keep in zip(sources, pool.map(fits, sources), strict=True) if keep]
 
 
 def check(rows: list[Mixture]) -> None:

@@ -8,8 +8,9 @@ from atst_jax.util.errors import UserError
 
 from .sources.inputs import LAYOUTS
 
-LAYOUT = f"{', '.join(LAYOUTS)}; default: folder for a folder, manifest for a file"
-ROOT = "folder a manifest's paths start from; default: the manifest's own"
+LAYOUT = f"{', '.join(LAYOUTS)}; default: what a table looks like, folder for a folder"
+ROOT = "folder that a table's paths start from; default: the table's own"
+FOLLOW_LINKS = "follow links that lead out of the input's folder (they are refused otherwise)"
 BOUNDS: dict[str, tuple[float, float]] = {
   "workers": (1, 4096),
   "num_shards": (0, 99_999),
@@ -21,7 +22,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 def add_shards(parser: argparse.ArgumentParser, *, output: str, name: str, seed: str) -> None:
   """Adds what every command that writes shards asks. The texts say what differs."""
   add = parser.add_argument
-  add("--output", required=True, help=f"{output}; made if need be")
+  add("--output", type=os.path.expanduser, required=True, help=f"{output}; made if need be")
   add("--frontend", required=True, help=", ".join(FRONTENDS))
   add("--name", default="", help=name)
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -45,9 +46,37 @@ def part_of_plan(args: argparse.Namespace) -> dict:
 
 def add_recordings(parser: argparse.ArgumentParser, kind: str, text: str) -> None:
   """Adds --KIND, --KIND_layout and --KIND_root: recordings that are mixed."""
-  parser.add_argument(f"--{kind}", required=True, help=f"folder, or CSV/TSV manifest, {text}")
-  parser.add_argument(f"--{kind}_layout", default="", help=LAYOUT)
-  parser.add_argument(f"--{kind}_root", default="", help=ROOT)
+  add, home = parser.add_argument, os.path.expanduser
+  add(f"--{kind}", type=home, required=True, help=f"folder, or CSV/TSV manifest, {text}")
+  add(f"--{kind}_layout", default="", help=LAYOUT)
+  add(f"--{kind}_root", type=home, default="", help=ROOT)
+  add(f"--{kind}_follow_links", action="store_true", help=FOLLOW_LINKS)
+
+
+def add_listing(parser: argparse.ArgumentParser) -> None:
+  """Adds how an input is read: its layout, links, tables and segments."""
+  add = parser.add_argument
+  add("--layout", default="", help=LAYOUT)
+  add("--root", type=os.path.expanduser, default="", help=ROOT)
+  add("--follow_links", action="store_true", help=FOLLOW_LINKS)
+  for name in ("path", "label"):
+    add(f"--{name}_column", default="", help=f"what a table calls the column `{name}`")
+  separator = "what separates several names in a `label` (default ';')"
+  add("--label_separator", default="", help=separator)
+  exact = "classes that differ in case or spaces only are different ones"
+  add("--exact_labels", action="store_true", help=exact)
+  whole = "do not read `start` and `end` of a manifest: its rows are whole files"
+  add("--whole_files", action="store_true", help=whole)
+  rest = "what no segment covers is prepared too, without a label"
+  add("--rest", action="store_true", help=rest)
+  context = "seconds that are added to a segment on both sides"
+  add("--context", type=float, default=0.0, help=context)
+
+
+def of_listing(args: argparse.Namespace) -> dict:
+  """What `add_listing` asked, for `list_sources`."""
+  keys = ("layout", "root", "follow_links", "path_column", "label_column", "label_separator")
+  return {key: getattr(args, key) for key in (*keys, "exact_labels", "whole_files", "rest")}
 
 
 def check_bounds(args: argparse.Namespace, **bounds: tuple[float, float]) -> None:

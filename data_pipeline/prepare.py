@@ -19,6 +19,7 @@ import shlex
 import sys
 from collections.abc import Set
 
+from atst_jax.audio.channels import MEAN, check_channels
 from atst_jax.audio.formats import has_pyav, needs_pyav
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import RecordError
@@ -26,12 +27,13 @@ from atst_jax.data.dataset_page import write_report
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser, nearest
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 from . import flags
 from .shards import beam, merge, verify, workers
 from .shards.job import Job, classes_hash
 from .shards.plan import hash_sources
-from .shards.shard import read_file
+from .shards.shard import read_file, read_run
 from .shards.summary import describe_skipped, report
 from .sources.files import Listing, printable
 from .sources.inputs import LAYOUTS, list_sources
@@ -42,8 +44,10 @@ def _parser() -> Parser:
   add = parser.add_argument
   add(
     "--input",
+    type=os.path.expanduser,
     default="",
-    help="a folder of audio files, or a CSV/TSV manifest: path,label,fold,split,id,group",
+    help="a folder of audio files, a CSV/TSV manifest: path,label,fold,split,id,group,start,end; "
+    "selections of Raven, labels of Audacity",
   )
   add(
     "--tfds",
@@ -53,17 +57,15 @@ def _parser() -> Parser:
   )
   label = "feature of its class; by default `label`, for example instrument/family"
   add("--tfds_label", default="", help=label)
-  add("--tfds_dir", default=None, help="TFDS's data folder, if not its own")
+  home = os.path.expanduser
+  add("--tfds_dir", type=home, default=None, help="TFDS's data folder, if not its own")
   flags.add_shards(
     parser,
     output="folder of the shards",
     name="name of the set; default: that of the input",
     seed="of the order of the files",
   )
-  add("--layout", default="", help=flags.LAYOUT)
-  add("--root", default="", help=flags.ROOT)
-  for name in ("path", "label"):
-    add(f"--{name}_column", default="", help=f"what a manifest calls the column `{name}`")
+  flags.add_listing(parser)
   subset = "keep so many training files, drawn by a hash of their ids (0: all)"
   add("--subset", type=int, default=0, help=subset)
   runners = f"write the shards by Apache Beam instead: {', '.join(beam.RUNNERS)}"
@@ -74,6 +76,8 @@ def _parser() -> Parser:
     action="store_true",
     help="read WAVs whose header was never finished (a recorder lost power) to their end",
   )
+  mixed = "of a file: their mean, the loudest, or the number of one (from 1)"
+  add("--channels", default=MEAN, help=mixed)
   add("--reject_silent", action="store_true", help="leave out files below -80 dB of full scale")
   duplicates = "leave out files of the same content as an earlier one (by id)"
   add("--reject_duplicates", action="store_true", help=duplicates)
@@ -85,8 +89,9 @@ def _parser() -> Parser:
 def _check(args: argparse.Namespace) -> None:
   if bool(args.input) == bool(args.tfds):
     raise UserError("name what to prepare: either --input=DIR_or_MANIFEST or --tfds=NAME")
-  if args.tfds and (args.layout or args.root or args.path_column or args.label_column):
-    raise UserError("--layout, --root and the columns go with --input, not with --tfds")
+  if args.tfds and any(flags.of_listing(args).values()):
+    given = next(key for key, value in flags.of_listing(args).items() if value)
+    raise UserError(f"--{given} goes with --input, not with --tfds")
   if args.tfds and args.dry_run:
     raise UserError(
       "--dry_run goes with --input: what --tfds brings is known once it is downloaded"
@@ -103,7 +108,8 @@ def _check(args: argparse.Namespace) -> None:
     raise UserError(
       f"--beam_options={args.beam_options} needs --runner, one of {', '.join(beam.RUNNERS)}"
     )
-  flags.check_bounds(args, subset=(0, 10**9), max_seconds=(1, 1800))
+  check_channels(args.channels)
+  flags.check_bounds(args, subset=(0, 10**9), max_seconds=(1, 1800), context=(0, 1800))
 
 
 def _job(args: argparse.Namespace, listing: Listing, name: str, sources_hash: str) -> Job:
@@ -113,8 +119,9 @@ def _job(args: argparse.Namespace, listing: Listing, name: str, sources_hash: st
     "max_seconds": args.max_seconds,
     "sources": sources_hash,
   }
-  chosen = ("reject_silent", "reject_duplicates", "repair_headers")
-  made_of |= {key: True for key in chosen if getattr(args, key)}
+  chosen = ("reject_silent", "reject_duplicates", "repair_headers", "context")
+  made_of |= {key: getattr(args, key) for key in chosen if getattr(args, key)}
+  made_of |= {"channels": args.channels} if args.channels != MEAN else {}
   # a set that lacks these files is finished without PyAV, and another with it
   if any(needs_pyav(source.path) for source in listing.sources):
     made_of["pyav"] = has_pyav()
@@ -125,13 +132,15 @@ def _job(args: argparse.Namespace, listing: Listing, name: str, sources_hash: st
     beam_options = tuple(shlex.split(args.beam_options))
   except ValueError as error:
     raise UserError(f"--beam_options={args.beam_options}: {error}") from error
+  reading = {key: getattr(args, key) for key in ("repair_headers", "channels", "context")}
   return Job(
     output=args.output,
     name=name,
     listing=listing,
     frontend=get_frontend(args.frontend),
     made_of=made_of,
-    read=functools.partial(read_file, repair_headers=args.repair_headers),
+    read=functools.partial(read_file, **reading),
+    read_run=functools.partial(read_run, **reading),
     max_seconds=args.max_seconds,
     reject_silent=args.reject_silent,
     reject_duplicates=args.reject_duplicates,
@@ -150,20 +159,16 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
   _check(args)
   get_frontend(args.frontend)
   if args.tfds:
-    from .sources.tfds import export
+    from .sources import tfds
 
     args.name = args.name or args.tfds.replace("/", "_")
-    args.input = export(
+    args.input = tfds.export(
       args.tfds, f"{args.output.rstrip('/')}.audio", label=args.tfds_label, data_dir=args.tfds_dir
     )
-  listing = list_sources(
-    args.input,
-    layout=args.layout,
-    root=args.root,
-    path_column=args.path_column,
-    label_column=args.label_column,
-    number=args.subset,
-  )
+    args.label_separator, args.exact_labels = tfds.NO_SEPARATOR, True
+  listing = list_sources(args.input, **flags.of_listing(args), number=args.subset)
+  for note in listing.notes:
+    log.info(note)
   name = os.path.basename(storage.absolute(args.input))
   name = args.name or printable(os.path.splitext(name)[0] if storage.is_file(args.input) else name)
   sources_hash, absent = hash_sources(listing.sources, listing.root)

@@ -55,9 +55,9 @@ class Speaker(NamedTuple):
 def draw_speaker(rng: np.random.Generator) -> Speaker:
   """A voice from low and long to high and short."""
   return Speaker(
-    pitch=rng.uniform(85, 280),
-    slope=rng.uniform(-0.4, 0.4),
-    tract=rng.uniform(0.85, 1.2),
+    pitch=rng.uniform(75, 350),
+    slope=rng.uniform(-0.6, 0.6),
+    tract=rng.uniform(0.75, 1.35),
     breath=rng.uniform(0, 1),
   )
 
@@ -144,7 +144,10 @@ def main(argv: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 a mistake in a flag or the output."""
   parser = Parser("data_pipeline.synth", __doc__)
   parser.add_argument(
-    "--output", required=True, help="folder of the class folders; made if need be"
+    "--output",
+    type=os.path.expanduser,
+    required=True,
+    help="folder of the class folders; made if need be",
   )
   parser.add_argument(
     "--seed", type=int, default=0, help="of every clip; the same seed, the same bytes"

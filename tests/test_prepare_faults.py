@@ -156,7 +156,7 @@ def test_one_job_at_a_time(small):
     (["--workers=0"], "--workers=0 is not"),
     (
       ["--layout=esc51"],
-      "unknown --layout=esc51; choose one of folder, manifest, audioset, crema_d, esc10, esc50,",
+      "unknown --layout=esc51; choose one of folder, manifest, raven, audacity, audioset,",
     ),
     (["--runner=DirectRuner"], "unknown --runner=DirectRuner; choose one of DirectRunner"),
     (["--beam_options=--x=1"], "--beam_options=--x=1 needs --runner"),

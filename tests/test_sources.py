@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from atst_jax.audio.frontend import get_frontend
-from atst_jax.util import logs
 from atst_jax.util.errors import UserError
 from data_pipeline.shards import plan
 from data_pipeline.sources import files
@@ -184,9 +183,7 @@ def test_groups_of_a_manifest(tmp_path):
   assert [source.group for source in listing.sources] == ["theo", ""]
 
 
-def test_a_manifest_may_have_more_columns(tmp_path, caplog, monkeypatch):
-  monkeypatch.setattr(logs.log, "propagate", True)
-  caplog.set_level("INFO")
+def test_a_manifest_may_have_more_columns(tmp_path):
   text = ",filename,fold,category,pitch,labels\n0,a.wav,3,dog,440,x\n1,b.wav,1,cat,220,y\n"
   path = manifest(tmp_path, text)
   listing = list_sources(path, path_column="filename", label_column="category")
@@ -194,11 +191,11 @@ def test_a_manifest_may_have_more_columns(tmp_path, caplog, monkeypatch):
     ("a.wav", ("dog",), 3),
     ("b.wav", ("cat",), 1),
   ]
-  (line,) = set(caplog.messages)  # twice where another test has set up the log
+  (line,) = listing.notes
   assert line.endswith("columns that are not read: '', 'pitch', 'labels'")
   for options, match in (
-    ({}, "labels: did you mean label"),
-    ({"label_column": "category"}, "must name `path`.*--path_column"),
+    ({}, "filename: did you mean path.*--path_column=filename"),
+    ({"path_column": "filename"}, "category: did you mean label.*--label_column=category"),
     ({"path_column": "file"}, "--path_column=file: .*did you mean 'filename'"),
   ):
     with pytest.raises(UserError, match=match):
@@ -220,11 +217,27 @@ def test_row_order_does_not_matter(tmp_path):
 @pytest.mark.parametrize(
   ("text", "match"),
   [
-    ("path\na.wav\n/etc/passwd\n", r"m\.csv line 3: the path '/etc/passwd' is absolute"),
+    (
+      "path\na.wav\n/etc/passwd\n",
+      r"m\.csv line 3: the path '/etc/passwd' is absolute .*set --root=/etc,",
+    ),
     ("path\na.wav\n\nx/../../b.wav\n", r"line 4: .*'\.\.'"),
     ('path\n"a\nb.wav"\n..\\b.wav\n', r"line 4: .*'\.\.'"),
     ("path,id\na.wav,x\nb.wav,y\nc.wav,x\n", r"line 4: id 'x' stands in line 2 already"),
-    ("path\na.wav\n./a.wav\n", r"line 3: id 'a\.wav' stands in line 2 already"),
+    ("path,label\na.wav,x\n./a.wav,y\n", r"line 3: id 'a\.wav' stands in line 2.* by ';'"),
+    ("path,fold\na.wav,1\na.wav,2\n", r"line 3: .* with another fold; make the `id`"),
+    ("path,Class\na.wav,x\n", r"line 1: Class: did you mean label\?.*--label_column=Class"),
+    ("file,label\na.wav,x\n", r"line 1: file: did you mean path\?.*--path_column=file "),
+    ('path,label\na.wav,x\nb.wav,"a,b"\n', r"line 3: the label 'a,b' holds a comma"),
+    ("path,label\na.wav,dog\nb.wav,Dog\n", r"classes 'Dog' and 'dog' differ in case"),
+    ("path,label\na.wav,a b\nb.wav,ab\n", r"classes 'a b' and 'ab' differ.*--exact_labels"),
+    ("path,split\na.wav,val\nb.wav,valid\n", r"'val' and 'valid' both mean 'valid'"),
+    ("path,start\na.wav,3\n", r"line 1: a segment needs both.*--whole_files"),
+    ("path,begin\na.wav,3\n", r"line 1: begin: did you mean start\? Rename"),
+    ("path,start,end\na.wav,3,0:04\n", r"line 2: the time '0:04' is not a number of seconds"),
+    ("path,start,end\na.wav,-3,4\n", r"line 2: the time '-3' is not"),
+    ("path\nC:\\x\\a.wav\n", r"line 2: .*drive; make it relative"),
+    ("path\ngs://b/x/a.wav\ngs://b/x/y/b.wav\n", r"line 2: .*set --root=gs://b/x, the folder"),
     ("path,id\na.wav,x\nb.wav,x#0001\n", r"line 3: id 'x#0001' is what a piece of line 2"),
     ("path,lable\na.wav,x\n", r"line 1: lable: did you mean label\?"),
     ("path,Labels\na.wav,x\n", r"line 1: Labels: did you mean label\?"),
@@ -241,7 +254,8 @@ def test_row_order_does_not_matter(tmp_path):
     ("path,label\n,x\n", r"line 2: the path '' is no file name"),
     ("path\na\0.wav\n", r"line 2: the path"),
     ('path\n"a.wav\n', r"line \d: .*quote"),
-    (b"path\n\xff\xfe.wav\n", r"is not UTF-8"),
+    (b"path\n\xff\xfe.wav\n", r"is not UTF-8.*iconv -f WINDOWS-1252"),
+    ("path\na.wav\n".encode("utf-16"), r"m\.csv is UTF-16; convert it: iconv -f UTF-16"),
   ],
 )
 def test_fault_20_43_manifest_faults_name_the_line(tmp_path, text, match):
@@ -259,6 +273,88 @@ def test_fault_43_manifest_links_out_of_the_root(tmp_path):
   for name in ("folder/a.wav", "file.wav"):
     refused(tmp_path, f"path\nb.wav\n{name}\n", f"line 3: '{name}' leads out of", root=str(root))
   refused(tmp_path, "path\nb.wav\n", "is not a folder", root=str(tmp_path / "absent"))
+
+
+def test_folders_of_splits_are_no_classes(tmp_path):
+  touch(
+    tmp_path, "train/dog/1.wav", "train/cat/a/2.wav", "Val/dog/3.wav", "eval/cat/4.wav", "x.txt"
+  )
+  listing = list_sources(str(tmp_path))
+  assert [(s.id, s.labels, s.split) for s in listing.sources] == [
+    ("Val/dog/3.wav", ("dog",), "valid"),
+    ("eval/cat/4.wav", ("cat",), "test"),
+    ("train/cat/a/2.wav", ("cat/a",), "train"),
+    ("train/dog/1.wav", ("dog",), "train"),
+  ]
+  (note,) = listing.notes
+  assert "(Val is valid, eval is test, train is train); --layout=folder takes them" in note
+  classes = list_sources(str(tmp_path), layout="folder")
+  assert classes.label_names == ["Val/dog", "eval/cat", "train/cat/a", "train/dog"]
+  assert {s.split for s in classes.sources} == {"train"} and not classes.notes
+  touch(tmp_path, "bus/5.wav")  # a train may be a class
+  assert "train/dog" in list_sources(str(tmp_path)).label_names
+  os.unlink(tmp_path / "bus/5.wav")
+  touch(tmp_path, "test/dog/6.wav")
+  with pytest.raises(UserError, match="'eval' and 'test' both mean 'test'; rename one"):
+    list_sources(str(tmp_path))
+
+
+def test_links_out_of_the_folder_are_followed_if_asked(tmp_path):
+  """Files and folders of a store; a circle ends, and every file is listed once."""
+  root, store = tmp_path / "root", tmp_path / "store"
+  touch(root, "a/x.wav")
+  touch(store, "1/y.wav", "1/deep/z.wav", "2.wav", "1/notes.txt")
+  (store / "1" / "up").symlink_to(root)
+  (root / "b").symlink_to(store / "1")
+  (root / "c").symlink_to(store / "1" / "deep")
+  (root / "d.wav").symlink_to(store / "2.wav")
+  (root / "e.wav").symlink_to(store / "2.wav")
+  (root / "f.wav").symlink_to("a/x.wav")
+  with pytest.raises(UserError, match=r"is a link out of .*--follow_links"):
+    list_sources(str(root))
+  listing = list_sources(str(root), follow_links=True)
+  assert [s.id for s in listing.sources] == ["a/x.wav", "b/deep/z.wav", "b/y.wav", "d.wav"]
+  assert listing.skipped == {".txt": 1, "(linked twice)": 2}
+  text = "path,label\nb/y.wav,dog\nd.wav,cat\n"
+  (root / "m.csv").write_text(text)
+  with pytest.raises(UserError, match=r"line 2: 'b/y.wav' leads out of .*--follow_links"):
+    list_sources(str(root / "m.csv"))
+  assert len(list_sources(str(root / "m.csv"), follow_links=True).sources) == 2
+
+
+def test_tables_as_people_have_them(tmp_path):
+  """Separators, absolute and Windows paths, names of splits, folds from a spreadsheet, blank and
+  double rows."""
+  touch(tmp_path, "audio/a.wav", "audio/b.wav")
+  rows = [
+    "path;label;split;fold",
+    f"{tmp_path}/audio/a.wav;dog, barking;val;1.0",
+    "audio\\b.wav;cat;Eval;2",
+    "",
+    ";;;",
+    "audio/b.wav;cat;Eval;2.00",
+    "audio/c.wav;cat;dev_a;",
+  ]
+  path = manifest(tmp_path, "\r\n".join(rows))
+  listing = list_sources(path, label_separator=";")
+  assert [(s.id, s.labels, s.split, s.fold) for s in listing.sources] == [
+    ("audio/a.wav", ("dog, barking",), "valid", 1),
+    ("audio/b.wav", ("cat",), "test", 2),
+    ("audio/c.wav", ("cat",), "dev_a", -1),
+  ]
+  assert not listing.multi_label
+  assert [note.removeprefix(f"{path}: ") for note in listing.notes] == [
+    "1 rows stand twice and count once",
+    "of the splits, Eval is test, val is valid",
+  ]
+  several = list_sources(path, label_separator=",")
+  assert several.label_names == ["barking", "cat", "dog"] and several.multi_label
+  absolute = manifest(tmp_path, f"path\n{tmp_path}/audio/a.wav\n{tmp_path}/b/b.wav\n", "n.csv")
+  with pytest.raises(UserError, match=f"line 3: .*set --root={tmp_path}, the folder that all 2 "):
+    list_sources(absolute, root=str(tmp_path / "audio"))
+  assert list_sources(absolute).sources[0].id == "audio/a.wav"
+  two = manifest(tmp_path, "path,label\na.wav,dog\nb.wav,Dog\n", "two.csv")
+  assert list_sources(two, exact_labels=True).label_names == ["Dog", "dog"]
 
 
 @pytest.mark.slow

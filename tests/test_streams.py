@@ -1,75 +1,164 @@
-"""Standard streams as people have them: closed, read by nobody, in another encoding; and `~`."""
+"""Files of which libsndfile reads a part: further streams, cut ones, blocks of codecs; and channels
+that cancel each other. PyAV reads them whole; without it the report says what is missing."""
 
-import os
-import subprocess
-import sys
-
+import numpy as np
 import pytest
-from tiny import ROOT
+import soundfile
+from preparing import run, write_inline
 
-from atst_jax.util import cli
-from atst_jax.util.cli import Parser
+from atst_jax.audio import sound_file
+from atst_jax.audio.decode import Quality, Reject, load_audio, read_pieces
+from atst_jax.data.dataset import Dataset
 
-SCRIPT = """
-import sys
-from atst_jax.util import cli, logs
-def work():
-  cli.Parser("x", "").parse([])
-  {}
-cli.leave(cli.guard(work))
-"""
+RATE = 44100
 
 
-def _shell(work: str, redirection: str, **environment):
-  command = f'set -o pipefail; "$PYTHON" -c "$SCRIPT" {redirection}'
-  env = {**os.environ, "PYTHON": sys.executable, "SCRIPT": SCRIPT.format(work), **environment}
-  return subprocess.run(
-    ["bash", "-c", command], check=False, cwd=ROOT, env=env, capture_output=True, text=True
-  )
+def sound(seconds, seed=0):
+  """(N,) below a half of full scale, of little above 5 kHz."""
+  rng = np.random.default_rng(seed)
+  found = np.convolve(rng.standard_normal(int(seconds * RATE)), np.hanning(16), "same")
+  return (0.4 * found / np.abs(found).max()).astype(np.float32)
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "1>&- 2>&-", "<&- 2>&-"])
-def test_closed_streams_write_into_no_file(tmp_path, closed):
-  """The next file that is opened would be standard error."""
-  path = tmp_path / "data"
-  work = (
-    f"file = open({str(path)!r}, 'w'); logs.log.warning('a line'); print('b', file=sys.stderr); "
-    "import os; os.system('echo c >&2'); bar = logs.progress_bar(2, 0, 'step'); bar.update(1); "
-    "file.write('ours'); file.close()"
-  )
-  ended = _shell(work, closed)
-  assert ended.returncode == 0 and path.read_text() == "ours", ended
+def quality(path, **options):
+  found = Quality()
+  pieces = list(read_pieces(str(path), sample_rate=RATE, quality=found, **options))
+  return np.concatenate([waveform for _, waveform in pieces]), found
 
 
-@pytest.mark.parametrize("lines", [1, 100_000])
-def test_output_that_nobody_reads_is_no_error(lines):
-  work = f"import time; time.sleep(0.3); [print('line', i) for i in range({lines})]"
-  ended = _shell(work, "| true")
-  assert ended.returncode == cli.EXIT_PIPE == 141 and not ended.stderr, ended
+@pytest.fixture
+def chained(tmp_path):
+  """chained("ogg") is a file of 1 and then of 0.5 seconds."""
+
+  def make(ending):
+    data = b""
+    for seconds in (1.0, 0.5):
+      soundfile.write(tmp_path / f"part.{ending}", sound(seconds), RATE)
+      data += (tmp_path / f"part.{ending}").read_bytes()
+    (tmp_path / f"chained.{ending}").write_bytes(data)
+    return tmp_path / f"chained.{ending}"
+
+  return make
 
 
-def test_signs_that_the_encoding_lacks_are_written_otherwise():
-  ended = _shell("print('0.5 \u00b1 0.1 \u2026 \u00fc')", "", PYTHONIOENCODING="ascii")
-  assert ended.stdout == "0.5 +- 0.1 ... \\xfc\n" and ended.returncode == 0, ended
+@pytest.mark.parametrize("ending", ["ogg", "flac", "mp3"])
+def test_streams_that_follow_are_said_without_pyav(chained, monkeypatch, ending):
+  monkeypatch.setattr(sound_file, "has_pyav", lambda: False)
+  path = chained(ending)
+  waveform, found = quality(path)
+  assert abs(len(waveform) - RATE) < 10
+  remedy = r"; pip install -e .[av] reads them"
+  assert found.remarks() == {"incomplete": f"1.0 s read, more streams follow{remedy}"}
+  assert quality(path.with_name(f"part.{ending}"))[1].remarks() == {}
 
 
-def test_a_home_folder_is_found_in_flags(monkeypatch):
-  monkeypatch.setenv("HOME", "/home/me")
-  parser = Parser("x", "")
-  parser.add_argument("--output")
-  assert parser.parse(["--output=~/data"]).output == "/home/me/data"
-  assert parser.parse(["--output=a/~/b~"]).output == "a/~/b~"
-  assert parser.parse(["--output=~"]).output == "/home/me"
-  _, rest = parser.parse_with_overrides(["--config.data.path=~/data"])
-  assert rest == ["--config.data.path=/home/me/data"]
+@pytest.mark.parametrize(("ending", "most"), [("ogg", 200), ("flac", 0), ("mp3", 4500)])
+def test_pyav_reads_all_streams(chained, ending, most):
+  pytest.importorskip("av")
+  waveform, found = quality(chained(ending))
+  assert 0 <= len(waveform) - 1.5 * RATE <= most and found.remarks() == {}
+  tail = sound(0.5)[1000:-5000]
+  lag = len(waveform) - len(tail) - 5000
+  errors = [
+    np.abs(waveform[lag - late : lag - late + len(tail)] - tail).mean()
+    for late in range(max(most, 1) + 1)
+  ]
+  assert min(errors) < 0.25 * np.abs(tail).mean()
 
 
-@pytest.mark.parametrize("words", cli.NO_BACKEND)
-def test_fault_35_a_platform_that_is_not_there_is_one_sentence(monkeypatch, capsys, words):
-  def work():
-    raise RuntimeError(f"{words} 'tpu': no device")
+def test_several_wavs_in_a_row_are_refused(chained):
+  with pytest.raises(Reject, match="several WAVs in a row"):
+    quality(chained("wav"))
 
-  monkeypatch.setenv("JAX_PLATFORMS", "tpu")
-  assert cli.guard(work) == 2
-  error = capsys.readouterr().err
-  assert error.startswith("error: JAX_PLATFORMS=tpu: JAX finds no such device") and "unset" in error
+
+@pytest.mark.parametrize("ending", ["wav", "mp3"])
+def test_a_file_that_was_cut_is_said(tmp_path, ending):
+  path = tmp_path / f"a.{ending}"
+  soundfile.write(path, sound(2.0), RATE)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  waveform, found = quality(path)
+  assert 0.9 < len(waveform) / RATE < 1.1
+  told = f"{len(waveform) / RATE:.1f} s read, the header tells of 2.0 s: it was cut"
+  assert found.remarks() == {"incomplete": told}
+
+
+def open_flac(path):
+  """A FLAC as it is written into a pipe: its header counts no samples."""
+  soundfile.write(path, sound(0.5), RATE)
+  data = bytearray(path.read_bytes())
+  data[21] &= 0xF0
+  data[22:26] = bytes(4)
+  path.write_bytes(data)
+  return path
+
+
+def test_a_flac_of_open_length(tmp_path, monkeypatch):
+  path = open_flac(tmp_path / "a.flac")
+  with monkeypatch.context() as patch:
+    patch.setattr(sound_file, "has_pyav", lambda: False)
+    with pytest.raises(Reject, match=r"leaves the length open .*: pip install -e \.\[av\]"):
+      quality(path)
+  pytest.importorskip("av")
+  np.testing.assert_allclose(quality(path)[0], sound(0.5), atol=2e-5)
+
+
+def test_pyav_is_the_second_try(tmp_path):
+  """A sound under another's ending that libsndfile does not know."""
+  av = pytest.importorskip("av")
+  with av.open(str(tmp_path / "a.mp4"), "w") as container:
+    stream = container.add_stream("alac", rate=RATE, layout="mono")
+    frame = av.AudioFrame.from_ndarray(
+      (sound(0.5)[None] * 2**15).astype(np.int16), format="s16p", layout="mono"
+    )
+    frame.sample_rate, frame.pts = RATE, 0
+    sizes = av.AudioResampler("s16p", "mono", RATE, frame_size=4096)
+    for part in [*sizes.resample(frame), *sizes.resample(None)]:
+      container.mux(stream.encode(part))
+    container.mux(stream.encode(None))
+  (tmp_path / "a.mp4").rename(tmp_path / "a.wav")
+  np.testing.assert_allclose(quality(tmp_path / "a.wav")[0], sound(0.5), atol=1e-4)
+  (tmp_path / "b.wav").write_bytes(b"no sound at all" * 99)
+  with pytest.raises(Reject, match=r"undecodable \(Format not recognised"):
+    quality(tmp_path / "b.wav")
+
+
+@pytest.mark.parametrize("subtype", ["MS_ADPCM", "GSM610"])
+def test_codecs_of_blocks_end_where_fact_says(tmp_path, subtype):
+  soundfile.write(tmp_path / "a.wav", sound(1.0)[:12345], 8000, subtype=subtype)
+  assert len(load_audio(str(tmp_path / "a.wav"), 8000)) == 12345
+
+
+def test_channels_that_cancel_are_said_and_one_can_be_chosen(tmp_path, monkeypatch, capsys):
+  write_inline(monkeypatch)
+  left, other = sound(1.0), sound(1.0, seed=1)
+  many = np.zeros((RATE, 16), np.float32)
+  many[:, 9] = other
+  (tmp_path / "in").mkdir()
+  for name, samples in {
+    "inverted": np.stack([0.9 * left, -left], 1),
+    "many": many,
+    "stereo": np.stack([left, other], 1),
+    "mono": left,
+  }.items():
+    soundfile.write(tmp_path / "in" / f"{name}.wav", samples, RATE, subtype="FLOAT")
+  path = lambda name: str(tmp_path / "in" / f"{name}.wav")
+  for name, expected in (("inverted", left), ("many", other), ("mono", left)):
+    loudest, found = quality(path(name), channels="loudest")
+    np.testing.assert_array_equal(np.abs(loudest), np.abs(expected))
+    assert not found.remarks()
+  np.testing.assert_array_equal(quality(path("stereo"), channels="2")[0], other)
+  with pytest.raises(Reject, match=r"no_channel \(it has 1, --channels=2\)"):
+    quality(path("mono"), channels="2")
+  flags = [f"--input={tmp_path / 'in'}", "--frontend=atst"]
+  assert run(*flags, f"--output={tmp_path / 'mean'}") == 0
+  told = capsys.readouterr().out
+  assert "2 files whose channels cancel each other" in told and "--channels=loudest" in told
+  assert "'inverted.wav': 26 dB\n" in told and "'many.wav': 24 dB\n" in told
+  assert run(*flags, f"--output={tmp_path / 'two'}", "--channels=2") == 0
+  dataset = Dataset.load(str(tmp_path / "two"))
+  assert [reject["id"] for reject in dataset.manifest["rejects"]] == ["mono.wav"]
+  assert dataset.manifest["preparation"]["channels"] == "2" and "remarks" not in dataset.manifest
+  assert run(*flags, f"--output={tmp_path / 'two'}") == 2  # of another plan
+  for wrong in ("0", "left", "1.5"):
+    assert run(*flags, f"--output={tmp_path / 'new'}", f"--channels={wrong}") == 2
+    assert "choose mean, loudest, or a channel's number" in capsys.readouterr().err

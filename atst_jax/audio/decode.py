@@ -9,26 +9,37 @@ import numpy as np
 
 from atst_jax.util.errors import UserError
 
-from .sound_file import Reject, open_sound
+from .channels import LOUDEST, MEAN, Levels
+from .sound_file import Reject, Sound, open_sound
 
-REASONS = ("missing", "undecodable", "empty", "too_short", "non_finite", "silent", "duplicate")
+REASONS = (
+  *("missing", "undecodable", "empty", "too_short", "non_finite", "silent", "duplicate"),
+  *("no_channel", "beyond_end", "reversed"),  # the latter two of segments
+)
 BLOCK_VALUES = 1 << 18  # samples x channels decoded at a time
 SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits
 FULL_SCALE = 127 / 128  # the highest value of 8 bits
 CLIPPED_SHARE = 0.01
 DC_OFFSET = 0.02
+ALL = slice(None)  # of the channels
 MAX_PEAK = 1e9  # full scale is 1.0; far beyond, the power overflows float32
 
 
 @dataclasses.dataclass
 class Quality:
-  """What a file sounds like before it is mixed and resampled, gathered block by block."""
+  """What a file sounds like before it is mixed and resampled, gathered block by block.
+
+  Attributes:
+    missed: what of the file was not read, "" if nothing.
+  """
 
   sample_rate: int = 0  # Hz
   peak: float = 0.0
   values: int = 0
   full_scale_values: int = 0
   total: float = 0.0
+  missed: str = ""
+  levels: Levels = dataclasses.field(default_factory=Levels)  # where channels are averaged
   # JSON, of what makes the sound rather than reads it
   notes: list = dataclasses.field(default_factory=list)
 
@@ -42,6 +53,22 @@ class Quality:
     if peak >= FULL_SCALE:
       self.full_scale_values += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
     self.total += float(block.sum(dtype=np.float64))
+
+  def add(self, other: "Quality") -> None:
+    """Adds that of another part of the same sound."""
+    self.sample_rate, self.peak = other.sample_rate, max(self.peak, other.peak)
+    self.values += other.values
+    self.full_scale_values += other.full_scale_values
+    self.total += other.total
+    self.missed = self.missed or other.missed
+    self.levels.add(other.levels)
+
+  def remarks(self) -> dict[str, str]:
+    """What a person should know of the sound although it is used, by kind."""
+    found = {"incomplete": self.missed} if self.missed else {}
+    if below := self.levels.cancelled:
+      found["cancelled"] = f"{below:.0f} dB"
+    return found
 
   @property
   def silent(self) -> bool:
@@ -59,29 +86,64 @@ class Quality:
     return abs(self.total) > DC_OFFSET * self.values
 
 
-def _blocks(file, quality: Quality) -> Iterator[np.ndarray]:
-  """Yields (N,) float32 mono blocks at the file's own rate. A file cut short ends where its decoder
+def raw_blocks(file: Sound) -> Iterator[np.ndarray]:
+  """Yields (N, C) float32 blocks at the file's own rate. A file cut short ends where its decoder
   ends."""
-  quality.sample_rate = file.samplerate
   size = max(1, BLOCK_VALUES // file.channels)
   read = size
   # less is the end: to ask once more costs a short file a twentieth of its time
   while read == size:
-    block = file.read(size, dtype="float32", always_2d=True)
+    block = file.read(size)
     read = len(block)
     if read:
-      quality.update(block)
-      yield block[:, 0] if file.channels == 1 else block.mean(axis=1)
+      yield block
 
 
-def _resampled(file, sample_rate: int, quality: Quality) -> Iterator[np.ndarray]:
+def to_mono(block: np.ndarray, quality: Quality) -> np.ndarray:
+  """(N, C) -> (N,), and their quality. Raises Reject for what is no sound."""
+  quality.update(block)
+  if block.shape[1] == 1:
+    return block[:, 0]
+  quality.levels.update(block)
+  return block.mean(axis=1)
+
+
+def choose_channel(path: str, channels: str, repair_headers: bool = False) -> slice:
+  """Which channels of a file are averaged: all for "mean", else one. Raises Reject."""
+  if channels == MEAN:
+    return ALL
+  with open_sound(path, repair_headers) as file:
+    if channels == LOUDEST:
+      levels = Levels()
+      if file.channels > 1:
+        for block in raw_blocks(file):
+          levels.update(block)
+      number = levels.loudest
+    else:
+      number = int(channels) - 1
+      if number >= file.channels:
+        raise Reject("no_channel", f"it has {file.channels}, --channels={channels}")
+  return slice(number, number + 1)
+
+
+def _blocks(file: Sound, quality: Quality, kept: slice) -> Iterator[np.ndarray]:
+  """Yields (N,) float32 mono blocks at the file's own rate."""
+  quality.sample_rate = file.samplerate
+  for block in raw_blocks(file):
+    yield to_mono(block[:, kept], quality)
+  quality.missed = file.missed()
+
+
+def _resampled(
+  file: Sound, sample_rate: int, quality: Quality, kept: slice = ALL
+) -> Iterator[np.ndarray]:
   """Yields (N,) float32 mono blocks at `sample_rate`."""
   if file.samplerate == sample_rate:
-    yield from _blocks(file, quality)
+    yield from _blocks(file, quality, kept)
     return
   import soxr
 
-  blocks = _blocks(file, quality)
+  blocks = _blocks(file, quality, kept)
   first, second = next(blocks, None), next(blocks, None)
   # the same samples as from a stream, which costs half as much again
   if first is not None and second is None:
@@ -96,7 +158,7 @@ def _resampled(file, sample_rate: int, quality: Quality) -> Iterator[np.ndarray]
 def duration(path: str) -> float:
   """Seconds, from the header alone unless it does not tell. Raises Reject."""
   with open_sound(path) as file:
-    frames = file.frames if file.frames > 0 else sum(map(len, _blocks(file, Quality())))
+    frames = file.frames if file.frames > 0 else sum(map(len, raw_blocks(file)))
     return frames / file.samplerate
 
 
@@ -108,8 +170,9 @@ def read_pieces(
   max_seconds: float = 60.0,
   quality: Quality | None = None,
   repair_headers: bool = False,
+  channels: str = MEAN,
 ) -> Iterator[tuple[int | None, np.ndarray]]:
-  """Decodes a file, mixes it to mono (mean), resamples it and cuts it if it is long.
+  """Decodes a file, mixes it to mono, resamples it and cuts it if it is long.
 
   Args:
     path: anything libsndfile or PyAV reads, any rate, width and number of channels.
@@ -119,6 +182,7 @@ def read_pieces(
       than a second is dropped. `math.inf` never cuts.
     quality: filled in by the time the first piece is yielded.
     repair_headers: read a WAV whose header was never finished to the end of the file.
+    channels: "mean" of all, the "loudest", or a channel's number from 1.
 
   Yields:
     (number, (N,) float32): number is None for a whole file, 0, 1, ... for the pieces of one that
@@ -129,18 +193,19 @@ def read_pieces(
   """
   quality = Quality() if quality is None else quality
   max_samples = max_seconds * sample_rate
+  kept = choose_channel(path, channels, repair_headers)
   with open_sound(path, repair_headers) as file:
     checked = file.frames > max_seconds * file.samplerate
     if checked:
-      _check_whole(path, repair_headers, quality)
+      _check_whole(path, repair_headers, quality, kept)
       quality = Quality()
     number, held, size = 0, [], 0
-    for block in _resampled(file, sample_rate, quality):
+    for block in _resampled(file, sample_rate, quality, kept):
       held.append(block)
       size += len(block)
       while size > max_samples:
         if not checked:  # longer than its header says
-          _check_whole(path, repair_headers, Quality())
+          _check_whole(path, repair_headers, Quality(), kept)
           checked = True
         samples, cut = np.concatenate(held), int(max_samples)
         yield number, samples[:cut]
@@ -153,10 +218,10 @@ def read_pieces(
     yield number, np.concatenate(held)
 
 
-def _check_whole(path: str, repair_headers: bool, quality: Quality) -> None:
+def _check_whole(path: str, repair_headers: bool, quality: Quality, kept: slice) -> None:
   """Decodes a file to its end. Raises Reject."""
   with open_sound(path, repair_headers) as file:
-    for _ in _blocks(file, quality):
+    for _ in _blocks(file, quality, kept):
       pass
 
 

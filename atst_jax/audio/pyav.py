@@ -6,6 +6,7 @@ Only containers named here are opened: a playlist would make FFmpeg open other f
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,9 +44,10 @@ class PyAvFile:
     import av
 
     planes = av.AudioResampler(format="fltp")
-    for frame in container.decode(self._stream):
+    frames = itertools.chain(container.decode(self._stream), [None])
+    for frame, following in itertools.pairwise(frames):
       samples = frame.samples
-      if frame.time_base * frame.sample_rate == 1 and frame.duration:
+      if following is None and frame.time_base * frame.sample_rate == 1 and frame.duration:
         samples = min(samples, frame.duration)  # the last one is filled up by the encoder
       for block in planes.resample(frame):
         yield block.to_ndarray().T[:samples]

@@ -5,13 +5,17 @@ import errno
 import os
 import stat
 
+import numpy as np
+
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError
 
 from .formats import Patched, ending, has_pyav, needs_pyav, unfinished_wav
 from .pyav import open_pyav
+from .streams import Streams, look
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, a header is damaged or hostile
+MISSED_SECONDS = 0.1  # fewer are a header's rounding
 SYSTEM_ERROR = 2  # of libsndfile: the operating system said no
 OF_THE_MACHINE = {
   errno.EMFILE,
@@ -89,20 +93,73 @@ def _raise_unless_of_the_file(path: str, error: OSError) -> None:
     raise StoreError(f"{path}: {error.strerror}; run the same command again") from error
 
 
+class Sound:
+  """A sound that is being decoded.
+
+  Attributes:
+    samplerate: Hz.
+    channels: C.
+    frames: samples by the header, -1 where it does not tell.
+  """
+
+  def __init__(self, file, streams: Streams, *, by_pyav: bool):
+    """`file` is a soundfile.SoundFile or a PyAvFile."""
+    self._file, self._streams, self._by_pyav = file, streams, by_pyav
+    self.samplerate, self.channels, self._read = file.samplerate, file.channels, 0
+    self._limit = streams.fact
+    self.frames = file.frames if self._limit is None else min(file.frames, self._limit)
+
+  def read(self, size: int) -> np.ndarray:
+    """(n, C) float32, the next samples; n is `size` but at the end."""
+    if self._limit is not None:
+      size = min(size, self._limit - self._read)
+    block = self._file.read(size, dtype="float32", always_2d=True)
+    self._read += len(block)
+    return block
+
+  def missed(self) -> str:
+    """What of the file was not read, once it has been read to its end; "" if nothing."""
+    seconds = self._read / self.samplerate
+    if self._by_pyav:
+      return ""
+    if self._streams.more:
+      remedy = "" if has_pyav() else "; pip install -e .[av] reads them"
+      return f"{seconds:.1f} s read, more streams follow{remedy}"
+    promised = self._streams.promised or self.frames
+    if promised - self._read > MISSED_SECONDS * self.samplerate:
+      told = promised / self.samplerate
+      return f"{seconds:.1f} s read, the header tells of {told:.1f} s: it was cut"
+    return ""
+
+
 @contextlib.contextmanager
 def _decoder(path: str, handle, repair_headers: bool):
-  """A soundfile.SoundFile, or a PyAvFile, of what `_handle` gave."""
+  """A Sound of what `_handle` gave."""
   import soundfile
 
   with contextlib.ExitStack() as stack:
-    if needs_pyav(path):
-      if not has_pyav():
-        raise Reject("undecodable", f"{ending(path)} needs PyAV: pip install -e .[av]")
-      yield stack.enter_context(open_pyav(_as_file(handle, stack)))
+    raw = _as_file(handle, stack)
+    streams = look(raw)
+    raw.seek(0)
+    if streams.several:
+      raise Reject("undecodable", "several WAVs in a row: cut the file apart before each 'RIFF'")
+    if needs_pyav(path) and not has_pyav():
+      raise Reject("undecodable", f"{ending(path)} needs PyAV: pip install -e .[av]")
+    if needs_pyav(path) or (has_pyav() and (streams.more or streams.open_length)):
+      yield Sound(stack.enter_context(open_pyav(raw)), streams, by_pyav=True)
       return
-    file = stack.enter_context(soundfile.SoundFile(handle))
+    if streams.open_length:
+      raise Reject(
+        "undecodable",
+        "its header leaves the length open (it was written into a pipe): pip install -e .[av] "
+        "reads it",
+      )
+    try:
+      file = stack.enter_context(soundfile.SoundFile(handle))
+    except soundfile.LibsndfileError as error:
+      yield Sound(_second_try(raw, stack, error), streams, by_pyav=True)
+      return
     if file.frames <= 0:
-      raw = _as_file(handle, stack)
       if not (found := unfinished_wav(raw)):
         raise Reject("empty", "no samples")
       place, behind = found
@@ -114,7 +171,20 @@ def _decoder(path: str, handle, repair_headers: bool):
         )
       raw.seek(0)
       file = stack.enter_context(soundfile.SoundFile(Patched(raw, place, b"\xff" * 4)))
-    yield file
+    yield Sound(file, streams, by_pyav=False)
+
+
+def _second_try(raw, stack: contextlib.ExitStack, error: Exception):
+  """By PyAV what libsndfile cannot open. Raises libsndfile's `error` if neither can, or if it is
+  the system's."""
+  if not has_pyav() or getattr(error, "code", 0) == SYSTEM_ERROR:
+    raise error
+  raw.seek(0)
+  try:
+    file = stack.enter_context(open_pyav(raw))
+  except ValueError:
+    raise error from None
+  return file
 
 
 def _as_file(handle, stack: contextlib.ExitStack):
@@ -126,7 +196,7 @@ def _as_file(handle, stack: contextlib.ExitStack):
 
 @contextlib.contextmanager
 def open_sound(path: str, repair_headers: bool = False):
-  """A decoder; whatever fails while it is open is a Reject, but for a store that does not
+  """A Sound; whatever fails while it is open is a Reject, but for a store that does not
   answer."""
   import soundfile
 

@@ -93,12 +93,16 @@ def check_manifest(manifest: dict) -> None:
       raise ValueError(f"the statistics say {key} {statistics[key]!r}")
   if not _is_text(manifest.get("name", "")):
     raise TypeError("name is not a text")
-  for key, kind in (("multi_label", bool), ("folds", list), ("rejects", list)):
+  kinds = {"multi_label": bool, "folds": list, "rejects": list, "remarks": list}
+  for key, kind in kinds.items():
     if key in manifest and not isinstance(manifest[key], kind):
       raise TypeError(f"{key} is a {type(manifest[key]).__name__}, not a {kind.__name__}")
   for reject in manifest.get("rejects", []):
     if not _are_names([reject[key] for key in ("id", "reason", "detail")]):
       raise TypeError(f"a reject holds something else than texts: {reject!r}")
+  for remark in manifest.get("remarks", []):
+    if not _are_names([remark[key] for key in ("id", "remark", "detail")]):
+      raise TypeError(f"a remark holds something else than texts: {remark!r}")
   _check_counts(manifest.get("counts", {}))
   groups = manifest.get("groups", {})
   counts = [groups["number"], groups["parted"]] if groups else []

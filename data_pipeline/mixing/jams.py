@@ -15,7 +15,7 @@ import re
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
-from ..sources.files import audio_files
+from ..sources.tree import audio_files
 from .differences import changes, sentence
 from .drawn_pairs import Pair, pair_rng
 from .scenes import Part, Scene

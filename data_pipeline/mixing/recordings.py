@@ -1,6 +1,7 @@
 """The recordings that are mixed: listed, divided so that none is in two splits, and read whole."""
 
 import collections
+import concurrent.futures
 import csv
 import dataclasses
 import hashlib
@@ -12,29 +13,41 @@ from typing import Literal
 
 import numpy as np
 
-from atst_jax.audio.decode import read_pieces
+from atst_jax.audio.decode import Reject, duration, read_pieces
 from atst_jax.util import storage
 from atst_jax.util.cli import nearest
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 from ..sources.files import Listing, Source
 from ..sources.inputs import list_sources
 
 SPLITS = ("train", "valid", "test")
+LONGEST = 1800.0  # seconds of a background, which is decoded as a whole
 # Of a class's recordings, the latter of what is left: where a set has no such split.
 SHARES = {"test": 0.2, "valid": 0.1}
 # ESC-50: FOLD-FREESOUNDID-TAKE: the takes of a sound are one recording.
 TAKE = re.compile(r"(?P<recording>(.*/)?\d-\d+)-[A-Z](-\d+)?\.\w+")
 
 
-def list_set(path: str, flag: str, *, layout: str, root: str = "") -> Listing:
-  """`list_sources` of what --FLAG names, whose errors name that flag."""
+def list_set(
+  path: str, flag: str, *, layout: str, root: str = "", follow_links: bool = False
+) -> Listing:
+  """`list_sources` of what --FLAG names, whose errors name that flag. Segments are refused."""
   try:
-    return list_sources(path, layout=layout, root=root)
+    listing = list_sources(path, layout=layout, root=root, follow_links=follow_links)
   except UserError as error:
     text = str(error).replace("--input=", f"--{flag}=")
-    text = text.replace("--layout", f"--{flag}_layout").replace("--root", f"--{flag}_root")
+    for name in ("layout", "root", "follow_links"):
+      text = text.replace(f"--{name}", f"--{flag}_{name}")
     raise UserError(text) from None
+  if not all(source.whole for source in listing.sources):
+    raise UserError(
+      f"--{flag}={path} names segments of recordings, and whole files are mixed: cut them out first"
+    )
+  for note in listing.notes:
+    log.info(note)
+  return listing
 
 
 def check_classes(listing: Listing, wanted: list[str], flag: str) -> None:
@@ -58,6 +71,19 @@ def check_disjoint(used: Iterable[tuple[str, str]]) -> None:
       f"the division leaks: {len(shared)} recordings are in the test and in other splits, the "
       f"first is {shared[0]}; give it one split in its manifest"
     )
+
+
+def long_enough(sources: list[Source], seconds: float, workers: int) -> list[Source]:
+  """Those of `seconds` to LONGEST by their headers."""
+
+  def fits(source):
+    try:
+      return seconds <= duration(source.path) <= LONGEST
+    except Reject:
+      return False
+
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    return [source for source, keep in zip(sources, pool.map(fits, sources), strict=True) if keep]
 
 
 def load(path: str, sample_rate: int) -> np.ndarray:
@@ -103,6 +129,7 @@ def list_recordings(
   flag: str,
   layout: str,
   root: str = "",
+  follow_links: bool = False,
   classes: list[str],
   classes_flag: str,
   eval_fold: int,
@@ -117,7 +144,7 @@ def list_recordings(
 
   Args:
     flag, classes_flag: that name the set and its classes, for messages.
-    layout, root: of `list_sources`.
+    layout, root, follow_links: of `list_sources`.
     classes: those to keep; all if empty.
     eval_fold: -1: the last.
     seed: of what is drawn.
@@ -125,7 +152,7 @@ def list_recordings(
   Raises:
     UserError: as `list_sources`, for classes that are not there, or files of several of them.
   """
-  listing = list_set(path, flag, layout=layout, root=root)
+  listing = list_set(path, flag, layout=layout, root=root, follow_links=follow_links)
   check_classes(listing, classes, classes_flag)
   kept = _labelled(listing.sources, set(classes or listing.label_names), classes_flag)
   sizes = storage.sizes([source.path for source in kept], listing.root)

@@ -30,7 +30,7 @@ from .plan import (
   open_output,
   shard_name,
 )
-from .shard import Settings, ShardTask, read_file, read_sidecar, read_sidecars
+from .shard import Settings, ShardTask, read_file, read_run, read_sidecar, read_sidecars
 from .summary import describe
 from .tfds_info import write_tfds_info
 from .workers import write_tasks
@@ -50,6 +50,7 @@ class Job:
     made_of: JSON that says what the set is made of and how: a finished shard is kept only if it is
       the same. Part of `dataset.json`.
     read: waveforms of a source (`shard.read_file`).
+    read_run: those of several segments of one recording (`shard.read_run`).
     seconds_of: seconds of audio of sources (`plan.deal`).
     max_seconds: longer sounds are cut into pieces of this length.
     runner, beam_options: shards are written by Apache Beam, if a runner is named.
@@ -65,6 +66,7 @@ class Job:
   num_shards: int
   shard_mb: float
   read: Callable = read_file
+  read_run: Callable = read_run
   seconds_of: Callable[[list], float] = header_seconds
   max_seconds: float = float("inf")
   reject_silent: bool = False
@@ -97,8 +99,8 @@ class Job:
     sample = [source for task in tasks for source in task.sources[:1]][:MEASURED_FILES]
     filters = mel_filters(self.frontend)
     # what is loaded once does not count
-    measure(sample[:1], frontend=self.frontend, filters=filters)
-    audio, busy = measure(sample, frontend=self.frontend, filters=filters)
+    measure(sample[:1], frontend=self.frontend, filters=filters, read=self.read)
+    audio, busy = measure(sample, frontend=self.frontend, filters=filters, read=self.read)
     if audio:
       hours = seconds * busy / audio / 3600
       size += f" and {hours:.2g} core-hours, after {len(sample)} files"
@@ -210,6 +212,7 @@ class Job:
       self.max_seconds,
       self.reject_silent,
       read=self.read,
+      read_run=self.read_run,
     )
     if self.runner:
       beam.write_tasks(tasks, settings, runner=self.runner, options=[*self.beam_options])

@@ -135,16 +135,13 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
     "folds": only["folds"],
     "splits": splits,
     "statistics": merge_statistics([statistics.to_json()], "train"),
-    "rejects": [
-      {**reject, "id": f"{d.manifest['name']}/{reject['id']}"}
-      for d in datasets
-      for reject in d.manifest["rejects"]
-    ],
+    "rejects": _renamed_entries(datasets, "rejects"),
     "counts": _counts([dataset.manifest["counts"] for dataset in datasets]),
     "preparation": {
       "kind": "merge",
       "of": [[d.manifest["name"], [d.fingerprint(s) for s in d.splits]] for d in datasets],
     },
+    **({"remarks": remarks} if (remarks := _renamed_entries(datasets, "remarks")) else {}),
     **_groups([d.manifest["groups"] for d in datasets if "groups" in d.manifest]),
   }
   labelled = all(
@@ -154,6 +151,15 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
   write_json(os.path.join(output, MANIFEST), manifest)
   write_report(output)
   return manifest
+
+
+def _renamed_entries(datasets: list[Dataset], key: str) -> list[dict]:
+  """What the sets' manifests list of single files."""
+  return [
+    {**entry, "id": f"{dataset.manifest['name']}/{entry['id']}"}
+    for dataset in datasets
+    for entry in dataset.manifest.get(key, [])
+  ]
 
 
 def _groups(parts: list[dict]) -> dict[str, dict]:
@@ -198,7 +204,8 @@ def main(argv: list[str]) -> int:
   """`prepare merge`: returns 0. Raises UserError."""
   parser = Parser("data_pipeline.prepare merge", __doc__)
   parser.add_argument("datasets", nargs="+")
-  parser.add_argument("--output", required=True, help="folder to make")
+  home = os.path.expanduser
+  parser.add_argument("--output", type=home, required=True, help="folder to make")
   parser.add_argument("--name", default="", help="name of the result; by default its folder's")
   args = parser.parse(argv)
   name = args.name or printable(os.path.basename(os.path.abspath(args.output)))

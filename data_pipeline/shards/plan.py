@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -14,14 +15,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from atst_jax.audio.decode import Reject, duration, read_pieces
+from atst_jax.audio.decode import Reject, duration
 from atst_jax.audio.frontend import FrontEnd, log_mel
 from atst_jax.data.dataset import MANIFEST, write_json
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 
 from ..sources.files import Source
-from .shard import ShardTask
+from .shard import ShardTask, read_file
 
 WORK = ".work"  # inside the output: the plan, and a sidecar for every finished shard
 PLAN = "plan.json"
@@ -40,12 +41,15 @@ def hash_order(sources: list[Named], seed: int) -> list[Named]:
 
 
 def header_seconds(ordered: list[Source]) -> float:
-  """Estimated seconds of audio: from the headers of the first files."""
+  """Estimated seconds of audio: of segments what their table says, of files from the headers of the
+  first of them."""
+  known = sum(max(source.end - source.start, 0) for source in ordered if source.end < math.inf)
+  others = [source for source in ordered if source.end == math.inf]
   seconds = []
-  for source in ordered[:SIZED_FILES]:
+  for source in others[:SIZED_FILES]:
     with contextlib.suppress(Reject):
-      seconds.append(duration(source.path))
-  return len(ordered) * sum(seconds) / max(1, len(seconds))
+      seconds.append(max(duration(source.path) - source.start, 0))
+  return known + len(others) * sum(seconds) / max(1, len(seconds))
 
 
 def mel_bytes(seconds: float, frontend: FrontEnd) -> float:
@@ -61,15 +65,15 @@ def choose_num_shards(num_bytes: float, files: int, *, shard_mb: float, num_shar
 
 
 def measure(
-  sources: list[Source], *, frontend: FrontEnd, filters: np.ndarray
+  sources: list[Source], *, frontend: FrontEnd, filters: np.ndarray, read: Callable = read_file
 ) -> tuple[float, float]:
   """(seconds of audio, seconds of one core) of preparing a few files: decoding, resampling,
   log-mel."""
   audio, started = 0.0, time.process_time()
   for source in sources:
     with contextlib.suppress(Reject):
-      for _, waveform in read_pieces(
-        source.path, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples
+      for _, waveform in read(
+        source, sample_rate=frontend.sample_rate, min_samples=frontend.min_samples
       ):
         log_mel(waveform, frontend, filters)
         audio += len(waveform) / frontend.sample_rate
@@ -85,7 +89,8 @@ def deal(
   num_shards: int,
   seconds_of: Callable[[list], float] = header_seconds,
 ) -> tuple[list[ShardTask], float]:
-  """Deals the files of every split to its shards in turn.
+  """Deals the files of every split to its shards in turn; segments of one recording stay together,
+  so that it is decoded once.
 
   Args:
     seconds_of: seconds of audio of a split's files, in hash order.
@@ -95,14 +100,32 @@ def deal(
   """
   tasks, total = [], 0.0
   for split in sorted({source.split for source in sources}):
-    ordered = hash_order([source for source in sources if source.split == split], seed)
-    seconds = seconds_of(ordered)
+    own = [source for source in sources if source.split == split]
+    units = [*_recordings(own)]
+    firsts = hash_order([unit[0] for unit in units], seed)
+    of_first = {unit[0].id: unit for unit in units}
+    ordered = [of_first[first.id] for first in firsts]
+    seconds = seconds_of([source for unit in ordered for source in unit])
     total += seconds
     num_bytes = mel_bytes(seconds, frontend)
-    count = choose_num_shards(num_bytes, len(ordered), shard_mb=shard_mb, num_shards=num_shards)
+    count = choose_num_shards(num_bytes, len(units), shard_mb=shard_mb, num_shards=num_shards)
     for i in range(count):
-      tasks.append(ShardTask(shard_file(split, i, count), split, tuple(ordered[i::count])))
+      held = itertools.chain.from_iterable(ordered[i::count])
+      tasks.append(ShardTask(shard_file(split, i, count), split, tuple(held)))
   return tasks, total
+
+
+def _recordings(sources: list[Named]) -> Iterator[list[Named]]:
+  """Yields each file by itself, and the segments of each recording by where they end, those that
+  are reversed first: the order in which they are read."""
+  segments = collections.defaultdict(list)
+  for source in sources:
+    if source.whole:
+      yield [source]
+    else:
+      segments[source.path].append(source)
+  for found in segments.values():
+    yield sorted(found, key=lambda s: (s.start < s.end, s.end, s.start, s.id))
 
 
 def shard_file(split: str, number: int, count: int) -> str:
@@ -113,24 +136,27 @@ def shard_file(split: str, number: int, count: int) -> str:
 def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
   """(sha256 over names, labels and sizes of all files, ids of those that are missing)."""
   digest, missing = hashlib.sha256(), []
-  sizes = storage.sizes((source.path for source in sources), root)
+  paths = [*dict.fromkeys(source.path for source in sources)]
+  sizes = dict(zip(paths, storage.sizes(paths, root), strict=True))
   prefix = os.path.join(root, "")
   relative = lambda path: (
     path.removeprefix(prefix) if path.startswith(prefix) else os.path.relpath(path, root)
   )
-  for source, size in zip(sources, sizes, strict=True):
+  for source in sources:
+    size = sizes[source.path]
     if size < 0:
       missing.append(source.id)
     name = os.fsencode(relative(source.path)).hex()
     row = [source.id, name, size, source.labels, source.multi_label, source.fold, source.split]
     row += [source.group] if source.group else []  # absent from an older version's
+    row += [] if source.whole else [source.start, source.end]
     digest.update(json.dumps(row).encode())
   return digest.hexdigest(), missing
 
 
 def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[dict]:
-  """Rejects of all files but the first of those with the same content; only files of one size are
-  read.
+  """Rejects of all files, or equal segments, but the first of those with the same content; only
+  files of one size are read.
 
   Clips of other splits come before the training split's, so that a test set stays whole; then the
   id decides.
@@ -139,9 +165,11 @@ def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[d
     workers: threads that read and hash.
   """
   sources = sorted(sources, key=lambda source: (source.split == "train", source.id))
-  sizes = storage.sizes((source.path for source in sources), root)
-  common = {size for size, count in collections.Counter(sizes).items() if count > 1 and size > 0}
-  suspects = [source for source, size in zip(sources, sizes, strict=True) if size in common]
+  paths = [*dict.fromkeys(source.path for source in sources)]
+  sizes = dict(zip(paths, storage.sizes(paths, root), strict=True))
+  counts = collections.Counter(sizes.values())
+  common = {size for size, count in counts.items() if count > 1 and size > 0}
+  suspects = [source for source in sources if sizes[source.path] in common]
 
   def content(source):
     with contextlib.suppress(OSError):  # a file that cannot be read is a reject of its own, later
@@ -150,8 +178,10 @@ def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[d
 
   first, rejects = {}, []
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    for source, digest in zip(suspects, pool.map(content, suspects), strict=True):
-      kept = first.setdefault(digest, source.id)
+    paths = {source.path: source for source in suspects}
+    digests = dict(zip(paths, pool.map(content, paths.values()), strict=True))
+    for source in suspects:
+      kept = first.setdefault((digests[source.path], source.start, source.end), source.id)
       if kept != source.id:
         rejects.append({"id": source.id, "reason": "duplicate", "detail": f"of {kept}"})
   return rejects

@@ -1,25 +1,26 @@
 """The unit of work: one shard, from its audio files to a TFRecord file and a sidecar with all that
 is known of it."""
 
-import collections
 import dataclasses
 import hashlib
+import itertools
 import json
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from atst_jax.audio.decode import Quality, Reject, read_pieces
 from atst_jax.audio.frontend import FrontEnd, log_mel
+from atst_jax.audio.segments import Piece, read_segments
 from atst_jax.data.dataset import Clip, write_json, write_shard
-from atst_jax.data.schema import LEVEL_STEP
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 
 from ..sources.files import Source
-from .mel_statistics import MelStatistics, is_current
+from ..sources.segments import REST_SECONDS
+from .mel_statistics import is_current
+from .tally import Tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +39,42 @@ class ShardTask:
     ).hexdigest()
 
 
-def read_file(source: Source, **options) -> Iterator[tuple[int | None, np.ndarray]]:
-  """The pieces of a source that is an audio file (`decode.read_pieces`)."""
-  return read_pieces(source.path, **options)
+def read_file(
+  source: Source, *, quality: Quality | None = None, context: float = 0.0, **options
+) -> Iterator[tuple[int | None, np.ndarray]]:
+  """The pieces of a source that is an audio file, or a segment of one; as `decode.read_pieces`."""
+  if source.whole:
+    yield from read_pieces(source.path, quality=quality, **options)  # there is no context
+    return
+  for piece in read_run((source,), context=context, **options):
+    if piece.reject is not None:
+      raise piece.reject
+    if quality is not None:
+      quality.add(piece.quality)
+    if piece.waveform is not None:
+      yield piece.number, piece.waveform
+
+
+def read_run(sources: Sequence[Source], *, context: float = 0.0, **options) -> Iterator[Piece]:
+  """The pieces of several segments of one recording (`segments.read_segments`). The rest that no
+  segment covers has no `context`."""
+  spans = [(source.start, source.end) for source in sources]
+  contexts = [0.0 if source.rest else context for source in sources]
+  return read_segments(sources[0].path, spans, context=contexts, **options)
+
+
+def runs(sources: Iterable[Source]) -> Iterator[tuple[Source, ...]]:
+  """Each file by itself, and neighbours that are segments of one recording together."""
+  key = lambda source: (source.path, source.id if source.whole else "")
+  for _, run in itertools.groupby(sources, key):
+    yield tuple(run)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """What all shards have in common. `filters` are the front-end's mel filters: workers need no
   librosa. `read` gives the pieces of a source, with the arguments and errors of
-  `decode.read_pieces`."""
+  `decode.read_pieces`; `read_run` those of segments of one recording, as `read_segments`."""
 
   output: str
   work: str
@@ -59,58 +86,24 @@ class Settings:
   # ids of files at which a decoder crashed; they are not opened again
   crashers: frozenset[str] = frozenset()
   read: Callable[..., Iterator[tuple[int | None, np.ndarray]]] = read_file
+  read_run: Callable[..., Iterator[Piece]] = read_run
 
 
-@dataclasses.dataclass
-class Tally:
-  """What the clips of a shard add up to."""
-
-  num_files: int = 0
-  num_clips: int = 0
-  num_frames: int = 0
-  min_frames: int = 2**62
-  max_frames: int = 0
-  class_counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  sample_rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  rejects: list[dict] = dataclasses.field(default_factory=list)
-  # histograms of clips, by the lower edge of a bin
-  seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  levels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  statistics: MelStatistics = dataclasses.field(default_factory=MelStatistics)
-  notes: dict[str, list] = dataclasses.field(default_factory=dict)  # of the reader, by id
-
-  def add_clip(self, mel: np.ndarray, source: Source, seconds: float) -> None:
-    """Counts a written clip: (T, F) mel in dB, and its length in seconds."""
-    self.num_clips += 1
-    self.num_frames += len(mel)
-    self.min_frames = min(self.min_frames, len(mel))
-    self.max_frames = max(self.max_frames, len(mel))
-    for label in source.labels:
-      self.class_counts[label] += 1
-    self.seconds[str(int(seconds))] += 1
-    self.levels[str(math.floor(mel.mean(dtype=np.float64) / LEVEL_STEP) * LEVEL_STEP)] += 1
-    self.statistics.add(mel)
-
-  def add_file(self, source: Source, quality: Quality, cut: bool) -> None:
-    """Counts a file that was read to its end; `cut`: into several clips."""
-    self.num_files += 1
-    if quality.notes:
-      self.notes[source.id] = quality.notes
-    self.sample_rates[str(quality.sample_rate)] += 1
-    for name, value in (
-      ("silent", quality.silent),
-      ("clipped", quality.clipped),
-      ("dc", quality.dc),
-      ("split_files", cut),
-    ):
-      self.counts[name] += value
+def _clip(
+  source: Source, number: int | None, waveform: np.ndarray, settings: Settings, tally: Tally
+) -> bytes:
+  """The encoded clip of a waveform; `number` is that of the piece of a source that was cut."""
+  frontend = settings.frontend
+  mel = log_mel(waveform, frontend, settings.filters).astype(np.float16)
+  tally.add_clip(mel, source, len(waveform) / frontend.sample_rate)
+  labels = tuple(settings.label_names.index(name) for name in source.labels)
+  id = source.id if number is None else f"{source.id}#{number:04d}"
+  return Clip(id, mel, labels, source.multi_label, source.fold, source.split, source.group).encode()
 
 
 def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
   """Yields the encoded clips of one file; a file that cannot be used goes to the tally's rejects
   instead."""
-  labels = tuple(settings.label_names.index(name) for name in source.labels)
   frontend, quality, pieces, cut = settings.frontend, Quality(), 0, False
   try:
     if source.id in settings.crashers:
@@ -126,13 +119,9 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
       if settings.reject_silent and quality.silent:
         raise Reject("silent", f"peak {quality.peak:.1g} of full scale")
       cut = number is not None
-      mel = log_mel(waveform, frontend, settings.filters).astype(np.float16)
-      tally.add_clip(mel, source, len(waveform) / frontend.sample_rate)
+      clip = _clip(source, number, waveform, settings, tally)
       pieces += 1
-      id = f"{source.id}#{number:04d}" if cut else source.id
-      yield Clip(
-        id, mel, labels, source.multi_label, source.fold, source.split, source.group
-      ).encode()
+      yield clip
     tally.add_file(source, quality, cut)
   except StoreError:
     raise
@@ -141,27 +130,87 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
       raise UserError(
         f"{source.path} changed while it was read; run the same command again"
       ) from error
-    # what was missing before is not in any shard
-    if isinstance(error, Reject) and error.reason == "missing":
-      raise UserError(
-        f"{source.path} was there when the job began and is gone; bring it back and run the same "
-        "command again"
-      ) from error
-    reject = (
-      error
-      if isinstance(error, Reject)
-      else Reject("undecodable", f"{type(error).__name__}: {error}")
-    )
-    tally.rejects.append({"id": source.id, "reason": reject.reason, "detail": reject.detail})
+    tally.reject(source, _as_reject(source, error))
+
+
+def _as_reject(source: Source, error: Exception) -> Reject:
+  """What a decoder raised as a reject. Raises UserError for a file that has vanished: what was
+  missing before is not in any shard."""
+  if not isinstance(error, Reject):
+    return Reject("undecodable", f"{type(error).__name__}: {error}")
+  if error.reason == "missing":
+    raise UserError(
+      f"{source.path} was there when the job began and is gone; bring it back and run the same "
+      "command again"
+    ) from error
+  return error
+
+
+def _refusal(piece: Piece, source: Source, settings: Settings) -> Reject | None:
+  """Why a piece of a segment is not used."""
+  if piece.reject is not None or piece.waveform is None:
+    return piece.reject
+  if settings.reject_silent and piece.quality.silent:
+    return Reject("silent", f"peak {piece.quality.peak:.1g} of full scale")
+  if source.rest and len(piece.waveform) < REST_SECONDS * settings.frontend.sample_rate:
+    return Reject("too_short")
+  return None
+
+
+def _segments(run: tuple[Source, ...], settings: Settings, tally: Tally) -> Iterator[bytes | None]:
+  """Yields the encoded clips of segments of one recording, and None when a segment is done; one
+  that cannot be used goes to the tally's rejects. A fault spoils what follows it."""
+  if any(source.id in settings.crashers for source in run):
+    for source in run:
+      tally.reject(source, Reject("undecodable", "the decoder crashes"))
+      yield None
+    return
+  frontend, qualities = settings.frontend, [Quality() for _ in run]
+  kept, refused = [0] * len(run), set()
+  for piece in settings.read_run(
+    run,
+    sample_rate=frontend.sample_rate,
+    min_samples=frontend.min_samples,
+    max_seconds=settings.max_seconds,
+  ):
+    i, source = piece.index, run[piece.index]
+    qualities[i].add(piece.quality)
+    reject = _refusal(piece, source, settings)
+    if reject is None and piece.waveform is not None:
+      clip = _clip(source, piece.number, piece.waveform, settings, tally)
+      kept[i] += 1
+      yield clip
+    if reject is not None and i not in refused:
+      refused.add(i)
+      reject = _as_reject(source, reject)
+      if kept[i]:
+        reject = Reject(reject.reason, f"{reject.detail}; {kept[i]} pieces before it are kept")
+      # no loss: what is left behind the last segment
+      if not source.rest or reject.reason not in ("too_short", "beyond_end"):
+        tally.reject(source, reject)
+    if piece.last:
+      if i not in refused:
+        tally.add_file(source, qualities[i], piece.number is not None)
+      yield None
 
 
 def _payloads(
   task: ShardTask, settings: Settings, tally: Tally, on_file: Callable[[int, int], None]
 ) -> Iterator[bytes]:
   on_file(0, 0)
-  for i, source in enumerate(task.sources):
-    yield from _clips(source, settings, tally)
-    on_file(i + 1, tally.num_clips)
+  done = 0
+  for run in runs(task.sources):
+    clips: Iterable[bytes | None]
+    if run[0].whole:
+      clips = itertools.chain(_clips(run[0], settings, tally), [None])
+    else:
+      clips = _segments(run, settings, tally)
+    for clip in clips:
+      if clip is not None:
+        yield clip
+        continue
+      done += 1
+      on_file(done, tally.num_clips)
 
 
 def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int], None]) -> None:

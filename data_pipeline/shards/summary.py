@@ -9,6 +9,11 @@ from ..sources.files import Listing
 from .mel_statistics import merge_statistics
 
 COUNTS = ("silent", "clipped", "dc", "split_files")
+REMARKS = {
+  "incomplete": "{} files were not read whole:",
+  "cancelled": "{} files whose channels cancel each other, their mean so far below the loudest; "
+  "--channels=loudest takes that one:",
+}
 
 
 def describe(
@@ -28,6 +33,7 @@ def describe(
     preparation: the plan's keys that are not in the manifest otherwise.
   """
   rejects = sorted(rejects, key=lambda reject: reject["id"])
+  remarks = [remark for s in sidecars for remark in s.get("remarks", [])]
   splits = {}
   for split in sorted({sidecar["split"] for sidecar in sidecars}):
     splits[split] = _split([s for s in sidecars if s["split"] == split], listing.label_names)
@@ -57,6 +63,7 @@ def describe(
     },
     "preparation": preparation,
     **_groups(listing),
+    **({"remarks": sorted(remarks, key=lambda one: one["id"])} if remarks else {}),
   }
 
 
@@ -147,6 +154,19 @@ def describe_skipped(skipped: dict[str, int]) -> list[str]:
   return [f"{sum(skipped.values())} files skipped, not audio or hidden: {found}"]
 
 
+def describe_remarks(remarks: list[dict], most: int) -> list[str]:
+  """Lines about files that were used, and are not all there, or not as they were recorded."""
+  lines = []
+  for kind, text in REMARKS.items():
+    if not (found := [remark for remark in remarks if remark["remark"] == kind]):
+      continue
+    lines.append(text.format(len(found)))
+    lines += [f"  {remark['id']!r}: {remark['detail']}" for remark in found[:most]]
+    if len(found) > most:
+      lines.append(f"  and {len(found) - most} more in dataset.json")
+  return lines
+
+
 def report(manifest: dict, *, most: int = 10) -> list[str]:
   """Lines that tell a person what was prepared, and what was not."""
   frontend, counts, lines = manifest["frontend"], manifest["counts"], []
@@ -160,6 +180,7 @@ def report(manifest: dict, *, most: int = 10) -> list[str]:
   lines.append(", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in COUNTS))
   lines += describe_skipped(counts.get("skipped", {}))
   lines += describe_groups(manifest.get("groups", {}))
+  lines += describe_remarks(manifest.get("remarks", []), most)
   if manifest["rejects"]:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["reasons"].items()))
     lines.append(

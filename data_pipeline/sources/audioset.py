@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
-from .files import Listing, Source, audio_files
-from .owner_lists import find, rows_of
+from .files import Listing, Source
+from .owner_lists import OwnerFolder
 
 AUDIOSET_LISTS = {
   "balanced_train_segments.csv": "train",
@@ -19,18 +19,18 @@ AUDIOSET_LISTS = {
 }
 
 
-def audioset(root: str) -> Listing:
+def audioset(folder: OwnerFolder) -> Listing:
   """AudioSet (Gemmeke et al., 2017): any of the three segment lists, class_labels_indices.csv (or
   ontology.json), and clips anywhere below named by YouTube id and, if at all, the start in seconds
   or milliseconds."""
-  names = _audioset_classes(root)
+  names, root = _audioset_classes(folder), folder.path
   lists = [name for name in AUDIOSET_LISTS if storage.is_file(os.path.join(root, name))]
   if not lists:
     raise UserError(
       f"{root} holds none of {', '.join(AUDIOSET_LISTS)}, which --layout=audioset needs"
     )
   files: dict[str, str] = {}  # name without extension -> the first path, in the order of names
-  for file, relative in audio_files(root):
+  for file, relative in folder.files(root):
     stem = os.path.splitext(os.path.basename(relative))[0]
     files[stem] = min(files.get(stem, file), file)
   sources = {}
@@ -76,11 +76,9 @@ def _audioset_segments(path: str) -> Iterator[tuple[str, float, float, list[str]
         yield row[0], float(row[1]), float(row[2]), row[3].split(",")
 
 
-def _audioset_classes(root: str) -> dict[str, str]:
+def _audioset_classes(folder: OwnerFolder) -> dict[str, str]:
   """Class id -> name."""
-  if storage.is_file(path := os.path.join(root, "class_labels_indices.csv")):
-    return {
-      row["mid"]: row["display_name"] for row in rows_of(path, "audioset", "mid", "display_name")
-    }
-  ontology = storage.read_text(find(root, "audioset", "ontology.json", "class_labels_indices.csv"))
+  if storage.is_file(path := os.path.join(folder.path, "class_labels_indices.csv")):
+    return {row["mid"]: row["display_name"] for row in folder.rows(path, "mid", "display_name")}
+  ontology = storage.read_text(folder.find("ontology.json", "class_labels_indices.csv"))
   return {entry["id"]: entry["name"] for entry in json.loads(ontology)}

@@ -1,21 +1,33 @@
-"""Audio files: what is known of one before it is decoded, how they are found, and lists of them."""
+"""Audio files: what is known of one before it is decoded, and lists of them."""
 
 import collections
 import dataclasses
 import hashlib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from atst_jax.audio.formats import ending, is_audio
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
-HIDDEN, NO_ENDING = "hidden", "(no ending)"  # among the endings of files that are skipped
+# what folders and columns call the splits
+SPLIT_NAMES = {
+  "train": "train",
+  "training": "train",
+  "valid": "valid",
+  "val": "valid",
+  "validation": "valid",
+  "dev": "valid",
+  "test": "test",
+  "eval": "test",
+  "evaluation": "test",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-  """One audio file. `fold` is -1 where there is none; `id` is unique in a listing and stable."""
+  """One audio file, or a segment of one. `fold` is -1 where there is none; `id` is unique in a
+  listing and stable."""
 
   path: str  # where to read it
   id: str  # the posix path relative to the root, unless a manifest says otherwise
@@ -25,6 +37,20 @@ class Source:
   split: str = "train"
   # a speaker, a session, a recording: what must not stand in two parts of a division
   group: str = ""
+  # seconds from the file's beginning; the whole file where neither is given
+  start: float = 0.0
+  end: float = math.inf
+  line: int = 0  # of the table that lists a segment
+
+  @property
+  def whole(self) -> bool:
+    """Whether it is a whole file."""
+    return self.start == 0 and self.end == math.inf
+
+  @property
+  def rest(self) -> bool:
+    """Whether it is what no segment of a table covers."""
+    return not self.whole and not self.line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +69,8 @@ class Listing:
   grouped_by: str = ""  # what a group is: "speaker"
   # folds and splits are those that the set's owner published
   divided_by_owner: bool = False
+  # sentences about how the input was read
+  notes: tuple[str, ...] = ()
 
   @property
   def label_names(self) -> list[str]:
@@ -57,6 +85,24 @@ class Listing:
     return any(source.multi_label for source in self.sources)
 
 
+def known_splits(names: Iterable[str], where: str) -> dict[str, str]:
+  """{name: split} of folders or of values of a column, in any case, that name splits.
+
+  Raises UserError where two of them would become one split; `where` begins the message.
+  """
+  found = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+  for split in set(found.values()):
+    same = sorted(name for name in found if found[name] == split)
+    if len(same) > 1:
+      raise UserError(f"{where}: {' and '.join(map(repr, same))} both mean {split!r}; rename one")
+  return found
+
+
+def said(splits: dict[str, str]) -> str:
+  """What became of names of splits, for a message."""
+  return ", ".join(f"{name} is {split}" for name, split in sorted(splits.items()))
+
+
 def printable(text: str) -> str:
   """A file name as valid unicode: bytes that are not UTF-8 become `\\xff` escapes, all else
   stays."""
@@ -69,63 +115,6 @@ def inside(path: str, root: str) -> bool:
     return f"{path}/".startswith(f"{root.rstrip('/')}/") and ".." not in path.split("/")
   root = os.path.realpath(root)
   return os.path.commonpath([root, os.path.realpath(path)]) == root
-
-
-def _is_hidden(relative: str) -> bool:
-  """Whether a file, or a folder above it, is hidden or an archive's leftover of a Mac."""
-  return any(part[:1] == "." or part == "__MACOSX" for part in relative.split("/"))
-
-
-def audio_files(root: str, skipped: collections.Counter | None = None) -> Iterator[tuple[str, str]]:
-  """Yields (path, relative posix path) of every audio file under `root`, unordered.
-
-  Hidden files and folders and `__MACOSX` are skipped. Links to files are followed, links to folders
-  not: their files are listed where they lie.
-
-  Args:
-    skipped: counts the other files by ending, and as HIDDEN.
-
-  Raises UserError for a link that leaves the root and for a folder that cannot be read.
-  """
-  skipped = collections.Counter() if skipped is None else skipped
-  for path, relative in _files(root):
-    if _is_hidden(relative):
-      skipped[HIDDEN] += 1
-    elif is_audio(relative):
-      yield path, relative
-    else:
-      skipped[printable(ending(relative)) or NO_ENDING] += 1
-
-
-def _files(root: str) -> Iterator[tuple[str, str]]:
-  """Yields (path, relative posix path) of every file."""
-  if storage.is_remote(root):
-    for relative, _ in storage.find(root):
-      yield os.path.join(root, relative), relative
-    return
-
-  def below(folder: str) -> str:
-    """What the relative paths of a folder's files begin with."""
-    relative = os.path.relpath(folder, root).replace(os.sep, "/")
-    return "" if relative == "." else f"{relative}/"
-
-  def unreadable(error):
-    if not _is_hidden(below(error.filename)):
-      raise UserError(
-        f"cannot list {error.filename}: {error.strerror}; mend its permissions or choose another "
-        "--input"
-      )
-
-  for folder, folders, files in os.walk(root, onerror=unreadable):
-    prefix = below(folder)
-    for name in [*folders, *filter(is_audio, files)]:
-      path = os.path.join(folder, name)
-      if os.path.islink(path) and not _is_hidden(prefix + name) and not inside(path, root):
-        raise UserError(
-          f"{path} is a link out of {root}; remove it, or copy what it points to into the folder"
-        )
-    for name in files:
-      yield os.path.join(folder, name), prefix + name
 
 
 def subset(listing: Listing, number: int) -> Listing:

@@ -10,56 +10,108 @@ import csv
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable
 
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 from . import layouts
-from .files import Listing, Source, audio_files, printable, subset
+from .files import Listing, Source, known_splits, printable, said, subset
 from .manifest import read_manifest
+from .owner_lists import OwnerFolder
+from .segments import add_rest, audacity, kind_of, raven
+from .tree import audio_files
 
-
-def folder(path: str) -> Listing:
-  """Any tree of audio files. The class is the parent folder relative to the input; files directly
-  in it have none."""
-  sources, skipped = [], collections.Counter()
-  for file, relative in audio_files(path, skipped):
-    parent = printable(os.path.dirname(relative))
-    sources.append(Source(file, printable(relative), (parent,) if parent else ()))
-  return Listing(sources, "folder", skipped=dict(sorted(skipped.items())))
-
-
-def manifest(path: str, **options) -> Listing:
-  """A CSV or TSV file (data_pipeline.sources.manifest)."""
-  return Listing(read_manifest(path, **options), "manifest", grouped_by="value of `group`")
-
-
-LAYOUTS: dict[str, Callable[..., Listing]] = {
-  "folder": folder,
-  "manifest": manifest,
-  **layouts.LAYOUTS,
+LAYOUTS = ("folder", "manifest", "raven", "audacity", *layouts.LAYOUTS)
+# Options that go with some layouts only.
+TABLE_OPTIONS = {
+  "root": ("manifest", "raven", "audacity"),
+  "path_column": ("manifest",),
+  "label_column": ("manifest", "raven"),
+  "label_separator": ("manifest",),
+  "whole_files": ("manifest",),
 }
+
+
+def folder(path: str, *, classes: bool, follow_links: bool = False) -> Listing:
+  """Any tree of audio files. The class is the parent folder relative to the input; files directly
+  in it have none.
+
+  Args:
+    classes: every folder is a class. Otherwise, where all folders of the first level are called as
+      splits are (train, valid, test…), they are those, and classes begin below them.
+    follow_links: as of `tree.audio_files`.
+  """
+  skipped = collections.Counter()
+  found = sorted(
+    (relative, file) for file, relative in audio_files(path, skipped, follow_links=follow_links)
+  )
+  tops = {relative.partition("/")[0] if "/" in relative else "" for relative, _ in found}
+  splits = {} if classes else known_splits(tops, f"--input={path}")
+  if splits.keys() != tops:
+    splits = {}
+  sources = []
+  for relative, file in found:
+    top, _, below = relative.partition("/")
+    parent = printable(os.path.dirname(below if splits else relative))
+    split = splits.get(top, "train")
+    sources.append(Source(file, printable(relative), (parent,) if parent else (), split=split))
+  notes = ()
+  if splits:
+    notes = (
+      f"{path}: its folders are splits ({said(splits)}); --layout=folder takes them for classes",
+    )
+  return Listing(sources, "folder", skipped=dict(sorted(skipped.items())), notes=notes)
+
+
+def _list(path: str, layout: str, options: dict, follow_links: bool) -> Listing:
+  """The listing of an input in a layout, "" for a folder of any kind."""
+  if layout in ("", "folder"):
+    return folder(path, classes=bool(layout), follow_links=follow_links)
+  if layout == "manifest":
+    return read_manifest(path, **options, follow_links=follow_links)
+  if layout == "raven":
+    return raven(path, **options, follow_links=follow_links)
+  if layout == "audacity":
+    return audacity(path, **options, follow_links=follow_links)
+  listing = layouts.LAYOUTS[layout](OwnerFolder(path, layout, follow_links))
+  return dataclasses.replace(listing, divided_by_owner=True)
+
+
+def _check(path: str, layout: str, is_folder: bool, options: dict) -> None:
+  """Raises UserError for a layout or an option that does not go with the input."""
+  if layout not in ("raven", "audacity") and (layout == "manifest") == is_folder:
+    kind, wanted = ("folder", "file") if is_folder else ("file", "folder")
+    raise UserError(f"--input={path} is a {kind}, --layout={layout} needs a {wanted}")
+  for key, value in options.items():
+    if (layout or "folder") not in TABLE_OPTIONS[key]:
+      flag = f"--{key}" if value is True else f"--{key}={value}"
+      raise UserError(
+        f"{flag} only serves a {' or '.join(TABLE_OPTIONS[key])}, and --input={path} is read as "
+        f"{layout or 'folder'}; leave it out"
+      )
 
 
 def list_sources(
   path: str,
   *,
   layout: str = "",
-  root: str = "",
-  path_column: str = "",
-  label_column: str = "",
+  follow_links: bool = False,
+  rest: bool = False,
+  exact_labels: bool = False,
   number: int = 0,
+  **options,
 ) -> Listing:
   """Lists the audio files of an input.
 
   Args:
-    path: a folder, or a manifest (data_pipeline.sources.manifest).
-    layout: a key of LAYOUTS; by default "manifest" for a file and "folder" for a folder.
-    root: the folder a manifest's paths start from, by default the manifest's own.
-    path_column, label_column: what a manifest calls `path` and `label`, if otherwise.
+    path: a folder, or a table (`manifest`, `segments`).
+    layout: of LAYOUTS; by default what a table looks like, and a folder of classes, or of splits.
+    follow_links: links out of the input's folder are followed.
+    rest: with segments, what none covers is listed too, without a label.
+    exact_labels: classes may differ in case or spaces only.
     number: if not 0, so many of the training files are kept, drawn by a hash of their ids
       (`files.subset`).
+    options: those of TABLE_OPTIONS that are not empty (`manifest.read_manifest`).
 
   Raises:
     UserError: the input does not exist, does not fit the layout, holds no audio or the same id
@@ -68,20 +120,11 @@ def list_sources(
   is_folder = storage.is_folder(path)
   if not is_folder and not storage.is_file(path):
     raise UserError(f"--input={path} does not exist")
-  layout = layout or ("folder" if is_folder else "manifest")
-  if (layout == "manifest") == is_folder:
-    kind, wanted = ("folder", "file") if is_folder else ("file", "folder")
-    raise UserError(f"--input={path} is a {kind}, --layout={layout} needs a {wanted}")
-  given = {"root": root, "path_column": path_column, "label_column": label_column}
-  options = {key: value for key, value in given.items() if value}
-  if options and layout != "manifest":
-    key, value = next(iter(options.items()))
-    raise UserError(
-      f"--{key}={value} only serves a manifest, and --input={path} is read as {layout}; leave it "
-      "out"
-    )
+  layout = layout or ("" if is_folder else kind_of(path))
+  options = {key: value for key, value in options.items() if value}
+  _check(path, layout, is_folder, options)
   try:
-    listing = LAYOUTS[layout](path, **options)
+    listing = _list(path, layout, options, follow_links)
   except (KeyError, ValueError, TypeError, IndexError, AttributeError, csv.Error) as error:
     if isinstance(error, UserError):
       raise
@@ -94,13 +137,35 @@ def list_sources(
     raise UserError(
       f"--input={path} holds no audio (.wav, .flac, .mp3 …); found: {found or 'none'}"
     )
-  sources = sorted(listing.sources, key=lambda source: source.id)
-  for one, other in itertools.pairwise(sources):
+  root = listing.root or options.get("root", "")
+  root = root or (path if is_folder else os.path.dirname(storage.absolute(path)))
+  listing = dataclasses.replace(listing, root=root)
+  if rest:
+    listing = _with_rest(listing)
+  listing = dataclasses.replace(listing, sources=sorted(listing.sources, key=lambda s: s.id))
+  for one, other in itertools.pairwise(listing.sources):
     if one.id == other.id:
       raise UserError(
         f"{one.path!r} and {other.path!r} have the same id {one.id!r}; rename one of them"
       )
-  root = root or (path if is_folder else os.path.dirname(storage.absolute(path)))
-  owned = layout not in ("folder", "manifest")
-  listing = dataclasses.replace(listing, sources=sources, root=root, divided_by_owner=owned)
+  if not exact_labels and not listing.divided_by_owner:
+    _check_labels(listing)
   return subset(listing, number) if number else listing
+
+
+def _with_rest(listing: Listing) -> Listing:
+  if all(source.whole for source in listing.sources):
+    raise UserError("--rest needs segments: a table with `start` and `end`, of Raven or Audacity")
+  return add_rest(listing)
+
+
+def _check_labels(listing: Listing) -> None:
+  """Raises UserError for two classes that differ in case or spaces only."""
+  alike: dict[str, str] = {}
+  for name in listing.label_names:
+    before = alike.setdefault("".join(name.split()).casefold(), name)
+    if before != name:
+      raise UserError(
+        f"the classes {before!r} and {name!r} differ in case or spaces only: write them alike, or "
+        "set --exact_labels if they are two"
+      )

@@ -1,162 +1,254 @@
-"""Manifests: a CSV or TSV file with the header `path,label,fold,split,id,group`, of which only
-`path` is required; further columns are not looked at."""
+"""Manifests: a CSV or TSV file with the header `path,label,fold,split,id,group,start,end`, of which
+only `path` is required; further columns are not looked at."""
 
-import csv
+import dataclasses
 import difflib
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from atst_jax.data.schema import SPLIT
 from atst_jax.util import storage
 from atst_jax.util.cli import nearest
 from atst_jax.util.errors import UserError
-from atst_jax.util.logs import log
 
-from .files import Source, inside, printable
+from .files import Listing, Source, inside, known_splits, printable, said
+from .segments import make_segment, seconds_of
+from .tables import Table
 
-COLUMNS = ("path", "label", "fold", "split", "id", "group")
+COLUMNS = ("path", "label", "fold", "split", "id", "group", "start", "end")
+ALIASES = {"onset": "start", "offset": "end"}  # both or none
+# What tables often call a column, and it is asked about.
+OFFERED = {
+  "path": ("filename", "file_name", "file", "filepath", "file_path", "wav", "audio"),
+  "label": ("category", "class", "class_name", "event_label"),
+  "start": ("start_time", "begin", "begin_time", "start_seconds"),
+  "end": ("end_time", "stop", "end_seconds"),
+}
 ALIKE = 0.8  # of names of columns: `lable` and `labels` are, `pitch` and `path` are not
+NOT_IN_A_NAME = ","  # of a label, where nothing says how several are separated
 
 
 def read_manifest(
-  path: str, *, root: str = "", path_column: str = "", label_column: str = ""
-) -> list[Source]:
+  path: str,
+  *,
+  root: str = "",
+  path_column: str = "",
+  label_column: str = "",
+  label_separator: str = "",
+  whole_files: bool = False,
+  follow_links: bool = False,
+) -> Listing:
   """Reads the files a manifest lists; whether they exist is not looked at.
 
   Args:
-    path: the manifest, UTF-8, separated by tabs if its header holds one and by commas otherwise.
+    path: the manifest, UTF-8; separated by tabs, ';' or ','.
     root: the folder the paths start from, by default the manifest's own.
     path_column, label_column: what the table calls `path` and `label`, if otherwise.
+    label_separator: what separates several names in a `label`; by default ';', and a comma is
+      refused.
+    whole_files: `start` and `end` are not read.
+    follow_links: links may lead out of the root.
 
-  A `label` may hold several names separated by ';', which makes the whole manifest multi-label;
-  `fold` is a whole number; `split` is `train` where empty; `id` is the path where empty; `group`
-  names what clips have in common that must not be in two parts of a division (a speaker, a
-  session), and is empty where nothing is known.
+  A `label` with several names makes the whole manifest multi-label; `fold` is a whole number;
+  `split` is `train` where empty; `id` is the path where empty; `group` names what clips have in
+  common that must not be in two parts of a division (a speaker, a session). `start` and `end` are
+  seconds (`onset` and `offset` mean them too): a row is that segment of the file, its id by default
+  `PATH#START-END`, its group the file. A row that stands twice counts once.
 
   Raises:
-    UserError: with the line number, for a path, fold, split or id that will not do, and for a
-      column whose name is nearly one of these.
+    UserError: with the line number, for a path, fold, split, label, time or id that will not do,
+      and for a column whose name is nearly one of these.
   """
   root = root or os.path.dirname(storage.absolute(path))
   if not storage.is_folder(root):
     raise UserError(f"--root={root} is not a folder")
   folder_inside = functools.lru_cache(maxsize=None)(lambda folder: inside(folder, root))
-  sources: list[Source] = []
-  lines: dict[str, int] = {}  # of each id
   chosen = {"path": path_column, "label": label_column}
-  for line, row in _rows(path, {name: column for name, column in chosen.items() if column}):
+  notes: list[str] = []
+  rows = lambda: _rows(path, {k: v for k, v in chosen.items() if v}, whole_files, notes)
+  found: dict[str, Source] = {}
+  lines: dict[str, int] = {}  # of each id
+  twice = 0
+  for line, row in rows():
     where = f"{path} line {line}"
-    relative = _relative_path(row["path"], where)
+    relative = _relative_path(row["path"], root, where, rows)
     file = os.path.join(root, relative)
-    if not folder_inside(os.path.dirname(file)) or (
-      os.path.islink(file) and not inside(file, root)
+    if not follow_links and (
+      not folder_inside(os.path.dirname(file)) or (os.path.islink(file) and not inside(file, root))
     ):
       raise UserError(
-        f"{where}: {row['path']!r} leads out of {root} by a link; copy the file, or set --root"
+        f"{where}: {row['path']!r} leads out of {root} by a link; set --follow_links, copy the "
+        "file, or set --root"
       )
-    id = row["id"] or printable(relative.replace(os.sep, "/"))
-    if id in lines:
-      raise UserError(
-        f"{where}: id {id!r} stands in line {lines[id]} already; make the `id` column unique"
-      )
-    lines[id] = line
-    labels = tuple(dict.fromkeys(name.strip() for name in row["label"].split(";") if name.strip()))
-    sources.append(
+    source = make_segment(
       Source(
         file,
-        id,
-        labels,
-        ";" in row["label"],
+        row["id"],
+        _labels(row["label"], label_separator, where),
+        (label_separator or ";") in row["label"],
         _fold(row["fold"], where),
         _split(row["split"], where),
         row["group"].strip(),
-      )
+      ),
+      start=seconds_of(row["start"], 0.0, where),
+      end=seconds_of(row["end"], float("inf"), where),
+      line=line,
+      relative=printable(relative.replace(os.sep, "/")),
     )
+    before = found.setdefault(source.id, source)
+    if before is not source:
+      _check_same(before, source, where, lines[source.id])
+      twice += 1
+      continue
+    lines[source.id] = line
   _check_piece_ids(path, lines)
+  if twice:
+    notes.append(f"{path}: {twice} rows stand twice and count once")
+  sources = _with_known_splits(path, [*found.values()], notes)
+  return Listing(sources, "manifest", grouped_by="value of `group`", notes=tuple(notes))
+
+
+def _check_same(before: Source, source: Source, where: str, line: int) -> None:
+  """Raises UserError unless two rows of one id say the same."""
+  names = ("path", "labels", "fold", "split", "group", "start", "end")
+  if different := [name for name in names if getattr(before, name) != getattr(source, name)]:
+    remedy = "make the `id` column unique"
+    if different == ["labels"]:
+      remedy = "write several labels of a file into one row, separated by ';'"
+    raise UserError(
+      f"{where}: id {source.id!r} stands in line {line} already, with another {different[0]}; "
+      f"{remedy}"
+    )
+
+
+def _with_known_splits(path: str, sources: list[Source], notes: list[str]) -> list[Source]:
+  """The sources with `val`, `dev`, `eval`… under their own names; all of them with several labels
+  if one has."""
+  splits = known_splits({source.split for source in sources}, path)
+  if renamed := {name: split for name, split in splits.items() if name != split}:
+    notes.append(f"{path}: of the splits, {said(renamed)}")
   multi_label = any(source.multi_label for source in sources)
-  return [Source(s.path, s.id, s.labels, multi_label, s.fold, s.split, s.group) for s in sources]
+  if not renamed and not multi_label:
+    return sources
+  return [
+    dataclasses.replace(s, multi_label=multi_label, split=splits.get(s.split, s.split))
+    for s in sources
+  ]
 
 
-def _rows(path: str, chosen: dict[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-  """Yields (line number, a value for each of COLUMNS); quoted values may hold separators and
-  newlines."""
-  try:
-    with storage.open_text(path, "utf-8-sig", newline="") as file:
-      delimiter = "\t" if "\t" in file.readline() else ","
-      file.seek(0)
-      reader = csv.reader(file, delimiter=delimiter, strict=True)
-      header = [name.strip() for name in next(reader, [])]
-      places = _places(path, header, chosen)
-      line = reader.line_num + 1
-      for values in reader:
-        if len(values) > len(header) or (values and len(values) < len(header)):
-          raise UserError(
-            f"{path} line {line}: {len(values)} values, {len(header)} columns in the header; quote "
-            "values that hold a separator"
-          )
-        if values:
-          found = {name: values[place] for name, place in places.items()}
-          yield line, dict.fromkeys(COLUMNS, "") | found
-        line = reader.line_num + 1
-  except csv.Error as error:
-    raise UserError(f"{path} line {reader.line_num}: {error}; is a quote left open?") from error
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror}") from error
+def _rows(
+  path: str, chosen: dict[str, str], whole_files: bool, notes: list[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+  """Yields (line number, a value for each of COLUMNS)."""
+  table = Table(path)
+  wanted = [name for name in COLUMNS if not (whole_files and name in ("start", "end"))]
+  places = _places(path, table.header, wanted, chosen)
+  others = [name for name in table.header if table.header.index(name) not in places.values()]
+  if others:
+    notes.append(f"{path}: columns that are not read: {', '.join(map(repr, others))}")
+  for line, values in table:
+    yield line, dict.fromkeys(COLUMNS, "") | {name: values[i] for name, i in places.items()}
 
 
-def _places(path: str, header: list[str], chosen: dict[str, str]) -> dict[str, int]:
-  """The column of each of COLUMNS that the header has; `chosen`: what it calls some of them."""
+def _places(path: str, header: list[str], wanted: list[str], chosen: dict[str, str]) -> dict:
+  """{column of ours: its place in the header}. `chosen`: what it calls some of them."""
   for name, column in chosen.items():
     if column not in header:
       raise UserError(
         f"{path} line 1: --{name}_column={column}: the columns are {', '.join(header)}"
         f"{nearest(column, header)}"
       )
-  wanted = {chosen.get(name, name): name for name in COLUMNS}
-  others = [column for column in header if column not in wanted]
-  for column in others:
-    free = [name for name in wanted if name not in header and name[:1] == column[:1].lower()]
-    if near := difflib.get_close_matches(column.lower(), free, n=1, cutoff=ALIKE):
-      raise UserError(
-        f"{path} line 1: {column}: did you mean {near[0]}? Rename the column, or leave it out; "
-        f"known are {', '.join(COLUMNS)}"
-      )
-  used = [column for column in header if column in wanted]
-  if "path" not in map(wanted.get, used) or len(set(used)) < len(used):
+  called = {name: chosen.get(name, name) for name in wanted}
+  if set(ALIASES) <= set(header) and not {"start", "end"} & set(header) and "start" in wanted:
+    called |= {name: alias for alias, name in ALIASES.items()}
+  for name in wanted:
+    if called[name] not in header:
+      _ask(path, name, [column for column in header if column not in called.values()])
+  used = [column for column in header if column in called.values()]
+  if called["path"] not in used or len(set(used)) < len(used):
     raise UserError(
       f"{path} line 1: the header {header} must name `path`, and each column once; --path_column "
       "says what a table calls it"
     )
-  if others:
-    log.info("%s: columns that are not read: %s", path, ", ".join(map(repr, others)))
-  return {wanted[column]: header.index(column) for column in used}
+  places = {name: header.index(column) for name, column in called.items() if column in header}
+  if len({"start", "end"} & places.keys()) == 1:
+    raise UserError(
+      f"{path} line 1: a segment needs both `start` and `end` (seconds); add the other column, or "
+      "set --whole_files"
+    )
+  return places
 
 
-def _relative_path(text: str, where: str) -> str:
+def _ask(path: str, name: str, others: list[str]) -> None:
+  """Raises UserError if one of the other columns is probably the one of ours."""
+  near = [column for column in others if column.lower() in OFFERED.get(name, ())]
+  if not near and name not in ("start", "end"):
+    alike = [column for column in others if column[:1].lower() == name[:1]]
+    near = [
+      column for column in alike if difflib.get_close_matches(column.lower(), [name], 1, ALIKE)
+    ]
+  if near:
+    remedy = "Rename the column, or leave it out"
+    if name in ("path", "label"):
+      remedy = f"--{name}_column={near[0]} takes it; or rename the column, or leave it out"
+    raise UserError(
+      f"{path} line 1: {near[0]}: did you mean {name}? {remedy}; known are {', '.join(COLUMNS)}"
+    )
+
+
+def _labels(text: str, separator: str, where: str) -> tuple[str, ...]:
+  if not separator and NOT_IN_A_NAME in text:
+    raise UserError(
+      f"{where}: the label {text!r} holds a comma: separate several labels by ';', or say "
+      "--label_separator=, if commas do (--label_separator=';' if the comma is part of a name)"
+    )
+  names = (name.strip() for name in text.split(separator or ";"))
+  return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _relative_path(text: str, root: str, where: str, rows: Callable[[], Iterator]) -> str:
+  """The path from the root on. `rows`: all of the table, for what their paths share."""
   if not text or "\0" in text:
     raise UserError(f"{where}: the path {text!r} is no file name")
-  if storage.is_remote(text):
+  if ".." in re.split(r"[/\\]", text):
+    raise UserError(f"{where}: the path {text!r} holds '..'; make it relative to --root")
+  if "\\" in text and not storage.is_file(os.path.join(root, text)):
+    text = text.replace("\\", "/")  # a table of Windows
+  if re.match(r"[A-Za-z]:/", text):
     raise UserError(
-      f"{where}: the path {text!r} names a store; make it relative and set --root to the "
-      "store's folder"
+      f"{where}: the path {text!r} is one of Windows with a drive; make it relative to --root"
     )
-  if os.path.isabs(text) or text.startswith("/") or ".." in re.split(r"[/\\]", text):
-    raise UserError(
-      f"{where}: the path {text!r} is absolute or holds '..'; make it relative to --root"
-    )
-  return os.path.normpath(text)
+  if not (text.startswith("/") or storage.is_remote(text)):
+    return os.path.normpath(text)
+  base = storage.absolute(root)
+  if text.startswith(f"{base}/"):
+    return os.path.normpath(text.removeprefix(f"{base}/"))
+  texts = (row["path"].replace("\\", "/") for _, row in rows())
+  absolute = [one for one in texts if one.startswith("/") or storage.is_remote(one)]
+  shared = _shared_folder(absolute)
+  remedy = "make the paths relative to --root"
+  if shared:
+    remedy = f"set --root={shared}, the folder that all {len(absolute)} absolute paths share"
+  raise UserError(f"{where}: the path {text!r} is absolute and outside --root={root}; {remedy}")
+
+
+def _shared_folder(paths: list[str]) -> str:
+  """The deepest folder that all lie in, or "" if that is a file system's or a store's top."""
+  if len({storage.is_remote(path) for path in paths}) > 1:
+    return ""
+  shared = os.path.commonpath([os.path.dirname(path) for path in paths])
+  shared = shared.replace(":/", "://", 1)  # of a store
+  return "" if shared == "/" or shared.endswith("://") else shared
 
 
 def _fold(text: str, where: str) -> int:
   if not text.strip():
     return -1
-  if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+  if not re.fullmatch(r"[0-9]{1,9}(\.0*)?", text.strip()):
     raise UserError(f"{where}: fold {text!r} is not a whole number from 0")
-  return int(text)
+  return int(text.partition(".")[0])
 
 
 def _split(text: str, where: str) -> str:

@@ -21,6 +21,7 @@ from atst_jax.util.logs import Progress
 
 SPLITS = {"validation": "valid"}  # TFDS's name -> ours
 MANIFEST_NAME, SOURCE_NAME = "manifest.csv", "source.json"
+NO_SEPARATOR = "\x1f"  # of labels: each is one name, whatever it holds
 SCALE_CLIPS = 100  # of each split, that tell whether whole numbers are of 16 or 32 bits
 
 

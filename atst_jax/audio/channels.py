@@ -1,0 +1,57 @@
+"""Several channels as one: their mean, the loudest, or one of them; and whether a mean is all that
+is left of them."""
+
+import re
+
+import numpy as np
+
+from atst_jax.util.errors import UserError
+
+MEAN, LOUDEST = "mean", "loudest"
+CANCELLED_DB = 20.0  # a mix this far below the loudest of its channels has lost them
+
+
+def check_channels(channels: str) -> None:
+  """Raises UserError for what is none of MEAN, LOUDEST and a channel's number from 1."""
+  if channels not in (MEAN, LOUDEST) and not re.fullmatch(r"[1-9]\d{0,3}", channels):
+    raise UserError(
+      f"--channels={channels}: choose {MEAN}, {LOUDEST}, or a channel's number from 1, such as 2"
+    )
+
+
+class Levels:
+  """The energies of channels and of their mean, gathered block by block."""
+
+  def __init__(self):
+    self._of_channels: np.ndarray | None = None
+    self._of_mean = 0.0
+
+  def update(self, block: np.ndarray) -> None:
+    """Adds an (N, C) block."""
+    products = (block.T @ block).astype(np.float64)  # (C, C), in one pass
+    self._add(np.diagonal(products), float(products.sum()) / block.shape[1] ** 2)
+
+  def add(self, other: "Levels") -> None:
+    """Adds those of another part of the same sound."""
+    if other._of_channels is not None:
+      self._add(other._of_channels, other._of_mean)
+
+  def _add(self, of_channels: np.ndarray, of_mean: float) -> None:
+    before = 0.0 if self._of_channels is None else self._of_channels
+    self._of_channels = before + of_channels
+    self._of_mean += of_mean
+
+  @property
+  def loudest(self) -> int:
+    """The channel with most energy, the first of several; 0 where nothing was heard."""
+    return 0 if self._of_channels is None else int(np.argmax(self._of_channels))
+
+  @property
+  def cancelled(self) -> float:
+    """By how many decibels the mean lies below the loudest channel, if CANCELLED_DB or more; 0
+    otherwise."""
+    if self._of_channels is None or not self._of_channels.max() > 0:
+      return 0.0
+    share = max(self._of_mean / self._of_channels.max(), 1e-12)
+    below = -10 * float(np.log10(share))
+    return below if below >= CANCELLED_DB else 0.0

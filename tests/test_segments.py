@@ -1,0 +1,249 @@
+"""Segments of recordings: every one is the slice of the whole, is decoded in one pass, and is
+accounted for."""
+
+import numpy as np
+import pytest
+import soundfile
+from preparing import contents, run, write_inline
+
+from atst_jax.audio import decode, segments
+from atst_jax.audio.decode import load_audio
+from atst_jax.audio.segments import read_segments
+from atst_jax.data.dataset import Dataset
+from atst_jax.util.errors import UserError
+from data_pipeline.sources.inputs import list_sources
+
+RATE = 16000
+
+
+def noise(path, seconds=4.0, rate=RATE, channels=1, seed=0, **options):
+  samples = np.random.default_rng(seed).uniform(-0.5, 0.5, (int(seconds * rate), channels))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  soundfile.write(path, samples, rate, **options)
+  return str(path)
+
+
+def read(path, spans, **options):
+  return [*read_segments(path, spans, sample_rate=RATE, **{"min_samples": 513, **options})]
+
+
+@pytest.mark.parametrize(
+  ("name", "rate", "options"),
+  [
+    ("a.wav", 16000, {}),
+    ("a.flac", 44100, {}),
+    ("a.ogg", 44100, {}),
+    ("a.opus", 48000, {"format": "OGG", "subtype": "OPUS"}),
+    ("a.mp3", 22050, {}),
+    ("a.aiff", 8000, {}),
+    ("b.wav", 8000, {"subtype": "IMA_ADPCM"}),
+  ],
+)
+def test_a_segment_is_the_slice_of_the_whole(tmp_path, monkeypatch, name, rate, options):
+  """To the last bit, whatever the format, the blocks and what else is cut: also where libsndfile's
+  seeking is wrong."""
+  monkeypatch.setattr(decode, "BLOCK_VALUES", 30_000)
+  path = noise(tmp_path / name, 5.0, rate, channels=1 if name == "b.wav" else 2, **options)
+  whole = load_audio(path, RATE)
+  spans = [(0, 1), (0.25, 3.5), (1, 4.5), (1.1, 1.2), (3.9, 4), (4, np.inf), (0, np.inf)]
+  found = {}
+  for piece in read(path, spans, max_seconds=2):
+    if piece.waveform is not None:
+      found.setdefault(piece.index, []).append(piece.waveform)
+  for index, (start, end) in enumerate(spans):
+    stop = round(end * RATE) if end < np.inf else None
+    np.testing.assert_array_equal(
+      np.concatenate(found[index]), whole[round(start * RATE) : stop], str(spans[index])
+    )
+  assert [len(found[i]) for i in range(7)] == [1, 2, 2, 1, 1, 1, 3]
+
+
+def test_what_a_segment_lacks_is_said(tmp_path):
+  path = noise(tmp_path / "a.wav")
+  spans = [(3, 2), (1, 1), (1, 1.01), (3, 4.04), (3, 4.5), (9, 10), (0, 1), (5, np.inf)]
+  found = {piece.index: piece for piece in read(path, spans)}
+  rejects = {i: (p.reject.reason, p.reject.detail) for i, p in found.items() if p.reject}
+  assert rejects == {
+    0: ("reversed", "3 to 2 s"),
+    1: ("reversed", "1 to 1 s"),
+    2: ("too_short", "160 samples at 16000 Hz, 513 needed"),
+    4: ("beyond_end", "it ends at 4.5 s, the file at 4.00 s"),
+    5: ("beyond_end", "it ends at 10 s, the file at 4.00 s"),
+    7: ("too_short", "0 samples at 16000 Hz, 513 needed"),
+  }
+  assert len(found[3].waveform) == RATE and all(piece.last for piece in found.values())
+  (piece,) = read(path, [(1, 2)], context=[1.5])
+  np.testing.assert_array_equal(piece.waveform, load_audio(path, RATE)[: round(3.5 * RATE)])
+
+
+def test_a_fault_spoils_only_what_is_behind_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(decode, "BLOCK_VALUES", RATE // 2)
+  samples = np.random.default_rng(0).uniform(-0.5, 0.5, 4 * RATE)
+  samples[int(2.2 * RATE)] = np.nan
+  soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+  found = read(str(tmp_path / "a.wav"), [(0, 1), (1, 2), (1, 2.1), (3, 4)])
+  assert [str(piece.reject) for piece in found] == [
+    *("None", "None", "None"),
+    "non_finite (behind 2.0 s)",
+  ] or [piece.reject is None for piece in found] == [True, True, False, False]
+  (one,) = read(str(tmp_path / "absent.wav"), [(0, 1)])
+  assert one.reject.reason == "missing"
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+  """Two recordings of 4 and 3 seconds."""
+  root = tmp_path_factory.mktemp("recordings")
+  noise(root / "day" / "one.flac", 4.0, 22050)
+  noise(root / "two.wav", 3.0, channels=2, seed=1)
+  return root
+
+
+def prepared(root, table, tmp_path, monkeypatch, *flags):
+  write_inline(monkeypatch)
+  path = tmp_path / "table.csv"
+  path.write_text(table)
+  flags = (f"--input={path}", f"--root={root}", f"--output={tmp_path / 'out'}", *flags)
+  assert run(*flags, "--frontend=atst") == 0
+  return Dataset.load(str(tmp_path / "out"))
+
+
+TABLE = """path,onset,offset,label,split
+day/one.flac,0,1.5,dog,
+two.wav,0.5,1,cat,
+day/one.flac,1.25,2,cat,
+day/one.flac,3.5,4.5,dog,
+two.wav,2,1,cat,
+two.wav,2,2.75,dog,
+"""
+
+
+def test_rows_of_a_table_are_clips(recordings, tmp_path, monkeypatch, capsys):
+  opened = []
+  reading = segments.open_sound
+  monkeypatch.setattr(
+    segments, "open_sound", lambda path, repair: opened.append(path) or reading(path, repair)
+  )
+  dataset = prepared(recordings, TABLE, tmp_path, monkeypatch)
+  clips = {clip.id: clip for clip in dataset.clips("train")}
+  frames = {id: (len(clip.mel), dataset.label_names[clip.labels[0]]) for id, clip in clips.items()}
+  assert frames == {
+    "day/one.flac#0-1.5": (151, "dog"),
+    "day/one.flac#1.25-2": (76, "cat"),
+    "two.wav#0.5-1": (51, "cat"),
+    "two.wav#2-2.75": (76, "dog"),
+  }
+  assert {clip.id: clip.group for clip in clips.values()} == {
+    id: id.partition("#")[0] for id in clips
+  }
+  assert dataset.manifest["rejects"] == [
+    {
+      "id": "day/one.flac#3.5-4.5",
+      "reason": "beyond_end",
+      "detail": "line 5: it ends at 4.5 s, the file at 4.00 s",
+    },
+    {"id": "two.wav#2-1", "reason": "reversed", "detail": "line 6: 2 to 1 s"},
+  ]
+  assert len(opened) == 2  # each recording once
+  assert "groups: 2, one for each value of `group`" in capsys.readouterr().out
+  before = contents(tmp_path / "out")
+  again = prepared(recordings, TABLE, tmp_path, monkeypatch)
+  assert contents(tmp_path / "out") == before and again.manifest == dataset.manifest
+  flags = (f"--input={tmp_path / 'table.csv'}", f"--root={recordings}", "--frontend=atst")
+  assert run(*flags, f"--output={tmp_path / 'out'}", "--context=0.5") == 2
+  assert "context None, now it is 0.5" in capsys.readouterr().err
+  assert run(*flags, f"--output={tmp_path / 'new'}", "--dry_run") == 0
+  assert "6 files (manifest)" in capsys.readouterr().out
+
+
+def test_context_and_the_rest(recordings, tmp_path, monkeypatch):
+  """What no row covers has no label, and is in the recording's split and group."""
+  table = TABLE.replace("dog,\n", "dog,test\n").replace("cat,\n", "cat,test\n")
+  dataset = prepared(recordings, table, tmp_path, monkeypatch, "--rest", "--context=0.25")
+  clips = {clip.id: clip for clip in dataset.clips("test")}
+  bare = {id: clip.group for id, clip in clips.items() if not clip.labels}
+  assert bare == {"day/one.flac#2-3.5": "day/one.flac", "two.wav#1-2": "two.wav"}
+  assert len(clips["day/one.flac#2-3.5"].mel) == 151  # has no context
+  assert len(clips["day/one.flac#0-1.5"].mel) == 176  # nothing is in front of it
+  assert {reject["reason"] for reject in dataset.manifest["rejects"]} == {"beyond_end", "reversed"}
+  mixed = tmp_path / "mixed.csv"
+  mixed.write_text(TABLE.replace("dog,\n", "dog,test\n"))
+  listing = list_sources(str(mixed), root=str(recordings), rest=True)
+  assert "no rest of 2 recordings" in listing.notes[-1]
+  with pytest.raises(UserError, match="--rest needs segments"):
+    list_sources(str(recordings), rest=True)
+  mixed.write_text("path,start,end\ntwo.wav,,\nday/one.flac,1,2\n")
+  whole = lambda **options: [
+    source.whole for source in list_sources(str(mixed), root=str(recordings), **options).sources
+  ]
+  assert whole() == [False, True] and whole(whole_files=True) == [True, True]
+
+
+RAVEN = """Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tSpecies
+1\tWaveform 1\t1\t0.5\t1.25\t0.0\tDog
+1\tSpectrogram 1\t1\t0.5\t1.25\t0.0\tDog
+2\tSpectrogram 1\t1\t1.5\t2.5\t0.0\t
+3\tSpectrogram 1\t1\t0.5\t1.25\t0.0\tCat
+"""
+OF_FILES = """Selection\tBegin Path\tFile Offset (s)\tBegin Time (s)\tEnd Time (s)\tCommon Name
+1\tC:\\field\\one.flac\t0.5\t10.5\t11.5\tDog
+2\t/field/two.wav\t1\t21\t22.5\tCat
+"""
+LABELS = "0.500000\t1.250000\tdog\n\\\t100\t200\n1.5\t2.5\t\n\n2\t3\tcat\n"
+
+
+def listed(path, **options):
+  listing = list_sources(str(path), **options)
+  spans = [(source.id, source.labels, source.line) for source in listing.sources]
+  return listing, spans
+
+
+def test_selections_of_raven(recordings, tmp_path):
+  table = tmp_path / "one.Table.1.selections.txt"
+  table.write_text(RAVEN)
+  listing, spans = listed(table, root=str(recordings))
+  assert spans == [("day/one.flac#0.5-1.25", ("Dog", "Cat"), 2), ("day/one.flac#1.5-2.5", (), 4)]
+  assert listing.kind == "raven" and listing.multi_label
+  assert [note.partition(": ")[2] for note in listing.notes] == [
+    "1 annotations stand twice and count once",
+    "annotations of the same times are one clip with several labels",
+    "1 recordings have no annotation and are left out",
+  ]
+  table.write_text(OF_FILES)
+  _, spans = listed(table, root=str(recordings), layout="raven")
+  assert spans == [("day/one.flac#0.5-1.5", ("Dog",), 2), ("two.wav#1-2.5", ("Cat",), 3)]
+  for change, match in (
+    (OF_FILES.replace("two.wav", "three.wav"), r"line 3: no recordings are called 'three\.wav'"),
+    (OF_FILES.replace("\t21\t", "\t\t"), r"line 3: 'Begin Time \(s\)' and .* must be given"),
+    (OF_FILES.replace("\t21\t", "\tsoon\t"), r"line 3: the time 'soon' is not"),
+  ):
+    table.write_text(change)
+    with pytest.raises(UserError, match=match):
+      listed(table, root=str(recordings))
+  with pytest.raises(UserError, match=r"--label_column=Specie: .*did you mean 'Species'"):
+    table.write_text(RAVEN)
+    listed(table, root=str(recordings), label_column="Specie")
+
+
+def test_labels_of_audacity_beside_their_recordings(recordings, tmp_path):
+  root = tmp_path / "in"
+  noise(root / "day" / "one.flac")
+  noise(root / "two.wav")
+  (root / "day" / "one.txt").write_text(LABELS)
+  (root / "notes.txt").write_text("nothing of the kind\n")
+  listing, spans = listed(root, layout="audacity")
+  assert spans == [
+    ("day/one.flac#0.5-1.25", ("dog",), 1),
+    ("day/one.flac#1.5-2.5", (), 3),
+    ("day/one.flac#2-3", ("cat",), 5),
+  ]
+  assert {source.group for source in listing.sources} == {"day/one.flac"}
+  assert listed(root / "day" / "one.txt")[1] == [
+    (id.replace("day/", ""), *others) for id, *others in spans
+  ]
+  (root / "day" / "one.txt").write_text(LABELS + "2 3 cat\n")
+  with pytest.raises(UserError, match=r"one\.txt line 6: '2 3 cat' is not START, END and LABEL"):
+    listed(root, layout="audacity")
+  (root / "three.txt").write_text(LABELS)
+  with pytest.raises(UserError, match=r"no recording under .* is called as the table is"):
+    listed(root / "three.txt")
