@@ -42,9 +42,9 @@ $(STAMP): setup.py
 	@touch $@
 
 demo: venv  ## synthesise sounds, prepare, pre-train, export, evaluate, draw: everything once, in minutes on a CPU
-	@test -d $(RUNS)/sounds || { rm -rf $(RUNS)/sounds.part; \
+	@test -f $(RUNS)/sounds/sounds.csv || { rm -rf $(RUNS)/sounds $(RUNS)/sounds.part; \
 	  $(BIN)/python -m data_pipeline.synth --output=$(RUNS)/sounds.part && mv $(RUNS)/sounds.part $(RUNS)/sounds; }
-	$(BIN)/python -m data_pipeline.prepare --input=$(RUNS)/sounds --output=$(RUNS)/data --frontend=atst
+	$(BIN)/python -m data_pipeline.prepare --input=$(RUNS)/sounds/sounds.csv --output=$(RUNS)/data --frontend=atst
 	$(BIN)/python -m atst_jax.main --config=configs/demo.py --workdir=$(RUNS)/pretrain
 	@rm -rf $(RUNS)/encoder
 	$(BIN)/python -m atst_jax.export --workdir=$(RUNS)/pretrain --output=$(RUNS)/encoder

@@ -39,7 +39,7 @@ def test_a_wheel_has_one_name_and_runs_from_another_folder(tmp_path):
   run("data_pipeline.prepare", "--input=sounds", "--output=data", "--frontend=atst")
   keys = (
     "data.path=data",
-    "batch_size=40",  # of eight devices
+    "batch_size=64",  # of eight devices
     "data.streams=4",
     "total_steps=2",
     "warmup_steps=1",

@@ -34,6 +34,7 @@ class Result(NamedTuple):
   # the penalty is the smallest or the largest of the grid, and better than all between them
   at_edge: bool
   valid_scores: tuple[float, ...]  # one for each penalty
+  test_scores: np.ndarray  # (M, C), of the test clips
 
 
 def fit(
@@ -149,9 +150,11 @@ def evaluate(
   at_end = len(valid) > 2 and best in (0, len(valid) - 1)
   rows = np.sort(np.concatenate([split.train, split.valid])) if refit else split.train
   (predict,) = fit(x[rows], targets[rows], [penalties[best]])
+  found = predict(x[split.test])
   return Result(
-    score(predict(x[split.test]), targets[split.test]),
+    score(found, targets[split.test]),
     penalties[best],
     at_end and bool((valid[best] > valid[1:-1]).all()),
     tuple(valid.tolist()),
+    found,
   )

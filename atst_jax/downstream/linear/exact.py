@@ -1,0 +1,126 @@
+"""What every row of a linear evaluation holds, whatever the protocol: the exact probe's score, that
+of nearest neighbours, and the spectrum of the vectors.
+
+The exact probe (`ridge`) is a protocol of its own, and the default for sets that are not in the
+papers: on small sets the papers' optimisers do not reach the directions in which the classes
+differ.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from atst_jax.artifacts import neighbours
+from atst_jax.downstream import features, ridge
+from atst_jax.downstream.metrics import Spectrum, knn_scores, spectrum, summary
+from atst_jax.downstream.splits import Split
+from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
+
+
+class Reading(NamedTuple):
+  """Of one seed on one division. `values`: `exact` (score; with `penalty`, `penalty_at_edge` and
+  `penalty_valid_scores`), `knn` and `knn_whitened`."""
+
+  seed: int
+  fold: int
+  values: dict
+  test_scores: np.ndarray  # (M, C) of the exact probe
+
+
+def read(
+  arrays: list[np.ndarray],
+  targets: np.ndarray,
+  splits: list[Split],
+  seeds: list[int],
+  score: Callable[[np.ndarray, np.ndarray], float],
+  *,
+  penalties: tuple[float, ...],
+  knn: int,
+  refit: bool,
+) -> list[Reading]:
+  """Reads (N, D) vectors on every division. Where they are shared by all seeds, so is what is read.
+
+  Args:
+    targets: (N, C) of all clips.
+    score: of (scores, targets).
+    penalties: of `ridge.evaluate`.
+    knn: neighbours, at most as many as there are known clips.
+    refit: the validation clips are known as well, once they have chosen.
+  """
+  readings = []
+  for x, group in features.with_seeds(arrays, seeds):
+    for fold, split in enumerate(splits):
+      found = ridge.evaluate(x, targets, split, score, penalties, refit=refit)
+      values = {
+        "exact": found.score,
+        "penalty": found.penalty,
+        "penalty_at_edge": found.at_edge,
+        "penalty_valid_scores": list(found.valid_scores),
+        **_neighbours(x, targets, split, score, knn, refit),
+      }
+      readings += [Reading(seed, fold, values, found.test_scores) for seed in group]
+  return readings
+
+
+def _neighbours(x, targets, split: Split, score, knn: int, refit: bool) -> dict:
+  known = np.union1d(split.train, split.valid) if refit else split.train
+  white = neighbours.whitening(x[known])
+
+  def vote(space):
+    votes = knn_scores(
+      space(x[known]), targets[known], space(x[split.test]), k=min(knn, len(known))
+    )
+    return score(votes, targets[split.test])
+
+  return {
+    "knn": vote(lambda x: x),
+    "knn_whitened": vote(lambda x: (x - white.mean) @ white.directions),
+  }
+
+
+def spectra(name: str, arrays: list[np.ndarray]) -> dict:
+  """The mean spectrum of a row's arrays (N, D) as JSON: of random encoders, over their seeds.
+
+  Raises:
+    UserError: all vectors of an array are the same.
+  """
+  found = [spectrum(x) for x in arrays]
+  if not all(s.participation_ratio for s in found):
+    raise UserError(
+      f"{name}: the vectors of all {len(arrays[0])} clips are the same, so nothing can be read off "
+      "them: the encoder has collapsed; export an earlier checkpoint (--step)"
+    )
+  means = {key: np.mean([getattr(s, key) for s in found], axis=0) for key in Spectrum._fields}
+  values = {key: value.tolist() for key, value in means.items()}
+  log.info(
+    "%s: %.0f %% of the variance lies in one direction, 90 %% in %.0f, 99 %% in %.0f of %d; "
+    "participation ratio %.1f, effective rank %.1f",
+    name,
+    100 * values["shares"][0],
+    values["directions_90"],
+    values["directions_99"],
+    arrays[0].shape[1],
+    values["participation_ratio"],
+    values["effective_rank"],
+  )
+  return values
+
+
+def summarised(name: str, runs: list[dict]) -> dict:
+  """The exact probe's score over the seeds of `runs`, where each seed has read every division, and
+  a warning where the grid of penalties was too short."""
+  edges = [run["penalty"] for run in runs if run["penalty_at_edge"]]
+  if edges:
+    log.warning(
+      "%s: the exact probe's penalty is at the end of its grid in %d of %d runs (%s); extend "
+      "--config.exact.penalties",
+      name,
+      len(edges),
+      len(runs),
+      ", ".join(f"{penalty:g}" for penalty in sorted(set(edges))),
+    )
+  seeds = sorted({run["seed"] for run in runs})
+  of_seed = lambda seed: np.mean([run["exact"] for run in runs if run["seed"] == seed])
+  return {**summary([of_seed(seed) for seed in seeds]), "at_edge": len(edges)}
