@@ -46,7 +46,7 @@ def _main(flags) -> None:
   if flags.audio:
     recordings = {
       source.id: source.path
-      for source in pipeline("sources.inputs").list_sources(flags.audio).sources
+      for source in pipeline("sources.inputs").list_files(flags.audio).sources
     }
   paths = write_page(
     flags.workdir,

@@ -11,7 +11,7 @@ from atst_jax.audio.decode import load_audio
 from atst_jax.audio.segments import read_segments
 from atst_jax.data.dataset import Dataset
 from atst_jax.util.errors import UserError
-from data_pipeline.sources.inputs import list_sources
+from data_pipeline.sources.inputs import list_files, list_sources
 
 RATE = 16000
 
@@ -177,6 +177,8 @@ def test_context_and_the_rest(recordings, tmp_path, monkeypatch):
     source.whole for source in list_sources(str(mixed), root=str(recordings), **options).sources
   ]
   assert whole() == [False, True] and whole(whole_files=True) == [True, True]
+  with pytest.raises(UserError, match="lists segments of recordings, and whole files are taken"):
+    list_files(str(mixed), root=str(recordings))
 
 
 RAVEN = """Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tSpecies

@@ -20,7 +20,7 @@ from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
 from ..sources.files import Listing, Source
-from ..sources.inputs import list_sources
+from ..sources.inputs import list_files
 
 SPLITS = ("train", "valid", "test")
 LONGEST = 1800.0  # seconds of a background, which is decoded as a whole
@@ -33,18 +33,14 @@ TAKE = re.compile(r"(?P<recording>(.*/)?\d-\d+)-[A-Z](-\d+)?\.\w+")
 def list_set(
   path: str, flag: str, *, layout: str, root: str = "", follow_links: bool = False
 ) -> Listing:
-  """`list_sources` of what --FLAG names, whose errors name that flag. Segments are refused."""
+  """`list_files` of what --FLAG names, whose errors name that flag."""
   try:
-    listing = list_sources(path, layout=layout, root=root, follow_links=follow_links)
+    listing = list_files(path, layout=layout, root=root, follow_links=follow_links)
   except UserError as error:
     text = str(error).replace("--input=", f"--{flag}=")
     for name in ("layout", "root", "follow_links"):
       text = text.replace(f"--{name}", f"--{flag}_{name}")
     raise UserError(text) from None
-  if not all(source.whole for source in listing.sources):
-    raise UserError(
-      f"--{flag}={path} names segments of recordings, and whole files are mixed: cut them out first"
-    )
   for note in listing.notes:
     log.info(note)
   return listing
@@ -144,13 +140,13 @@ def list_recordings(
 
   Args:
     flag, classes_flag: that name the set and its classes, for messages.
-    layout, root, follow_links: of `list_sources`.
+    layout, root, follow_links: of `list_files`.
     classes: those to keep; all if empty.
     eval_fold: -1: the last.
     seed: of what is drawn.
 
   Raises:
-    UserError: as `list_sources`, for classes that are not there, or files of several of them.
+    UserError: as `list_files`, for classes that are not there, or files of several of them.
   """
   listing = list_set(path, flag, layout=layout, root=root, follow_links=follow_links)
   check_classes(listing, classes, classes_flag)

@@ -153,6 +153,17 @@ def list_sources(
   return subset(listing, number) if number else listing
 
 
+def list_files(path: str, **options) -> Listing:
+  """`list_sources` for what takes whole files: a table of segments is refused."""
+  listing = list_sources(path, **options)
+  if not all(source.whole for source in listing.sources):
+    raise UserError(
+      f"--input={path} lists segments of recordings, and whole files are taken here: leave out the "
+      "columns of their times, or cut the segments out first"
+    )
+  return listing
+
+
 def _with_rest(listing: Listing) -> Listing:
   if all(source.whole for source in listing.sources):
     raise UserError("--rest needs segments: a table with `start` and `end`, of Raven or Audacity")
