@@ -32,7 +32,7 @@ JOBS = {
   "linear": "atst_jax.downstream.linear.job",
   "finetune": "atst_jax.downstream.finetune.job",
   "retrieval": "atst_jax.downstream.retrieval.job",
-  "difference": "atst_jax.downstream.bgknown",
+  "difference": "atst_jax.downstream.bgknown.job",
 }
 
 

@@ -41,6 +41,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.data.path = "data/bgknown_esc50"  # of `data_pipeline.bgknown`
   config.data.fingerprint = config_dict.placeholder(str)  # filled from the data
 
+  config.exact = ConfigDict()
+  # of the exact probe beside it, x clips; the validation clips choose
+  config.exact.penalties = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+
   config.probe = ConfigDict()
   config.probe.learning_rates = (1e-3,)  # of several, the validation clips choose
   config.probe.epochs = 200  # passes over the training clips, at most

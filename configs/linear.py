@@ -1,5 +1,5 @@
-"""Linear evaluation of an exported encoder on a labelled set: ATST's protocol (3.2), or BYOL-A's
-and the difference-aware paper's (`:evar`).
+"""Linear evaluation of an exported encoder on a labelled set: by an exact probe, by ATST's protocol
+(3.2; the default for the papers' tasks), or by BYOL-A's and the difference-aware paper's (`:evar`).
 
   python -m atst_jax.main --config=configs/linear.py --workdir=runs/linear \
     --config.encoder=encoders/base --config.data.path=data/esc10
@@ -12,7 +12,7 @@ the last block alone.
 
 from ml_collections import ConfigDict, config_dict
 
-VARIANTS = ("paper", "evar")
+VARIANTS = ("paper", "released", "evar")
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
@@ -20,7 +20,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   a grid around the rates that BYOL-A took for its tasks."""
   config = ConfigDict()
   config.job = "linear"
-  config.protocol = "atst"  # or "evar"
+  # "exact", "atst" or "evar"; filled: "atst" for the papers' tasks, else "exact"
+  config.protocol = config_dict.placeholder(str)
   config.seed = 0  # of random initialisations, probes and drawn divisions
   # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
   config.seeds = 3
@@ -49,7 +50,11 @@ def get_config(variant: str = "paper") -> ConfigDict:
   # chooses rates and epochs on the test clips, as some published scores did
   config.select_on_test = False
 
-  config.probe = ConfigDict()
+  config.exact = ConfigDict()
+  # of the exact probe, x clips; the validation clips choose
+  config.exact.penalties = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+
+  config.probe = ConfigDict()  # of "atst" and "evar"
   # x batch_size / 256
   config.probe.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
   config.probe.task_rates = True  # also those that the protocol's authors name for the task
@@ -59,6 +64,9 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.probe.patience = 20  # of EVAR: epochs without a better one
   # of EVAR: what the validation clips are watched for, or "loss"; labels: always loss
   config.probe.monitor = "accuracy"
+  if variant == "released":  # which also tests the best epoch, where this takes the last
+    config.protocol = "atst"
+    config.probe.refit = False
   if variant == "evar":
     config.protocol = "evar"
     config.splits.hold_out = "tenth"

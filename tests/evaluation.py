@@ -124,6 +124,7 @@ def make_clips(n=36, *, folds=3, seed=0, loud=40.0):
 
 
 OVERRIDES = {
+  "protocol": "atst",
   "seeds": "2",
   "knn": "3",
   "probe.epochs": "40",
@@ -134,7 +135,8 @@ OVERRIDES = {
 
 def evaluate(encoder, data, workdir, variant="paper", **overrides):
   config = configs.load(f"{ROOT / 'configs' / 'linear.py'}:{variant}")
-  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
+  values = {**OVERRIDES, "protocol": "evar" if variant == "evar" else "atst"}
+  values |= {k.replace("__", "."): v for k, v in overrides.items()}
   for key, value in {"encoder": encoder, "data.path": data, **values}.items():
     configs.override(config, key, value)
   assert job.run(config, str(workdir), allow_changed_config=False) == 0

@@ -10,13 +10,12 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import FRONTENDS
-from atst_jax.downstream.features import Labels
-from atst_jax.downstream.finetune import recipe as finetuning
+from atst_jax.downstream.finetune import program as finetuning
+from atst_jax.downstream.finetune.recipe import program_settings
 from atst_jax.performance import gpus, hlo, speed
 from atst_jax.performance.chips import CHIPS
 from atst_jax.pretraining import recipe
@@ -70,9 +69,15 @@ def fine_tuning(path: str, mesh) -> dict:
   about = exported("atst_small.py")
   model = Model(about, None, None)
   variables = jax.eval_shape(model.encoder.init, jax.random.key(0), jnp.zeros((1, 601, 64)))
-  labels = Labels([], np.zeros((0, 10), np.uint8), True, np.zeros(0), np.zeros(0), [])
   program = finetuning.compile_for(
-    config, about, variables, mesh, frames=1001, n_mels=64, labels=labels
+    about,
+    variables,
+    mesh,
+    frames=1001,
+    n_mels=64,
+    classes=10,
+    multi_label=True,
+    **program_settings(config),
   )
   state, batch = program.state, shapes(4, 1001, 10)
   rate, seed = (jax.ShapeDtypeStruct((), kind) for kind in ("float32", "uint32"))

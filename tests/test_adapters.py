@@ -12,7 +12,7 @@ BACKGROUNDS, EVENTS, TESTED = 12, 6, 72  # TESTED: one pair for each background 
 SIZES = {"hidden": 32, "width": 32, "temperature": 0.07}
 TRAIN = {"epochs": 30, "batch_size": 64, "learning_rate": 3e-3, "label_weight": 1.0}
 
-loss = jax.jit(adapters.loss, static_argnames=("system", "label_weight"))
+loss = jax.jit(adapters.loss, static_argnames=("network", "system", "label_weight"))
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +68,33 @@ def test_only_sound_and_text_together_find_the_answer(task, system, lowest, high
 def test_loss_is_that_of_a_slow_twin(task):
   data, train, _, _ = task
   rows, present = jnp.asarray(np.r_[train[:5], 0, 0]), jnp.asarray([1.0] * 5 + [0, 0])
-  params = adapters.init(jax.random.key(3), audio=24, text=24, classes=EVENTS, **SIZES)
+  network = adapters.make(data, **SIZES)
+  params = adapters.init(network, jax.random.key(3), data)
   params["log_scale"] = jnp.log(20.0)
-  got = loss(params, data, rows, present, system="audio + text", label_weight=0.7)
+  options = {"network": network, "system": "audio + text", "label_weight": 0.7}
+  got = loss(params, data, rows, present, **options)
   unit = lambda x: x / np.linalg.norm(x)
-  latents = jax.jit(
-    lambda row: (
-      adapters.queries(params, data, row, "audio + text"),
-      adapters.answers(params, data, row),
-    )
-  )
-  q, t = zip(
-    *([np.asarray(x, np.float64)[0] for x in latents(rows[i : i + 1])] for i in range(5)),
-    strict=True,
-  )
+
+  def slow(params, row):
+    """Each network in float64, from its parameters."""
+    from scipy.special import erf
+
+    def dense(layer, x):
+      return x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+
+    def adapt(adapter, x):
+      x = np.asarray(x, np.float64)
+      hidden = dense(adapter["first"], x)
+      y = dense(adapter["second"], hidden * 0.5 * (1 + erf(hidden / np.sqrt(2))))
+      y = y + dense(adapter["shortcut"], x)
+      return (y - y.mean()) / np.sqrt(y.var() + 1e-6)
+
+    i = int(row)
+    asked = adapt(params["audio"], data.audio[data.query[i]])
+    asked = asked + adapt(params["text"], data.texts[data.text[i]])
+    return asked, adapt(params["audio"], data.audio[data.target[i]])
+
+  q, t = zip(*(slow(params, row) for row in rows[:5]), strict=True)
   logits = np.array([[20.0 * unit(a) @ unit(b) for b in t] for a in q])
   expected = np.mean(
     [
@@ -91,7 +104,7 @@ def test_loss_is_that_of_a_slow_twin(task):
   )
   y = np.asarray(data.labels[data.target[rows[:5]]])
   for latent in (q, t):
-    z = np.array(latent) @ np.asarray(params["classifier"]["weights"], np.float64)
+    z = np.array(latent) @ np.asarray(params["classifier"]["kernel"], np.float64)
     p = 1 / (1 + np.exp(-z))
     expected += 0.5 * 0.7 * -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
   assert float(got) == pytest.approx(expected, rel=1e-4)
@@ -100,8 +113,9 @@ def test_loss_is_that_of_a_slow_twin(task):
 def test_pairs_with_one_answer_are_not_negatives_of_each_other(task):
   data, train, _, _ = task
   rows, present = jnp.asarray(train[:4]), jnp.ones(4)
-  params = adapters.init(jax.random.key(3), audio=24, text=24, classes=EVENTS, **SIZES)
-  options = {"system": "audio", "label_weight": 0.0}
+  network = adapters.make(data, **SIZES)
+  params = adapters.init(network, jax.random.key(3), data)
+  options = {"network": network, "system": "audio", "label_weight": 0.0}
   same = data._replace(target=jnp.full_like(data.target, data.target[train[0]]))
   assert float(loss(params, same, rows, present, **options)) == pytest.approx(0, abs=1e-5)
   assert float(loss(params, data, rows, present, **options)) > 0.1

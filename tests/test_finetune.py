@@ -15,7 +15,7 @@ import pytest
 
 from atst_jax import main
 from atst_jax.data.dataset import Clip
-from atst_jax.downstream.finetune import job
+from atst_jax.downstream.finetune import job, program, recipe
 from atst_jax.downstream.tables import table
 from atst_jax.runtime import mesh, session
 from atst_jax.runtime.metric_writer import read_metrics
@@ -32,6 +32,43 @@ OVERRIDES = {
   "optimizer.base_lr": "4",
   "log.every_steps": "1",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+  """Runs of the same network, recipe and devices share what is compiled."""
+  found = {}
+
+  def compile_for(exported, encoder, mesh, **settings):
+    network = {k: exported[k] for k in ("encoder", "chunk_frames", "normalization")}
+    key = repr((network, [device.id for device in mesh.devices.flat], settings))
+    if key not in found:
+      found[key] = program.compile_for(exported, encoder, mesh, **settings)
+    return found[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(job, "compile_for", compile_for)
+    yield
+
+
+class Stop:
+  """Asks to stop when it was asked for the n-th time."""
+
+  def __init__(self, asked):
+    self.left = asked
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def begin(self):
+    pass
+
+  def agreed(self):
+    self.left -= 1
+    return self.left == 0
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +93,7 @@ def run(encoder, data, workdir, variant="as20k", devices=1, **overrides):
     configs.override(config, key, value)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
-      job, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:devices])
+      recipe, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:devices])
     )
     code = job.run(config, str(workdir), allow_changed_config=False)
   path = pathlib.Path(workdir, "results.json")
@@ -125,26 +162,6 @@ def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(
 ):
   """Stopped inside an epoch of the second division, and after an epoch; then to the end."""
   results, workdir, data = done
-
-  class Stop:
-    """Asks to stop when it was asked for the n-th time."""
-
-    def __init__(self, asked):
-      self.left = asked
-
-    def __enter__(self):
-      return self
-
-    def __exit__(self, *_):
-      pass
-
-    def begin(self):
-      pass
-
-    def agreed(self):
-      self.left -= 1
-      return self.left == 0
-
   with monkeypatch.context() as patch:
     for number in (17, 3):  # 12 steps of the first division and 5 of the second; then 3 more
       patch.setattr(session, "StopRequest", lambda number=number, **_: Stop(number))
@@ -230,7 +247,7 @@ def refused(pattern, encoder, data, workdir, **overrides):
 def test_fault_24_38_39_data_that_cannot_be_used_is_refused_before_anything_is_computed(
   encoder, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(job.recipe, "compile_for", None)
+  monkeypatch.setattr(job, "compile_for", None)
   other = write_clips(tmp_path / "front-end", make_clips(), frontend="audiossl")
   refused(
     "'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst",
@@ -283,7 +300,7 @@ def test_fault_24_38_39_data_that_cannot_be_used_is_refused_before_anything_is_c
     ({"seeds": "0"}, "seeds=0: must be at"),
     ({"optimizer__layer_decay": "2"}, "layer_decay=2.0: must lie"),
     ({"params_hash": "abc"}, "params_hash=abc, but what"),
-    ({"compute__attention": "cudnn"}, "needs --config.dtype=bfloat16"),
+    ({"compute__attention": "cudnn"}, "compute.attention=cudnn needs"),
     ({"platform": "tpu"}, "JAX found 'cpu'"),
   ],
 )
@@ -327,10 +344,11 @@ def test_fault_8_a_workdir_of_another_run_is_refused(done, encoder):
     run(encoder, data, workdir, epochs="7")
 
 
-def test_one_device_computes_what_eight_compute(done, encoder, tmp_path):
+def test_one_device_computes_what_eight_compute(done, encoder, tmp_path, monkeypatch):
   """Batch normalisation takes the statistics of the global batch."""
   _, workdir, data = done
-  run(encoder, data, tmp_path / "run")
+  monkeypatch.setattr(session, "StopRequest", lambda **_: Stop(5))
+  assert run(encoder, data, tmp_path / "run")[0] == 75
   read = lambda folder: {
     r["step"]: r["loss"]
     for r in read_metrics(folder / "seed0-division0" / "metrics.jsonl")

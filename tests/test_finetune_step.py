@@ -22,7 +22,8 @@ from atst_jax.data.labelled_batches import (
   train_clips,
 )
 from atst_jax.data.tfrecord import RecordError
-from atst_jax.downstream.features import Labels, clips
+from atst_jax.downstream.features import clips
+from atst_jax.downstream.finetune import program as programs
 from atst_jax.downstream.finetune import recipe
 from atst_jax.downstream.finetune import step as finetune_step
 from atst_jax.downstream.finetune.classifier import make_classifier
@@ -271,7 +272,7 @@ def test_the_best_parameters_stay_when_training_goes_on():
 
 def test_learning_rates_rise_over_the_warm_up_and_fall_to_the_end():
   config = configs.load(f"{ROOT / 'configs' / 'finetune.py'}:spcv2")
-  rates = recipe.learning_rates(config, steps_per_epoch=165)
+  rates = programs.learning_rates(165, **recipe.schedule_settings(config))
   assert len(rates) == 50 * 165 and rates[0] == 0 and rates[-1] == pytest.approx(1e-6, abs=1e-7)
   assert rates.max() == rates[5 * 165] == pytest.approx(0.5 * 512 / 256)
   assert np.all(np.diff(rates[: 5 * 165]) > 0) and np.all(np.diff(rates[5 * 165 :]) <= 0)
@@ -296,11 +297,15 @@ def test_every_recipe_builds_at_full_size(variant):
   )
   variables = jax.eval_shape(network.encoder.init, jax.random.key(0), jnp.zeros((1, 601, 64)))
   classes, frames = {"as20k": (527, 1001), "spcv2": (35, 101), "vox1": (1251, 1201)}[variant]
-  labels = Labels(
-    [], np.zeros((0, classes), np.uint8), variant == "as20k", np.zeros(0), np.zeros(0), []
-  )
-  program = recipe.compile_for(
-    config, exported, variables, make_mesh(data=-1, fsdp=1), frames=frames, n_mels=64, labels=labels
+  program = programs.compile_for(
+    exported,
+    variables,
+    make_mesh(data=-1, fsdp=1),
+    frames=frames,
+    n_mels=64,
+    classes=classes,
+    multi_label=variant == "as20k",
+    **recipe.program_settings(config),
   )
   batch = {
     "mel": jax.ShapeDtypeStruct((512, frames, 64), "float16"),

@@ -12,14 +12,16 @@ import pytest
 from atst_jax import main
 from atst_jax.artifacts.model import Model, load_model
 from atst_jax.data.dataset import Clip, Dataset
-from atst_jax.downstream import evaluation, features
-from atst_jax.downstream.linear import job
+from atst_jax.downstream import features, metrics
+from atst_jax.downstream.linear import exact, job
+from atst_jax.downstream.papers.published import is_evaluated
 from atst_jax.downstream.splits import Split
-from atst_jax.downstream.tables import table
+from atst_jax.downstream.tables import notes, table
 from atst_jax.util.errors import UserError
 from tests.evaluation import OVERRIDES, evaluate, make_clips, refused, write_clips, write_encoder
 from tests.tiny import ROOT
 
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 ROWS = [
   "pre-trained, all blocks",
   "pre-trained, last block",
@@ -71,6 +73,41 @@ def test_rows_scores_and_provenance(done, encoder):
   assert results["data"]["divisions"] == [{"train": 12, "valid": 12, "test": 12}] * 3
 
 
+def test_every_row_has_the_exact_score_the_distance_from_the_optimum_and_the_spectrum(done):
+  """24 clips in 32 dimensions can be told apart without error: the optimum of the loss is 0."""
+  for row in done[0]["rows"]:
+    assert (row["exact"]["std"] is not None) == (row["features"] == "random")
+    assert row["above_optimum"] == row["train_loss"] - row["optimum"] > 0
+    assert row["train_loss"] < np.log(3) and (row["optimum"] == 0) >= (row["dimensions"] > 24)
+    losses = [run["train_loss"] for run in row["runs"]]
+    assert row["train_loss"] == pytest.approx(np.mean(losses)) and np.std(losses) > 0
+    assert row["directions_90"] <= row["directions_99"] <= 35
+    assert 1 <= row["participation_ratio"] <= row["effective_rank"] and len(row["shares"]) == 5
+
+
+def test_the_exact_protocol_is_the_default_where_no_paper_has_the_task(done, encoder, tmp_path):
+  _, workdir, data = done
+  shutil.copytree(workdir / "features", tmp_path / "run" / "features")
+  results = evaluate(encoder, data, tmp_path / "run", protocol="none", blocks="'last',")
+  assert results["protocol"] == results["config"]["protocol"] == "exact"
+  assert not is_evaluated("tones") and not is_evaluated("esc10") and is_evaluated("esc50")
+  for row, other in zip(results["rows"], done[0]["rows"][1::2] + done[0]["rows"][-1:], strict=True):
+    assert len(row["runs"]) == (6 if row["features"] == "random" else 3)
+    assert row["mean"] == pytest.approx(other["exact"]["mean"])
+    assert row["std"] == other["exact"]["std"]
+    assert row["knn_whitened"] == pytest.approx(other["knn_whitened"])
+    assert "exact" not in row and "above_optimum" not in row
+  assert "of random encoders mean ± standard deviation over 2; protocol exact" in table(results)
+  runs = results["rows"][0]["runs"]
+  assert all(run["score"] == run["exact"] and run["penalty"] in PENALTIES for run in runs)
+  refused("exact.penalties=.*ascending", encoder, data, tmp_path / "x", exact__penalties="1,0.1")
+
+
+def test_vectors_that_do_not_vary_are_refused():
+  with pytest.raises(UserError, match=r"all 9 clips are the same.*an earlier checkpoint"):
+    exact.spectra("pre-trained", [np.full((9, 4), 0.1, np.float32)])
+
+
 def test_random_encoders_differ_between_seeds(done):
   folder = done[1] / "features"
   found = [np.load(folder / name) for name in os.listdir(folder)]
@@ -88,20 +125,42 @@ def test_table_is_aligned_and_markdown_holds_the_same(done):
     and "2 seeds" in head
     and not empty
   )
-  assert lines[0].split() == ["features", "size", "linear", "accuracy", "3-NN", "effective", "rank"]
+  columns = "linear accuracy  exact probe  loss above optimum  3-NN  3-NN whitened  effective rank"
+  assert lines[0].split() == f"features size {columns} 90 % in 99 % in".split()
   assert [line.split("  ")[0] for line in lines[2:]] == [*ROWS, "chance"]
   assert len({len(line) for line in lines[:-1]}) == 1
   assert "100.0 ± 0.0" in lines[-2] and lines[-1].split() == ["chance", "33.3"]
   text = (workdir / "results.md").read_text(encoding="utf-8")
-  assert text.count("|\n") == 8 and "| mel mean and std | 128 | 100.0 ± 0.0 | 100.0 |" in text
+  assert text.count("|\n") == 8 + 7 and "| mel mean and std | 128 | 100.0 ± 0.0 | 100.0 |" in text
   assert sorted(os.listdir(workdir)) == [
     ".lock",
     "config.json",
     "features",
+    "predictions",
     "results.json",
     "results.md",
     "rows",
   ]
+
+
+def test_every_test_clip_is_kept_and_rows_are_compared(done):
+  """What is kept gives the scores again, of which an interval says what other clips would give."""
+  results, workdir, _ = done
+  for row in results["rows"]:
+    kept = np.load(workdir / row["test"]["file"])
+    assert kept["predicted"].shape == kept["hits"].shape == (2, 36)
+    np.testing.assert_allclose(kept["hits"].mean(-1), row["per_seed"], atol=1e-6)
+    low, high = row["test"]["interval"]
+    assert low <= row["mean"] <= high and row["test"]["by"] == "clips"
+  mel = [d for d in results["differences"] if d["less"] == ROWS[-1]]
+  assert len(results["differences"]) == 10 and [d["of"] for d in mel] == ROWS[:-1]
+  assert all(d["is_difference"] == (not d["interval"][0] <= 0 <= d["interval"][1]) for d in mel)
+  text = (workdir / "results.md").read_text(encoding="utf-8")
+  assert (
+    "±: standard deviation over seeds of the probe on the same vectors; of random encoders" in text
+  )
+  assert "| mel mean and std | 100.0 | 100.0 to 100.0 |" in text
+  assert "95 % of 1000 draws of the test clips with replacement (bootstrap)" in text
 
 
 def test_rerun_reads_the_features_and_gives_the_same(done, encoder, monkeypatch, capsys):
@@ -115,7 +174,7 @@ def test_rerun_reads_the_features_and_gives_the_same(done, encoder, monkeypatch,
     patch.setattr(features, "mel_statistics", fail)
     again = evaluate(encoder, data, workdir)
   assert again == {**results, "rows": again["rows"]} and again["rows"] == results["rows"]
-  assert capsys.readouterr().out == table(results) + "\n"
+  assert capsys.readouterr().out.startswith(table(results) + "\n")
 
 
 def test_fault_01_a_stopped_evaluation_keeps_what_is_finished(done, encoder, tmp_path, monkeypatch):
@@ -188,6 +247,8 @@ def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):
   results = evaluate(encoder, write_clips(tmp_path / "data", clips), tmp_path / "run", seeds="1")
   assert results["metric"] == "mAP" and len(results["data"]["divisions"]) == 1
   assert results["rows"][-1]["mean"] > 0.9 > results["chance"] and results["rows"][0]["std"] is None
+  (over,) = [line for line in notes(results) if "classes" in line]
+  assert over == "In each division means are over 3 of 3 classes."
   assert (
     "one division" in table(results)
     and "linear mAP" in table(results)
@@ -312,9 +373,11 @@ def test_a_workdir_of_another_evaluation_is_refused(done, encoder, tmp_path):
 def test_chance_is_the_commonest_training_class_or_the_mean_prevalence():
   split = Split(np.arange(5), np.arange(5, 6), np.arange(6, 10))
   targets = np.eye(3, dtype=int)[[1, 1, 1, 0, 2, 2, 0, 1, 0, 0]]
-  assert evaluation.chance(targets, [split], False) == 0.25
+  assert metrics.chance(targets, [split], False) == pytest.approx(1 / 3)
+  common = np.eye(3, dtype=int)[[1, 1, 1, 0, 2, 2, 1, 1, 0, 2]]
+  assert metrics.chance(common, [split], False) == 0.5
   targets[6:, 2] = [1, 1, 1, 0]
-  assert evaluation.chance(targets, [split], True) == pytest.approx((0.75 + 0.25 + 0.75) / 3)
+  assert metrics.chance(targets, [split], True) == pytest.approx((0.75 + 0.25 + 0.75) / 3)
 
 
 def test_a_convolutional_encoder_has_one_row_and_may_standardise_by_the_data(tmp_path, encoder):

@@ -13,7 +13,7 @@ from checkpoints import read_tree
 from atst_jax import main
 from atst_jax.artifacts import export
 from atst_jax.artifacts.model import load_model
-from atst_jax.downstream.metrics import accuracy, effective_rank, knn_scores
+from atst_jax.downstream.metrics import accuracy, knn_scores, spectrum
 from atst_jax.downstream.splits import Split
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.job import make_online
@@ -100,11 +100,14 @@ def test_scores_are_of_the_test_clips_of_every_division(labelled, clips):
     "online_knn_accuracy",
     "online_mel_accuracy",
     "online_effective_rank",
+    "online_participation_ratio",
+    "online_directions_99",
     "online_seconds",
   }
   assert values["online_mel_accuracy"] == 1 and values["online_ridge_accuracy"] > 0.6
   x, y = online.embed(state), np.array([clips[row].labels[0] for row in online.rows])
-  assert values["online_effective_rank"] == pytest.approx(effective_rank(x))
+  found = [values[f"online_{key}"] for key in ("directions_99", "participation_ratio")]
+  assert [*found, values["online_effective_rank"]] == pytest.approx(spectrum(x)[2:])
   tested = np.concatenate([split.test for split in online.splits])
   assert sorted(tested) == list(range(24))
   for split in online.splits:
@@ -185,9 +188,8 @@ def test_mistakes_are_refused_before_anything_is_compiled(
   assert re.search(message, error) and "Traceback" not in error, error
 
 
-def test_a_run_ends_bit_for_bit_as_without_it(labelled, tmp_path):
+def test_a_run_ends_bit_for_bit_as_without_it(labelled, tmp_path, one_device):
   small = {
-    "mesh__fsdp": "4",
     "total_steps": "5",
     "checkpoint__every_steps": "5",
     "difference__weight": "0",
@@ -211,11 +213,12 @@ def test_a_run_ends_bit_for_bit_as_without_it(labelled, tmp_path):
   assert read_metrics(tmp_path / "with" / "metrics.jsonl") == records
 
 
-def test_a_stop_at_a_step_of_the_evaluation_does_not_lose_it(labelled, tmp_path, monkeypatch):
+def test_a_stop_at_a_step_of_the_evaluation_does_not_lose_it(
+  labelled, tmp_path, monkeypatch, one_device
+):
   """The next start makes up for it, and writes nothing twice; in the last step there is no next
   start."""
   small = {
-    "mesh__fsdp": "4",
     "total_steps": "4",
     "checkpoint__every_steps": "5",
     "difference__weight": "0",

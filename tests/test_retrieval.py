@@ -15,7 +15,7 @@ from atst_jax.downstream.features import read_labels
 from atst_jax.downstream.papers.comparison import compare, read_runs
 from atst_jax.downstream.papers.published import RECALLS
 from atst_jax.downstream.retrieval import pair_set, text
-from atst_jax.downstream.tables import cells
+from atst_jax.downstream.tables import cells, intervals
 from atst_jax.util.errors import UserError
 from tests.evaluation import write_clips, write_encoder
 from tests.tiny import ROOT
@@ -211,7 +211,8 @@ def test_job(encoder, data, bert, tmp_path, capsys):
   printed = capsys.readouterr().out
   assert (
     "rain R@1" in printed
-    and (tmp_path / "run" / "results.md").read_text().count("\n|") == len(cells(results)) + 1
+    and (tmp_path / "run" / "results.md").read_text().count("\n|")
+    == len(cells(results)) + 1 + len(intervals(results)) + 1
   )
   (comparison,) = compare(read_runs([str(tmp_path / "run")]))
   lines = {line.name: line for line in comparison.lines if line.kind != "published"}
@@ -265,7 +266,7 @@ def test_joint_training_and_the_gallery_of_all_scenes(encoder, data, bert, tmp_p
       "has a gallery of 6 answers; make more test pairs, or leave out K above 6",
     ),
     ({"text__model": "/nowhere/bert"}, "--config.text.model=/nowhere/bert is not a folder"),
-    ({"text__pooling": "max"}, "--config.text.pooling=max: choose from first, mean"),
+    ({"text__pooling": "max"}, "--config.text.pooling=max: choose one of first, mean"),
     (
       {"systems": "audio,video"},
       "--config.systems=audio,video: choose from audio + text, audio, text",

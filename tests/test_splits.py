@@ -131,12 +131,14 @@ def test_what_the_columns_do_not_allow_is_refused():
   refusal(r"\{'train': 48\}; needed are `train`, `test`", way="split")
   refusal("num_folds=99: 48 files allow 2 to 48 folds", num_folds=99)
   refusal("all 48 clips are in fold 7; at least 2", folds=np.full(48, 7))
+  refusal("the set holds one file, or one group", ids=[f"a.wav#{i:04d}" for i in range(48)])
 
 
 def test_fault_39_pieces_of_one_file_in_two_folds_leak():
   ids = [f"{i}.wav" for i in range(46)] + ["long.wav#0000", "long.wav#0001"]
   refusal(
-    r"leaks: 1 source file in more than one part, the first is 'long.wav' in .* \(16 train, 16 valid, 16 test ",
+    r"leaks: 1 source file in more than one part, the first is 'long.wav' in .* \(16 train, 16 "
+    "valid, 16 test ",
     ids=ids,
     folds=np.arange(48) % 3,
   )
@@ -207,3 +209,44 @@ def test_an_empty_part_is_refused():
       label_names=NAMES[:2],
       name="this one",
     )
+
+
+def test_validation_clips_that_cannot_choose_are_refused_and_strange_classes_named(warnings):
+  """Classes that were never trained, and no label at all; some strange classes are a warning."""
+  names = np.array(["train", "train", "valid", "test"])[np.arange(48) // 4 % 4]
+  classes = np.arange(48) % 4
+  valid = names == "valid"
+  targets = lambda of_valid: np.eye(5, dtype=int)[np.where(valid, of_valid, classes)]
+  five = {"splits": names, "label_names": [*NAMES, "zebra"]}
+  refusal(
+    "12 validation clips cannot choose anything: .* no clip is trained", targets=targets(4), **five
+  )
+  none = targets(0) * ~valid[:, None]
+  refusal("of their classes there is none .* a tenth of the training clips", targets=none, **five)
+  make_splits(**columns(targets=targets(np.where(classes == 1, 4, classes)), **five))
+  assert [
+    "1 of 4 classes of the validation clips" in line and "zebra" in line for line in warnings
+  ] == [True]
+
+
+def test_a_class_of_one_clip_is_refused_with_the_remedy():
+  targets = np.eye(4, dtype=int)[np.minimum(np.arange(48), 3)]
+  targets[:3] = np.eye(4, dtype=int)[[0, 1, 2]]
+  targets[3:] = np.eye(4, dtype=int)[[0, 1] * 22 + [0]]
+  refusal("no training clip: rain .* prepare the set again without its clips", targets=targets)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_held_out_of_several_labels_has_a_label(seed):
+  """Nine files in ten have none, and the first class cannot spare its only one."""
+  targets = np.zeros((48, 4), int)
+  targets[[3, 17, 41], [0, 1, 1]] = 1
+  targets[[5, 44], [0, 1]] = 1
+  names = np.where(np.isin(np.arange(48), [5, 44, 9]), "test", "train")
+  (split,) = make_splits(**columns(targets=targets, splits=names, seed=seed))
+  assert targets[split.valid].any() and targets[split.train].any(0).tolist() == [
+    True,
+    True,
+    False,
+    False,
+  ]

@@ -13,7 +13,7 @@ import collections
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -44,7 +44,7 @@ class ClipReader:
     self._damage = Damage(0.0, int(self._first[-1]))
     self._threads = STORE_THREADS if storage.is_remote(dataset.root) else 1
 
-  def batches(self, clips: Iterable[np.ndarray], targets: np.ndarray) -> Iterator[dict]:
+  def batches(self, clips: Iterable[np.ndarray], targets: np.ndarray) -> Generator[dict, None, None]:
     """A batch for each array of clips, made ahead of its use: {"mel": (B, T, F) float16 dB,
     "length": (B,) int32, "target": (B, C) uint8, their rows of `targets`}.
 

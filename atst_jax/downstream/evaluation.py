@@ -1,10 +1,16 @@
-"""What the evaluations do alike: divisions, scores, finished rows, and what their results say."""
+"""The skeleton of the evaluations: resolve, embed, probe, results, table.
+
+A job's `resolve` opens encoder and data, fills and checks the config (`fill`, `check_values`), and
+returns what the rest takes by name. `features` embeds. A probe gives rows; `finished` keeps each
+with what it says of every test clip. `results_of` and `write_results` make results.json and the
+table.
+"""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -12,21 +18,90 @@ from ml_collections import ConfigDict
 
 import atst_jax
 from atst_jax.data.dataset import Dataset, write_json
-from atst_jax.downstream import features, tables
+from atst_jax.downstream import bootstrap, tables
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.metrics import accuracy, mean_average_precision
-from atst_jax.downstream.papers.published import published
 from atst_jax.downstream.papers.tasks import TASKS
 from atst_jax.downstream.splits import Split, make_splits
-from atst_jax.util import config as configs
+from atst_jax.runtime.workdir import agree, claim
+from atst_jax.util import storage
+from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
-Row = TypeVar("Row", dict, list[dict])
+ROWS = 2  # format of finished rows; those of another one are computed again
+Part = tuple[str, Callable[[], list[dict]]]  # a name, and what computes its rows
 
 
-def divide(config: ConfigDict, dataset: Dataset, labels: Labels) -> list[Split]:
-  """The divisions that `splits` of the config asks for. Under `select_on_test` the test clips also
-  choose, and what would have chosen is trained on. Raises UserError (`make_splits`)."""
+def one_process(name: str) -> None:
+  """Raises UserError where several processes run an evaluation that needs one."""
+  if jax.process_count() > 1:
+    raise UserError(
+      f"{name} runs in one process, not in {jax.process_count()}; leave out --distributed"
+    )
+
+
+def _section(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+  section, _, name = key.rpartition(".")
+  return (config[section] if section else config), name
+
+
+def fill(config: ConfigDict, found: Iterable[tuple[str, str, str]]) -> None:
+  """Fills hashes: (key, value, key of what it is the hash of). Raises UserError where another one
+  is set."""
+  for key, value, source in found:
+    section, name = _section(config, key)
+    if section[name] not in (None, value):
+      raise UserError(
+        f"--config.{key}={section[name]}, but what --config.{source} names has {value}; leave it "
+        "out"
+      )
+    section[name] = value
+
+
+def check_values(
+  config: ConfigDict,
+  *,
+  one_of: Mapping[str, Iterable] | None = None,
+  some_of: Mapping[str, Iterable] | None = None,
+  positive: Iterable[str] = (),
+  ascending: Iterable[str] = (),
+) -> None:
+  """Raises UserError with key, value and remedy.
+
+  Args:
+    one_of: keys whose value is one of these.
+    some_of: keys whose values, one at least, are of these.
+    positive: keys of numbers above 0 and finite, or of several.
+    ascending: keys of positive numbers of which each is above the one before.
+  """
+
+  def read(key):
+    section, name = _section(config, key)
+    return section[name]
+
+  for key, choices in (one_of or {}).items():
+    if read(key) not in choices:
+      raise UserError(f"--config.{key}={read(key)}: choose one of {', '.join(choices)}")
+  for key, choices in (some_of or {}).items():
+    if not read(key) or not set(read(key)) <= set(choices):
+      raise UserError(f"--config.{key}={','.join(read(key))}: choose from {', '.join(choices)}")
+  for key in positive:
+    values = read(key)
+    for value in values if isinstance(values, tuple) else (values,):
+      if not 0 < value < float("inf"):
+        raise UserError(f"--config.{key}={values}: must be positive and finite")
+  for key in ascending:
+    values = read(key)
+    if not values or values[0] <= 0 or any(b <= a for a, b in itertools.pairwise(values)):
+      raise UserError(f"--config.{key}={values}: must be positive and ascending")
+
+
+def divide(
+  dataset: Dataset, labels: Labels, *, seed: int, select_on_test: bool = False, **ways
+) -> list[Split]:
+  """The divisions that `ways` (`way`, `num_folds`, `hold_out`) ask for. Under `select_on_test` the
+  test clips also choose, and what would have chosen is trained on. Raises UserError
+  (`make_splits`)."""
   splits = make_splits(
     ids=labels.ids,
     groups=labels.groups,
@@ -34,13 +109,14 @@ def divide(config: ConfigDict, dataset: Dataset, labels: Labels) -> list[Split]:
     folds=labels.folds,
     splits=labels.splits,
     label_names=dataset.label_names,
-    seed=config.seed,
+    seed=seed,
     owned=dataset.manifest.get("groups", {}).get("divided_by_owner", False),
-    **config.splits,
+    **ways,
   )
-  if config.select_on_test:
+  if select_on_test:
     log.warning(
-      "--config.select_on_test: rates and epochs are chosen on the TEST clips, as for some published "
+      "--config.select_on_test: rates and epochs are chosen on the TEST clips, as for some "
+      "published "
       "scores; these are too good"
     )
     splits = [Split(np.sort(np.concatenate([s.train, s.valid])), s.test, s.test) for s in splits]
@@ -64,85 +140,130 @@ def score_of(labels: Labels) -> Callable[[np.ndarray, np.ndarray], float]:
   return lambda logits, targets: accuracy(logits, targets.argmax(-1))
 
 
-def chance(targets: np.ndarray, splits: list[Split], multi_label: bool) -> float:
-  """What needs no features: the share of the training clips' commonest class, or the labels' mean
-  prevalence."""
-  if multi_label:
-    prevalence = [targets[s.test].mean(0) for s in splits]
-    return float(np.mean([p[p > 0].mean() for p in prevalence]))
-  return float(np.mean([targets[s.test, targets[s.train].sum(0).argmax()].mean() for s in splits]))
+def frozen(
+  workdir: str,
+  record: dict,
+  *,
+  free_keys: tuple[str, ...],
+  allow_changes: bool,
+  parts: Callable[[str], Iterator[Part]],
+  results: Callable[[list[dict]], dict],
+) -> int:
+  """Runs an evaluation of frozen vectors: probes every kind of them, keeps what is finished, writes
+  the results. Returns 0.
+
+  Args:
+    record: the resolved config as JSON.
+    free_keys: of it, that may change in the workdir.
+    parts: of the folder of features; yields a name and a function that gives its rows.
+    results: of all rows, the content of results.json.
+  """
+  lock = claim(workdir)
+  try:
+    agree(workdir, record, ignore=free_keys, allow_changes=allow_changes)
+    rows: list[dict] = []
+    for name, compute in parts(os.path.join(workdir, "features")):
+      rows += finished(workdir, record, name, compute)
+      log.info("%s: %.4f", name, rows[-1]["mean"])
+    write_results(workdir, results(rows))
+  finally:
+    lock.close()
+  return 0
+
+
+def finished(
+  workdir: str, record: dict, name: str, compute: Callable[[], list[dict]]
+) -> list[dict]:
+  """The rows of `compute()`, or what it gave before for the same name under the same config and
+  version: an evaluation that was stopped does not repeat what is done.
+
+  Args:
+    record: the resolved config as JSON, with the hashes of encoder and data.
+    name: of the part, unique in the evaluation.
+    compute: returns rows, each with its `Tested` under "tested" (`bootstrap.keep`).
+  """
+  key = json.dumps([record, name, atst_jax.__version__, ROWS], sort_keys=True)
+  number = hashlib.sha256(key.encode()).hexdigest()[:16]
+  path = os.path.join(workdir, "rows", f"{number}.json")
+  try:
+    rows = storage.read_json(path)["rows"]
+    if all(storage.is_file(os.path.join(workdir, row["test"]["file"])) for row in rows):
+      log.info("%s: read from %s", name, path)
+      return rows
+  except (FileNotFoundError, ValueError, KeyError):
+    pass
+  rows = [
+    bootstrap.keep(workdir, row, f"{number}-{index}.npz") for index, row in enumerate(compute())
+  ]
+  storage.make_folder(os.path.dirname(path))
+  write_json(path, {"name": name, "rows": rows})
+  return json.loads(json.dumps(rows))
+
+
+def labelled_data(record: dict, dataset: Dataset, labels: Labels, splits: list[Split]) -> dict:
+  """The section `data` of results.json. `groups` says by what clips were kept together where
+  divisions were drawn."""
+  return {
+    "name": dataset.manifest["name"],
+    "path": record["data"]["path"],
+    "fingerprint": record["data"]["fingerprint"],
+    "clips": len(labels.ids),
+    "classes": len(dataset.label_names),
+    "multi_label": labels.multi_label,
+    "divisions": [{key: len(part) for key, part in split._asdict().items()} for split in splits],
+    "tested_classes": [int(labels.targets[split.test].any(0).sum()) for split in splits],
+    "groups": dataset.manifest.get("groups", {}).get("by"),
+  }
 
 
 def results_of(
-  config: ConfigDict,
+  record: dict,
   exported: dict,
-  dataset: Dataset,
-  labels: Labels,
-  splits: list[Split],
+  *,
+  data: dict,
+  metric: str,
+  published: list,
+  chance: float | None,
   rows: list[dict],
+  selected_on_test: bool = False,
 ) -> dict:
-  """The content of results.json: scores are shares of 1, published ones percent. `exported` is the
-  encoder's config."""
+  """The content of results.json: scores are shares of 1, published ones percent.
+
+  Args:
+    record: the resolved config as JSON.
+    exported: the encoder's config.
+    data: the section of that name (`labelled_data`).
+    published: rows of `papers.published`.
+  """
   return {
-    "job": config.job,
-    "protocol": config.protocol,
-    "data": {
-      "name": dataset.manifest["name"],
-      "path": dataset.root,
-      "fingerprint": config.data.fingerprint,
-      "clips": len(labels.ids),
-      "classes": len(dataset.label_names),
-      "multi_label": labels.multi_label,
-      "divisions": [{key: len(part) for key, part in split._asdict().items()} for split in splits],
-    },
+    "job": record["job"],
+    "protocol": record["protocol"],
+    "data": data,
     "encoder": {
-      "path": config.encoder,
-      **{k: exported[k] for k in ("params_hash", "frontend", "provenance")},
+      "path": record["encoder"],
+      **{key: exported[key] for key in ("params_hash", "frontend", "provenance")},
     },
-    "config": configs.to_json(config),
+    "config": record,
     "versions": {"atst_jax": atst_jax.__version__, "jax": jax.__version__},
-    "metric": "mAP" if labels.multi_label else "accuracy",
-    "selected_on_test": config.select_on_test,
-    "published": [row._asdict() for row in published(config.protocol, dataset.manifest["name"])],
-    "chance": chance(labels.targets, splits, labels.multi_label),
+    "metric": metric,
+    "selected_on_test": selected_on_test,
+    "published": [row._asdict() for row in published],
+    "chance": chance,
     "rows": rows,
   }
 
 
-def finished(workdir: str, config: ConfigDict, name: str, compute: Callable[[], Row]) -> Row:
-  """`compute()`, or what it returned before for the same name under the same config and version, as
-  JSON: an evaluation that was stopped does not repeat what is done.
-
-  Args:
-    config: resolved, so that it holds the hashes of encoder and data.
-    name: of the row, unique in the evaluation.
-  """
-  key = json.dumps([configs.to_json(config), name, atst_jax.__version__], sort_keys=True)
-  path = os.path.join(workdir, "rows", f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
-  try:
-    with open(path, encoding="utf-8") as file:
-      row = json.load(file)["row"]
-    log.info("%s: read from %s", name, path)
-    return row
-  except (FileNotFoundError, json.JSONDecodeError, KeyError):
-    pass
-  row = json.loads(json.dumps(compute()))
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  write_json(path, {"name": name, "row": row})
-  return row
-
-
 def write_results(workdir: str, results: dict) -> None:
-  """results.json and results.md in the workdir, and the table on the terminal."""
+  """results.json and results.md in the workdir, and the tables on the terminal; adds the
+  differences between rows."""
+  results = {**results, "differences": bootstrap.differences(workdir, results["rows"])}
   write_json(os.path.join(workdir, "results.json"), results)
   tables.write_markdown(os.path.join(workdir, "results.md"), results)
-  print(tables.table(results))
+  print(tables.text(results))
 
 
-def describe_labelled(config: ConfigDict, dataset: Dataset) -> tuple[list, list[str]]:
-  """(divisions of a labelled set, lines about it)."""
-  labels = features.read_labels(dataset)
-  splits = divide(config, dataset, labels)
+def describe_labelled(dataset: Dataset, labels: Labels, splits: list[Split]) -> list[str]:
+  """Lines about a labelled set and its divisions."""
   parts = "; ".join(f"{len(s.train)} + {len(s.valid)} + {len(s.test)}" for s in splits)
   lines = [
     f"data        {dataset.root}: {len(labels.ids)} clips, {len(dataset.label_names)} classes, "
@@ -151,4 +272,4 @@ def describe_labelled(config: ConfigDict, dataset: Dataset) -> tuple[list, list[
   ]
   if groups := dataset.manifest.get("groups"):
     lines.append(f"groups      where divisions are drawn, each {groups['by']} is in one part")
-  return splits, lines
+  return lines

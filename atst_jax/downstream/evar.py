@@ -77,7 +77,8 @@ def adapter(base: type) -> type:
 
     def __init__(self, cfg):
       super().__init__(cfg)
-      self.encoder = open_encoder(cfg.weight_file)
+      # EVAR's own wrapper of ATST crops the waveform, too
+      self.encoder = open_encoder(cfg.weight_file).limited(cfg.max_seconds or None)
       found = {
         "sample_rate": self.encoder.sample_rate,
         "feature_d": self.encoder.width(cfg.n_blocks),
@@ -85,7 +86,8 @@ def adapter(base: type) -> type:
       for key, value in found.items():
         if getattr(cfg, key) != value:
           raise UserError(
-            f"{key} is {getattr(cfg, key)} in the config and {value} in {cfg.weight_file} with n_blocks: "
+            f"{key} is {getattr(cfg, key)} in the config and {value} in {cfg.weight_file} with "
+            "n_blocks: "
             f"{cfg.n_blocks}; print the config again"
           )
 
@@ -98,14 +100,10 @@ def adapter(base: type) -> type:
     def forward(self, batch_audio):
       """(B, N) -> (B, feature_d) float32."""
       sounds, encoder = samples(batch_audio, self.encoder), self.encoder
-      rate = encoder.sample_rate
-      frames = (
-        encoder.frontend.num_frames(round(self.cfg.max_seconds * rate))
-        if self.cfg.max_seconds
-        else None
+      vectors = get_scene_embeddings(
+        sounds, encoder, encoder.sample_rate, num_blocks=self.cfg.n_blocks
       )
-      sizes = {"num_blocks": self.cfg.n_blocks, "max_frames": frames}
-      return like(get_scene_embeddings(sounds, encoder, rate, **sizes), batch_audio)
+      return like(vectors, batch_audio)
 
     def encode_frames(self, batch_audio):
       """(B, N) -> (B, D, T) float32: the last block's patches, or a convolutional encoder's

@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import atst_jax
+from atst_jax.artifacts.folder import params_hash
+from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import log_mel
 from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.util import storage
@@ -47,13 +49,84 @@ def read_labels(dataset: Dataset) -> Labels:
   bare = [id for id, label in zip(ids, labels, strict=True) if not label]
   if bare and (not any(multi) or len(bare) == len(ids)):
     raise UserError(
-      f"{dataset.root}: {len(bare)} of {len(ids)} clips have no label, the first is {bare[0]!r}; prepare "
+      f"{dataset.root}: {len(bare)} of {len(ids)} clips have no label, the first is {bare[0]!r}; "
+      "prepare "
       "the data from class folders, or from a manifest with a column `label`"
     )
   targets = np.zeros((len(ids), len(dataset.label_names)), np.uint8)
   for row, label in zip(targets, labels, strict=True):
     row[list(label)] = 1
   return Labels(list(ids), targets, any(multi), np.array(folds), np.array(splits), list(groups))
+
+
+class Vectors:
+  """The vectors of all clips of a set, computed once for each encoder and kept in a folder."""
+
+  def __init__(
+    self,
+    folder: str,
+    dataset: Dataset,
+    ids: list[str],
+    *,
+    key: dict,
+    max_frames: int | None,
+    unit: int | None = None,
+    seed: int = 0,
+  ):
+    """Args:
+    key: JSON; what decides the vectors besides the encoder and its blocks.
+    max_frames: of the central crop; None takes clips whole.
+    unit: frames that every clip is cut or filled to, in place of that crop (`mels`).
+    seed: of the crops to the unit.
+    """
+    self.folder, self.dataset, self.ids, self.key = folder, dataset, ids, key
+    self.max_frames, self.unit, self.seed = max_frames, unit, seed
+
+  def _read(self, name: str) -> Iterator[np.ndarray]:
+    return mels(self.dataset, len(self.ids), name, unit=self.unit, seed=self.seed)
+
+  def encoded(self, encoder: Model, name: str, num_blocks: int | None = None) -> np.ndarray:
+    """(N, D) float32 of an encoder's last blocks, all of them by default. `name`: for messages."""
+    settings = {k: v for k, v in encoder.config.items() if k not in ("provenance", "params_hash")}
+    blocks = encoder.depth if num_blocks is None else num_blocks
+    key = {**self.key, **settings, "params": params_hash(encoder.variables), "blocks": blocks}
+    most = None if self.unit else self.max_frames
+    compute = lambda: encoder.embed(self._read(name), max_frames=most, num_blocks=num_blocks)
+    return cached(self.folder, key, name, self.ids, compute)
+
+  def statistics(self, *, longest: int) -> np.ndarray:
+    """(N, 2F) float32, `mel_statistics` of crops of at most `longest` frames."""
+    compute = lambda: mel_statistics(self._read("mel"), max_frames=longest)
+    return cached(self.folder, {**self.key, "params": "mel"}, "mel", self.ids, compute)
+
+
+def by_kind(
+  wanted: Iterable[str],
+  model: Model,
+  seeds: list[int],
+  encode: Callable[[Model, str], Any],
+  statistics: Callable[[], Any],
+) -> Iterator[tuple[str, list]]:
+  """Yields (kind, vectors): one entry where the seed makes no difference, else one for each seed.
+
+  Args:
+    wanted: of "pre-trained", "random" (fresh parameters from each seed) and "mel".
+    encode: of an encoder and its name for messages.
+    statistics: of the log-mel, without an encoder.
+  """
+  for kind in wanted:
+    if kind == "pre-trained":
+      yield kind, [encode(model, kind)]
+    elif kind == "random":
+      yield kind, [encode(model.reinitialized(seed), f"random {seed}") for seed in seeds]
+    else:
+      yield kind, [statistics()]
+
+
+def with_seeds(arrays: list, seeds: list[int]) -> Iterator[tuple[Any, list[int]]]:
+  """Yields (vectors, the seeds that are probed on them), for the entries of `by_kind`."""
+  groups = [seeds] if len(arrays) == 1 else [[seed] for seed in seeds]
+  yield from zip(arrays, groups, strict=True)
 
 
 def mel_statistics(mels: Iterable[np.ndarray], *, max_frames: int) -> np.ndarray:
@@ -106,7 +179,8 @@ def cached(
   bad = np.flatnonzero([not np.isfinite(row).all() for row in x])
   if len(bad):
     raise UserError(
-      f"{name}: the embeddings of {len(bad)} of {len(x)} clips are NaN or infinite, the first is of "
+      f"{name}: the embeddings of {len(bad)} of {len(x)} clips are NaN or infinite, the first is "
+      "of "
       f"{ids[bad[0]]!r}; the encoder diverged or the clip is damaged: export an earlier checkpoint "
       "(--step), or check the data with `python -m data_pipeline.prepare verify`"
     )

@@ -2,7 +2,8 @@
 load by name.
 
   hear-validator atst_jax.downstream.hear --model encoders/base
-  python -m heareval.embeddings.runner atst_jax.downstream.hear --model encoders/base --tasks-dir tasks
+  python -m heareval.embeddings.runner atst_jax.downstream.hear --model encoders/base \\
+    --tasks-dir tasks
   python -m heareval.embeddings.runner … --model-options '{"num_blocks": 12}'
 
 Scene vectors are [CLS, mean of the patches] of the last block, or of the last `num_blocks`;

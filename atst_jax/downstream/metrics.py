@@ -1,7 +1,13 @@
 """Scores of classifiers and of embeddings, in numpy."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import scipy.stats
+
+MOST_CLIPS = 4096  # of a spectrum, whose time grows with their cube
+SHARES = 5  # directions whose share of the variance is reported
 
 
 def _finite(**arrays) -> None:
@@ -25,22 +31,32 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
   return float((scores.argmax(-1) == labels).mean())
 
 
-def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+def average_precision(
+  scores: np.ndarray, targets: np.ndarray, counts: np.ndarray | None = None
+) -> np.ndarray:
   """Area under the step-wise precision-recall curve, Σ (R_n - R_{n-1})·P_n over the distinct
-  scores.
+  scores: (B,), one for each row of `counts`.
 
-  Clips of equal score enter together, as in scikit-learn's average_precision_score.
+  Clips of equal score enter together, as in scikit-learn's average_precision_score, which is 2 to 6
+  times slower and takes one set of weights at a time.
 
   Args:
     scores: (N,).
-    targets: (N,) 0 or 1, at least one 1.
+    targets: (N,) 0 or 1.
+    counts: (B, N) how often each clip counts; once by default. NaN where none with a 1 does.
   """
   order = np.argsort(-scores, kind="stable")
-  hits = np.cumsum(targets[order])
-  # of every run of equal scores
-  last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-  recall = hits[last] / hits[-1]
-  return float(np.sum(np.diff(recall, prepend=0) * hits[last] / (last + 1)))
+  ranked, hits = scores[order], np.flatnonzero(targets[order])
+  # precision is taken behind the last clip of the same score
+  last = len(ranked) - 1 - np.searchsorted(ranked[::-1], ranked[hits], side="left")
+  weights = np.ones((1, len(order))) if counts is None else counts[:, order]
+  above = np.cumsum(weights, -1)[:, last]
+  own = weights[:, hits]
+  found = np.cumsum(own, -1)[:, np.searchsorted(hits, last, side="right") - 1]
+  precision = np.divide(found, above, out=np.zeros_like(above), where=above > 0)
+  positives = own.sum(-1)
+  area = (own * precision).sum(-1)
+  return np.divide(area, positives, out=np.full_like(area, np.nan), where=positives > 0)
 
 
 def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
@@ -58,27 +74,8 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> tuple[flo
   present = np.flatnonzero(targets.any(0))
   if not len(present):
     raise ValueError(f"none of the {targets.shape[1]} labels occurs in the {len(targets)} clips")
-  return float(np.mean([average_precision(scores[:, c], targets[:, c]) for c in present])), len(
-    present
-  )
-
-
-def roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
-  """Probability that a positive clip scores higher than a negative one; equal scores count half.
-
-  Args:
-    scores: (N,).
-    targets: (N,) 0 or 1, at least one of each.
-  """
-  _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-  rank = (np.cumsum(count) - (count - 1) / 2)[place]  # of equal scores the mean of theirs, from 1
-  positives = int(targets.sum())
-  if not 0 < positives < len(targets):
-    raise ValueError(
-      f"{positives} of {len(targets)} clips are positive; at least one of each kind is needed"
-    )
-  above = rank[targets.astype(bool)].sum() - positives * (positives + 1) / 2
-  return float(above / (positives * (len(targets) - positives)))
+  found = [average_precision(scores[:, c], targets[:, c])[0] for c in present]
+  return float(np.mean(found)), len(present)
 
 
 def d_prime(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -94,21 +91,21 @@ def d_prime(scores: np.ndarray, targets: np.ndarray) -> float:
   Raises:
     ValueError: a score is NaN or infinite, or every label is of all clips or of none.
   """
-  import scipy.stats
+  from sklearn.metrics import roc_auc_score
 
   _finite(scores=scores)
   split = np.flatnonzero(targets.any(0) & ~targets.all(0))
   if not len(split):
     raise ValueError(f"none of the {targets.shape[1]} labels divides the {len(targets)} clips")
-  mean = np.mean([roc_auc(scores[:, c], targets[:, c]) for c in split])
+  mean = roc_auc_score(targets[:, split], scores[:, split])
   return float(2**0.5 * scipy.stats.norm.ppf(mean))
 
 
-def recall_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -> list[float]:
-  """R@K: the share of queries whose wanted candidate is among the K most similar, for each K.
+def hits_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
+  """(len(ks), N) whether each query's wanted candidate is among the K most similar.
 
   Of candidates as similar as the wanted one, the expectation over their order counts: equal
-  similarities give K / M, not 1.
+  similarities give K / M, not 1. (scikit-learn's top_k_accuracy_score decides them by their place.)
 
   Args:
     similarity: (N, M) of queries and candidates, higher is nearer.
@@ -123,32 +120,61 @@ def recall_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -
     raise ValueError(f"R@K for K = {min(ks)}: K must be at least 1")
   own = np.take_along_axis(similarity, np.asarray(wanted)[:, None], -1)
   nearer, tied = (similarity > own).sum(-1), (similarity == own).sum(-1)  # tied: with itself
-  return [float(np.clip((k - nearer) / tied, 0, 1).mean()) for k in ks]
+  return np.array([np.clip((k - nearer) / tied, 0, 1) for k in ks])
 
 
-def effective_rank(x: np.ndarray) -> float:
-  """exp(H(p)), p_i = σ_i² / Σ σ_j², with σ the singular values of x after subtracting the mean of
-  every column.
+def recall_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -> list[float]:
+  """R@K for each K: the mean of `hits_at` over the queries."""
+  return hits_at(similarity, wanted, ks).mean(-1).tolist()
 
-  H is the entropy in nats. p is the share of the variance along each principal axis, so the result
-  lies between 1 (all on one line) and min(N - 1, D) (equal along every axis). Squared singular
-  values: Roy and Vetterli (2007) take them unsquared. Features that do not vary have rank 0.
+
+class Spectrum(NamedTuple):
+  """How the variance of vectors is spread over directions: of the covariance's eigenvalues λ,
+  largest first. All 0 where vectors do not vary."""
+
+  shares: tuple[float, ...]  # of the variance, of each of the first SHARES directions
+  directions_90: int  # the fewest directions that hold 90 % of the variance
+  directions_99: int
+  participation_ratio: float  # (Σλ)² / Σλ²: 1 on a line, D where all directions vary alike
+  effective_rank: float  # exp(H(p)), p = λ / Σλ
+
+
+def spectrum(x: np.ndarray) -> Spectrum:
+  """The spectrum of vectors as they are (not standardised), from at most MOST_CLIPS of them, evenly
+  taken.
+
+  H is the entropy in nats, so that the effective rank lies between 1 (all on one line) and
+  min(N - 1, D) (equal along every axis). It is of squared singular values; Roy and Vetterli (2007)
+  take them unsquared. Vectors that do not vary have rank 0.
 
   Args:
-    x: (N, D) features, as they are (not standardised).
+    x: (N, D).
 
   Raises:
     ValueError: a feature is NaN or infinite.
   """
   _finite(features=x)
-  x = x.astype(np.float64)
-  x = x - x.mean(0)
+  x = x[:: -(-len(x) // MOST_CLIPS)].astype(np.float64)
+  mean, factor = scale_of(x)
+  x = (x - mean) * (factor > 0)  # constant columns leave no rounding errors
   gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
-  variance = np.maximum(np.linalg.eigvalsh(gram), 0)
-  if variance.sum() == 0:
-    return 0.0
-  share = variance[variance > 0] / variance.sum()
-  return float(np.exp(-np.sum(share * np.log(share))))
+  variance = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
+  if variance[0] == 0:
+    return Spectrum((0.0,) * min(SHARES, x.shape[1]), 0, 0, 0.0, 0.0)
+  share = variance / variance.sum()
+  held, there = np.cumsum(share), share[share > 0]
+  return Spectrum(
+    tuple(share[:SHARES].tolist()),
+    int(np.searchsorted(held, 0.90) + 1),
+    int(np.searchsorted(held, 0.99) + 1),
+    float(1 / np.sum(share**2)),
+    float(np.exp(-np.sum(there * np.log(there)))),
+  )
+
+
+def effective_rank(x: np.ndarray) -> float:
+  """That of `spectrum`."""
+  return spectrum(x).effective_rank
 
 
 def scale_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,6 +222,18 @@ def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
     weight = 1 + np.take_along_axis(cosine, nearest, -1) / (2 * (k + 1))
     out[start : start + 1024] = np.einsum("nkc,nk->nc", votes, weight)
   return out
+
+
+def chance(targets: np.ndarray, splits: Sequence, multi_label: bool) -> float:
+  """What needs no features. One label: the better of two answers, always the training clips'
+  commonest class, or one of the trained classes drawn evenly. Several: the labels' mean prevalence.
+  """
+  if multi_label:
+    prevalence = [targets[s.test].mean(0) for s in splits]
+    return float(np.mean([p[p > 0].mean() for p in prevalence]))
+  trained = [targets[s.train].sum(0) for s in splits]
+  commonest = [targets[s.test, t.argmax()].mean() for s, t in zip(splits, trained, strict=True)]
+  return float(max(np.mean(commonest), np.mean([1 / (t > 0).sum() for t in trained])))
 
 
 def confidence(scores: list[float]) -> float | None:

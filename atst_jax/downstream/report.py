@@ -12,20 +12,34 @@ import io
 import os
 import sys
 
-from atst_jax.downstream.papers.comparison import Cell, Comparison, Run, average, compare, read_runs
+from atst_jax.downstream.papers.comparison import (
+  Cell,
+  Comparison,
+  Run,
+  average,
+  compare,
+  differences,
+  read_runs,
+)
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser, guard
 from atst_jax.util.markdown import table_lines
 
-SPREADS = {"std": "standard deviation over seeds", "ci95": "95 % confidence interval", "": ""}
+OVER = "over seeds of one encoder's probe or training; of random encoders, over encoders too"
+SPREADS = {
+  "std": f"standard deviation {OVER}",
+  "ci95": f"95 % confidence interval of the mean {OVER}",
+}
 PANELS = 5  # of a picture, side by side
 COLORS = {"published": "0.55", "ours": "#D55E00", "baseline": "#0072B2"}
 
 
 def write(cell: Cell, number: int | None) -> str:
-  """ "82.7 ± 0.5 † [3]": score, spread, whether it was chosen on the test clips, and the number of
-  its run."""
+  """ "82.7 ± 0.5 (80.1 to 85.0) † [3]": score, spread, interval over test clips, whether it was
+  chosen on the test clips, and the number of its run."""
   parts = [f"{cell.score:.2f}", "" if cell.spread is None else f"± {cell.spread:.2f}"]
+  if cell.interval:
+    parts.append("({:.2f} to {:.2f})".format(*cell.interval))
   parts += [
     "†" if cell.run and cell.run.results["selected_on_test"] else "",
     f"[{number}]" if number else "",
@@ -51,7 +65,7 @@ def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
     "Scores in percent. Numbers in brackets name the run, below. Rows without one are the paper's.",
     "",
   ]
-  marks, notes = False, {}
+  marks, remarks = False, {}
   for comparison in comparisons:
     table = comparison.table
     averaged = ["Average"] if table.averaged else []
@@ -60,7 +74,7 @@ def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
     for line in comparison.lines:
       cells = [line.cells.get(column) for column in comparison.columns]
       marks |= any(cell and cell.run and cell.run.results["selected_on_test"] for cell in cells)
-      notes |= {
+      remarks |= {
         numbers[cell.run.path]: cell.note for cell in cells if cell and cell.run and cell.note
       }
       mean = average(comparison, line)
@@ -75,16 +89,22 @@ def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
     kinds = sorted(
       {cell.spread_kind for line in comparison.lines for cell in line.cells.values()} - {""}
     )
-    text += ["", *(f"±: {SPREADS[kind]}." for kind in kinds), ""] if kinds else [""]
+    notes = [f"±: {SPREADS[kind]}. Published: of the paper's own runs." for kind in kinds]
+    if any(cell.interval for line in comparison.lines for cell in line.cells.values()):
+      notes.append("In parentheses: 95 % of draws of the test clips (bootstrap), of the mean.")
+    text += ["", *notes, ""] if notes else [""]
+    text += _differences(comparison)
   if marks:
     text += ["† chosen on the test clips, as some published scores were: too good.", ""]
   traced = [["", "run", "encoder", "params_hash", "data", "seeds", "config", "made with"]]
   by_path = {run.path: run for run in runs}
   for path, number in numbers.items():
     run, r = by_path[path], by_path[path].results
-    note = f" ({notes[number]})" if number in notes else ""
+    note = f" ({remarks[number]})" if number in remarks else ""
     versions = ", ".join(f"{k} {v}" for k, v in r.get("versions", {}).items())
     data = f"{r['data']['name']} {r['data'].get('fingerprint', '')}"
+    if groups := r["data"].get("groups"):
+      data += f", groups: {groups}"
     traced.append(
       [
         f"[{number}]",
@@ -100,6 +120,23 @@ def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
   return "\n".join([*text, "## Runs", "", *table_lines(traced)]) + "\n"
 
 
+def _differences(comparison: Comparison) -> list[str]:
+  """Lines about what our first row is more than the others, on the same test clips."""
+  found = differences(comparison)
+  if not found:
+    return []
+  body = [["task", "our row", "against", "difference", "95 % interval", "differ"]]
+  for d in found:
+    ends = "{:.2f} to {:.2f}".format(*d.interval)
+    verdict = "yes" if d.is_difference else "no"
+    body.append([comparison.columns[d.column], d.of, d.less, f"{d.mean:.2f}", ends, verdict])
+  words = (
+    "Differences of our first row to the others on the same test clips. They differ where the "
+    "interval does not contain 0; it holds no other pre-training."
+  )
+  return [words, "", *table_lines(body, numbers=3), ""]
+
+
 HEAD = (
   "table",
   "row",
@@ -108,6 +145,8 @@ HEAD = (
   "score",
   "spread",
   "spread_kind",
+  "interval_low",
+  "interval_high",
   "metric",
   "selected_on_test",
   "source",
@@ -119,9 +158,9 @@ HEAD = (
 )
 
 
-def rows(comparisons: list[Comparison]) -> list[tuple]:
+def rows(comparisons: list[Comparison]) -> list[tuple[str, ...]]:
   """HEAD and a row for every score of every table, published ones too."""
-  out = [HEAD]
+  out: list[tuple[str, ...]] = [HEAD]
   for comparison in comparisons:
     for line in comparison.lines:
       for column, cell in line.cells.items():
@@ -139,7 +178,8 @@ def rows(comparisons: list[Comparison]) -> list[tuple]:
             cell.run.config_hash,
           )
         spread = "" if cell.spread is None else f"{cell.spread:.4f}"
-        score = (f"{cell.score:.4f}", spread, cell.spread_kind)
+        ends = [f"{end:.4f}" for end in cell.interval or ()] or ["", ""]
+        score = (f"{cell.score:.4f}", spread, cell.spread_kind, *ends)
         out.append((comparison.key, line.name, line.kind, column, *score, *trace))
   return out
 

@@ -60,7 +60,7 @@ def make_splits(
   if hold_out not in HOLD_OUTS:
     raise UserError(f"--config.splits.hold_out={hold_out}: choose one of {', '.join(HOLD_OUTS)}")
   ids, folds, splits = list(ids), np.asarray(folds), np.asarray(splits)
-  sources = _sources(ids, groups)
+  sources = sources_of(ids, groups)
   way = _way(way, folds, splits)
   if way == "split":
     parts = [_by_split(splits, sources, targets, seed)]
@@ -81,7 +81,7 @@ def make_splits(
   return parts
 
 
-def _sources(ids, groups) -> np.ndarray:
+def sources_of(ids, groups) -> np.ndarray:
   """(N,) int: the same number for clips of a group, and for pieces of a file that is in none."""
   names = [
     f"group {group}" if group else f"file {source_of(id)}"
@@ -109,14 +109,16 @@ def _way(way: str, folds: np.ndarray, splits: np.ndarray) -> str:
     way = "split" if has_test else "fold" if has_folds else "random"
   if way == "fold" and not has_folds:
     raise UserError(
-      f"{int((folds < 0).sum())} of {len(folds)} clips have no fold; prepare the data from a manifest "
+      f"{int((folds < 0).sum())} of {len(folds)} clips have no fold; prepare the data from a "
+      "manifest "
       "with a column `fold`, or set --config.splits.way=random"
     )
   if way == "split" and (
     not has_test or "train" not in found or set(found) - {"train", "valid", "test"}
   ):
     raise UserError(
-      f"the data set has the splits {found}; needed are `train`, `test` and perhaps `valid`: prepare "
+      f"the data set has the splits {found}; needed are `train`, `test` and perhaps `valid`: "
+      "prepare "
       "it from a manifest with a column `split`, or set --config.splits.way=random"
     )
   return way
@@ -126,6 +128,11 @@ def _deal(groups: np.ndarray, targets: np.ndarray, parts: int, rng) -> np.ndarra
   """(N,) parts in [0, parts): whole groups, shuffled and dealt in turn class by class (of a group's
   first label)."""
   unique, first = np.unique(groups, return_index=True)
+  if len(unique) < 2:
+    raise UserError(
+      "the set holds one file, or one group of files; an evaluation needs two or more, to train on "
+      "one and test on another"
+    )
   if parts < 2 or parts > len(unique):
     raise UserError(
       f"--config.splits.num_folds={parts}: {len(unique)} files allow 2 to {len(unique)} folds"
@@ -149,13 +156,18 @@ def _hold_out(
   np.logical_or.at(labels, number, targets[train].astype(bool))
   left, held, wanted = labels.sum(0), [], max(1, len(unique) // HELD_OUT)
   shuffled = rng.permutation(len(unique))
-  order = shuffled[np.argsort(labels[shuffled].argmax(-1), kind="stable")]
+  labelled = np.asarray(labels.any(-1))
+  # those without a label come last
+  classes = np.where(labelled, labels.argmax(-1), labels.shape[1])
+  order = shuffled[np.argsort(classes[shuffled], kind="stable")]
   # every tenth, then the others
   for index in np.concatenate([order[turn::HELD_OUT] for turn in range(HELD_OUT)]):
-    if len(held) < wanted and (left[labels[index]] > 1).all():
-      held.append(unique[index])
+    # while none with a label is held, a place is kept for one
+    places = wanted - len(held) - (0 if labelled[[*held, index]].any() else 1)
+    if places > 0 and (left[labels[index]] > 1).all():
+      held.append(int(index))
       left = left - labels[index]
-  valid = np.isin(groups[train], held)
+  valid = np.isin(groups[train], unique[np.array(held, int)])
   return train[~valid], train[valid]
 
 
@@ -189,7 +201,8 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
   division (`owned`) is told of.
 
   Raises UserError with names and counts if a part is empty, an id, a source file or a group is in
-  two parts, a class of the test clips has no training clip, or fewer than two classes are tested.
+  two parts, a class of the test clips has no training clip, no class of the validation clips has
+  one, or fewer than two classes are tested.
   """
   parts = dict(zip(split._fields, split, strict=True))
   sizes = ", ".join(f"{len(part)} {key}" for key, part in parts.items())
@@ -214,8 +227,10 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
       )
     elif shared:
       raise UserError(
-        f"{name} leaks: {len(shared)} {what}{'s' * (len(shared) > 1)} in more than one part, the first "
-        f"is {shared[0]!r} in {' and '.join(sorted(owners[shared[0]]))} ({sizes} clips); give all pieces "
+        f"{name} leaks: {len(shared)} {what}{'s' * (len(shared) > 1)} in more than one part, the "
+        "first "
+        f"is {shared[0]!r} in {' and '.join(sorted(owners[shared[0]]))} ({sizes} clips); give all "
+        "pieces "
         "of a file, and all clips of a group, the same fold and split"
       )
   tested, trained = targets[split.test].any(0), targets[split.train].any(0)
@@ -223,10 +238,31 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
   if missing:
     raise UserError(
       f"{name}: {len(missing)} of {int(tested.sum())} tested classes have no training clip: "
-      f"{', '.join(missing[:10])} ({sizes} clips)"
+      f"{', '.join(missing[:10])} ({sizes} clips); a class needs files to train on, to choose by "
+      "and "
+      "to test: add some, or prepare the set again without its clips"
+    )
+  chosen = targets[split.valid].any(0)
+  strange = [label_names[c] for c in np.flatnonzero(chosen & ~trained)]
+  if not (chosen & trained).any():
+    why = "no clip is trained on" if strange else "there is none"
+    raise UserError(
+      f"{name}: the {len(split.valid)} validation clips cannot choose anything: of their classes "
+      f"{why} ({sizes} clips); give clips of trained classes the split `valid`, or none of them, "
+      "and "
+      "a tenth of the training clips is held out"
+    )
+  if strange:
+    log.warning(
+      "%s: %d of %d classes of the validation clips have no training clip, and count as wrong: %s",
+      name,
+      len(strange),
+      int(chosen.sum()),
+      ", ".join(strange[:10]),
     )
   if tested.sum() < 2:
     raise UserError(
-      f"{name}: the test clips hold {int(tested.sum())} class of {len(label_names)}; a probe needs 2 "
+      f"{name}: the test clips hold {int(tested.sum())} class of {len(label_names)}; a probe "
+      "needs 2 "
       f"({sizes} clips)"
     )

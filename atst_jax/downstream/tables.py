@@ -15,8 +15,13 @@ AFTER = {
   "valid": ("validation", lambda x: f"{100 * x:.1f}"),
   "d_prime": ("d′", lambda x: "∞" if x is None else f"{x:.3f}"),
   "epoch": ("epoch", lambda x: f"{x:g}"),
+  "exact": ("exact probe", lambda x: _percent(x)),
+  "above_optimum": ("loss above optimum", lambda x: f"{x:.3f}"),
   "knn": ("{knn}-NN", lambda x: f"{100 * x:.1f}"),
+  "knn_whitened": ("{knn}-NN whitened", lambda x: f"{100 * x:.1f}"),
   "effective_rank": ("effective rank", lambda x: f"{x:.1f}"),
+  "directions_90": ("90 % in", lambda x: f"{x:.0f}"),
+  "directions_99": ("99 % in", lambda x: f"{x:.0f}"),
 }
 
 
@@ -44,11 +49,101 @@ def table(results: dict) -> str:
   return "\n".join([title(results), "", align(lines[0]), rule, *map(align, lines[1:])])
 
 
+def text(results: dict) -> str:
+  """The table, and what else the results say, for a terminal."""
+  return "\n".join([table(results), "", *notes(results)])
+
+
 def markdown(results: dict) -> str:
-  """The same as a Markdown table."""
-  lines = cells(results)
+  """The same in Markdown, with the table of intervals."""
+  lines, found = cells(results), intervals(results)
   body = table_lines(lines, numbers=len(lines[0]) - _words(results))
-  return "\n".join([f"{title(results)}.", "", *body]) + "\n"
+  if found:
+    body += ["", *table_lines(found, numbers=len(found[0]) - 1)]
+  return "\n".join([f"{title(results)}.", "", *body, "", *notes(results)]) + "\n"
+
+
+def column(row: dict) -> str:
+  """Which column of a table the score of a row of results stands in, "" where there is one."""
+  if "scene" in row:
+    return f"{row['scene']} {row['name']}"
+  return row["name"] if "vector" in row else ""
+
+
+def line(row: dict) -> str:
+  """What a row of results is called beside the others of its column."""
+  if "system" in row:
+    return ", ".join(filter(None, (row["features"], row["system"])))
+  return row["features"] if "vector" in row else row["name"]
+
+
+def _range(found: list[float] | None) -> str:
+  return "" if found is None else f"{100 * found[0]:.1f} to {100 * found[1]:.1f}"
+
+
+def intervals(results: dict) -> list[list[str]]:
+  """A header and a row for each score with an interval; beside it its difference to the first row
+  of the same column. [] where results have none, as those of earlier versions."""
+  rows = [row for row in results["rows"] if row.get("test")]
+  if not rows:
+    return []
+  known = {(d["column"], d["of"], d["less"]): d for d in results.get("differences", [])}
+  first: dict[str, dict] = {}
+  lines = [["95 % intervals", "score", "interval", "less than the first", "interval", "differ"]]
+  for row in rows:
+    reference = first.setdefault(column(row), row)
+    name = ": ".join(filter(None, (column(row), line(row))))
+    cells = [name, f"{100 * row['mean']:.1f}", _range(row["test"]["interval"])]
+    found = known.get((column(row), line(reference), line(row)))
+    if found is None:
+      cells += ["", "", ""]
+    else:
+      cells += [f"{100 * found['mean']:.1f}", _range(found["interval"])]
+      cells.append("yes" if found["is_difference"] else "no")
+    lines.append(cells)
+  return lines
+
+
+def notes(results: dict) -> list[str]:
+  """What "±" is of, what intervals are, by what groups clips were kept together, and over how many
+  classes a mean is."""
+  out, data, config = [], results["data"], results["config"]
+  if config["seeds"] > 1:
+    what = {
+      "finetune": "over trainings with other seeds of head, order and augmentation",
+      "retrieval": "over seeds of the adapters; of random encoders, of encoder and adapters",
+    }.get(
+      results["job"],
+      "over seeds of the probe on the same vectors; of random encoders, of encoder and probe",
+    )
+    if results["protocol"] == "exact":
+      what = "over random encoders (the exact probe draws nothing)"
+    out.append(f"±: {_spread(results)[1]} {what}. It holds neither other clips nor other encoders.")
+  if "directions_99" in results["rows"][0]:
+    out.append(
+      "90 % in, 99 % in: the fewest directions that hold so much of the vectors' variance."
+    )
+  if "above_optimum" in results["rows"][0]:
+    out.append(
+      "Loss above optimum: cross entropy of the probe on its training clips, less that of the best "
+      "linear layer on the same vectors. Exact probe: ridge regression in closed form."
+    )
+  tested = [row["test"] for row in results["rows"] if row.get("test")]
+  if tested:
+    by = "" if tested[0]["by"] == "clips" else f", by {data.get('groups') or 'file'}"
+    out.append(
+      f"Intervals: 95 % of {tested[0]['draws']} draws of the test clips with replacement{by} "
+      "(bootstrap), of the mean over seeds; differences on the same draws. Rows differ where the "
+      "interval of their difference does not contain 0."
+    )
+  if data.get("groups"):
+    out.append(f"Divisions that are drawn keep the clips of each {data['groups']} together.")
+  classes = data.get("tested_classes", [])
+  if classes and (data.get("multi_label") or min(classes) < data["classes"]):
+    number = "/".join(map(str, sorted(set(classes))))
+    what = "means are over" if data.get("multi_label") else "the test clips are of"
+    out.append(f"In each division {what} {number} of {data['classes']} classes.")
+  return out
 
 
 def write_markdown(path: str, results: dict) -> None:
@@ -73,6 +168,8 @@ def _after_steps(results: dict) -> str:
 
 def _seeds(results: dict, spread: str = "standard deviation") -> str:
   seeds = results["config"]["seeds"]
+  if results["protocol"] == "exact":
+    return f"of random encoders mean ± {spread} over {seeds}" if seeds > 1 else "one random encoder"
   return f"mean ± {spread} over {seeds} seeds" if seeds > 1 else "one seed"
 
 
@@ -129,7 +226,12 @@ def _difference_cells(results: dict) -> list[list[str]]:
   lines = [["features", "size", *columns]]
   for name in names:
     size = str(found[name, columns[0]]["dimensions"])
-    lines.append([name, size, *[_percent(found[name, column]) for column in columns]])
+    rows = [found[name, column] for column in columns]
+    lines.append([name, size, *map(_percent, rows)])
+    if all("exact" in row for row in rows):
+      lines.append([f"{name}, exact probe", "", *[_percent(row["exact"]) for row in rows]])
+      above = [f"{row['above_optimum']:.3f}" for row in rows]
+      lines.append([f"{name}, loss above optimum", "", *above])
   lines.append(["chance", "", *[f"{100 * results['chance']:.1f}"] * len(columns)])
   for row in results["published"]:
     scores = [f"{row['scores'][column]:.2f}" for column in columns]

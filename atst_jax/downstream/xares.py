@@ -1,7 +1,8 @@
 """X-ARES' encoder (xares 0.1): the file that its runner is given; the export is named by the
 environment.
 
-  ATST_JAX_ENCODER=encoders/base python -m xares.run --max-jobs 1 atst_jax/downstream/xares.py tasks/*.py
+  ATST_JAX_ENCODER=encoders/base python -m xares.run --max-jobs 1 \\
+    atst_jax/downstream/xares.py tasks/*.py
 
 The runner imports the path as a module's name, so it need not exist in the working folder. Needs
 .[torch] and xares.

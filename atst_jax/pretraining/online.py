@@ -15,13 +15,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atst_jax.artifacts.model import Model, batch_rows
+from atst_jax.artifacts.model import Model
 from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import ridge
 from atst_jax.downstream.evaluation import score_of
 from atst_jax.downstream.features import clips, mel_statistics, read_labels
-from atst_jax.downstream.metrics import effective_rank, knn_scores
+from atst_jax.downstream.metrics import Spectrum, knn_scores, spectrum
 from atst_jax.downstream.splits import Split, make_splits
+from atst_jax.models.chunking import batch_rows
 from atst_jax.runtime.mesh import process_rows, put_batch, replicated
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
@@ -226,7 +227,8 @@ class Online:
     """Measures the state after `step` updates; every process has to call it.
 
     Returns in process 0 the scores `online_ridge_…`, `online_knn_…` and `online_mel_…` (accuracy or
-    map), the vectors' `online_effective_rank`, and the `online_seconds` that it took; NaN where
+    map), the vectors' `online_effective_rank`, `online_participation_ratio` and
+    `online_directions_99` (`metrics.Spectrum`), and the `online_seconds` that it took; NaN where
     vectors are not finite. Other processes only take part in embedding, and return {}.
     """
     jax.block_until_ready(state.step)  # the step itself is not what is timed
@@ -242,21 +244,25 @@ class Online:
         len(x) - int(np.isfinite(x).all(-1).sum()),
         len(x),
       )
+    spread = spectrum(x) if finite else Spectrum((), *[np.nan] * 4)
     values = {
       f"online_ridge_{self.metric}": self._probe(x) if finite else np.nan,
       f"online_knn_{self.metric}": self._neighbours(x) if finite else np.nan,
       f"online_mel_{self.metric}": self.baseline,
-      "online_effective_rank": effective_rank(x) if finite else np.nan,
+      "online_effective_rank": spread.effective_rank,
+      "online_participation_ratio": spread.participation_ratio,
+      "online_directions_99": spread.directions_99,
     }
     values["online_seconds"] = time.perf_counter() - started
     scores = [values[f"online_{name}_{self.metric}"] for name in ("ridge", "knn", "mel")]
     log.info(
       "step %d: %s of the ridge probe %.4f, of neighbours %.4f, of mel statistics %.4f | rank "
-      "%.1f | %.1f s",
+      "%.1f, 99 %% of the variance in %.0f directions | %.1f s",
       step,
       self.metric,
       *scores,
-      values["online_effective_rank"],
+      spread.effective_rank,
+      spread.directions_99,
       values["online_seconds"],
     )
     return values

@@ -1,26 +1,24 @@
-"""A fine-tuning config made concrete: filled in from encoder and data, checked, and built into
-functions."""
+"""A fine-tuning config made concrete: what it opens, filled in and checked."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from atst_jax.artifacts.folder import read
 from atst_jax.artifacts.model import TAILS
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.dataset import Dataset
-from atst_jax.downstream import features
-from atst_jax.downstream.finetune import step as finetune_step
-from atst_jax.downstream.finetune.classifier import make_classifier
+from atst_jax.data.labelled_batches import steps_per_epoch
+from atst_jax.downstream import evaluation, features
+from atst_jax.downstream.features import Labels
+from atst_jax.downstream.splits import Split
 from atst_jax.method.augment import RESIZES
-from atst_jax.method.optimizer import cosine_schedule
-from atst_jax.models.encoders import ENCODERS, make_encoder
-from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
-from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
+from atst_jax.models.encoders import ENCODERS
+from atst_jax.runtime.devices import check_platform, resolve_dtype
+from atst_jax.runtime.mesh import make_mesh
+from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 
 POSITIVE = (
@@ -56,24 +54,49 @@ CHOICES = {
 }
 
 
-def resolve(config: ConfigDict, exported: dict, dataset: Dataset, devices: int) -> ConfigDict:
-  """Fills the placeholders of a config from the export's config and the data, and checks values for
-  so many devices.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """A fine-tuning, resolved: what it opens, and its settings by name."""
+
+  record: dict  # the resolved config as JSON
+  exported: dict  # the export's config
+  encoder: Any  # its variables
+  dataset: Dataset
+  labels: Labels
+  splits: list[Split]
+  mesh: Mesh
+  frames: int  # T of every batch: the longest clip, at most `max_seconds`
+  seeds: list[int]
+  initial: str
+  batch_size: int
+  epochs: int
+  evaluate_every_epochs: int
+  schedule: dict  # of `program.learning_rates`
+  program: dict  # of `program.compile_for`
+  checkpoint: dict
+  guard: dict
+  log_every_steps: int
+  select_on_test: bool
+
+
+def resolve(config: ConfigDict) -> Recipe:
+  """Opens encoder and data, fills the placeholders of a config from them, and checks values for the
+  devices at hand.
 
   Raises UserError with key, value and remedy.
   """
+  check_platform(config.platform)
+  exported, encoder, _ = read(config.encoder)
+  dataset, mesh = Dataset.load(config.data.path), make_mesh(**config.mesh)
   dataset.check_frontend(FrontEnd.from_json(exported["frontend"]), config.encoder)
   config = config.copy_and_resolve_references()
-  found = (
-    ("params_hash", config, "params_hash", exported["params_hash"], "encoder"),
-    ("data.fingerprint", config.data, "fingerprint", features.fingerprint(dataset), "data.path"),
+  evaluation.fill(
+    config,
+    (
+      ("params_hash", exported["params_hash"], "encoder"),
+      ("data.fingerprint", features.fingerprint(dataset), "data.path"),
+    ),
   )
-  for key, section, name, value, source in found:
-    if section[name] not in (None, value):
-      raise UserError(
-        f"--config.{key}={section[name]}, but what --config.{source} names has {value}; leave it out"
-      )
-    section[name] = value
   config.dtype = resolve_dtype(config.dtype)
   transformer = ENCODERS[exported["encoder"]["kind"]].has_blocks
   if not transformer:
@@ -85,15 +108,67 @@ def resolve(config: ConfigDict, exported: dict, dataset: Dataset, devices: int) 
     ):
       if value not in (plain, "silence"):
         raise UserError(
-          f"--config.{key}={value} is for transformers; {config.encoder} is a convolutional encoder, "
+          f"--config.{key}={value} is for transformers; {config.encoder} is a convolutional "
+          "encoder, "
           "which is trained on clips that are filled up with silence: leave it out"
         )
   if config.drop_path is None and transformer:
     config.drop_path = 0.1
   config.padding = config.padding or ("mask" if transformer else "silence")
   config.tail = config.tail or exported["tail"]
-  _check(config, devices)
-  return config
+  _check(config, mesh.size)
+  labels = features.read_labels(dataset)
+  splits = evaluation.divide(
+    dataset, labels, seed=config.seed, select_on_test=config.select_on_test, **config.splits
+  )
+  for split in splits:
+    steps_per_epoch(len(split.train), config.batch_size)
+  longest = max(split["max_frames"] for split in dataset.manifest["splits"].values())
+  most = dataset.frontend.num_frames(round(config.max_seconds * dataset.frontend.sample_rate))
+  return Recipe(
+    record=configs.to_json(config),
+    exported=exported,
+    encoder=encoder,
+    dataset=dataset,
+    labels=labels,
+    splits=splits,
+    mesh=mesh,
+    frames=min(longest, most),
+    seeds=[config.seed + i for i in range(config.seeds)],
+    initial=config.initial,
+    batch_size=config.batch_size,
+    epochs=round(config.epochs),
+    evaluate_every_epochs=config.evaluate_every_epochs,
+    schedule=schedule_settings(config),
+    program=program_settings(config),
+    checkpoint=config.checkpoint.to_dict(),
+    guard=config.guard.to_dict(),
+    log_every_steps=config.log.every_steps,
+    select_on_test=config.select_on_test,
+  )
+
+
+def schedule_settings(config: ConfigDict) -> dict:
+  """The keyword arguments of `program.learning_rates`, from a resolved config."""
+  return {
+    "batch_size": config.batch_size,
+    "epochs": round(config.epochs),
+    "warmup_epochs": config.warmup_epochs,
+    **{key: config.optimizer[key] for key in ("base_lr", "reference_batch", "end_lr")},
+  }
+
+
+def program_settings(config: ConfigDict) -> dict:
+  """The keyword arguments of `program.compile_for` that a resolved config gives."""
+  crop = {key: config.crop[key] for key in ("freq_scale", "time_scale", "canvas_time")}
+  return {
+    **{key: config[key] for key in ("padding", "tail", "drop_path", "dtype")},
+    "mixup": config.mixup.to_dict(),
+    "crop": crop if config.crop.enabled else None,
+    "optimizer": {key: config.optimizer[key] for key in ("momentum", "clip_norm")},
+    "layer_decay": config.optimizer.layer_decay,
+    "compute": config.compute.to_dict(),
+  }
 
 
 def _check(config: ConfigDict, devices: int) -> None:
@@ -107,9 +182,7 @@ def _check(config: ConfigDict, devices: int) -> None:
   for key, (low, high) in {**RANGES, "warmup_epochs": (0, config.epochs)}.items():
     if read(key) is not None and not low <= read(key) <= high:
       raise UserError(f"--config.{key}={read(key)}: must lie between {low} and {high}")
-  for key, allowed in CHOICES.items():
-    if read(key) not in allowed:
-      raise UserError(f"--config.{key}={read(key)}: choose one of {', '.join(allowed)}")
+  evaluation.check_values(config, one_of=CHOICES)
   for key in ("freq_scale", "time_scale"):
     if len(config.crop[key]) != 2 or not 0 < config.crop[key][0] <= config.crop[key][1]:
       raise UserError(
@@ -118,126 +191,12 @@ def _check(config: ConfigDict, devices: int) -> None:
   group = config.mixup.group
   if config.batch_size % devices:
     raise UserError(
-      f"batch_size {config.batch_size} is not divisible by {devices} devices; use a multiple of {devices}"
+      f"batch_size {config.batch_size} is not divisible by {devices} devices; use a multiple of "
+      f"{devices}"
     )
   if config.mixup.probability and (group < 2 or config.batch_size // devices % group):
     raise UserError(
-      f"mixup.group {group} must be at least 2 and divide the {config.batch_size // devices} clips of a "
+      f"mixup.group {group} must be at least 2 and divide the {config.batch_size // devices} "
+      "clips of a "
       f"device (batch_size {config.batch_size} on {devices} devices)"
     )
-
-
-def clip_frames(config: ConfigDict, dataset: Dataset) -> int:
-  """T of every batch: the longest clip, at most `max_seconds`."""
-  frontend = dataset.frontend
-  longest = max(split["max_frames"] for split in dataset.manifest["splits"].values())
-  return min(longest, frontend.num_frames(round(config.max_seconds * frontend.sample_rate)))
-
-
-def learning_rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
-  """The rate of every step: linear over the warm-up to base_lr · batch_size / reference_batch, then
-  half a cosine."""
-  peak = config.optimizer.base_lr * config.batch_size / config.optimizer.reference_batch
-  total = round(config.epochs) * steps_per_epoch
-  warmup = round(config.warmup_epochs * steps_per_epoch)
-  rate = cosine_schedule(peak, config.optimizer.end_lr, total_steps=total, warmup_steps=warmup)
-  return np.asarray(rate(jnp.arange(total)), np.float32)
-
-
-class Program(NamedTuple):
-  """A resolved config's functions for a mesh, jitted; `state` is abstract, with its shardings."""
-
-  init: Callable  # (key, the encoder's variables) -> state
-  step: Callable  # (state, batch, rate, seed) -> (state, metrics); the state is donated
-  predict: Callable  # (params, batch_stats, batch) -> logits, on every process
-  keep_best: Callable  # (state, score, epoch) -> state; the state is donated
-  state: finetune_step.FinetuneState
-
-
-def compile_for(
-  config: ConfigDict,
-  exported: dict,
-  encoder,
-  mesh: Mesh,
-  *,
-  frames,
-  n_mels,
-  labels: features.Labels,
-) -> Program:
-  """What fine-tuning runs; compiled when it is first called.
-
-  Args:
-    exported: the export's config.
-    encoder: its variables, or their shapes.
-    frames: T of a batch.
-  """
-  attention, kernels = resolve_fused(
-    config.compute.attention,
-    config.compute.kernels,
-    dtype=config.dtype,
-    unsuited=make_encoder(exported["encoder"]).unsuited(),
-  )
-  network = make_classifier(
-    exported["encoder"],
-    classes=labels.targets.shape[1],
-    drop_path=config.drop_path,
-    chunk_frames=exported["chunk_frames"],
-    tail=config.tail,
-    dtype=DTYPES[config.dtype],
-    attention=attention,
-    kernels=kernels,
-    remat=config.compute.remat,
-  )
-  tx = finetune_step.make_optimizer(
-    momentum=config.optimizer.momentum, clip_norm=config.optimizer.clip_norm
-  )
-
-  def init(key, encoder):
-    return finetune_step.init_state(
-      key, encoder, network=network, tx=tx, frames=frames, n_mels=n_mels
-    )
-
-  abstract = jax.eval_shape(init, jax.random.key(0), encoder)
-  shardings, rows, whole = state_shardings(mesh, abstract), batch_sharding(mesh), replicated(mesh)
-  state = jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-  )
-  scales = finetune_step.layer_scales(
-    abstract.params, depth=exported["encoder"].get("depth", 0), decay=config.optimizer.layer_decay
-  )
-  crop = {key: config.crop[key] for key in ("freq_scale", "time_scale", "canvas_time")}
-  common = {
-    "network": network,
-    "normalization": exported["normalization"],
-    "padding": config.padding,
-  }
-  step = finetune_step.make_train_step(
-    tx=tx,
-    scales=scales,
-    mixup=config.mixup.to_dict(),
-    crop=crop if config.crop.enabled else None,
-    binary=labels.multi_label or config.mixup.probability > 0,
-    resize=config.compute.resize,
-    **common,
-  )
-  return Program(
-    jax.jit(init, out_shardings=shardings),
-    jax.jit(
-      step,
-      in_shardings=(shardings, rows, whole, whole),
-      out_shardings=(shardings, whole),
-      donate_argnums=0,
-    ),
-    jax.jit(
-      finetune_step.make_predict(**common),
-      in_shardings=(shardings.params, shardings.batch_stats, rows),
-      out_shardings=whole,
-    ),
-    jax.jit(
-      finetune_step.keep_best,
-      in_shardings=(shardings, whole, whole),
-      out_shardings=shardings,
-      donate_argnums=0,
-    ),
-    state,
-  )

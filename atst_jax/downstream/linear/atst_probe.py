@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 MOMENTUM = 0.9  # of SGD
 KEEP = 0.9  # of the running statistics (PyTorch's momentum 0.1)
@@ -35,11 +36,9 @@ def _loss(params, x, targets, valid, multi_label):
   weights, bias = params
   logits = jnp.dot(x, weights, precision="highest") + bias[None]
   if multi_label:
-    losses = jnp.mean(
-      jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits))), -1
-    )
+    losses = optax.losses.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
   else:
-    losses = -jnp.sum(targets * jax.nn.log_softmax(logits), -1)
+    losses = optax.losses.softmax_cross_entropy(logits, targets)
   return jnp.sum(losses * valid) / jnp.sum(valid)
 
 

@@ -12,11 +12,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from atst_jax.downstream.linear.atst_probe import INIT_STREAM, Probe
 from atst_jax.downstream.metrics import scale_of
 
-B1, B2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
 PENALTY = 1e-8  # L2, added to the gradient
 MONITORS = ("accuracy", "loss")
 
@@ -27,20 +27,14 @@ def _losses(params, x, targets, multi_label):
   weights, bias = params
   logits = jnp.dot(x, weights, precision="highest") + bias[None]
   if multi_label:
-    return jnp.mean(
-      jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits))), -1
-    ), logits
-  return -jnp.mean(targets * jax.nn.log_softmax(logits), -1), logits
+    return optax.losses.sigmoid_binary_cross_entropy(logits, targets).mean(-1), logits
+  return optax.losses.softmax_cross_entropy(logits, targets) / targets.shape[-1], logits
 
 
-def _adam(params, state, grads, step, rate):
-  """One step of PyTorch's Adam; `step` counts from 1."""
-  first, second = state
-  grads = jax.tree.map(lambda g, p: g + PENALTY * p, grads, params)
-  first = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, first, grads)
-  second = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * jnp.square(g), second, grads)
-  move = lambda p, m, v: p - rate * m / (1 - B1**step) / (jnp.sqrt(v / (1 - B2**step)) + EPSILON)
-  return jax.tree.map(move, params, first, second), (first, second)
+# PyTorch's Adam with its weight decay, before the rate.
+ADAM = optax.chain(
+  optax.add_decayed_weights(PENALTY), optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+)
 
 
 @functools.partial(
@@ -77,39 +71,37 @@ def _fit(
       return -losses.mean()
     return (logits.argmax(-1) == targets[valid].argmax(-1)).mean()
 
-  def update(params, moments, x, y, present, step, rate):
+  def update(params, moments, x, y, present, rate):
     loss = lambda params: (
       jnp.sum(_losses(params, x, y, multi_label)[0] * present) / jnp.sum(present)
     )
-    return _adam(params, moments, jax.grad(loss)(params), step, rate)
+    direction, moments = ADAM.update(jax.grad(loss)(params), moments, params)
+    return jax.tree.map(lambda p, d: p - rate * d, params, direction), moments
 
   def fit_seed(seed, rates):
     key = jax.random.key(seed, impl="threefry2x32")
 
     def step(carry, batch):
-      params, moments, count = carry
       rows, present = batch
-      every_rate = jax.vmap(update, (0, 0, None, None, None, None, 0))
-      params, moments = every_rate(
-        params, moments, scaled(rows), targets[rows], present, count, rates
-      )
-      return (params, moments, count + 1), None
+      every_rate = jax.vmap(update, (0, 0, None, None, None, 0))
+      params, moments = carry
+      return every_rate(params, moments, scaled(rows), targets[rows], present, rates), None
 
     def epoch(state):
-      params, moments, count, number, best, score, best_epoch = state
+      params, moments, number, best, score, best_epoch = state
       order = jax.random.permutation(jax.random.fold_in(key, number), index)
       rows = jnp.pad(order, (0, steps * batch - M)).reshape(steps, batch)
       present = (jnp.arange(steps * batch) < M).astype(features.dtype).reshape(steps, batch)
-      (params, moments, count), _ = jax.lax.scan(step, (params, moments, count), (rows, present))
+      (params, moments), _ = jax.lax.scan(step, (params, moments), (rows, present))
       found = jax.vmap(quality)(params)
       # of equal epochs the later one is kept
       better = (found >= score) & (number - best_epoch <= patience)
       keep = lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
       best, score = jax.tree.map(keep, params, best), keep(found, score)
-      return params, moments, count, number + 1, best, score, jnp.where(better, number, best_epoch)
+      return params, moments, number + 1, best, score, jnp.where(better, number, best_epoch)
 
     def goes_on(state):
-      number, best_epoch = state[3], state[6]
+      number, best_epoch = state[2], state[5]
       return (number < epochs) & (number - best_epoch <= patience).any()
 
     draw = lambda stream, shape: (
@@ -117,10 +109,10 @@ def _fit(
     )
     first = draw(INIT_STREAM, (D, C)), draw(INIT_STREAM - 1, (C,))
     params = jax.tree.map(lambda x: jnp.broadcast_to(x, (R, *x.shape)), first)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    start = params, (zeros, zeros), 1.0, 0, params, jnp.full(R, -jnp.inf), jnp.zeros(R, jnp.int32)
+    moments = jax.vmap(ADAM.init)(params)
+    start = params, moments, 0, params, jnp.full(R, -jnp.inf), jnp.zeros(R, jnp.int32)
     state = jax.lax.while_loop(goes_on, epoch, start)
-    return *state[4], state[6]
+    return *state[3], state[5]
 
   return jax.lax.map(lambda run: fit_seed(*run), (seeds, rates))
 

@@ -18,6 +18,12 @@ class Result(NamedTuple):
   at_edge: bool
   valid_scores: tuple[float, ...]  # one for each rate; -inf where the probe diverged
   test_logits: np.ndarray  # (M, C)
+  trained_logits: np.ndarray  # (T, C), of the clips that this probe was trained on, `trained_on`
+
+
+def trained_on(split: Split, refit: bool) -> np.ndarray:
+  """(T,) rows that the tested probe is trained on, sorted."""
+  return np.sort(np.concatenate([split.train, split.valid])) if refit else split.train
 
 
 def evaluate(
@@ -54,15 +60,16 @@ def evaluate(
       "--config.probe.learning_rates"
     )
   best = valid.argmax(-1)
+  rows = trained_on(split, refit)
   if refit:
-    both = np.sort(np.concatenate([split.train, split.valid]))
-    probe = fit(both, split.valid, grid[np.arange(len(seeds)), best][:, None])
+    probe = fit(rows, split.valid, grid[np.arange(len(seeds)), best][:, None])
   return [
     Result(
       rates[b],
       _at_edge(valid[s], b),
       tuple(valid[s].tolist()),
       scores(probe, features, split.test, seed=s, rate=0 if refit else b),
+      scores(probe, features, rows, seed=s, rate=0 if refit else b),
     )
     for s, b in enumerate(best.tolist())
   ]

@@ -2,10 +2,12 @@
 score is from."""
 
 import hashlib
+import itertools
 import json
 import os
 from typing import NamedTuple
 
+from atst_jax.downstream import bootstrap
 from atst_jax.downstream.papers.published import TABLES, Table
 from atst_jax.downstream.papers.tasks import TASKS
 from atst_jax.models.encoders import ENCODERS
@@ -38,6 +40,24 @@ class Cell(NamedTuple):
   spread_kind: str  # "std", "ci95" or ""
   run: Run | None
   note: str = ""
+  row: dict | None = None  # of the run's results
+
+  @property
+  def interval(self) -> tuple[float, float] | None:
+    """In percent: what other test clips might have given (`bootstrap`)."""
+    found = (self.row or {}).get("test", {}).get("interval")
+    return (100 * found[0], 100 * found[1]) if found else None
+
+
+class Difference(NamedTuple):
+  """Of two cells of a column, scored on the same test clips, in percent."""
+
+  column: str
+  of: str  # name of the line
+  less: str
+  mean: float
+  interval: tuple[float, float]
+  is_difference: bool
 
 
 class Line(NamedTuple):
@@ -75,7 +95,8 @@ def read_runs(paths: list[str]) -> list[Run]:
     missing = [key for key in NEEDED if not isinstance(results, dict) or key not in results]
     if missing:
       raise UserError(
-        f"{file}: not results of this schema, it lacks {', '.join(missing)}; run the evaluation again"
+        f"{file}: not results of this schema, it lacks {', '.join(missing)}; run the evaluation "
+        "again"
       )
     runs.append(Run(os.path.dirname(file) or ".", results))
   names = [os.path.realpath(run.path) for run in runs]
@@ -193,7 +214,8 @@ def compare(runs: list[Run]) -> list[Comparison]:
   if not found:
     known = sorted({table.protocol for table in TABLES.values()})
     raise UserError(
-      f"none of the {len(runs)} runs belongs to a table; their protocols must be of {', '.join(known)}"
+      f"none of the {len(runs)} runs belongs to a table; their protocols must be of "
+      f"{', '.join(known)}"
     )
   return found
 
@@ -217,13 +239,18 @@ def _comparison(key: str, table: Table, mine: list[tuple[Run, str]]) -> Comparis
       task = TASKS.get(column)
       columns.setdefault(column, task.title if task else column)
       width = None if row[spread] is None else 100 * row[spread]
-      cell = Cell(100 * row["mean"], width, spread if width is not None else "", run, note)
+      cell = Cell(100 * row["mean"], width, spread if width is not None else "", run, note, row)
       before = ours.get(name, Line(name, kind, {})).cells.get(column)
       if before and kind == "baseline" and before[:2] == cell[:2]:
         continue  # the same baseline of another encoder's evaluation
       if before:
         name = f"{name} ({run.path})"  # evaluated twice: a line of its own
       ours.setdefault(name, Line(name, kind, {})).cells[column] = cell
+      if exact := row.get("exact"):
+        beside = f"{name}, exact probe"
+        width = None if exact[spread] is None else 100 * exact[spread]
+        cell = Cell(100 * exact["mean"], width, spread if width is not None else "", run, note)
+        ours.setdefault(beside, Line(beside, kind, {})).cells[column] = cell
       if results.get("chance") is not None and not table.ablation:
         chances[column] = Cell(100 * results["chance"], None, "", run)
   order = {"ours": 0, "baseline": 1}
@@ -239,3 +266,25 @@ def average(comparison: Comparison, line: Line) -> float | None:
   if not wanted or not all(c in line.cells for c in wanted):
     return None
   return sum(line.cells[c].score for c in wanted) / len(wanted)
+
+
+def differences(comparison: Comparison) -> list[Difference]:
+  """In each column, what our first line is more than each of the others that were scored on the
+  same test clips, draw by draw. Runs whose predictions are not at hand are left out."""
+  out = []
+  for column in comparison.columns:
+    cells = [(line.name, line.cells[column]) for line in comparison.lines if column in line.cells]
+    mine = [(name, cell.run, cell.row) for name, cell in cells if cell.run and cell.row]
+    for (one, run, row), (other, another, less) in itertools.product(mine[:1], mine[1:]):
+      if not bootstrap.comparable(row, less):
+        continue
+      try:
+        first = bootstrap.read_resampled(run.path, row)
+        found = bootstrap.difference(first, bootstrap.read_resampled(another.path, less))
+      except (OSError, ValueError):
+        continue
+      if found["interval"] is not None:
+        low, high = (100 * end for end in found["interval"])
+        mean = 100 * (row["mean"] - less["mean"])
+        out.append(Difference(column, one, other, mean, (low, high), found["is_difference"]))
+  return out

@@ -181,6 +181,13 @@ class Published(NamedTuple):
   scores: dict[str, float]
 
 
+def is_evaluated(task: str) -> bool:
+  """Whether a paper gives a score of linear evaluation for a task."""
+  return any(
+    task in table.columns for table in TABLES.values() if table.protocol in ("atst", "evar")
+  )
+
+
 def published(protocol: str, column: str | None = None) -> list[Published]:
   """The rows of a protocol's tables, without ablations; with `column`, those that have a score in
   it."""

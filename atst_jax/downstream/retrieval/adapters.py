@@ -9,8 +9,9 @@ learned temperature, and the events of the answer are classified from query and 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ import optax
 INIT_STREAM = 2**32 - 1  # folded into a seed for the parameters; epochs count from 0
 MAX_SCALE = 100.0  # of the cosines: temperatures below 0.01 are taken for it, as in CLIP
 EPSILON = 1e-6  # of the layer normalisation
+NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 # what a query is made of
 SYSTEMS = {"audio + text": (True, True), "audio": (True, False), "text": (False, True)}
 
@@ -37,90 +39,99 @@ class Data(NamedTuple):
 class Fitted(NamedTuple):
   """Of S seeds."""
 
+  network: "Adapters"
   params: dict  # each with a leading S, of the best epoch
   valid_loss: np.ndarray  # (S,) of it
   epoch: np.ndarray  # (S,) its number, from 1
   curve: np.ndarray  # (S, epochs) of the validation loss
 
 
-def _linear(key, inputs: int, outputs: int) -> dict:
-  weights = jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(inputs)
-  return {"weights": weights, "bias": jnp.zeros(outputs)}
+class Adapter(nn.Module):
+  """(B, D) -> (B, width)."""
+
+  hidden: int
+  width: int
+
+  @nn.compact
+  def __call__(self, x):
+    """Adapts frozen vectors."""
+    dense = functools.partial(nn.Dense, precision="highest", kernel_init=NORMAL)
+    y = nn.gelu(dense(self.hidden, name="first")(x), approximate=False)
+    y = dense(self.width, name="second")(y) + dense(self.width, name="shortcut")(x)
+    return nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False, name="norm")(y)
 
 
-def _apply(linear: dict, x):
-  return jnp.dot(x, linear["weights"], precision="highest") + linear["bias"][None]
+class Adapters(nn.Module):
+  """The adapters of sound and sentence, the classifier of events and the temperature."""
+
+  hidden: int
+  width: int
+  classes: int
+  temperature: float  # to begin with
+
+  def setup(self):
+    """Names the parts."""
+    self.audio = Adapter(self.hidden, self.width)
+    self.text = Adapter(self.hidden, self.width)
+    self.classifier = nn.Dense(self.classes, precision="highest", kernel_init=NORMAL)
+    self.log_scale = self.param(
+      "log_scale", nn.initializers.constant(-np.log(self.temperature)), ()
+    )
+
+  def queries(self, audio, text, *, system: str):
+    """(B, D) and (B, E) of what asks -> (B, W) what is looked for, not normalised."""
+    has_audio, has_text = SYSTEMS[system]
+    parts = [self.audio(audio)] if has_audio else []
+    return sum(parts, self.text(text)) if has_text else parts[0]
+
+  def answers(self, audio):
+    """(B, D) -> (B, W), not normalised."""
+    return self.audio(audio)
+
+  def __call__(self, query, text, answer, *, system: str):
+    """(B, D), (B, E), (B, D) -> queries and answers (B, W), their events' logits (B, C) and the
+    cosines' scale."""
+    latents = self.queries(query, text, system=system), self.answers(answer)
+    return *latents, *map(self.classifier, latents), jnp.exp(self.log_scale)
 
 
-def init(
-  key, *, audio: int, text: int, classes: int, hidden: int, width: int, temperature: float
-) -> dict:
-  """Parameters: adapters of `audio` and `text` numbers to `width`, the classifier, the
-  temperature's logarithm."""
-  keys = iter(jax.random.split(key, 7))
-  adapter = lambda inputs: {
-    "first": _linear(next(keys), inputs, hidden),
-    "second": _linear(next(keys), hidden, width),
-    "shortcut": _linear(next(keys), inputs, width),
-    "scale": jnp.ones(width),
-    "shift": jnp.zeros(width),
-  }
-  return {
-    "audio": adapter(audio),
-    "text": adapter(text),
-    "classifier": _linear(next(keys), width, classes),
-    "log_scale": jnp.float32(-np.log(temperature)),
-  }
+def make(data: Data, *, hidden: int, width: int, temperature: float) -> Adapters:
+  """The network for the classes of `data`."""
+  return Adapters(hidden, width, data.labels.shape[1], temperature)
 
 
-def adapt(adapter: dict, x):
-  """(B, D) -> (B, W)."""
-  y = _apply(adapter["second"], jax.nn.gelu(_apply(adapter["first"], x), approximate=False))
-  y = y + _apply(adapter["shortcut"], x)
-  y = y - y.mean(-1, keepdims=True)
-  y = y / jnp.sqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + EPSILON)
-  return y * adapter["scale"][None] + adapter["shift"][None]
+def init(network: Adapters, key, data: Data) -> dict:
+  """Its parameters; those of every system."""
+  one = data.audio[:1], data.texts[:1], data.audio[:1]
+  return network.init(key, *one, system="audio + text")["params"]
 
 
 def _unit(x):
   return x / jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
 
 
-def queries(params: dict, data: Data, rows, system: str):
-  """(B,) pairs -> (B, W) what is looked for, not normalised."""
-  audio, text = SYSTEMS[system]
-  parts = []
-  if audio:
-    parts.append(adapt(params["audio"], data.audio[data.query[rows]]))
-  if text:
-    parts.append(adapt(params["text"], data.texts[data.text[rows]]))
-  return sum(parts[1:], parts[0])
-
-
-def answers(params: dict, data: Data, rows):
-  """(B,) pairs -> (B, W), not normalised."""
-  return adapt(params["audio"], data.audio[data.target[rows]])
-
-
-def loss(params: dict, data: Data, rows, present, *, system: str, label_weight: float):
+def loss(
+  params: dict, data: Data, rows, present, *, network: Adapters, system: str, label_weight: float
+):
   """Mean over the pairs that are `present` (B,) 0 or 1 of InfoNCE in both directions, plus the
   classification's.
 
   Of two pairs with the same answer, neither is the other's negative.
   """
-  query, answer = queries(params, data, rows, system), answers(params, data, rows)
-  scale = jnp.minimum(jnp.exp(params["log_scale"]), MAX_SCALE)
-  cosines = scale * jnp.dot(_unit(query), _unit(answer).T, precision="highest")
-  same = (data.target[rows][:, None] == data.target[rows][None]) & ~jnp.eye(len(rows), dtype=bool)
+  target = data.target[rows]
+  inputs = data.audio[data.query[rows]], data.texts[data.text[rows]], data.audio[target]
+  out: Any = network.apply({"params": params}, *inputs, system=system)
+  query, answer, *events, scale = out
+  cosines = jnp.dot(_unit(query), _unit(answer).T, precision="highest")
+  cosines = jnp.minimum(scale, MAX_SCALE) * cosines
+  same = (target[:, None] == target[None]) & ~jnp.eye(len(rows), dtype=bool)
   cosines = jnp.where(same | (present[None] == 0) | (present[:, None] == 0), -1e9, cosines)
   own = jnp.diagonal(cosines)
   contrastive = 0.5 * (jax.nn.logsumexp(cosines, -1) + jax.nn.logsumexp(cosines, 0)) - own
-  labels, count = data.labels[data.target[rows]], jnp.sum(present)
+  labels, count = data.labels[target], jnp.sum(present)
   total = jnp.sum(jnp.where(present > 0, contrastive, 0)) / count
-  for latent in (query, answer):
-    entropy = optax.sigmoid_binary_cross_entropy(_apply(params["classifier"], latent), labels).mean(
-      -1
-    )
+  for logits in events:
+    entropy = optax.losses.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
     total = total + 0.5 * label_weight * jnp.sum(entropy * present) / count
   return total
 
@@ -134,17 +145,28 @@ def _batches(rows, batch: int):
   ).reshape(steps, batch)
 
 
-OPTIONS = ("system", "label_weight", "batch_size", "learning_rate")
+OPTIONS = ("network", "system", "label_weight", "batch_size", "learning_rate")
 
 
 @functools.partial(jax.jit, static_argnames=OPTIONS, donate_argnums=0)
 def _epoch(
-  state, number, data: Data, train, valid, seeds, *, system, label_weight, batch_size, learning_rate
+  state,
+  number,
+  data: Data,
+  train,
+  valid,
+  seeds,
+  *,
+  network: Adapters,
+  system,
+  label_weight,
+  batch_size,
+  learning_rate,
 ):
   """One pass over the training pairs with every seed, then the validation loss. Returns the state
   and that (S,)."""
   optimizer = optax.adam(learning_rate)
-  objective = functools.partial(loss, system=system, label_weight=label_weight)
+  objective = functools.partial(loss, network=network, system=system, label_weight=label_weight)
 
   def one_seed(state, seed):
     params, moments, best, best_loss, best_epoch = state
@@ -204,20 +226,14 @@ def fit(
   Raises:
     FloatingPointError: the loss of a seed is NaN or infinite.
   """
-  sizes = {
-    "audio": data.audio.shape[1],
-    "text": data.texts.shape[1],
-    "classes": data.labels.shape[1],
-  }
-  make = lambda seed: init(
-    jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), INIT_STREAM),
-    **sizes,
-    hidden=hidden,
-    width=width,
-    temperature=temperature,
-  )
+  network = make(data, hidden=hidden, width=width, temperature=temperature)
+
+  def start(seed):
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), INIT_STREAM)
+    return init(network, key, data)
+
   keys = jnp.asarray(seeds, jnp.uint32)
-  params = jax.jit(jax.vmap(make))(keys)
+  params = jax.jit(jax.vmap(start))(keys)
   moments = jax.vmap(optax.adam(learning_rate).init)(params)
   S = len(seeds)
   state = (
@@ -236,6 +252,7 @@ def fit(
       train,
       valid,
       keys,
+      network=network,
       system=system,
       batch_size=batch_size,
       label_weight=label_weight,
@@ -248,16 +265,16 @@ def fit(
         "lower --config.train.learning_rate"
       )
     on_epoch(curve[-1])
-  return Fitted(state[2], np.asarray(state[3]), np.asarray(state[4]), np.stack(curve, -1))
+  return Fitted(network, state[2], np.asarray(state[3]), np.asarray(state[4]), np.stack(curve, -1))
 
 
-@functools.partial(jax.jit, static_argnames="system")
-def _similarity(params, data, rows, gallery, system):
-  return jnp.dot(
-    _unit(queries(params, data, rows, system)),
-    _unit(answers(params, data, gallery)).T,
-    precision="highest",
-  )
+@functools.partial(jax.jit, static_argnames=("network", "system"))
+def _similarity(params, data, rows, gallery, *, network, system):
+  call = functools.partial(network.apply, {"params": params})
+  query, text = data.audio[data.query[rows]], data.texts[data.text[rows]]
+  asked = call(query, text, system=system, method="queries")
+  found = call(data.audio[data.target[gallery]], method="answers")
+  return jnp.dot(_unit(asked), _unit(found).T, precision="highest")
 
 
 def similarity(fitted: Fitted, data: Data, rows, gallery, *, seed: int, system: str) -> np.ndarray:
@@ -266,4 +283,5 @@ def similarity(fitted: Fitted, data: Data, rows, gallery, *, seed: int, system: 
   By the adapters of one seed (its position, not its value).
   """
   params = jax.tree.map(lambda x: x[seed], fitted.params)
-  return np.asarray(_similarity(params, data, jnp.asarray(rows), jnp.asarray(gallery), system))
+  network, places = fitted.network, (jnp.asarray(rows), jnp.asarray(gallery))
+  return np.asarray(_similarity(params, data, *places, network=network, system=system))

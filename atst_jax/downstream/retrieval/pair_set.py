@@ -1,4 +1,5 @@
-"""A prepared set of pairs (`python -m data_pipeline.pairs`) as arrays: who asks, with which words, who answers."""
+"""A prepared set of pairs (`python -m data_pipeline.pairs`) as arrays: who asks, with which words,
+who answers."""
 
 import collections
 import csv
@@ -56,11 +57,13 @@ def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
     for id in (row["id1"], row["id2"]):
       if id not in place:
         raise UserError(
-          f"{dataset.root}: the clip {id!r} of the pair {row['id']!r} is not there; make the pairs again"
+          f"{dataset.root}: the clip {id!r} of the pair {row['id']!r} is not there; make the "
+          "pairs again"
         )
       if row["split"] not in SPLITS or labels.splits[place[id]] != row["split"]:
         raise UserError(
-          f"{dataset.root}: the pair {row['id']!r} is in the split {row['split']!r}, its clip {id!r} in "
+          f"{dataset.root}: the pair {row['id']!r} is in the split {row['split']!r}, its clip "
+          f"{id!r} in "
           f"{labels.splits[place[id]]!r}: that would leak; make the pairs again"
         )
     if row["id1"] == row["id2"]:
@@ -86,7 +89,8 @@ def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
     sizes = {split: len(pairs.rows(split, scene)) for split in SPLITS}
     if not all(sizes.values()):
       raise UserError(
-        f"{dataset.root}: the scene {scene!r} has {', '.join(f'{n} {s}' for s, n in sizes.items())} "
+        f"{dataset.root}: the scene {scene!r} has "
+        f"{', '.join(f'{n} {s}' for s, n in sizes.items())} "
         "pairs; needed are some of each"
       )
   return pairs
@@ -95,7 +99,8 @@ def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
 def _read(path: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
   if not storage.is_file(path):
     raise UserError(
-      f"{path} does not exist: the set holds no pairs; make them with `python -m data_pipeline.pairs`"
+      f"{path} does not exist: the set holds no pairs; make them with `python -m "
+      "data_pipeline.pairs`"
     )
   with storage.open_text(path, newline="") as file:
     reader = csv.DictReader(file)
@@ -116,7 +121,8 @@ def _check_recordings(root: str) -> None:
     owners[row["role"], row["source"]].add(row["split"] == "test")
   if shared := sorted(source for (_, source), found in owners.items() if len(found) > 1):
     raise UserError(
-      f"{root} leaks: {len(shared)} recordings are mixed into test clips and into others, the first is "
+      f"{root} leaks: {len(shared)} recordings are mixed into test clips and into others, the "
+      "first is "
       f"{shared[0]!r}; make the pairs again"
     )
 

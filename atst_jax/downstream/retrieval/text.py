@@ -38,7 +38,8 @@ def load_text_encoder(name: str) -> TextEncoder:
   is_folder = os.path.isdir(name)
   if not is_folder and (os.path.isabs(name) or name.count("/") > 1 or name.startswith((".", "~"))):
     raise UserError(
-      f"--config.text.model={name} is not a folder; name one that holds config.json, the weights and the "
+      f"--config.text.model={name} is not a folder; name one that holds config.json, the weights "
+      "and the "
       "tokenizer, or a model of the hub such as distilbert-base-uncased"
     )
   transformers.logging.set_verbosity_error()  # of a checkpoint's heads that are not used here
@@ -51,7 +52,8 @@ def load_text_encoder(name: str) -> TextEncoder:
   except (OSError, ValueError, KeyError) as error:
     reason = " ".join(str(error).split())[:200]
     raise UserError(
-      f"--config.text.model={name} cannot be opened ({reason}); name a folder with config.json, the weights and the "
+      f"--config.text.model={name} cannot be opened ({reason}); name a folder with config.json, "
+      "the weights and the "
       "tokenizer, or a model of the hub on a machine that reaches it"
     ) from error
   network = network.to(torch.float32).eval()
@@ -110,7 +112,8 @@ def _embed(texts: list[str], encoder: TextEncoder, pooling: str) -> np.ndarray:
   bad = np.flatnonzero(~np.isfinite(vectors).all(-1))
   if len(bad):
     raise UserError(
-      f"the text model gives NaN or infinity for {len(bad)} of {len(texts)} sentences, the first is "
+      f"the text model gives NaN or infinity for {len(bad)} of {len(texts)} sentences, the first "
+      "is "
       f"{texts[bad[0]]!r}; choose another --config.text.model"
     )
   return vectors

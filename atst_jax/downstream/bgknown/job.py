@@ -1,0 +1,247 @@
+"""BgKnown: whether what is left of a mixture's vector, once that of its background is subtracted,
+tells the foreground.
+
+Source: the difference-aware paper (5.2, Table 1). `data_pipeline.bgknown` makes the set.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from atst_jax.artifacts.folder import describe_encoder
+from atst_jax.artifacts.model import Model, load_model
+from atst_jax.data.dataset import Dataset
+from atst_jax.downstream import bootstrap, evaluation, features, ridge
+from atst_jax.downstream.bgknown.sets import CONDITIONS, fingerprint, load, read_labels
+from atst_jax.downstream.evaluation import check_values, score_of
+from atst_jax.downstream.features import Labels
+from atst_jax.downstream.linear import evar_probe
+from atst_jax.downstream.linear.probing import Training, convergence, described, probe, test_logits
+from atst_jax.downstream.metrics import chance, summary
+from atst_jax.downstream.papers.published import published
+from atst_jax.downstream.splits import Split
+from atst_jax.runtime.workdir import continuation
+from atst_jax.util import config as configs
+from atst_jax.util.errors import UserError
+
+FREE_KEYS = ("encoder", "data.path")  # params_hash and data.fingerprint say what they are
+VECTORS = {"y": "", "last": ", last block", "all": ", all blocks"}  # and what they add to a name
+BASELINES = ("random", "mel")
+BENCHMARK = "bgknown_esc50"  # what the published scores are of
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """An evaluation of BgKnown, resolved: what it opens, and its settings by name."""
+
+  record: dict  # the resolved config as JSON
+  model: Model
+  sets: dict[str, Dataset]  # by condition
+  labels: Labels
+  split: Split
+  seeds: list[int]
+  vectors: tuple[str, ...]
+  baselines: tuple[str, ...]
+  weight: float  # of the background that is subtracted
+  training: Training
+  penalties: tuple[float, ...]  # of the exact probe
+
+
+def resolve(config: ConfigDict) -> Evaluation:
+  """Opens encoder and sets, fills the placeholders from them, and checks values. Raises UserError
+  with key, value and remedy."""
+  model, sets = load_model(config.encoder), load(config.data.path)
+  mix = sets["mix"]
+  mix.check_frontend(model.frontend, config.encoder)
+  config = config.copy_and_resolve_references()
+  evaluation.fill(
+    config,
+    (
+      ("params_hash", model.config["params_hash"], "encoder"),
+      ("data.fingerprint", fingerprint(sets), "data.path"),
+    ),
+  )
+  config.statistics = config.statistics or ("data" if model.encoder.unit_protocol else "encoder")
+  check_values(
+    config,
+    one_of={
+      "protocol": ("difference",),
+      "statistics": ("encoder", "data"),
+      "probe.monitor": evar_probe.MONITORS,
+    },
+    some_of={"vectors": VECTORS},
+    ascending=("probe.learning_rates", "exact.penalties"),
+    positive=("seeds", "probe.epochs", "probe.batch_size", "probe.patience"),
+  )
+  if not set(config.baselines) <= set(BASELINES):
+    raise UserError(
+      f"--config.baselines={config.baselines}: choose from {', '.join(BASELINES)}, or () for none"
+    )
+  if not np.isfinite(config.weight):
+    raise UserError(f"--config.weight={config.weight}: must be finite")
+  labels = read_labels(sets)
+  (split,) = evaluation.divide(
+    mix, labels, seed=config.seed, way="split", num_folds=2, hold_out="tenth"
+  )
+  return Evaluation(
+    record=configs.to_json(config),
+    model=model.standardized(mix.statistics) if config.statistics == "data" else model,
+    sets=sets,
+    labels=labels,
+    split=split,
+    seeds=[config.seed + i for i in range(config.seeds)],
+    vectors=tuple(config.vectors),
+    baselines=tuple(config.baselines),
+    weight=config.weight,
+    penalties=tuple(config.exact.penalties),
+    training=Training(
+      protocol="evar",
+      rates=tuple(config.probe.learning_rates),
+      epochs=config.probe.epochs,
+      batch_size=config.probe.batch_size,
+      refit=False,
+      patience=config.probe.patience,
+      monitor=config.probe.monitor,
+      scaled_by_train=bool((labels.splits == "valid").any()),
+    ),
+  )
+
+
+def vectors(job: Evaluation, folder: str) -> Iterator[tuple[str, str, dict[str, list]]]:
+  """Yields (name of the features, which vector, {condition: [(N, D), one for all seeds or one for
+  each]})."""
+  sets, ids, model = job.sets, job.labels.ids, job.model
+  common = {"data": job.record["data"]["fingerprint"], "frontend": model.frontend.hash}
+  found = {
+    condition: features.Vectors(
+      folder, dataset, ids, key={**common, "condition": condition}, max_frames=None
+    )
+    for condition, dataset in sets.items()
+  }
+  splits = [split for dataset in sets.values() for split in dataset.manifest["splits"].values()]
+  longest = max(split["max_frames"] for split in splits)
+
+  def encode(encoder, name):
+    return {c: found[c].encoded(encoder, f"{name}, {CONDITIONS[c]}") for c in found}
+
+  def statistics():
+    return {c: found[c].statistics(longest=longest) for c in found}
+
+  kinds = ("pre-trained", *(kind for kind in BASELINES if kind in job.baselines))
+  for kind, arrays in features.by_kind(kinds, model, job.seeds, encode, statistics):
+    if kind == "mel":
+      yield kind, "mean and std", {c: [x[c] for x in arrays] for c in sets}
+    elif not model.encoder.has_blocks:
+      yield kind, "y", {c: [x[c] for x in arrays] for c in sets}
+    else:
+      for vector in job.vectors:
+        taken = {c: [choose(x[c], vector, model.depth) for x in arrays] for c in sets}
+        yield f"{kind}{VECTORS[vector]}", vector, taken
+
+
+def choose(x: np.ndarray, vector: str, depth: int) -> np.ndarray:
+  """(N, 2·depth·D) of all blocks, [CLS…, mean…] -> what `vector` names; "y" is the last block's
+  CLS."""
+  if vector == "all":
+    return x
+  last = features.last_blocks(x, depth=depth, num_blocks=1)
+  return np.ascontiguousarray(last[:, : last.shape[1] // 2]) if vector == "y" else last
+
+
+def subtracted(
+  found: dict[str, list[np.ndarray]], condition: str, weight: float
+) -> list[np.ndarray]:
+  """The mixtures' vectors less `weight` times those of a known background; as they are for
+  "mix"."""
+  if condition == "mix":
+    return found["mix"]
+  pairs = zip(found["mix"], found[condition], strict=True)
+  return [mix - weight * known for mix, known in pairs]
+
+
+def run_row(name: str, vector: str, condition: str, found: dict, job: Evaluation) -> list[dict]:
+  """Probes one kind of features under one condition: its row, in a list."""
+  score, test, targets = score_of(job.labels), job.split.test, job.labels.targets
+  arrays = subtracted(found, condition, job.weight)
+  probed = probe(arrays, job.labels, [job.split], job.seeds, job.training, score)
+  told = described(probed, job.labels, [job.split], job.training.refit, score)
+  runs = [{**run, "fold": None} for run in told]
+  exactly = [ridge.evaluate(x, targets, job.split, score, job.penalties).score for x in arrays]
+  row = {
+    "name": CONDITIONS[condition],
+    "features": name,
+    "vector": vector,
+    "dimensions": arrays[0].shape[1],
+    "weight": None if condition == "mix" else job.weight,
+    **summary([run["score"] for run in runs]),
+    "exact": summary(exactly),
+    **convergence(f"{name}, {CONDITIONS[condition]}", runs),
+    "runs": runs,
+    "tested": bootstrap.of_logits(
+      bootstrap.design([test], job.labels.ids, job.labels.groups),
+      test_logits(probed, job.seeds, 1),
+      [targets[test]],
+      job.labels.multi_label,
+    ),
+  }
+  return [row]
+
+
+def parts(job: Evaluation, folder: str) -> Iterator[evaluation.Part]:
+  """Every kind of features under every condition."""
+  for name, vector, found in vectors(job, folder):
+    for condition, title in CONDITIONS.items():
+      compute = functools.partial(run_row, name, vector, condition, found, job)
+      yield f"{name}, {title}", compute
+
+
+def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
+  """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns
+  0."""
+  evaluation.one_process("this evaluation")
+  job = resolve(config)
+  return evaluation.frozen(
+    workdir,
+    job.record,
+    free_keys=FREE_KEYS,
+    allow_changes=allow_changed_config,
+    parts=functools.partial(parts, job),
+    results=functools.partial(_results, job),
+  )
+
+
+def _results(job: Evaluation, rows: list[dict]) -> dict:
+  mix, labels = job.sets["mix"], job.labels
+  return evaluation.results_of(
+    job.record,
+    job.model.config,
+    data={
+      **evaluation.labelled_data(job.record, mix, labels, [job.split]),
+      "mixtures": mix.manifest["preparation"]["mixtures"],
+    },
+    metric="mAP" if labels.multi_label else "accuracy",
+    published=published("difference") if mix.manifest["name"] == BENCHMARK else [],
+    chance=chance(labels.targets, [job.split], labels.multi_label),
+    rows=rows,
+  )
+
+
+def describe(config: ConfigDict, workdir: str) -> list[str]:
+  """Encoder, mixtures and what is probed of an evaluation of BgKnown."""
+  job = resolve(config)
+  mix = job.sets["mix"]
+  counts = ", ".join(f"{split} {mix.num_clips(split)}" for split in mix.splits)
+  return [
+    f"workdir     {continuation(job.record, workdir, FREE_KEYS)}",
+    describe_encoder(job.record["encoder"], job.model.config),
+    f"data        {job.record['data']['path']}: mixtures of {counts}, "
+    f"{len(mix.label_names)} classes; sets {', '.join(job.sets)}",
+    f"probes      {len(job.seeds)} seeds x {len(job.training.rates)} rates of each kind of "
+    "features, "
+    f"{job.training.epochs} epochs; baselines {', '.join(job.baselines) or 'none'}",
+    f"writes      {os.path.join(workdir, 'results.json')}, results.md, features/, predictions/",
+  ]

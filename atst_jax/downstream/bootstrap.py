@@ -1,0 +1,200 @@
+"""What other test clips might have given: bootstrap intervals of a row's score, and of the
+difference between two rows on the same clips.
+
+Test clips are drawn with replacement inside every division; clips of a group (a speaker, a
+recording) are drawn together. On every draw the score is computed anew, as the mean over seeds and
+divisions. The draws depend on clips and groups alone, so that rows of the same test clips are
+compared on the same draws. The interval holds the middle 95 % of the draws (percentile method,
+Efron and Tibshirani, 1993). It does not cover another pre-training of the encoder.
+"""
+
+import hashlib
+import itertools
+import os
+import zipfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from atst_jax.downstream import tables
+from atst_jax.downstream.metrics import average_precision
+from atst_jax.downstream.splits import sources_of
+from atst_jax.util import storage
+
+DRAWS = 1000
+FEW_DRAWS, LARGE = (
+  200,
+  2e6,
+)  # mAP: so many draws where there are more scores than this of a division
+BLOCK = 2**24  # numbers of a block of draws
+LEVEL = 95.0  # percent of the draws inside an interval
+
+
+class Design(NamedTuple):
+  """Which test clips are drawn together."""
+
+  units: tuple[np.ndarray, ...]  # of each division (N,): the unit of every test clip, from 0
+  by: str  # "clips" or "groups"
+  digest: str  # of clips and units: rows with the same are compared draw by draw
+
+  def draws(self, division: int, number: int) -> Iterator[np.ndarray]:
+    """Yields blocks (b, N) float32 of how often every test clip of a division is drawn, `number`
+    draws in all."""
+    units = self.units[division]
+    count, rng = int(units.max()) + 1, np.random.default_rng(division)
+    size = max(1, BLOCK // len(units))
+    for start in range(0, number, size):
+      rows = min(size, number - start)
+      drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+      times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+      yield times[:, units].astype(np.float32)
+
+
+def design(tests: list[np.ndarray], ids: list[str], groups: list[str]) -> Design:
+  """The design of a set's divisions.
+
+  Args:
+    tests: of each division, the rows of its test clips.
+    ids, groups: (N,) of all clips; "" where no group is known. Pieces of a file stay together too.
+  """
+  sources = sources_of(ids, groups)
+  units = tuple(np.unique(sources[test], return_inverse=True)[1] for test in tests)
+  by = "clips" if all(len(np.unique(u)) == len(u) for u in units) else "groups"
+  digest = hashlib.sha256()
+  for test, unit in zip(tests, units, strict=True):
+    digest.update("\n".join(f"{ids[i]}\t{u}" for i, u in zip(test, unit, strict=True)).encode())
+    digest.update(b"\n\n")
+  return Design(units, by, digest.hexdigest()[:16])
+
+
+class Tested(NamedTuple):
+  """What a row gave for every test clip, and its score on every draw."""
+
+  design: Design
+  kept: dict[str, np.ndarray]  # (S, N, …): seeds, test clips of one division after the other
+  resampled: np.ndarray  # (B,)
+
+
+def of_hits(design: Design, hits: list[np.ndarray], **kept: np.ndarray) -> Tested:
+  """Of a score that is the mean over clips.
+
+  Args:
+    hits: of each division, (S, N) 0 to 1 for every seed and test clip.
+    kept: what is kept besides, (S, N).
+  """
+  scores = []
+  for number, part in enumerate(hits):
+    mean = part.mean(0).astype(np.float32)
+    found = [counts @ mean / counts.sum(-1) for counts in design.draws(number, DRAWS)]
+    scores.append(np.concatenate(found))
+  kept = {"hits": np.concatenate(hits, 1).astype(np.float32), **kept}
+  return Tested(design, kept, np.asarray(np.mean(scores, 0, dtype=np.float64)))
+
+
+def of_logits(
+  design: Design, logits: list[np.ndarray], targets: list[np.ndarray], multi_label: bool
+) -> Tested:
+  """Of accuracy, or with `multi_label` of mAP.
+
+  Args:
+    logits: of each division, (S, N, C).
+    targets: of each division, (N, C) 0 or 1.
+  """
+  if not multi_label:
+    predicted = [part.argmax(-1) for part in logits]
+    right = [p == t.argmax(-1) for p, t in zip(predicted, targets, strict=True)]
+    return of_hits(design, right, predicted=np.concatenate(predicted, 1).astype(np.int32))
+  number = FEW_DRAWS if max(part[0].size for part in logits) > LARGE else DRAWS
+  scores = []
+  for division, (part, target) in enumerate(zip(logits, targets, strict=True)):
+    found = []
+    for counts in design.draws(division, number):
+      found.append(np.mean([_mean_average_precision(counts, seed, target) for seed in part], 0))
+    scores.append(np.concatenate(found))
+  kept = {"scores": np.concatenate(logits, 1).astype(np.float32)}
+  return Tested(design, kept, np.asarray(np.mean(scores, 0, dtype=np.float64)))
+
+
+def _mean_average_precision(
+  counts: np.ndarray, scores: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
+  """(B, N) times that clips are drawn, (N, C), (N, C) -> (B,) mAP over the labels that are drawn;
+  NaN where none is."""
+  total, labels = np.zeros(len(counts)), np.zeros(len(counts))
+  for label in np.flatnonzero(targets.any(0)):
+    found = average_precision(scores[:, label], targets[:, label], counts)
+    total += np.nan_to_num(found)
+    labels += np.isfinite(found)
+  return np.divide(total, labels, out=np.full_like(total, np.nan), where=labels > 0)
+
+
+def interval(resampled: np.ndarray) -> list[float] | None:
+  """[low, high] of the middle 95 % of the draws, those without a score left out."""
+  found = resampled[np.isfinite(resampled)]
+  if not len(found):
+    return None
+  ends = (50 - LEVEL / 2, 50 + LEVEL / 2)
+  return [float(end) for end in np.percentile(found, ends)]
+
+
+def keep(workdir: str, row: dict, name: str) -> dict:
+  """The row of results.json, with an account of its `Tested` ("tested") under "test"; what that
+  holds lies in `predictions/NAME` of the workdir."""
+  tested: Tested = row["tested"]
+  file = os.path.join("predictions", name)
+  storage.make_folder(os.path.join(workdir, "predictions"))
+  with storage.writing(os.path.join(workdir, file)) as out:
+    arrays: dict[str, Any] = {"resampled": tested.resampled, **tested.kept}
+    np.savez_compressed(out, **arrays)
+  account = {
+    "interval": interval(tested.resampled),
+    "draws": len(tested.resampled),
+    "by": tested.design.by,
+    "clips": tested.design.digest,
+    "file": file,
+  }
+  return {**{key: value for key, value in row.items() if key != "tested"}, "test": account}
+
+
+def read_resampled(workdir: str, row: dict) -> np.ndarray:
+  """(B,) of a row of results.json. Raises OSError or ValueError where its file is not there or
+  damaged."""
+  with storage.open_binary(os.path.join(workdir, row["test"]["file"])) as file:
+    try:
+      with np.load(file, allow_pickle=False) as arrays:
+        return arrays["resampled"]
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+      raise ValueError(f"{file.name}: {error}") from error
+
+
+def comparable(one: dict, other: dict) -> bool:
+  """Whether two rows of results were scored on the same draws of the same test clips."""
+  first, second = one.get("test"), other.get("test")
+  if not first or not second:
+    return False
+  return all(first[key] == second[key] for key in ("clips", "draws"))
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> dict:
+  """The interval of the first row's score less the other's over the same draws, and whether it
+  excludes 0: only then the rows are called different."""
+  found = interval(one - other)
+  return {"interval": found, "is_difference": found is not None and not found[0] <= 0 <= found[1]}
+
+
+def differences(workdir: str, rows: list[dict]) -> list[dict]:
+  """Every two comparable rows in a column of the table: the first's score less the second's, and
+  `difference`."""
+  found = {number: read_resampled(workdir, row) for number, row in enumerate(rows) if "test" in row}
+  return [
+    {
+      "column": tables.column(rows[i]),
+      "of": tables.line(rows[i]),
+      "less": tables.line(rows[j]),
+      "mean": rows[i]["mean"] - rows[j]["mean"],
+      **difference(found[i], found[j]),
+    }
+    for i, j in itertools.combinations(found, 2)
+    if tables.column(rows[i]) == tables.column(rows[j]) and comparable(rows[i], rows[j])
+  ]
