@@ -177,6 +177,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.guard.collapse_std = 0.1  # collapse: std_teacher * sqrt(heads.out) is below this
   config.guard.collapse_rank = 1.1  # collapse: rank_teacher is below this
   config.guard.collapse_steps = 200  # steps in a row with one of these, until it is reported
+  # also reported: rank_teacher (participation ratio) is below this share of heads.out; 0: never
+  config.guard.narrow = 1 / 64
   config.guard.step_seconds = 900.0  # without a step, and the run ends with all stacks; 0: never
   config.guard.start_seconds = 7200.0  # the same for start, compilation and restore
 
@@ -191,7 +193,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.online.max_seconds = 12.0  # longer clips are cropped centrally
   config.online.knn = 10  # neighbours
   # penalties x clips; the validation clips choose
-  config.online.ridge = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+  config.online.ridge = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
   config.online.splits = ConfigDict()
   config.online.splits.way = "auto"  # or "fold", "split", "random"
   config.online.splits.num_folds = 5  # of "random"

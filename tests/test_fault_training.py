@@ -244,7 +244,7 @@ def test_fault_27_collapse_is_caught_and_health_is_not(tmp_path, monkeypatch, wa
   assert history[-1]["collapsed"] > 30 and history[-1]["loss"] < 0.01
   assert history[-1]["std_teacher"] < 0.1 * 8**-0.5 < healthy[-1]["std_teacher"]
   options = dict.fromkeys(("checkpoints", "abstract_state", "fresh", "read"))
-  options |= {"outputs": 8, "patience": 3, "rollbacks": 1, "collapse_steps": 20}
+  options |= {"outputs": 8, "patience": 3, "rollbacks": 1, "collapse_steps": 20, "narrow": 0.0}
   recovery = Recovery(str(tmp_path), collapse="warn", **options)
   needed = [recovery.needed(step, metrics) for step, metrics in enumerate(healthy, 1)]
   assert not warnings and not any(needed)
@@ -263,10 +263,23 @@ def test_fault_27_collapse_is_caught_and_health_is_not(tmp_path, monkeypatch, wa
   )
 
 
+def test_few_axes_are_told_of_once_and_again_after_a_recovery(tmp_path, warnings):
+  """3.5 of 256 for as many steps as a collapse takes; less than that is no news."""
+  options = dict.fromkeys(("checkpoints", "abstract_state", "fresh", "read"))
+  options |= {"outputs": 256, "patience": 3, "rollbacks": 1, "collapse": "stop"}
+  recovery = Recovery(str(tmp_path), collapse_steps=5, narrow=1 / 64, **options)
+  metrics = {"skipped": 0, "bad": 0, "collapsed": 0}
+  ranks = [3.5] * 4 + [4.1] + [3.5] * 9 + [4.1] + [3.5] * 5
+  for step, rank in enumerate(ranks, 1):
+    assert not recovery.needed(step, {**metrics, "rank_teacher": rank})
+  assert [text.split(":")[0] for text in warnings] == ["step 10", "step 20"]
+  assert "participation ratio 3.5 of 256" in warnings[0]
+
+
 def test_output_rank():
   """Equal along every axis of k dimensions: k; on a line: 1; the same everywhere: 0; below the
   entropy's rank."""
-  from atst_jax.downstream.metrics import effective_rank
+  from atst_jax.downstream.metrics import spectrum
 
   rng = np.random.default_rng(0)
   sphere = rng.normal(size=(20000, 12)).astype(np.float32)
@@ -279,4 +292,4 @@ def test_output_rank():
   assert float(output_rank(np.eye(1, 12, dtype=np.float32).repeat(9, 0))) == 0
   decaying = sphere * 0.7 ** np.arange(12, dtype=np.float32)
   unit = decaying / np.linalg.norm(decaying, axis=1, keepdims=True)
-  assert 1 < float(output_rank(decaying)) < effective_rank(unit) < 12
+  assert 1 < float(output_rank(decaying)) < spectrum(unit).effective_rank < 12

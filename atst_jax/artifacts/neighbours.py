@@ -56,7 +56,8 @@ def whitening(vectors: np.ndarray) -> Whitening:
   kept = np.flatnonzero(variances > SMALLEST_VARIANCE * max(variances[-1], 1e-30))[-most:]
   if not most or not len(kept):
     raise UserError(
-      f"whitening needs at least {VECTORS_PER_DIRECTION} vectors that differ; search without it"
+      f"{rows} vectors are too few to whiten, or all the same; needed are at least "
+      f"{VECTORS_PER_DIRECTION} vectors that differ"
     )
   scaled = directions[:, kept] / np.sqrt(variances[kept])
   return Whitening(mean.astype(np.float32), scaled.astype(np.float32))

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from atst_jax.artifacts import neighbours
 from atst_jax.artifacts.model import Model
 from atst_jax.data.dataset import Clip, Dataset
-from atst_jax.downstream.metrics import scale_of
 from atst_jax.figures.pictures import COLORS, save
 from atst_jax.util import html_page
 from atst_jax.util.errors import UserError
@@ -27,25 +27,29 @@ MARKERS = {
 }
 WIDTH, MARGIN, HEIGHTS = 860, 14, (320, 640)  # of the map on a page
 MAX_POINTS = 2000  # of the map: t-SNE's time grows faster than its number of points
-PCA_DIMENSIONS = 50  # before t-SNE, as van der Maaten and Hinton (2008)
+DIRECTIONS = 50  # before t-SNE, as van der Maaten and Hinton (2008)
 
 
 def project(features: np.ndarray) -> np.ndarray:
-  """(N, D) -> (N, 2) by t-SNE of standardised features after PCA, with a fixed seed. Raises
-  UserError below 4 clips."""
-  from sklearn.decomposition import PCA
+  """(N, D) -> (N, 2) by t-SNE with a fixed seed, of the first principal directions, each scaled to
+  the same variance: a few directions hold nearly all of it, and seldom what tells classes apart.
+
+  Raises:
+    UserError: there are fewer than 4 clips, or all have the same vector.
+  """
   from sklearn.manifold import TSNE
   from threadpoolctl import threadpool_limits
 
   if len(features) < 4:
     raise UserError(f"{len(features)} clips make no map; at least 4 are needed")
-  mean, factor = scale_of(features)
-  x = (features - mean) * factor
+  white = neighbours.whitening(features)
+  x = (features - white.mean) @ white.directions[:, -DIRECTIONS:]
+  x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
   # t-SNE's threads wait busily for each other: on shared cores 25 times slower than one
   with threadpool_limits(1):
-    x = PCA(min(PCA_DIMENSIONS, *x.shape), random_state=0).fit_transform(x)
     perplexity = min(30, (len(x) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(x)
+    init = "pca" if x.shape[1] > 1 else "random"
+    return TSNE(2, perplexity=perplexity, init=init, random_state=0).fit_transform(x)
 
 
 def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:

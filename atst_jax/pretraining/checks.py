@@ -89,6 +89,7 @@ RANGES = {  # both ends included
   "guard.rollbacks": (0, 1000),
   "guard.collapse_std": (0, 1),
   "guard.collapse_rank": (0, 1e6),
+  "guard.narrow": (0, 1),
   "guard.step_seconds": (0, 1e6),
   "guard.start_seconds": (0, 1e6),
   "online.max_seconds": (0.05, 3600),

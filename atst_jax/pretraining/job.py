@@ -55,6 +55,7 @@ NAMED_KEYS = (
   "checkpoint.every_steps",
   "guard.rollbacks",
   "guard.collapse",
+  "guard.narrow",
 )
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial parameters; steps count from 0
 
@@ -148,6 +149,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       rollbacks=config.guard.rollbacks,
       collapse=config.guard.collapse,
       collapse_steps=config.guard.collapse_steps,
+      narrow=config.guard.narrow,
     )
     if start < config.total_steps:
       session.note_start(start)

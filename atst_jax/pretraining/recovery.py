@@ -38,6 +38,7 @@ class Recovery:
     rollbacks: int,
     collapse: str,
     collapse_steps: int,
+    narrow: float,
   ):
     """
     Args:
@@ -48,12 +49,15 @@ class Recovery:
       patience: bad steps in a row, until the run goes back.
       rollbacks: how often at most it goes back.
       collapse: "warn" or "stop", after `collapse_steps` steps with collapsed outputs.
+      narrow: share of the outputs. After as many steps with a smaller participation ratio a warning
+        says so, once until it recovers.
     """
     self._workdir, self._checkpoints, self._abstract_state = workdir, checkpoints, abstract_state
     self._fresh, self._read, self._outputs = fresh, read, outputs
     self._patience, self._rollbacks = patience, rollbacks
     self._collapse, self._collapse_steps = collapse, collapse_steps
-    self._skipped, self._warned = 0, False
+    self._narrow = narrow
+    self._skipped, self._warned, self._narrow_steps = 0, False, 0
 
   def needed(self, step: int, metrics) -> bool:
     """Whether the run has to go back after this finished step.
@@ -74,7 +78,23 @@ class Recovery:
       self._warned = False
     else:
       self._tell_collapse(step, metrics, collapsed)
+    self._watch_participation(step, float(metrics["rank_teacher"]))
     return bad >= self._patience
+
+  def _watch_participation(self, step: int, ratio: float) -> None:
+    """Outputs may be well spread and still vary along a few of their axes alone. Training does not
+    depend on the count, which starts anew with the process."""
+    self._narrow_steps = self._narrow_steps + 1 if ratio < self._narrow * self._outputs else 0
+    if self._narrow_steps == self._collapse_steps:
+      log.warning(
+        "step %d: for %d steps the teacher's outputs have varied along few axes: participation "
+        "ratio %.1f of %d; look at the spectrum of the vectors (config.online, or a linear "
+        "evaluation), and compare with random parameters",
+        step,
+        self._narrow_steps,
+        ratio,
+        self._outputs,
+      )
 
   def _tell_collapse(self, step, metrics, collapsed):
     """Warns once, or raises FloatingPointError."""
