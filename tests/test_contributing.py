@@ -145,4 +145,4 @@ def test_a_task_is_prepared_and_evaluated(monkeypatch, tmp_path, capsys):
   ]
   assert main.main([*argv, f"--workdir={tmp_path / 'run'}", "--dry_run"]) == 0
   printed = capsys.readouterr().out
-  assert "30 clips" in printed and "3 divisions x 1 seeds" in printed
+  assert "30 clips" in printed and "3 divisions x 8 penalties" in printed
