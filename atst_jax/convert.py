@@ -2,10 +2,13 @@
 
   python -m atst_jax.convert --from=small.ckpt --to=encoders/atst_small
   python -m atst_jax.convert --from=AudioNTT2022.pth --to=encoders/byola --mean=-9.660 --std=4.722
+  python -m atst_jax.convert --from=AudioNTT2020.pth --to=encoders/byola_v1 --frontend=byola_htk \
+    --mean=-5.49 --std=5.04
   python -m atst_jax.convert --from=encoders/mine --to=mine.pth [--layout=lightning]
 
 Reads both layouts of ATST's checkpoints (the teacher's encoder) and BYOL-A's v1 and v2; sizes
-follow from the tensors. Every tensor of the encoder must be there, and no other. Writes the layouts
+follow from the tensors, but for the heads of other than the released sizes. Every tensor of the
+encoder must be there, and no other. Writes the layouts
 that EVAR and audiossl load. Needs PyTorch: pip install -e .[torch]
 """
 
@@ -36,9 +39,14 @@ def main(argv=None) -> int:
     help="a PyTorch file, or the folder of an exported encoder",
   )
   add("--to", required=True, help="the folder to make, or FILE.pth")
-  add("--heads", type=int, help="attention heads, where the width is not a multiple of 64")
+  add("--heads", type=int, help="attention heads, where the encoder has no released size")
   add("--chunk_seconds", type=float, help="segments of the pre-training; the checkpoint's, or 6")
-  add("--mean", type=float, help="BYOL-A: mean of ln(power + 2^-23)")
+  add(
+    "--frontend",
+    help="BYOL-A: byola (librosa's and nnAudio's Slaney filters) or byola_htk (torchaudio's); v2's "
+    "is byola, v1's must be stated",
+  )
+  add("--mean", type=float, help="BYOL-A: mean of ln(power + 2^-23), with that front-end")
   add("--std", type=float, help="BYOL-A: its standard deviation")
   add(
     "--layout",
@@ -77,6 +85,7 @@ def _main(flags) -> None:
     seconds=flags.chunk_seconds,
     mean=flags.mean,
     std=flags.std,
+    frontend=flags.frontend,
   )
   print(f"{flags.to}: {encoder}, read back and run")
 

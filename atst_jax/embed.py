@@ -12,7 +12,8 @@ file of vectors out.
 The input is a folder of recordings, one recording, or a manifest CSV with a column `path`; files
 may have any rate and length. A file that cannot be used is listed with its reason and does not end
 the job. After an interruption run it again: what was computed lies in OUTPUT.part, and the result
-is the same. Long sounds are cut into chunks whose vectors are averaged.
+is the same. Long sounds are cut into chunks whose vectors are averaged; an export may have the rule
+that only the central seconds of a longer sound count (`--length`).
 
 Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer, 75 stopped
 early, run it again.
@@ -21,6 +22,7 @@ early, run it again.
 import os
 
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
+from atst_jax.artifacts.folder import parse_length
 from atst_jax.artifacts.model import TAILS, Model, load_model
 from atst_jax.util import storage
 from atst_jax.util.checkout import pipeline
@@ -45,6 +47,11 @@ def main(argv=None) -> int:
     "--blocks", type=int, default=1, help="how many of the last blocks to concatenate (default 1)"
   )
   add("--tail", choices=TAILS, help="how chunks are averaged; the export's rule by default")
+  add(
+    "--length",
+    help="'whole' embeds all of a longer sound, a number its central seconds; the export's rule by "
+    "default",
+  )
   workers = os.cpu_count() or 1
   add(
     "--workers",
@@ -76,12 +83,19 @@ def _main(flags) -> None:
   if flags.workers < 1:
     raise UserError(f"--workers={flags.workers}: at least one is needed")
   model = load_model(flags.encoder)
+  if flags.tail is not None and model.encoder.context is not None:
+    raise UserError(
+      f"--tail={flags.tail}: this encoder's vector of a long sound is that of one pass, no chunks "
+      "are averaged; leave it out"
+    )
+  if flags.length is not None:
+    model = model.limited(parse_length(flags.length))
   if not 1 <= flags.blocks <= model.depth:
     raise UserError(f"--blocks={flags.blocks}: the encoder has {model.depth} blocks")
   if is_audio(flags.input) and storage.is_file(flags.input):
     files = [(os.path.basename(flags.input), flags.input)]
   else:
-    sources = pipeline("sources.inputs").list_sources(flags.input).sources
+    sources = pipeline("sources.inputs").list_files(flags.input).sources
     files = [(source.id, source.path) for source in sources]
   options = {"num_blocks": flags.blocks, "tail": flags.tail or model.config["tail"]}
   print(

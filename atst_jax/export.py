@@ -13,8 +13,8 @@ README.md), a program for CPU, CUDA and TPU (`jax`: encoder.jax, see atst_jax.ar
 and an ONNX graph (`onnx`: encoder.onnx, needs .[onnx]).
 """
 
-
 from atst_jax.artifacts.export import ARTIFACTS, DEFAULT, export_again, export_run
+from atst_jax.artifacts.folder import parse_length
 from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
@@ -30,6 +30,11 @@ def main(argv=None) -> int:
   source.add_argument("--encoder", help="an exported encoder, to write other artifacts of it")
   add("--output", required=True, help="folder to make")
   add("--step", type=int, help="checkpoint to export; the newest by default")
+  add(
+    "--length",
+    help="the length rule: of longer sounds embed their central seconds, or 'whole'; the run's "
+    "`max_seconds`, or the encoder's, by default",
+  )
   add(
     "--artifacts",
     default=",".join(DEFAULT),
@@ -55,6 +60,8 @@ def _main(flags) -> None:
     "license": flags.license,
     "results": flags.results,
   }
+  if flags.length is not None:
+    options["max_seconds"] = parse_length(flags.length)
   if "card" not in options["artifacts"] and (flags.results or flags.license != "unknown"):
     raise UserError("--license and --results are for the model card: add card to --artifacts")
   if flags.encoder is not None:

@@ -43,6 +43,9 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.teacher.decay_start = 0.99
   if variant == "released":
     config.total_steps, config.warmup_steps = 39_100, 1300
+    # an anchor of 9 s and a positive of 6 s, as its script says
+    config.views.crop_frames = FRAMES[9]
+    config.views.second_frames = (FRAMES[6], FRAMES[6])
   else:
     config.total_epochs = 300.0
   return config

@@ -38,6 +38,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.export = "teacher"  # the network whose encoder is exported; "student"
   # how an export averages the chunks of long audio (atst_jax.embed --tail)
   config.tail = "weighted"
+  # an export embeds so much of the middle of longer sounds; not set: whole sounds
+  config.max_seconds = config_dict.placeholder(float)
 
   config.data = ConfigDict()
   config.data.source = "records"  # or "synthetic": noise, where there is no data
@@ -61,7 +63,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   # (shortest, longest), if not always crop_frames
   config.views.first_frames = config_dict.placeholder(tuple)
   config.views.second_frames = config_dict.placeholder(tuple)  # the same of the second view
-  config.views.padding = "mask"  # of short clips; "silence": filled up and counted as sound
+  # of short clips; "silence": filled up at their end and counted as sound; "silence_around"
+  config.views.padding = "mask"
   config.views.normalization = ConfigDict()
   config.views.normalization.kind = "min_max"  # to -1..1; "standard": mean 0, deviation 1
   config.views.normalization.top_db = 80.0  # below a clip's maximum everything is clamped (dB)
@@ -69,6 +72,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.views.normalization.low = config_dict.placeholder(float)
   config.views.normalization.high = config_dict.placeholder(float)  # dB that becomes 1
   config.views.mixup_ratio = 0.4  # the largest share of another clip
+  # of clips of other lengths Mixup's window may also lie at the very end
+  config.views.mixup_last_offset = True
   # clips mixed with each other, 5 or more; divides the batch of a device (256 devices: 6 each)
   config.views.group = 6
   # random resize crop: bounds of its height, of the clip's bins
@@ -138,6 +143,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.teacher.decay_start = 0.9995  # of the teacher's moving average, at the first step
   config.teacher.decay_end = 1.0  # at the last step; half a cosine leads there
   config.teacher.lead_steps = 0  # the decay after step t is that of step t + lead_steps
+  config.teacher.before_step = False  # averages parameters from before the optimizer's step
 
   # How it is computed, not what: all but accumulation may change between a run and its next start.
   config.compute = ConfigDict()
@@ -217,7 +223,10 @@ def release(config: ConfigDict) -> None:
   config.total_epochs, config.warmup_epochs = None, None
   config.total_steps, config.warmup_steps = 318_000, 15_860  # of the released base recipe
   config.data.frontend = "audiossl"
+  config.dtype = "float32"
+  config.max_seconds = 12.0
   config.views.padding = "silence"
+  config.views.mixup_last_offset = False
   config.views.normalization.low, config.views.normalization.high = -79.6482, 50.6842
   config.optimizer.form = "transformers"
   config.teacher.lead_steps = 1

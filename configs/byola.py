@@ -3,9 +3,9 @@
   python -m atst_jax.main --config=configs/byola.py --workdir=runs/byola
 
 Expects data/audioset_byola, prepared with --frontend=byola. `:paper` is AudioNTT2022 (v2), 3,072
-numbers; `:v1` is AudioNTT2020, 2,048 numbers, without the fader. `:released` is `:paper`: no
-difference to the released code of v2 is known but its bank of Mixup partners
-(docs/paper_and_code.md).
+numbers; `:v1` is AudioNTT2020, 2,048 numbers, without the fader. `:released` is v2 as its released
+code trains it with current libraries (docs/paper_and_code.md): in float32, and the teacher averages
+the parameters from before the optimizer's step.
 
 3.6 GFLOP per clip, 0.69 EFLOP in all for 1,912,134 clips: 0.5 H100-hours at 40 % of its peak, which
 convolutions of 64 channels will not reach (python -m atst_jax.performance.cost
@@ -60,6 +60,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
   if variant == "v1":
     config.views.mixup_ratio = 0.4
     config.views.fader_gain = 0.0
+    config.views.padding = "silence_around"
     config.encoder.version, config.encoder.width = "AudioNTT2020", 2048
     config.optimizer.base_lr = 3e-4
+  if variant == "released":
+    config.dtype = "float32"
+    config.teacher.before_step = True
   return config

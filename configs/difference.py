@@ -5,7 +5,8 @@
 
 The sweep prints the commands of λ = 0, .1, .2, .5, .8. Expects data/audioset200k_difference,
 prepared with --frontend=difference (`:released`: byola). No code of this paper was released:
-`:released` takes what it shares with BYOL-A, front-end and learning rate, from BYOL-A's.
+`:released` takes what it shares with BYOL-A from BYOL-A's: front-end, learning rate and the
+teacher's update.
 
 6.3 GFLOP per clip, 0.13 EFLOP in all for 200,000 clips: 0.1 H100-hours at 40 % of its peak, which
 convolutions of 64 channels will not reach (python -m atst_jax.performance.cost
@@ -25,7 +26,7 @@ SWEEPS = base.SWEEPS
 
 def get_config(variant: str = "paper") -> ConfigDict:
   """The difference-aware paper (5.1)."""
-  config = byola.get_config()
+  config = byola.get_config(variant)
   config.difference.weight = 0.2
   config.data.path = "data/audioset200k_difference"
   if variant == "paper":

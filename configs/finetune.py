@@ -8,7 +8,8 @@ VoxCeleb1.
 The second prints one command for each learning rate of the released scripts; `python -m
 atst_jax.downstream.report runs/as20k/*` takes the run that the validation clips prefer. Values are
 the paper's, where it is silent the released code's of that time (clipping, stochastic depth,
-Mixup's Beta, rates). :spcv2 and :vox1 are the other tasks; any other set with labels works too.
+Mixup's Beta, rates). :released is AS-20K as the released code's main branch has it: rates fall from
+layer to layer. :spcv2 and :vox1 are the other tasks; any other set with labels works too.
 AS-20K has no validation clips of its own: a tenth of the training files chooses, where the
 published scores were chosen on the test clips (--config.select_on_test=true does the same, and says
 so).
@@ -19,7 +20,7 @@ data/voxceleb1, prepared with the encoder's front-end.
 
 from ml_collections import ConfigDict, config_dict
 
-VARIANTS = ("as20k", "spcv2", "vox1")
+VARIANTS = ("as20k", "released", "spcv2", "vox1")
 SWEEPS = {
   "as20k": [{"optimizer.base_lr": rate} for rate in (0.5, 1.0, 2.0, 4.0)],
   "vox1": [{"optimizer.base_lr": rate} for rate in (0.05, 0.1, 0.5)],
@@ -112,6 +113,8 @@ def get_config(variant: str = "as20k") -> ConfigDict:
 
   config.log = ConfigDict()
   config.log.every_steps = 20  # a line, and a point of the curves
+  if variant == "released":
+    config.optimizer.layer_decay = 0.75
   if variant == "spcv2":
     config.data.path = "data/speech_commands"
     config.epochs = 50

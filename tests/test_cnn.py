@@ -2,12 +2,14 @@
 test_convert."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atst_jax.models import audiontt
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import MLPHead
 
@@ -81,6 +83,23 @@ def test_initialisation_is_that_of_pytorch():
     for kind in ("kernel", "bias"):
       x = np.abs(params[name][kind]).ravel() * np.sqrt(fan_in)
       assert x.max() <= 1 and x.max() > 0.9 and abs(x.mean() - 0.5) < 0.12, (name, kind)
+
+
+def test_the_first_of_equal_maxima_takes_the_gradient():
+  """Of a window's bins and frames in PyTorch's order: the frames of a bin before the next bin. Seen
+  red with a gradient that is shared, and with one that goes to the last."""
+  values = np.array(list(itertools.product((0.0, 1.0, 2.0), repeat=4)), np.float32)
+  x = np.zeros((1, 2, 2 * len(values), 1), np.float32)  # (B, T, F, C), windows side by side
+  expected = np.zeros_like(x)
+  for window, (a, b, c, d) in enumerate(values):  # (bin, frame): 00, 01, 10, 11
+    x[0, :, 2 * window, 0], x[0, :, 2 * window + 1, 0] = (a, b), (c, d)
+    bin, frame = divmod(int(np.argmax((a, b, c, d))), 2)
+    expected[0, frame, 2 * window + bin, 0] = 1
+  y, pull = jax.vjp(audiontt._halved, x)
+  np.testing.assert_array_equal(y[0, 0, :, 0], values.max(1))
+  np.testing.assert_array_equal(pull(jnp.ones_like(y))[0], expected)
+  for place in ((0, 0, 0, 0), (0, 1, 1, 0)):  # and what is no number stays none
+    assert np.isnan(audiontt._halved(jnp.asarray(x).at[place].set(jnp.nan))[0, 0, 0, 0])
 
 
 def test_dropout_and_running_statistics():

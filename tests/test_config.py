@@ -99,7 +99,7 @@ def test_what_a_key_may_be_is_read_from_the_checks():
   text = configuration.render(str(ROOT / "configs"))
   for row in (
     "| `difference.weight` | 0.2 | 0 to 1 | λ | ",
-    "| `views.padding` | mask | mask, silence | of short clips; ",
+    "| `views.padding` | mask | mask, silence, silence_around | of short clips; ",
     "| `encoder.dropout` | 0.3 (`byola:paper`) | 0 to 0.99 | ",
     "| `total_steps` | not set | 1 or more | ",
   ):
@@ -298,10 +298,6 @@ def test_fault_11_wrong_overrides_name_the_remedy(key, text, message):
     (
       {"views__first_frames": "8,16", "views__second_frames": "8,16"},
       "views.crop_frames 32 is longer than any view",
-    ),
-    (
-      {"views__first_frames": "8,32", "views__padding": "silence"},
-      "need --config.views.padding=mask",
     ),
     (
       {"views__first_frames": "8,32", "views__segments": "single"},

@@ -17,10 +17,12 @@ from evaluation import write_encoder
 from tiny import ROOT
 
 from atst_jax.artifacts import folder
+from atst_jax.artifacts.convert import heads_of
 from atst_jax.artifacts.model import load_model
 from atst_jax.artifacts.torch_files import to_variables
 from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.convert import main
+from atst_jax.util.errors import UserError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[torch]")
 torch_method = pytest.importorskip("torch_method")
@@ -60,7 +62,7 @@ def _lightning(net):
   return {
     "pytorch-lightning_version": "1.5.10",
     "state_dict": state | other,
-    "hyper_parameters": {"train_len": 1.0},
+    "hyper_parameters": {"train_len": (1.0, 2.0)},  # the first counts, as in the original
   }
 
 
@@ -74,6 +76,7 @@ def test_converted_atst_runs_like_the_original(tmp_path, layout, chunk):
   model = load_model(str(tmp_path / "encoder"))
   assert model.frontend == FRONTENDS["audiossl"] and model.chunk_frames == chunk
   assert model.config["normalization"] == NORMALIZATION and model.config["tail"] == "released"
+  assert model.max_seconds == 12.0
   audio = np.random.default_rng(0).normal(0, 0.1, 15_200).astype(np.float32)  # 96 frames
   mel = log_mel(audio, FRONTENDS["audiossl"])
   x = 2 * (np.maximum(mel, mel.max() - 80) + 79.6482) / (50.6842 + 79.6482) - 1
@@ -85,7 +88,7 @@ def test_converted_atst_runs_like_the_original(tmp_path, layout, chunk):
 
 
 @pytest.mark.parametrize("blocks, width", [(2, 1056), (3, 48)])
-def test_converted_byola_runs_like_the_original(tmp_path, blocks, width):
+def test_converted_byola_runs_like_the_original(tmp_path, capsys, blocks, width):
   """Both versions, and a clip longer than a chunk of the embedder's padding; written back, every
   tensor is the same bit for bit."""
   torch.manual_seed(0)
@@ -93,9 +96,13 @@ def test_converted_byola_runs_like_the_original(tmp_path, blocks, width):
   for _ in range(3):  # running statistics of some data
     net(torch.randn(4, 96, 64) + 1)
   torch.save(net.state_dict(), tmp_path / "byola.pth")
-  assert _convert(tmp_path / "byola.pth", tmp_path / "encoder", "--mean=-9.66", "--std=4.722") == 0
+  flags = [tmp_path / "byola.pth", tmp_path / "encoder", "--mean=-9.66", "--std=4.722"]
+  if blocks == 3:  # v1's files were made with two front-ends
+    assert _convert(*flags) == 2 and "state --frontend=byola (librosa" in capsys.readouterr().err
+    flags.append("--frontend=byola")
+  assert _convert(*flags) == 0
   model = load_model(str(tmp_path / "encoder"))
-  assert model.frontend == FRONTENDS["byola"]
+  assert model.frontend == FRONTENDS["byola"] and model.max_seconds is None
   audio = np.random.default_rng(0).normal(0, 0.1, 40_000).astype(np.float32)
   power = 10 ** (log_mel(audio, FRONTENDS["byola"]).astype(np.float64) / 10)
   x = (np.log(power + 2.0**-23) + 9.66) / 4.722
@@ -108,6 +115,15 @@ def test_converted_byola_runs_like_the_original(tmp_path, blocks, width):
   back.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True))
   for (name, a), (_, b) in zip(net.state_dict().items(), back.state_dict().items(), strict=True):
     assert name.endswith("tracked") or torch.equal(a, b), name
+
+
+def test_heads_of_a_file():
+  """Those of a released size, what the file or the user says, or nothing is guessed."""
+  assert [heads_of(width, 12, None) for width in (384, 768)] == [6, 12]
+  assert heads_of(384, 12, 3) == 3 and heads_of(64, 2, 4) == 4
+  for size in ((384, 11, None), (64, 12, None), (768, 12, 5)):
+    with pytest.raises(UserError, match="--heads"):
+      heads_of(*size)
 
 
 @pytest.mark.parametrize("layout", ["dino", "lightning"])
@@ -147,7 +163,7 @@ def test_what_the_released_layouts_have_no_place_for_comes_back_too(tmp_path, ca
   assert "compute the front-end 'audiossl'" in notes and "normalise by" in notes
   assert _convert(tmp_path / "mine.pth", tmp_path / "again") == 0
   first, again = (folder.read(str(path))[0] for path in (encoder, tmp_path / "again"))
-  for key in ("frontend", "normalization", "chunk_frames", "tail", "params_hash"):
+  for key in ("frontend", "normalization", "chunk_frames", "tail", "max_seconds", "params_hash"):
     assert first[key] == again[key]
   assert {**first["encoder"], "drop_path": 0.1, "max_frames": 33} == again["encoder"]
 
@@ -266,14 +282,18 @@ def test_damaged_files_and_wrong_flags_are_refused(tmp_path, capsys):
     ("absent.ckpt", (), "no such file"),
     ("byola.pth", (), "state --mean and --std"),
     ("byola.pth", ("--mean=0", "--std=0"), "state --mean and --std"),
-    ("wide.ckpt", (), "96 wide, not a multiple of 64: state its --heads"),
+    ("wide.ckpt", (), "96 wide and 2 blocks deep, no released size, and nothing in the file says"),
+    ("whole.ckpt", (), "how many heads it has: state --heads, one of 1, 2, 4, 8"),
+    ("whole.ckpt", ("--frontend=byola",), "--frontend do not belong to a file of atst"),
+    ("byola.pth", ("--mean=0", "--std=1", "--frontend=atst"), "takes byola or byola_htk"),
+    ("byola.pth", ("--mean=-5.49", "--std=5.04"), "are what v1's README gives for HTK filters"),
     ("wide.ckpt", ("--heads=5",), "--heads=5: must divide"),
-    ("whole.ckpt", ("--chunk_seconds=0",), "chunks of 1 frames do not fit"),
+    ("whole.ckpt", ("--heads=2", "--chunk_seconds=0"), "chunks of 1 frames do not fit"),
     ("whole.ckpt", ("--heads=0",), "--heads=0: must divide"),
     ("whole.ckpt", ("--mean=0",), "--mean do not belong to a file of atst"),
     ("byola.pth", ("--mean=nan", "--std=1"), "state --mean and --std"),
     ("byola.pth", ("--mean=0", "--std=1", "--heads=3"), "--heads do not belong to a file of byola"),
-    ("whole.ckpt", ("--chunk_seconds=11",), "chunks of 1101 frames do not fit the encoder's 1001"),
+    ("whole.ckpt", ("--heads=2", "--chunk_seconds=11"), "chunks of 1101 frames do not fit the enc"),
   ):
     assert _convert(tmp_path / source, tmp_path / "encoder", *flags) == 2
     error = capsys.readouterr().err

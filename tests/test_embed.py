@@ -175,8 +175,8 @@ def test_exports_of_every_format_load(encoder, model, tmp_path):
     np.testing.assert_array_equal(
       get_scene_embeddings([_audio(1)], load_model(str(folder)), 16000), expected
     )
-  (folder / "config.json").write_text(json.dumps({**stored, "format": 4}))
-  with pytest.raises(UserError, match="format 4, this code reads 1 to 3; install a newer"):
+  (folder / "config.json").write_text(json.dumps({**stored, "format": 5}))
+  with pytest.raises(UserError, match="format 5, this code reads 1 to 4; install a newer"):
     load_model(str(folder))
 
 

@@ -1,5 +1,4 @@
-"""The released code's numbers (../shared/golden, whose README gives tolerances) against this
-project's own parts."""
+"""The released code's numbers (../shared/golden, whose README gives tolerances) against ours."""
 
 import functools
 
@@ -11,7 +10,7 @@ import pytest
 from torch_layout import cnn_variables, transformer_variables
 
 from atst_jax.artifacts.model import Model
-from atst_jax.audio.frontend import FRONTENDS, log_mel
+from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.method import augment, mixtures, normalization
 from atst_jax.method import train_step as method
 from atst_jax.method.ema import ema
@@ -29,40 +28,16 @@ ENCODER = {
 }
 
 
-@pytest.mark.parametrize("clip", range(4))
-@pytest.mark.parametrize("frontend, key", [("audiossl", "released_db"), ("atst", "paper_db")])
-def test_frontend(golden, clip, frontend, key):
-  """Within 75 dB of a frame's loudest bin. Further down a float32 FFT holds its own rounding noise:
-  there the golden numbers themselves lie up to 0.065 dB from float64."""
-  arrays = golden("frontend")
-  expected = arrays[f"{key}_{clip}"]
-  mel = log_mel(arrays[f"wave_{clip}"], FRONTENDS[frontend])
-  assert mel.shape == expected.shape and mel.dtype == np.float32
-  loud = expected > -80  # power above 1e-8
-  exact = loud & (expected > expected.max(1, keepdims=True) - 75)
-  np.testing.assert_allclose(mel[exact], expected[exact], atol=1e-3)
-  np.testing.assert_allclose(mel[loud], expected[loud], atol=0.1)
-
-
-@pytest.mark.parametrize("clip", range(4))
-def test_normalization(golden, clip):
-  arrays = golden("frontend")
-  db = jnp.asarray(arrays[f"released_db_{clip}"])
-  normalized = normalization.normalize(
-    db, kind="min_max", peak=db.max(), top_db=80.0, low=-79.6482, high=50.6842
-  )
-  np.testing.assert_allclose(normalized, arrays[f"released_norm_{clip}"], atol=1e-5)
-
-
 @pytest.mark.parametrize("box", range(6))
 def test_random_resize_crop(golden, box):
-  """Seen red with the mel and time offsets exchanged, and with the cubic coefficient -0.5."""
+  """Seen red with the mel and time offsets exchanged, and with the cubic coefficient -0.5; with
+  positions by a product with the inverse, too: 9.6e-6."""
   arrays = golden("augment")
   mel = jnp.asarray(arrays["mel"])
   out = jax.jit(functools.partial(augment.resize_crop, canvas_time=1.5))(
     mel, tuple(arrays[f"rrc_box_{box}"]), len(mel)
   )
-  np.testing.assert_allclose(out, arrays[f"rrc_{box}"], atol=1e-5)
+  np.testing.assert_allclose(out, arrays[f"rrc_{box}"], atol=2e-6)
 
 
 @pytest.mark.parametrize("draw", range(4))

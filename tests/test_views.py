@@ -228,6 +228,54 @@ def test_lengths_are_drawn_for_every_clip_and_view():
     np.testing.assert_allclose(drawn["segment"][clip, 0, : frames[clip, 0]], expected, atol=1e-5)
 
 
+def test_views_of_two_lengths_of_clips_that_are_filled_up():
+  """A view is as long as its range says, however short its clip; what is filled up counts, what
+  lies behind a shorter view does not (the released script's 9 s and 6 s)."""
+  ranges = {"first_frames": (40, 40), "second_frames": (20, 20)}
+  assert V.is_ragged(100, padding="silence", crop_frames=40, **ranges)
+  whole = {"first_frames": None, "second_frames": None}
+  assert not V.is_ragged(5, padding="silence", crop_frames=40, **whole)
+  assert V.is_ragged(5, padding="mask", crop_frames=40, **whole)
+  mel, length = _mel(), np.full(8, 15, np.int32)
+  run = _make_views(True, padding="silence", **PLAIN, **ranges)
+  views, frames, _ = run(jax.random.key(0), mel, length)
+  np.testing.assert_array_equal(frames, [[40, 20]] * 8)
+  assert not np.asarray(views[:, 1, 20:]).any()
+  sound = mel[0, :15].astype(np.float32)
+  filled = np.full((40, 64), -100, np.float32)
+  filled[:15] = sound
+  expected = normalization.normalize(filled, peak=sound.max(), **VIEWS["normalization"])
+  np.testing.assert_allclose(views[0, 0], expected, atol=1e-5)
+  np.testing.assert_allclose(views[0, 1, :20], expected[:20], atol=1e-5)
+
+
+def test_v1_fills_short_clips_up_at_both_ends():
+  """BYOL-A v1 pads a waveform by half of what is missing before it, v2 behind it."""
+  mel, length = _mel(), np.full(8, 25, np.int32)
+  around, _, _ = _make_views(False, padding="silence_around", **PLAIN)(
+    jax.random.key(0), mel, length
+  )
+  behind, _, _ = _make_views(False, padding="silence", **PLAIN)(jax.random.key(0), mel, length)
+  np.testing.assert_array_equal(around, np.roll(behind, 7, axis=2))
+  assert not np.allclose(around[..., 0, 0], around[..., 7, 0])
+
+
+@pytest.mark.parametrize("frames", [(10, 4), (4, 10)])
+def test_offsets_of_mixups_window(frames):
+  """Every offset of the shorter clip in the longer; in the released code without the last."""
+  partner_frames, length = frames
+  x = jnp.arange(1.0, 13.0)[:, None]
+  for last in (True, False):
+    place = functools.partial(
+      augment.place, partner=x, partner_length=partner_frames, length=length, last=last
+    )
+    moved, both = map(np.asarray, jax.vmap(place)(jax.random.split(jax.random.key(0), 500)))
+    first = np.argmax(both, 1)
+    np.testing.assert_array_equal(both.sum(1), 4)
+    found = first if length > partner_frames else moved[:, 0, 0] - 1
+    assert set(found) == set(range(7 if last else 6))
+
+
 def test_fader_adds_one_line_to_every_view():
   mel, length = _mel(), np.full(8, 100, np.int32)
   plain, _, _ = _make_views(False, **PLAIN)(jax.random.key(3), mel, length)

@@ -10,6 +10,7 @@ import numpy as np
 
 import atst_jax
 from atst_jax.artifacts import export
+from atst_jax.artifacts.folder import check_length
 from atst_jax.artifacts.torch_files import (
   LIGHTNING,
   check_shapes,
@@ -27,14 +28,19 @@ from atst_jax.util.errors import UserError
 
 # dB, of the released code
 ATST_NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842}
-HEAD_WIDTH = 64  # of ATST small and base
 RELEASED_PATCH = 4  # frames
+RELEASED_SECONDS = 12.0  # the middle of longer sounds, which the released evaluations embed
 RELEASED_SIZES = {(384, 12, 6): "small", (768, 12, 12): "base"}  # width, depth, heads
+RELEASED_HEADS = {size[:2]: size[2] for size in RELEASED_SIZES}
 RELEASED_FRONTENDS = {"atst": "audiossl", "byola": "byola"}  # of each family's loaders
+# of BYOL-A's loaders: librosa's and nnAudio's (Slaney) filters, torchaudio's (HTK)
+BYOLA_FRONTENDS = ("byola", "byola_htk")
+HTK_CONSTANTS = (-5.49, 5.04)  # mean and deviation that v1's README gives, of torchaudio's filters
 OURS = "atst_jax"  # key of the arguments under which files written here say the rest
 LONGEST = 3600.0  # seconds of a segment
 LAYOUTS = ("dino", "lightning")
 PARTS = {"frontend": dict, "normalization": dict, "chunk_frames": int, "tail": str}
+LENGTH = "max_seconds"  # not in files of older versions: sounds are embedded whole
 
 
 def seconds_of(hyper: dict) -> float:
@@ -42,7 +48,8 @@ def seconds_of(hyper: dict) -> float:
   paper's 6 s."""
   for key in ("train_len", "anchor_len"):
     value = hyper.get(key)
-    value = value[-1] if isinstance(value, (list, tuple)) and value else value
+    # of a range the first, as the released evaluation takes it
+    value = value[0] if isinstance(value, (list, tuple)) and value else value
     if isinstance(value, (int, float)) and 0 < value < LONGEST:
       return float(value)
   return 6.0
@@ -59,9 +66,29 @@ def check_family(hyper: dict) -> None:
 
 def _is_ours(value) -> bool:
   """Whether a value is what this project writes under OURS, or empty."""
-  if not isinstance(value, dict) or value.keys() - {*PARTS, "heads", "patch_frames"}:
+  if not isinstance(value, dict) or value.keys() - {*PARTS, "heads", "patch_frames", LENGTH}:
     return False
   return not value or all(type(value.get(key)) is kind for key, kind in PARTS.items())
+
+
+def heads_of(width: int, depth: int, stated: int | None) -> int:
+  """Attention heads of a file: what the user or the file states, or those of a released size.
+
+  Raises:
+    UserError: nothing says it, or it does not divide the width. A wrong number would run and give
+      wrong vectors.
+  """
+  heads = RELEASED_HEADS.get((width, depth)) if stated is None else stated
+  if heads is None:
+    candidates = [n for n in range(1, width + 1) if width % n == 0 and width // n >= 8]
+    raise UserError(
+      f"the encoder is {width} wide and {depth} blocks deep, no released size, and nothing in the "
+      f"file says how many heads it has: state --heads, one of "
+      f"{', '.join(map(str, candidates or [1]))}"
+    )
+  if type(heads) is not int or heads < 1 or width % heads:
+    raise UserError(f"--heads={heads}: must divide the encoder's width {width}")
+  return heads
 
 
 def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | None) -> dict:
@@ -79,15 +106,7 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
   if not _is_ours(ours):
     raise UserError(f"its arguments' {OURS!r} are not what this project writes")
   width = tensors["cls_token"].shape[-1]
-  heads = ours.get("heads") if heads is None else heads
-  if heads is None:
-    if width % HEAD_WIDTH:
-      raise UserError(
-        f"the encoder is {width} wide, not a multiple of {HEAD_WIDTH}: state its --heads"
-      )
-    heads = width // HEAD_WIDTH
-  if type(heads) is not int or heads < 1 or width % heads:
-    raise UserError(f"--heads={heads}: must divide the encoder's width {width}")
+  heads = heads_of(width, len(blocks), ours.get("heads") if heads is None else heads)
   frontend = FrontEnd.from_json(ours["frontend"]) if ours else FRONTENDS["audiossl"]
   inputs = tensors["patch_embed.patch_embed.weight"].shape[-1]
   patch = ours.get("patch_frames", hyper.get("patch_width", hyper.get("patch_w", RELEASED_PATCH)))
@@ -124,18 +143,43 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
     "normalization": ours.get("normalization", ATST_NORMALIZATION),
     "chunk_frames": chunk,
     "tail": ours.get("tail", "released"),
+    LENGTH: ours.get(LENGTH) if ours else RELEASED_SECONDS,
   }
 
 
-def read_byola(tensors: dict, mean: float | None, std: float | None) -> dict:
+def _check_frontend(version: str, frontend: str | None, mean: float, std: float) -> str:
+  """The name of the front-end of a BYOL-A file, as it is stated. Raises UserError if v1's is not
+  stated, or if mean and deviation are those of the other one's filters."""
+  if frontend is None and version == "AudioNTT2020":
+    raise UserError(
+      "a file of BYOL-A v1 does not say which front-end its input had: state --frontend=byola "
+      "(librosa's Slaney filters, on which the released weights were trained), with --mean and "
+      "--std of data prepared so; or --frontend=byola_htk (torchaudio's HTK filters, of which v1's "
+      f"README gives --mean={HTK_CONSTANTS[0]} --std={HTK_CONSTANTS[1]})"
+    )
+  frontend = frontend or BYOLA_FRONTENDS[0]
+  if frontend not in BYOLA_FRONTENDS:
+    raise UserError(f"--frontend={frontend}: a file of BYOL-A takes {' or '.join(BYOLA_FRONTENDS)}")
+  if frontend == "byola" and np.allclose((mean, std), HTK_CONSTANTS, atol=5e-3):
+    raise UserError(
+      f"--mean={mean} --std={std} are what v1's README gives for HTK filters: state "
+      "--frontend=byola_htk, or mean and deviation of your data prepared with --frontend=byola"
+    )
+  return frontend
+
+
+def read_byola(
+  tensors: dict, mean: float | None, std: float | None, frontend: str | None = None
+) -> dict:
   """Keyword arguments of `export.write` for BYOL-A's tensors."""
   if mean is None or std is None or not (math.isfinite(mean) and 0 < std < math.inf):
     raise UserError(
       "BYOL-A's files lack the mean and deviation that its input is standardised by; state --mean "
       "and --std in nepers: `log_mean` and `log_std` of your data's dataset.json, prepared with "
-      "--frontend=byola"
+      "the front-end (--frontend=byola or byola_htk)"
     )
   version = "AudioNTT2020" if "features.8.weight" in tensors else "AudioNTT2022"
+  frontend = _check_frontend(version, frontend, mean, std)
   encoder = {"kind": "cnn", "version": version, "width": 1, "hidden": 1, "dropout": 0.3}
   variables = to_variables(tensors, make_encoder(encoder).torch_names())
   kernels = [variables["params"][name]["kernel"] for name in ("fc1", "fc2")]
@@ -146,21 +190,23 @@ def read_byola(tensors: dict, mean: float | None, std: float | None) -> dict:
   return {
     "variables": variables,
     "encoder": encoder,
-    "frontend": FRONTENDS["byola"],
+    "frontend": FRONTENDS[frontend],
     "tail": "weighted",
     "normalization": {"kind": "standard", "mean": mean, "std": std},
     "chunk_frames": export.LONG_CHUNK,
   }
 
 
-def from_torch(path: str, folder: str, *, heads=None, seconds=None, mean=None, std=None) -> dict:
+def from_torch(
+  path: str, folder: str, *, heads=None, seconds=None, mean=None, std=None, frontend=None
+) -> dict:
   """Converts a PyTorch file to an export, which is read back and run before it gets its name.
   Returns the encoder."""
   content = load_torch(path)
   try:
     family, tensors, hyper = find_encoder(content)
     unused = {
-      "atst": {"--mean": mean, "--std": std},
+      "atst": {"--mean": mean, "--std": std, "--frontend": frontend},
       "byola": {"--heads": heads, "--chunk_seconds": seconds},
     }[family]
     if given := [flag for flag, value in unused.items() if value is not None]:
@@ -168,10 +214,11 @@ def from_torch(path: str, folder: str, *, heads=None, seconds=None, mean=None, s
     parts = (
       read_atst(tensors, hyper, heads, seconds)
       if family == "atst"
-      else read_byola(tensors, mean, std)
+      else read_byola(tensors, mean, std, frontend)
     )
     check_encoder(parts["encoder"], parts["frontend"].n_mels)
     check_normalization(**parts["normalization"])
+    check_length(parts.get(LENGTH))
   # of the two checks; a UserError is a ValueError
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"--from={path}: {error}") from error
@@ -197,7 +244,7 @@ def _atst_content(state: dict, config: dict, encoder, layout: str) -> dict:
   size = (encoder.width, encoder.depth, encoder.heads)
   arch = RELEASED_SIZES.get(size, "x".join(map(str, size)))
   rest = {"heads": encoder.heads, "patch_frames": encoder.patch_frames}
-  rest |= {key: config[key] for key in PARTS}
+  rest |= {key: config[key] for key in (*PARTS, LENGTH)}
   if layout == "lightning":
     return {
       LIGHTNING: "1.5.10",

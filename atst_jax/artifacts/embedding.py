@@ -1,8 +1,9 @@
 """Waveforms to vectors with an exported encoder, under HEAR's names: numpy in, numpy out.
 
-Sounds may have any length: they are cut into chunks (for a transformer as long as the training
-crop, because positions beyond it were never trained), padding is masked, and the chunks' embeddings
-are averaged. Needs neither TensorFlow nor librosa.
+Sounds may have any length. An export's length rule (`Model.max_seconds`) says whether a longer one
+is embedded whole or only its central seconds, as ATST's evaluations do. Sounds are cut into chunks
+(for a transformer as long as the training crop, because positions beyond it were never trained),
+padding is masked, and the chunks' embeddings are averaged. Needs neither TensorFlow nor librosa.
 """
 
 import numpy as np
@@ -37,7 +38,8 @@ def get_scene_embeddings(audio, model: Model, sample_rate: float, **options) -> 
 def get_timestamp_embeddings(
   audio, model: Model, sample_rate: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A vector for every `model.hop` frames (HEAR's name and shapes).
+  """A vector for every `model.hop` frames of the whole sound (HEAR's name and shapes). The length
+  rule is of vectors of sounds: it does not apply.
 
   Args:
     audio, model, sample_rate: as of `get_scene_embeddings`.
@@ -46,7 +48,7 @@ def get_timestamp_embeddings(
     (B, T, D) float32, and (B, T) float64, their centres in milliseconds. Where lengths differ, T is
     the longest's; behind the end of a shorter sound vectors are 0 and times NaN.
   """
-  found = [model.embed_frames(model.mel(a, sample_rate)) for a in _batch(audio)]
+  found = [model.embed_frames(model.mel(a, sample_rate, whole=True)) for a in _batch(audio)]
   longest = max(map(len, found), default=0)
   frame_ms = 1000 * model.frontend.hop_length / model.sample_rate
   # frame i is centred at i · frame_ms

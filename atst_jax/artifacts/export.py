@@ -47,6 +47,7 @@ def write(
   normalization: dict,
   chunk_frames: int,
   tail: str,
+  max_seconds: float | None = None,
   provenance: dict,
   artifacts: Collection[str] = DEFAULT,
   license: str = "unknown",
@@ -62,6 +63,8 @@ def write(
     normalization: `kind` and its constants (`normalization.normalize`).
     chunk_frames: longer audio is cut into chunks of so many frames.
     tail: how their embeddings are averaged (`embed.Model.embed`).
+    max_seconds: the length rule: of longer sounds only the central seconds are embedded; None:
+      sounds are embedded whole.
     provenance: where it comes from; any JSON.
     artifacts: some of ARTIFACTS, weights of one kind among them.
     license: for the model card.
@@ -90,6 +93,7 @@ def write(
     "normalization": normalization,
     "chunk_frames": chunk_frames,
     "tail": tail,
+    "max_seconds": max_seconds,
     "params_hash": params_hash(variables),
     "provenance": provenance,
   }
@@ -175,6 +179,7 @@ def settings(config: dict) -> dict:
     "frontend": get_frontend(config["data"]["frontend"]),
     "normalization": config["views"]["normalization"],
     "tail": config["tail"],
+    "max_seconds": config.get("max_seconds"),  # runs of older versions have no rule
     "chunk_frames": LONG_CHUNK if any_length else config["views"]["crop_frames"],
   }
 
@@ -219,7 +224,7 @@ def export_run(workdir: str, output: str, step: int | None = None, **options) ->
     "atst_jax": atst_jax.__version__,
     "config": config,
   }
-  write(output, variables, provenance=provenance, **settings(config), **options)
+  write(output, variables, provenance=provenance, **(settings(config) | options))
   return provenance
 
 
@@ -227,8 +232,8 @@ def export_again(encoder: str, output: str, **options) -> dict:
   """Exports an exported encoder, with other artifacts (`options` of `write`). Returns its
   provenance."""
   config, variables, _ = read(encoder)
-  kept = {
-    key: config[key] for key in ("encoder", "normalization", "chunk_frames", "tail", "provenance")
-  }
-  write(output, variables, frontend=FrontEnd.from_json(config["frontend"]), **kept, **options)
+  names = ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "provenance")
+  kept = {key: config[key] for key in names}
+  frontend = FrontEnd.from_json(config["frontend"])
+  write(output, variables, frontend=frontend, **(kept | options))
   return config["provenance"]

@@ -6,7 +6,9 @@ earlier format is still read:
 
 1: `normalization` has no `kind`; weights in `params/`.
 2: weights in `params/`.
-3: weights in `model.safetensors`, `params/` if asked for.
+3: weights in `model.safetensors`, `params/` if asked for; no length rule.
+4: `max_seconds`, the length rule: of a longer sound its central seconds, as a waveform, are
+  embedded; null: sounds are embedded whole.
 """
 
 import hashlib
@@ -20,13 +22,15 @@ from atst_jax.method.normalization import check_normalization
 from atst_jax.models.encoders import check_encoder, make_encoder
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
-FORMAT = 3
+FORMAT = 4
 CONFIG = "config.json"
 FILTERS = "mel_filters.npy"
 SAFETENSORS = "model.safetensors"
 ORBAX = "params"
 MAX_CHUNK = 1 << 20  # frames, three hours
+MOST_SECONDS = 86_400.0  # of a length rule
 MOST_WEIGHT = 1000.0  # of a mel filter: 1 in a triangle, more where a scale makes it
 MOST_COMPRESSED = 64  # weights hardly compress; only constant arrays do
 
@@ -52,7 +56,37 @@ def upgrade(config: dict, path: str) -> dict:
     )
   if number == 1:
     config = {**config, "normalization": {"kind": "min_max", **config["normalization"]}}
+  if number < 4:
+    log.info(
+      "%s: written before exports had a length rule: sounds of any length are embedded whole. To "
+      "embed the central 12 s, as ATST's evaluations do, pass --length=12 or export it again with "
+      "--length=12",
+      path,
+    )
+    config = {**config, "max_seconds": None}
   return {**config, "format": FORMAT}
+
+
+def check_length(max_seconds) -> None:
+  """Raises UserError for what is neither None nor a length in seconds."""
+  right = type(max_seconds) in (int, float) and 0.1 <= max_seconds <= MOST_SECONDS
+  if max_seconds is not None and not right:
+    raise UserError(
+      f"max_seconds={max_seconds!r}: must be 0.1 to {MOST_SECONDS:g} seconds, or None (whole "
+      "sounds)"
+    )
+
+
+def parse_length(text: str) -> float | None:
+  """A length rule from a flag: "whole" or seconds. Raises UserError for anything else."""
+  try:
+    max_seconds = None if text == "whole" else float(text)
+    check_length(max_seconds)
+  except ValueError:  # also a UserError
+    raise UserError(
+      f"--length={text}: must be 'whole', or 0.1 to {MOST_SECONDS:g} seconds of the middle"
+    ) from None
+  return max_seconds
 
 
 def write_weights(path: str, variables) -> None:
@@ -141,6 +175,7 @@ def _checked(config: dict, frontend: FrontEnd):
   encoder = make_encoder(config["encoder"])
   if type(chunk) is not int or not encoder.hop <= chunk <= longest:
     raise ValueError(f"chunk_frames {chunk!r} do not fit the encoder")
+  check_length(config["max_seconds"])
   for key, kind in (("tail", str), ("params_hash", str), ("provenance", dict)):
     if not isinstance(config[key], kind):
       raise TypeError(f"{key} is a {type(config[key]).__name__}")

@@ -7,20 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.artifacts import folder as exported
+from atst_jax.artifacts.folder import check_length
 from atst_jax.audio.frontend import FrontEnd
-from atst_jax.audio.waveforms import Mel, central, cut, mel_of, peak_of, pieces
+from atst_jax.audio.waveforms import (
+  Mel,
+  central,
+  central_samples,
+  cut,
+  mel_of,
+  peak_of,
+  pieces,
+  windows,
+)
 from atst_jax.method.normalization import normalize
+from atst_jax.models.chunking import TAILS, batch_rows, padded_sizes, weighted_chunks
 from atst_jax.models.encoders import make_encoder
 from atst_jax.util.errors import UserError
-
-BATCH = 32  # chunks encoded at a time, at most,
-BATCH_FRAMES = 20_000  # and their frames
-TAILS = ("released", "drop", "keep", "weighted")
-
-
-def batch_rows(size: int) -> int:
-  """Chunks of `size` frames that are encoded at a time."""
-  return min(BATCH, max(1, BATCH_FRAMES // size))
 
 
 class Model:
@@ -31,6 +33,8 @@ class Model:
     frontend: parameters of the log-mel spectrogram.
     sample_rate: Hz; audio of another rate is resampled, if its rate is stated.
     chunk_frames: frames of a chunk.
+    max_seconds: the export's length rule: of longer sounds only the central `max_seconds` are
+      embedded; None: sounds are embedded whole.
     depth: blocks of a transformer; 1 for a convolutional encoder.
     hop: frames for each vector over time.
     encoder: the linen module, and `variables` its arrays.
@@ -41,6 +45,7 @@ class Model:
     self.frontend = FrontEnd.from_json(config["frontend"])
     self.sample_rate = self.frontend.sample_rate
     self.chunk_frames: int = config["chunk_frames"]
+    self.max_seconds: float | None = config["max_seconds"]
     self.encoder = make_encoder(config["encoder"])
     self.depth, self.hop = self.encoder.blocks, self.encoder.hop
     self._encode = jax.jit(self._encoded)
@@ -115,40 +120,38 @@ class Model:
     constants = {"kind": "standard", "mean": statistics["log_mean"], "std": statistics["log_std"]}
     return Model({**self.config, "normalization": constants}, self.variables, self._filters)
 
-  def mel(self, audio: np.ndarray, sample_rate: float) -> Mel:
+  def limited(self, max_seconds: float | None) -> "Model":
+    """The same encoder with another length rule. Raises UserError if that is no length."""
+    check_length(max_seconds)
+    return Model({**self.config, "max_seconds": max_seconds}, self.variables, self._filters)
+
+  def mel(self, audio: np.ndarray, sample_rate: float, *, whole: bool = False) -> Mel:
     """(N,) samples at `sample_rate` Hz -> log-mel dB: (T, F), or what stands for it where it is
     long.
 
+    The export's length rule crops the waveform, as ATST's released evaluations do; with `whole` it
+    is left whole, which vectors over time need.
+
     Raises UserError for audio that is too short, not finite, not floats or not mono.
     """
-    return self.mel_of(lambda: pieces(audio, sample_rate, self.sample_rate))
+    return self.mel_of(lambda: pieces(audio, sample_rate, self.sample_rate), whole=whole)
 
-  def mel_of(self, waveform: Callable[[], Iterator[np.ndarray]]) -> Mel:
+  def mel_of(self, waveform: Callable[[], Iterator[np.ndarray]], *, whole: bool = False) -> Mel:
     """The same of a sound that is read in pieces at the model's rate, from its start at every
     call."""
+    if self.max_seconds is not None and not whole:
+      waveform = central_samples(waveform, round(self.max_seconds * self.sample_rate))
     return mel_of(waveform, self.frontend, self._filters)
 
   def log_mel(self, audio: np.ndarray, sample_rate: float) -> np.ndarray:
-    """`mel` as an array (T, F), however long."""
-    mel = self.mel(audio, sample_rate)
+    """The whole sound's log-mel as an array (T, F), however long."""
+    mel = self.mel(audio, sample_rate, whole=True)
     return central(mel, len(mel))
 
   def chunks(self, mel, tail):
-    """Yields (chunk, frames that its mean is divided by, weight) of a clip, by the rule that
-    `embed` describes."""
-    drop_to = self.chunk_frames // 2 if tail in ("released", "drop") else self.hop - 1
-    for i, chunk in enumerate(cut(mel, self.chunk_frames)):
-      if i == 0 or len(chunk) > drop_to:
-        mean_over = len(mel) - i * self.chunk_frames if tail == "released" else len(chunk)
-        yield chunk, mean_over, len(chunk) if tail == "weighted" else 1
-
-  def _padded_sizes(self) -> list[int]:
-    """Lengths that chunks are padded to, ascending: few to compile, short clips cheap. Padding is
-    masked."""
-    sizes = [self.chunk_frames]
-    while sizes[0] > min(128, self.chunk_frames // 4):
-      sizes.insert(0, -(-sizes[0] // 2))
-    return sizes
+    """`weighted_chunks` of a clip."""
+    parts = cut(mel, self.chunk_frames)
+    return weighted_chunks(parts, len(mel), chunk_frames=self.chunk_frames, hop=self.hop, tail=tail)
 
   def embed(
     self,
@@ -165,12 +168,15 @@ class Model:
         the whole clip's maximum (released code).
       num_blocks: how many of a transformer's last blocks to concatenate, [CLS…, mean…]; all of them
         by default.
-      max_frames: longer clips are cropped centrally (ATST's protocol: 12 s); no limit by default.
+      max_frames: longer spectrograms are cropped centrally; to the export's length rule by
+        default. What `mel` returns is cropped already, as a waveform; of a spectrogram that comes
+        from elsewhere the crop differs from that in the frames at its two ends.
       tail: how the chunks of a longer clip are averaged; the export's own rule by default.
         "weighted": by length. "keep": all alike. "drop": alike, but a chunk after the first counts
         only if more than half of it is there. "released": as "drop", and the sum over a chunk's
         patches is divided by the patches from its start to the end of the clip, as ATST's released
-        code does (a 10-s clip's first mean is 0.6 of itself).
+        code does (a 10-s clip's first mean is 0.6 of itself). An encoder with a `context` needs no
+        rule: its vector is that of one pass over the whole clip.
 
     Returns:
       (clips, 2 · num_blocks · D) float32; (clips, D) of a convolutional encoder.
@@ -182,9 +188,11 @@ class Model:
     if tail not in TAILS:
       raise UserError(f"tail={tail!r}: choose one of {', '.join(TAILS)}")
     num_blocks = self.depth if num_blocks is None else num_blocks
+    if max_frames is None and self.max_seconds is not None:
+      max_frames = self.frontend.num_frames(round(self.max_seconds * self.sample_rate))
     sums: list = []  # of each clip: its vector so far, None once it is out
     weights, waiting = [], {}
-    sizes = self._padded_sizes()
+    sizes = padded_sizes(self.chunk_frames)
 
     def flush(size):
       clips, peaks, chunks, mean_over, chunk_weights = zip(*waiting.pop(size), strict=True)
@@ -213,6 +221,9 @@ class Model:
       weights.append(0)
       mel = mel if max_frames is None else central(mel, max_frames)
       peak = peak_of(mel)
+      if self.encoder.context is not None and len(mel) > self.chunk_frames:
+        sums[index], weights[index] = self._one_pass(mel, peak), 1
+        continue
       for chunk, mean_over, weight in self.chunks(mel, tail):
         size = next(size for size in sizes if len(chunk) <= size)
         # a copy, so that a waiting chunk does not keep its whole clip in memory
@@ -242,24 +253,44 @@ class Model:
     """Numbers in a vector of `embed`."""
     return self.encoder.size(num_blocks)
 
+  def _frame_parts(self, mel: Mel, peak: float) -> Iterator[np.ndarray]:
+    """Yields a clip's consecutive (N, D) vectors over time, in memory for one chunk. Where an
+    encoder knows its `context`, they are those of one pass over the whole clip."""
+    context, hop = self.encoder.context or 0, self.hop
+    inner = (self.chunk_frames - 2 * context) // hop * hop
+    if len(mel) <= self.chunk_frames or inner < hop:  # a chunk alone, or chunks without context
+      context, inner = 0, self.chunk_frames // hop * hop
+    peaks = np.full(1, peak, np.float32)
+    for part, before in windows(mel, inner, context):
+      length = len(part)
+      if length - before < hop:
+        break
+      size = next(size for size in padded_sizes(self.chunk_frames) if length <= size)
+      chunk = np.zeros((1, size, part.shape[1]), np.float32)
+      chunk[0, :length] = part
+      _, found = self._encode(self.variables, chunk, peaks, np.full(1, length, np.int32))
+      last = min((before + inner) // hop, length // hop)
+      yield np.asarray(self.encoder.frames(found)[0])[before // hop : last]
+
+  def _one_pass(self, mel: Mel, peak: float) -> np.ndarray:
+    """(D,): maximum plus mean over time of a clip longer than a chunk, from its parts."""
+    width = self.encoder.width
+    top, total, count = np.full(width, -np.inf), np.zeros(width), 0
+    for frames in self._frame_parts(mel, peak):
+      top, total = np.maximum(top, frames.max(0)), total + frames.sum(0, dtype=np.float64)
+      count += len(frames)
+    return top + total / count
+
   def embed_frames(self, mel: Mel) -> np.ndarray:
     """(T, F) dB -> (T // hop, D): the last block's patch tokens, or a convolutional encoder's
     frames."""
     self.check(mel)
-    peak = np.full(1, peak_of(mel), np.float32)
-    out = []
-    for part in cut(mel, self.chunk_frames // self.hop * self.hop):
-      frames = len(part)
-      if frames < self.hop:
-        break
-      size = next(size for size in self._padded_sizes() if frames <= size)
-      chunk = np.zeros((1, size, part.shape[1]), np.float32)
-      chunk[0, :frames] = part
-      _, before = self._encode(self.variables, chunk, peak, np.full(1, frames, np.int32))
-      out.append(np.asarray(self.encoder.frames(before)[0])[: frames // self.hop])
-    return np.concatenate(out)
+    return np.concatenate(list(self._frame_parts(mel, peak_of(mel))))
 
 
 def load_model(folder: str) -> Model:
-  """Opens an exported encoder. Raises UserError if the folder is not one or is damaged."""
+  """Opens an exported encoder. Raises UserError if the folder is not one or is damaged.
+
+  An export from before length rules embeds sounds whole, and a line says so.
+  """
   return Model(*exported.read(folder))

@@ -74,8 +74,8 @@ vectors = get_scene_embeddings([waveform], model, sample_rate=44100)  # floats o
 
 - Mono sound at {frontend.sample_rate} Hz; the caller states the rate and other rates are resampled.
 - At least {frontend.min_samples} samples and {encoder.hop} frames ({hop_seconds}).
-- Longer than {chunk_seconds}: chunks of that length are encoded on their own and their vectors \
-averaged (`{tail}`); nothing relates sounds that lie further apart.
+- {chunks}
+- {length}
 - Nothing below or above the mel bands is heard.
 - What the pre-training data lacks, the vectors may not tell apart; measure on your own labels \
 first.
@@ -169,6 +169,27 @@ def _scores(results: list[dict]) -> list[str]:
   ]
 
 
+def _chunks(config: dict, encoder, frontend) -> str:
+  """What becomes of sounds longer than a chunk."""
+  seconds = _seconds(config["chunk_frames"], frontend)
+  if encoder.context is not None:
+    return f"Longer than {seconds}: computed in parts, the vector is that of one pass."
+  return (
+    f"Longer than {seconds}: chunks of that length are encoded on their own and their vectors "
+    f"averaged (`{config['tail']}`); nothing relates sounds that lie further apart."
+  )
+
+
+def _length(max_seconds: float | None) -> str:
+  """The length rule."""
+  if max_seconds is None:
+    return "The vector of a sound is of all of it, however long."
+  return (
+    f"The vector of a sound longer than {max_seconds:g} s is of its central {max_seconds:g} s, cut "
+    "from the waveform; vectors over time are of the whole sound."
+  )
+
+
 def card(
   name: str, config: dict, variables: dict, *, license: str, results: list[dict], artifacts
 ) -> str:
@@ -213,7 +234,7 @@ def card(
     origin="\n\n".join(_origin(config["provenance"])),
     scores="\n\n".join(_scores(results)),
     hop_seconds=_seconds(encoder.hop, frontend),
-    chunk_seconds=_seconds(config["chunk_frames"], frontend),
-    tail=config["tail"],
+    chunks=_chunks(config, encoder, frontend),
+    length=_length(config["max_seconds"]),
     terms=unstated if license == "unknown" else f"`{license}`",
   )

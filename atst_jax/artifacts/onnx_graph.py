@@ -1,10 +1,12 @@
 """An encoder as an ONNX graph, written node by node: log-mel in, vectors out, any batch and length.
 
-Inputs and outputs are those of `atst_jax.artifacts.jax_program`. Opset 17, float32, for every
-runtime of ONNX. (jax2onnx, which translates functions of JAX, asks for an orbax-checkpoint older
-than this project's.) Needs pip install -e .[onnx].
+Inputs and outputs are those of `atst_jax.artifacts.jax_program`; the file's metadata holds what its
+caller needs: front-end, normalisation, chunks, and the length rule (`max_seconds`). Opset 17,
+float32, for every runtime of ONNX. (jax2onnx, which translates functions of JAX, asks for an
+orbax-checkpoint older than this project's.) Needs pip install -e .[onnx].
 """
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -136,6 +138,9 @@ def build(model: Model) -> bytes:
   file = helper.make_model(
     graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="atst_jax"
   )
+  # how sounds become mel, and chunks a sound's vector: a program sees one chunk
+  told = ("frontend", "normalization", "chunk_frames", "tail", "max_seconds")
+  helper.set_model_props(file, {key: json.dumps(model.config[key]) for key in told})
   if (size := file.ByteSize()) >= LIMIT:
     raise UserError(
       f"an ONNX file holds at most {LIMIT} bytes, this encoder would take {size}; leave out onnx"

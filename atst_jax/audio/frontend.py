@@ -117,6 +117,7 @@ FRONTENDS = {
     FrontEnd("atst", 16000, 1024, 400, 160, "hamming", 64, 60.0, 7800.0, "htk", "none"),
     FrontEnd("audiossl", 16000, 1024, 1024, 160, "hann", 64, 60.0, 7800.0, "htk", "none"),
     FrontEnd("byola", 16000, 1024, 1024, 160, "hann", 64, 60.0, 7800.0, "slaney", "slaney"),
+    FrontEnd("byola_htk", 16000, 1024, 1024, 160, "hann", 64, 60.0, 7800.0, "htk", "none"),
     FrontEnd("difference", 16000, 400, 400, 160, "hann", 64, 50.0, 8000.0, "slaney", "slaney"),
   )
 }

@@ -54,6 +54,35 @@ def pieces(audio, sample_rate: float, target_rate: int) -> Iterator[np.ndarray]:
     yield piece if stream is None else stream.resample_chunk(piece, last=last)
 
 
+def central_samples(
+  waveform: Callable[[], Iterable[np.ndarray]], samples: int
+) -> Callable[[], Iterator[np.ndarray]]:
+  """The same sound, of a longer one its central `samples` alone, as something that gives pieces.
+
+  A longer sound is read twice: where its middle lies is known at its end.
+  """
+
+  def read():
+    held, total = [], 0
+    for piece in waveform():
+      total += len(piece)
+      if total <= samples:
+        held.append(piece)
+      else:
+        held.clear()
+    if total <= samples:
+      yield from held
+      return
+    start, position = (total - samples) // 2, 0
+    for piece in waveform():
+      part = piece[max(start - position, 0) : max(start + samples - position, 0)]
+      position += len(piece)
+      if len(part):
+        yield part
+
+  return read
+
+
 class LongMel:
   """The log-mel of a sound too long to be held.
 
@@ -123,20 +152,23 @@ def peak_of(mel: Mel) -> float:
   return mel.peak if isinstance(mel, LongMel) else float(mel.max())
 
 
+def windows(mel: Mel, size: int, context: int) -> Iterator[tuple[np.ndarray, int]]:
+  """Yields consecutive (size, F) parts of a spectrogram, each with up to `context` frames of what
+  lies before and behind it, and how many of these lie before. The last part may be shorter."""
+  blocks = iter(mel) if isinstance(mel, LongMel) else iter([mel])
+  held, position = next(blocks), 0
+  for start in range(0, len(mel), size):
+    first, stop = max(start - context, 0), min(start + size + context, len(mel))
+    held, position = held[first - position :], first
+    while position + len(held) < stop:
+      held = np.concatenate([held, next(blocks)])
+    yield held[: stop - first], start - first
+
+
 def cut(mel: Mel, size: int) -> Iterator[np.ndarray]:
   """Yields consecutive (size, F) parts of a spectrogram; the last one may be shorter."""
-  if not isinstance(mel, LongMel):
-    for start in range(0, len(mel), size):
-      yield mel[start : start + size]
-    return
-  held = np.zeros((0, 0), np.float32)
-  for block in mel:
-    held = np.concatenate([held, block]) if len(held) else block
-    while len(held) >= size:
-      yield held[:size]
-      held = held[size:]
-  if len(held):
-    yield held
+  for part, _ in windows(mel, size, 0):
+    yield part
 
 
 def central(mel: Mel, frames: int) -> np.ndarray:

@@ -17,14 +17,18 @@ def mixup(x, partner, weight):
   return jnp.log((1 - weight) * jnp.exp(x) + weight * jnp.exp(partner) + MIX_EPS)
 
 
-def place(key, partner, partner_length, length):
+def place(key, partner, partner_length, length, *, last=True):
   """Aligns a padded (T, F) partner to a clip of another length: a random window of the longer one
   (released code).
+
+  Args:
+    last: whether the window may lie at the longer one's very end; the released code draws an offset
+      below the last.
 
   Returns the moved partner and a (T,) mask of the frames where both are valid.
   """
   slack = partner_length - length
-  offset = jax.random.randint(key, (), 0, jnp.abs(slack) + 1)
+  offset = jax.random.randint(key, (), 0, jnp.maximum(jnp.abs(slack) + last, 1))
   start = jnp.where(slack < 0, offset, 0)  # where the shorter partner begins inside the clip
   partner = jnp.roll(partner, jnp.where(slack < 0, offset, -offset), axis=0)
   frame = jnp.arange(partner.shape[0])
@@ -47,7 +51,10 @@ def interpolation_taps(n_out, *, start, size, out_size, offset):
   on. start, size, out_size and offset may be traced. Positions are rounded to float32 as PyTorch
   does (about 2e-5 of the values); where sizes are equal the crop is copied exactly.
   """
-  scale = jnp.asarray(size - 1, jnp.float32) / jnp.maximum(out_size - 1, 1)
+  # A 1 that no compiler knows. Without it XLA divides by a constant as a product with its inverse,
+  # and a position, and so a view, is 1e-5 off PyTorch's.
+  one = jnp.minimum(jnp.asarray(size, jnp.float32), 1)
+  scale = jnp.asarray(size - 1, jnp.float32) / (jnp.maximum(out_size - 1, 1) * one)
   position = scale * jnp.arange(n_out, dtype=jnp.float32)
   floor = jnp.floor(position)
   first = floor.astype(jnp.int32)

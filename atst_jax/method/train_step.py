@@ -213,7 +213,9 @@ def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
   )
 
 
-def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_weight, group):
+def make_update(
+  *, network: Network, tx, teacher: Ema, schedules, difference_weight, group, before_step=False
+):
   """Returns update(state, key, views, length, mixed) -> (state, metrics).
 
   One step on given views (B, 2, T, F), their valid frames (B, 2) or None and, where λ is not 0,
@@ -224,6 +226,8 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
     schedules: functions of the finished updates that are reported among the metrics.
     difference_weight: λ; at 0 nothing of the subtraction is computed.
     group: clips among which views were mixed.
+    before_step: whether the teacher averages parameters from before the step (BYOL-A's
+      released code with current Lightning).
   """
 
   def update(state: TrainState, key, views, length=None, mixed: Mixtures | None = None):
@@ -254,7 +258,8 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     teacher_state = state.teacher._replace(batch_stats=new_teacher["batch_stats"])
-    teacher_state = teacher.update({k: params[k] for k in ("encoder", "projector")}, teacher_state)
+    followed = state.params if before_step else params
+    teacher_state = teacher.update({k: followed[k] for k in teacher_state.params}, teacher_state)
     metrics = {"loss": loss, **losses, "grad_norm": optax.tree.norm(grads)}
     metrics |= {"std_student": output_std(p), "std_teacher": output_std(z)}
     metrics |= {"rank_student": output_rank(p), "rank_teacher": output_rank(z)}
@@ -265,26 +270,18 @@ def make_update(*, network: Network, tx, teacher: Ema, schedules, difference_wei
   return update
 
 
-def make_train_step(
-  *, network, tx, teacher, schedules, seed, views, difference_weight, mixing, ragged
-):
+def make_train_step(*, seed, views, mixing, ragged, difference_weight, **parts):
   """Returns train_step(state, batch) -> (state, metrics), a pure function: all its randomness is
   fold_in(seed, step).
 
   Args:
     views: keyword arguments of `views.make_views`.
-    difference_weight: λ.
     mixing: keyword arguments of `mixtures.make_mixtures`.
     ragged: whether any view may be shorter than views["crop_frames"].
+    difference_weight: λ.
+    parts: the other keyword arguments of `make_update`.
   """
-  update = make_update(
-    network=network,
-    tx=tx,
-    teacher=teacher,
-    schedules=schedules,
-    difference_weight=difference_weight,
-    group=mixing["group"],
-  )
+  update = make_update(difference_weight=difference_weight, group=mixing["group"], **parts)
 
   def train_step(state: TrainState, batch):
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)

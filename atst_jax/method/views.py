@@ -14,11 +14,12 @@ from atst_jax.method.groups import SILENT, in_groups, valid_frames
 from atst_jax.method.normalization import normalize, normalize_batch
 
 FLOOR_DB = -100.0  # silence in the shards
+PADDINGS = ("mask", "silence", "silence_around")
 
 
 def crop(keys, mel, length, *, crop_frames, frames_range):
-  """(T, F) with `length` valid frames -> (crop_frames, F), its valid frames, its start. Shorter
-  clips start at 0.
+  """(T, F) with `length` valid frames -> (crop_frames, F), its frames of sound, its start, the
+  frames that it should have. Shorter clips start at 0.
 
   The crop's length is uniform over `frames_range`, at most crop_frames; its start is uniform over
   [0, length - that length], both ends included (ATST 2.2.1; the crop is taken from the
@@ -32,7 +33,7 @@ def crop(keys, mel, length, *, crop_frames, frames_range):
   # a slice that would overrun is moved back otherwise
   mel = jnp.pad(mel, ((0, crop_frames - shortest), (0, 0)))
   segment = jax.lax.dynamic_slice_in_dim(mel, start, crop_frames)
-  return segment, jnp.minimum(length, frames), start
+  return segment, jnp.minimum(length, frames), start, jnp.asarray(frames, jnp.int32)
 
 
 def frame_ranges(crop_frames, first_frames, second_frames):
@@ -48,8 +49,10 @@ def is_ragged(shortest_clip, *, padding, crop_frames, first_frames, second_frame
     shortest_clip: frames of the data set's shortest clip.
   """
   ranges = frame_ranges(crop_frames, first_frames, second_frames)
-  shortest = min(shortest_clip, *(low for low, _ in ranges))
-  return padding == "mask" and shortest < crop_frames
+  shortest = min(low for low, _ in ranges)
+  if padding == "mask":  # otherwise short clips are filled up
+    shortest = min(shortest, shortest_clip)
+  return shortest < crop_frames
 
 
 def partner_shifts(key, num_groups, group, *, apart):
@@ -104,6 +107,7 @@ def make_views(
   fader_gain,
   post_norm,
   ragged,
+  mixup_last_offset=True,
   resize="auto",
 ):
   """Two augmented views of every clip (ATST 2.2.1; BYOL-A).
@@ -116,8 +120,9 @@ def make_views(
     crop_frames: frames of the longest view; the others are padded to it.
     first_frames, second_frames: (shortest, longest) of each view, drawn for every clip; None for
       crop_frames.
-    padding: "mask" tracks the valid frames of views that are shorter than crop_frames; "silence"
-      fills short clips up with silence and counts it as sound, as the released codes do.
+    padding: of clips that are shorter than their view. "mask" tracks the valid frames; "silence"
+      fills them up with silence at their end and counts it as sound, as the released codes do;
+      "silence_around" at both ends, as BYOL-A v1's does.
     normalization: keyword arguments of `normalize` but for the peak, which is the crop's (released
       code).
     mixup_ratio: the partner's weight is uniform in [0, mixup_ratio).
@@ -129,16 +134,17 @@ def make_views(
     fader_gain: both ends of the linear fader are uniform in ±fader_gain; 0 leaves it out.
     post_norm: whether all views are normalised together in the end (`normalize_batch`).
     ragged: whether any view may be shorter than crop_frames; if not, lengths are not tracked.
+    mixup_last_offset: `last` of `place`, where clips differ in length.
     resize: how the random resize crop is computed (`augment.resize_crop`).
 
   Returns:
     views (B, 2, crop_frames, F) float32, their valid frames (B, 2) (None unless ragged), and what
     was drawn.
   """
-  if segments not in ("two", "single") or padding not in ("mask", "silence"):
+  if segments not in ("two", "single") or padding not in PADDINGS:
     raise ValueError(
-      f"views.segments {segments!r} must be 'two' or 'single', views.padding {padding!r} 'mask' or "
-      "'silence'"
+      f"views.segments {segments!r} must be 'two' or 'single', views.padding {padding!r} one of "
+      f"{', '.join(PADDINGS)}"
     )
   clips, _, n_mels = mel.shape
   # (B, K, 6)
@@ -148,13 +154,18 @@ def make_views(
   ranges = frame_ranges(crop_frames, first_frames, second_frames)
 
   def segment(keys, mel, length, frames_range):
-    piece, frames, start = crop(
+    piece, sound, start, frames = crop(
       keys, mel, length, crop_frames=crop_frames, frames_range=frames_range
     )
-    piece, valid = piece.astype(jnp.float32), valid_frames(frames, crop_frames)[:, None]
-    peak = jnp.max(jnp.where(valid, piece, SILENT))
-    if padding == "silence":
-      return normalize(jnp.where(valid, piece, FLOOR_DB), peak=peak, **normalization), frames, start
+    piece, heard = piece.astype(jnp.float32), valid_frames(sound, crop_frames)[:, None]
+    peak = jnp.max(jnp.where(heard, piece, SILENT))
+    if padding == "mask":
+      frames = sound
+    else:
+      piece = jnp.where(heard, piece, FLOOR_DB)
+    if padding == "silence_around":
+      piece = jnp.roll(piece, (frames - sound) // 2, axis=0)
+    valid = valid_frames(frames, crop_frames)[:, None]
     return jnp.where(valid, normalize(piece, peak=peak, **normalization), 0), frames, start
 
   cropped = [
@@ -174,7 +185,7 @@ def make_views(
   def augment(x, partner, frames, partner_frames, weight, mix_key, box_key, fade_key):
     size = frames if ragged else crop_frames
     if ragged:
-      partner, both = place(mix_key, partner, partner_frames, frames)
+      partner, both = place(mix_key, partner, partner_frames, frames, last=mixup_last_offset)
       mixed = jnp.where(both[:, None], mixup(x, partner, weight), x)
     else:
       mixed = mixup(x, partner, weight)
@@ -182,13 +193,15 @@ def make_views(
       box_key, size, n_mels, freq_scale=freq_scale, time_scale=time_scale, canvas_time=canvas_time
     )
     view = resize_crop(mixed, box, size, canvas_time=canvas_time, resize=resize)
+    ends = jnp.zeros(2, jnp.float32)
     if fader_gain:
-      head, tail = jax.random.uniform(fade_key, (2,), minval=-fader_gain, maxval=fader_gain)
-      view = fade(view, head, tail, size)
-    return view, box
+      ends = jax.random.uniform(fade_key, (2,), minval=-fader_gain, maxval=fader_gain)
+      view = fade(view, *ends, size)
+    return view, box, ends
 
   each = jax.vmap(jax.vmap(augment))
-  views, box = each(x, partner, frames, partner_frames, weight, *(keys[:, :, i] for i in (2, 3, 4)))
+  view_keys = (keys[:, :, i] for i in (2, 3, 4))
+  views, box, ends = each(x, partner, frames, partner_frames, weight, *view_keys)
   length, post_std = (frames if ragged else None), jnp.ones(())
   if post_norm:
     views, post_std = normalize_batch(views, length)
@@ -197,6 +210,7 @@ def make_views(
     "shift": shifts,
     "weight": weight,
     "box": jnp.stack(box, -1),
+    "fade": ends,
     "segment": x,
     "post_std": post_std,
   }

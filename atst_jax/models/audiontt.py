@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,16 +19,29 @@ CHANNELS = 64
 BLOCKS = {"AudioNTT2022": 2, "AudioNTT2020": 3}  # convolutions, each of which halves the frames
 
 
+@jax.custom_jvp
+def _larger(a, b):
+  """The maximum of two arrays, whose gradient is the first's where they are equal, as in PyTorch's
+  pooling; that of `jnp.maximum` is shared."""
+  return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(primals, tangents):
+  (a, b), (da, db) = primals, tangents
+  return jnp.maximum(a, b), jnp.where(a >= b, da, db)
+
+
 def _halved(x):
   """Maxima of 2 x 2: (B, T, F, C) -> (B, T // 2, F // 2, C).
 
-  The gradient of a reduce-window takes twice as long on a CPU. Here equal maxima share the
-  gradient; behind a ReLU only zeros are equal.
+  The gradient of a reduce-window takes twice as long on a CPU. Of equal maxima the lowest bin's
+  first frame takes it, as in PyTorch, where frames are the last axis.
   """
   B, T, F, C = x.shape
   x = x[:, : T // 2 * 2, : F // 2 * 2].reshape(B, T // 2, 2, F // 2, 2, C)
-  x = jnp.maximum(x[:, :, 0], x[:, :, 1])
-  return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
+  x = _larger(x[:, :, 0], x[:, :, 1])
+  return _larger(x[:, :, :, 0], x[:, :, :, 1])
 
 
 class AudioNTT(Encoder):
@@ -60,6 +74,11 @@ class AudioNTT(Encoder):
   def hop(self) -> int:
     """Every stage halves the frames."""
     return 2**self.stages
+
+  @property
+  def context(self) -> int:
+    """A convolution sees one frame of its stage on either side: 1 + 2 + … are below the hop."""
+    return self.hop
 
   @property
   def title(self) -> str:

@@ -47,7 +47,7 @@ POSITIVE = (
 )
 CHOICES = {
   "views.segments": ("two", "single"),
-  "views.padding": ("mask", "silence"),
+  "views.padding": view_lengths.PADDINGS,
   "views.normalization.kind": tuple(NORMALIZATIONS),
   "difference.gamma_per": ("clip", "batch"),
   "difference.mix_domain": ("normalized", "energy"),
@@ -93,6 +93,7 @@ RANGES = {  # both ends included
   "guard.step_seconds": (0, 1e6),
   "guard.start_seconds": (0, 1e6),
   "online.max_seconds": (0.05, 3600),
+  "max_seconds": (0.1, 86_400),
   "optimizer.base_lr": (0, 1e3),
   "optimizer.end_lr": (0, 1e3),
   "optimizer.weight_decay_start": (0, 1e3),
@@ -209,8 +210,6 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
       f"views.crop_frames {crop} is longer than any view; set it to the longest of "
       "views.first_frames and views.second_frames"
     )
-  if views.padding == "silence" and ranges != [(crop, crop)] * 2:
-    raise UserError("views.first_frames and views.second_frames need --config.views.padding=mask")
   if views.segments == "single" and (ranges[0] != ranges[1] or ranges[0][0] < ranges[0][1]):
     raise UserError(
       "--config.views.segments=single takes both views from one segment; leave out "
@@ -219,8 +218,9 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
     )
   if ENCODERS[encoder.kind].has_batch_norm and is_ragged(config, dataset):
     raise UserError(
-      f"some clips are shorter than views.crop_frames, and BatchNorm of --config.encoder.kind="
-      f"{encoder.kind} would see their padding; set --config.views.padding=silence"
+      f"some views are shorter than views.crop_frames, and BatchNorm of --config.encoder.kind="
+      f"{encoder.kind} would see their padding; set --config.views.padding=silence and leave out "
+      "views.first_frames and views.second_frames"
     )
 
 

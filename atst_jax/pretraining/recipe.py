@@ -149,6 +149,7 @@ def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = N
     views={**config.views.to_dict(), "resize": config.compute.resize},
     difference_weight=difference.weight,
     mixing=mixing,
+    before_step=config.teacher.before_step,
     **parts,
   )
   step = guarded(

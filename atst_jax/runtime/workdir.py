@@ -17,7 +17,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 import atst_jax
 from atst_jax.data.dataset import write_json
 from atst_jax.util import storage
-from atst_jax.util.config import changes
+from atst_jax.util.config import changes, flatten
 from atst_jax.util.errors import UserError
 from atst_jax.util.lock import Held, Lock
 from atst_jax.util.logs import log
@@ -25,6 +25,8 @@ from atst_jax.util.logs import log
 CONFIG = "config.json"
 # What a key that an older version did not have stands for.
 REASONS = {"data.order": " (clips came in another, uneven order: docs/shards.md)"}
+# What older versions, which did not have these keys, did.
+FORMERLY = {"max_seconds": None, "teacher.before_step": False, "views.mixup_last_offset": True}
 STARTS = "starts.jsonl"
 # JAX's settings that a run may have otherwise than the one before it, and that change its numbers
 SETTINGS = ("jax_default_matmul_precision",)
@@ -74,6 +76,8 @@ def read_config(workdir: str) -> dict:
 
 def _differences(stored: dict, config: dict, ignore: tuple[str, ...]) -> dict[str, str]:
   """{key: "key: old -> new"} of what has changed since the stored config, without `ignore`."""
+  former = {key: value for key, value in FORMERLY.items() if key in flatten(config)}
+  stored, config = former | flatten(stored), flatten(config)
   lines = {line.partition(":")[0]: line for line in changes(stored, config)}
   lines = {key: line + REASONS.get(key, "") for key, line in lines.items()}
   return {key: line for key, line in lines.items() if not _among(key, ignore)}
