@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from atst_jax.audio import decode
+from atst_jax.audio.channels import mean_of
 from atst_jax.audio.decode import Quality, Reject, load_audio, read_pieces
 from atst_jax.util.errors import UserError
 
@@ -73,6 +74,13 @@ def test_fault_16_channels_are_averaged(tmp_path):
   left, right = tone(1, RATE), np.full(RATE, 0.25)
   path = write(tmp_path / "a.wav", np.stack([left, right, np.zeros(RATE)], 1), subtype="FLOAT")
   np.testing.assert_allclose(load_audio(path, RATE), (left + right) / 3, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_the_mean_of_two_channels_has_the_bits_of_any_other(channels):
+  block = np.random.default_rng(0).uniform(-1, 1, (9999, channels)).astype(np.float32)
+  np.testing.assert_array_equal(mean_of(block), block.mean(axis=1))
+  assert mean_of(block).dtype == np.float32
 
 
 def test_fault_16_rejects_have_their_reason(tmp_path):

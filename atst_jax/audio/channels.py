@@ -19,6 +19,15 @@ def check_channels(channels: str) -> None:
     )
 
 
+def mean_of(block: np.ndarray) -> np.ndarray:
+  """(N, C) -> (N,) float32."""
+  if block.shape[1] == 1:
+    return block[:, 0]
+  if block.shape[1] == 2:  # the same bits in a tenth of the time
+    return (block[:, 0] + block[:, 1]) / np.float32(2)
+  return block.mean(axis=1)
+
+
 class Levels:
   """The energies of channels and of their mean, gathered block by block."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from atst_jax.util.errors import UserError
 
-from .channels import LOUDEST, MEAN, Levels
+from .channels import LOUDEST, MEAN, Levels, mean_of
 from .sound_file import Reject, Sound, open_sound
 
 REASONS = (
@@ -44,7 +44,7 @@ class Quality:
   notes: list = dataclasses.field(default_factory=list)
 
   def update(self, block: np.ndarray) -> None:
-    """Adds a (N, C) block. Raises Reject for NaN, infinite or absurdly large samples."""
+    """Adds an (N, C) block. Raises Reject for NaN, infinite or absurdly large samples."""
     peak = float(max(block.max(initial=0.0), -block.min(initial=0.0)))
     if not peak < MAX_PEAK:  # NaN and infinity propagate to the peak
       raise Reject("non_finite", f"a sample is {peak}")
@@ -53,6 +53,8 @@ class Quality:
     if peak >= FULL_SCALE:
       self.full_scale_values += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
     self.total += float(block.sum(dtype=np.float64))
+    if block.shape[1] > 1:
+      self.levels.update(block)
 
   def add(self, other: "Quality") -> None:
     """Adds that of another part of the same sound."""
@@ -99,15 +101,6 @@ def raw_blocks(file: Sound) -> Iterator[np.ndarray]:
       yield block
 
 
-def to_mono(block: np.ndarray, quality: Quality) -> np.ndarray:
-  """(N, C) -> (N,), and their quality. Raises Reject for what is no sound."""
-  quality.update(block)
-  if block.shape[1] == 1:
-    return block[:, 0]
-  quality.levels.update(block)
-  return block.mean(axis=1)
-
-
 def choose_channel(path: str, channels: str, repair_headers: bool = False) -> slice:
   """Which channels of a file are averaged: all for "mean", else one. Raises Reject."""
   if channels == MEAN:
@@ -130,7 +123,8 @@ def _blocks(file: Sound, quality: Quality, kept: slice) -> Iterator[np.ndarray]:
   """Yields (N,) float32 mono blocks at the file's own rate."""
   quality.sample_rate = file.samplerate
   for block in raw_blocks(file):
-    yield to_mono(block[:, kept], quality)
+    quality.update(block[:, kept])
+    yield mean_of(block[:, kept])
   quality.missed = file.missed()
 
 

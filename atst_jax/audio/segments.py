@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .channels import MEAN
-from .decode import Quality, choose_channel, raw_blocks, to_mono
+from .channels import MEAN, mean_of
+from .decode import Quality, choose_channel, raw_blocks
 from .sound_file import Reject, Sound, open_sound
 
 END_SECONDS = 0.05  # a segment may end so much behind the file, as its times are rounded
@@ -48,7 +48,7 @@ class Piece:
     self.quality.sample_rate = rate
     if self.reject is None and len(part):
       try:
-        to_mono(part, self.quality)
+        self.quality.update(part)
       except Reject as error:
         self.reject = error
 
@@ -153,7 +153,7 @@ def _blocks(file: Sound, sample_rate: int, waiting: _Waiting, kept: slice) -> It
       for piece in pieces:
         piece.hear(block, first, file.samplerate)
       pieces = [piece for piece in pieces if piece.end * file.samplerate > last]
-      mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+      mono = mean_of(block)
       if not np.isfinite(mono.sum()):
         raise Reject("non_finite", f"behind {first / file.samplerate:.1f} s")
       first = last
