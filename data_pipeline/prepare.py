@@ -20,7 +20,6 @@ import sys
 from collections.abc import Set
 
 from atst_jax.audio.channels import MEAN, check_channels
-from atst_jax.audio.formats import has_pyav, needs_pyav
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import RecordError
 from atst_jax.data.dataset_page import write_report
@@ -122,9 +121,6 @@ def _job(args: argparse.Namespace, listing: Listing, name: str, sources_hash: st
   chosen = ("reject_silent", "reject_duplicates", "repair_headers", "context")
   made_of |= {key: getattr(args, key) for key in chosen if getattr(args, key)}
   made_of |= {"channels": args.channels} if args.channels != MEAN else {}
-  # a set that lacks these files is finished without PyAV, and another with it
-  if any(needs_pyav(source.path) for source in listing.sources):
-    made_of["pyav"] = has_pyav()
   # their classes are not in the hash of the sources, and number the labels with the others
   if listing.not_drawn:
     made_of["classes"] = classes_hash(listing.label_names)

@@ -1,16 +1,22 @@
 """Segments of recordings: every one is the slice of the whole, is decoded in one pass, and is
 accounted for."""
 
+import time
+
 import numpy as np
 import pytest
 import soundfile
+import threadpoolctl
 from preparing import contents, run, write_inline
 
 from atst_jax.audio import decode, segments
 from atst_jax.audio.decode import load_audio
+from atst_jax.audio.frontend import get_frontend, mel_filters
 from atst_jax.audio.segments import read_segments
 from atst_jax.data.dataset import Dataset
 from atst_jax.util.errors import UserError
+from data_pipeline.shards.shard import Settings, ShardTask, write_task
+from data_pipeline.sources.files import Source
 from data_pipeline.sources.inputs import list_files, list_sources
 
 RATE = 16000
@@ -249,3 +255,26 @@ def test_labels_of_audacity_beside_their_recordings(recordings, tmp_path):
   (root / "three.txt").write_text(LABELS)
   with pytest.raises(UserError, match=r"no recording under .* is called as the table is"):
     listed(root / "three.txt")
+
+
+@pytest.mark.slow
+def test_segments_are_not_slower_than_the_recording(tmp_path):
+  """A thousand pieces of a second, of a third of an hour; processor seconds of one thread."""
+  path = tmp_path / "long.flac"
+  minute = np.random.default_rng(0).uniform(-0.3, 0.3, (60 * 22050, 2))
+  with soundfile.SoundFile(path, "w", 22050, 2) as file:
+    for _ in range(20):
+      file.write(minute)
+  frontend = get_frontend("atst")
+  common = Settings(str(tmp_path), str(tmp_path), frontend, mel_filters(frontend), (), 60.0)
+  rows = [
+    Source(str(path), f"long.flac#{i}", start=1.2 * i, end=1.2 * i + 1, line=i + 2)
+    for i in range(1000)
+  ]
+  seconds = []
+  with threadpoolctl.threadpool_limits(1):
+    for sources in ((Source(str(path), "long.flac"),), rows, (Source(str(path), "long.flac"),)):
+      started = time.process_time()
+      write_task(ShardTask("a.tfrecord", "train", tuple(sources)), common, lambda *_: None)
+      seconds.append(time.process_time() - started)
+  assert min(seconds[0], seconds[2]) / seconds[1] > 0.8, seconds

@@ -9,6 +9,7 @@ from preparing import run, write_inline
 from atst_jax.audio import sound_file
 from atst_jax.audio.decode import Quality, Reject, load_audio, read_pieces
 from atst_jax.data.dataset import Dataset
+from data_pipeline.shards import shard
 
 RATE = 44100
 
@@ -80,6 +81,31 @@ def test_a_file_that_was_cut_is_said(tmp_path, ending):
   assert 0.9 < len(waveform) / RATE < 1.1
   told = f"{len(waveform) / RATE:.1f} s read, the header tells of 2.0 s: it was cut"
   assert found.remarks() == {"incomplete": told}
+
+
+def test_what_pyav_reads_is_prepared_once_it_is_installed(chained, tmp_path, monkeypatch):
+  """By the same command; shards that lack nothing stay."""
+  pytest.importorskip("av")
+  write_inline(monkeypatch)
+  chained("ogg")
+  (tmp_path / "part.ogg").unlink()
+  for i in range(3):
+    soundfile.write(tmp_path / f"{i}.wav", sound(0.2), RATE)
+  output = tmp_path / "out"
+  flags = [f"--input={tmp_path}", f"--output={output}", "--frontend=atst", "--name=one"]
+  with monkeypatch.context() as patch:
+    for module in (sound_file, shard):
+      patch.setattr(module, "has_pyav", lambda: False)
+    assert run(*flags) == 0
+  (remark,) = Dataset.load(str(output)).manifest["remarks"]
+  assert remark["id"] == "chained.ogg" and remark["remark"] == "incomplete"
+  inodes = {path.name: path.stat().st_ino for path in output.glob("*.tfrecord")}
+  assert run(*flags) == 0
+  dataset = Dataset.load(str(output))
+  frames = {clip.id: len(clip.mel) for clip in dataset.clips("train")}
+  assert frames["chained.ogg"] == 151 and "remarks" not in dataset.manifest
+  kept = [inodes[path.name] == path.stat().st_ino for path in output.glob("*.tfrecord")]
+  assert sorted(kept) == [False, True, True, True]
 
 
 def open_flac(path):

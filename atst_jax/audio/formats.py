@@ -34,6 +34,7 @@ SNDFILE = {
 # Sound alone, and films that have a sound track.
 PYAV = """3g2 3gp aac ac3 adts amr ape asf avi dsf dts eac3 f4v flv m2ts m4a m4b m4v mka mkv mov mp2
 mp3 mp4 mpc mpeg mpg mts oma rm shn tak ts tta webm wma wmv wv"""
+GET_PYAV = "pip install -e .[av]"  # in what is said of a file that PyAV would read
 MOST_CHUNKS = 1000  # of a WAV that are looked at
 NOT_CHUNKS = 64  # so many names in a row are no accident
 

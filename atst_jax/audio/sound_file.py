@@ -10,7 +10,7 @@ import numpy as np
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError
 
-from .formats import Patched, ending, has_pyav, needs_pyav, unfinished_wav
+from .formats import GET_PYAV, Patched, ending, has_pyav, needs_pyav, unfinished_wav
 from .pyav import open_pyav
 from .streams import Streams, look
 
@@ -123,7 +123,7 @@ class Sound:
     if self._by_pyav:
       return ""
     if self._streams.more:
-      remedy = "" if has_pyav() else "; pip install -e .[av] reads them"
+      remedy = "" if has_pyav() else f"; {GET_PYAV} reads them"
       return f"{seconds:.1f} s read, more streams follow{remedy}"
     promised = self._streams.promised or self.frames
     if promised - self._read > MISSED_SECONDS * self.samplerate:
@@ -144,15 +144,14 @@ def _decoder(path: str, handle, repair_headers: bool):
     if streams.several:
       raise Reject("undecodable", "several WAVs in a row: cut the file apart before each 'RIFF'")
     if needs_pyav(path) and not has_pyav():
-      raise Reject("undecodable", f"{ending(path)} needs PyAV: pip install -e .[av]")
+      raise Reject("undecodable", f"{ending(path)} needs PyAV: {GET_PYAV}")
     if needs_pyav(path) or (has_pyav() and (streams.more or streams.open_length)):
       yield Sound(stack.enter_context(open_pyav(raw)), streams, by_pyav=True)
       return
     if streams.open_length:
       raise Reject(
         "undecodable",
-        "its header leaves the length open (it was written into a pipe): pip install -e .[av] "
-        "reads it",
+        f"its header leaves the length open (it was written into a pipe): {GET_PYAV} reads it",
       )
     try:
       file = stack.enter_context(soundfile.SoundFile(handle))

@@ -253,6 +253,13 @@ def _lock(path: str, output: str) -> Iterator[None]:
     yield
 
 
+def remove_temporary(output: str) -> None:
+  """Removes the files that a process had begun when it was killed."""
+  for name in storage.names(output):
+    if re.fullmatch(r".+\.(tfrecord|json|html|txt)\.tmp-[0-9a-f]+", name):
+      storage.remove(os.path.join(output, name))
+
+
 @contextlib.contextmanager
 def open_output(output: str, plan: dict) -> Iterator[str]:
   """Creates and locks the output folder, stores the plan, removes temporary files. Yields the work
@@ -273,8 +280,6 @@ def open_output(output: str, plan: dict) -> Iterator[str]:
     for name in storage.names(work):  # of another plan, everything goes
       if name != LOCK and not (continued and name.endswith(".json")):
         storage.remove(os.path.join(work, name))
-    for name in storage.names(output):
-      if re.fullmatch(r".+\.(tfrecord|json|html|txt)\.tmp-[0-9a-f]+", name):
-        storage.remove(os.path.join(output, name))
+    remove_temporary(output)
     write_json(os.path.join(work, PLAN), plan)
     yield work

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from atst_jax.audio.decode import Quality, Reject, read_pieces
+from atst_jax.audio.formats import GET_PYAV, has_pyav
 from atst_jax.audio.frontend import FrontEnd, log_mel
 from atst_jax.audio.segments import Piece, read_segments
 from atst_jax.data.dataset import Clip, write_json, write_shard
@@ -263,11 +264,14 @@ def read_sidecars(tasks: list[ShardTask], output: str, work: str) -> list[dict]:
 
 
 def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
-  """The sidecar of a finished shard; None if the shard is not finished, of other files, or not of
-  its size."""
+  """The sidecar of a finished shard; None if the shard is not finished, of other files, not of its
+  size, or lacks what PyAV reads now that it is installed."""
   try:
     sidecar = json.loads(storage.read_text(sidecar_path(task, work)))
     if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]):
+      return None
+    told = [*sidecar["rejects"], *sidecar.get("remarks", [])]
+    if has_pyav() and any(GET_PYAV in entry["detail"] for entry in told):
       return None
     path = os.path.join(output, task.file)
     size = storage.size(path) if sidecar["num_clips"] else 0
