@@ -59,6 +59,7 @@ setuptools.setup(
     "av": ["av>=15,<20"],  # AAC, WMA, sound tracks
     "beam": ["apache-beam>=2.77,<3"],
     "cuda": ["jax[cuda13]"],
+    "dask": ["apache-beam[dask]>=2.77,<3"],  # preparation on a Dask cluster
     "gcs": ["gcsfs>=2024.6"],
     "s3": ["s3fs>=2024.6"],
     "dataflow": ["apache-beam[gcp]>=2.77,<3"],

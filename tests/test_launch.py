@@ -1,5 +1,4 @@
-"""Launch scripts: what they would run, and two processes as SLURM starts, signals and requeues
-them."""
+"""Launch scripts: what they would run."""
 
 import os
 import pathlib
@@ -7,13 +6,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
-from tiny import tiny_flags
-
-from atst_jax.runtime.metric_writer import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -23,13 +18,13 @@ TPU = ["--name=atst", "--zone=z", "--type=v5litepod-256"]
 GKE = ["--name=atst", "--image=i", "--accelerator=tpu-v5-lite-podslice", "--topology=16x16"]
 
 
-def _run(script, *arguments, **env):
+def run_script(script, *arguments, **env):
   return subprocess.run(
     [LAUNCH / script, *arguments], capture_output=True, text=True, env={**os.environ, **env}
   )
 
 
-def _fake(folder: pathlib.Path, name: str, body: str) -> None:
+def fake(folder: pathlib.Path, name: str, body: str) -> None:
   folder.mkdir(exist_ok=True)
   (folder / name).write_text(f"#!{sys.executable}\n{body}")
   (folder / name).chmod(0o755)
@@ -57,14 +52,14 @@ def test_scripts_are_clean():
   ],
 )
 def test_mistakes_are_named(script, arguments, message):
-  ran = _run(script, *arguments)
+  ran = run_script(script, *arguments)
   assert ran.returncode == 2 and message in ran.stderr
 
 
 def test_the_manifest_is_filled_in():
   """64 hosts of 4 chips; flags reach the process as they are."""
   odd = '--config.data.path=gs://b/it\'s "x" $HOME'
-  ran = _run("gke.sh", *GKE, "--slices=2", "--dry_run", "--", *MAIN, odd)
+  ran = run_script("gke.sh", *GKE, "--slices=2", "--dry_run", "--", *MAIN, odd)
   job = yaml.safe_load(ran.stdout)
   (slice_,) = job["spec"]["replicatedJobs"]
   spec = slice_["template"]["spec"]
@@ -85,7 +80,7 @@ def test_the_manifest_is_filled_in():
 def test_tpu_commands():
   lines = [
     shlex.split(line)
-    for line in _run("tpu.sh", *TPU, "--spot", "--dry_run", "--", *MAIN).stdout.splitlines()
+    for line in run_script("tpu.sh", *TPU, "--spot", "--dry_run", "--", *MAIN).stdout.splitlines()
   ]
   create, copy, set_up, train, delete = lines
   assert create[3:6] == ["queued-resources", "create", "atst"] and {
@@ -100,14 +95,14 @@ def test_tpu_commands():
   assert set_up[-1].endswith("-e .[tpu,gcs]")
   words = shlex.split(train[-1].removeprefix("--command="))
   assert words[-2:] == MAIN and "launch/run.sh" in words and "--distributed" in words
-  two = _run("tpu.sh", *TPU, "--slices=2", "--keep", "--dry_run", "--", *MAIN).stdout
+  two = run_script("tpu.sh", *TPU, "--slices=2", "--keep", "--dry_run", "--", *MAIN).stdout
   assert "--node-count=2 --node-prefix=atst" in two and "ssh atst-0" in two and "ssh atst-1" in two
   assert " delete " not in two
 
 
 def test_tpu_restarts(tmp_path):
   """Created; stopped with 75 and started again; taken back and asked for anew; done; deleted."""
-  _fake(
+  fake(
     tmp_path / "bin",
     "gcloud",
     f"""
@@ -128,7 +123,7 @@ elif word in ("create", "delete"):
   log.write_text(" ".join([*done, word]))
 """,
   )
-  ran = _run(
+  ran = run_script(
     "tpu.sh", *TPU, "--", *MAIN, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", PAUSE="0"
   )
   assert ran.returncode == 0, ran.stderr
@@ -154,14 +149,14 @@ def test_dataflow_command():
     "--input=gs://a",
     "--output=gs://b",
   ]
-  command = shlex.split(_run("dataflow.sh", *flags).stdout)
+  command = shlex.split(run_script("dataflow.sh", *flags).stdout)
   assert command[1:5] == ["-m", "data_pipeline.prepare", "--input=gs://a", "--output=gs://b"]
   assert "--runner=DataflowRunner" in command and "--sdk_container_image=i" in command[-1]
 
 
 def test_sweep(tmp_path):
   """Every run once more after 75; a failure keeps no other from running."""
-  _fake(
+  fake(
     tmp_path,
     "launcher",
     f"""
@@ -207,74 +202,3 @@ def test_the_image_holds_what_it_copies():
   ]
   assert copied and all((ROOT / path).exists() for path in copied)
   assert {line[3] for line in lines if line[:1] == ["FROM"]} >= {"cpu", "cuda", "tpu", "beam"}
-
-
-def test_two_processes_of_slurm(tmp_path):
-  """Started by the script as on two nodes, signalled as --signal=USR1@120 does, queued again, and
-  finished."""
-  _fake(
-    tmp_path / "bin",
-    "srun",
-    """
-import os, signal, subprocess, sys, time
-environment = lambda i: {**os.environ, "SLURM_PROCID": str(i), "SLURM_LOCALID": "0"}
-tasks = [subprocess.Popen(sys.argv[2:], env=environment(i)) for i in range(2)]
-signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
-sys.exit(max(task.wait() for task in tasks))
-""",
-  )
-  _fake(
-    tmp_path / "bin",
-    "scontrol",
-    f"import sys; open({str(tmp_path / 'requeued')!r}, 'w').write(' '.join(sys.argv[1:]))",
-  )
-  env = {
-    **os.environ,
-    "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-    "SLURM_JOB_ID": str(os.getpid()),
-    "SLURM_STEP_NODELIST": "localhost",
-    "SLURM_NTASKS": "2",
-    "SLURM_SUBMIT_DIR": str(ROOT),
-    "ATST_PLATFORM": "cpu",
-    "XLA_FLAGS": "",
-    "JAX_NUM_CPU_DEVICES": "1",
-    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-  }
-  flags = [
-    *tiny_flags(
-      total_steps="100",
-      log__every_steps="2",
-      checkpoint__every_steps="100",
-      encoder__depth="1",
-      difference__weight="0",
-    ),
-    f"--workdir={tmp_path / 'run'}",
-  ]
-  job = subprocess.Popen(
-    [LAUNCH / "slurm.sh", *flags],
-    env=env,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    start_new_session=True,
-  )
-  deadline = time.time() + 240
-  while (
-    time.time() < deadline
-    and not read_metrics(tmp_path / "run" / "metrics.jsonl")
-    and job.poll() is None
-  ):
-    time.sleep(0.1)
-  while subprocess.run(["pkill", "-USR1", "-s", str(job.pid), "-f", "bin/srun"]).returncode:
-    assert time.time() < deadline and job.poll() is None, job.communicate()
-    time.sleep(0.1)  # the shell has not become srun yet
-  output, _ = job.communicate(timeout=240)
-  assert job.returncode == 0 and output.count("stopped after step") == 2, output
-  assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}"
-  before = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
-  again = subprocess.run(
-    [LAUNCH / "slurm.sh", *flags], env=env, capture_output=True, text=True, timeout=240
-  )
-  assert again.returncode == 0, again.stderr
-  steps = [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
-  assert before < 100 and set(steps) >= set(range(2, 101, 2))

@@ -14,9 +14,11 @@ folder=$(cd "$2" && pwd)
 
 down() {
   for file in "$folder"/*.pid; do
-    [ -e "$file" ] && { kill "$(cat "$file")" 2>/dev/null || true; } && rm -f "$file"
+    # `unshare` would not end of another signal, and what runs inside ends with it
+    [ -e "$file" ] && { kill -KILL "$(cat "$file")" 2>/dev/null || true; } && rm -f "$file"
   done
   for node in 1 2; do
+    ip link del "atst_v$node" 2>/dev/null || true
     ip netns del "atst_n$node" 2>/dev/null || true
   done
   ip link del "$bridge" 2>/dev/null || true
