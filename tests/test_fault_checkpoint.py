@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from checkpoints import flip, largest, restore, save, state_of
 
+from atst_jax.runtime import checksums
 from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.checkpoint_folder import UNFINISHED, Shelf
 from atst_jax.runtime.trees import restore_encoder
@@ -78,6 +79,15 @@ def test_fault_05_arrays_that_were_read_wrongly_are_noticed(folder, warnings):
   path.write_text(json.dumps(found))
   assert restore(folder) == 2
   assert "3: 1 arrays are not what was saved, the first is params/encoder/kernel" in warnings[0]
+
+
+def test_fault_05_an_older_version_trusted_what_was_never_merged(folder, warnings):
+  """Its hashes are right, but no array is found: what Orbax left in folders named as a pattern."""
+  (folder / "3" / "default" / "manifest.ocdbt").unlink()
+  facts = checksums.read(str(folder / "3"))
+  checksums.write(str(folder / "3"), {k: v for k, v in facts.items() if k != "files"})
+  assert restore(folder) == 2
+  assert "3: arrays that it should hold are not there" in warnings[0]
 
 
 def test_fault_05_export_reads_the_newest_good_checkpoint(folder, warnings):

@@ -1,5 +1,6 @@
 """One owner of a folder at a time, on file systems without locks too."""
 
+import contextlib
 import errno
 import json
 import os
@@ -52,22 +53,23 @@ def ended() -> int:
 def test_fault_10_an_owner_that_is_gone_is_replaced(
   tmp_path, monkeypatch, warnings, ended, change, free
 ):
-  monkeypatch.setattr(
-    locks.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, ""))
-  )
-  claim(str(tmp_path))  # never closed
-  path = tmp_path / ".owner"
-  if change is None:
-    path.write_text("{")
-  else:
-    change = {key: ended if value == "ended" else value for key, value in change.items()}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-  if free:
-    claim(str(tmp_path)).close()
-    return
-  told = f"if that process has ended, remove {path}" if "host" in change else "is in use by process"
-  with pytest.raises(UserError, match=told):
-    claim(str(tmp_path))
+  def refuse(*_):
+    raise OSError(errno.ENOSYS, "")
+
+  monkeypatch.setattr(locks.fcntl, "flock", refuse)
+  with contextlib.closing(claim(str(tmp_path))):
+    path = tmp_path / ".owner"
+    if change is None:
+      path.write_text("{")
+    else:
+      change = {key: ended if value == "ended" else value for key, value in change.items()}
+      path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    if free:
+      claim(str(tmp_path)).close()
+      return
+    told = "if that process has ended, remove" if "host" in change else "is in use by process"
+    with pytest.raises(UserError, match=told):
+      claim(str(tmp_path))
 
 
 def test_fault_10_what_another_holds_is_in_use(tmp_path):

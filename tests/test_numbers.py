@@ -60,6 +60,7 @@ def _sound():
   return np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
 
 
+@pytest.mark.parametrize("other", ["jax_enable_x64", "jax_numpy_dtype_promotion"], indirect=True)
 def test_an_encoder_gives_the_same_vectors_in_any_process(other, encoders):
   """In a notebook, whose settings are not ours."""
   for folder, expected in encoders.items():
@@ -68,9 +69,12 @@ def test_an_encoder_gives_the_same_vectors_in_any_process(other, encoders):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("file", ["base.py", "byola.py"])
-def test_parameters_and_state_have_stated_types(file):
-  config = recipe.resolve(tiny_config(file), None)
+@pytest.mark.parametrize(
+  ("file", "sizes"),
+  [("base.py", {}), ("byola.py", {"encoder__width": "1040", "encoder__hidden": "8"})],
+)
+def test_parameters_and_state_have_stated_types(file, sizes):
+  config = recipe.resolve(tiny_config(file, **sizes), None)
   init, _ = recipe.build(config, ragged=False)
   before = jax.eval_shape(init, jax.random.key(0))
   with jax.enable_x64(True):

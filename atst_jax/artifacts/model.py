@@ -23,6 +23,7 @@ from atst_jax.method.normalization import normalize
 from atst_jax.models.chunking import TAILS, batch_rows, padded_sizes, weighted_chunks
 from atst_jax.models.encoders import make_encoder
 from atst_jax.util.errors import UserError
+from atst_jax.util.numbers import as_written
 
 
 class Model:
@@ -48,8 +49,8 @@ class Model:
     self.max_seconds: float | None = config["max_seconds"]
     self.encoder = make_encoder(config["encoder"])
     self.depth, self.hop = self.encoder.blocks, self.encoder.hop
-    self._encode = jax.jit(self._encoded)
-    self._pool = jax.jit(self.pooled, static_argnames="num_blocks")
+    self._encode = as_written(jax.jit(self._encoded))
+    self._pool = as_written(jax.jit(self.pooled, static_argnames="num_blocks"))
 
   def normalized(self, mel, peak, length):
     """What the encoder sees of chunks: (B, T, F) dB, (B,) maximum of their clip, (B,) valid frames
@@ -98,7 +99,8 @@ class Model:
     """The same architecture, front-end and normalisation with fresh random parameters: the baseline
     of every probe."""
     noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels), jnp.float32)
-    variables = jax.jit(self.encoder.init)(jax.random.key(seed, impl="threefry2x32"), noise)
+    init = as_written(jax.jit(self.encoder.init))
+    variables = init(jax.random.key(seed, impl="threefry2x32"), noise)
     return Model(self.config, variables, self._filters)
 
   def standardized(self, statistics: dict) -> "Model":

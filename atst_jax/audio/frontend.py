@@ -4,6 +4,7 @@
 normalised.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,6 +12,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -142,10 +144,22 @@ def import_librosa():
     beside = os.path.dirname(found.origin) if found and found.origin else ""
     home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     if not any(map(_can_be_written, (beside, home))):
-      os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba-")
+      os.environ["NUMBA_CACHE_DIR"] = _own_temporary_folder()
   import librosa
 
   return librosa
+
+
+def _own_temporary_folder() -> str:
+  """One of this user's, kept from one process to the next: what is compiled takes 20 s. Code is
+  loaded from it, so nobody else may write there."""
+  path = os.path.join(tempfile.gettempdir(), f"numba-{os.getuid()}")
+  with contextlib.suppress(FileExistsError):
+    os.mkdir(path, 0o700)
+  found = os.lstat(path)
+  if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+    return path
+  return tempfile.mkdtemp(prefix="numba-")
 
 
 def _can_be_written(folder: str) -> bool:

@@ -135,6 +135,9 @@ class Checkpoints:
           os.path.join(self._shelf.path(step), ITEM), abstract_state
         )
       except (ValueError, KeyError, TypeError) as error:
+        if str(error).startswith("NOT_FOUND"):  # TensorStore's word for files, not for models
+          faults[str(step)] = "arrays that it should hold are not there"
+          continue
         reason = " ".join(str(error).split())[:500]
         raise UserError(
           f"checkpoint {step} in {self.folder} cannot be restored into this model: {reason}"

@@ -58,33 +58,40 @@ def check_path(path: str) -> None:
 
 
 def try_out(folder: str) -> None:
-  """In process 0, saves a few numbers where checkpoints will lie, reads them back, removes them.
+  """Saves a few numbers where checkpoints will lie, reads them back, and removes them.
 
-  Raises UserError if they do not come back: so it is known before the first step what would
-  otherwise be known at the first checkpoint.
+  Every process of the job calls it. Raises UserError if they do not come back: so it is known
+  before the first step what would otherwise be known at the first checkpoint.
   """
   check_path(folder)
-  from_process_zero(lambda: _try_out(storage.absolute(folder)))
-
-
-def _try_out(folder: str) -> int:
+  folder = storage.absolute(folder)
   path, numbers = os.path.join(folder, TRIAL), {"x": np.arange(8, dtype=np.float32)}
+  from_process_zero(lambda: _removed(path))
   try:
-    storage.remove_folder(path)
-    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+    # By all processes: Orbax counts the saves of each, and waits for those with the same number.
+    with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(path, numbers)
-    if not np.array_equal(restore_alone(path, numbers)["x"], numbers["x"]):
-      raise ValueError("other numbers came back")
-    storage.remove_folder(path)
+    from_process_zero(lambda: _read_back(path, numbers))
   except Exception as error:  # Orbax, TensorStore and the stores have too many of their own
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
     raise UserError(
       f"{folder}: arrays that are saved there cannot be read back ({type(error).__name__}: "
       f"{reason}); choose another folder"
     ) from error
+  from_process_zero(lambda: _removed(path))
   if not storage.is_remote(folder):
     with contextlib.suppress(OSError):  # it holds checkpoints
       os.rmdir(folder)
+
+
+def _removed(path: str) -> int:
+  storage.remove_folder(path)
+  return 0
+
+
+def _read_back(path: str, numbers: dict) -> int:
+  if not np.array_equal(restore_alone(path, numbers)["x"], numbers["x"]):
+    raise ValueError("other numbers came back")
   return 0
 
 

@@ -4,8 +4,10 @@ Somebody may have set them for other programs (`JAX_ENABLE_X64=1` in a profile).
 under another setting would draw other views, or end in a type error.
 """
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 
 from atst_jax.util.logs import log
 
@@ -32,6 +34,20 @@ def settle() -> None:
       config.update(name, value)
   if changed:
     log.info("%s: not used here, where numbers must not depend on it", ", ".join(changed))
+
+
+def as_written(function: Callable) -> Callable:
+  """The same function of arrays in a process whose settings are not ours, such as a notebook: its
+  types are those that the code was written for."""
+
+  @functools.wraps(function)
+  def call(*args, **options):
+    import jax
+
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+      return function(*args, **options)
+
+  return call
 
 
 def _spellings(text: str) -> tuple[str, ...]:
