@@ -88,6 +88,8 @@ def test_the_command_keeps_to_the_rule_and_takes_another(ruled, expected, tmp_pa
   read = lambda name: np.load(tmp_path / f"{name}.npz")["vector"]
   for name, flags in (("rule", []), ("whole", ["--length=whole"])):
     assert embed.main([*common, f"--output={tmp_path / name}.npz", *flags]) == 0
+    with np.load(tmp_path / f"{name}.npz") as file:
+      assert str(file["length"]) == {"rule": "0.5", "whole": "whole"}[name]
   np.testing.assert_allclose(read("rule"), expected, atol=1e-5)
   whole = get_scene_embeddings([_sound()], load_model(ruled).limited(None), RATE)
   np.testing.assert_allclose(read("whole"), whole, atol=1e-5)

@@ -136,7 +136,7 @@ def embed_files(
     "dimensions": model.width(options["num_blocks"]),
     "blocks": options["num_blocks"],
     "tail": options["tail"],
-    "max_seconds": model.max_seconds,
+    "length": "whole" if model.max_seconds is None else f"{model.max_seconds:g}",
   }
   if (job := vectors.job_of(output)) is not None:
     if job != about["job"]:
