@@ -61,12 +61,14 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.probe.epochs = 100  # passes over the training clips
   config.probe.batch_size = 1024  # clips
   config.probe.refit = True  # the chosen rate once more on training and validation clips together
+  # of "atst": which epoch is tested; "best": on the validation clips, without a refit
+  config.probe.tested_epoch = "last"
   config.probe.patience = 20  # of EVAR: epochs without a better one
   # of EVAR: what the validation clips are watched for, or "loss"; labels: always loss
   config.probe.monitor = "accuracy"
-  if variant == "released":  # which also tests the best epoch, where this takes the last
+  if variant == "released":
     config.protocol = "atst"
-    config.probe.refit = False
+    config.probe.refit, config.probe.tested_epoch = False, "best"
   if variant == "evar":
     config.protocol = "evar"
     config.splits.hold_out = "tenth"

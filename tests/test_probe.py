@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from atst_jax.downstream.linear import atst_probe, evar_probe, selection
-from atst_jax.downstream.metrics import accuracy
+from atst_jax.downstream.metrics import accuracy, mean_average_precision
 from atst_jax.downstream.splits import Split
 from atst_jax.util.errors import UserError
 
@@ -44,9 +44,9 @@ def choose(x, targets, split, score, *, rates, seeds, refit, **options):
   return selection.evaluate(train, x, targets, split, score, rates=rates, seeds=seeds, refit=refit)
 
 
-def slow_fit(x, targets, index, *, rate, seed, epochs, batch_size, multi_label):
+def slow_fit(x, targets, index, *, rate, seed, epochs, batch_size, multi_label, seen=None):
   """The protocol in float64 loops; weights and order from the documented keys. Returns weights,
-  bias, mean, std."""
+  bias, mean, std; `seen` is given those of every epoch."""
   x, targets = x.astype(np.float64), targets.astype(np.float64)
   key = jax.random.key(seed)
   w = 0.01 * np.asarray(jax.random.normal(jax.random.fold_in(key, 2**32 - 1), (D, C)), np.float64)
@@ -69,6 +69,8 @@ def slow_fit(x, targets, index, *, rate, seed, epochs, batch_size, multi_label):
         error = (error - targets[rows]) / len(rows)
       vw, vb = 0.9 * vw + batch.T @ error, 0.9 * vb + error.sum(0)
       w, b = w - step_size * vw, b - step_size * vb
+    if seen is not None:
+      seen.append((w, b, mean, np.sqrt(var + 1e-5)))
   return w, b, mean, np.sqrt(var + 1e-5)
 
 
@@ -95,6 +97,28 @@ def test_equals_a_slow_numpy_twin(data, batch_size, multi_label):
   np.testing.assert_allclose(
     atst_probe.scores(found, x, np.arange(9), seed=0, rate=0), logits, atol=1e-4
   )
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_epoch_that_is_best_on_the_validation_clips(data, multi_label):
+  """Of each rate, by accuracy or mAP, the first of equal ones. Seen red with the last epoch."""
+  x, targets = data[0], data[2 if multi_label else 1]
+  index, watched, rates = np.arange(N)[20:], np.arange(20), (0.1, 5.0)
+  settings = {"epochs": 9, "batch_size": 16, "multi_label": multi_label}
+  found = atst_probe.fit(x, targets, index, rates=[rates], seeds=[3], watched=watched, **settings)
+  chosen = []
+  for r, rate in enumerate(rates):
+    seen = []
+    slow_fit(x, targets, index, rate=rate, seed=3, seen=seen, **settings)
+    logits = [(x[watched] - mean) / std @ w + b for w, b, mean, std in seen]
+    if multi_label:
+      scores = [mean_average_precision(y, targets[watched])[0] for y in logits]
+    else:
+      scores = [accuracy(y, targets[watched].argmax(-1)) for y in logits]
+    chosen.append(int(np.argmax(scores)))
+    ours = atst_probe.scores(found, x, watched, seed=0, rate=r)
+    np.testing.assert_allclose(ours, logits[chosen[-1]], atol=1e-3 * np.abs(logits).max())
+  assert min(chosen) < 8, chosen  # not the last
 
 
 def test_rates_and_seeds_at_once_equal_single_runs(data):

@@ -53,9 +53,35 @@ def _normalize(x, valid):
   return x / jnp.sqrt(var + EPSILON)[None], mean, var * count / jnp.maximum(count - 1, 1)
 
 
+def _average_precision(logits, targets):
+  """(V, C), (V, C) -> (): the mean over classes that have a clip; equal logits in their order."""
+  order = jnp.argsort(-logits, axis=0)
+  hits = jnp.take_along_axis(targets, order, axis=0)
+  precision = jnp.cumsum(hits, axis=0) / (1.0 + jnp.arange(len(hits)))[:, None]
+  count = hits.sum(0)
+  found = (precision * hits).sum(0) / jnp.maximum(count, 1)
+  return jnp.sum(found) / jnp.maximum(jnp.sum(count > 0), 1)
+
+
+def _score(logits, targets, multi_label):
+  """What an epoch is chosen by: mAP, or the share of right clips; -1 for what is not finite."""
+  if multi_label:
+    score = _average_precision(logits, targets)
+  else:
+    score = jnp.mean(logits.argmax(-1) == targets.argmax(-1), dtype=jnp.float32)
+  return jnp.where(jnp.isfinite(logits).all(), score, -1.0)
+
+
+def _absorb(params, mean, var):
+  """Weights (R, D, C) and bias (R, C) that hold the statistics, too."""
+  weights, bias = params
+  weights = weights / jnp.sqrt(var + EPSILON)[None, :, None]
+  return weights, bias - jnp.einsum("d,rdc->rc", mean, weights, precision="highest")
+
+
 @functools.partial(jax.jit, static_argnames=("epochs", "batch_size", "multi_label"))
-def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_label):
-  """(N, D), (N, C), (M,) rows to train on, (S, R) step sizes, (S,) -> Probe."""
+def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_label, watched=None):
+  """(N, D), (N, C), (M,) rows to train on, (S, R) step sizes, (S,), (V,) rows or None -> Probe."""
   (M,), D, C, R = index.shape, features.shape[1], targets.shape[1], rates.shape[1]
   batch = min(batch_size, M)
   steps = -(-M // batch)
@@ -81,23 +107,43 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
         KEEP * var + (1 - KEEP) * unbiased,
       ), None
 
-    def epoch(state, number):
+    def keep_better(best, state):
+      """The better of two epochs, for each rate; of equal ones the first."""
+      weights, bias = _absorb(state[0], *state[2:])
+      logits = jnp.einsum("vd,rdc->rvc", features[watched], weights, precision="highest")
+      logits = logits + bias[:, None]
+      score = jax.vmap(lambda x: _score(x, targets[watched], multi_label))(logits)
+      better = score > best[0]
+      pick = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+      return jax.tree.map(pick, (score, weights, bias), best)
+
+    def epoch(carry, number):
+      state, best = carry
       order = jax.random.permutation(jax.random.fold_in(key, number), index)
       rows = jnp.pad(order, (0, steps * batch - M)).reshape(steps, batch)
       valid = (jnp.arange(steps * batch) < M).astype(features.dtype).reshape(steps, batch)
       rate = rates * 0.5 * (1 + jnp.cos(jnp.pi * number / epochs))
-      return jax.lax.scan(step, state, (rows, valid, jnp.broadcast_to(rate, (steps, R))))[0], None
+      state, _ = jax.lax.scan(step, state, (rows, valid, jnp.broadcast_to(rate, (steps, R))))
+      return (state, best if watched is None else keep_better(best, state)), None
 
     weights = INIT_STD * jax.random.normal(jax.random.fold_in(key, INIT_STREAM), (D, C))
     params = jnp.broadcast_to(weights, (R, D, C)), jnp.zeros((R, C))
     state = params, jax.tree.map(jnp.zeros_like, params), jnp.zeros(D), jnp.ones(D)
-    (params, _, mean, var), _ = jax.lax.scan(epoch, state, jnp.arange(epochs))
+    best = None
+    if watched is not None:
+      best = jnp.full(R, -jnp.inf), *jax.tree.map(jnp.zeros_like, params)
+    (state, best), _ = jax.lax.scan(epoch, (state, best), jnp.arange(epochs))
+    if best is not None:
+      return Probe(*best[1:], jnp.zeros(D), jnp.ones(D))
+    params, _, mean, var = state
     return Probe(*params, mean, jnp.sqrt(var + EPSILON))
 
   return jax.lax.map(lambda run: fit_seed(*run), (seeds, rates))
 
 
-def fit(features, targets, index, *, rates, seeds, epochs, batch_size, multi_label) -> Probe:
+def fit(
+  features, targets, index, *, rates, seeds, epochs, batch_size, multi_label, watched=None
+) -> Probe:
   """Trains a probe for every seed and rate at once; a batch is gathered once for all rates of a
   seed.
 
@@ -115,6 +161,8 @@ def fit(features, targets, index, *, rates, seeds, epochs, batch_size, multi_lab
     epochs: passes over the data.
     batch_size: clips of a batch.
     multi_label: binary cross entropy in place of cross entropy.
+    watched: (V,) rows of validation clips: of each seed and rate the epoch is returned that is best
+      on them, by accuracy or mAP, as the released code takes it; the last one by default.
   """
   rates = jnp.asarray(rates, jnp.float32) * (batch_size / 256)
   return _fit(
@@ -126,6 +174,7 @@ def fit(features, targets, index, *, rates, seeds, epochs, batch_size, multi_lab
     epochs=epochs,
     batch_size=batch_size,
     multi_label=multi_label,
+    watched=None if watched is None else jnp.asarray(watched),
   )
 
 

@@ -90,6 +90,7 @@ def resolve(config: ConfigDict) -> Evaluation:
       "crop": CROPS,
       "statistics": ("encoder", "data"),
       "probe.monitor": evar_probe.MONITORS,
+      "probe.tested_epoch": ("last", "best"),
     },
     some_of={"blocks": BLOCKS},
     ascending=("probe.learning_rates", "exact.penalties"),
@@ -106,6 +107,11 @@ def resolve(config: ConfigDict) -> Evaluation:
     )
   if config.select_on_test:
     config.probe.refit = False
+  if config.probe.tested_epoch == "best" and (config.probe.refit or config.protocol != "atst"):
+    raise UserError(
+      "--config.probe.tested_epoch=best is of the protocol atst, and a refit would leave no "
+      "validation clips to choose by: set --config.protocol=atst --config.probe.refit=false"
+    )
   if config.probe.task_rates:
     rates = {*map(float, config.probe.learning_rates)}
     rates |= {*known_rates(config.protocol, dataset.manifest["name"])}
@@ -133,6 +139,7 @@ def resolve(config: ConfigDict) -> Evaluation:
       epochs=config.probe.epochs,
       batch_size=config.probe.batch_size,
       refit=config.probe.refit,
+      best_epoch=config.probe.tested_epoch == "best",
       patience=config.probe.patience,
       monitor=config.probe.monitor,
       # EVAR scales by all clips that are not tested, unless the set has a validation split

@@ -27,6 +27,7 @@ class Training:
   monitor: str  # of "evar"; with several labels it watches the loss
   # of "evar": features are scaled by the training clips alone, not by the validation clips too
   scaled_by_train: bool
+  best_epoch: bool = False  # of "atst": the epoch that is best on the validation clips is tested
 
 
 class Run(NamedTuple):
@@ -143,7 +144,12 @@ def _fit(training: Training, x, labels: Labels, split: Split, seeds: list[int]):
   }
   if training.protocol == "atst":
     return lambda index, valid, rates: atst_probe.fit(
-      x, labels.targets, index, rates=rates, **options
+      x,
+      labels.targets,
+      index,
+      rates=rates,
+      watched=valid if training.best_epoch else None,
+      **options,
     )
   known = split.train if training.scaled_by_train else np.union1d(split.train, split.valid)
   return lambda index, valid, rates: evar_probe.fit(
