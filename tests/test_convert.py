@@ -17,12 +17,10 @@ from evaluation import write_encoder
 from tiny import ROOT
 
 from atst_jax.artifacts import folder
-from atst_jax.artifacts.convert import heads_of
 from atst_jax.artifacts.model import load_model
 from atst_jax.artifacts.torch_files import to_variables
 from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.convert import main
-from atst_jax.util.errors import UserError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[torch]")
 torch_method = pytest.importorskip("torch_method")
@@ -115,15 +113,6 @@ def test_converted_byola_runs_like_the_original(tmp_path, capsys, blocks, width)
   back.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True))
   for (name, a), (_, b) in zip(net.state_dict().items(), back.state_dict().items(), strict=True):
     assert name.endswith("tracked") or torch.equal(a, b), name
-
-
-def test_heads_of_a_file():
-  """Those of a released size, what the file or the user says, or nothing is guessed."""
-  assert [heads_of(width, 12, None) for width in (384, 768)] == [6, 12]
-  assert heads_of(384, 12, 3) == 3 and heads_of(64, 2, 4) == 4
-  for size in ((384, 11, None), (64, 12, None), (768, 12, 5)):
-    with pytest.raises(UserError, match="--heads"):
-      heads_of(*size)
 
 
 @pytest.mark.parametrize("layout", ["dino", "lightning"])
