@@ -154,14 +154,10 @@ def end(code: int):
 
   When one of several processes fails, it must not wait for the others, because they wait for its
   part of a sum. It ends at once, and so the others notice; `LAST_WORDS` first, so that processes
-  that failed for the same reason can print it. A job that a signal ended before there was anything
-  to save does not wait either.
+  that failed for the same reason can print it.
   """
   jax = sys.modules.get("jax")
   several = jax is not None and jax.distributed.is_initialized()
-  if code == EXIT_RESUME and preemption.stopped_early():
-    time.sleep(preemption.last_words())
-    leave(code, at_once=True)
   if several and code not in (0, EXIT_RESUME):
     time.sleep(preemption.LAST_WORDS)
     leave(code, at_once=True)

@@ -22,8 +22,6 @@ NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 JOB = """
 import os, sys, time, types
 from atst_jax import main
-from atst_jax.runtime import preemption
-preemption.PATIENCE = 0.5
 def run(config, workdir, allow_changed_config):
   {}
 sys.modules["job"] = types.SimpleNamespace(run=run)
@@ -46,13 +44,6 @@ LOCKED = """
   print("ready", flush=True)
   hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
-SPOILED = """
-  print("ready", flush=True)
-  try:
-    time.sleep(60)
-  except BaseException:
-    raise RuntimeError("a library's own error")
-"""
 
 
 @pytest.mark.parametrize(
@@ -60,13 +51,13 @@ SPOILED = """
   [
     (signal.SIGTERM, COMPILES, "stopped: SIGTERM; run the same command again"),
     (signal.SIGUSR1, COMPILES, "stopped: SIGUSR1; run the same command again"),
-    (signal.SIGINT, LOCKED, "stopped before there was anything to save"),
-    (signal.SIGHUP, SPOILED, "stopped: SIGHUP; run the same command again"),
+    (signal.SIGINT, LOCKED, "stopped: SIGINT; run the same command again"),
+    (signal.SIGHUP, LOCKED, "stopped: SIGHUP; run the same command again"),
   ],
 )
 def test_fault_01_a_signal_where_nothing_can_be_saved_ends_with_75(tmp_path, number, code, told):
-  """While XLA compiles, which it goes on with in its own threads; inside a call that takes minutes;
-  and where a library makes an error of its own of the interruption."""
+  """While XLA compiles, which it does in threads of its own; and inside a call that takes minutes,
+  in which Python calls no handler."""
   program = ("-c", JOB.format(code))
   with running([*tiny_flags(), f"--workdir={tmp_path}"], program=program) as process:
     assert process.stdout.readline() == "ready\n"
@@ -162,21 +153,13 @@ def test_fault_01_jax_has_its_handler_back_once_the_job_can_save():
   assert get(signal.SIGUSR1) == python
 
 
-def test_fault_01_signals_are_the_loops_own_once_it_runs(tmp_path, monkeypatch, one_device, capsys):
-  """Before: exit 75 with nothing saved. In the loop: the step is finished and saved. Handlers are
-  put back."""
+def test_fault_01_signals_are_the_loops_own_once_it_runs(tmp_path, monkeypatch, one_device):
+  """The step is finished and saved. Handlers are put back."""
   numbers = [getattr(signal, name) for name in NAMES]
   handlers = [signal.getsignal(number) for number in numbers]
   run = lambda: main.main(
     [*tiny_flags(**FLAGS | {"checkpoint__every_steps": "100"}), f"--workdir={tmp_path / 'a'}"]
   )
-  with monkeypatch.context() as patch:
-    compile_step = recipe.compile_step
-    stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    patch.setattr(recipe, "compile_step", lambda program: (stop(), compile_step(program))[1])
-    assert run() == 75
-  assert "stopped: SIGTERM; run the same command again to continue" in capsys.readouterr().err
-  assert not os.path.exists(tmp_path / "a" / "checkpoints")
   batches = recipe.batches
 
   def asked_at_3(config, dataset, **options):

@@ -12,39 +12,24 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 # the training went wrong for good (`recovery`); the same command would meet it again
 EXIT_DIVERGED = 3
 EXIT_RESUME = 75  # the job stopped early; the same command continues it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-PATIENCE = 5.0  # seconds for a job that has nothing to save to clean up
 # Seconds between a failure of one of several processes and its end: the others, which failed for
-# the same reason, can still say so. Process 0 takes them after a signal too, because JAX ends all
-# others when it is gone.
+# the same reason, can still say so. Process 0 takes them after a signal too: JAX ends the others
+# when it is gone.
 LAST_WORDS = 2.0
 
 _current: "Starting | None" = None  # of this process
 
 
-class Interrupted(KeyboardInterrupt):
-  """A signal where there is nothing to save: what is finished is kept, the same command continues
-  (`cli.guard`)."""
-
-
 def hold() -> None:
   """Keeps signals waiting until `Starting` answers them, also while the process is replaced."""
   signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def stopped_early() -> bool:
-  """Whether a signal has ended this process's job where there was nothing to save."""
-  return _current is not None and _current.requested
-
-
-def last_words() -> float:
-  """Seconds that this process waits before it ends after such a signal."""
-  return _current.last_words if _current is not None else 0.0
 
 
 def retake() -> None:
@@ -78,6 +63,10 @@ def _set_c_handler(number: int, handler: int) -> None:
   put(number, handler)
 
 
+def _leave_to_thread(number, frame) -> None:
+  """The handler of signals that `Starting` answers."""
+
+
 def _tell(text: str) -> None:
   """Writes a line to standard error; nothing where it is closed."""
   with contextlib.suppress(OSError):
@@ -96,19 +85,18 @@ def _leave_terminal() -> None:
 
 
 class Starting(contextlib.ContextDecorator):
-  """Context manager of a command: a signal ends it with 75, since it has nothing to save.
+  """Context manager of a command: a signal ends its process with 75, since it has nothing to save.
 
-  The signal raises Interrupted in the main thread. A process that is still there after `PATIENCE`,
-  because it waits inside a call, is ended by a thread. Whoever then ends the process must do it by
-  `os._exit` (`stopped_early`): JAX goes on compiling in threads of its own, and Python's end
-  beneath them would be a segmentation fault.
+  A thread does that, by `os._exit`. An exception in the main thread would come late inside a call
+  of minutes, such as a compilation, and can end in a segmentation fault: in the middle of a
+  library's import, or when Python ends while JAX goes on compiling in threads of its own. What lies
+  on a disk is whole at every instant, so nothing has to be cleaned up.
   """
 
   def __init__(self):
-    self.requested, self.last_words, self._name = False, 0.0, ""
+    self.last_words = 0.0
     self._service: int | None = None  # JAX's handler of SIGTERM, while it is out of service
     self._previous: dict = {}
-    self._ended = threading.Event()
 
   def _recreate_cm(self):
     return type(self)()
@@ -124,27 +112,17 @@ class Starting(contextlib.ContextDecorator):
     os.set_blocking(self._pipe[1], False)
     threading.Thread(target=self._wait, name="signals", daemon=True).start()
     self._outer = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-    self._previous = _answer(self._handle)
-    try:
-      signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    except Interrupted:
-      self._restore()
-      raise
+    self._previous = _answer(_leave_to_thread)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     return self
 
-  def __exit__(self, kind, error, _):
-    self._restore()
-    if self.requested and isinstance(error, Exception):  # what a library made of the interruption
-      raise Interrupted(self._name) from error
-
-  def _restore(self) -> None:
+  def __exit__(self, *_):
     if not self._previous:
       return
     signal.set_wakeup_fd(self._outer, warn_on_full_buffer=False)
     for number, handler in self._previous.items():
       signal.signal(number, handler)
     self._previous = {}
-    self._ended.set()
     os.close(self._pipe[1])  # its reader ends
 
   @property
@@ -158,12 +136,10 @@ class Starting(contextlib.ContextDecorator):
       return
     # What C has set, Python does not know, and could not set again.
     self._service = _get_c_handler(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, self._handle)
+    signal.signal(signal.SIGTERM, _leave_to_thread)
 
   def pause(self) -> None:
-    """Signals are answered by a StopRequest from here on. Raises Interrupted if one has come."""
-    if self.requested:
-      raise Interrupted(self._name)
+    """Signals are answered by a StopRequest from here on."""
     signal.set_wakeup_fd(-1)
     if self._service is not None:
       _set_c_handler(signal.SIGTERM, self._service)
@@ -176,19 +152,13 @@ class Starting(contextlib.ContextDecorator):
     if self._service is not None:
       self.take_sigterm()
 
-  def _handle(self, number, _):
-    if self.requested:
-      os._exit(EXIT_RESUME)
-    self.requested, self._name = True, signal.Signals(number).name
-    if number == signal.SIGHUP:
-      _leave_terminal()
-    raise Interrupted(self._name)
-
   def _wait(self):
     with contextlib.closing(os.fdopen(self._pipe[0], "rb", 0)) as numbers:
-      if numbers.read(1) and not self._ended.wait(PATIENCE + self.last_words):
-        _tell("stopped before there was anything to save; the same command starts again")
-        os._exit(EXIT_RESUME)
+      number = numbers.read(1)
+    if number:
+      time.sleep(self.last_words)
+      _tell(f"stopped: {signal.Signals(number[0]).name}; run the same command again to continue")
+      os._exit(EXIT_RESUME)
 
 
 class StopRequest:
