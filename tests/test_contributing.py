@@ -25,6 +25,7 @@ from atst_jax.pretraining.checks import check
 from data_pipeline import prepare, synth
 from data_pipeline.sources import inputs
 from data_pipeline.sources.files import Listing, Source
+from data_pipeline.sources.owner_lists import OwnerFolder
 
 
 class Bands(Encoder):
@@ -109,13 +110,16 @@ def test_a_view_hides_frames_of_every_view(monkeypatch):
 
 
 def test_a_task_is_prepared_and_evaluated(monkeypatch, tmp_path, capsys):
-  def toy(root: str) -> Listing:
-    """CLASS/NNNN.wav, three folds in turn."""
+  def toy(folder: OwnerFolder) -> Listing:
+    """CLASS/sNN_TAKE.wav, three folds in turn."""
     files = sorted((tmp_path / "sounds").rglob("*.wav"))
     return Listing(
       [
         Source(
-          str(file), f"{file.parent.name}/{file.name}", (file.parent.name,), fold=int(file.stem) % 3
+          str(file),
+          f"{file.parent.name}/{file.name}",
+          (file.parent.name,),
+          fold=int(file.stem[1:3]) % 3,
         )
         for file in files
       ],

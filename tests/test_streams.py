@@ -98,6 +98,7 @@ def test_what_pyav_reads_is_prepared_once_it_is_installed(chained, tmp_path, mon
       patch.setattr(module, "has_pyav", lambda: False)
     assert run(*flags) == 0
   (remark,) = Dataset.load(str(output)).manifest["remarks"]
+  assert "more streams follow" in (output / "report.html").read_text()
   assert remark["id"] == "chained.ogg" and remark["remark"] == "incomplete"
   inodes = {path.name: path.stat().st_ino for path in output.glob("*.tfrecord")}
   assert run(*flags) == 0

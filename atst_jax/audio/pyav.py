@@ -28,6 +28,8 @@ class PyAvFile:
     self._stream = container.streams.best("audio")
     if self._stream is None:
       raise ValueError("no sound track")
+    if self._stream.codec_context is None:
+      raise ValueError("a sound track of an unknown codec")
     self._blocks = self._decoded(container)
     self._rest = np.zeros((0, 1), np.float32)
     self.samplerate = self._stream.rate or 0

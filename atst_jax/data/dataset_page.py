@@ -79,9 +79,11 @@ def _values(dataset: Dataset) -> dict:
   notes = ", ".join(
     f"{counts[key]} {key.replace('_', ' ')}" for key in ("silent", "clipped", "dc", "split_files")
   )
+  summary = f"{counts['listed_files']} files listed, {len(rejects)} not used; of the used: {notes}."
+  if groups := manifest.get("groups"):
+    summary += f" Divisions keep each {groups['by']} together: {groups['number']} groups."
   return {
-    "summary": f"{counts['listed_files']} files listed, {len(rejects)} not used; "
-    f"of the used: {notes}.",
+    "summary": summary,
     "splits": [
       [
         name,
@@ -111,6 +113,7 @@ def _values(dataset: Dataset) -> dict:
       if row["missing"] or row["rejected"]
     ],
     "rejects": [[row["id"], row["reason"], row["detail"]] for row in rejects],
+    "remarks": [[row["id"], row["remark"], row["detail"]] for row in manifest.get("remarks", [])],
     "clips": [
       (image(c.mel), f"{c.id}: {', '.join(names[i] for i in c.labels)} ({len(c.mel)} frames)")
       for c in sample(dataset, THUMBNAILS)

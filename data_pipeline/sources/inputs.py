@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import itertools
 import os
+from collections.abc import Callable
 
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
@@ -21,7 +22,6 @@ from .owner_lists import OwnerFolder
 from .segments import add_rest, audacity, kind_of, raven
 from .tree import audio_files
 
-LAYOUTS = ("folder", "manifest", "raven", "audacity", *layouts.LAYOUTS)
 # Options that go with some layouts only.
 TABLE_OPTIONS = {
   "root": ("manifest", "raven", "audacity"),
@@ -32,7 +32,7 @@ TABLE_OPTIONS = {
 }
 
 
-def folder(path: str, *, classes: bool, follow_links: bool = False) -> Listing:
+def folder(path: str, *, classes: bool = True, follow_links: bool = False) -> Listing:
   """Any tree of audio files. The class is the parent folder relative to the input; files directly
   in it have none.
 
@@ -63,17 +63,22 @@ def folder(path: str, *, classes: bool, follow_links: bool = False) -> Listing:
   return Listing(sources, "folder", skipped=dict(sorted(skipped.items())), notes=notes)
 
 
+OWN: dict[str, Callable[..., Listing]] = {
+  "folder": folder,
+  "manifest": read_manifest,
+  "raven": raven,
+  "audacity": audacity,
+}
+LAYOUTS: dict[str, Callable[..., Listing]] = {**OWN, **layouts.LAYOUTS}
+
+
 def _list(path: str, layout: str, options: dict, follow_links: bool) -> Listing:
   """The listing of an input in a layout, "" for a folder of any kind."""
-  if layout in ("", "folder"):
-    return folder(path, classes=bool(layout), follow_links=follow_links)
-  if layout == "manifest":
-    return read_manifest(path, **options, follow_links=follow_links)
-  if layout == "raven":
-    return raven(path, **options, follow_links=follow_links)
-  if layout == "audacity":
-    return audacity(path, **options, follow_links=follow_links)
-  listing = layouts.LAYOUTS[layout](OwnerFolder(path, layout, follow_links))
+  if not layout:
+    return folder(path, classes=False, follow_links=follow_links)
+  if layout in OWN:
+    return OWN[layout](path, **options, follow_links=follow_links)
+  listing = LAYOUTS[layout](OwnerFolder(path, layout, follow_links))
   return dataclasses.replace(listing, divided_by_owner=True)
 
 
