@@ -133,12 +133,23 @@ OVERRIDES = {
 }
 
 
-def evaluate(encoder, data, workdir, variant="paper", **overrides):
+def resolved(encoder, data, variant="paper", **overrides):
+  """The config of a linear evaluation, made tiny."""
   config = configs.load(f"{ROOT / 'configs' / 'linear.py'}:{variant}")
   values = {**OVERRIDES, "protocol": "evar" if variant == "evar" else "atst"}
   values |= {k.replace("__", "."): v for k, v in overrides.items()}
   for key, value in {"encoder": encoder, "data.path": data, **values}.items():
     configs.override(config, key, value)
+  return config
+
+
+def vectors(encoder, data, folder, variant="paper", **overrides):
+  """{row: (N, D) arrays} of a linear evaluation that embeds and probes nothing."""
+  return dict(job.vectors(job.resolve(resolved(encoder, data, variant, **overrides)), str(folder)))
+
+
+def evaluate(encoder, data, workdir, variant="paper", **overrides):
+  config = resolved(encoder, data, variant, **overrides)
   assert job.run(config, str(workdir), allow_changed_config=False) == 0
   with open(os.path.join(workdir, "results.json"), encoding="utf-8") as file:
     return json.load(file)

@@ -18,7 +18,15 @@ from atst_jax.downstream.papers.published import is_evaluated
 from atst_jax.downstream.splits import Split
 from atst_jax.downstream.tables import notes, table
 from atst_jax.util.errors import UserError
-from tests.evaluation import OVERRIDES, evaluate, make_clips, refused, write_clips, write_encoder
+from tests.evaluation import (
+  OVERRIDES,
+  evaluate,
+  make_clips,
+  refused,
+  vectors,
+  write_clips,
+  write_encoder,
+)
 from tests.tiny import ROOT
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -213,10 +221,10 @@ def test_a_damaged_cache_is_computed_again(done, encoder, tmp_path):
 
 def test_features_are_those_of_the_encoder_with_the_central_crop(encoder, tmp_path):
   data = write_clips(tmp_path / "data", make_clips(12, folds=3))
-  evaluate(encoder, data, tmp_path / "run", max_seconds="0.4", seeds="1", probe__epochs="2")
-  found = [
-    np.load(tmp_path / "run" / "features" / f) for f in os.listdir(tmp_path / "run" / "features")
-  ]
+  rows = vectors(
+    encoder, data, tmp_path / "features", max_seconds="0.4", seeds="1", blocks="'all',"
+  )
+  found = [rows[name][0] for name in (ROWS[0], ROWS[2], ROWS[4])]
   crops = []
   for clip in make_clips(12, folds=3):
     start = max(len(clip.mel) - 41, 0) // 2
@@ -227,8 +235,8 @@ def test_features_are_those_of_the_encoder_with_the_central_crop(encoder, tmp_pa
     model.reinitialized(0).embed(crops),
     np.stack([np.r_[mel.mean(0, np.float64), mel.std(0, np.float64)] for mel in crops]),
   ]
-  for x in expected:
-    assert any(f.shape == x.shape and np.allclose(f, x, atol=1e-5) for f in found)
+  for x, y in zip(found, expected, strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def test_last_blocks_of_all_blocks_equal_embedding_them(encoder):
@@ -387,7 +395,7 @@ def test_a_convolutional_encoder_has_one_row_and_may_standardise_by_the_data(tmp
   own = evaluate(cnn, data, tmp_path / "own", **few)
   assert [row["name"] for row in own["rows"]] == ["pre-trained", "random", "mel mean and std"]
   assert [row["dimensions"] for row in own["rows"]] == [1032, 1032, 128]
-  evaluate(cnn, data, tmp_path / "data_statistics", **few, statistics="data")
+  vectors(cnn, data, tmp_path / "data_statistics" / "features", **few, statistics="data")
   read = lambda name: {
     f: np.load(tmp_path / name / "features" / f) for f in os.listdir(tmp_path / name / "features")
   }
