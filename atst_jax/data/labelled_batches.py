@@ -44,7 +44,9 @@ class ClipReader:
     self._damage = Damage(0.0, int(self._first[-1]))
     self._threads = STORE_THREADS if storage.is_remote(dataset.root) else 1
 
-  def batches(self, clips: Iterable[np.ndarray], targets: np.ndarray) -> Generator[dict, None, None]:
+  def batches(
+    self, clips: Iterable[np.ndarray], targets: np.ndarray
+  ) -> Generator[dict, None, None]:
     """A batch for each array of clips, made ahead of its use: {"mel": (B, T, F) float16 dB,
     "length": (B,) int32, "target": (B, C) uint8, their rows of `targets`}.
 
