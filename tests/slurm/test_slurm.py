@@ -90,6 +90,7 @@ class Job:
     self.wait(lambda: self.text().count("queued again, SLURM starts it in two minutes") >= number)
     assert f"exit code {code}: queued again" in self.text(), self.text()[-3000:]
     self.wait(lambda: self.state()["JobState"] == "PENDING")
+    time.sleep(5)  # the nodes still clean up: they would refuse the job that they have
     self._command("scontrol", "update", f"JobId={self.id}", "StartTime=now")
     self.wait(lambda: self.state()["JobState"] in ("RUNNING", "FAILED", "COMPLETED"))
 
