@@ -1,6 +1,9 @@
 """Helpers of the tests that prepare data."""
 
+import functools
 import pathlib
+import shutil
+import tempfile
 
 import numpy as np
 import soundfile
@@ -36,8 +39,16 @@ def write_inline(monkeypatch) -> None:
 
 
 def small_set(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """(audio folder, prepared folder) of 20 short clips."""
-  rng = np.random.default_rng(0)
+  """(audio folder, prepared folder) of 20 short clips: a copy of what the first call made."""
+  for name in ("audio", "out"):
+    shutil.copytree(pathlib.Path(_small_set().name) / name, folder / name)
+  return folder / "audio", folder / "out"
+
+
+@functools.cache
+def _small_set() -> tempfile.TemporaryDirectory:
+  made = tempfile.TemporaryDirectory()
+  folder, rng = pathlib.Path(made.name), np.random.default_rng(0)
   (folder / "audio").mkdir()
   for i in range(20):
     soundfile.write(folder / "audio" / f"{i}.wav", rng.uniform(-0.5, 0.5, 2000), 16000)
@@ -50,4 +61,4 @@ def small_set(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     )
     == 0
   )
-  return folder / "audio", folder / "out"
+  return made

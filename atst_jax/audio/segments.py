@@ -60,12 +60,12 @@ class _Waiting:
   """The pieces of all segments: first by where they begin, then, once they have begun, by where
   they end."""
 
-  def __init__(self, spans: Sequence[tuple[float, float] | None], max_seconds: float):
-    """`spans`: (start, end) of each segment in seconds; None for one that is not read."""
+  def __init__(self, spans: dict[int, tuple[float, float]], max_seconds: float):
+    """`spans`: (start, end) in seconds of each segment that is read, by its number."""
     self._spans, self._max_seconds = spans, max_seconds
     self._begun: list[Piece] = []  # a heap
-    starts = [(span[0], index, 0) for index, span in enumerate(spans) if span is not None]
-    self._to_begin = sorted(starts)  # a heap of (start, index, number)
+    # a heap of (start, index, number)
+    self._to_begin = sorted((start, index, 0) for index, (start, _) in spans.items())
 
   def begin(self, until: float, *, cut: bool = True) -> list[Piece]:
     """The pieces that begin before `until` seconds and had not begun. `cut`: what is too long is
@@ -191,11 +191,12 @@ def read_segments(
     may have neither, where a short end was left out. Reversed segments come first, then pieces by
     where they end.
   """
-  wide = []  # spans as they are cut, by the segment's number
+  wide = {}  # spans as they are cut
   for index, (start, end) in enumerate(spans):
     more = context[index] if context else 0.0
-    wide.append((max(start - more, 0.0), end + more) if start < end else None)
-    if start >= end:
+    if start < end:
+      wide[index] = max(start - more, 0.0), end + more
+    else:
       yield Piece(
         index, None, start, end, True, reject=Reject("reversed", f"{start:g} to {end:g} s")
       )

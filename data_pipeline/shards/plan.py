@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import contextlib
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -101,28 +100,30 @@ def deal(
   tasks, total = [], 0.0
   for split in sorted({source.split for source in sources}):
     own = [source for source in sources if source.split == split]
-    units = [*_recordings(own)]
-    firsts = hash_order([unit[0] for unit in units], seed)
-    of_first = {unit[0].id: unit for unit in units}
-    ordered = [of_first[first.id] for first in firsts]
-    seconds = seconds_of([source for unit in ordered for source in unit])
+    runs = {run[0].id: run for run in _recordings(own)}
+    firsts = [source for source in own if source.whole] + [run[0] for run in runs.values()]
+    ordered = hash_order(firsts, seed)
+    seconds = seconds_of(_with_runs(ordered, runs))
     total += seconds
     num_bytes = mel_bytes(seconds, frontend)
-    count = choose_num_shards(num_bytes, len(units), shard_mb=shard_mb, num_shards=num_shards)
+    count = choose_num_shards(num_bytes, len(ordered), shard_mb=shard_mb, num_shards=num_shards)
     for i in range(count):
-      held = itertools.chain.from_iterable(ordered[i::count])
+      held = _with_runs(ordered[i::count], runs)
       tasks.append(ShardTask(shard_file(split, i, count), split, tuple(held)))
   return tasks, total
 
 
+def _with_runs(firsts: list[Named], runs: dict[str, list[Named]]) -> list[Named]:
+  """Each source, followed by the other segments of its recording."""
+  return [source for first in firsts for source in runs.get(first.id, (first,))]
+
+
 def _recordings(sources: list[Named]) -> Iterator[list[Named]]:
-  """Yields each file by itself, and the segments of each recording by where they end, those that
-  are reversed first: the order in which they are read."""
+  """Yields the segments of each recording by where they end, those that are reversed first: the
+  order in which they are read."""
   segments = collections.defaultdict(list)
   for source in sources:
-    if source.whole:
-      yield [source]
-    else:
+    if not source.whole:
       segments[source.path].append(source)
   for found in segments.values():
     yield sorted(found, key=lambda s: (s.start < s.end, s.end, s.start, s.id))
@@ -178,8 +179,8 @@ def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[d
 
   first, rejects = {}, []
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    paths = {source.path: source for source in suspects}
-    digests = dict(zip(paths, pool.map(content, paths.values()), strict=True))
+    first_of = {source.path: source for source in suspects}
+    digests = dict(zip(first_of, pool.map(content, first_of.values()), strict=True))
     for source in suspects:
       kept = first.setdefault((digests[source.path], source.start, source.end), source.id)
       if kept != source.id:

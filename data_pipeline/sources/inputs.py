@@ -55,11 +55,8 @@ def folder(path: str, *, classes: bool = True, follow_links: bool = False) -> Li
     parent = printable(os.path.dirname(below if splits else relative))
     split = splits.get(top, "train")
     sources.append(Source(file, printable(relative), (parent,) if parent else (), split=split))
-  notes = ()
-  if splits:
-    notes = (
-      f"{path}: its folders are splits ({said(splits)}); --layout=folder takes them for classes",
-    )
+  note = f"{path}: its folders are splits ({said(splits)}); --layout=folder takes them for classes"
+  notes = (note,) if splits else ()
   return Listing(sources, "folder", skipped=dict(sorted(skipped.items())), notes=notes)
 
 
