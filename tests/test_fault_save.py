@@ -180,7 +180,7 @@ def test_fault_05_what_does_not_read_back_never_counts(tmp_path):
   os.rename(tmp_path / "x", tmp_path / "[x]")
   checkpoints = open_checkpoints(tmp_path / "[x]", keep=1)
   checkpoints.save(2, state_of(2), sound=True)
-  with pytest.raises(StoreError, match="of step 2 in .* could not be saved"):
+  with pytest.raises(StoreError, match=r"of step 2 in .* could not be saved"):
     checkpoints.wait()
   checkpoints.close()
   assert restore(tmp_path / "[x]") == 1 and os.listdir(tmp_path / "[x]") == ["1"]
@@ -201,7 +201,7 @@ def test_fault_05_the_first_save_of_a_process_is_compared(tmp_path, monkeypatch)
   for step in (1, 2, 3):
     checkpoints.save(step, state_of(step), sound=True)
     if step == 1:
-      with pytest.raises(StoreError, match="1 arrays do not read back, .*params/encoder/kernel"):
+      with pytest.raises(StoreError, match=r"1 arrays do not read back, .*params/encoder/kernel"):
         checkpoints.wait()
   checkpoints.close()
   assert len(times) == 2 and sorted(os.listdir(tmp_path)) == ["1", "2", "3"]
