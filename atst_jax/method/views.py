@@ -196,7 +196,7 @@ def make_views(
     ends = jnp.zeros(2, jnp.float32)
     if fader_gain:
       ends = jax.random.uniform(fade_key, (2,), minval=-fader_gain, maxval=fader_gain)
-      view = fade(view, *ends, size)
+      view = fade(view, ends[0], ends[1], size)
     return view, box, ends
 
   each = jax.vmap(jax.vmap(augment))

@@ -24,9 +24,6 @@ class Encoder(nn.Module):
   has_blocks = False
   has_batch_norm = False  # padding inside a batch would change its statistics
   any_length = False  # nothing is bound to the length of the training crop
-  # Input frames, a multiple of `hop`, that a vector over time sees at most before and behind its
-  # own, where y is `pool_frames` of these vectors: long sounds are then embedded as in one pass.
-  context: ClassVar[int | None] = None
   # evaluated as BYOL-A is: clips of the task's length, standardised by the task's statistics
   unit_protocol = False
   choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # of fields that are names
@@ -36,6 +33,11 @@ class Encoder(nn.Module):
   def hop(self) -> int:
     """Input frames for each vector over time."""
     raise NotImplementedError
+
+  @property
+  def context(self) -> int | None:
+    """Frames (n · hop) that a frame's vector sees around it; given, y is their `pool_frames`."""
+    return None
 
   @property
   def blocks(self) -> int:

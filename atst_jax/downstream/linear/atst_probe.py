@@ -134,7 +134,8 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
       best = jnp.full(R, -jnp.inf), *jax.tree.map(jnp.zeros_like, params)
     (state, best), _ = jax.lax.scan(epoch, (state, best), jnp.arange(epochs))
     if best is not None:
-      return Probe(*best[1:], jnp.zeros(D), jnp.ones(D))
+      _, weights, bias = best
+      return Probe(weights, bias, jnp.zeros(D), jnp.ones(D))
     params, _, mean, var = state
     return Probe(*params, mean, jnp.sqrt(var + EPSILON))
 
