@@ -134,7 +134,7 @@ def test_restarts_after_what_happens_to_a_job(slurm, tmp_path):
   lines = job.text().splitlines()
   starts = [line for line in lines if " parameters on 2 cpu device(s)" in line]
   assert len(starts) >= 4 and all(line.startswith("0: ") for line in starts), starts
-  assert any(line.startswith("0: ") and "steps 40 to" in line for line in starts), starts
+  assert all(re.search(r"steps [1-9]\d* to", line) for line in starts[1:]), starts
   assert "(restart 1 of 10 without a new checkpoint)" in job.text()
 
 
