@@ -14,10 +14,10 @@ from evaluation import write_encoder
 from atst_jax.artifacts import export, folder
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.artifacts.model import load_model
-from atst_jax.models.chunking import BATCH
 from atst_jax.audio import frontend
 from atst_jax.audio.decode import load_audio
 from atst_jax.audio.frontend import FRONTENDS, log_mel
+from atst_jax.models.chunking import BATCH
 from atst_jax.util.errors import UserError
 
 
