@@ -9,7 +9,6 @@ every head of every block. Clips longer than a chunk are shown chunk by chunk, a
 each has a CLS of its own.
 """
 
-
 import numpy as np
 
 from atst_jax.artifacts.model import load_model

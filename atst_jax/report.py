@@ -10,7 +10,6 @@ attends to, the data, the config, and where it ran. The page is one file of at m
 loads nothing, and says what it could not show.
 """
 
-
 from atst_jax.figures.run_page import write_page
 from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, leave
