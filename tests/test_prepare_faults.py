@@ -237,3 +237,10 @@ def test_a_shard_that_is_a_copy_of_another_does_not_condemn_it(small):
     == 0
   )
   assert contents(output) == before and good.stat().st_ino == inode
+
+
+def test_a_tilde_is_the_home_folder(small, tmp_path, monkeypatch):
+  """Shells leave it in `--output=~/data`."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert run("--input=~/audio", "--output=~/new", "--frontend=atst", "--num_shards=5") == 0
+  assert contents(tmp_path / "new") == contents(small[1])
