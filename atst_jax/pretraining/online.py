@@ -20,7 +20,7 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import ridge
 from atst_jax.downstream.evaluation import score_of
 from atst_jax.downstream.features import clips, mel_statistics, read_labels
-from atst_jax.downstream.metrics import Spectrum, knn_scores, spectrum
+from atst_jax.downstream.metrics import knn_scores, spectrum
 from atst_jax.downstream.splits import Split, make_splits
 from atst_jax.models.chunking import batch_rows
 from atst_jax.runtime.mesh import process_rows, put_batch, replicated
@@ -244,14 +244,14 @@ class Online:
         len(x) - int(np.isfinite(x).all(-1).sum()),
         len(x),
       )
-    spread = spectrum(x) if finite else Spectrum((), *[np.nan] * 4)
+    spread = spectrum(x) if finite else None
     values = {
       f"online_ridge_{self.metric}": self._probe(x) if finite else np.nan,
       f"online_knn_{self.metric}": self._neighbours(x) if finite else np.nan,
       f"online_mel_{self.metric}": self.baseline,
-      "online_effective_rank": spread.effective_rank,
-      "online_participation_ratio": spread.participation_ratio,
-      "online_directions_99": spread.directions_99,
+      "online_effective_rank": spread.effective_rank if spread else np.nan,
+      "online_participation_ratio": spread.participation_ratio if spread else np.nan,
+      "online_directions_99": spread.directions_99 if spread else np.nan,
     }
     values["online_seconds"] = time.perf_counter() - started
     scores = [values[f"online_{name}_{self.metric}"] for name in ("ridge", "knn", "mel")]
@@ -261,8 +261,8 @@ class Online:
       step,
       self.metric,
       *scores,
-      spread.effective_rank,
-      spread.directions_99,
+      values["online_effective_rank"],
+      values["online_directions_99"],
       values["online_seconds"],
     )
     return values

@@ -175,7 +175,8 @@ class StopRequest:
 
   def __init__(self, *, distributed: bool, starting: bool = False):
     self.requested, self._distributed, self._starting = False, distributed, starting
-    self._asked, self._previous, self._outer = 0, {}, None
+    self._asked, self._previous = 0, {}
+    self._outer: Starting | None = None
 
   def __enter__(self):
     if self._distributed and _current is not None:

@@ -40,7 +40,7 @@ def _once(record: logging.LogRecord) -> bool:
   jax = sys.modules.get("jax")
   if record.levelno >= logging.WARNING or log.level <= logging.DEBUG:
     return True
-  if not hasattr(jax, "distributed") or not jax.distributed.is_initialized():
+  if jax is None or not hasattr(jax, "distributed") or not jax.distributed.is_initialized():
     return True
   try:
     return jax.process_index() == 0
