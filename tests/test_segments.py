@@ -151,7 +151,7 @@ def test_rows_of_a_table_are_clips(recordings, tmp_path, monkeypatch, capsys):
     {"id": "two.wav#2-1", "reason": "reversed", "detail": "line 6: 2 to 1 s"},
   ]
   assert len(opened) == 2  # each recording once
-  assert "groups: 2, one for each value of `group`" in capsys.readouterr().out
+  assert "groups: 2, one for each recording;" in capsys.readouterr().out
   before = contents(tmp_path / "out")
   again = prepared(recordings, TABLE, tmp_path, monkeypatch)
   assert contents(tmp_path / "out") == before and again.manifest == dataset.manifest

@@ -70,7 +70,7 @@ def read_manifest(
   rows = lambda: _rows(path, {k: v for k, v in chosen.items() if v}, whole_files, notes)
   found: dict[str, Source] = {}
   lines: dict[str, int] = {}  # of each id
-  twice = 0
+  twice, grouped_by = 0, "recording"
   for line, row in rows():
     where = f"{path} line {line}"
     relative = _relative_path(row["path"], root, where, rows)
@@ -97,6 +97,8 @@ def read_manifest(
       line=line,
       relative=printable(relative.replace(os.sep, "/")),
     )
+    if row["group"].strip():
+      grouped_by = "value of `group`"
     before = found.setdefault(source.id, source)
     if before is not source:
       _check_same(before, source, where, lines[source.id])
@@ -107,7 +109,7 @@ def read_manifest(
   if twice:
     notes.append(f"{path}: {twice} rows stand twice and count once")
   sources = _with_known_splits(path, [*found.values()], notes)
-  return Listing(sources, "manifest", grouped_by="value of `group`", notes=tuple(notes))
+  return Listing(sources, "manifest", grouped_by=grouped_by, notes=tuple(notes))
 
 
 def _check_same(before: Source, source: Source, where: str, line: int) -> None:
