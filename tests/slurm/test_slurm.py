@@ -140,7 +140,7 @@ def test_restarts_after_what_happens_to_a_job(slurm, tmp_path):
 
 def test_a_limit_that_is_too_short_is_named_and_ends_the_job(slurm, tmp_path):
   """`--time=2`: the signal comes at once. After three starts without a step the job ends."""
-  job = Job(slurm, tmp_path, "--nodes=2", "--time=2", total_steps="1000000")
+  job = Job(slurm, tmp_path, "--nodes=2", "--time=2", encoder__depth="24")
   job.wait(lambda: "warning: the job's limit is 2:00 and the signal to save comes" in job.text())
   for number in (1, 2):
     job.wait(job.tasks)
