@@ -102,6 +102,7 @@ def test_embedding_of_long_clips(golden, num_blocks, key):
       "normalization": {"kind": "min_max", "top_db": 1e9, "low": -1.0, "high": 1.0},
       "chunk_frames": 601,
       "tail": "released",
+      "max_seconds": None,
     },
     {"params": params["encoder"]},
     None,
@@ -202,8 +203,7 @@ def test_cnn_encoder(golden):
 
 
 def test_difference_step(golden):
-  """One step of BYOL-A with the subtraction: outputs, losses, gradients, Adam, teacher, running
-  statistics."""
+  """One step of BYOL-A with the subtraction: outputs, losses, gradients, Adam, both networks."""
   arrays = golden("difference_step")
   network = method.make_network(
     encoder=CNN,
