@@ -80,7 +80,7 @@ def batches(
   Raises Unreadable."""
   tf = import_tensorflow()
   shards, n_mels = dataset.shards(split), dataset.frontend.n_mels
-  cpus = threads or os.cpu_count() or 1
+  cpus = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
   shape = tf.TensorSpec
   plan = functools.partial(
     _plan,

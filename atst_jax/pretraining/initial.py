@@ -44,6 +44,11 @@ def resolve(config: ConfigDict) -> None:
   Raises UserError where the export and the config do not fit, with all that differs.
   """
   if not config.initial:
+    if config.initial_hash:
+      raise UserError(
+        f"--config.initial_hash={config.initial_hash} names the weights of an encoder, and "
+        "--config.initial none; give both or neither"
+      )
     return
   parent = read_config(config.initial)
   known = parent["params_hash"]

@@ -33,6 +33,7 @@ FREE_KEYS = (
   "log.",
   "online.",
   "checkpoint.keep",
+  "checkpoint.keep_every",
   "platform",
   "data.path",
   "initial",

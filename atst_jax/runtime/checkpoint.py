@@ -136,6 +136,11 @@ class Checkpoints:
         )
       except (ValueError, KeyError, TypeError) as error:
         if str(error).startswith("NOT_FOUND"):  # TensorStore's word for files, not for models
+          if jax.process_count() > 1:  # the others may have found the files, and wait for this one
+            raise StoreError(
+              f"checkpoint {step} in {self.folder}: process {jax.process_index()} does not find "
+              "arrays that it should hold; run the same command again"
+            ) from error
           faults[str(step)] = "arrays that it should hold are not there"
           continue
         reason = " ".join(str(error).split())[:500]

@@ -112,9 +112,15 @@ class Shelf:
         else:
           log.info("%s: an unfinished checkpoint is removed", path)
           storage.remove_folder(path)
+      elif name.isdigit() and not self._holds_anything(path):
+        storage.remove_folder(path)  # a process was killed before it could mark the folder
       elif ".orbax-checkpoint-tmp" in name or name == TRIAL:
         storage.remove_folder(path)
     return 0
+
+  @staticmethod
+  def _holds_anything(path: str) -> bool:
+    return any(not name.startswith(UNFINISHED) for name in storage.names(path))
 
   def begin(self, step: int, size: int) -> int:
     """Makes room for a save of `size` bytes under its final name. Raises StoreError if the disk has

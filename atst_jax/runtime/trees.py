@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 
 import jax
@@ -12,10 +13,13 @@ from orbax.checkpoint._src import asyncio_utils
 from atst_jax.runtime.checkpoint_folder import TRIAL
 from atst_jax.runtime.mesh import from_process_zero
 from atst_jax.util import storage
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import StoreError, UserError
 
 ITEM = "default"  # the folder of a checkpoint's arrays
 PATTERNS = "*?["
+# What a disk says that may be away or full now, and how TensorStore begins the same of a store.
+PASSING = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT)
+UNANSWERED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 
 
 def _run_to_the_end(coroutine):
@@ -61,25 +65,33 @@ def try_out(folder: str) -> None:
   """Saves a few numbers where checkpoints will lie, reads them back, and removes them.
 
   Every process of the job calls it. Raises UserError if they do not come back: so it is known
-  before the first step what would otherwise be known at the first checkpoint.
+  before the first step what would otherwise be known at the first checkpoint. Raises StoreError
+  where a disk or a store does not answer now.
   """
   check_path(folder)
   folder = storage.absolute(folder)
   path, numbers = os.path.join(folder, TRIAL), {"x": np.arange(8, dtype=np.float32)}
+  made = not storage.is_remote(folder) and not os.path.isdir(folder)
   from_process_zero(lambda: _removed(path))
   try:
     # By all processes: Orbax counts the saves of each, and waits for those with the same number.
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(path, numbers)
     from_process_zero(lambda: _read_back(path, numbers))
+  except StoreError:
+    raise
   except Exception as error:  # Orbax, TensorStore and the stores have too many of their own
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+    if getattr(error, "errno", None) in PASSING or reason.startswith(UNANSWERED):
+      raise StoreError(
+        f"{folder}: does not take what is saved ({reason}); run the same command again"
+      ) from error
     raise UserError(
       f"{folder}: arrays that are saved there cannot be read back ({type(error).__name__}: "
       f"{reason}); choose another folder"
     ) from error
   from_process_zero(lambda: _removed(path))
-  if not storage.is_remote(folder):
+  if made and jax.process_index() == 0:
     with contextlib.suppress(OSError):  # it holds checkpoints
       os.rmdir(folder)
 

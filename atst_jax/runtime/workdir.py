@@ -26,7 +26,13 @@ CONFIG = "config.json"
 # What a key that an older version did not have stands for.
 REASONS = {"data.order": " (clips came in another, uneven order: docs/shards.md)"}
 # What older versions, which did not have these keys, did.
-FORMERLY = {"max_seconds": None, "teacher.before_step": False, "views.mixup_last_offset": True}
+FORMERLY = {
+  "initial": None,
+  "initial_hash": None,
+  "max_seconds": None,
+  "teacher.before_step": False,
+  "views.mixup_last_offset": True,
+}
 STARTS = "starts.jsonl"
 # JAX's settings that a run may have otherwise than the one before it, and that change its numbers
 SETTINGS = ("jax_default_matmul_precision",)
@@ -245,17 +251,28 @@ def record_start(workdir: str, step: int, changed: Iterable[str] = ()) -> None:
           settings.get(name),
           value,
         )
-  with open(os.path.join(workdir, STARTS), "a", encoding="utf-8") as file:
-    file.write(json.dumps(start) + "\n")
+  path = os.path.join(workdir, STARTS)
+  with open(path, "a+b") as file:
+    size = file.seek(0, os.SEEK_END)
+    if size:
+      file.seek(size - 1)
+    # a line that a full disk cut short is not continued
+    begun = b"\n" if size and file.read(1) != b"\n" else b""
+    file.write(begun + json.dumps(start).encode() + b"\n")
 
 
 def read_starts(workdir: str) -> list[dict]:
-  """What `record_start` wrote; nothing for runs of versions that did not."""
+  """What `record_start` wrote; nothing for runs of versions that did not. Lines that were cut short
+  are left out."""
   path = os.path.join(workdir, STARTS)
   if not os.path.exists(path):
     return []
-  with open(path, encoding="utf-8") as file:
-    return [json.loads(line) for line in file if line.endswith("\n")]
+  starts = []
+  with open(path, encoding="utf-8", errors="replace") as file:
+    for line in file:
+      with contextlib.suppress(ValueError):
+        starts.append(json.loads(line))
+  return starts
 
 
 def continuation(
