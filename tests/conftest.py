@@ -37,9 +37,13 @@ SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
 def pytest_configure(config):
-  # A shell starts background jobs with SIGINT ignored, and tests send it.
-  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+  # A shell starts background jobs with SIGINT ignored, nohup does so with SIGHUP; tests send both.
+  for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+  ):
+    if signal.getsignal(number) == signal.SIG_IGN:
+      signal.signal(number, handler)
   jax.config.update("jax_numpy_rank_promotion", "raise")
   if cache := getattr(config, "cache", None):
     # In the environment too, for the subprocesses of tests.
