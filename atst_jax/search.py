@@ -20,6 +20,7 @@ import sys
 import numpy as np
 
 from atst_jax.artifacts import neighbours, vectors
+from atst_jax.artifacts.folder import parse_length
 from atst_jax.artifacts.model import load_model
 from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, nearest
@@ -107,6 +108,8 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
     )
   from atst_jax.artifacts import folders
 
+  if "length" in table.about:
+    model = model.limited(parse_length(str(table.about["length"])))
   mel = folders.file_mel(model, flags.query)
   if isinstance(mel, str):
     raise UserError(f"--query: {mel}")

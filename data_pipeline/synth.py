@@ -129,7 +129,7 @@ def write_classes(output: str, *, seed: int, clips_per_class: int) -> int:
     os.makedirs(os.path.join(output, word), exist_ok=True)
     for i in range(clips_per_class):
       take, index = divmod(i, SPEAKERS)
-      speaker = draw_speaker(np.random.default_rng([seed, index]))
+      speaker = draw_speaker(np.random.default_rng([seed, index, len(WORDS), 0]))
       clip = synthesise(np.random.default_rng([seed, index, number, take]), word, speaker)
       path = f"{word}/s{index:02d}_{take:02d}.wav"
       write_wav(os.path.join(output, path), clip)

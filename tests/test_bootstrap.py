@@ -108,3 +108,13 @@ def test_a_report_compares_runs_of_the_same_test_clips(tmp_path):
   )
   (tmp_path / "theirs" / "predictions" / "0.npz").unlink()
   assert differences(comparison) == []
+
+
+def test_a_division_of_a_single_group_draws_its_clips():
+  """Draws of one speaker would all be the same, and every two rows would differ."""
+  tests, ids = [np.arange(20), np.arange(20, 40)], [f"{i}" for i in range(40)]
+  groups = ["a"] * 20 + ["b"] * 20
+  design = bootstrap.design(tests, ids, groups)
+  assert design.by == "clips of a single group"
+  times = np.concatenate(list(design.draws(0, 50)))
+  assert (times.sum(1) == 20).all() and times.std(0).min() > 0

@@ -149,7 +149,9 @@ def test_dry_run_of_linear_evaluation(tmp_path, capsys):
   assert "26 clips, 2 classes, one label each" in shown["data"] and shown["divisions"].startswith(
     "3, "
   )
-  assert shown["probes"].startswith(
+  assert shown["probes"].startswith("3 divisions x 8 penalties of each kind of features, protocol")
+  paper = _dry_run([*flags, "--config.protocol=atst"], capsys)
+  assert paper["probes"].startswith(
     "90 of each kind of features: 3 divisions x 3 seeds x 10 rates, 100 epochs"
   )
   assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@ not do."""
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -291,8 +292,12 @@ def test_folders_of_splits_are_no_classes(tmp_path):
   classes = list_sources(str(tmp_path), layout="folder")
   assert classes.label_names == ["Val/dog", "eval/cat", "train/cat/a", "train/dog"]
   assert {s.split for s in classes.sources} == {"train"} and not classes.notes
-  touch(tmp_path, "bus/5.wav")  # a train may be a class
-  assert "train/dog" in list_sources(str(tmp_path)).label_names
+  touch(tmp_path, "bus/5.wav")
+  with pytest.raises(UserError, match="beside them 'bus'; move it away"):
+    list_sources(str(tmp_path))
+  touch(tmp_path / "vehicles", "train/1.wav", "bus/2.wav")  # a train may be a class
+  assert list_sources(str(tmp_path / "vehicles")).label_names == ["bus", "train"]
+  shutil.rmtree(tmp_path / "vehicles")
   os.unlink(tmp_path / "bus/5.wav")
   touch(tmp_path, "test/dog/6.wav")
   with pytest.raises(UserError, match="'eval' and 'test' both mean 'test'; rename one"):

@@ -25,6 +25,7 @@ WIDEST = 4096  # numbers of a vector, up to which all vectors are looked at
 BLOCK = 8192  # rows at a time
 # of usearch's graph: neighbours of a node, and candidates while building and while searching
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 64, 128
+ROUNDING = 1e-6  # of a cosine in float32
 DUPLICATES_SEEN = 32  # neighbours of each vector among which an index looks for duplicates
 
 
@@ -111,7 +112,7 @@ class Exact:
     """Pairs of rows (i, j), i < j, whose cosine is at least so much."""
     for start in range(0, len(self.rows), BLOCK // 8):
       cosines = self.rows[start : start + BLOCK // 8] @ self.rows[start:].T
-      for i, j in np.argwhere(np.triu(cosines >= cosine, 1)):
+      for i, j in np.argwhere(np.triu(cosines >= cosine - ROUNDING, 1)):
         yield start + int(i), start + int(j), float(cosines[i, j])
 
 
@@ -181,7 +182,7 @@ class Indexed:
       rows, cosines = self.nearest(np.asarray(self.index.get(keys), np.float32), DUPLICATES_SEEN)
       for i, near, values in zip(keys, rows, cosines, strict=True):
         for j, value in zip(near, values, strict=True):
-          if i < j and value >= cosine:
+          if i < j and value >= cosine - ROUNDING:
             yield int(i), int(j), float(value)
 
 

@@ -35,7 +35,7 @@ class Design(NamedTuple):
   """Which test clips are drawn together."""
 
   units: tuple[np.ndarray, ...]  # of each division (N,): the unit of every test clip, from 0
-  by: str  # "clips" or "groups"
+  by: str  # "clips", "groups", or "clips of a single group"
   digest: str  # of clips and units: rows with the same are compared draw by draw
 
   def draws(self, division: int, number: int) -> Iterator[np.ndarray]:
@@ -57,10 +57,14 @@ def design(tests: list[np.ndarray], ids: list[str], groups: list[str]) -> Design
   Args:
     tests: of each division, the rows of its test clips.
     ids, groups: (N,) of all clips; "" where no group is known. Pieces of a file stay together too.
+      Where a division tests a single group, as one speaker, draws of groups would all be the same:
+      then clips are drawn everywhere, and the interval says nothing of other groups.
   """
   sources = sources_of(ids, groups)
   units = tuple(np.unique(sources[test], return_inverse=True)[1] for test in tests)
   by = "clips" if all(len(np.unique(u)) == len(u) for u in units) else "groups"
+  if by == "groups" and any(len(np.unique(u)) == 1 for u in units):
+    units, by = tuple(np.arange(len(test)) for test in tests), "clips of a single group"
   digest = hashlib.sha256()
   for test, unit in zip(tests, units, strict=True):
     digest.update("\n".join(f"{ids[i]}\t{u}" for i, u in zip(test, unit, strict=True)).encode())

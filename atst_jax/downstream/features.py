@@ -91,6 +91,8 @@ class Vectors:
     blocks = encoder.depth if num_blocks is None else num_blocks
     key = {**self.key, **settings, "params": params_hash(encoder.variables), "blocks": blocks}
     most = None if self.unit else self.max_frames
+    # what is embedded is the set's rule, not that of the export
+    encoder = encoder.limited(None)
     compute = lambda: encoder.embed(self._read(name), max_frames=most, num_blocks=num_blocks)
     return cached(self.folder, key, name, self.ids, compute)
 

@@ -130,7 +130,9 @@ def notes(results: dict) -> list[str]:
     )
   tested = [row["test"] for row in results["rows"] if row.get("test")]
   if tested:
-    by = "" if tested[0]["by"] == "clips" else f", by {data.get('groups') or 'file'}"
+    by = {"clips": "", "groups": f", by {data.get('groups') or 'file'}"}.get(
+      tested[0]["by"], " (a division tests a single group: nothing is said of other groups)"
+    )
     out.append(
       f"Intervals: 95 % of {tested[0]['draws']} draws of the test clips with replacement{by} "
       "(bootstrap), of the mean over seeds; differences on the same draws. Rows differ where the "

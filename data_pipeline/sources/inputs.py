@@ -47,6 +47,12 @@ def folder(path: str, *, classes: bool = True, follow_links: bool = False) -> Li
   )
   tops = {relative.partition("/")[0] if "/" in relative else "" for relative, _ in found}
   splits = {} if classes else known_splits(tops, f"--input={path}")
+  if len(splits) > 1 and splits.keys() != tops:
+    others = sorted(tops - splits.keys())
+    raise UserError(
+      f"--input={path}: has the folders {', '.join(sorted(splits))}, which are splits, and beside "
+      f"them {others[0] or 'files'!r}; move it away, or give --layout=folder if all are classes"
+    )
   if splits.keys() != tops:
     splits = {}
   sources = []

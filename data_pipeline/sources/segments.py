@@ -115,16 +115,23 @@ def _raven_rows(path: str, label_column: str) -> Iterator[_Row]:
       f"{nearest(label_column, header)}"
     )
   label = label_column or next((name for name in LABELS if name in header), "")
-  files = next((name for name in FILES if name in header), "")
+  first = ""
   for line, values in table:
     row, where = dict(zip(header, values, strict=True)), f"{path} line {line}"
+    file = next((row[name] for name in FILES if row.get(name, "").strip()), "")
+    first = first or file
+    if file != first and not row.get(OFFSET, "").strip():
+      raise UserError(
+        f"{where}: times of a table with several recordings run through all of them; export the "
+        f"table with the column {OFFSET!r}"
+      )
     start, end = (seconds_of(row[name], -1.0, where) for name in (BEGIN, END))
     if min(start, end) < 0:
       raise UserError(f"{where}: {BEGIN!r} and {END!r} must be given")
     if row.get(OFFSET, "").strip():
       offset = seconds_of(row[OFFSET], 0.0, where)
       start, end = offset, offset + end - start
-    yield _Row(line, row[files] if files else "", start, end, row[label] if label else "")
+    yield _Row(line, file, start, end, row[label] if label else "")
 
 
 def _audacity_rows(path: str) -> Iterator[_Row]:
