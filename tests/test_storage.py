@@ -187,7 +187,7 @@ def test_a_known_layout_and_a_manifest_in_a_store(audio, tmp_path):
   assert (source.path, source.id, source.labels) == (f"{STORE}/sub/a.wav", "sub/a.wav", ("x",))
   for path, message in (
     ("../a.wav", r"line 2: .* holds '\.\.'"),
-    ("s3://other/a.wav", "line 2: .*names a store"),
+    ("s3://other/a.wav", "line 2: .*is absolute and outside"),
   ):
     storage.write_text(f"{STORE}/list.csv", f"path,label\n{path},x\n")
     with pytest.raises(UserError, match=message):
