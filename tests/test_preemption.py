@@ -179,7 +179,8 @@ SAVING = """
 import os, signal, sys, time
 from atst_jax.runtime import preemption
 with preemption.Starting(), preemption.StopRequest(distributed=False) as stop:
-  print("ready", signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, flush=True)
+  # in one piece: a terminal gives what it has
+  os.write(1, f"ready {{signal.getsignal(signal.SIGHUP) == signal.SIG_IGN}}\\n".encode())
   deadline = time.time() + {}
   while not stop.agreed() and time.time() < deadline:
     time.sleep(0.02)
@@ -203,9 +204,10 @@ def test_fault_01_a_closed_terminal_asks_to_stop(tmp_path):
     stderr=theirs,
   )
   os.close(theirs)
-  assert os.read(ours, 1000).startswith(b"ready False")
+  ready = os.read(ours, 1000)
   os.close(ours)
   assert process.wait(30) == 0 and (tmp_path / "saved").read_text() == "saved True"
+  assert ready.startswith(b"ready False")
 
 
 def test_fault_01_nohup_is_respected(tmp_path):

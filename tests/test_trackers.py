@@ -233,7 +233,9 @@ def test_mistakes_are_refused(names, message, monkeypatch):
 
 
 def test_a_session_opens_what_its_config_names(stand_ins, tmp_path):
-  session = Session(str(tmp_path), "", None, None)
+  session = Session(
+    str(tmp_path), folder="", config={}, places=(), changes=[], stop=None, watchdog=None
+  )
   session.note_start(3)
   config = {"a": 1}
   writer = session.writer(3, tracked={"names": {**NAMES, "mlflow": None}, "config": config})
