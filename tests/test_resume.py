@@ -136,7 +136,7 @@ CONFIG = {
     ("guard", {"collapse": "stop"}, "named"),
     ("compute", {"accumulation": 2}, "refused"),
     ("guard", {"collapse_std": 0.2}, "refused"),  # counts in the state
-    ("checkpoint", {"keep_every": 20}, "refused"),
+    ("checkpoint", {"keep_every": 20}, "free"),
   ],
 )
 def test_fault_08_only_what_changes_no_result_may_change(
