@@ -107,6 +107,7 @@ def test_cpus_of_a_node_are_dealt_to_its_tasks():
   assert elsewhere.returncode == 2 and "submit from the checkout's root" in elsewhere.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_of_slurm(tmp_path):
   """Started by the script as on two nodes, signalled as --signal=USR1@120 does, queued again, and
   finished."""
