@@ -23,25 +23,16 @@ from atst_jax.method.optimizer import FORMS, make_optimizer
 from atst_jax.models.layers import DropPath
 from atst_jax.models.transformer import Transformer
 from atst_jax.util import config as configs
+from tests import test_views
 from tests.tiny import ROOT
 
 CLIPS = 2048
 RARE = 1e-4  # a right draw is refused once in so many keys; keys are fixed
-VIEWS = {
-  "segments": "two",
-  "crop_frames": 40,
-  "first_frames": None,
-  "second_frames": None,
-  "padding": "mask",
-  "normalization": {"kind": "min_max", "top_db": 80.0, "low": -80.0, "high": 50.0},
-  "mixup_ratio": 0.4,
+VIEWS = test_views.VIEWS | {
   "group": 8,
-  "apart": False,
   "freq_scale": (0.5, 0.75),
   "time_scale": (0.9, 1.4),
-  "canvas_time": 1.5,
   "fader_gain": 0.7,
-  "post_norm": False,
 }
 
 

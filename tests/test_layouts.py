@@ -324,6 +324,15 @@ def test_groups_that_an_owner_parts_stay_as_published(tmp_path, warnings):
     _divided(manual)
 
 
+def test_divisions_that_are_drawn_here_are_not_an_owners(tmp_path):
+  """A leak in them would be ours, and is refused like one in a manifest."""
+  files = {
+    f"AudioWAV/{1000 + i}_DFA_{label}_XX.wav": "" for i in range(40) for label in ("ANG", "SAD")
+  }
+  listing = list_sources(_write(tmp_path, files), layout="crema_d")
+  assert not listing.divided_by_owner and listing.grouped_by == "actor"
+
+
 def test_recordings_that_are_mixed_are_divided_by_speakers(tmp_path):
   """Each of 40 speakers says every word: about 12 of them are drawn, once, and not anew for every
   word."""

@@ -27,7 +27,6 @@ CONFIG = "config.json"
 REASONS = {"data.order": " (clips came in another, uneven order: docs/shards.md)"}
 # What older versions, which did not have these keys, did.
 FORMERLY = {
-  "initial": None,
   "initial_hash": None,
   "max_seconds": None,
   "teacher.before_step": False,

@@ -82,7 +82,7 @@ def _list(path: str, layout: str, options: dict, follow_links: bool) -> Listing:
   if layout in OWN:
     return OWN[layout](path, **options, follow_links=follow_links)
   listing = LAYOUTS[layout](OwnerFolder(path, layout, follow_links))
-  return dataclasses.replace(listing, divided_by_owner=True)
+  return dataclasses.replace(listing, divided_by_owner=layout not in layouts.DRAWN)
 
 
 def _check(path: str, layout: str, is_folder: bool, options: dict) -> None:
@@ -156,7 +156,7 @@ def list_sources(
       raise UserError(
         f"{one.path!r} and {other.path!r} have the same id {one.id!r}; rename one of them"
       )
-  if not exact_labels and not listing.divided_by_owner:
+  if not exact_labels and layout not in layouts.LAYOUTS:
     _check_labels(listing)
   return subset(listing, number) if number else listing
 

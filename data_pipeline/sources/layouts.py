@@ -249,3 +249,5 @@ LAYOUTS: dict[str, Callable[[OwnerFolder], Listing]] = {
   "voxceleb1": voxceleb1,
   "voxforge": voxforge,
 }
+# Those whose owners publish no division: it is drawn here.
+DRAWN = ("crema_d", "surge", "voxforge")
