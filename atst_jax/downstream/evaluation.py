@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -141,31 +142,32 @@ def score_of(labels: Labels) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def frozen(
+  job: Any,
   workdir: str,
-  record: dict,
   *,
   free_keys: tuple[str, ...],
   allow_changes: bool,
-  parts: Callable[[str], Iterator[Part]],
-  results: Callable[[list[dict]], dict],
+  parts: Callable[[Any, str], Iterator[Part]],
+  results: Callable[[Any, list[dict]], dict],
 ) -> int:
   """Runs an evaluation of frozen vectors: probes every kind of them, keeps what is finished, writes
   the results. Returns 0.
 
   Args:
-    record: the resolved config as JSON.
-    free_keys: of it, that may change in the workdir.
-    parts: of the folder of features; yields a name and a function that gives its rows.
-    results: of all rows, the content of results.json.
+    job: what a job's `resolve` returned; its `record` is the resolved config as JSON.
+    free_keys: of the record, that may change in the workdir.
+    parts: of the job and the folder of features; yields a name and a function that gives its rows.
+    results: of the job and all rows, the content of results.json.
   """
+  record = job.record
   lock = claim(workdir)
   try:
     agree(workdir, record, ignore=free_keys, allow_changes=allow_changes)
     rows: list[dict] = []
-    for name, compute in parts(os.path.join(workdir, "features")):
+    for name, compute in parts(job, os.path.join(workdir, "features")):
       rows += finished(workdir, record, name, compute)
       log.info("%s: %.4f", name, rows[-1]["mean"])
-    write_results(workdir, results(rows))
+    write_results(workdir, results(job, rows))
   finally:
     lock.close()
   return 0

@@ -235,6 +235,12 @@ def run_row(name: str, arrays: list[np.ndarray], job: Evaluation) -> list[dict]:
   return [row]
 
 
+def parts(job: Evaluation, folder: str) -> Iterator[evaluation.Part]:
+  """Every kind of features."""
+  for name, arrays in vectors(job, folder):
+    yield name, functools.partial(run_row, name, arrays, job)
+
+
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns 0.
 
@@ -243,19 +249,13 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   labels) are of the tested clips too.
   """
   evaluation.one_process("the linear evaluation")
-  job = resolve(config)
-
-  def parts(folder):
-    for name, arrays in vectors(job, folder):
-      yield name, functools.partial(run_row, name, arrays, job)
-
   return evaluation.frozen(
+    resolve(config),
     workdir,
-    job.record,
     free_keys=FREE_KEYS,
     allow_changes=allow_changed_config,
     parts=parts,
-    results=functools.partial(_results, job),
+    results=_results,
   )
 
 

@@ -151,14 +151,13 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns
   0."""
   evaluation.one_process("retrieval")
-  job = resolve(config)
   return evaluation.frozen(
+    resolve(config),
     workdir,
-    job.record,
     free_keys=FREE_KEYS,
     allow_changes=allow_changed_config,
-    parts=functools.partial(parts, job),
-    results=functools.partial(_results, job),
+    parts=parts,
+    results=_results,
   )
 
 
