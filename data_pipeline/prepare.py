@@ -13,6 +13,7 @@ the same command again.
 """
 
 import argparse
+import dataclasses
 import functools
 import os
 import shlex
@@ -56,6 +57,8 @@ def _parser() -> Parser:
   )
   label = "feature of its class; by default `label`, for example instrument/family"
   add("--tfds_label", default="", help=label)
+  group = "feature of what divisions keep together, for example speaker_id; by default none"
+  add("--tfds_group", default="", help=group)
   home = os.path.expanduser
   add("--tfds_dir", type=home, default=None, help="TFDS's data folder, if not its own")
   flags.add_shards(
@@ -95,8 +98,8 @@ def _check(args: argparse.Namespace) -> None:
     raise UserError(
       "--dry_run goes with --input: what --tfds brings is known once it is downloaded"
     )
-  if (args.tfds_label or args.tfds_dir) and not args.tfds:
-    raise UserError("--tfds_label and --tfds_dir need --tfds")
+  if (args.tfds_label or args.tfds_group or args.tfds_dir) and not args.tfds:
+    raise UserError("--tfds_label, --tfds_group and --tfds_dir need --tfds")
   for key, known in (("layout", LAYOUTS), ("runner", beam.RUNNERS)):
     value = getattr(args, key)
     if value and value not in known:
@@ -159,10 +162,16 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
 
     args.name = args.name or args.tfds.replace("/", "_")
     args.input = tfds.export(
-      args.tfds, f"{args.output.rstrip('/')}.audio", label=args.tfds_label, data_dir=args.tfds_dir
+      args.tfds,
+      f"{args.output.rstrip('/')}.audio",
+      label=args.tfds_label,
+      group=args.tfds_group,
+      data_dir=args.tfds_dir,
     )
     args.label_separator, args.exact_labels = tfds.NO_SEPARATOR, True
   listing = list_sources(args.input, **flags.of_listing(args), number=args.subset)
+  if args.tfds:
+    listing = dataclasses.replace(listing, grouped_by=args.tfds_group, divided_by_owner=True)
   for note in listing.notes:
     log.info(note)
   name = os.path.basename(storage.absolute(args.input))

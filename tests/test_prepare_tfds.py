@@ -141,9 +141,20 @@ def test_a_data_set_of_tfds_becomes_files_and_is_prepared(tmp_path, monkeypatch,
     other = [*flags[:2], f"--output={tmp_path / 'other'}", "--frontend=atst"]
     assert prepare.main([*other, "--tfds_label=speaker/name"]) == 0
     assert Dataset.load(str(tmp_path / "other")).label_names == [f"s{i}" for i in range(6)]
+    grouped = [*flags[:2], f"--output={tmp_path / 'grouped'}", "--frontend=atst"]
+    assert prepare.main([*grouped, "--tfds_group=speaker/name"]) == 0
+    dataset = Dataset.load(str(tmp_path / "grouped"))
+    assert {clip.group for clip in dataset.clips("train")} == {f"s{i}" for i in range(6)}
+    assert dataset.manifest["groups"] == {
+      "by": "speaker/name",
+      "number": 6,
+      "parted": 6,
+      "divided_by_owner": True,
+    }
     capsys.readouterr()
     for change, message in (
       (["--tfds_label=class"], "--tfds_label=class: toy_audio has the features audio, label"),
+      (["--tfds_group=who"], "--tfds_group=who: toy_audio has the features audio, label"),
       (["--tfds=no_such_set"], "--tfds=no_such_set: "),
       (["--input=x"], "either --input=DIR_or_MANIFEST or --tfds=NAME"),
     ):

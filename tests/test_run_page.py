@@ -44,6 +44,7 @@ RESULTS = {
       "ci95": 0.02,
       "knn": 0.8,
       "effective_rank": 3.2,
+      "test": {"interval": [0.81, 0.93], "by": "clips", "draws": 1000},
     }
   ],
 }
@@ -130,6 +131,9 @@ def test_the_page_says_what_is_known_of_the_run(page, folders):
     "time that waited for data: median 1.0 %",
     "600 0.71 not finite 0.5 3.5 1",
     "pre-trained, last block 16 87.6 ± 1.0 80.0 3.2",
+    "pre-trained, last block 87.6 81.0 to 93.0",
+    "±: standard deviation over seeds of the probe",
+    "95 % of 1000 draws of the test clips",
     "views.crop_frames 32",
     f"0 {start['host']} 8 x cpu 1",
     "tone (6)",

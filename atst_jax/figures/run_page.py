@@ -97,7 +97,11 @@ def evaluation(folder: str) -> Markup:
   try:
     results = storage.read_json(path)
     head, *rows = tables.cells(results)
-    return _headed(tables.title(results), table(head, rows, numbers=len(head) - 1))
+    shown = table(head, rows, numbers=len(head) - 1)
+    if found := tables.intervals(results):
+      shown += table(found[0], found[1:], numbers=len(found[0]) - 1)
+    remarks = [Markup("<p>{}</p>").format(remark) for remark in tables.notes(results)]
+    return _headed(tables.title(results), shown + Markup("").join(remarks))
   except FileNotFoundError:
     raise UserError(
       f"--results={folder}: {path} does not exist; give the workdir of an evaluation"

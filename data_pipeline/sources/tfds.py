@@ -25,7 +25,9 @@ NO_SEPARATOR = "\x1f"  # of labels: each is one name, whatever it holds
 SCALE_CLIPS = 100  # of each split, that tell whether whole numbers are of 16 or 32 bits
 
 
-def export(name: str, folder: str, *, label: str = "", data_dir: str | None = None) -> str:
+def export(
+  name: str, folder: str, *, label: str = "", group: str = "", data_dir: str | None = None
+) -> str:
   """Writes every example of a data set as an audio file. Files that are there are kept.
 
   Args:
@@ -33,6 +35,7 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
     folder: where to write; a sub-folder for each split.
     label: feature of the class, "/" between the levels ("instrument/family"); by default "label",
       or none.
+    group: feature of what divisions keep together ("speaker_id"); none by default.
     data_dir: of TFDS, if not its own.
 
   Returns:
@@ -55,7 +58,8 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
   features = builder.info.features
   audio = _audio_feature(name, features)
   label = label or ("label" if "label" in features else "")
-  names = _names(name, features, label)
+  names = _names(name, features, label, "--tfds_label")
+  group_names = _names(name, features, group, "--tfds_group")
   rate = features[audio].sample_rate
   if not rate:
     raise UserError(
@@ -63,7 +67,8 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
       "prepare those"
     )
   path = os.path.join(folder, MANIFEST_NAME)
-  _claim(folder, {"tfds": builder.info.full_name, "label": label})
+  source = {"tfds": builder.info.full_name, "label": label}
+  _claim(folder, source | ({"group": group} if group else {}))
   wide = _is_wide(builder, audio)
   rows = []
   for split, info in builder.info.splits.items():
@@ -75,10 +80,12 @@ def export(name: str, folder: str, *, label: str = "", data_dir: str | None = No
       for number, example in enumerate(examples):
         relative = f"{ours}/{number:07d}.wav"
         _write(os.path.join(folder, relative), example[audio], rate, wide)
-        rows.append([relative, _label(example, label, names), ours, f"{split}/{number:07d}"])
+        row = [relative, _label(example, label, names), ours, f"{split}/{number:07d}"]
+        rows.append([*row, _label(example, group, group_names)] if group else row)
         progress.update(number + 1, number + 1)
   with storage.writing(path, "w", encoding="utf-8", newline="") as file:
-    csv.writer(file).writerows([["path", "label", "split", "id"], *rows])
+    header = ["path", "label", "split", "id", *(["group"] if group else [])]
+    csv.writer(file).writerows([header, *rows])
   return path
 
 
@@ -113,16 +120,14 @@ def _feature(features, key: str):
   return features
 
 
-def _names(name: str, features, label: str) -> list[str] | None:
-  """Names of the classes; None where labels are texts."""
+def _names(name: str, features, label: str, flag: str) -> list[str] | None:
+  """Names of the classes; None where labels are texts. `flag` names the feature in a message."""
   if not label:
     return None
   try:
     feature = _feature(features, label)
   except (KeyError, TypeError) as error:
-    raise UserError(
-      f"--tfds_label={label}: {name} has the features {', '.join(features)}"
-    ) from error
+    raise UserError(f"{flag}={label}: {name} has the features {', '.join(features)}") from error
   return getattr(feature, "names", None)
 
 
