@@ -22,7 +22,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 def add_shards(parser: argparse.ArgumentParser, *, output: str, name: str, seed: str) -> None:
   """Adds what every command that writes shards asks. The texts say what differs."""
   add = parser.add_argument
-  add("--output", type=os.path.expanduser, required=True, help=f"{output}; made if need be")
+  add("--output", required=True, help=f"{output}; made if need be")
   add("--frontend", required=True, help=", ".join(FRONTENDS))
   add("--name", default="", help=name)
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -46,10 +46,10 @@ def part_of_plan(args: argparse.Namespace) -> dict:
 
 def add_recordings(parser: argparse.ArgumentParser, kind: str, text: str) -> None:
   """Adds --KIND, --KIND_layout and --KIND_root: recordings that are mixed."""
-  add, home = parser.add_argument, os.path.expanduser
-  add(f"--{kind}", type=home, required=True, help=f"folder, or CSV/TSV manifest, {text}")
+  add = parser.add_argument
+  add(f"--{kind}", required=True, help=f"folder, or CSV/TSV manifest, {text}")
   add(f"--{kind}_layout", default="", help=LAYOUT)
-  add(f"--{kind}_root", type=home, default="", help=ROOT)
+  add(f"--{kind}_root", default="", help=ROOT)
   add(f"--{kind}_follow_links", action="store_true", help=FOLLOW_LINKS)
 
 
@@ -57,7 +57,7 @@ def add_listing(parser: argparse.ArgumentParser) -> None:
   """Adds how an input is read: its layout, links, tables and segments."""
   add = parser.add_argument
   add("--layout", default="", help=LAYOUT)
-  add("--root", type=os.path.expanduser, default="", help=ROOT)
+  add("--root", default="", help=ROOT)
   add("--follow_links", action="store_true", help=FOLLOW_LINKS)
   for name in ("path", "label"):
     add(f"--{name}_column", default="", help=f"what a table calls the column `{name}`")

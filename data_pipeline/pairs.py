@@ -64,7 +64,7 @@ def _parser() -> Parser:
   add("--events", default="", help="classes of the foreground, with commas between; default: all")
   add("--scenes", default="", help="classes of the background; default: all")
   published = "the published pairs instead of drawn ones: a folder of .jams files"
-  add("--jams", type=os.path.expanduser, default="", help=published)
+  add("--jams", default="", help=published)
   for split, number in (("train", 45_000), ("valid", 5_000), ("test", 1_000)):
     add(f"--{split}_pairs", type=int, default=number, help="of every scene")
   fold = "fold of the test's recordings, where there are folds; default: the last"

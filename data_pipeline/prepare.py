@@ -44,7 +44,6 @@ def _parser() -> Parser:
   add = parser.add_argument
   add(
     "--input",
-    type=os.path.expanduser,
     default="",
     help="a folder of audio files, a CSV/TSV manifest: path,label,fold,split,id,group,start,end; "
     "selections of Raven, labels of Audacity",
@@ -59,8 +58,7 @@ def _parser() -> Parser:
   add("--tfds_label", default="", help=label)
   group = "feature of what divisions keep together, for example speaker_id; by default none"
   add("--tfds_group", default="", help=group)
-  home = os.path.expanduser
-  add("--tfds_dir", type=home, default=None, help="TFDS's data folder, if not its own")
+  add("--tfds_dir", default=None, help="TFDS's data folder, if not its own")
   flags.add_shards(
     parser,
     output="folder of the shards",

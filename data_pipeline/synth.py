@@ -144,10 +144,7 @@ def main(argv: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 a mistake in a flag or the output."""
   parser = Parser("data_pipeline.synth", __doc__)
   parser.add_argument(
-    "--output",
-    type=os.path.expanduser,
-    required=True,
-    help="folder of the class folders; made if need be",
+    "--output", required=True, help="folder of the class folders; made if need be"
   )
   parser.add_argument(
     "--seed", type=int, default=0, help="of every clip; the same seed, the same bytes"

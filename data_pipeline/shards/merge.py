@@ -204,8 +204,7 @@ def main(argv: list[str]) -> int:
   """`prepare merge`: returns 0. Raises UserError."""
   parser = Parser("data_pipeline.prepare merge", __doc__)
   parser.add_argument("datasets", nargs="+")
-  home = os.path.expanduser
-  parser.add_argument("--output", type=home, required=True, help="folder to make")
+  parser.add_argument("--output", required=True, help="folder to make")
   parser.add_argument("--name", default="", help="name of the result; by default its folder's")
   args = parser.parse(argv)
   name = args.name or printable(os.path.basename(os.path.abspath(args.output)))
