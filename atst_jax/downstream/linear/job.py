@@ -11,7 +11,6 @@ stayed from the optimum of what they minimise (`optimum`), and the exact probe's
 theirs. What a task asks for and what was published comes from `papers`.
 """
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterator
@@ -20,168 +19,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atst_jax.artifacts.folder import describe_encoder
-from atst_jax.artifacts.model import Model, load_model
-from atst_jax.data.dataset import Dataset
-from atst_jax.downstream import bootstrap, evaluation, features
-from atst_jax.downstream.evaluation import check_values, describe_labelled, divide, score_of
-from atst_jax.downstream.features import Labels
-from atst_jax.downstream.linear import evar_probe, exact
-from atst_jax.downstream.linear.probing import Training, convergence, described, probe
+from atst_jax.downstream import bootstrap, evaluation
+from atst_jax.downstream.evaluation import describe_labelled, score_of
+from atst_jax.downstream.linear import exact
+from atst_jax.downstream.linear.probing import convergence, described, probe
+from atst_jax.downstream.linear.recipe import Evaluation, resolve, vectors
 from atst_jax.downstream.metrics import chance, summary
-from atst_jax.downstream.papers.published import is_evaluated, published
-from atst_jax.downstream.papers.tasks import TASKS, known_rates
-from atst_jax.downstream.splits import Split
+from atst_jax.downstream.papers.published import published
 from atst_jax.runtime.workdir import continuation
-from atst_jax.util import config as configs
-from atst_jax.util.errors import UserError
 
 # Where things lie does not enter what is computed: params_hash and data.fingerprint say what they
 # are.
 FREE_KEYS = ("encoder", "data.path")
-BLOCKS = ("all", "last")
-PROTOCOLS = ("exact", "atst", "evar")
-CROPS = ("center", "unit")
-MEL = "mel mean and std"
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """A linear evaluation, resolved: what it opens, and its settings by name."""
-
-  record: dict  # the resolved config as JSON
-  model: Model
-  dataset: Dataset
-  labels: Labels
-  splits: list[Split]
-  seeds: list[int]
-  blocks: tuple[str, ...]
-  max_frames: int  # of the central crop
-  unit: int | None  # frames that clips are cut or filled to, in place of that crop
-  knn: int
-  penalties: tuple[float, ...]  # of the exact probe
-  training: Training
-  select_on_test: bool
-
-
-def resolve(config: ConfigDict) -> Evaluation:
-  """Opens encoder and data, fills the placeholders from them, and checks values. Raises UserError
-  with key, value and remedy."""
-  model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
-  dataset.check_frontend(model.frontend, config.encoder)
-  config = config.copy_and_resolve_references()
-  evaluation.fill(
-    config,
-    (
-      ("params_hash", model.config["params_hash"], "encoder"),
-      ("data.fingerprint", features.fingerprint(dataset), "data.path"),
-    ),
-  )
-  name = dataset.manifest["name"]
-  unit, task = model.encoder.unit_protocol, TASKS.get(name)
-  config.protocol = config.protocol or ("atst" if is_evaluated(name) else "exact")
-  by_unit = unit and config.protocol == "evar"
-  config.crop = config.crop or ("unit" if by_unit else "center")
-  config.statistics = config.statistics or ("data" if by_unit else "encoder")
-  config.unit_seconds = config.unit_seconds or (task.unit_seconds if task else None)
-  check_values(
-    config,
-    one_of={
-      "protocol": PROTOCOLS,
-      "crop": CROPS,
-      "statistics": ("encoder", "data"),
-      "probe.monitor": evar_probe.MONITORS,
-      "probe.tested_epoch": ("last", "best"),
-    },
-    some_of={"blocks": BLOCKS},
-    ascending=("probe.learning_rates", "exact.penalties"),
-    positive=(
-      *("seeds", "knn", "max_seconds"),
-      *(f"probe.{key}" for key in ("epochs", "batch_size", "patience")),
-    ),
-  )
-  if config.crop == "unit" and not (config.unit_seconds and config.unit_seconds > 0):
-    raise UserError(
-      f"--config.unit_seconds={config.unit_seconds}: {dataset.manifest['name']!r} is not in the "
-      "table of "
-      "tasks; say to how many seconds clips are cut or filled, or set --config.crop=center"
-    )
-  if config.select_on_test:
-    config.probe.refit = False
-  if config.probe.tested_epoch == "best" and (config.probe.refit or config.protocol != "atst"):
-    raise UserError(
-      "--config.probe.tested_epoch=best is of the protocol atst, and a refit would leave no "
-      "validation clips to choose by: set --config.protocol=atst --config.probe.refit=false"
-    )
-  if config.probe.task_rates:
-    rates = {*map(float, config.probe.learning_rates)}
-    rates |= {*known_rates(config.protocol, dataset.manifest["name"])}
-    config.probe.learning_rates = tuple(sorted(rates))
-  labels = features.read_labels(dataset)
-  splits = divide(
-    dataset, labels, seed=config.seed, select_on_test=config.select_on_test, **config.splits
-  )
-  frames = lambda seconds: model.frontend.num_frames(round(seconds * model.frontend.sample_rate))
-  return Evaluation(
-    record=configs.to_json(config),
-    model=model.standardized(dataset.statistics) if config.statistics == "data" else model,
-    dataset=dataset,
-    labels=labels,
-    splits=splits,
-    seeds=[config.seed + i for i in range(config.seeds)],
-    blocks=tuple(config.blocks),
-    max_frames=frames(config.max_seconds),
-    unit=frames(config.unit_seconds) if config.crop == "unit" else None,
-    knn=config.knn,
-    penalties=tuple(config.exact.penalties),
-    training=Training(
-      protocol=config.protocol,
-      rates=tuple(config.probe.learning_rates),
-      epochs=config.probe.epochs,
-      batch_size=config.probe.batch_size,
-      refit=config.probe.refit,
-      best_epoch=config.probe.tested_epoch == "best",
-      patience=config.probe.patience,
-      monitor=config.probe.monitor,
-      # EVAR scales by all clips that are not tested, unless the set has a validation split
-      scaled_by_train=config.select_on_test or bool((labels.splits == "valid").any()),
-    ),
-    select_on_test=config.select_on_test,
-  )
-
-
-def vectors(job: Evaluation, folder: str) -> Iterator[tuple[str, list[np.ndarray]]]:
-  """Yields (name of the row, features): one (N, D) array where the seed makes no difference, else
-  one for each."""
-  key = {
-    "data": job.record["data"]["fingerprint"],
-    "frontend": job.model.frontend.hash,
-    "max_frames": job.max_frames,
-    "crop": job.record["crop"],
-  }
-  if job.unit:
-    key |= {"unit": job.unit, "seed": job.seeds[0]}
-  found = features.Vectors(
-    folder,
-    job.dataset,
-    job.labels.ids,
-    key=key,
-    max_frames=job.max_frames,
-    unit=job.unit,
-    seed=job.seeds[0],
-  )
-  statistics = functools.partial(found.statistics, longest=job.unit or job.max_frames)
-  kinds = ("pre-trained", "random", "mel")
-  for kind, arrays in features.by_kind(kinds, job.model, job.seeds, found.encoded, statistics):
-    if kind == "mel":
-      yield MEL, arrays
-    elif not job.model.encoder.has_blocks:
-      yield kind, arrays
-    else:
-      depth = job.model.depth
-      for blocks in job.blocks:
-        number = depth if blocks == "all" else 1
-        taken = [features.last_blocks(x, depth=depth, num_blocks=number) for x in arrays]
-        yield f"{kind}, {'all blocks' if blocks == 'all' else 'last block'}", taken
 
 
 def run_row(name: str, arrays: list[np.ndarray], job: Evaluation) -> list[dict]:
