@@ -133,7 +133,7 @@ def test_torch_has_the_same_sizes():
     "hidden": 32,
     "out": 8,
   }
-  student, teacher = torch_step._network(torch, **sizes)
+  student, teacher = torch_step.make_networks(torch, **sizes)
   count = lambda module: sum(p.numel() for p in module.parameters())
   init, _ = recipe.build(recipe.resolve(config, None), ragged=False)
   state = jax.eval_shape(init, jax.random.key(0))

@@ -4,7 +4,7 @@ compares with.
 Both views of a batch through student (forward, backward) and teacher (forward), heads with
 BatchNorm over both views, the symmetric loss, AdamW, the teacher's average; fused attention and
 optimizer, views that lie on the device. No crops, Mixup or random resize crop: what they cost is
-ours alone.
+ours alone. `launch/evidence_peer.py` trains with the same update on our views.
 """
 
 import json
@@ -20,11 +20,11 @@ from atst_jax.util.errors import UserError
 WINDOW_SECONDS, WARM_UP = 1.0, 3  # as in `speed`
 
 
-def _network(
+def make_networks(
   torch, *, width, depth, heads, patch_frames, max_frames, n_mels, drop_path, hidden, out
 ):
   """(student, teacher), each a ModuleDict of "encoder", "projector" and, of the student,
-  "predictor"."""
+  "predictor". An encoder takes (B, T, F), and the valid frames (B,) or None if all are."""
   nn, functional = torch.nn, torch.nn.functional
 
   class Attention(nn.Module):
@@ -32,20 +32,22 @@ def _network(
       super().__init__()
       self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
 
-    def forward(self, x):
+    def forward(self, x, keep):
       B, N, _ = x.shape
       split = self.qkv(x).reshape(B, N, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-      return self.proj(
-        functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(B, N, width)
-      )
+      y = functional.scaled_dot_product_attention(*split, attn_mask=keep)
+      return self.proj(y.transpose(1, 2).reshape(B, N, width))
 
   class Residual(nn.Module):
     def __init__(self, rate, *layers):
       super().__init__()
-      self.rate, self.branch = rate, nn.Sequential(nn.LayerNorm(width, eps=1e-6), *layers)
+      self.rate, self.norm = rate, nn.LayerNorm(width, eps=1e-6)
+      self.layers = nn.ModuleList(layers)
 
-    def forward(self, x):
-      y = self.branch(x)
+    def forward(self, x, keep):
+      y = self.norm(x)
+      for layer in self.layers:
+        y = layer(y, keep) if isinstance(layer, Attention) else layer(y)
       if self.rate:
         y = (
           y * (torch.rand(len(y), 1, 1, device=y.device) >= self.rate).to(y.dtype) / (1 - self.rate)
@@ -64,9 +66,9 @@ def _network(
           Residual(rate, Attention()),
           Residual(rate, nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
         ]
-      self.blocks, self.norm = nn.Sequential(*layers), nn.LayerNorm(width, eps=1e-6)
+      self.blocks, self.norm = nn.ModuleList(layers), nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, mel):
+    def forward(self, mel, length):
       B, T, F = mel.shape
       N = T // patch_frames
       patches = (
@@ -76,7 +78,14 @@ def _network(
         torch.cat([self.cls.expand(B, 1, width), self.embed(patches)], 1)
         + self.position[:, : N + 1]
       )
-      return self.norm(self.blocks(x)[:, 0])
+      keep = None
+      if length is not None:
+        tokens = length // patch_frames + 1
+        keep = torch.arange(N + 1, device=mel.device) < tokens[:, None]
+        keep = keep[:, None, None]  # (B, heads, queries, tokens)
+      for block in self.blocks:
+        x = block(x, keep)
+      return self.norm(x[:, 0])
 
   def head(features):
     return nn.Sequential(
@@ -90,6 +99,43 @@ def _network(
   return make(predictor=head(out)), make()
 
 
+def make_update(torch, student, teacher, optimizer, *, device, bfloat16, compiled):
+  """Returns update(views, length, decay) -> loss, a tensor.
+
+  Args:
+    student, teacher: of `make_networks`, on the device. The teacher gets no gradients.
+    optimizer: of the student's parameters.
+    bfloat16: autocast.
+    compiled: by torch.compile.
+
+  `update` takes (2 * B, T, F), the first views of all clips before the second ones, their valid
+  frames (2 * B,) or None, and the teacher's decay.
+  """
+  followed = [*student["encoder"].parameters(), *student["projector"].parameters()]
+  average = list(teacher.requires_grad_(False).parameters())
+  unit = lambda x: torch.nn.functional.normalize(x.float(), dim=-1)
+
+  def loss_of(views, length):
+    with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+      with torch.no_grad():
+        z = unit(teacher["projector"](teacher["encoder"](views, length)))
+      p = unit(student["predictor"](student["projector"](student["encoder"](views, length))))
+    return 2 - 2 * (p * z.roll(len(views) // 2, 0)).sum(-1).mean()
+
+  loss_of = torch.compile(loss_of) if compiled else loss_of
+
+  def update(views, length, decay):
+    optimizer.zero_grad(set_to_none=True)
+    loss = loss_of(views, length)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+      torch._foreach_lerp_(average, followed, 1 - decay)
+    return loss.detach()
+
+  return update
+
+
 def measure(*, batch, frames, bfloat16, compiled, device, repeats, **sizes) -> list[float]:
   """Seconds per update in each of `repeats` windows of at least WINDOW_SECONDS.
 
@@ -99,38 +145,24 @@ def measure(*, batch, frames, bfloat16, compiled, device, repeats, **sizes) -> l
     bfloat16: autocast; float32 otherwise (TF32 products on a GPU).
     compiled: by torch.compile.
     device: "cpu" or "cuda".
-    sizes: of `_network`.
+    sizes: of `make_networks`.
   """
   import torch
 
   torch.manual_seed(0)
   torch.backends.cuda.matmul.allow_tf32 = True
-  student, teacher = (network.to(device) for network in _network(torch, **sizes))
-  followed = [*student["encoder"].parameters(), *student["projector"].parameters()]
-  average = list(teacher.requires_grad_(False).parameters())
-  torch._foreach_copy_(average, [p.detach() for p in followed])
+  student, teacher = (network.to(device) for network in make_networks(torch, **sizes))
+  teacher.load_state_dict({k: v for k, v in student.state_dict().items() if "predictor" not in k})
   optimizer = torch.optim.AdamW(
     student.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.04, fused=True
   )
   views = 0.4 * torch.randn(2 * batch, frames, sizes["n_mels"], device=device)
-  unit = lambda x: torch.nn.functional.normalize(x.float(), dim=-1)
-
-  def loss_of(views):
-    with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-      with torch.no_grad():
-        z = unit(teacher["projector"](teacher["encoder"](views)))
-      p = unit(student["predictor"](student["projector"](student["encoder"](views))))
-    return 2 - 2 * (p * z.roll(batch, 0)).sum(-1).mean()
-
-  loss_of = torch.compile(loss_of) if compiled else loss_of
+  options = {"device": device, "bfloat16": bfloat16, "compiled": compiled}
+  update = make_update(torch, student, teacher, optimizer, **options)
 
   def run(steps):
     for _ in range(steps):
-      optimizer.zero_grad(set_to_none=True)
-      loss_of(views).backward()
-      optimizer.step()
-      with torch.no_grad():
-        torch._foreach_lerp_(average, followed, 0.01)
+      update(views, None, 0.99)
     if device == "cuda":
       torch.cuda.synchronize()
 
