@@ -1,5 +1,6 @@
 """Linear evaluation of an exported encoder on a labelled set: by an exact probe, by ATST's protocol
 (3.2; the default for the papers' tasks), or by BYOL-A's and the difference-aware paper's (`:evar`).
+With 1, 2, 4, 8 and 16 labelled clips of every class: `:few`.
 
   python -m atst_jax.main --config=configs/linear.py --workdir=runs/linear \
     --config.encoder=encoders/base --config.data.path=data/esc10
@@ -12,7 +13,7 @@ the last block alone.
 
 from ml_collections import ConfigDict, config_dict
 
-VARIANTS = ("paper", "released", "evar")
+VARIANTS = ("paper", "released", "evar", "few")
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
@@ -66,6 +67,16 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.probe.patience = 20  # of EVAR: epochs without a better one
   # of EVAR: what the validation clips are watched for, or "loss"; labels: always loss
   config.probe.monitor = "accuracy"
+  if variant == "few":
+    config.job = "few"
+    config.protocol = "exact"
+    config.knn = 1
+    config.probe.refit = False  # "atst" and "evar" choose on validation clips
+    config.few = ConfigDict()
+    config.few.clips = (1, 2, 4, 8, 16)  # of every class, ascending
+    config.few.draws = 10
+    # of the exact probe, x clips: where each class has clips of one group, which choose nothing
+    config.few.penalty = 1.0
   if variant == "released":
     config.protocol = "atst"
     config.probe.refit, config.probe.tested_epoch = False, "best"

@@ -58,6 +58,39 @@ def fit(
     yield functools.partial(_scores, mean=mean, weights=factor[:, None] * weights, base=base)
 
 
+def leave_out(
+  x: np.ndarray, targets: np.ndarray, groups: np.ndarray, penalties: Sequence[float]
+) -> Iterator[np.ndarray]:
+  """Yields for each α scores (N, C) of every clip by the ridge regression of the clips of other
+  groups, in closed form: of the hat matrix H of all clips and the residuals R, those of a group g
+  are (I - H_gg)⁻¹ R_g without it (leave-one-out is a group of one).
+
+  The standardisation and the penalty α·N stay those of all clips. For a few hundred or thousand
+  clips: an N x N matrix is decomposed.
+
+  Args:
+    x: (N, D) features.
+    targets: (N, C) 0 or 1.
+    groups: (N,) int, at least two different ones.
+    penalties: α, above 0.
+  """
+  N = len(x)
+  standardised = _Standardised(x, *scale_of(x))
+  gram = np.zeros((N, N), order="F")
+  for _, block in standardised.columns():
+    gram = dsyrk(1.0, block, beta=1.0, c=gram, lower=1, overwrite_c=1)
+  values, vectors = scipy.linalg.eigh(gram, lower=True, overwrite_a=True, check_finite=False)
+  members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+  for penalty in penalties:
+    shrunk = np.maximum(values, 0) / (np.maximum(values, 0) + penalty * N)
+    hat = (vectors * shrunk) @ vectors.T + 1 / N
+    residuals, scores = targets - hat @ targets, np.empty(targets.shape)
+    for rows in members:
+      alone = np.eye(len(rows)) - hat[np.ix_(rows, rows)]
+      scores[rows] = targets[rows] - np.linalg.solve(alone, residuals[rows])
+    yield scores
+
+
 class _Standardised(NamedTuple):
   """(N, D) features whose standardised values are made block by block."""
 
@@ -120,6 +153,11 @@ def _scores(x: np.ndarray, *, mean, weights, base) -> np.ndarray:
   return np.concatenate(blocks)
 
 
+def last_best(scores: Sequence[float]) -> int:
+  """The place of the highest score; of equal ones the last, which is the largest penalty's."""
+  return len(scores) - 1 - int(np.argmax(scores[::-1]))
+
+
 def evaluate(
   x: np.ndarray,
   targets: np.ndarray,
@@ -146,7 +184,7 @@ def evaluate(
       for predict in fit(x[split.train], targets[split.train], penalties)
     ]
   )
-  best = len(valid) - 1 - int(np.argmax(valid[::-1]))
+  best = last_best(valid)
   at_end = len(valid) > 2 and best in (0, len(valid) - 1)
   rows = np.sort(np.concatenate([split.train, split.valid])) if refit else split.train
   (predict,) = fit(x[rows], targets[rows], [penalties[best]])

@@ -67,14 +67,14 @@ def column(row: dict) -> str:
   """Which column of a table the score of a row of results stands in, "" where there is one."""
   if "scene" in row:
     return f"{row['scene']} {row['name']}"
-  return row["name"] if "vector" in row else ""
+  return row["name"] if "vector" in row or "clips_per_class" in row else ""
 
 
 def line(row: dict) -> str:
   """What a row of results is called beside the others of its column."""
   if "system" in row:
     return ", ".join(filter(None, (row["features"], row["system"])))
-  return row["features"] if "vector" in row else row["name"]
+  return row["features"] if column(row) else row["name"]
 
 
 def _range(found: list[float] | None) -> str:
@@ -108,7 +108,11 @@ def notes(results: dict) -> list[str]:
   """What "±" is of, what intervals are, by what groups clips were kept together, and over how many
   classes a mean is."""
   out, data, config = [], results["data"], results["config"]
-  if config["seeds"] > 1:
+  if results["job"] == "few":
+    out.append(
+      f"±: {_spread(results)[1]} of the mean over {config['few']['draws']} draws of clips."
+    )
+  elif config["seeds"] > 1:
     what = {
       "finetune": "over trainings with other seeds of head, order and augmentation",
       "retrieval": "over seeds of the adapters; of random encoders, of encoder and adapters",
@@ -145,7 +149,7 @@ def notes(results: dict) -> list[str]:
     number = "/".join(map(str, sorted(set(classes))))
     what = "means are over" if data.get("multi_label") else "the test clips are of"
     out.append(f"In each division {what} {number} of {data['classes']} classes.")
-  return out
+  return out + results.get("notes", [])
 
 
 def write_markdown(path: str, results: dict) -> None:
@@ -170,6 +174,8 @@ def _after_steps(results: dict) -> str:
 
 def _seeds(results: dict, spread: str = "standard deviation") -> str:
   seeds = results["config"]["seeds"]
+  if results["job"] == "few":
+    return f"mean ± {spread} over {results['config']['few']['draws']} draws"
   if results["protocol"] == "exact":
     return f"of random encoders mean ± {spread} over {seeds}" if seeds > 1 else "one random encoder"
   return f"mean ± {spread} over {seeds} seeds" if seeds > 1 else "one seed"
@@ -177,8 +183,8 @@ def _seeds(results: dict, spread: str = "standard deviation") -> str:
 
 def _spread(results: dict) -> tuple[str, str]:
   """Its key in a row and its name: EVAR's tables give confidence intervals, ATST's nothing."""
-  evar = results["protocol"] == "evar"
-  return ("ci95", "95 % confidence interval") if evar else ("std", "standard deviation")
+  by_interval = results["protocol"] == "evar" or results["job"] == "few"
+  return ("ci95", "95 % confidence interval") if by_interval else ("std", "standard deviation")
 
 
 def _title(results: dict) -> str:
@@ -221,7 +227,9 @@ def _difference_title(results: dict) -> str:
   )
 
 
-def _difference_cells(results: dict) -> list[list[str]]:
+def _cells_by_column(results: dict) -> list[list[str]]:
+  """A line for each kind of features, and others for what stands beside its scores."""
+  spread, knn = _spread(results)[0], results["config"].get("knn")
   found = {(row["features"], row["name"]): row for row in results["rows"]}
   names = list(dict.fromkeys(row["features"] for row in results["rows"]))
   columns = list(dict.fromkeys(row["name"] for row in results["rows"]))
@@ -229,7 +237,9 @@ def _difference_cells(results: dict) -> list[list[str]]:
   for name in names:
     size = str(found[name, columns[0]]["dimensions"])
     rows = [found[name, column] for column in columns]
-    lines.append([name, size, *map(_percent, rows)])
+    lines.append([name, size, *[_percent(row, spread) for row in rows]])
+    if all("knn" in row for row in rows):
+      lines.append([f"{name}, {knn}-NN", "", *[f"{100 * row['knn']:.1f}" for row in rows]])
     if all("exact" in row for row in rows):
       lines.append([f"{name}, exact probe", "", *[_percent(row["exact"]) for row in rows]])
       above = [f"{row['above_optimum']:.3f}" for row in rows]
@@ -271,4 +281,4 @@ def _retrieval_cells(results: dict) -> list[list[str]]:
 
 
 _TITLES = {"difference": _difference_title, "retrieval": _retrieval_title}
-_CELLS = {"difference": _difference_cells, "retrieval": _retrieval_cells}
+_CELLS = {"difference": _cells_by_column, "few": _cells_by_column, "retrieval": _retrieval_cells}

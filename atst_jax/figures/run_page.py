@@ -15,6 +15,7 @@ from atst_jax.downstream import tables
 from atst_jax.figures import maps
 from atst_jax.figures.attention import attention_figure
 from atst_jax.figures.curves import training_curve
+from atst_jax.figures.few_labels import few_labels_curve
 from atst_jax.figures.pictures import Pictures
 from atst_jax.figures.view_sheet import sample, view_sheet
 from atst_jax.runtime.metric_writer import read_metrics
@@ -91,13 +92,17 @@ def online_scores(records: list[dict]) -> Markup | str:
   return _headed("Online", table(head, rows, numbers=len(head)))
 
 
-def evaluation(folder: str) -> Markup:
-  """The table of an evaluation's workdir. Raises UserError where there is none."""
+def evaluation(folder: str, pictures: Pictures) -> Markup:
+  """The table of an evaluation's workdir, and the curve of one of few labels. Raises UserError
+  where there is none."""
   path = os.path.join(folder, "results.json")
   try:
     results = storage.read_json(path)
     head, *rows = tables.cells(results)
     shown = table(head, rows, numbers=len(head) - 1)
+    if results["job"] == "few":
+      draw = functools.partial(few_labels_curve, results)
+      shown += pictures.add(f"few_labels_{len(pictures.paths)}", draw, "score over labelled clips")
     if found := tables.intervals(results):
       shown += table(found[0], found[1:], numbers=len(found[0]) - 1)
     remarks = [Markup("<p>{}</p>").format(remark) for remark in tables.notes(results)]
@@ -235,7 +240,8 @@ def write_page(
     )
   records, starts = read_metrics(os.path.join(workdir, "metrics.jsonl")), read_starts(workdir)
   pictures = Pictures(workdir)
-  scores = Markup("").join([online_scores(records), *map(evaluation, results)])
+  evaluations = [evaluation(folder, pictures) for folder in results]
+  scores = Markup("").join([online_scores(records), *evaluations])
   drawn = embeddings(encoder, data, recordings, pictures) if encoder and data else {}
   sections = {
     "Progress": progress(config, records, starts),
