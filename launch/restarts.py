@@ -4,7 +4,8 @@
   launch/run.sh launch.restarts after --limit=3:00 --code=75 --started=T -- FLAGS
 
 FLAGS are those of atst_jax.main, T is when the job began, in seconds since 1970. What the last
-starts came to is kept in restarts.json of the workdir. Exit codes: 0 queue it again, 4 do not.
+starts came to is kept in restarts.json of the workdir. Exit codes: 0 queue it again, 4 do not,
+others: it cannot be told.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import os
 import sys
 import time
 
+from atst_jax import main as atst
 from atst_jax.util import storage
+from atst_jax.util.errors import UserError
 
 LAST = 4  # exit code: the job ends with its own code
 ENDED, MISTAKE, DIVERGED, STOPPED = 0, 2, 3, 75
@@ -55,12 +58,6 @@ def read(workdir: str) -> Starts:
 
 def checkpoints(workdir: str, folder: str | None) -> list[str]:
   """The steps that are saved, of each run of a job: `4`, `seed0-division1/12`."""
-  if folder is None:
-    try:
-      config = json.loads(storage.read_text(os.path.join(workdir, "config.json")))
-      folder = (config.get("checkpoint") or {}).get("folder")
-    except (OSError, ValueError):
-      pass
   folder, found = folder or os.path.join(workdir, "checkpoints"), []
   for name in storage.names(folder):
     if name.isdigit():
@@ -145,6 +142,13 @@ def verdict(starts: Starts, code: int, limit: str) -> tuple[bool, str]:
   return True, told
 
 
+def run_of(argv: list[str]) -> tuple[str, str | None]:
+  """(workdir, folder of checkpoints, if not in it) of the flags of atst_jax.main. Raises
+  UserError."""
+  flags, config = atst.parse(argv)
+  return flags.workdir, (config.get("checkpoint") or {}).get("folder")
+
+
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code; see the module's docstring."""
   parser = argparse.ArgumentParser("launch/run.sh launch.restarts", description=__doc__)
@@ -155,11 +159,11 @@ def main(argv: list[str] | None = None) -> int:
   argv = sys.argv[1:] if argv is None else argv
   cut = argv.index("--") if "--" in argv else len(argv)
   flags = parser.parse_args(argv[:cut])
-  of_main = argparse.ArgumentParser(allow_abbrev=False)
-  of_main.add_argument("--workdir", default="")
-  of_main.add_argument("--config.checkpoint.folder", dest="folder")
-  run, _ = of_main.parse_known_args(argv[cut + 1 :])
-  starts = read(run.workdir)
+  try:
+    workdir, folder = run_of(argv[cut + 1 :])
+  except UserError:  # which the job itself tells
+    return 2
+  starts = read(workdir)
   if flags.when == "before":
     if told := warning(starts, flags.limit):
       print(f"warning: {told}", file=sys.stderr)
@@ -167,15 +171,20 @@ def main(argv: list[str] | None = None) -> int:
   starts = update(
     starts,
     code=flags.code,
-    saved=checkpoints(run.workdir, run.folder),
-    workdir=run.workdir,
+    saved=checkpoints(workdir, folder),
+    workdir=workdir,
     started=flags.started,
   )
   again, told = verdict(starts, flags.code, flags.limit)
   # what ends here may be submitted again, and is then a new row of starts
   kept = starts if again else dataclasses.replace(starts, failed=0, early=0)
-  if os.path.isdir(run.workdir):
-    storage.write_text(os.path.join(run.workdir, RECORD), json.dumps(dataclasses.asdict(kept)))
+  try:
+    # a start that was stopped early has not made it
+    storage.make_folder(workdir)
+    storage.write_text(os.path.join(workdir, RECORD), json.dumps(dataclasses.asdict(kept)))
+  except OSError as error:
+    print(f"warning: {workdir}: restarts cannot be counted ({error.strerror})", file=sys.stderr)
+    return 1
   if told:
     print(told if again else f"error: {told}", file=sys.stderr)
   return 0 if again else LAST

@@ -23,7 +23,7 @@ def _after(capsys, workdir, code, *, steps=()):
   for step in steps:
     (workdir / "checkpoints" / str(step)).mkdir(parents=True)
   words = ["after", f"--code={code}", "--limit=2:00", f"--started={time.time()}"]
-  ended = restarts.main([*words, "--", "--config=c.py", f"--workdir={workdir}"])
+  ended = restarts.main([*words, "--", "--config=base", f"--workdir={workdir}"])
   assert ended in (0, 4)
   return ended == 0, capsys.readouterr().err
 
@@ -50,6 +50,25 @@ def test_a_job_of_slurm_is_queued_again_while_it_gets_on(tmp_path, capsys):
   assert _after(capsys, tmp_path, 74)[0]  # submitted anew
 
 
+def test_starts_that_were_stopped_before_they_had_a_workdir_count(tmp_path, capsys, monkeypatch):
+  """Of every workdir that the program knows: the config's, and one below the home."""
+  home = tmp_path / "home"
+  home.mkdir()
+  monkeypatch.setenv("HOME", str(home))
+  monkeypatch.chdir(tmp_path)
+  words = ["after", "--code=75", "--limit=2:00", f"--started={time.time()}", "--"]
+  for workdir, flags in (
+    (tmp_path / "runs" / "base", ["--config=base"]),
+    (home / "a", ["--config=base", "--workdir=~/a"]),
+  ):
+    assert [restarts.main([*words, *flags]) for _ in range(3)] == [0, 0, 4]
+    assert os.listdir(workdir) == ["restarts.json"]
+  assert restarts.main([*words, "--config=none"]) == 2
+  (tmp_path / "file").write_text("")
+  assert restarts.main([*words, "--config=base", "--workdir=file/a"]) == 1
+  assert "file/a: restarts cannot be counted (Not a directory)" in capsys.readouterr().err
+
+
 def test_a_limit_is_measured_by_the_last_start(tmp_path):
   limits = {"2:00": 120, "1:30:00": 5400, "2-00:00:10": 172810, "UNLIMITED": float("inf")}
   assert {limit: restarts.seconds(limit) for limit in limits} == limits
@@ -68,8 +87,8 @@ def test_a_limit_is_measured_by_the_last_start(tmp_path):
   for name in ("checkpoints/seed0/3", "checkpoints/seed1/7", "checkpoints/4.orbax-tmp-1"):
     (tmp_path / name).mkdir(parents=True)
   assert restarts.checkpoints(str(tmp_path), None) == ["seed0/3", "seed1/7"]
-  (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"folder": str(tmp_path)}}))
-  assert restarts.checkpoints(str(tmp_path), None) == []
+  elsewhere = ["--config=base", "--workdir=a", "--config.checkpoint.folder=gs://b"]
+  assert restarts.run_of(elsewhere) == ("a", "gs://b")
   assert restarts.checkpoints(str(tmp_path), str(tmp_path / "checkpoints" / "seed1")) == ["7"]
 
 

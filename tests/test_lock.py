@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import subprocess
-import sys
+import threading
 
 import pytest
 
@@ -14,14 +14,17 @@ from atst_jax.util import lock as locks
 from atst_jax.util.errors import UserError
 
 
-@pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.fixture
 def no_locks(request, monkeypatch):
+  number = getattr(request, "param", errno.ENOSYS)
+
   def refuse(*_):
-    raise OSError(request.param, os.strerror(request.param))
+    raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(locks.fcntl, "flock", refuse)
 
 
+@pytest.mark.parametrize("no_locks", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], indirect=True)
 def test_fault_10_without_locks_a_file_names_the_owner(tmp_path, no_locks, warnings):
   """One warning; a second job is refused while the first lives, and the folder is free after it."""
   first = claim(str(tmp_path))
@@ -34,10 +37,22 @@ def test_fault_10_without_locks_a_file_names_the_owner(tmp_path, no_locks, warni
 
 
 @pytest.fixture(scope="module")
-def ended() -> int:
-  """The number of a process that has ended."""
-  command = [sys.executable, "-S", "-c", "import os; print(os.getpid())"]
-  return int(subprocess.run(command, check=True, capture_output=True).stdout)
+def ended():
+  """The numbers of a process that has ended, and of one whose end nobody has asked for."""
+  gone, zombie = subprocess.Popen("true"), subprocess.Popen("true")
+  gone.wait()
+  os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+  yield {"ended": gone.pid, "zombie": zombie.pid}
+  zombie.wait()
+
+
+def _start_of(process):
+  """The field as it was while the process lived."""
+  try:
+    with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+      return file.read().split()[21]
+  except FileNotFoundError:
+    return "1"
 
 
 @pytest.mark.parametrize(
@@ -46,30 +61,88 @@ def ended() -> int:
     ({}, False),
     ({"started": "1"}, True),  # another process had the same number
     ({"process": "ended"}, True),
+    ({"process": "zombie"}, True),  # nobody has asked how it ended
     ({"host": "another"}, False),
     (None, True),  # killed while it wrote
   ],
 )
 def test_fault_10_an_owner_that_is_gone_is_replaced(
-  tmp_path, monkeypatch, warnings, ended, change, free
+  tmp_path, monkeypatch, no_locks, warnings, ended, change, free
 ):
-  def refuse(*_):
-    raise OSError(errno.ENOSYS, "")
-
-  monkeypatch.setattr(locks.fcntl, "flock", refuse)
+  monkeypatch.setattr(locks, "PATIENCE", 0.0)
   with contextlib.closing(claim(str(tmp_path))):
     path = tmp_path / ".owner"
     if change is None:
       path.write_text("{")
     else:
-      change = {key: ended if value == "ended" else value for key, value in change.items()}
+      change = {key: ended.get(value, value) for key, value in change.items()}
+      if "process" in change:
+        change["started"] = _start_of(change["process"])
       path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     if free:
       claim(str(tmp_path)).close()
+      assert os.listdir(tmp_path) == [".lock"]
       return
     told = "if that process has ended, remove" if "host" in change else "is in use by process"
     with pytest.raises(UserError, match=told):
       claim(str(tmp_path))
+
+
+def _dead_owner(folder):
+  """The file of a process that has ended, on this host."""
+  owner = {"host": locks.socket.gethostname(), "process": os.getpid(), "started": "1", "since": "?"}
+  (folder / ".owner").write_text(json.dumps(owner))
+
+
+@pytest.mark.parametrize("function", ["_replace", "_take_file"])
+def test_fault_10_of_two_that_find_a_dead_owner_one_takes_the_folder(
+  tmp_path, monkeypatch, no_locks, warnings, function
+):
+  """The second has looked at the file when the first has replaced it, or is about to."""
+  _dead_owner(tmp_path)
+  original, first = getattr(locks, function), []
+
+  def late(path, *args):
+    if function == "_replace" or path.endswith(".next"):
+      monkeypatch.setattr(locks, function, original)
+      first.append(claim(str(tmp_path)))
+    return original(path, *args)
+
+  monkeypatch.setattr(locks, function, late)
+  with pytest.raises(UserError, match="is in use by process"):
+    claim(str(tmp_path))
+  assert json.loads((tmp_path / ".owner").read_text())["started"] != "1"
+  first[0].close()
+  claim(str(tmp_path)).close()
+  assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_fault_10_who_died_while_it_replaced_an_owner_is_replaced_too(tmp_path, no_locks, warnings):
+  _dead_owner(tmp_path)
+  (tmp_path / ".owner.next").write_text((tmp_path / ".owner").read_text())
+  claim(str(tmp_path)).close()
+  assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_fault_10_an_owner_that_is_being_written_is_waited_for(tmp_path, no_locks, warnings):
+  first = claim(str(tmp_path))
+  whole = (tmp_path / ".owner").read_text()
+  (tmp_path / ".owner").write_text(whole[:20])
+  threading.Timer(0.1, (tmp_path / ".owner").write_text, [whole]).start()
+  with pytest.raises(UserError, match=f"is in use by process {os.getpid()}"):
+    claim(str(tmp_path))
+  first.close()
+
+
+def test_fault_10_a_process_that_ends_at_once_leaves_no_owner(tmp_path, no_locks, warnings):
+  """Another host could not know that it has ended. What somebody else has put there stays."""
+  mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+  held = [claim(str(mine)), claim(str(theirs))]
+  _dead_owner(theirs)
+  locks.release()
+  assert os.listdir(mine) == [".lock"] and sorted(os.listdir(theirs)) == [".lock", ".owner"]
+  for lock in held:
+    lock.close()
 
 
 def test_fault_10_what_another_holds_is_in_use(tmp_path):

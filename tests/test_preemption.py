@@ -175,6 +175,23 @@ def test_fault_01_signals_are_the_loops_own_once_it_runs(tmp_path, monkeypatch, 
   assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_fault_01_a_second_signal_ends_at_once_but_not_one_that_comes_with_the_first(monkeypatch):
+  """A closed terminal sends SIGHUP twice, a session that ends SIGTERM beside it; both are one
+  request. SIGHUP never ends the job. Files that name this process as an owner go before it."""
+  ends = []
+  monkeypatch.setattr(os, "_exit", lambda code: ends.append(code))
+  monkeypatch.setattr(preemption.lock, "release", lambda: ends.append("released"))
+  with preemption.StopRequest(distributed=False) as stop:
+    for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+      os.kill(os.getpid(), number)
+    assert stop.requested and not ends
+    monkeypatch.setattr(preemption, "TOGETHER", 0.0)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not ends
+    os.kill(os.getpid(), signal.SIGTERM)
+  assert ends == ["released", 143]
+
+
 SAVING = """
 import os, signal, sys, time
 from atst_jax.runtime import preemption

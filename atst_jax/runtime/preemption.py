@@ -1,5 +1,5 @@
 """Stop requests: SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask a job to save and end; a second signal
-ends it at once.
+ends it at once, unless it is SIGHUP or comes with the first.
 
 Until a job has something to save, `Starting` answers them; from then on `StopRequest`. SIGHUP (the
 terminal was closed) is left alone where it is ignored, as under `nohup`.
@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from atst_jax.util import lock
+
 # the training went wrong for good (`recovery`); the same command would meet it again
 EXIT_DIVERGED = 3
 EXIT_RESUME = 75  # the job stopped early; the same command continues it
@@ -23,6 +25,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # the same reason, can still say so. Process 0 takes them after a signal too: JAX ends the others
 # when it is gone.
 LAST_WORDS = 2.0
+# Seconds in which several signals are one request. A terminal that is closed sends SIGHUP from the
+# kernel and from its shell, a session that ends sends SIGTERM too, and `timeout` signals its child
+# and then the group of both.
+TOGETHER = 1.0
 
 _current: "Starting | None" = None  # of this process
 
@@ -158,6 +164,7 @@ class Starting(contextlib.ContextDecorator):
     if number:
       time.sleep(self.last_words)
       _tell(f"stopped: {signal.Signals(number[0]).name}; run the same command again to continue")
+      lock.release()
       os._exit(EXIT_RESUME)
 
 
@@ -176,6 +183,7 @@ class StopRequest:
   def __init__(self, *, distributed: bool, starting: bool = False):
     self.requested, self._distributed, self._starting = False, distributed, starting
     self._asked, self._previous = 0, {}
+    self._when = 0.0  # the request came
     self._outer: Starting | None = None
 
   def __enter__(self):
@@ -218,11 +226,14 @@ class StopRequest:
     return reached_preemption_sync_point(self._asked)
 
   def _handle(self, number, _):
-    if self.requested:
-      os._exit(128 + number)
-    self.requested = True
     if number == signal.SIGHUP:
       _leave_terminal()
+    if self.requested:
+      if number != signal.SIGHUP and time.monotonic() - self._when > TOGETHER:
+        lock.release()
+        os._exit(128 + number)
+      return
+    self.requested, self._when = True, time.monotonic()
     if self._distributed:
       os.kill(os.getpid(), signal.SIGTERM)
     name = signal.Signals(number).name

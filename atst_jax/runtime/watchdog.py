@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 
+from atst_jax.util import lock
 from atst_jax.util.logs import log
 
 EXIT_STALLED = 74  # something did not answer: a store, a disk, another process
@@ -103,6 +104,7 @@ class Watchdog:
     except OSError:
       pass
     self._write("stalled")
+    lock.release()
     os._exit(EXIT_STALLED)
 
   def _write(self, phase):

@@ -8,11 +8,14 @@ import fcntl
 import json
 import os
 import socket
+import time
 
-from atst_jax.util import storage
 from atst_jax.util.logs import log
 
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what flock says of a lock of another
+PATIENCE = 5.0  # seconds after which a file of an owner that was never finished is nobody's
+
+_owned: dict[str, dict] = {}  # files that name this process, and what they hold
 
 
 class Held(Exception):
@@ -45,7 +48,7 @@ class Lock:
       if error.errno in HELD:
         self._file.seek(0)
         raise Held(self._file.read().strip() or "another process") from None
-      path = os.path.join(folder, ".owner")
+      path = os.path.abspath(os.path.join(folder, ".owner"))
       _take_file(path)
       self._owner = path
       log.warning(
@@ -61,43 +64,112 @@ class Lock:
   def close(self) -> None:
     """The folder is free again."""
     if self._owner is not None:
-      with contextlib.suppress(OSError):
-        os.unlink(self._owner)
+      _give_back(self._owner)
       self._owner = None
     self._file.close()
 
 
-def _take_file(path: str) -> None:
-  """Writes this process's name into a file, if none is there of a process that lives. Raises
-  Held."""
+def release() -> None:
+  """Removes the files that name this process, which is about to end at once (`os._exit`): another
+  host could not know that it has ended."""
+  for path in list(_owned):
+    _give_back(path)
+
+
+def _give_back(path: str) -> None:
+  ours = _owned.pop(path, None)
+  with contextlib.suppress(OSError, ValueError):
+    if ours is not None and _read(path) == ours:
+      os.unlink(path)
+
+
+def _take_file(path: str, depth: int = 0) -> None:
+  """Writes this process's name into a file, if none is there of a process that may live. Raises
+  Held.
+
+  Of several processes that begin at once, one makes the file. That of a process which has ended is
+  replaced by the owner of a second file, `.next`, which is taken in the same way: two that found
+  the same one cannot both replace it, nor remove what the other has put there.
+  """
   ours = {
     "host": socket.gethostname(),
     "process": os.getpid(),
     "started": started(os.getpid()),
     "since": datetime.datetime.now().isoformat(" ", "seconds"),
   }
-  for _ in range(2):
-    try:
-      with open(path, "x", encoding="utf-8") as file:
-        file.write(json.dumps(ours))
-      return
-    except FileExistsError:
-      owner = _owner_in(path)
-      if owner is not None and _may_live(owner):
-        elsewhere = owner["host"] != ours["host"]
-        known = f"; if that process has ended, remove {path}" if elsewhere else ""
-        raise Held(
-          f"process {owner['process']} on {owner['host']} since {owner['since']}{known}"
-        ) from None
-      with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-  raise Held("a process that starts at this moment")
+  made = _create(path, ours)
+  while not made:
+    if not _has_dead_owner(path):  # it is gone
+      made = _create(path, ours)
+    elif depth == 2:
+      raise Held("processes that start at this moment")
+    else:
+      made = _replace(path, ours, depth)
+  _owned[path] = ours
+
+
+def _create(path: str, ours: dict) -> bool:
+  """Writes a file that is not there; False if it is."""
+  try:
+    file = open(path, "x", encoding="utf-8")  # noqa: SIM115
+  except FileExistsError:
+    return False
+  try:
+    _write(file, ours)
+  except OSError:  # a full disk
+    with contextlib.suppress(OSError):
+      os.unlink(path)
+    raise
+  return True
+
+
+def _write(file, ours: dict) -> None:
+  with file:
+    file.write(json.dumps(ours))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _replace(path: str, ours: dict, depth: int) -> bool:
+  """Puts our name in the place of one that has ended; False if the file is gone. Raises Held."""
+  following = f"{path}.next"
+  _take_file(following, depth + 1)
+  try:
+    if not _has_dead_owner(path):
+      return False
+    _write(open(f"{path}.new", "w", encoding="utf-8"), ours)  # noqa: SIM115
+    os.replace(f"{path}.new", path)
+    return True
+  finally:
+    _give_back(following)
+
+
+def _has_dead_owner(path: str) -> bool:
+  """Whether a file names a process that has ended; False if there is no file. Raises Held where it
+  may live."""
+  deadline = time.monotonic() + PATIENCE
+  while (owner := _owner_in(path)) is None:
+    if not os.path.lexists(path):
+      return False
+    if time.monotonic() > deadline:
+      return True
+    time.sleep(0.05)
+  elsewhere = owner["host"] != socket.gethostname()
+  if not elsewhere and started(owner["process"]) != owner["started"]:
+    return True
+  known = f"; if that process has ended, remove {path}" if elsewhere else ""
+  raise Held(f"process {owner['process']} on {owner['host']} since {owner['since']}{known}")
+
+
+def _read(path: str):
+  with open(path, encoding="utf-8") as file:
+    return json.load(file)
 
 
 def _owner_in(path: str) -> dict | None:
-  """What `_take_file` wrote; None if it is gone, or was never finished."""
+  """What `_create` wrote; None if it is gone, or not finished."""
   try:
-    owner = storage.read_json(path)
+    owner = _read(path)
   except (FileNotFoundError, ValueError):
     return None
   wanted = {"host": str, "process": int, "started": str, "since": str}
@@ -107,19 +179,16 @@ def _owner_in(path: str) -> dict | None:
   return owner if is_owner else None
 
 
-def _may_live(owner: dict) -> bool:
-  """Whether an owner may still be at work: another host's may always."""
-  return owner["host"] != socket.gethostname() or started(owner["process"]) == owner["started"]
-
-
 def started(process: int) -> str:
-  """When a process of this host started, in the system's own count; "" if there is none.
+  """When a process of this host started, in the system's own count; "" if there is none, or none
+  but what its parent has not yet asked for (a zombie).
 
   Where the system does not tell (no /proc), it is "unknown" of every process that lives.
   """
   try:
     with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-      return file.read().rpartition(")")[2].split()[19]
+      fields = file.read().rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
   except OSError:
     pass
   if os.path.isdir("/proc/self"):
