@@ -19,6 +19,7 @@ import os
 import sys
 
 from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.util import config as configs
 from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, leave
@@ -175,7 +176,7 @@ def _main(argv, flags, rest) -> None:
       raise UserError(f"{rest[0]}: unknown flag")
     result = _prepare(flags)
   else:
-    config = configs.load_with_overrides(flags.config, rest)
+    config = configs.load_with_overrides(flags.config, rest, SECTIONS)
     if flags.part == "step" and (flags.torch or flags.torch_compile):
       from atst_jax.performance import torch_step
 

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.runtime import preemption
 from atst_jax.runtime.preemption import EXIT_DIVERGED, EXIT_RESUME
 from atst_jax.util import config as configs
@@ -30,6 +31,7 @@ from atst_jax.util.logs import log
 JOBS = {
   "pretrain": "atst_jax.pretraining.job",
   "linear": "atst_jax.downstream.linear.job",
+  "few": "atst_jax.downstream.linear.few",
   "finetune": "atst_jax.downstream.finetune.job",
   "retrieval": "atst_jax.downstream.retrieval.job",
   "difference": "atst_jax.downstream.bgknown.job",
@@ -70,7 +72,7 @@ def parse(argv):
     "--process_id", type=int, help="number of this process, from 0; goes with --coordinator"
   )
   flags, rest = parser.parse_with_overrides(argv)
-  config = configs.load_with_overrides(flags.config, rest)
+  config = configs.load_with_overrides(flags.config, rest, SECTIONS)
   if flags.workdir is None:
     path, _, variant = flags.config.partition(":")
     name = os.path.basename(path).removesuffix(".py")

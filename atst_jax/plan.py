@@ -25,6 +25,7 @@ import re
 import jax
 from ml_collections import ConfigDict
 
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.performance import gpus
 from atst_jax.performance import plan as pod
 from atst_jax.performance.chips import CHIPS, find_chip
@@ -210,7 +211,7 @@ def main(argv=None) -> int:
 
 def _main(flags, rest) -> int:
   jax.config.update("jax_platforms", "cpu")
-  config = configs.load_with_overrides(flags.config, rest)
+  config = configs.load_with_overrides(flags.config, rest, SECTIONS)
   if not 0 < flags.mfu <= 1 or flags.slices < 1 or flags.tries < 0:
     raise UserError(
       "--mfu must lie between 0 and 1, --slices must be at least 1, --tries at least 0"

@@ -15,6 +15,7 @@ import jax
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.figures.view_sheet import sample, view_sheet
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check, ranges_of
 from atst_jax.runtime.mesh import mesh_shape
@@ -76,7 +77,7 @@ def main(argv=None) -> int:
 
 
 def _main(flags, rest) -> None:
-  config = configs.load_with_overrides(flags.config, rest)
+  config = configs.load_with_overrides(flags.config, rest, SECTIONS)
   if config.job != "pretrain":
     raise UserError(
       f"--config={flags.config} is of a {config.job!r} job; only pre-training makes views"

@@ -99,32 +99,11 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.heads.out = 256  # numbers that are compared
   config.heads.use_bias = False  # in their linear layers
 
-  # What the difference-aware paper leaves open has its simplest reading here.
+  # What the difference-aware paper leaves open: atst_jax/method/subtraction.py has the other keys
+  # and their defaults.
   config.difference = ConfigDict()
   config.difference.weight = 0.2  # λ
-  config.difference.gamma_min = 0.4  # smallest γ that is drawn: the neighbour's share in a mixture
-  config.difference.gamma_max = 0.6  # largest γ that is drawn
-  config.difference.gamma_per = "clip"  # or "batch"
-  config.difference.gamma_shared = False  # by both views
   config.difference.mix_domain = "energy"  # or "normalized": Eq. 2 to the letter
-  config.difference.mix_stage = "post_norm"  # or "pre_norm"; where views.post_norm is on
-  # nepers of one unit before views.post_norm; filled from the normalization
-  config.difference.mix_k = config_dict.placeholder(float)
-  # the neighbour is first brought to the clip's mean of what is mixed (energy)
-  config.difference.match_level = False
-  config.difference.renormalize = "none"  # or "batch": mixtures get mean 0 and deviation 1
-  config.difference.neighbour = "group"  # the next clip of views.group; "batch": of the whole batch
-  config.difference.symmetric = True  # both directions
-  # or "teacher": whose encoding of the neighbour is subtracted
-  config.difference.subtrahend = "student"
-  config.difference.stop_gradient = False  # into the subtrahend
-  config.difference.rescale = False  # the difference is divided by 1 - γ
-  # or "frame": subtract before pooling over time (encoder.kind cnn)
-  config.difference.level = "clip"
-  # the projector's BatchNorm sees encodings and differences together
-  config.difference.joint_projector = False
-  # mixtures update the encoder's running statistics (encoder.kind cnn)
-  config.difference.track_mixtures = True
 
   config.optimizer = ConfigDict()
   # whose AdamW; "transformers": that of the library which the released code used

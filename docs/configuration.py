@@ -8,12 +8,14 @@ from the configs.
 
 import ast
 import glob
+import inspect
 import io
 import os
 import sys
 import tokenize
 
 from atst_jax.downstream.finetune import recipe
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.pretraining import checks
 from atst_jax.runtime.devices import DTYPES
 from atst_jax.util import config as configs
@@ -25,8 +27,9 @@ PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 LIMITS = {"pretrain": checks, "finetune": recipe}  # modules with POSITIVE, CHOICES and RANGES
 
 
-def read_comments(path: str) -> dict[str, str]:
-  """{dotted key, or section: the comment beside its assignment, else the lines above it}."""
+def read_comments(path: str, fields_of: str | None = None) -> dict[str, str]:
+  """{dotted key, or section: the comment beside its assignment, else the lines above it}; of a
+  class's fields, if they are the keys of the section `fields_of`."""
   with open(path, encoding="utf-8") as file:
     source = file.read()
   comments = {
@@ -36,12 +39,15 @@ def read_comments(path: str) -> dict[str, str]:
   }
   lines, found = source.splitlines(), {}
   for node in ast.walk(ast.parse(source)):
-    if not isinstance(node, ast.Assign):
+    if isinstance(node, ast.AnnAssign) and fields_of:
+      keys = [f"{fields_of}.{ast.unparse(node.target)}"]
+    elif isinstance(node, ast.Assign):
+      names = [
+        ast.unparse(part) for target in node.targets for part in getattr(target, "elts", [target])
+      ]
+      keys = [name.removeprefix("config.") for name in names if name.startswith("config.")]
+    else:
       continue
-    names = [
-      ast.unparse(part) for target in node.targets for part in getattr(target, "elts", [target])
-    ]
-    keys = [name.removeprefix("config.") for name in names if name.startswith("config.")]
     last = node.end_lineno or node.lineno
     words = [comments[line] for line in range(node.lineno, last + 1) if line in comments]
     above = node.lineno - 1
@@ -62,7 +68,7 @@ def load_all(folder: str) -> dict[str, dict[str, dict]]:
     if os.path.basename(path) == "__init__.py":
       continue
     for variant in configs.variants(path):
-      config = configs.load(f"{path}:{variant}")
+      config = configs.load(f"{path}:{variant}", SECTIONS)
       name = f"{os.path.basename(path).removesuffix('.py')}:{variant}"
       found.setdefault(config.job, {})[name] = {
         key: (value, config_type(config, key)) for key, value in configs.flatten(config).items()
@@ -132,6 +138,8 @@ def render(folder: str) -> str:
       with open(path, encoding="utf-8") as file:
         # it brings keys of its own
         words = (read_comments(path) if "ConfigDict()" in file.read() else {}) | words
+    for section, settings in SECTIONS.items():
+      words = read_comments(inspect.getfile(settings), fields_of=section) | words
     lines += [f"## `job = {job}`", "", f"Configs: {', '.join(f'`{name}`' for name in found)}.", ""]
     keys = [
       key for key in dict.fromkeys(key for flat in found.values() for key in flat) if key != "job"

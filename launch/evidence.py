@@ -1,338 +1,206 @@
 """The evidence on real sound, from recordings to its tables: docs/evidence.md.
 
   python launch/evidence.py --recordings=recordings --output=runs/evidence
-  python launch/evidence.py … --seeds=0,1,2 --only=cnn,…
+  python launch/evidence.py … --seeds=0,1,2 --only=base,lambda05
+  python launch/evidence.py … --peer         also trains with PyTorch's update
+  python launch/evidence.py … --encoders=encoders/mine     evaluates an export beside them
   python launch/evidence.py … --dry_run      prints the commands
   python launch/evidence.py … --tables       the tables of what is done so far
 
-`recordings/` holds `esc10/CLASS/FOLD-ID-TAKE.ogg` and `fsdd/DIGIT_SPEAKER_INDEX.flac`. What an
-encoder is tested on it has not been pre-trained on: it sees folds 1 to 3 of ESC-10 (240 clips) and
-as many digits, without labels, and is tested on folds 4 and 5. Clips of a Freesound recording share
-a fold. BgKnown mixes the classes EVENTS into BACKGROUNDS.
+`evidence_sets.py` says what lies in `recordings/`, what pre-training hears, and what is tested;
+configs/evidence.py has the variants. An encoder whose pre-training has heard a test clip is
+refused. With --allow_heard it is evaluated, and every table says so.
 
 Further flags, --config.KEY=VALUE, go to every pre-training: `--config.total_steps=4000` trains
-longer.
-
-Commands run one after the other, a seed at a time; what is done is skipped, and what was stopped
-goes on.
+longer. Commands run one after the other, a variant at a time; what is done is skipped, and what was
+stopped goes on.
 """
 
-import argparse
-import itertools
 import json
-import os
 import pathlib
 import shlex
 import subprocess
 import sys
+from typing import NamedTuple
 
-import numpy as np
-import scipy.stats
-from sweep import commands
+import evidence_sets as sets
+from evidence_tables import tables
 
-from atst_jax.util.config import flatten, load_with_overrides
-from atst_jax.util.markdown import table_lines
+from atst_jax.method.subtraction import SECTIONS
+from atst_jax.util.cli import Parser, guard
+from atst_jax.util.config import flatten, load_with_overrides, variants
+from atst_jax.util.errors import UserError
 
 EXIT_RESUME = 75
-EVENTS = (
-  "baby_cry",
-  "chainsaw",
-  "clock_tick",
-  "dog_bark",
-  "helicopter",
-  "person_sneeze",
-  "rooster",
-)
-BACKGROUNDS = ("fire_crackling", "rain", "sea_waves")
-TRAINED_FOLDS = "123"
-DIGIT_TAKES = range(5, 9)  # of 50 of every digit and speaker: 240 clips
-FRONTENDS = {"transformer": "atst", "cnn": "difference", "ablation": "atst"}
-SWEEPS = {"transformer": "lambda", "cnn": "lambda", "ablation": "views"}
-# The best of 200 epochs: with as few clips, 20 epochs without a better loss are common before it
-# begins to fall.
-PROBE = ("--config.probe.patience=200", "--config.probe.monitor=loss")
-COLUMNS = ("Mix", "(a) 100%", "(b) 50%", "(c) 0%")
-LINEAR = "ESC-10"
+VARIANTS = variants("configs/evidence.py")
+BASE, PEER = "base", "peer"
+SUBTRACTS = (BASE, "lambda02", "lambda05")  # also evaluated on BgKnown
 
 
-def write_manifests(recordings: pathlib.Path, output: pathlib.Path) -> None:
-  """pretrain.csv, and esc10.csv with its split."""
-  clips = sorted((recordings / "esc10").glob("*/*.ogg"))
-  digits = [
-    path
-    for path in sorted((recordings / "fsdd").glob("*.flac"))
-    if int(path.stem.split("_")[2]) in DIGIT_TAKES
+class Run(NamedTuple):
+  """A pre-training with its evaluations; or an encoder that comes from elsewhere."""
+
+  name: str
+  seed: int
+  workdir: pathlib.Path
+  encoder: pathlib.Path
+  foreign: bool = False
+
+
+class Step(NamedTuple):
+  """A command, and what is there when it is done."""
+
+  done: pathlib.Path
+  command: list[str]  # of Python
+
+
+def training(run: Run, output: pathlib.Path, overrides: list[str]) -> list[Step]:
+  """The pre-training of a run and its export."""
+  if run.foreign:
+    return []
+  variant = BASE if run.name == PEER else run.name
+  flags = [
+    f"--config=configs/evidence.py:{variant}",
+    f"--workdir={run.workdir}",
+    f"--config.seed={run.seed}",
+    f"--config.data.path={output / 'sets' / sets.PRETRAIN}",
+    *overrides,
   ]
-  if not clips or not digits:
-    raise SystemExit(
-      f"--recordings={recordings} needs esc10/CLASS/FOLD-ID-TAKE.ogg and "
-      "fsdd/DIGIT_SPEAKER_INDEX.flac"
-    )
-  name = lambda path: path.relative_to(recordings).as_posix()
-  trained = [path for path in clips if path.name[0] in TRAINED_FOLDS]
-  rows = [
-    f"{name(path)},{path.parent.name},{'train' if path in trained else 'test'}" for path in clips
-  ]
-  output.mkdir(parents=True, exist_ok=True)
-  (output / "pretrain.csv").write_text("\n".join(["path", *map(name, trained + digits)]) + "\n")
-  (output / "esc10.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+  agree(run.workdir, flags)
+  done = run.encoder / "config.json"
+  if run.name == PEER:
+    return [Step(done, ["-m", "launch.evidence_peer", *flags])]
+  export = ["-m", "atst_jax.export", f"--workdir={run.workdir}", f"--output={run.encoder}"]
+  return [Step(run.encoder, ["-m", "atst_jax.main", *flags]), Step(done, export)]
 
 
-def data_steps(recordings: pathlib.Path, output: pathlib.Path, frontend: str):
-  """Yields (what is there when it is done, command) of a front-end's sets."""
-  for name, manifest in ((frontend, "pretrain"), (f"esc10_{frontend}", "esc10")):
-    yield (
-      output / name / "dataset.json",
+def evaluations(run: Run, output: pathlib.Path) -> list[Step]:
+  """By the exact probe. The random encoder beside a run is drawn with its seed."""
+  common = [f"--config.encoder={run.encoder}", f"--config.seed={run.seed}", "--config.seeds=1"]
+  asked = {task: ["linear.py", "--config.protocol=exact"] for task in sets.TASKS}
+  if run.name in SUBTRACTS:
+    asked[sets.BGKNOWN] = ["bgknown.py"]
+    if run.name != BASE:
+      asked[sets.BGKNOWN].append("--config.baselines=()")
+  return [
+    Step(
+      run.workdir / name / "results.json",
       [
-        "data_pipeline.prepare",
-        f"--input={output / manifest}.csv",
-        f"--root={recordings}",
-        f"--output={output / name}",
-        f"--frontend={frontend}",
-        f"--name={manifest}",
-      ],
-    )
-  sets = [
-    flag
-    for kind, labels in (("foreground", EVENTS), ("background", BACKGROUNDS))
-    for flag in (
-      f"--{kind}={recordings / 'esc10'}",
-      f"--{kind}_layout=esc10",
-      f"--{kind}_labels={','.join(labels)}",
-    )
-  ]
-  folder = output / f"bgknown_{frontend}"
-  yield (
-    folder / "c" / "dataset.json",
-    [
-      "data_pipeline.bgknown",
-      *sets,
-      "--seconds=2",
-      "--per_clip=4",
-      f"--output={folder}",
-      f"--frontend={frontend}",
-    ],
-  )
-
-
-def run_steps(output: pathlib.Path, variant: str, command: list[str], first: bool):
-  """Yields the steps of one pre-training: itself, its export and its evaluations."""
-  frontend = FRONTENDS[variant]
-  workdir = pathlib.Path(
-    next(word for word in command if word.startswith("--workdir=")).removeprefix("--workdir=")
-  )
-  encoder = workdir / "encoder"
-
-  def evaluation(name, config, data, *flags):
-    yield (
-      workdir / name / "results.json",
-      [
-        "atst_jax.main",
-        f"--config=configs/{config}",
-        f"--workdir={workdir / name}",
-        f"--config.encoder={encoder}",
-        f"--config.data.path={output / f'{data}_{frontend}'}",
-        *PROBE,
+        *("-m", "atst_jax.main", f"--config=configs/{config}", f"--workdir={run.workdir / name}"),
+        f"--config.data.path={output / 'sets' / name}",
+        *common,
         *flags,
       ],
     )
+    for name, (config, *flags) in asked.items()
+  ]
 
-  yield encoder, ["atst_jax.main", *command, f"--config.data.path={output / frontend}"]
-  yield encoder / "config.json", ["atst_jax.export", f"--workdir={workdir}", f"--output={encoder}"]
-  if variant != "ablation":
-    yield from evaluation(
-      "bgknown", "bgknown.py", "bgknown", *([] if first else ["--config.baselines=()"])
+
+def agree(workdir: pathlib.Path, flags: list[str]) -> None:
+  """Raises UserError if a pre-training that has begun was given other values than `flags` say."""
+  path = workdir / "config.json"
+  if not path.is_file():
+    return
+  config, _, *overrides = flags
+  stored = flatten(json.loads(path.read_text(encoding="utf-8")))
+  asked = flatten(load_with_overrides(config.removeprefix("--config="), overrides, SECTIONS))
+  for flag in overrides:
+    key = flag.removeprefix("--config.").partition("=")[0]
+    if key != "data.path" and json.loads(json.dumps(asked[key])) != stored.get(key):
+      raise UserError(
+        f"{workdir} was trained with {key}={stored.get(key)}, not {flag}: choose another --output"
+      )
+
+
+def check_heard(run: Run, tested: sets.Tested, allowed: bool) -> None:
+  """Notes in the run's workdir which test clips its pre-training has heard. Raises UserError if
+  there are any, or if nobody knows, unless that is allowed."""
+  heard: list[str] | None
+  try:
+    heard = tested.heard_by(str(run.encoder))
+  except UserError:
+    if not allowed:
+      raise
+    heard = None
+  if heard and not allowed:
+    raise UserError(
+      f"the pre-training of {run.encoder} has heard {len(heard)} test clips, the first is "
+      f"{heard[0]!r}; train on a set without them, or give --allow_heard: then every table says so"
     )
-  yield from evaluation("esc10", "linear.py:evar", "esc10")
+  run.workdir.mkdir(parents=True, exist_ok=True)
+  (run.workdir / sets.HEARD).write_text(json.dumps(heard) + "\n", encoding="utf-8")
 
 
-def pretrainings(output: pathlib.Path, variant: str, overrides: list[str]) -> list[list[str]]:
-  """The flags of every pre-training of a variant. Ends the program if one of `overrides` is not a
-  config's."""
-  return commands(
-    [
-      f"--config=configs/evidence.py:{variant}",
-      f"--workdir={output / variant}",
-      f"--sweep={SWEEPS[variant]}",
-      *overrides,
-    ]
-  )
-
-
-def run(step: list[str], dry_run: bool) -> None:
-  """Runs a command until it is done. Ends the program if it fails."""
-  command = [sys.executable, "-m", *step]
+def execute(step: Step, dry_run: bool) -> None:
+  """Runs a command until it is done, unless it is. Ends the program if it fails."""
+  if step.done.exists():
+    return
+  command = [sys.executable, *step.command]
   print(shlex.join(command), flush=True)
   while not dry_run and (code := subprocess.run(command).returncode):
     if code != EXIT_RESUME:
       raise SystemExit(f"exit code {code}: {shlex.join(command)}")
 
 
-def scores(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
-  """{kind of features: {column: mean over the probe's seeds}} of one pre-training, in percent."""
-  found = {}
-  for name in ("bgknown", "esc10"):
-    path = workdir / name / "results.json"
-    if not path.is_file():
-      continue
-    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-      kind, column = (row["features"], row["name"]) if name == "bgknown" else (row["name"], LINEAR)
-      found.setdefault(kind, {})[column] = 100 * row["mean"]
-  return found
-
-
-def interval(values: list[float]) -> str:
-  """Mean and half width of its 95 % confidence interval (Student's t), and how many are above 0."""
-  mean, n = float(np.mean(values)), len(values)
-  if n == 1:
-    return f"{mean:+.1f}"
-  half = scipy.stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5
-  return f"{mean:+.1f} ± {half:.1f} ({sum(value > 0 for value in values)} of {n})"
-
-
-def agree(command: list[str], overrides: list[str]) -> None:
-  """Ends the program if a pre-training that has begun was given other values of the keys that are
-  overridden."""
-  config, workdir = (
-    next(word.removeprefix(flag) for word in command if word.startswith(flag))
-    for flag in ("--config=", "--workdir=")
-  )
-  path = pathlib.Path(workdir) / "config.json"
-  if not overrides or not path.is_file():
-    return
-  stored = flatten(json.loads(path.read_text(encoding="utf-8")))
-  asked = flatten(load_with_overrides(config, overrides))
-  for flag in overrides:
-    key = flag.removeprefix("--config.").partition("=")[0]
-    if json.loads(json.dumps(asked[key])) != stored.get(key):
-      raise SystemExit(
-        f"{workdir} was trained with {key}={stored.get(key)}, not {flag}: choose another --output"
-      )
-
-
-def tables(output: pathlib.Path, variants: list[str], wanted: list[str]) -> str:
-  """What was measured, as Markdown: means and standard deviations over pre-trainings, and paired
-  differences."""
-  text = []
-  for variant in variants:
-    runs = {}  # settings without the seed -> seed -> scores
-    for workdir in sorted((output / variant).glob("*_seed=*")):
-      setting, _, seed = workdir.name.rpartition("_seed=")
-      if seed in wanted and (found := scores(workdir)):
-        runs.setdefault(setting, {})[int(seed)] = found
-    if not runs:
-      continue
-    kinds = [
-      kind
-      for kind in dict.fromkeys(k for seeds in runs.values() for r in seeds.values() for k in r)
-      if kind.startswith("pre-trained")
-    ]
-    columns = [*(COLUMNS if variant != "ablation" else ()), LINEAR]
-    rows = [["run", "features", "seeds", *columns]]
-    for kind, (setting, seeds) in itertools.product(kinds, runs.items()):
-      values = [[r[kind][c] for r in seeds.values() if c in r.get(kind, {})] for c in columns]
-      if any(values):
-        write = lambda v: (
-          f"{np.mean(v):.1f}" + (f" ± {np.std(v, ddof=1):.1f}" if len(v) > 1 else "") if v else ""
-        )
-        rows.append([setting, kind, len(seeds), *map(write, values)])
-    for kind in dict.fromkeys(
-      k for seeds in runs.values() for r in seeds.values() for k in r if k not in kinds
-    ):
-      every = [r[kind] for seeds in runs.values() for r in seeds.values() if kind in r]
-      cells = [[r[c] for r in every if c in r] for c in columns]
-      rows.append(["", kind, "", *(f"{np.mean(v):.1f}" if v else "" for v in cells)])
-    text += [
-      f"**{variant}**",
-      "",
-      *table_lines(rows, numbers=1 + len(columns)),
-      "",
-      *paired(runs, kinds, columns),
-      "",
-    ]
-  return "\n".join(text)
-
-
-def paired(runs: dict, kinds: list[str], columns: list[str]) -> list[str]:
-  """Differences to the first setting at the same seed: mean, 95 % confidence interval, and how many
-  seeds gained."""
-  first, *others = runs
-  rows = [[f"minus {first}, by seed", "features", *columns]]
-  for kind, setting in itertools.product(kinds, others):
-    cells = []
-    for column in columns:
-      values = [
-        one[kind][column] - runs[first][seed][kind][column]
-        for seed, one in runs[setting].items()
-        if seed in runs[first]
-        and column in one.get(kind, {})
-        and column in runs[first][seed].get(kind, {})
-      ]
-      cells.append(interval(values) if values else "")
-    if any(cells):
-      rows.append([setting, kind, *cells])
-  return table_lines(rows, numbers=len(columns)) if len(rows) > 1 else []
-
-
-def main() -> int:
-  """Returns 0. Raises SystemExit naming a command that fails."""
-  parser = argparse.ArgumentParser(
-    "python launch/evidence.py",
-    description=__doc__,
-    allow_abbrev=False,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    "--recordings", required=True, type=pathlib.Path, help="folder with esc10/ and fsdd/"
-  )
-  parser.add_argument(
-    "--output",
-    required=True,
-    type=pathlib.Path,
-    help="folder of all data and runs; made if need be",
-  )
-  parser.add_argument(
-    "--seeds", default="0,1,2", help="of the pre-trainings, separated by commas (default 0,1,2)"
-  )
-  parser.add_argument("--only", default=",".join(FRONTENDS), help="variants, separated by commas")
-  parser.add_argument(
-    "--dry_run", action="store_true", help="print the commands that are left, and end"
-  )
-  parser.add_argument(
-    "--tables", action="store_true", help="print the tables of what is done, and end"
-  )
-  flags, overrides = parser.parse_known_args()
-  variants = [name for name in flags.only.split(",") if name]
-  if unknown := set(variants) - set(FRONTENDS):
-    parser.error(
-      f"--only={flags.only}: no variant {', '.join(unknown)}; there are {', '.join(FRONTENDS)}"
+def planned(flags, seeds: list[int]) -> list[Run]:
+  """The runs that the flags ask for, a variant at a time. Raises UserError."""
+  wanted = [name for name in flags.only.split(",") if name]
+  if unknown := set(wanted) - set(VARIANTS):
+    raise UserError(
+      f"--only={flags.only}: no variant {', '.join(sorted(unknown))}; there are "
+      f"{', '.join(VARIANTS)}"
     )
-  output = flags.output
+  runs = []
+  for name in [*wanted, *([PEER] if flags.peer else [])]:
+    for seed in seeds:
+      workdir = flags.output / name / f"seed{seed}"
+      runs.append(Run(name, seed, workdir, workdir / "encoder"))
+  for folder in filter(None, flags.encoders.split(",")):
+    encoder = pathlib.Path(folder)
+    if encoder.name in (*VARIANTS, PEER, "sets", "manifests"):
+      raise UserError(f"--encoders={folder}: {encoder.name} is a folder of --output; rename it")
+    runs.append(
+      Run(encoder.name, seeds[0], flags.output / encoder.name / f"seed{seeds[0]}", encoder, True)
+    )
+  return runs
+
+
+def main(argv: list[str]) -> int:
+  """Returns 0. Raises UserError, and SystemExit naming a command that fails."""
+  parser = Parser("python launch/evidence.py", __doc__)
+  add = parser.add_argument
+  add("--recordings", required=True, type=pathlib.Path, help="folder with esc10/, fsdd/, notes/")
+  folder = "folder of all sets and runs; made if need be"
+  add("--output", required=True, type=pathlib.Path, help=folder)
+  add("--seeds", default="0,1,2", help="of the pre-trainings, with commas (default 0,1,2)")
+  add("--only", default=",".join(VARIANTS), help="variants, with commas between; default: all")
+  add("--peer", action="store_true", help="also train the base recipe with PyTorch's update")
+  add("--encoders", default="", help="exported encoders to evaluate beside, with commas between")
+  heard = "evaluate what has heard test clips, or may have; every table says so"
+  add("--allow_heard", action="store_true", help=heard)
+  add("--dry_run", action="store_true", help="print the commands that are left, and end")
+  add("--tables", action="store_true", help="print the tables of what is done, and end")
+  flags, overrides = parser.parse_with_overrides(argv)
+  try:
+    seeds = [int(seed) for seed in flags.seeds.split(",")]
+  except ValueError:
+    raise UserError(f"--seeds={flags.seeds}: whole numbers with commas between") from None
+  runs, output = planned(flags, seeds), flags.output
   if not flags.tables:
-    write_manifests(flags.recordings, output)
-    frontends = dict.fromkeys(FRONTENDS[name] for name in variants)
-    steps = itertools.chain.from_iterable(
-      data_steps(flags.recordings, output, name) for name in frontends
-    )
-    found = {name: pretrainings(output, name, overrides) for name in variants}
-    runs = [
-      (name, command)
-      for seed in flags.seeds.split(",")
-      for name in variants
-      for command in found[name]
-      if f"--config.seed={seed}" in command
-    ]
-    seen = set()
-    for variant, command in runs:
-      agree(command, overrides)
-      steps = itertools.chain(steps, run_steps(output, variant, command, first=variant not in seen))
-      seen.add(variant)
-    for done, step in steps:
-      if not os.path.exists(done):
-        run(step, flags.dry_run)
-    if flags.dry_run:
-      return 0
-  text = tables(output, variants, flags.seeds.split(","))
+    sets.write_manifests(flags.recordings, output)
+    for done, command in sets.preparations(flags.recordings, output):
+      execute(Step(done, command), flags.dry_run)
+    tested = None if flags.dry_run else sets.Tested(output)
+    for run in runs:
+      for step in training(run, output, overrides):
+        execute(step, flags.dry_run)
+      if tested:
+        check_heard(run, tested, flags.allow_heard)
+      for step in evaluations(run, output):
+        execute(step, flags.dry_run)
+  if flags.dry_run:
+    return 0
+  text = tables(output, list(dict.fromkeys(run.name for run in runs)), seeds, BASE)
   if not flags.tables:
     (output / "evidence.md").write_text(text, encoding="utf-8")
   print(text)
@@ -340,4 +208,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(guard(lambda: main(sys.argv[1:])))

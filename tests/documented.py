@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.util import cli
 from atst_jax.util import config as configs
 
@@ -64,7 +65,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
   def stop_with_overrides(parser, flags=None):
     parsed, rest = parse_with_overrides(parser, flags)
     if getattr(parsed, "config", None):
-      configs.load_with_overrides(parsed.config, rest)
+      configs.load_with_overrides(parsed.config, rest, SECTIONS)
     raise Parsed
 
   with monkeypatch.context() as patch:

@@ -13,6 +13,7 @@ from tiny import tiny_config
 from atst_jax.method import augment
 from atst_jax.method import train_step as method
 from atst_jax.method.losses import cross_loss
+from atst_jax.method.subtraction import Subtraction
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
 from atst_jax.runtime.mesh import make_mesh, put_batch
@@ -80,9 +81,8 @@ def test_accumulation_with_batch_norm_in_the_encoder():
       encoder=config.encoder,
       heads=config.heads,
       joint_views=config.joint_views,
-      difference_weight=0,
       dtype=jnp.float32,
-      subtraction=method.Subtraction(),
+      subtraction=Subtraction(),
       accumulation=parts,
     )
     if variables is None:

@@ -11,12 +11,14 @@ import jax
 import pytest
 from tiny import ROOT, tiny_config
 
+from atst_jax.method.subtraction import SECTIONS, Subtraction
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from docs import configuration
 
+BASE = str(ROOT / "configs" / "base.py")
 GOLDEN = ROOT / "tests" / "golden"
 FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "__init__.py")
 ALL = [
@@ -179,6 +181,21 @@ def test_parameter_counts():
   _compare("parameter_counts.txt", "\n".join(lines) + "\n")
 
 
+def test_a_config_may_leave_settings_to_their_class_but_not_invent_any(tmp_path):
+  """What is not set is stored with the run all the same."""
+  config = configs.load(BASE)
+  assert set(config.difference) == {"weight", "mix_domain"}
+  stored = recipe.resolve(tiny_config(), None).to_dict()["difference"]
+  assert stored == Subtraction(weight=0.2, mix_domain="energy")._asdict()
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from configs import base\nVARIANTS = ('paper',)\n\ndef get_config(variant='paper'):\n"
+    "  config = base.get_config()\n  config.difference.gama_per = 'batch'\n  return config\n"
+  )
+  with pytest.raises(UserError, match=r"gama_per: no such key; did you mean difference\.gamma_per"):
+    configs.load(str(path), SECTIONS)
+
+
 @pytest.mark.parametrize(
   "key, text, value",
   [
@@ -192,13 +209,17 @@ def test_parameter_counts():
     ("total_steps", "39_000", 39000),
     ("total_epochs", "none", None),
     ("data.path", "a b=c", "a b=c"),
+    # settings that the config leaves to their class
     ("difference.renormalize", "none", "none"),
+    ("difference.rescale", "true", True),
+    ("difference.mix_k", "3", 3.0),
+    ("difference.mix_k", "none", None),
     ("views.first_frames", "8,32", (8, 32)),
     ("online.ridge", "[1, 1e-2]", (1.0, 0.01)),
   ],
 )
 def test_overrides(key, text, value):
-  config = configs.load(str(ROOT / "configs" / "base.py"))
+  config = configs.load(BASE, SECTIONS)
   configs.override(config, key, text)
   assert configs.flatten(config)[key] == value and type(configs.flatten(config)[key]) is type(value)
 
@@ -206,7 +227,7 @@ def test_overrides(key, text, value):
 @pytest.mark.parametrize("name", ["base", "base.py", "configs/base.py", "configs/base"])
 def test_configs_of_the_package_are_found_from_any_folder(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert configs.find(name) == str(ROOT / "configs" / "base.py")
+  assert configs.find(name) == BASE
   assert configs.load(f"{name}:released").total_steps == 318_000
   (tmp_path / "base.py").write_text("")
   assert configs.find("base.py") == "base.py"  # a file as given comes first
@@ -243,6 +264,8 @@ def test_configs_of_a_wheel_inherit_from_each_other_in_any_folder(tmp_path):
     ("batchsize", "1", "no such key; did you mean --config.batch_size"),
     ("views.topdb", "1", "did you mean --config.views"),
     ("base_lr", "1", "did you mean --config.optimizer.base_lr"),
+    ("difference.gama_per", "batch", "no such key; did you mean --config.difference.gamma_per"),
+    ("difference.mix_k", "much", "expected float"),
     ("views", "1", "is a section; set one of its keys: views.canvas_time"),
     ("batch_size", "12.5", "expected int, for example 10"),
     ("optimizer.base_lr", "fast", "expected float"),
@@ -255,7 +278,7 @@ def test_configs_of_a_wheel_inherit_from_each_other_in_any_folder(tmp_path):
 )
 def test_fault_11_wrong_overrides_name_the_remedy(key, text, message):
   with pytest.raises(UserError, match=message):
-    configs.override(configs.load(str(ROOT / "configs" / "base.py")), key, text)
+    configs.override(configs.load(BASE, SECTIONS), key, text)
 
 
 @pytest.mark.parametrize(

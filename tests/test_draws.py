@@ -20,6 +20,7 @@ from atst_jax.method import views as V
 from atst_jax.method.ema import ema
 from atst_jax.method.mixtures import make_mixtures, mixing_options
 from atst_jax.method.optimizer import FORMS, make_optimizer
+from atst_jax.method.subtraction import Subtraction
 from atst_jax.models.layers import DropPath
 from atst_jax.models.transformer import Transformer
 from atst_jax.util import config as configs
@@ -112,7 +113,7 @@ def test_gamma_is_uniform_between_the_configs_bounds():
   """Seen red with the range halved, around its middle or from its start."""
   config = configs.load(str(ROOT / "configs" / "difference.py"))
   config.views.normalization.mean, config.views.normalization.std = -6.0, 4.0
-  options = mixing_options(config.views, config.difference, 256) | {"group": 8}
+  options = mixing_options(config.views, Subtraction(**config.difference), 256) | {"group": 8}
   views = jnp.zeros((CLIPS, 2, 1, 1)).at[::2].set(1.0)
   mixed, _, gamma = make_mixtures(jax.random.key(0), views, None, jnp.ones(()), **options)
   for k in (0, 1):
@@ -225,15 +226,14 @@ def test_no_two_passes_share_a_draw_of_stochastic_depth():
     },
     heads={"hidden": 8, "out": 4, "use_bias": False},
     joint_views=True,
-    difference_weight=0.5,
     dtype=jnp.float32,
-    subtraction=method.Subtraction(),
+    subtraction=Subtraction(weight=0.5),
   )
   tx, teacher = FORMS["optax"](1e-3), ema(lambda _: jnp.float32(0.9))
   parts = {"network": network, "tx": tx, "teacher": teacher}
   init = functools.partial(method.init_state, frames=8, n_mels=2, group=2, **parts)
   state = jax.jit(init)(jax.random.key(0))
-  update = jax.jit(method.make_update(schedules={}, difference_weight=0.5, group=2, **parts))
+  update = jax.jit(method.make_update(schedules={}, group=2, **parts))
   masks = []
 
   def record(call, arguments, options, context):

@@ -31,6 +31,7 @@ from atst_jax.data.tfrecord import (
   read_records,
 )
 from atst_jax.downstream import features
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
 from atst_jax.util import config as configs
@@ -46,7 +47,8 @@ RATE = 16000
 # Config overrides
 
 CONFIGS = {
-  name: configs.load(str(ROOT / "configs" / name)) for name in ("base.py", "byola.py", "linear.py")
+  name: configs.load(str(ROOT / "configs" / name), SECTIONS)
+  for name in ("base.py", "byola.py", "linear.py")
 }
 KEYS = {name: list(configs.flatten(config)) for name, config in CONFIGS.items()}
 NASTY = (

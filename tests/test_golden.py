@@ -15,6 +15,7 @@ from atst_jax.method import augment, mixtures, normalization
 from atst_jax.method import train_step as method
 from atst_jax.method.ema import ema
 from atst_jax.method.optimizer import decay_mask, make_optimizer
+from atst_jax.method.subtraction import Subtraction
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.transformer import Transformer
 
@@ -124,10 +125,9 @@ def test_three_steps(golden):
   network = method.make_network(
     encoder={"kind": "transformer", **ENCODER},
     joint_views=True,
-    difference_weight=0.0,
     heads={"hidden": 64, "out": 32, "use_bias": False},
     dtype=jnp.float32,
-    subtraction=method.Subtraction(),
+    subtraction=Subtraction(),
   )
   spy = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (grads, grads))
   adamw = optax.adamw(
@@ -141,9 +141,7 @@ def test_three_steps(golden):
   tx = optax.chain(spy, adamw)
   teacher = ema(table(arrays["ema"]))
   update = jax.jit(
-    method.make_update(
-      network=network, tx=tx, teacher=teacher, schedules={}, difference_weight=0.0, group=5
-    )
+    method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, group=5)
   )
   params, batch_stats = transformer_variables(arrays, "before.student.")
   state = method.TrainState(
@@ -208,10 +206,9 @@ def test_difference_step(golden):
   network = method.make_network(
     encoder=CNN,
     joint_views=False,
-    difference_weight=0.5,
     dtype=jnp.float32,
     heads={"hidden": 48, "out": 16, "use_bias": True},
-    subtraction=method.Subtraction(),
+    subtraction=Subtraction(weight=float(arrays["lam"])),
   )
   spy = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (grads, grads))
   adam, _ = make_optimizer(
@@ -232,14 +229,7 @@ def test_difference_step(golden):
   tx = optax.chain(spy, adam)
   teacher = ema(lambda _: jnp.float32(arrays["ema"]))
   update = jax.jit(
-    method.make_update(
-      network=network,
-      tx=tx,
-      teacher=teacher,
-      schedules={},
-      group=6,
-      difference_weight=float(arrays["lam"]),
-    )
+    method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, group=6)
   )
   params, batch_stats = cnn_variables(arrays, "before.student.")
   state = method.TrainState(

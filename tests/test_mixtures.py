@@ -16,20 +16,7 @@ from atst_jax.method.mixtures import (
   mixing_scale,
 )
 from atst_jax.method.normalization import nepers_per_unit, normalize, normalize_batch
-
-OPTIONS = {
-  "k": 5.0,
-  "group": 4,
-  "gamma_min": 0.4,
-  "gamma_max": 0.6,
-  "gamma_per": "clip",
-  "gamma_shared": False,
-  "mix_domain": "normalized",
-  "mix_stage": "post_norm",
-  "match_level": False,
-  "renormalize": "none",
-  "symmetric": True,
-}
+from atst_jax.method.subtraction import Subtraction
 
 
 def _views(clips=8, seed=0):
@@ -38,7 +25,7 @@ def _views(clips=8, seed=0):
 
 @functools.cache
 def _make(**changes):
-  return jax.jit(functools.partial(make_mixtures, **{**OPTIONS, **changes}))
+  return jax.jit(functools.partial(make_mixtures, options=Subtraction(**changes), k=5.0, group=4))
 
 
 def test_gamma_belongs_to_the_clip_and_weighs_the_neighbour():
@@ -137,12 +124,7 @@ def test_options_from_a_config():
     "normalization": {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842},
     "group": 6,
   }
-  difference = {
-    **{k: v for k, v in OPTIONS.items() if k not in ("k", "group")},
-    "mix_k": None,
-    "neighbour": "group",
-  }
-  options = mixing_options(views, difference, 24)
+  options = mixing_options(views, Subtraction(), 24)
   assert options["group"] == 6 and abs(options["k"] - 15.005) < 1e-3
-  options = mixing_options(views, {**difference, "mix_k": 2.0, "neighbour": "batch"}, 24)
+  options = mixing_options(views, Subtraction(mix_k=2.0, neighbour="batch"), 24)
   assert options["group"] == 24 and options["k"] == 2.0

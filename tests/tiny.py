@@ -13,6 +13,7 @@ import numpy as np
 
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.data.dataset import SCHEMA_VERSION, Clip, write_json, write_shard
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.util import config as configs
 
@@ -50,7 +51,7 @@ ONE_DEVICE = {
 
 
 def _values(file, overrides):
-  keys = configs.flatten(configs.load(str(ROOT / "configs" / file)))
+  keys = configs.flatten(configs.load(str(ROOT / "configs" / file), SECTIONS))
   values = {k: v for k, v in OVERRIDES.items() if k in keys}
   return values | {k.replace("__", "."): v for k, v in overrides.items()}
 
@@ -58,7 +59,7 @@ def _values(file, overrides):
 def tiny_config(file="base.py", **overrides):
   """A config file made tiny; overrides are given with `__` for the dots. Keys that the file does
   not have are left."""
-  config = configs.load(str(ROOT / "configs" / file))
+  config = configs.load(str(ROOT / "configs" / file), SECTIONS)
   for key, value in _values(file, overrides).items():
     configs.override(config, key, value)
   return config

@@ -9,6 +9,7 @@ import numpy as np
 
 from atst_jax.artifacts.torch_files import to_variables, turn
 from atst_jax.method.mixtures import make_mixtures, mixing_options
+from atst_jax.method.subtraction import Subtraction
 from atst_jax.method.views import make_views
 from atst_jax.models.encoders import make_encoder
 from atst_jax.pretraining import recipe
@@ -152,7 +153,7 @@ def product(kind):
   taught = {part: params[part] for part in ("encoder", "projector")}
   copy = functools.partial(jax.tree.map, np.copy)  # the teacher's are its own
   state = state._replace(params=copy(params), teacher=state.teacher._replace(params=copy(taught)))
-  mixing = mixing_options(config.views, config.difference, config.batch_size)
+  mixing = mixing_options(config.views, Subtraction(**config.difference), config.batch_size)
 
   @jax.jit
   def draw(count, batch):

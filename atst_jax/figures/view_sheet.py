@@ -13,6 +13,7 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import record_batches, synthetic_batches
 from atst_jax.figures.pictures import TOP_DB, frequency_ticks, save
 from atst_jax.method.mixtures import make_mixtures, mixing_options
+from atst_jax.method.subtraction import Subtraction
 from atst_jax.method.views import is_ragged, make_views
 
 VIEW_COLORS = ("#00E5FF", "#7CFC00")  # of view 1 and 2; both stand out from the magma map
@@ -59,23 +60,23 @@ def draw(config: dict, dataset: Dataset | None, clips: dict, seed: int) -> dict:
     segment (B, 2, T, F), post_std () and, if λ > 0, mixtures (B, 2 or 1, T, F), mixture_length (B,
     2) and gamma (B, 2).
   """
-  views, difference = config["views"], config["difference"]
+  views, subtraction = config["views"], Subtraction(**config["difference"])
   data = config["data"]
   ragged = is_ragged(
     data["clip_frames"] if dataset is None else dataset.min_frames(data["split"]),
     **{key: views[key] for key in ("padding", "crop_frames", "first_frames", "second_frames")},
   )
-  mixing = mixing_options(views, difference, len(clips["length"]))
+  mixing = mixing_options(views, subtraction, len(clips["length"]))
 
   @jax.jit
   def compute(key, mel, length):
     view_key, mix_key = jax.random.split(key)
     pair, length, drawn = make_views(
-      view_key, mel, length, ragged=ragged, apart=bool(difference["weight"]), **views
+      view_key, mel, length, ragged=ragged, apart=bool(subtraction.weight), **views
     )
     full = jnp.full(pair.shape[:2], views["crop_frames"])
     out = {**drawn, "views": pair, "length": full if length is None else length}
-    if difference["weight"]:
+    if subtraction.weight:
       mixtures, mixed, gamma = make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing)
       out |= {
         "mixtures": mixtures,
@@ -157,7 +158,7 @@ class Sheet:
   def __init__(self, config, clips, drawn, rows):
     frontend = get_frontend(config["data"]["frontend"])
     self.views, self.clips, self.drawn = config["views"], clips, drawn
-    self.neighbour = config["difference"]["neighbour"]
+    self.neighbour = Subtraction(**config["difference"]).neighbour
     self.hop = frontend.hop_length / frontend.sample_rate  # seconds
     self.bins, self.ticks = frontend.n_mels, frequency_ticks(frontend)
     self.longest = int(clips["length"][:rows].max())

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from atst_jax.method.groups import SILENT, shift_in_group, valid_frames
 from atst_jax.method.normalization import nepers_per_unit, normalize_batch
+from atst_jax.method.subtraction import Subtraction
 
 
 class Mixtures(NamedTuple):
@@ -97,71 +98,38 @@ def mix_neighbours(views, length, gamma, *, group, scale, match_level=False):
   return (mixed if length is None else jnp.where(mask(mixed_length), mixed, 0)), mixed_length
 
 
-def make_mixtures(
-  key,
-  views,
-  length,
-  post_std,
-  *,
-  k,
-  group,
-  gamma_min,
-  gamma_max,
-  gamma_per,
-  gamma_shared,
-  mix_domain,
-  mix_stage,
-  match_level,
-  renormalize,
-  symmetric,
-):
+def make_mixtures(key, views, length, post_std, *, options: Subtraction, k, group):
   """Mixes views, as `Mixtures`.
 
   Args:
     views, length, post_std: of `views.make_views`.
     k: nepers of power per unit of the views before their post-normalisation.
     group: clips of a group.
-    gamma_min, gamma_max, gamma_per, gamma_shared: of `draw_gamma`.
-    mix_domain, mix_stage: of `mixing_scale`.
-    match_level: of `mix_neighbours`.
-    renormalize: "none", or "batch": mixtures are post-normalised once more.
-    symmetric: whether both views are mixed, or view 1 alone.
   """
   gamma = draw_gamma(
-    key, len(views), low=gamma_min, high=gamma_max, per=gamma_per, shared=gamma_shared
+    key,
+    len(views),
+    low=options.gamma_min,
+    high=options.gamma_max,
+    per=options.gamma_per,
+    shared=options.gamma_shared,
   )
-  K = 2 if symmetric else 1
-  scale = mixing_scale(domain=mix_domain, stage=mix_stage, k=k, post_std=post_std)
+  K = 2 if options.symmetric else 1
   mixtures, length = mix_neighbours(
     views[:, :K],
     None if length is None else length[:, :K],
     gamma[:, :K],
     group=group,
-    scale=scale,
-    match_level=match_level,
+    scale=mixing_scale(domain=options.mix_domain, stage=options.mix_stage, k=k, post_std=post_std),
+    match_level=options.match_level,
   )
-  if renormalize == "batch":
+  if options.renormalize == "batch":
     mixtures, _ = normalize_batch(mixtures, length)
   return Mixtures(mixtures, length, gamma)
 
 
-def mixing_options(views: dict, difference: dict, batch_size: int) -> dict:
-  """Keyword arguments of `make_mixtures` from a config's `views` and `difference` sections."""
-  names = (
-    "gamma_min",
-    "gamma_max",
-    "gamma_per",
-    "gamma_shared",
-    "mix_domain",
-    "mix_stage",
-    "match_level",
-    "renormalize",
-    "symmetric",
-  )
-  k = (
-    nepers_per_unit(**views["normalization"])
-    if difference["mix_k"] is None
-    else difference["mix_k"]
-  )
-  group = batch_size if difference["neighbour"] == "batch" else views["group"]
-  return {**{name: difference[name] for name in names}, "k": k, "group": group}
+def mixing_options(views: dict, options: Subtraction, batch_size: int) -> dict:
+  """Keyword arguments of `make_mixtures` under a config's section `views`."""
+  k = nepers_per_unit(**views["normalization"]) if options.mix_k is None else options.mix_k
+  group = batch_size if options.neighbour == "batch" else views["group"]
+  return {"options": options, "k": k, "group": group}

@@ -21,6 +21,7 @@ from atst_jax.method.ema import Ema, EmaState
 from atst_jax.method.groups import shift_in_group
 from atst_jax.method.losses import cross_loss, output_rank, output_std
 from atst_jax.method.mixtures import Mixtures, make_mixtures
+from atst_jax.method.subtraction import Subtraction
 from atst_jax.method.views import make_views
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import MLPHead, pool_frames
@@ -42,28 +43,6 @@ class TrainState(NamedTuple):
   opt_state: Any
   teacher: EmaState
   guard: Any = ()
-
-
-class Subtraction(NamedTuple):
-  """What the difference-aware paper leaves open; the defaults are its simplest reading.
-
-  subtrahend: whose encoding of the neighbour is subtracted, the "student"'s or the "teacher"'s.
-  stop_gradient: whether no gradient flows into the subtrahend.
-  rescale: divide the difference by 1 - γ.
-  level: subtract "clip" vectors, or vectors of "frame"s before they are pooled (convolutional
-    encoders).
-  joint_projector: whether the projector's BatchNorm sees encodings and differences together.
-  track_mixtures: whether mixtures update the encoder's running statistics.
-  symmetric: both directions, or only view 1's difference against view 2's target.
-  """
-
-  subtrahend: str = "student"
-  stop_gradient: bool = False
-  rescale: bool = False
-  level: str = "clip"
-  joint_projector: bool = False
-  track_mixtures: bool = True
-  symmetric: bool = True
 
 
 class Network(nn.Module):
@@ -174,7 +153,6 @@ def make_network(
   encoder,
   heads,
   joint_views,
-  difference_weight,
   dtype,
   subtraction,
   accumulation=1,
@@ -182,11 +160,11 @@ def make_network(
   kernels="xla",
   remat=False,
 ):
-  """Builds the network from the config's `encoder` and `heads`; no difference predictor where λ is
+  """The network of a config's `encoder` and `heads`; without a predictor of differences where λ is
   0."""
   head = functools.partial(MLPHead, dtype=dtype, **heads)
   encoder = make_encoder(encoder, dtype=dtype, attention=attention, kernels=kernels, remat=remat)
-  difference = head() if difference_weight else None
+  difference = head() if subtraction.weight else None
   return Network(encoder, head(), head(), difference, joint_views, subtraction, accumulation)
 
 
@@ -213,9 +191,7 @@ def init_state(key, *, network, tx, teacher: Ema, frames, n_mels, group):
   )
 
 
-def make_update(
-  *, network: Network, tx, teacher: Ema, schedules, difference_weight, group, before_step=False
-):
+def make_update(*, network: Network, tx, teacher: Ema, schedules, group, before_step=False):
   """Returns update(state, key, views, length, mixed) -> (state, metrics).
 
   One step on given views (B, 2, T, F), their valid frames (B, 2) or None and, where λ is not 0,
@@ -224,11 +200,12 @@ def make_update(
   Args:
     tx: optax transformation of the student.
     schedules: functions of the finished updates that are reported among the metrics.
-    difference_weight: λ; at 0 nothing of the subtraction is computed.
     group: clips among which views were mixed.
     before_step: whether the teacher averages parameters from before the step (BYOL-A's
       released code with current Lightning).
   """
+
+  weight = network.subtraction.weight
 
   def update(state: TrainState, key, views, length=None, mixed: Mixtures | None = None):
     teacher_key, student_key = (
@@ -248,9 +225,9 @@ def make_update(
       )
       losses = {"loss_byol": cross_loss(p, z)}
       loss = losses["loss_byol"]
-      if difference_weight:
+      if weight:
         losses["loss_difference"] = cross_loss(p_difference, z)
-        loss = (1 - difference_weight) * loss + difference_weight * losses["loss_difference"]
+        loss = (1 - weight) * loss + weight * losses["loss_difference"]
       return loss, (losses, p, new["batch_stats"])
 
     loss_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
@@ -270,7 +247,7 @@ def make_update(
   return update
 
 
-def make_train_step(*, seed, views, mixing, ragged, difference_weight, **parts):
+def make_train_step(*, seed, views, mixing, ragged, **parts):
   """Returns train_step(state, batch) -> (state, metrics), a pure function: all its randomness is
   fold_in(seed, step).
 
@@ -278,19 +255,19 @@ def make_train_step(*, seed, views, mixing, ragged, difference_weight, **parts):
     views: keyword arguments of `views.make_views`.
     mixing: keyword arguments of `mixtures.make_mixtures`.
     ragged: whether any view may be shorter than views["crop_frames"].
-    difference_weight: λ.
     parts: the other keyword arguments of `make_update`.
   """
-  update = make_update(difference_weight=difference_weight, group=mixing["group"], **parts)
+  update = make_update(group=mixing["group"], **parts)
+  weight = mixing["options"].weight
 
   def train_step(state: TrainState, batch):
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
     view_key, mix_key, update_key = jax.random.split(key, 3)
     pair, length, drawn = make_views(
-      view_key, batch["mel"], batch["length"], ragged=ragged, apart=bool(difference_weight), **views
+      view_key, batch["mel"], batch["length"], ragged=ragged, apart=bool(weight), **views
     )
     mixed = None
-    if difference_weight:
+    if weight:
       mixed = make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing)
     return update(state, update_key, pair, length, mixed)
 

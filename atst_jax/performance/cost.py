@@ -11,6 +11,7 @@ views, nothing twice. These are model FLOPs: what a model FLOP utilisation (MFU)
 import math
 import sys
 
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.performance.chips import CHIPS
 from atst_jax.pretraining.recipe import clip_flops
 from atst_jax.util import config as configs
@@ -44,7 +45,7 @@ def main(argv=None) -> int:
 
 
 def _main(flags, rest) -> None:
-  config = configs.load_with_overrides(flags.config, rest)
+  config = configs.load_with_overrides(flags.config, rest, SECTIONS)
   if not 0 < flags.mfu <= 1:
     raise UserError(f"--mfu={flags.mfu}: must lie between 0 and 1")
   steps = find_steps(config, flags.clips)

@@ -13,6 +13,7 @@ from atst_jax.method import views as view_lengths
 from atst_jax.method.augment import RESIZES
 from atst_jax.method.normalization import NORMALIZATIONS
 from atst_jax.method.optimizer import FORMS
+from atst_jax.method.subtraction import Subtraction
 from atst_jax.models.encoders import ENCODERS, fields_of, make_encoder
 from atst_jax.runtime.devices import resolve_fused
 from atst_jax.util.config import flatten
@@ -130,10 +131,11 @@ def check_values(config: ConfigDict) -> None:
       raise UserError(
         f"--config.{key}={values[key]}: must be two positive numbers, the smaller first"
       )
-  if not config.difference.gamma_min <= config.difference.gamma_max:
+  subtraction = Subtraction(**config.difference)
+  if not subtraction.gamma_min <= subtraction.gamma_max:
     raise UserError(
-      f"--config.difference.gamma_min={config.difference.gamma_min}: must be below "
-      f"difference.gamma_max={config.difference.gamma_max}"
+      f"--config.difference.gamma_min={subtraction.gamma_min}: must be below "
+      f"difference.gamma_max={subtraction.gamma_max}"
     )
   penalties = config.online.ridge
   if not penalties or penalties[0] <= 0 or any(b <= a for a, b in itertools.pairwise(penalties)):
@@ -226,7 +228,7 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
 
 def check_difference(config: ConfigDict) -> None:
   """Raises UserError for a choice that would do nothing, or two that exclude each other."""
-  difference, kind = config.difference, ENCODERS[config.encoder.kind]
+  difference, kind = Subtraction(**config.difference), ENCODERS[config.encoder.kind]
   for key, value, needs, met in (
     ("level", "frame", "encoder.kind=cnn", not kind.has_blocks),
     ("track_mixtures", False, "encoder.kind=cnn", kind.has_batch_norm),
@@ -241,7 +243,7 @@ def check_difference(config: ConfigDict) -> None:
     ("gamma_shared", True, "difference.symmetric=true", difference.symmetric),
     ("stop_gradient", True, "difference.subtrahend=student", difference.subtrahend == "student"),
   ):
-    if difference[key] == value and not met:
+    if getattr(difference, key) == value and not met:
       raise UserError(
         f"--config.difference.{key}={value} makes a difference only with --config.{needs}"
       )

@@ -18,6 +18,7 @@ from atst_jax.method import train_step as method
 from atst_jax.method.ema import ema
 from atst_jax.method.mixtures import mixing_options
 from atst_jax.method.optimizer import cosine_schedule, make_optimizer
+from atst_jax.method.subtraction import Subtraction
 from atst_jax.models.encoders import make_encoder
 from atst_jax.pretraining import initial
 from atst_jax.pretraining.guard import guarded, init_guard
@@ -100,7 +101,7 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
 def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = None):
   """(init(key) -> state, train_step(state, batch) -> (state, metrics)) of a resolved config;
   nothing is compiled. `fused` is attention and kernels for devices that are not there."""
-  difference = config.difference
+  subtraction = Subtraction(**config.difference)
   attention, kernels = fused or resolve_fused(
     config.compute.attention,
     config.compute.kernels,
@@ -111,15 +112,12 @@ def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = N
     encoder=config.encoder,
     heads=config.heads,
     joint_views=config.joint_views,
-    difference_weight=difference.weight,
     dtype=DTYPES[config.dtype],
     accumulation=config.compute.accumulation,
     attention=attention,
     kernels=kernels,
     remat=config.compute.remat,
-    subtraction=method.Subtraction(
-      **{name: difference[name] for name in method.Subtraction._fields}
-    ),
+    subtraction=subtraction,
   )
   tx, schedules = make_optimizer(
     total_steps=config.total_steps,
@@ -132,7 +130,7 @@ def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = N
   )
   decay = lambda step: average(step + config.teacher.lead_steps)
   parts: dict[str, Any] = {"network": network, "tx": tx, "teacher": ema(decay)}
-  mixing = mixing_options(config.views, difference, config.batch_size)
+  mixing = mixing_options(config.views, subtraction, config.batch_size)
   frames: dict[str, Any] = {
     "frames": config.views.crop_frames,
     "n_mels": get_frontend(config.data.frontend).n_mels,
@@ -147,7 +145,6 @@ def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = N
     seed=config.seed,
     ragged=ragged,
     views={**config.views.to_dict(), "resize": config.compute.resize},
-    difference_weight=difference.weight,
     mixing=mixing,
     before_step=config.teacher.before_step,
     **parts,
@@ -253,5 +250,7 @@ def clip_flops(config) -> float:
   projector = 2 * hidden * (config["encoder"]["width"] + out)
   predictor = 2 * hidden * (out + out)
   student = 3 * (encoder + projector + predictor)
-  mixed = 0 if not config["difference"]["weight"] else 2 if config["difference"]["symmetric"] else 1
+  subtraction = Subtraction(**config["difference"])
+  directions = 2 if subtraction.symmetric else 1
+  mixed = directions if subtraction.weight else 0
   return (2 + mixed) * student + 2 * (encoder + projector)

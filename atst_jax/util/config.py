@@ -8,8 +8,11 @@ import os
 import pathlib
 import sys
 import types
+import typing
+from collections.abc import Mapping
+from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict, FieldReference, config_dict
 
 from atst_jax.util.errors import UserError
 
@@ -17,6 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The configs of a checkout lie beside the package; those of a wheel inside it.
 FOLDERS = (ROOT / "configs", ROOT / "atst_jax" / "configs")
 EXAMPLES = {bool: "true", int: "10", float: "0.5", tuple: "0.6,1.5", list: "0.6,1.5"}
+Sections = Mapping[str, Any]  # of a config: {"difference": Subtraction}, a NamedTuple
+NO_SECTIONS: Sections = types.MappingProxyType({})
 BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -52,15 +57,37 @@ def _module(path: str) -> types.ModuleType:
   return module
 
 
-def load(path: str) -> ConfigDict:
-  """Runs get_config(variant) of `FILE.py:variant` (the variant is optional). Raises UserError."""
+def load(path: str, sections: Sections = NO_SECTIONS) -> ConfigDict:
+  """Runs get_config(variant) of `FILE.py:variant` (the variant is optional).
+
+  Args:
+    sections: classes of those sections of which a config sets only some keys. The others get the
+      defaults of the class.
+
+  Raises UserError, also for a key of such a section that its class does not have.
+  """
   module = _module(path)
   path, _, variant = path.partition(":")
   if variant and variant not in module.VARIANTS:
     raise UserError(f"{path} has no variant {variant!r}; there are {', '.join(module.VARIANTS)}")
   config = module.get_config(variant) if variant else module.get_config()
+  for name, settings in sections.items():
+    if name in config:
+      _complete(config, name, settings)
   config.lock()
   return config
+
+
+def _complete(config: ConfigDict, name: str, settings: Any) -> None:
+  for key in config[name]:
+    if key not in settings._fields:
+      near = difflib.get_close_matches(key, settings._fields, n=1, cutoff=0)[0]
+      raise UserError(f"the config sets {name}.{key}: no such key; did you mean {name}.{near}?")
+  hints = typing.get_type_hints(settings)
+  for key, value in settings._field_defaults.items():
+    if key not in config[name]:
+      unset = config_dict.placeholder(typing.get_args(hints[key])[0]) if value is None else value
+      config[name][key] = unset
 
 
 def variants(path: str) -> tuple[str, ...]:
@@ -140,10 +167,12 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     ) from None
 
 
-def load_with_overrides(path: str, flags: list[str]) -> ConfigDict:
+def load_with_overrides(
+  path: str, flags: list[str], sections: Sections = NO_SECTIONS
+) -> ConfigDict:
   """`load`, then every `--config.KEY=VALUE` of the flags. Raises UserError, also for any other
   flag."""
-  config = load(path)
+  config = load(path, sections)
   for flag in flags:
     key, equals, value = flag.removeprefix("--config.").partition("=")
     if not flag.startswith("--config.") or not equals:
