@@ -13,9 +13,10 @@ from evaluation import write_encoder
 from tiny import tiny_config
 
 from atst_jax import export as export_command
-from atst_jax.artifacts import export, jax_program, model_card, onnx_graph
+from atst_jax.artifacts import export, model_card
 from atst_jax.artifacts.convert import to_torch
 from atst_jax.artifacts.embedding import get_scene_embeddings
+from atst_jax.artifacts.programs import jax_program, onnx_graph
 from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.embed import load_model
 from atst_jax.models.audiontt import AudioNTT
@@ -200,7 +201,7 @@ def test_model_card(encoders, tmp_path, capsys):
     ([f"--results={path}"], "measured the encoder 0000000000000000, this one is"),
     ([f"--results={tmp_path}/other.json"], "not the results.json"),
     ([f"--results={tmp_path}/bgknown.json"], "of the job difference; the card"),
-    (["--step=3"], "--step belongs to --workdir"),
+    (["--step=3"], "--step does not go with --encoder"),
     (["--artifacts=card"], "at least one of safetensors and params"),
     (["--artifacts=card,params,tf"], "choose from"),
     (["--artifacts=safetensors"], "add card"),

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from atst_jax import embed, export
-from atst_jax.artifacts import onnx_graph
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.artifacts.model import Model, load_model
+from atst_jax.artifacts.programs import onnx_graph
 from atst_jax.audio import waveforms
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.util.errors import UserError

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 import atst_jax
-from atst_jax.artifacts import jax_program, model_card, onnx_graph
+from atst_jax.artifacts import model_card
 from atst_jax.artifacts.folder import (
   CONFIG,
   FILTERS,
@@ -20,6 +20,7 @@ from atst_jax.artifacts.folder import (
   write_weights,
 )
 from atst_jax.artifacts.model import Model
+from atst_jax.artifacts.programs import jax_program, onnx_graph
 from atst_jax.audio.frontend import FrontEnd, get_frontend, mel_filters
 from atst_jax.data.dataset import write_json
 from atst_jax.models.encoders import make_encoder

@@ -1,9 +1,9 @@
 """An encoder as an ONNX graph, written node by node: log-mel in, vectors out, any batch and length.
 
-Inputs and outputs are those of `atst_jax.artifacts.jax_program`; the file's metadata holds what its
-caller needs: front-end, normalisation, chunks, and the length rule (`max_seconds`). Opset 17,
-float32, for every runtime of ONNX. (jax2onnx, which translates functions of JAX, asks for an
-orbax-checkpoint older than this project's.) Needs pip install -e .[onnx].
+Inputs and outputs are those of `jax_program`; the file's metadata holds what its caller needs:
+front-end, normalisation, chunks, and the length rule (`max_seconds`). Opset 17, float32, for every
+runtime of ONNX. (jax2onnx, which translates functions of JAX, asks for an orbax-checkpoint older
+than this project's.) Needs pip install -e .[onnx].
 """
 
 import json
