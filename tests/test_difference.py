@@ -102,6 +102,8 @@ def test_rows_and_provenance(done, encoder):
       [row["mean"], row["std"]], [np.mean(row["per_seed"]), np.std(row["per_seed"], ddof=1)]
     )
     assert 0 <= row["exact"]["mean"] <= 1 and row["above_optimum"] > 0
+    edges = [run["penalty_at_edge"] for run in row["runs"] if run["penalty"]]
+    assert row["exact"]["at_edge"] == sum(edges if row["exact"]["std"] else edges[:1])
   assert (results["job"], results["protocol"], results["metric"]) == (
     "difference",
     "difference",

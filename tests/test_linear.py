@@ -167,6 +167,7 @@ def test_every_test_clip_is_kept_and_rows_are_compared(done):
     "±: standard deviation over seeds of the probe on the same vectors; of random encoders" in text
   )
   assert "| mel mean and std | 100.0 | 100.0 to 100.0 |" in text
+  assert "it and the nearest neighbours know them as well as the training clips.\n" in text
   assert "95 % of 1000 draws of the test clips with replacement (bootstrap)" in text
 
 

@@ -39,12 +39,12 @@ class Whitening(NamedTuple):
 def whitening(vectors: np.ndarray) -> Whitening:
   """Principal directions of (N, D) vectors, by one pass over blocks of rows.
 
-  At most WHITENED, N / VECTORS_PER_DIRECTION, and those with SMALLEST_VARIANCE. Of vectors with
-  more than WIDEST numbers at most WIDEST are looked at, evenly taken: the time grows with the cube
-  of the smaller side.
+  At most WHITENED, N / VECTORS_PER_DIRECTION (one at least), and those with SMALLEST_VARIANCE. Of
+  vectors with more than WIDEST numbers at most WIDEST are looked at, evenly taken: the time grows
+  with the cube of the smaller side.
 
   Raises:
-    UserError: the vectors are too few, or all equal.
+    UserError: all vectors are equal.
   """
   if vectors.shape[1] > WIDEST:
     vectors = vectors[:: -(-len(vectors) // WIDEST)]
@@ -53,13 +53,10 @@ def whitening(vectors: np.ndarray) -> Whitening:
   for block in _blocks(vectors):
     mean += block.sum(0, dtype=np.float64) / rows
   variances, directions = _principal(vectors, mean)
-  most = min(WHITENED, rows // VECTORS_PER_DIRECTION)
+  most = min(WHITENED, max(1, rows // VECTORS_PER_DIRECTION))
   kept = np.flatnonzero(variances > SMALLEST_VARIANCE * max(variances[-1], 1e-30))[-most:]
-  if not most or not len(kept):
-    raise UserError(
-      f"{rows} vectors are too few to whiten, or all the same; needed are at least "
-      f"{VECTORS_PER_DIRECTION} vectors that differ"
-    )
+  if not len(kept):
+    raise UserError(f"{rows} vectors, all the same, cannot be whitened; needed are two that differ")
   scaled = directions[:, kept] / np.sqrt(variances[kept])
   return Whitening(mean.astype(np.float32), scaled.astype(np.float32))
 

@@ -132,6 +132,8 @@ def notes(results: dict) -> list[str]:
       "Loss above optimum: cross entropy of the probe on its training clips, less that of the best "
       "linear layer on the same vectors. Exact probe: ridge regression in closed form."
     )
+  if "exact" in results["rows"][0] or "knn_whitened" in results["rows"][0]:
+    out.append(_known_to_the_exact_probe(results))
   tested = [row["test"] for row in results["rows"] if row.get("test")]
   if tested:
     by = {"clips": "", "groups": f", by {data.get('groups') or 'file'}"}.get(
@@ -150,6 +152,18 @@ def notes(results: dict) -> list[str]:
     what = "means are over" if data.get("multi_label") else "the test clips are of"
     out.append(f"In each division {what} {number} of {data['classes']} classes.")
   return out + results.get("notes", [])
+
+
+def _known_to_the_exact_probe(results: dict) -> str:
+  """A sentence; the probe beside it may know fewer clips."""
+  if results["selected_on_test"]:
+    return "The exact probe's penalty is chosen on the test clips, too."
+  near = "knn_whitened" in results["rows"][0]
+  who = "it and the nearest neighbours know" if near else "it knows"
+  refitted = results["config"].get("probe", {}).get("refit", False)
+  beside = "" if results["protocol"] == "exact" or refitted else "; the other probe does not"
+  chosen = "The validation clips choose the exact probe's penalty"
+  return f"{chosen}; then {who} them as well as the training clips{beside}."
 
 
 def write_markdown(path: str, results: dict) -> None:

@@ -19,12 +19,11 @@ from atst_jax.downstream import bootstrap, evaluation, features, ridge
 from atst_jax.downstream.bgknown.sets import CONDITIONS, fingerprint, load, read_labels
 from atst_jax.downstream.evaluation import check_values, score_of
 from atst_jax.downstream.features import Labels
-from atst_jax.downstream.linear import evar_probe
+from atst_jax.downstream.linear import evar_probe, exact
 from atst_jax.downstream.linear.probing import Training, convergence, described, probe, test_logits
 from atst_jax.downstream.metrics import chance, summary
 from atst_jax.downstream.papers.published import published
 from atst_jax.downstream.splits import Split
-from atst_jax.runtime.workdir import continuation
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 
@@ -163,14 +162,20 @@ def subtracted(
   return [mix - weight * known for mix, known in pairs]
 
 
-def run_row(name: str, vector: str, condition: str, found: dict, job: Evaluation) -> list[dict]:
+def run_row(
+  name: str, vector: str, condition: str, vectors_of: dict, job: Evaluation
+) -> list[dict]:
   """Probes one kind of features under one condition: its row, in a list."""
   score, test, targets = score_of(job.labels), job.split.test, job.labels.targets
-  arrays = subtracted(found, condition, job.weight)
+  arrays = subtracted(vectors_of, condition, job.weight)
   probed = probe(arrays, job.labels, [job.split], job.seeds, job.training, score)
   told = described(probed, job.labels, [job.split], job.training.refit, score)
-  runs = [{**run, "fold": None} for run in told]
-  exactly = [ridge.evaluate(x, targets, job.split, score, job.penalties).score for x in arrays]
+  exactly: dict[int, dict] = {}  # by seed
+  for x, seeds in features.with_seeds(arrays, job.seeds):
+    found = exact.told(ridge.evaluate(x, targets, job.split, score, job.penalties))
+    exactly |= dict.fromkeys(seeds, found)
+  runs = [{**run, "fold": None, **exactly[run["seed"]]} for run in told]
+  title = f"{name}, {CONDITIONS[condition]}"
   row = {
     "name": CONDITIONS[condition],
     "features": name,
@@ -178,8 +183,9 @@ def run_row(name: str, vector: str, condition: str, found: dict, job: Evaluation
     "dimensions": arrays[0].shape[1],
     "weight": None if condition == "mix" else job.weight,
     **summary([run["score"] for run in runs]),
-    "exact": summary(exactly),
-    **convergence(f"{name}, {CONDITIONS[condition]}", runs),
+    # one run for each array
+    "exact": exact.summarised(title, runs[: len(arrays)]),
+    **convergence(title, runs),
     "runs": runs,
     "tested": bootstrap.of_logits(
       bootstrap.design([test], job.labels.ids, job.labels.groups),
@@ -235,7 +241,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   mix = job.sets["mix"]
   counts = ", ".join(f"{split} {mix.num_clips(split)}" for split in mix.splits)
   return [
-    f"workdir     {continuation(job.record, workdir, FREE_KEYS)}",
+    f"workdir     {evaluation.belongs(job.record, workdir, FREE_KEYS)}",
     describe_encoder(job.record["encoder"], job.model.config),
     f"data        {job.record['data']['path']}: mixtures of {counts}, "
     f"{len(mix.label_names)} classes; sets {', '.join(job.sets)}",

@@ -20,8 +20,7 @@ from atst_jax.util.logs import log
 
 
 class Reading(NamedTuple):
-  """Of one seed on one division. `values`: `exact` (score; with `penalty`, `penalty_at_edge` and
-  `penalty_valid_scores`), `knn` and `knn_whitened`."""
+  """Of one seed on one division. `values`: those of `told`, `knn` and `knn_whitened`."""
 
   seed: int
   fold: int
@@ -53,15 +52,20 @@ def read(
   for x, group in features.with_seeds(arrays, seeds):
     for fold, split in enumerate(splits):
       found = ridge.evaluate(x, targets, split, score, penalties, refit=refit)
-      values = {
-        "exact": found.score,
-        "penalty": found.penalty,
-        "penalty_at_edge": found.at_edge,
-        "penalty_valid_scores": list(found.valid_scores),
-        **_neighbours(x, targets, split, score, knn, refit),
-      }
+      values = {**told(found), **_neighbours(x, targets, split, score, knn, refit)}
       readings += [Reading(seed, fold, values, found.test_scores) for seed in group]
   return readings
+
+
+def told(found: ridge.Result) -> dict:
+  """What results.json says of an exact probe: `exact` (its score), `penalty`, `penalty_at_edge` and
+  `penalty_valid_scores`."""
+  return {
+    "exact": found.score,
+    "penalty": found.penalty,
+    "penalty_at_edge": found.at_edge,
+    "penalty_valid_scores": list(found.valid_scores),
+  }
 
 
 def _neighbours(x, targets, split: Split, score, knn: int, refit: bool) -> dict:
