@@ -13,7 +13,6 @@ import pytest
 from tiny import ROOT, tiny_config, tiny_flags, write_dataset
 
 from atst_jax import main
-from atst_jax.data.dataset import write_json
 from atst_jax.runtime import workdir
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
@@ -180,7 +179,6 @@ def test_a_run_with_an_older_order_of_clips_is_refused_with_the_reason(tmp_path)
   now = configs.to_json(tiny_config())
   old = configs.to_json(tiny_config())
   del old["data"]["order"]
-  write_json(str(tmp_path / "config.json"), old)
   with pytest.raises(UserError, match=r"data.order: \(absent\) -> 2 \(clips came in another"):
-    workdir.agree(str(tmp_path), now, ignore=(), allow_changes=False)
-  workdir.agree(str(tmp_path), now, ignore=(), allow_changes=True)
+    workdir.agree([str(tmp_path)], now, old, ignore=(), allow_changes=False)
+  workdir.agree([str(tmp_path)], now, old, ignore=(), allow_changes=True)

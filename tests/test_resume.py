@@ -144,16 +144,17 @@ def test_fault_08_only_what_changes_no_result_may_change(
 ):
   """Rounding, and when a run ends, may change with a warning; everything else is refused."""
   keys = {"ignore": job.FREE_KEYS, "named": job.NAMED_KEYS}
-  agree(str(tmp_path), CONFIG, **keys, allow_changes=False)
+  places = [str(tmp_path)]
+  assert agree(places, CONFIG, None, **keys, allow_changes=False) == []
   new = {**CONFIG, section: {**CONFIG[section], **changed}}
   ((key, value),) = changed.items()
   line = f"{section}.{key}: {CONFIG[section][key]!r} -> {value!r}"
   if expected == "refused":
     with pytest.raises(UserError, match=re.escape(line)):
-      agree(str(tmp_path), new, **keys, allow_changes=False)
+      agree(places, new, CONFIG, **keys, allow_changes=False)
     with pytest.raises(UserError, match=re.escape(line)):
-      continuation(new, str(tmp_path), *keys.values())
-  agree(str(tmp_path), new, **keys, allow_changes=expected == "refused")
+      continuation(new, str(tmp_path), *keys.values(), stored=CONFIG)
+  agree(places, new, CONFIG, **keys, allow_changes=expected == "refused")
   assert warnings == (
     [] if expected == "free" else [f"{tmp_path}: the run goes on with other values: {line}"]
   )

@@ -24,12 +24,13 @@ from atst_jax.downstream.features import Labels
 from atst_jax.downstream.metrics import accuracy, mean_average_precision
 from atst_jax.downstream.papers.tasks import TASKS
 from atst_jax.downstream.splits import Split, make_splits
-from atst_jax.runtime.workdir import agree, claim
+from atst_jax.runtime.workdir import agree, claim, continuation, keep_config, read_config
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
 ROWS = 2  # format of finished rows; those of another one are computed again
+RESULTS = "results.json"
 Part = tuple[str, Callable[[], list[dict]]]  # a name, and what computes its rows
 
 
@@ -153,6 +154,9 @@ def frozen(
   """Runs an evaluation of frozen vectors: probes every kind of them, keeps what is finished, writes
   the results. Returns 0.
 
+  The workdir's config is that which its results were made with, or else its finished parts: what
+  fails changes no record.
+
   Args:
     job: what a job's `resolve` returned; its `record` is the resolved config as JSON.
     free_keys: of the record, that may change in the workdir.
@@ -162,15 +166,31 @@ def frozen(
   record = job.record
   lock = claim(workdir)
   try:
-    agree(workdir, record, ignore=free_keys, allow_changes=allow_changes)
+    agree([workdir], record, made_with(workdir), ignore=free_keys, allow_changes=allow_changes)
     rows: list[dict] = []
     for name, compute in parts(job, os.path.join(workdir, "features")):
       rows += finished(workdir, record, name, compute)
       log.info("%s: %.4f", name, rows[-1]["mean"])
     write_results(workdir, results(job, rows))
+    keep_config([workdir], record)
   finally:
     lock.close()
   return 0
+
+
+def made_with(workdir: str) -> dict | None:
+  """The config that the results of an evaluation were made with, or else the parts that are
+  finished; None if nothing is."""
+  try:
+    return storage.read_json(os.path.join(workdir, RESULTS))["config"]
+  except (OSError, ValueError, KeyError, TypeError):
+    pass
+  return read_config(workdir) if storage.names(os.path.join(workdir, "rows")) else None
+
+
+def belongs(record: dict, workdir: str, free_keys: tuple[str, ...]) -> str:
+  """See `continuation`, whose errors it raises."""
+  return continuation(record, workdir, free_keys, stored=made_with(workdir))
 
 
 def finished(
@@ -259,7 +279,7 @@ def write_results(workdir: str, results: dict) -> None:
   """results.json and results.md in the workdir, and the tables on the terminal; adds the
   differences between rows."""
   results = {**results, "differences": bootstrap.differences(workdir, results["rows"])}
-  write_json(os.path.join(workdir, "results.json"), results)
+  write_json(os.path.join(workdir, RESULTS), results)
   tables.write_markdown(os.path.join(workdir, "results.md"), results)
   print(tables.text(results))
 

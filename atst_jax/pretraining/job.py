@@ -18,11 +18,11 @@ from atst_jax.pretraining.online import Online
 from atst_jax.pretraining.recovery import Recovery
 from atst_jax.runtime import trackers
 from atst_jax.runtime.checkpoint import checkpoint_folder
-from atst_jax.runtime.checkpoint_folder import newest_config
+from atst_jax.runtime.checkpoint_folder import newest_config, saved_steps
 from atst_jax.runtime.devices import check_platform
 from atst_jax.runtime.mesh import make_mesh, process_rows
 from atst_jax.runtime.session import open_session
-from atst_jax.runtime.workdir import CONFIG, continuation, read_config, saved_steps
+from atst_jax.runtime.workdir import CONFIG, continuation, read_config
 from atst_jax.util import config as configs
 from atst_jax.util import storage
 from atst_jax.util.logs import log
@@ -244,10 +244,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   begins = f"with the encoder {config.initial}" if config.initial else "with random parameters"
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   stored = stored_config(workdir, config.checkpoint.folder)
-  belongs = f"{workdir}: a new run"
-  if stored is not None:
-    keys = (FREE_KEYS, NAMED_KEYS)
-    belongs = continuation(configs.to_json(config), workdir, *keys, stored=stored)
+  belongs = continuation(configs.to_json(config), workdir, FREE_KEYS, NAMED_KEYS, stored=stored)
   return [
     f"workdir     {belongs}{goes_on}",
     f"data        {data}",

@@ -52,6 +52,11 @@ def entries(folder: str) -> list[Entry]:
   return sorted(found, key=lambda e: (e.step, e.name == str(e.step)), reverse=True)
 
 
+def saved_steps(folder: str) -> list[int]:
+  """Steps of the checkpoints in a folder, in order."""
+  return sorted(int(name) for name in storage.names(folder) if name.isdigit())
+
+
 def newest_good(folder: str, found: list[Entry], faults: dict[str, str]) -> Entry | None:
   """The first of the entries that is good; those before it are added to `faults`, {name: what is
   wrong}."""

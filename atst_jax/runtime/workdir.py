@@ -35,8 +35,7 @@ FORMERLY = {
 STARTS = "starts.jsonl"
 # JAX's settings that a run may have otherwise than the one before it, and that change its numbers
 SETTINGS = ("jax_default_matmul_precision",)
-# that decide what is computed
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # they compute
 
 
 def claim(workdir: str, flag: str = "workdir") -> Lock:
@@ -66,16 +65,14 @@ def read_config(workdir: str) -> dict:
   path = os.path.join(workdir, CONFIG)
   try:
     config = storage.read_json(path)
+    if not isinstance(config, dict):
+      raise ValueError(f"a {type(config).__name__}")
   except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"{path} does not exist: {workdir!r} is not the workdir of a run") from None
   except ValueError as error:
     if isinstance(error, UserError):  # a store that does not answer
       raise
     raise UserError(f"{path} is damaged ({error}); restore it, or start in a new workdir") from None
-  if not isinstance(config, dict):
-    raise UserError(
-      f"{path} is damaged (a {type(config).__name__}); restore it, or start in a new workdir"
-    )
   return config
 
 
@@ -142,12 +139,31 @@ def keep_config(places: Iterable[str], config: dict) -> None:
       ) from error
 
 
-def agree(workdir: str, config: dict, **options) -> None:
-  """Compares the config with the stored one, if there is one, and stores it: of jobs without
-  checkpoints. `options` and errors are those of `compare`."""
+def agree(places: list[str], config: dict, made_with: dict | None, **options) -> list[str]:
+  """Stores the config in folders, the last of which is the workdir, where the job is new. If it
+  goes on, compares it with the config that what is there was `made_with`, and stores that where
+  there is none. `options`, result and errors are those of `compare`.
+
+  Raises UserError where the workdir is another job's, too.
+  """
+  refuse_other_job(places[-1], config)
+  if made_with is None:
+    keep_config(places, config)
+    return []
+  changed = compare(places[0], made_with, config, **options)
+  keep_config([p for p in places if not storage.is_file(os.path.join(p, CONFIG))], made_with)
+  return changed
+
+
+def refuse_other_job(workdir: str, config: dict) -> None:
+  """Raises UserError where a job of another kind has its config."""
   if storage.is_file(os.path.join(workdir, CONFIG)):
-    compare(workdir, read_config(workdir), config, **options)
-  keep_config([workdir], config)
+    job = read_config(workdir).get("job")
+    if job != config.get("job"):
+      raise UserError(
+        f"{workdir} belongs to a job {job!r}, and this one is {config.get('job')!r}; choose "
+        "another workdir"
+      )
 
 
 @contextlib.contextmanager
@@ -179,20 +195,10 @@ def own(
   if jax.process_index() == 0:
     try:
       lock = claim(workdir)
-      made_with, places = stored(), [place for place in (folder, workdir) if place]
-      if made_with is None:
-        keep_config(places, config)
-      else:
-        changed = compare(
-          folder or workdir,
-          made_with,
-          config,
-          ignore=ignore,
-          named=named,
-          allow_changes=allow_changes,
-        )
-        without = [p for p in places if not storage.is_file(os.path.join(p, CONFIG))]
-        keep_config(without, made_with)
+      places = [place for place in (folder, workdir) if place]
+      changed = agree(
+        places, config, stored(), ignore=ignore, named=named, allow_changes=allow_changes
+      )
     except Exception as mistake:  # of any kind: the others wait to hear of it
       error = mistake
   if (
@@ -263,11 +269,11 @@ def record_start(workdir: str, step: int, changed: Iterable[str] = ()) -> None:
 def read_starts(workdir: str) -> list[dict]:
   """What `record_start` wrote; nothing for runs of versions that did not. Lines that were cut short
   are left out."""
-  path = os.path.join(workdir, STARTS)
-  if not os.path.exists(path):
-    return []
-  starts = []
-  with open(path, encoding="utf-8", errors="replace") as file:
+  starts, path = [], os.path.join(workdir, STARTS)
+  with (
+    contextlib.suppress(FileNotFoundError),
+    open(path, encoding="utf-8", errors="replace") as file,
+  ):
     for line in file:
       with contextlib.suppress(ValueError):
         starts.append(json.loads(line))
@@ -280,21 +286,15 @@ def continuation(
   ignore: tuple[str, ...],
   named: tuple[str, ...] = (),
   *,
-  stored: dict | None = None,
+  stored: dict | None,
 ) -> str:
-  """Whether the run is new or goes on from one with the `stored` config, by default the workdir's.
-  Raises UserError if it would be refused (`compare`)."""
+  """Whether the run is new (`stored` is None) or goes on from one with that config. Raises
+  UserError if it would be refused (`agree`)."""
+  refuse_other_job(workdir, config)
   if stored is None:
-    if not storage.is_file(os.path.join(workdir, CONFIG)):
-      return f"{workdir}: a new run"
-    stored = read_config(workdir)
+    return f"{workdir}: a new run"
   differences = _differences(stored, config, (*ignore, *named))
   if differences:
     lines = [f"{workdir} belongs to a run with another config:", *differences.values()]
     raise UserError("\n  ".join(lines))
   return f"{workdir}: belongs to this run"
-
-
-def saved_steps(folder: str) -> list[int]:
-  """Steps of the checkpoints in a folder, in order."""
-  return sorted(int(name) for name in storage.names(folder) if name.isdigit())

@@ -42,7 +42,6 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   number.
   """
   recipe = resolve(config)
-  folder = checkpoint_folder(workdir, recipe.checkpoint["folder"])
   with open_session(
     workdir,
     folder=recipe.checkpoint["folder"],
@@ -50,11 +49,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     ignore=FREE_KEYS,
     named=NAMED_KEYS,
     allow_changes=allow_changed_config,
-    stored=lambda: (
-      read_config(recipe.checkpoint["folder"] or workdir)
-      if any(name.startswith("seed") for name in storage.names(folder))
-      else None
-    ),
+    stored=lambda: stored_config(workdir, recipe.checkpoint["folder"]),
     starting=True,
     **recipe.guard,
     memory={
@@ -96,6 +91,13 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       rows = [bootstrap.keep(workdir, row, f"{number}.npz") for number, row in enumerate(rows)]
       evaluation.write_results(workdir, _results(recipe, rows))
   return 0
+
+
+def stored_config(workdir: str, folder: str | None) -> dict | None:
+  """The config that a job's checkpoints were made with; None if there are none."""
+  if not any(n.startswith("seed") for n in storage.names(checkpoint_folder(workdir, folder))):
+    return None
+  return read_config(folder or workdir)
 
 
 def row_of(recipe: Recipe, which: str, runs: list[dict]) -> dict:
@@ -146,8 +148,10 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   splits, seeds = recipe.splits, len(recipe.seeds)
   of_epoch = {steps_per_epoch(len(split.train), recipe.batch_size) for split in splits}
   steps = sorted(recipe.epochs * number for number in of_epoch)
+  stored = stored_config(workdir, recipe.checkpoint["folder"])
+  belongs = continuation(recipe.record, workdir, FREE_KEYS, NAMED_KEYS, stored=stored)
   return [
-    f"workdir     {continuation(recipe.record, workdir, FREE_KEYS, NAMED_KEYS)}",
+    f"workdir     {belongs}",
     describe_encoder(recipe.record["encoder"], recipe.exported),
     *describe_labelled(recipe.dataset, recipe.labels, splits),
     f"runs        {len(splits) * seeds}: {len(splits)} divisions x {seeds} seeds, {recipe.epochs} "

@@ -29,7 +29,6 @@ from atst_jax.downstream.linear.job import FREE_KEYS
 from atst_jax.downstream.linear.probing import probe
 from atst_jax.downstream.metrics import chance, knn_scores, summary
 from atst_jax.downstream.splits import Split, sources_of
-from atst_jax.runtime.workdir import continuation
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
@@ -270,7 +269,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   job = few.linear
   numbers = ", ".join(map(str, few.numbers))
   return [
-    f"workdir     {continuation(job.record, workdir, FREE_KEYS)}",
+    f"workdir     {evaluation.belongs(job.record, workdir, FREE_KEYS)}",
     describe_encoder(job.record["encoder"], job.model.config),
     *describe_labelled(job.dataset, job.labels, job.splits),
     f"draws       {few.draws} of {numbers} clips per class in each division, protocol "

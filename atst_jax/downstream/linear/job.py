@@ -21,12 +21,11 @@ from ml_collections import ConfigDict
 from atst_jax.artifacts.folder import describe_encoder
 from atst_jax.downstream import bootstrap, evaluation
 from atst_jax.downstream.evaluation import describe_labelled, score_of
-from atst_jax.downstream.linear import exact
+from atst_jax.downstream.linear import exact, exporting
 from atst_jax.downstream.linear.probing import convergence, described, probe
 from atst_jax.downstream.linear.recipe import Evaluation, resolve, vectors
 from atst_jax.downstream.metrics import chance, summary
 from atst_jax.downstream.papers.published import published
-from atst_jax.runtime.workdir import continuation
 
 # Where things lie does not enter what is computed: params_hash and data.fingerprint say what they
 # are.
@@ -91,21 +90,26 @@ def parts(job: Evaluation, folder: str) -> Iterator[evaluation.Part]:
 
 
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
-  """Evaluates, prints the table and writes results.json and results.md into the workdir. Returns 0.
+  """Evaluates, prints the table and writes results.json and results.md into the workdir, and the
+  classifier where one is asked for. Returns 0.
 
   With `statistics` "data" the encoder is given the mean and deviation of the prepared set's
   training split, as BYOL-A does. A set with folds has one split, so that these two numbers (no
   labels) are of the tested clips too.
   """
   evaluation.one_process("the linear evaluation")
-  return evaluation.frozen(
-    resolve(config),
+  settings, config = exporting.take(config)
+  job = resolve(config)
+  code = evaluation.frozen(
+    job,
     workdir,
     free_keys=FREE_KEYS,
     allow_changes=allow_changed_config,
     parts=parts,
     results=_results,
   )
+  exporting.write(settings, job, workdir)
+  return code
 
 
 def _results(job: Evaluation, rows: list[dict]) -> dict:
@@ -124,6 +128,7 @@ def _results(job: Evaluation, rows: list[dict]) -> dict:
 
 def describe(config: ConfigDict, workdir: str) -> list[str]:
   """Encoder, data, divisions and the number of probes of a linear evaluation."""
+  settings, config = exporting.take(config)
   job = resolve(config)
   rates, folds, seeds = len(job.training.rates), len(job.splits), len(job.seeds)
   probes = (
@@ -133,9 +138,10 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   if job.training.protocol == "exact":
     probes = f"{folds} divisions x {len(job.penalties)} penalties of each kind of features"
   return [
-    f"workdir     {continuation(job.record, workdir, FREE_KEYS)}",
+    f"workdir     {evaluation.belongs(job.record, workdir, FREE_KEYS)}",
     describe_encoder(job.record["encoder"], job.model.config),
     *describe_labelled(job.dataset, job.labels, job.splits),
     f"probes      {probes}, protocol {job.training.protocol}",
     f"writes      {os.path.join(workdir, 'results.json')}, results.md, features/, predictions/",
+    *([f"classifier  {settings.folder}"] if settings.folder else []),
   ]

@@ -21,7 +21,6 @@ from atst_jax.downstream.papers.published import published
 from atst_jax.downstream.retrieval import adapters, text
 from atst_jax.downstream.retrieval.pair_set import SPLITS, PairSet, groups
 from atst_jax.downstream.retrieval.settings import Retrieval, resolve
-from atst_jax.runtime.workdir import continuation
 from atst_jax.util.logs import progress_bar
 
 # Where things lie does not enter what is computed: their hashes say what they are.
@@ -193,7 +192,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   sizes = ", ".join(f"{split} {len(job.pairs.rows(split))}" for split in SPLITS)
   epochs, batch = job.training["epochs"], job.training["batch_size"]
   return [
-    f"workdir     {continuation(job.record, workdir, FREE_KEYS)}",
+    f"workdir     {evaluation.belongs(job.record, workdir, FREE_KEYS)}",
     describe_encoder(job.record["encoder"], job.model.config),
     f"data        {job.dataset.root}: pairs of {sizes}",
     f"adapters    {len(job.seeds)} seeds, {epochs} epochs of batches of {batch}",
