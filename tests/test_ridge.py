@@ -100,6 +100,25 @@ def test_classes_are_those_of_scikit_learn(name):
     assert found.std() > 0
 
 
+@pytest.mark.parametrize("change", [None, "constant everywhere", "constant in training"])
+def test_a_large_refit_adds_the_validation_clips(change, monkeypatch):
+  """Equal to a fit of both together; a feature that varies in the validation clips alone has no
+  scale yet, and then everything is computed anew."""
+  by_cholesky(monkeypatch)
+  x, targets = data(n=90, d=10)
+  x[30:60] = 3 * x[30:60] - 20
+  if change:
+    x[: {"constant everywhere": 90, "constant in training": 30}[change], 4] = 7
+  system = ridge._System.of(x[:30], targets[:30])
+  added = system.added(x[30:60], targets[30:60])
+  assert (added is None) == (change == "constant in training")
+  split = Split(np.arange(30), np.arange(30, 60), np.arange(60, 90))
+  score = lambda scores, targets: accuracy(scores, targets.argmax(-1))
+  found = ridge.evaluate(x, targets, split, score, (1e-3, 0.1))
+  (layer,) = ridge.fit(x[:60], targets[:60], [found.penalty])
+  np.testing.assert_allclose(found.test_scores, layer(x[60:]), atol=1e-9)
+
+
 def test_the_validation_clips_choose_and_the_test_clips_do_not():
   x, targets = data(n=90, d=40)
   split = Split(np.arange(30), np.arange(30, 60), np.arange(60, 90))

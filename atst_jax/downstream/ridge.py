@@ -11,13 +11,12 @@ of an eigendecomposition. Features are standardised in blocks, so that memory ho
 matrices of float64 beside the features: 5.4 GB for 18,432 features.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import dsyr, dsyrk
 
 from atst_jax.downstream.metrics import scale_of
 from atst_jax.downstream.splits import Split
@@ -37,25 +36,30 @@ class Result(NamedTuple):
   test_scores: np.ndarray  # (M, C), of the test clips
 
 
-def fit(
-  x: np.ndarray, targets: np.ndarray, penalties: Sequence[float]
-) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-  """Yields for each α a function from features (M, D) to scores (M, C), in float64.
+class Layer(NamedTuple):
+  """What was fitted, in float64: scores are (x - mean) @ weights + base."""
+
+  mean: np.ndarray  # (D,)
+  weights: np.ndarray  # (D, C)
+  base: np.ndarray  # (C,)
+
+  def __call__(self, x: np.ndarray) -> np.ndarray:
+    """(M, D) features -> (M, C) scores, a block of clips at a time."""
+    starts = range(0, len(x), BLOCK)
+    return np.concatenate(
+      [(x[i : i + BLOCK] - self.mean) @ self.weights + self.base for i in starts]
+    )
+
+
+def fit(x: np.ndarray, targets: np.ndarray, penalties: Sequence[float]) -> Iterator[Layer]:
+  """Gives for each α a function from features (M, D) to scores (M, C), in float64.
 
   Args:
     x: (N, D) features; constant columns play no part.
     targets: (N, C) 0 or 1, one or several 1 in a row.
     penalties: α, above 0.
   """
-  (N, D), base = x.shape, targets.mean(0)
-  mean, factor = scale_of(x)
-  standardised = _Standardised(x, mean, factor)
-  gram, side = standardised.normal_equations(targets - base)
-  solve = _decompose(gram, side) if len(gram) <= EIGEN else _factorise(gram, side)
-  for penalty in penalties:
-    solved = solve(penalty * N)
-    weights = standardised.transposed_times(solved) if N < D else solved
-    yield functools.partial(_scores, mean=mean, weights=factor[:, None] * weights, base=base)
+  return _System.of(x, targets).layers(penalties)
 
 
 def leave_out(
@@ -128,6 +132,60 @@ class _Standardised(NamedTuple):
     return np.concatenate([block.T @ y for _, block in self.columns()])
 
 
+class _System(NamedTuple):
+  """The equations of N standardised clips, of size n = min(N, D)."""
+
+  clips: int  # N
+  mean: np.ndarray  # (D,), as is the factor
+  factor: np.ndarray
+  base: np.ndarray  # (C,) the targets' mean
+  gram: np.ndarray  # (n, n), of which the lower triangle is filled
+  side: np.ndarray  # (n, C)
+  dual: _Standardised | None  # the features, where there are fewer clips than features
+
+  @classmethod
+  def of(cls, x: np.ndarray, targets: np.ndarray) -> "_System":
+    """Of (N, D) features and (N, C) targets."""
+    standardised, base = _Standardised(x, *scale_of(x)), targets.mean(0)
+    gram, side = standardised.normal_equations(targets - base)
+    dual = standardised if len(x) < x.shape[1] else None
+    return cls(len(x), standardised.mean, standardised.factor, base, gram, side, dual)
+
+  def layers(self, penalties: Sequence[float]) -> Iterator[Layer]:
+    """What `fit` gives. Of a small system the matrix is lost."""
+    small = len(self.gram) <= EIGEN
+    solve = _decompose(self.gram, self.side) if small else _factorise(self.gram, self.side)
+    for penalty in penalties:
+      weights = solve(penalty * self.clips)
+      if self.dual:
+        weights = self.dual.transposed_times(weights)
+      yield Layer(self.mean, self.factor[:, None] * weights, self.base)
+
+  def added(self, x: np.ndarray, targets: np.ndarray) -> "_System | None":
+    """The system of these clips as well, in place, without the clips before them: nine tenths of
+    the products of a large set are not repeated. None where that cannot be: for small systems,
+    more features than clips, and features that were constant before."""
+    constant, more = self.factor == 0, _Standardised(x, self.mean, self.factor)
+    if self.dual or len(self.gram) <= EIGEN or (x[:, constant] != self.mean[constant]).any():
+      return None
+    N, gram, side, total = self.clips + len(x), self.gram, self.side, np.zeros(len(self.mean))
+    for part, block in more.rows():
+      gram = dsyrk(1.0, block.T, beta=1.0, c=gram, lower=1, overwrite_c=1)
+      side += block.T @ targets[part]
+      total += block.sum(0)
+    base, shift = (self.base * self.clips + targets.sum(0)) / N, total / N
+    gram = dsyr(-float(N), shift, lower=1, a=gram, overwrite_a=1)
+    side -= N * np.outer(shift, base)
+    # in the units of the clips before
+    deviation = np.sqrt(gram.diagonal() / N)
+    factor = np.divide(1, deviation, out=np.zeros_like(deviation), where=~constant)
+    for array in (gram, side):
+      array *= factor[:, None]
+    gram *= factor
+    mean = self.mean + np.divide(shift, self.factor, out=np.zeros_like(shift), where=~constant)
+    return _System(N, mean, self.factor * factor, base, gram, side, None)
+
+
 def _decompose(gram: np.ndarray, side: np.ndarray) -> Callable[[float], np.ndarray]:
   """shift -> (gram + shift·I)⁻¹ side, by one eigendecomposition for all shifts."""
   values, vectors = scipy.linalg.eigh(gram, lower=True, overwrite_a=True, check_finite=False)
@@ -145,12 +203,6 @@ def _factorise(gram: np.ndarray, side: np.ndarray) -> Callable[[float], np.ndarr
     return scipy.linalg.cho_solve(factor, side, check_finite=False)
 
   return solve
-
-
-def _scores(x: np.ndarray, *, mean, weights, base) -> np.ndarray:
-  """(M, D) -> (M, C), a block of clips at a time."""
-  blocks = [(x[i : i + BLOCK] - mean) @ weights + base for i in range(0, len(x), BLOCK)]
-  return np.concatenate(blocks)
 
 
 def last_best(scores: Sequence[float]) -> int:
@@ -177,22 +229,24 @@ def evaluate(
     penalties: α, ascending.
     refit: fit once more with that α, on training and validation clips together.
   """
-  known = x[split.valid]
-  valid = np.array(
-    [
-      score(predict(known), targets[split.valid])
-      for predict in fit(x[split.train], targets[split.train], penalties)
-    ]
-  )
+  system, known, valid = _System.of(x[split.train], targets[split.train]), x[split.valid], []
+  for layer in system.layers(penalties):
+    valid.append(score(layer(known), targets[split.valid]))
+    if valid[-1] >= max(valid):
+      chosen = layer
   best = last_best(valid)
+  if refit:
+    more = system.added(known, targets[split.valid])
+    if more is None:
+      rows = np.sort(np.concatenate([split.train, split.valid]))
+      more = _System.of(x[rows], targets[rows])
+    (chosen,) = more.layers([penalties[best]])
   at_end = len(valid) > 2 and best in (0, len(valid) - 1)
-  rows = np.sort(np.concatenate([split.train, split.valid])) if refit else split.train
-  (predict,) = fit(x[rows], targets[rows], [penalties[best]])
-  found = predict(x[split.test])
+  found = chosen(x[split.test])
   return Result(
     score(found, targets[split.test]),
     penalties[best],
-    at_end and bool((valid[best] > valid[1:-1]).all()),
-    tuple(valid.tolist()),
+    at_end and valid[best] > max(valid[1:-1]),
+    tuple(valid),
     found,
   )
