@@ -184,10 +184,10 @@ class AudioNTT(Encoder):
       }
     return names
 
-  def onnx(self, g, x: str, variables: dict, n_mels: int) -> tuple[str, str]:
+  def onnx(self, g, x, length, variables, n_mels, mean_over=None):
     """The nodes of `__call__`."""
+    del mean_over
     params, statistics = variables["params"], variables["batch_stats"]
-    length = g.op("Cast", "length", to=7)
     x = g.op("Unsqueeze", x, g.ints(1))  # (B, C, T, F)
     for i in range(self.stages):
       conv, norm, running = params[f"conv_{i}"], params[f"norm_{i}"], statistics[f"norm_{i}"]

@@ -78,9 +78,19 @@ class Encoder(nn.Module):
     """Name in its family's PyTorch files -> path in the variables, of every tensor."""
     raise NotImplementedError
 
-  def onnx(self, g, x: str, variables: dict, n_mels: int) -> tuple[str, str]:
-    """Adds its nodes to an `onnx_graph.Graph`: the name of the input (B, T, F) -> the names of the
-    vectors (B, D') of `pool` (of one block) and of `frames`. The input `length` is (B,) int32."""
+  def onnx(self, g, x: str, length: str, variables: dict, n_mels: int, mean_over: str | None):
+    """Adds its nodes to an ONNX graph.
+
+    Args:
+      g: the `programs.graph.Graph`.
+      x, length: names of the input (B, T, F), T at least `hop`, and of its valid frames (B,) int64.
+      variables: its arrays.
+      n_mels: F.
+      mean_over: name of `pool`'s argument, (B,) int64; `length` by default.
+
+    Returns:
+      The names of the vectors (B, D') of `pool` (of one block) and of `frames`.
+    """
     raise NotImplementedError
 
 

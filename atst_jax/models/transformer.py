@@ -263,10 +263,11 @@ class Transformer(Encoder):
         names[f"{name}.{theirs}"] = ("params", *path.split("/"), ours)
     return names
 
-  def onnx(self, g, x: str, variables: dict, n_mels: int) -> tuple[str, str]:
+  def onnx(self, g, x, length, variables, n_mels, mean_over=None):
     """The nodes of `__call__`, `pool` and `frames`."""
     params, P, D, H = variables["params"], self.patch_frames, self.width, self.heads
-    length = g.op("Div", g.op("Cast", "length", to=7), g.const(P, np.int64))  # whole patches
+    mean_over = g.op("Div", length if mean_over is None else mean_over, g.const(P, np.int64))
+    length = g.op("Div", length, g.const(P, np.int64))  # whole patches
     whole = g.op("Mul", g.op("Div", g.size(x, 1), g.ints(P)), g.ints(P))
     x = g.op("Reshape", g.op("Slice", x, g.ints(0), whole, g.ints(1)), g.ints(0, -1, P, n_mels))
     x = g.op("Reshape", g.op("Transpose", x, perm=[0, 1, 3, 2]), g.ints(0, 0, n_mels * P))
@@ -295,6 +296,6 @@ class Transformer(Encoder):
     x = g.norm(x, params["norm"])
     cls = g.op("Squeeze", g.op("Slice", x, g.ints(0), g.ints(1), g.ints(1)), g.ints(1))
     frames = g.op("Slice", x, g.ints(1), g.ints(np.iinfo(np.int64).max), g.ints(1))
-    count = g.op("Add", g.op("Cast", length, to=1), g.const(1e-6))
+    count = g.op("Add", g.op("Cast", mean_over, to=1), g.const(1e-6))
     mean = g.mean(frames, g.mask(frames, 1, length, [2]), count)
     return g.op("Concat", cls, mean, axis=1), frames
