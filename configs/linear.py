@@ -6,6 +6,10 @@ With 1, 2, 4, 8 and 16 labelled clips of every class: `:few`.
     --config.encoder=encoders/base --config.data.path=data/esc10
   python -m atst_jax.main --config=configs/linear.py:evar --workdir=runs/evar …
 
+  python -m atst_jax.main --config=configs/linear.py --workdir=runs/linear \
+    --config.encoder=encoders/base --config.data.path=data/esc10 --config.export=classifiers/esc10
+
+The last one also writes the probe as a classifier (`python -m atst_jax.predict`).
 Prints a table and writes results.json and results.md: the encoder, the same architecture with
 random parameters, and plain statistics of the log-mel spectrogram, each with all blocks and with
 the last block alone.
@@ -77,6 +81,15 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.few.draws = 10
     # of the exact probe, x clips: where each class has clips of one group, which choose nothing
     config.few.penalty = 1.0
+  else:
+    # folder to make: the encoder with a probe as a classifier for `python -m atst_jax.predict`,
+    # whose rate or penalty is the one that all divisions' validation clips prefer
+    config.export = config_dict.placeholder(str)
+    # share of the given labels that shall be right, for which the classifier's thresholds are
+    # chosen; not set: the best F1
+    config.export_precision = config_dict.placeholder(float)
+    # that it is fitted on: "all" labelled ones, or those that the first "division" does not test
+    config.export_clips = "all"
   if variant == "released":
     config.protocol = "atst"
     config.probe.refit, config.probe.tested_epoch = False, "best"

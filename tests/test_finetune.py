@@ -13,8 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax import main
-from atst_jax.data.dataset import Clip
+from atst_jax import export, main
+from atst_jax.artifacts.classifiers import scoring
+from atst_jax.artifacts.classifiers.scoring import head_of
+from atst_jax.artifacts.model import load_model
+from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.downstream.finetune import job, program, recipe
 from atst_jax.downstream.tables import table
 from atst_jax.runtime import mesh, session
@@ -49,6 +52,10 @@ def programs():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(job, "compile_for", compile_for)
     yield
+
+
+def _export(workdir, output, *flags):
+  assert export.main([f"--workdir={workdir}", f"--output={output}", *flags]) == 0
 
 
 class Stop:
@@ -176,7 +183,15 @@ def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(
   assert losses(tmp_path / "run") == losses(workdir)
 
 
-def test_several_labels_give_map_and_d_prime(encoder, tmp_path):
+def probabilities_of_test_clips(folder, data, test):
+  """What an exported classifier says of clips, by the function behind `predict`."""
+  model = load_model(str(folder))
+  mels = [clip.mel.astype(np.float32) for clip in Dataset.load(data).clips("test")]
+  assert len(mels) == test
+  return head_of(model), head_of(model).probabilities(scoring.score(model, mels))
+
+
+def test_several_labels_give_map_and_d_prime(encoder, tmp_path, capsys):
   clips = []
   for i, clip in enumerate(make_clips(60)):
     second = (i % 3 + i // 3 % 3) % 3
@@ -192,6 +207,15 @@ def test_several_labels_give_map_and_d_prime(encoder, tmp_path):
   assert [row["name"] for row in results["published"]][-2:] == ["ATST Small", "ATST Base"]
   text = table(results)
   assert "finetune mAP" in text and "d′" in text and "one division" in text and "37.4" in text
+  for number, epoch in enumerate(("best", "last")):
+    _export(tmp_path / "run", tmp_path / epoch, f"--epoch={epoch}", "--precision=0.8")
+    head, found = probabilities_of_test_clips(tmp_path / epoch, data, 15)
+    with np.load(tmp_path / "run" / results["rows"][number]["test"]["file"]) as arrays:
+      expected = 1 / (1 + np.exp(-arrays["scores"][0]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert head.multi_label and head.about["thresholds"]["rule"] == "precision 0.8"
+    assert head.about["scores"]["test"] == results["rows"][number]["runs"][0]["score"]
+    assert f"{epoch} epoch" in capsys.readouterr().out
 
 
 def test_splits_without_mixup_use_cross_entropy(encoder, tmp_path):
@@ -216,11 +240,18 @@ def test_selection_on_test_clips_says_so(encoder, tmp_path):
   assert "CHOSEN ON THE TEST CLIPS" in table(results)
 
 
-def test_a_convolutional_encoder_is_trained_on_clips_filled_with_silence(tmp_path):
-  cnn = write_encoder(tmp_path / "cnn", kind="cnn")
+def test_a_convolutional_encoder_is_trained_on_clips_filled_with_silence(tmp_path, monkeypatch):
+  cnn, logits, predict = write_encoder(tmp_path / "cnn", kind="cnn"), [], job.Runner.predict
+  monkeypatch.setattr(
+    job.Runner, "predict", lambda *args: logits.append(predict(*args)) or logits[-1]
+  )
   data = write_clips(tmp_path / "data", split_clips())
   _, results = run(cnn, data, tmp_path / "run", epochs="2", optimizer__base_lr="0.1")
   assert results["config"]["padding"] == "silence" and results["config"]["drop_path"] is None
+  _export(tmp_path / "run", tmp_path / "classifier", "--artifacts=safetensors,params,card")
+  head, found = probabilities_of_test_clips(tmp_path / "classifier", data, 12)
+  np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits[-3])), atol=1e-5)
+  assert head.fill_frames == head.max_frames and head.activation == "sigmoid"
   assert results["rows"][0]["mean"] > 0.5
   for key, value in {
     "drop_path": "0.1",

@@ -20,6 +20,7 @@ PACKAGES = {
   "atst_jax.data": ("util", "audio"),
   "atst_jax.runtime": ("util", "audio", "data"),
   "atst_jax.artifacts": ("util", "models", "method", "audio", "data", "runtime"),
+  "atst_jax.prediction": ("util", "audio", "runtime", "artifacts"),
   "atst_jax.downstream": ("util", "models", "method", "audio", "data", "runtime", "artifacts"),
   "atst_jax.figures": (
     "util",

@@ -31,7 +31,7 @@ def get_scene_embeddings(audio, model: Model, sample_rate: float, **options) -> 
     UserError: audio that is not a batch, too short, not finite, or not floats; a rate that is none.
   """
   return model.embed(
-    (model.mel(a, sample_rate) for a in _batch(audio)), **{"num_blocks": 1, **options}
+    (model.mel(a, sample_rate) for a in batch_of(audio)), **{"num_blocks": 1, **options}
   )
 
 
@@ -48,7 +48,7 @@ def get_timestamp_embeddings(
     (B, T, D) float32, and (B, T) float64, their centres in milliseconds. Where lengths differ, T is
     the longest's; behind the end of a shorter sound vectors are 0 and times NaN.
   """
-  found = [model.embed_frames(model.mel(a, sample_rate, whole=True)) for a in _batch(audio)]
+  found = [model.embed_frames(model.mel(a, sample_rate, whole=True)) for a in batch_of(audio)]
   longest = max(map(len, found), default=0)
   frame_ms = 1000 * model.frontend.hop_length / model.sample_rate
   # frame i is centred at i · frame_ms
@@ -60,7 +60,8 @@ def get_timestamp_embeddings(
   return out, times
 
 
-def _batch(audio):
+def batch_of(audio):
+  """The sounds of a batch. Raises UserError for one sound alone."""
   if getattr(audio, "ndim", 2) < 2:
     raise UserError(
       f"audio of shape {audio.shape}: expected a batch of sounds; for one sound pass [audio]"

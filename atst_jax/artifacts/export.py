@@ -9,12 +9,15 @@ import numpy as np
 
 import atst_jax
 from atst_jax.artifacts import model_card
+from atst_jax.artifacts.classifiers.head import Head, read_head
 from atst_jax.artifacts.folder import (
   CONFIG,
   FILTERS,
   FORMAT,
+  HEAD,
   ORBAX,
   SAFETENSORS,
+  head_hash,
   params_hash,
   read,
   write_weights,
@@ -49,6 +52,7 @@ def write(
   chunk_frames: int,
   tail: str,
   max_seconds: float | None = None,
+  head: Head | None = None,
   provenance: dict,
   artifacts: Collection[str] = DEFAULT,
   license: str = "unknown",
@@ -59,13 +63,14 @@ def write(
 
   Args:
     output: folder; must not exist.
-    variables: {"params": …[, "batch_stats": …]} of the encoder.
+    variables: {"params": …[, "batch_stats": …]} of the encoder, and "head" of a classifier.
     encoder: `kind` and its arguments.
     normalization: `kind` and its constants (`normalization.normalize`).
     chunk_frames: longer audio is cut into chunks of so many frames.
     tail: how their embeddings are averaged (`embed.Model.embed`).
     max_seconds: the length rule: of longer sounds only the central seconds are embedded; None:
       sounds are embedded whole.
+    head: of a classifier.
     provenance: where it comes from; any JSON.
     artifacts: some of ARTIFACTS, weights of one kind among them.
     license: for the model card.
@@ -97,6 +102,7 @@ def write(
     "max_seconds": max_seconds,
     "params_hash": params_hash(variables),
     "provenance": provenance,
+    HEAD: {**head.to_json(), "params_hash": head_hash(variables)} if head else None,
   }
   try:
     os.makedirs(temporary)
@@ -189,8 +195,9 @@ def _refuse_foreign(workdir: str, config: dict) -> None:
   """Raises UserError for the config of a run that has no encoder to export."""
   if config["job"] != "pretrain":
     raise UserError(
-      f"--workdir={workdir} holds a {config['job']!r} run; "
-      "only pre-training runs have an encoder to export"
+      f"--workdir={workdir} holds a {config['job']!r} run; pre-training runs have an encoder to "
+      "export, fine-tuning runs a classifier, and a linear evaluation writes its own by "
+      "--config.export=FOLDER"
     )
   if missing := [key for key in ("export", "tail") if key not in config]:
     raise UserError(
@@ -230,11 +237,12 @@ def export_run(workdir: str, output: str, step: int | None = None, **options) ->
 
 
 def export_again(encoder: str, output: str, **options) -> dict:
-  """Exports an exported encoder, with other artifacts (`options` of `write`). Returns its
-  provenance."""
+  """Exports an exported encoder, with its head if it has one, with other artifacts (`options` of
+  `write`). Returns its provenance."""
   config, variables, _ = read(encoder)
+  model = Model(config, variables, None)
   names = ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "provenance")
   kept = {key: config[key] for key in names}
-  frontend = FrontEnd.from_json(config["frontend"])
-  write(output, variables, frontend=frontend, **(kept | options))
+  kept[HEAD] = read_head(config[HEAD], hop=model.hop, depth=model.depth)
+  write(output, variables, frontend=model.frontend, **(kept | options))
   return config["provenance"]

@@ -9,6 +9,7 @@ earlier format is still read:
 3: weights in `model.safetensors`, `params/` if asked for; no length rule.
 4: `max_seconds`, the length rule: of a longer sound its central seconds, as a waveform, are
   embedded; null: sounds are embedded whole.
+5: `head`, with which the encoder is a classifier (`classifiers.head`); null: an encoder alone.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import os
 import jax
 import numpy as np
 
+from atst_jax.artifacts.classifiers.head import read_head
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.method.normalization import check_normalization
 from atst_jax.models.encoders import check_encoder, make_encoder
@@ -24,11 +26,12 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
-FORMAT = 4
+FORMAT = 5
 CONFIG = "config.json"
 FILTERS = "mel_filters.npy"
 SAFETENSORS = "model.safetensors"
 ORBAX = "params"
+HEAD = "head"  # section of CONFIG, and part of the variables
 MAX_CHUNK = 1 << 20  # frames, three hours
 MOST_SECONDS = 86_400.0  # of a length rule
 MOST_WEIGHT = 1000.0  # of a mel filter: 1 in a triangle, more where a scale makes it
@@ -36,7 +39,17 @@ MOST_COMPRESSED = 64  # weights hardly compress; only constant arrays do
 
 
 def params_hash(variables) -> str:
-  """16 hexadecimal digits over names, shapes and values of all arrays."""
+  """16 hexadecimal digits over names, shapes and values of all arrays but a classifier's head: the
+  encoder's, whose vectors are the same with a head and without."""
+  return _hash({key: part for key, part in variables.items() if key != HEAD})
+
+
+def head_hash(variables) -> str:
+  """The same of the head alone."""
+  return _hash(variables[HEAD])
+
+
+def _hash(variables) -> str:
   digest = hashlib.sha256()
   for path, x in jax.tree_util.tree_leaves_with_path(variables):
     digest.update(
@@ -64,6 +77,8 @@ def upgrade(config: dict, path: str) -> dict:
       path,
     )
     config = {**config, "max_seconds": None}
+  if number < 5:
+    config = {**config, HEAD: None}
   return {**config, "format": FORMAT}
 
 
@@ -158,7 +173,8 @@ def read(folder: str):
     from atst_jax.runtime.trees import restore_like
 
     variables = restore_like(weights, expected)
-  if params_hash(variables) != config["params_hash"]:
+  same = params_hash(variables) == config["params_hash"]
+  if not same or (config[HEAD] and head_hash(variables) != config[HEAD]["params_hash"]):
     raise UserError(
       f"{weights}: contents do not match params_hash in {CONFIG}; "
       "the export is damaged, make it again"
@@ -180,7 +196,9 @@ def _checked(config: dict, frontend: FrontEnd):
     if not isinstance(config[key], kind):
       raise TypeError(f"{key} is a {type(config[key]).__name__}")
   clip = jax.ShapeDtypeStruct((1, chunk, frontend.n_mels), np.float32)
-  return jax.eval_shape(encoder.init, jax.random.key(0), clip)
+  expected = jax.eval_shape(encoder.init, jax.random.key(0), clip)
+  head = read_head(config[HEAD], hop=encoder.hop, depth=encoder.blocks)
+  return {**expected, HEAD: head.shapes(encoder.size(head.blocks))} if head else expected
 
 
 def _read_filters(path: str, frontend: FrontEnd) -> np.ndarray:

@@ -30,6 +30,9 @@ RECIPE = (
   "seed",
 )
 TAGS = {"atst": "atst", "byola": "byol-a"}  # of the model hub
+# of a classifier
+CHOSEN = "seed fold epoch number protocol features penalty learning_rate fitted".split()
+TASKS = ("feature-extraction", "audio-classification")
 USES = {
   "safetensors": "`model.safetensors`: the weights, names joined by `/`",
   "params": "`params/`: the weights as an Orbax checkpoint",
@@ -43,13 +46,13 @@ USES = {
 CARD = """---
 license: {license}
 library_name: atst_jax
-pipeline_tag: feature-extraction
+pipeline_tag: {task}
 tags: [audio, self-supervised, {tag}, jax]
 ---
 
 # {name}
 
-An audio encoder: a {encoder.title}, {parameters:,} parameters. It gives one vector of {scene} \
+{what}: a {encoder.title}, {parameters:,} parameters. It gives one vector of {scene} \
 numbers for a sound, and one of {encoder.width} for every {hop_seconds}.
 
 ## Use
@@ -61,7 +64,7 @@ vectors = get_scene_embeddings([waveform], model, sample_rate=44100)  # floats o
 ```
 
 {uses}
-
+{classifier}
 ## Front-end
 
 {table}
@@ -83,6 +86,23 @@ first.
 ## Licence
 
 {terms}
+"""
+
+CLASSIFIER = """
+## Classifier
+
+```python
+from atst_jax.predict import labels_of, load_model, predict
+model = load_model("{name}")
+probabilities = predict([waveform], model, sample_rate=44100)  # (1, {count}), of labels_of(model)
+```
+
+- {count} labels, {each}: {labels}. `config.json` holds all under `head`, each with its threshold.
+- {origin}
+- Thresholds: {rule} on {clips} validation clips{chosen}.
+- Scores of the evaluation: {scores}.
+- Of a sound longer than {seconds} the {part} {seconds} count; `--window` of \
+`python -m atst_jax.predict` hears all.
 """
 
 
@@ -111,8 +131,44 @@ def _seconds(frames: int, frontend: FrontEnd) -> str:
   return f"{frames * frontend.hop_length / frontend.sample_rate:.3g} s"
 
 
+def _classifier(name: str, head: dict | None, frontend: FrontEnd) -> str:
+  """The section on an export's head; nothing for an encoder alone."""
+  if head is None:
+    return ""
+  about, labels = head["about"], head["labels"]
+  settings = ", ".join(f"{key} {about[key]}" for key in CHOSEN if key in about)
+  scores = about.get("scores", {})
+  known = [key for key in ("valid", "test") if scores.get(key) is not None]
+  parts = [f"{scores['metric']} {100 * scores[key]:.1f} % on the {key} clips" for key in known]
+  thresholds = about.get("thresholds", {"rule": "not chosen", "clips": 0})
+  return CLASSIFIER.format(
+    name=name,
+    count=len(labels),
+    each="several for a sound" if head["multi_label"] else "one for each sound",
+    labels=", ".join(f"`{label}`" for label in labels[:10]) + (", …" if len(labels) > 10 else ""),
+    origin=f"From {about.get('source', 'an unknown source')}: {settings or 'nothing more known'}.",
+    rule=thresholds["rule"],
+    clips=thresholds["clips"],
+    chosen=", which are the TEST CLIPS" if about.get("selected_on_test") else "",
+    scores="; ".join(parts) or "none were known",
+    seconds=_seconds(head["max_frames"] - 1, frontend),
+    part="central" if head["crop"] == "center" else "first",
+  )
+
+
 def _origin(provenance: dict) -> list[str]:
   """Sections on data and recipe."""
+  if "finetuned" in provenance:
+    run, parent = provenance["finetuned"], provenance["parent"]
+    data = run["config"]["data"]
+    return [
+      "## Fine-tuning",
+      f"Trained with its classifier on `{os.path.basename(data['path'])}` (fingerprint "
+      f"`{data['fingerprint']}`), {provenance['step']} updates, from the encoder "
+      f"`{parent['params_hash']}`, whose origin follows. Every key lies in `config.json` under "
+      "`provenance`.",
+      *_origin(parent["provenance"]),
+    ]
   config = provenance.get("config")
   if config is None:
     known = {key: value for key, value in provenance.items() if key != "atst_jax"}
@@ -221,8 +277,12 @@ def card(
     ]
   )
   unstated = "None was stated when this was exported (`--license`)."
+  head = config["head"]
   return CARD.format(
     name=name,
+    task=TASKS[head is not None],
+    what="An audio classifier with its encoder" if head else "An audio encoder",
+    classifier=_classifier(name, head, frontend),
     license=license,
     tag=TAGS.get(encoder.family, config["encoder"]["kind"]),
     encoder=encoder,

@@ -11,7 +11,7 @@ import numpy as np
 import atst_jax
 from atst_jax.artifacts.folder import params_hash
 from atst_jax.artifacts.model import Model
-from atst_jax.audio.frontend import log_mel
+from atst_jax.audio.frontend import FrontEnd, log_mel
 from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
@@ -206,6 +206,11 @@ def _load(path: str, rows: int) -> np.ndarray | None:
   return x if x.ndim == 2 and len(x) == rows else None
 
 
+def silence_db(frontend: FrontEnd) -> float:
+  """What the log-mel of silence is, dB."""
+  return float(log_mel(np.zeros(frontend.min_samples, np.float32), frontend).max())
+
+
 def cut_or_fill(
   mel: np.ndarray, frames: int, *, silence: float, rng: np.random.Generator | None
 ) -> np.ndarray:
@@ -232,9 +237,7 @@ def mels(
       from their start (EVAR).
     seed: of these crops; a clip's is drawn from it and the clip's id.
   """
-  silence = float(
-    log_mel(np.zeros(dataset.frontend.min_samples, np.float32), dataset.frontend).max()
-  )
+  silence = silence_db(dataset.frontend)
   with progress_bar(total, 0, "clip") as bar:
     bar.set_description(name)
     for clip in clips(dataset):

@@ -53,7 +53,7 @@ def probe(
     x = jnp.asarray(array)
     for fold, split in enumerate(splits):
       results = selection.evaluate(
-        _fit(training, x, labels, split, group),
+        fitter(training, x, labels, split, group),
         x,
         labels.targets,
         split,
@@ -133,7 +133,7 @@ def test_logits(runs: list[Run], seeds: list[int], folds: int) -> list[np.ndarra
   return [np.stack([found[seed, fold] for seed in seeds]) for fold in range(folds)]
 
 
-def _fit(training: Training, x, labels: Labels, split: Split, seeds: list[int]):
+def fitter(training: Training, x, labels: Labels, split: Split, seeds: list[int]):
   """The protocol's probe of features (N, D) on one division, as `selection.evaluate` asks for
   it."""
   options = {

@@ -1,0 +1,182 @@
+"""The probe of a linear evaluation as an exported classifier: the rate or penalty that validation
+clips prefer, fitted once more on all labelled clips."""
+
+import dataclasses
+import os
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from atst_jax.artifacts import export
+from atst_jax.artifacts.classifiers.head import MOST_FRAMES, Head, folded
+from atst_jax.artifacts.classifiers.thresholds import NO_CLIP, check_precision, with_thresholds
+from atst_jax.artifacts.folder import HEAD
+from atst_jax.downstream import ridge
+from atst_jax.downstream.evaluation import check_values
+from atst_jax.downstream.features import silence_db
+from atst_jax.downstream.linear.probing import fitter
+from atst_jax.downstream.linear.recipe import Evaluation, vectors
+from atst_jax.downstream.linear.selection import trained_on
+from atst_jax.downstream.splits import Split
+from atst_jax.util import storage
+from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
+
+CLIPS = ("all", "division")
+
+
+class Settings(NamedTuple):
+  """What is exported, if anything."""
+
+  folder: str | None
+  precision: float | None  # of the thresholds; None: the best F1
+  clips: str  # "all", or "division": those that the first division's tested probe knows
+
+
+class Chosen(NamedTuple):
+  """A probe: its row of results.json, and the place of its rate or penalty in the grid."""
+
+  row: dict
+  place: int
+
+
+def take(config: ConfigDict) -> tuple[Settings, ConfigDict]:
+  """The settings, and the config without them: they do not enter what is measured. Raises UserError
+  for what they cannot be."""
+  check_values(config, one_of={"export_clips": CLIPS})
+  check_precision(config.export_precision, "--config.export_precision")
+  settings = Settings(config.export, config.export_precision, config.export_clips)
+  if settings.folder and os.path.exists(settings.folder):
+    raise UserError(f"--config.export={settings.folder} exists; choose another folder or remove it")
+  rest = config.copy_and_resolve_references()
+  with rest.unlocked():
+    for key in ("export", "export_precision", "export_clips"):
+      del rest[key]
+  return settings, rest
+
+
+def write(settings: Settings, job: Evaluation, workdir: str) -> None:
+  """Writes the classifier of an evaluation that has ended, if one is asked for."""
+  if not settings.folder:
+    return
+  rows = storage.read_json(os.path.join(workdir, "results.json"))["rows"]
+  chosen = _choose([row for row in rows if row["features"] == "pre-trained"], job, settings.clips)
+  found = vectors(job, os.path.join(workdir, "features"))
+  (x,) = next(arrays for name, arrays in found if name == chosen.row["name"])
+  whole = settings.clips == "all"
+  split = job.splits[0]
+  if whole:
+    split = Split(np.arange(len(job.labels.ids)), split.valid, split.test)
+  weights = _fit(job, x, split, chosen.place, refit=not whole and job.training.refit, last=whole)
+  head = _head(job, chosen, x.shape[1], split, whole)
+  splits = job.splits if whole else job.splits[:1]
+  logits = np.concatenate([_validated(job, x, split, chosen.place) for split in splits])
+  targets = np.concatenate([job.labels.targets[split.valid] for split in splits])
+  head = with_thresholds(head, head.probabilities(logits), targets, settings.precision)
+  config = job.model.config
+  export.write(
+    settings.folder,
+    {**job.model.variables, HEAD: weights},
+    frontend=job.model.frontend,
+    head=head,
+    **{
+      key: config[key]
+      for key in ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "provenance")
+    },
+  )
+  log.info(
+    "%s: the classifier of %s, %s; thresholds by %s on %d validation clips",
+    settings.folder,
+    chosen.row["name"],
+    head.about["fitted"],
+    head.about["thresholds"]["rule"],
+    len(targets),
+  )
+
+
+def _grid(job: Evaluation) -> tuple[str, tuple[float, ...]]:
+  """The name of what was chosen, and its values."""
+  if job.training.protocol == "exact":
+    return "penalty", job.penalties
+  return "learning_rate", job.training.rates
+
+
+def _choose(rows: list[dict], job: Evaluation, clips: str) -> Chosen:
+  """The kind of vectors and the rate or penalty with the best mean over all divisions and seeds of
+  the validation score, or those of the first division and seed."""
+  name, _ = _grid(job)
+  key = "penalty_valid_scores" if name == "penalty" else "valid_scores"
+  best: dict[float, Chosen] = {}
+  for row in rows:
+    runs = row["runs"] if clips == "all" else row["runs"][:1]
+    scores = [[-np.inf if x is None else x for x in run[key]] for run in runs]
+    mean = np.mean(scores, axis=0)
+    # of equal ones the strongest penalty, or the smallest rate
+    place = ridge.last_best(mean) if name == "penalty" else int(mean.argmax())
+    best.setdefault(float(mean[place]), Chosen(row, place))
+  return best[max(best)]
+
+
+def _fit(job: Evaluation, x, split: Split, place: int, *, refit: bool, last: bool) -> dict:
+  """The weights of a head.
+
+  Args:
+    x: (N, D) vectors.
+    place: in the grid.
+    refit: as of `selection.evaluate`.
+    last: no clips are left to choose an epoch by.
+  """
+  rows, targets = trained_on(split, refit), job.labels.targets
+  _, grid = _grid(job)
+  if job.training.protocol == "exact":
+    (layer,) = ridge.fit(x[rows], targets[rows], [grid[place]])
+    bias = layer.base - layer.mean @ layer.weights
+    return {"kernel": layer.weights.astype(np.float32), "bias": bias.astype(np.float32)}
+  training = dataclasses.replace(job.training, best_epoch=job.training.best_epoch and not last)
+  fit = fitter(training, jnp.asarray(x), job.labels, split, job.seeds[:1])
+  probe = fit(rows, split.valid, np.array([[grid[place]]], np.float32))
+  return folded(probe.weights[0, 0], probe.bias[0, 0], probe.mean[0], probe.std[0])
+
+
+def _validated(job: Evaluation, x, split: Split, place: int) -> np.ndarray:
+  """(V, C) logits of a division's validation clips, by a probe that does not know them."""
+  weights = _fit(job, x, split, place, refit=False, last=False)
+  return x[split.valid] @ weights["kernel"] + weights["bias"]
+
+
+def _head(job: Evaluation, chosen: Chosen, width: int, split: Split, whole: bool) -> Head:
+  """The head, its thresholds not chosen yet."""
+  labels, protocol = job.labels, job.training.protocol
+  name, grid = _grid(job)
+  known = len(trained_on(split, not whole and job.training.refit))
+  metric = "mAP" if labels.multi_label else "accuracy"
+  activation = "sigmoid" if labels.multi_label else "softmax"
+  depth = job.model.depth
+  return Head(
+    labels=tuple(job.dataset.label_names),
+    multi_label=labels.multi_label,
+    activation="clip" if protocol == "exact" else activation,
+    thresholds=(NO_CLIP,) * labels.targets.shape[1],
+    blocks=depth if width == job.model.width(depth) else 1,
+    max_frames=min(job.unit or job.max_frames, MOST_FRAMES),
+    crop="start" if job.unit else "center",
+    fill_frames=job.unit,
+    fill_db=silence_db(job.dataset.frontend) if job.unit else None,
+    about={
+      "source": "linear evaluation",
+      "protocol": protocol,
+      "features": chosen.row["name"],
+      name: grid[chosen.place],
+      "seed": job.seeds[0],
+      "fitted": f"on all {known} labelled clips" if whole else f"on {known} clips of division 0",
+      "scores": {"metric": metric, "test": chosen.row["mean"]},
+      "data": {
+        "name": job.dataset.manifest["name"],
+        "fingerprint": job.record["data"]["fingerprint"],
+      },
+      "selected_on_test": job.select_on_test,
+      "config": job.record,
+    },
+  )

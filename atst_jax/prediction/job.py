@@ -1,0 +1,223 @@
+"""Many recordings to one file of labels, piece by piece, so that an interruption costs one
+piece."""
+
+import collections
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import atst_jax
+from atst_jax.artifacts import vectors
+from atst_jax.artifacts.classifiers.head import Head
+from atst_jax.artifacts.classifiers.scoring import head_of, score
+from atst_jax.artifacts.folders import stamp
+from atst_jax.artifacts.model import Model
+from atst_jax.prediction.rows import Row, Selection, select, write
+from atst_jax.prediction.sounds import Recording, Sound, Unusable, Windows, check_length, sounds
+from atst_jax.runtime.workdir import claim
+from atst_jax.util import storage
+from atst_jax.util.errors import StoreError, UserError
+from atst_jax.util.logs import Progress, log
+
+BLOCK = 256  # sounds that are scored at a time, at most,
+BLOCK_FRAMES = 1 << 18  # and their frames, 67 MB
+
+
+class Settings(NamedTuple):
+  """What is asked of every recording."""
+
+  selection: Selection
+  windows: Windows | None
+
+  def to_json(self) -> list:
+    """All that decides the rows."""
+    labels = self.selection.labels.tolist()
+    return [labels, self.selection.top, self.selection.least, self.windows]
+
+
+class Tally(NamedTuple):
+  """What a piece counted."""
+
+  sounds: int = 0
+  silent: int = 0  # without a label that is told
+  cropped: int = 0  # longer than the classifier hears
+  rejected: tuple = ()  # (id, reason)
+
+  def plus(self, other: "Tally") -> "Tally":
+    """The sums."""
+    return Tally(*(one + two for one, two in zip(self, other, strict=True)))
+
+
+def plan(model: Model, recordings: list[Recording], settings: Settings) -> dict[str, list]:
+  """Name of each piece -> its recordings. A name depends on the model, the settings and the files
+  alone."""
+  decisive = {key: x for key, x in model.config.items() if key not in ("format", "provenance")}
+  stamps = [stamp(recording.path) for recording in recordings]
+  pieces = {}
+  for part in vectors.groups(size for size, _ in stamps):
+    known = [[*one, *seen] for one, seen in zip(recordings[part], stamps[part], strict=True)]
+    asked = settings.to_json()
+    name = vectors.digest([atst_jax.__version__, decisive, asked, known])
+    pieces[name] = recordings[part]
+  return pieces
+
+
+def predict_files(
+  model: Model,
+  recordings: list[Recording],
+  output: str,
+  settings: Settings,
+  *,
+  workers: int,
+  dry_run: bool = False,
+) -> str:
+  """Writes the labels of recordings to OUTPUT; returns a line about it.
+
+  What was computed before an interruption lies in OUTPUT.part and is taken from there.
+
+  Raises:
+    UserError: a model without a head, windows that it does not hear, an output that exists, or none
+      of the recordings can be read.
+    StoreError: the output cannot be written.
+  """
+  head = head_of(model)
+  if settings.windows:
+    check_length(model, head, *settings.windows)
+  if os.path.exists(output):
+    raise UserError(f"--output={output} exists; remove it or choose another name")
+  folder = f"{output}.part"
+  plans = plan(model, recordings, settings)
+  pieces = {os.path.join(folder, f"{name}.jsonl"): part for name, part in plans.items()}
+  missing = {path: part for path, part in pieces.items() if _tally(path) is None}
+  todo, total = sum(map(len, missing.values())), len(recordings)
+  if dry_run:
+    return (
+      f"{total} recordings to labels of {len(head.labels)} in {output}; "
+      f"{len(pieces) - len(missing)} of {len(pieces)} pieces ({total - todo} recordings) are done; "
+      "nothing written"
+    )
+  lock = claim(folder, "output")
+  try:
+    if todo < total:
+      log.info("%d of %d recordings were read before", total - todo, total)
+    progress = Progress(todo)
+    try:
+      for path, part in missing.items():
+        _write_piece(path, model, head, part, settings, workers, progress)
+    finally:
+      progress.close()
+    tally = Tally()
+    for path in pieces:
+      tally = tally.plus(_finished(path))
+    for id, reason in tally.rejected:
+      print(f"left out {id}: {reason}", file=sys.stderr)
+    if not tally.sounds:
+      raise UserError(f"none of {total} recordings could be read")
+    rows = itertools.chain.from_iterable(map(_rows, pieces))
+    paths = [recording.path for recording in recordings]
+    with storage.writing(output, "w", encoding="utf-8", newline="") as file:
+      write(output, file, rows, frontend=model.frontend, paths=paths)
+    shutil.rmtree(folder)
+  except OSError as error:
+    raise StoreError(
+      f"{output}: cannot be written ({error.strerror}); make room or choose another file, and run "
+      "the same command again"
+    ) from error
+  finally:
+    lock.close()
+  return f"{output}: {_told(model, head, tally, settings)}"
+
+
+def _told(model: Model, head: Head, tally: Tally, settings: Settings) -> str:
+  """What was done, in words."""
+  kind = "windows" if settings.windows else "sounds"
+  words = [f"{tally.sounds} {kind}"]
+  if tally.silent:
+    words.append(f"{tally.silent} of them without a label")
+  if tally.cropped:
+    seconds = (head.max_frames - 1) * model.frontend.hop_length / model.sample_rate
+    part = "central" if head.crop == "center" else "first"
+    words.append(
+      f"{tally.cropped} longer than {seconds:g} s, of which the {part} {seconds:g} s were heard "
+      "(--window hears all)"
+    )
+  return ", ".join([*words, f"{len(tally.rejected)} left out"])
+
+
+def _write_piece(
+  path: str,
+  model: Model,
+  head: Head,
+  recordings: list[Recording],
+  settings: Settings,
+  workers: int,
+  progress: Progress,
+) -> None:
+  """Writes the rows of some recordings, whole or not at all, and behind them a tally."""
+  begun = progress.files
+  tally = Tally()
+  found = sounds(model, head, recordings, settings.windows, workers)
+  with storage.writing(path, "w", encoding="utf-8") as file:
+    for block in _blocks(found):
+      usable = [sound for sound in block if isinstance(sound, Sound)]
+      rejected = tuple((one.id, one.reason) for one in block if isinstance(one, Unusable))
+      silent = 0
+      logits = score(model, (sound.clip for sound in usable))
+      for sound, scores in zip(usable, logits, strict=True):
+        probabilities = head.probabilities(scores)
+        places = select(head, settings.selection, scores, probabilities)
+        silent += not places
+        recording = recordings[sound.recording].path
+        for place in places:
+          told = (head.labels[place], float(probabilities[place]), head.thresholds[place])
+          file.write(json.dumps([recording, *sound.part, *told]) + "\n")
+      cropped = sum(sound.frames > head.max_frames for sound in usable)
+      tally = tally.plus(Tally(len(usable), silent, cropped, rejected))
+      progress.update(begun + block[-1].recording, progress.clips + len(block))
+    file.write(json.dumps(tally._asdict()) + "\n")
+  progress.update(begun + len(recordings), progress.clips)
+
+
+def _blocks(found: Iterator[Sound | Unusable]) -> Iterator[list[Sound | Unusable]]:
+  """Yields them by BLOCK, or fewer that have BLOCK_FRAMES: memory is bounded by a block."""
+  block: list[Sound | Unusable] = []
+  frames = 0
+  for one in found:
+    block.append(one)
+    frames += len(one.clip) if isinstance(one, Sound) else 0
+    if len(block) == BLOCK or frames >= BLOCK_FRAMES:
+      yield block
+      block, frames = [], 0
+  if block:
+    yield block
+
+
+def _lines(path: str) -> Iterator:
+  with open(path, encoding="utf-8") as file:
+    yield from map(json.loads, file)
+
+
+def _rows(path: str) -> Iterator[Row]:
+  """The rows of a piece."""
+  return (Row(*line) for line in _lines(path) if isinstance(line, list))
+
+
+def _tally(path: str) -> Tally | None:
+  """The tally of a piece, or None where there is none or it is damaged."""
+  try:
+    (last,) = collections.deque(_lines(path), maxlen=1)
+    return Tally(**{**last, "rejected": tuple(map(tuple, last["rejected"]))})
+  except (OSError, ValueError, TypeError, KeyError):
+    return None
+
+
+def _finished(path: str) -> Tally:
+  """The tally of a piece that was written before. Raises UserError if it is gone since."""
+  tally = _tally(path)
+  if tally is None:
+    raise UserError(f"{path} was removed or damaged meanwhile; run the same command again")
+  return tally
