@@ -1,9 +1,9 @@
 """The skeleton of the evaluations: resolve, embed, probe, results, table.
 
-A job's `resolve` opens encoder and data, fills and checks the config (`fill`, `check_values`), and
-returns what the rest takes by name. `features` embeds. A probe gives rows; `finished` keeps each
-with what it says of every test clip. `results_of` and `write_results` make results.json and the
-table.
+A job's `resolve` opens encoder and data, fills and checks the config (`filled`, `check_values`),
+and returns what the rest takes by name. `features` embeds. A probe gives rows; `finished` keeps
+each with what it says of every test clip. `results_of` and `write_results` make results.json and
+the table.
 """
 
 import hashlib
@@ -47,10 +47,17 @@ def _section(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
   return (config[section] if section else config), name
 
 
-def fill(config: ConfigDict, found: Iterable[tuple[str, str, str]]) -> None:
-  """Fills hashes: (key, value, key of what it is the hash of). Raises UserError where another one
-  is set."""
-  for key, value, source in found:
+def filled(
+  config: ConfigDict, params_hash: str, fingerprint: str, *more: tuple[str, str, str]
+) -> ConfigDict:
+  """A copy with the hashes of encoder and data; `more`: (key, hash, key of what has it). Raises
+  UserError where another one is set."""
+  config = config.copy_and_resolve_references()
+  standard = (
+    ("params_hash", params_hash, "encoder"),
+    ("data.fingerprint", fingerprint, "data.path"),
+  )
+  for key, value, source in (*standard, *more):
     section, name = _section(config, key)
     if section[name] not in (None, value):
       raise UserError(
@@ -58,6 +65,7 @@ def fill(config: ConfigDict, found: Iterable[tuple[str, str, str]]) -> None:
         "out"
       )
     section[name] = value
+  return config
 
 
 def check_values(

@@ -56,14 +56,7 @@ def resolve(config: ConfigDict) -> Evaluation:
   model, sets = load_model(config.encoder), load(config.data.path)
   mix = sets["mix"]
   mix.check_frontend(model.frontend, config.encoder)
-  config = config.copy_and_resolve_references()
-  evaluation.fill(
-    config,
-    (
-      ("params_hash", model.config["params_hash"], "encoder"),
-      ("data.fingerprint", fingerprint(sets), "data.path"),
-    ),
-  )
+  config = evaluation.filled(config, model.config["params_hash"], fingerprint(sets))
   config.statistics = config.statistics or ("data" if model.encoder.unit_protocol else "encoder")
   check_values(
     config,

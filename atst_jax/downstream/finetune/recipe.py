@@ -89,14 +89,7 @@ def resolve(config: ConfigDict) -> Recipe:
   exported, encoder, _ = read(config.encoder)
   dataset, mesh = Dataset.load(config.data.path), make_mesh(**config.mesh)
   dataset.check_frontend(FrontEnd.from_json(exported["frontend"]), config.encoder)
-  config = config.copy_and_resolve_references()
-  evaluation.fill(
-    config,
-    (
-      ("params_hash", exported["params_hash"], "encoder"),
-      ("data.fingerprint", features.fingerprint(dataset), "data.path"),
-    ),
-  )
+  config = evaluation.filled(config, exported["params_hash"], features.fingerprint(dataset))
   config.dtype = resolve_dtype(config.dtype)
   transformer = ENCODERS[exported["encoder"]["kind"]].has_blocks
   if not transformer:

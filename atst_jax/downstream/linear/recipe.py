@@ -51,14 +51,7 @@ def resolve(config: ConfigDict) -> Evaluation:
   with key, value and remedy."""
   model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
   dataset.check_frontend(model.frontend, config.encoder)
-  config = config.copy_and_resolve_references()
-  evaluation.fill(
-    config,
-    (
-      ("params_hash", model.config["params_hash"], "encoder"),
-      ("data.fingerprint", features.fingerprint(dataset), "data.path"),
-    ),
-  )
+  config = evaluation.filled(config, model.config["params_hash"], features.fingerprint(dataset))
   name = dataset.manifest["name"]
   unit, task = model.encoder.unit_protocol, TASKS.get(name)
   config.protocol = config.protocol or ("atst" if is_evaluated(name) else "exact")

@@ -49,15 +49,8 @@ def resolve(config: ConfigDict) -> Retrieval:
   model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
   words = text.load_text_encoder(config.text.model)
   dataset.check_frontend(model.frontend, config.encoder)
-  config = config.copy_and_resolve_references()
-  evaluation.fill(
-    config,
-    (
-      ("params_hash", model.config["params_hash"], "encoder"),
-      ("data.fingerprint", features.fingerprint(dataset), "data.path"),
-      ("text.hash", words.hash, "text.model"),
-    ),
-  )
+  hashes = (model.config["params_hash"], features.fingerprint(dataset))
+  config = evaluation.filled(config, *hashes, ("text.hash", words.hash, "text.model"))
   config.statistics = config.statistics or ("data" if model.encoder.unit_protocol else "encoder")
   check_values(
     config,
