@@ -3,6 +3,7 @@ resizing, dtype."""
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from atst_jax.method.losses import cross_loss
 from atst_jax.method.subtraction import Subtraction
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
+from atst_jax.runtime.devices import compiler_options
 from atst_jax.runtime.mesh import make_mesh, put_batch
 from atst_jax.util.errors import UserError
 
@@ -144,7 +146,16 @@ def test_bfloat16_keeps_statistics_and_state_in_float32():
   assert 0 < abs(other["loss"] - metrics["loss"]) < 0.02
   floats = [x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
   assert set(floats) == {np.dtype("float32")} and "bf16" in step.as_text()
+  # gradients of weights, where jaxlib has oneDNN
+  assert ("__onednn$matmul" in step.as_text()) == (jax.__version_info__ >= (0, 12))
   assert jax.tree.structure(state) == jax.tree.structure(expected)
+
+
+def test_the_program_of_an_accelerator_and_of_float32_has_no_options():
+  device = lambda platform: types.SimpleNamespace(platform=platform)
+  assert compiler_options(device("cpu"), "bfloat16")
+  for platform, dtype in (("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")):
+    assert compiler_options(device(platform), dtype) is None
 
 
 @pytest.mark.parametrize(

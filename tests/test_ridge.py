@@ -1,6 +1,9 @@
 """The exact probe: equal to scikit-learn's ridge regression and classifier, and blind to the test
 clips."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -139,6 +142,45 @@ def test_the_validation_clips_choose_and_the_test_clips_do_not():
   again = ridge.evaluate(x, shuffled, split, score, grid)
   assert again[1:4] == found[1:4]
   np.testing.assert_array_equal(again.test_scores, found.test_scores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_as_20k_in_a_quarter_of_an_hour_and_eight_gigabytes(share, tmp_path):
+  """20,886 clips of ATST Base's 18,432 numbers and 527 labels on two cores, in a process of its
+  own; at a quarter of both sizes first. `pytest -m slow -k as_20k -s` prints time and memory."""
+  path, clips, features = tmp_path / "x.npy", int(20_886 * share), int(18_432 * share)
+  rng = np.random.default_rng(0)
+  x = np.lib.format.open_memmap(path, "w+", np.float32, (clips, features))
+  for row in x:
+    row[:] = rng.standard_normal(features, np.float32)
+  x.flush()
+  del x
+  program = f"""
+import resource, time, numpy as np
+from atst_jax.downstream import ridge
+from atst_jax.downstream.metrics import mean_average_precision
+from atst_jax.downstream.splits import Split
+from configs import linear
+x, rng = np.load({str(path)!r}, mmap_mode="r"), np.random.default_rng(1)
+targets = np.eye(527, dtype=np.uint8)[rng.integers(527, size={clips})]
+targets |= rng.random(targets.shape) < 0.003
+targets[:, 0] |= x[:, 0] > 1
+rows = rng.permutation({clips})
+split = Split(*(np.sort(part) for part in np.split(rows, [{clips} * 8 // 10, {clips} * 9 // 10])))
+score = lambda scores, targets: mean_average_precision(scores, targets)[0]
+started = time.perf_counter()
+found = ridge.evaluate(x, targets, split, score, linear.get_config().exact.penalties)
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(found[:4])
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+  )
+  assert done.returncode == 0, done.stderr
+  seconds, gigabytes = map(float, done.stdout.splitlines()[0].split())
+  print(f"{clips} x {features}: {seconds:.0f} s, {gigabytes:.1f} GiB\n{done.stdout}")
+  assert seconds < 900 * share**3 + 10 and gigabytes < 8 * share**2 + 1
 
 
 @pytest.mark.parametrize(

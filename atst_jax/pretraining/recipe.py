@@ -22,7 +22,7 @@ from atst_jax.method.subtraction import Subtraction
 from atst_jax.models.encoders import make_encoder
 from atst_jax.pretraining import initial
 from atst_jax.pretraining.guard import guarded, init_guard
-from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
+from atst_jax.runtime.devices import DTYPES, compiler_options, resolve_dtype, resolve_fused
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
@@ -191,6 +191,7 @@ def compile_for(
     in_shardings=(shardings, rows),
     out_shardings=(shardings, replicated(mesh)),
     donate_argnums=0,
+    compiler_options=compiler_options(mesh.devices.flat[0], config.dtype),
   )
   return Program(jax.jit(init, out_shardings=shardings), step, state, batch)
 

@@ -32,6 +32,18 @@ def resolve_dtype(dtype: str) -> str:
   return dtype
 
 
+def compiler_options(device, dtype: str) -> dict[str, bool] | None:
+  """What XLA is told beyond its defaults when it compiles a step for a device.
+
+  On a CPU, in bfloat16, transposed products (the gradients of weights and of attention) go to
+  oneDNN: XLA has no kernel for them that uses the CPU's bfloat16 (docs/speed.md). It changes
+  nothing where jaxlib was built without oneDNN (0.10).
+  """
+  if device.platform == "cpu" and dtype == "bfloat16":
+    return {"xla_cpu_experimental_onednn_custom_call": True}
+  return None
+
+
 def capability_of(device) -> float:
   """The compute capability of an NVIDIA GPU; 0 of any other device (AMD's have names there)."""
   text = str(getattr(device, "compute_capability", ""))
