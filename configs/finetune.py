@@ -57,6 +57,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.data = ConfigDict()
   config.data.path = "data/as20k"  # prepared labelled data set
   config.data.fingerprint = config_dict.placeholder(str)  # filled from the data
+  config.data.order = 2  # version of the order of clips; 1 left some out of every epoch
 
   config.splits = ConfigDict()
   config.splits.way = "auto"  # or "fold", "split", "random"

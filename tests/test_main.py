@@ -10,9 +10,10 @@ import sys
 
 import jax
 import pytest
-from tiny import ROOT, tiny_config, tiny_flags, write_dataset
+from tiny import ROOT, tiny_flags, write_dataset
 
 from atst_jax import main
+from atst_jax.data import labelled_batches, order
 from atst_jax.runtime import workdir
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
@@ -174,11 +175,14 @@ def test_programs_are_kept_for_accelerators(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_run_with_an_older_order_of_clips_is_refused_with_the_reason(tmp_path):
+@pytest.mark.parametrize(
+  ("name", "version"), [("base", order.VERSION), ("finetune", labelled_batches.VERSION)]
+)
+def test_a_run_with_an_older_order_of_clips_is_refused_with_the_reason(tmp_path, name, version):
   """Before `data.order` clips came in version 1 of the order; --allow_changed_config goes on."""
-  now = configs.to_json(tiny_config())
-  old = configs.to_json(tiny_config())
+  now, old = (configs.to_json(configs.load(name)) for _ in range(2))
+  assert now["data"]["order"] == version
   del old["data"]["order"]
   with pytest.raises(UserError, match=r"data.order: \(absent\) -> 2 \(clips came in another"):
     workdir.agree([str(tmp_path)], now, old, ignore=(), allow_changes=False)
-  workdir.agree([str(tmp_path)], now, old, ignore=(), allow_changes=True)
+  assert workdir.agree([str(tmp_path)], now, old, ignore=(), allow_changes=True)

@@ -25,6 +25,8 @@ from atst_jax.data.shard_reader import Damage, Index, ShardReader, rows
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
+VERSION = 2  # of the order; in 1 some clips were left out of every epoch
+
 
 class ClipReader:
   """Reads clips by their number in the order of `features.clips`, cropped centrally or padded with

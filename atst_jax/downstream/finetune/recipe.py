@@ -10,7 +10,7 @@ from atst_jax.artifacts.folder import read
 from atst_jax.artifacts.model import TAILS
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.dataset import Dataset
-from atst_jax.data.labelled_batches import steps_per_epoch
+from atst_jax.data.labelled_batches import VERSION, steps_per_epoch
 from atst_jax.downstream import evaluation, features
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.splits import Split
@@ -33,6 +33,7 @@ POSITIVE = (
 RANGES = {  # both ends included
   "epochs": (1, 1e6),
   "max_seconds": (0.1, 1e6),
+  "data.order": (VERSION, VERSION),
   "drop_path": (0, 0.99),
   "mixup.probability": (0, 1),
   "mixup.alpha": (1e-3, 1e3),
