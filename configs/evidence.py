@@ -40,6 +40,7 @@ def get_config(variant: str = "base") -> ConfigDict:
   config.checkpoint.keep = 1
   config.checkpoint.keep_every = 100_000
   config.log.every_steps = 20
+  config.guard.step_seconds = 0.0  # a run in the background may be paused for long
   return config
 
 
