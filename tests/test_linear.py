@@ -7,11 +7,14 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.special
 
 from atst_jax import main
+from atst_jax.artifacts.classifiers import scoring
+from atst_jax.artifacts.classifiers.scoring import head_of
 from atst_jax.artifacts.model import Model, load_model
 from atst_jax.data.dataset import Clip, Dataset
-from atst_jax.downstream import features, metrics
+from atst_jax.downstream import features, metrics, ridge
 from atst_jax.downstream.linear import exact, job
 from atst_jax.downstream.papers.published import is_evaluated
 from atst_jax.downstream.splits import Split
@@ -257,7 +260,10 @@ def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):
     clip.mel[:, 21 * second : 21 * second + 21] += 40 * (second != i % 3)
     labels = tuple(sorted({i % 3, second}))
     clips.append(Clip(clip.id, clip.mel, labels, True, -1, "test" if i % 4 == 0 else "train"))
-  results = evaluate(encoder, write_clips(tmp_path / "data", clips), tmp_path / "run", seeds="1")
+  data, workdir = write_clips(tmp_path / "data", clips), tmp_path / "run"
+  exported = {"export_clips": "division", "seeds": "1"}
+  results = evaluate(encoder, data, workdir, export=str(tmp_path / "atst"), **exported)
+  assert "export" not in results["config"]
   assert results["metric"] == "mAP" and len(results["data"]["divisions"]) == 1
   assert results["rows"][-1]["mean"] > 0.9 > results["chance"] and results["rows"][0]["std"] is None
   (over,) = [line for line in notes(results) if "classes" in line]
@@ -267,6 +273,34 @@ def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):
     and "linear mAP" in table(results)
     and "one seed" in table(results)
   )
+  scores = tested_scores(workdir, results, tmp_path / "atst", data)
+  np.testing.assert_allclose(scores[0], scipy.special.expit(scores[1]), atol=1e-5)
+  shutil.copytree(workdir / "features", tmp_path / "exact_run" / "features")
+  for clips in ("division", "all"):
+    exported = {"protocol": "exact", "seeds": "1", "export_clips": clips}
+    folder = tmp_path / clips
+    results = evaluate(encoder, data, tmp_path / "exact_run", export=str(folder), **exported)
+    scores = tested_scores(tmp_path / "exact_run", results, folder, data)
+    close = np.allclose(scores[0], scores[1].clip(0, 1), atol=1e-5)
+    assert close == (clips == "division")
+  model = load_model(str(folder))
+  head, labels = head_of(model), features.read_labels(Dataset.load(data))
+  mels = [clip.mel.astype(np.float32) for clip in features.clips(Dataset.load(data))]
+  x = model.embed(mels, num_blocks=head.blocks)
+  (layer,) = ridge.fit(x, labels.targets, [head.about["penalty"]])
+  np.testing.assert_allclose(scoring.score(model, mels), layer(x), atol=1e-5)
+  assert model.config["params_hash"] == load_model(encoder).config["params_hash"]
+  assert head.about["fitted"] == "on all 36 labelled clips"
+
+
+def tested_scores(workdir, results, folder, data):
+  """Probabilities of the test clips by an exported classifier, and the scores of its evaluation."""
+  model = load_model(str(folder))
+  name = head_of(model).about["features"]
+  (row,) = [row for row in results["rows"] if row["name"] == name]
+  mels = [clip.mel.astype(np.float32) for clip in Dataset.load(data).clips("test")]
+  with np.load(workdir / row["test"]["file"]) as arrays:
+    return head_of(model).probabilities(scoring.score(model, mels)), arrays["scores"][0]
 
 
 def test_splits_with_one_label_give_accuracy_and_take_the_rates_of_the_task(encoder, tmp_path):
@@ -305,6 +339,7 @@ def test_evar_protocol(tmp_path):
   cnn = write_encoder(tmp_path / "cnn", kind="cnn")
   data = write_clips(tmp_path / "data", make_clips(36, loud=8.0))
   overrides = {"seeds": "3", "probe__epochs": "30", "probe__learning_rates": "0.001,0.01"}
+  overrides |= {"export": str(tmp_path / "probe")}
   results = evaluate(cnn, data, tmp_path / "run", variant="evar", unit_seconds="0.4", **overrides)
   config = results["config"]
   assert (config["crop"], config["statistics"], config["probe"]["refit"]) == ("unit", "data", False)
@@ -324,6 +359,12 @@ def test_evar_protocol(tmp_path):
     for name in os.listdir(tmp_path / "run" / "features")
   ]
   assert any(x.shape == expected.shape and np.allclose(x, expected, atol=1e-4) for x in found)
+  model = load_model(str(tmp_path / "probe"))
+  weights, head = model.variables["head"], head_of(model)
+  logits = scoring.score(model, [clip.mel.astype(np.float32) for clip in make_clips(36, loud=8.0)])
+  np.testing.assert_allclose(logits, expected @ weights["kernel"] + weights["bias"], atol=1e-4)
+  assert head.probabilities(logits).sum(-1) == pytest.approx(1, abs=1e-6)
+  assert head.fill_frames == head.max_frames == 41 and head.crop == "start"
   refused("'tones' is not in the table of tasks", cnn, data, tmp_path / "other", variant="evar")
 
 

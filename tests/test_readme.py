@@ -24,7 +24,7 @@ DOCUMENTS = (
 RUN = re.compile(
   r"python -m (data_pipeline\.prepare --input=\w+ --output"
   r"|atst_jax\.main .*(configs/(real_small|linear)|--sweep)"
-  r"|atst_jax\.(export|embed) )"
+  r"|atst_jax\.(export|embed|predict|search) )"
 )
 FOREIGN = re.compile(
   r"make |pip install |(python )?launch/|ATST_PLATFORM=|sbatch |docker |git clone|cd |tensorboard"
@@ -72,7 +72,7 @@ def _run(argv: list[str]) -> None:
 
 
 def test_the_commands_and_the_python_of_the_readme(tmp_path, monkeypatch, one_device):
-  """README, then docs/exports.md, from the first line to the last."""
+  """README, docs/exports.md, then docs/use.md, from the first line to the last."""
   os.symlink(ROOT / "configs", tmp_path / "configs")
   _tones(tmp_path / "recordings" / "esc10", 24)
   _tones(tmp_path / "labelled", 12)
@@ -80,17 +80,20 @@ def test_the_commands_and_the_python_of_the_readme(tmp_path, monkeypatch, one_de
   write_inline(monkeypatch)
   names = {"waveform": np.random.default_rng(0).normal(0, 0.1, 44100).astype(np.float32)}
   ran = set()
-  for document in ("README.md", "docs/exports.md"):
+  for name in ("night.wav", "dog.wav"):
+    os.link(tmp_path / "labelled" / "a" / "0.wav", tmp_path / name)
+  for document in ("README.md", "docs/exports.md", "docs/use.md"):
     for language, text in blocks((ROOT / document).read_text(encoding="utf-8")):
       if language == "python" and text not in ran:
         ran.add(text)
         exec(compile(text, document, "exec"), names)
         assert np.isfinite(names["vectors"]).all()
+        assert np.isfinite(names.get("probabilities", 0)).all()
       for line in commands(text) if language == "sh" else ():
         if RUN.match(line) and line not in ran:
           _run(words(line))
           ran.add(line)
-  assert {"prepare", "main", "export", "embed"} == {
+  assert {"prepare", "main", "export", "embed", "predict", "search"} == {
     words(line)[2].rpartition(".")[2] for line in ran if line.startswith("python ")
   }
 

@@ -7,6 +7,7 @@ import os
 import jax
 import numpy as np
 
+from atst_jax.artifacts.classifiers.card_section import card_section
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.models.encoders import make_encoder
 from atst_jax.util.errors import UserError
@@ -31,7 +32,6 @@ RECIPE = (
 )
 TAGS = {"atst": "atst", "byola": "byol-a"}  # of the model hub
 # of a classifier
-CHOSEN = "seed fold epoch number protocol features penalty learning_rate fitted".split()
 TASKS = ("feature-extraction", "audio-classification")
 USES = {
   "safetensors": "`model.safetensors`: the weights, names joined by `/`",
@@ -88,23 +88,6 @@ first.
 {terms}
 """
 
-CLASSIFIER = """
-## Classifier
-
-```python
-from atst_jax.predict import labels_of, load_model, predict
-model = load_model("{name}")
-probabilities = predict([waveform], model, sample_rate=44100)  # (1, {count}), of labels_of(model)
-```
-
-- {count} labels, {each}: {labels}. `config.json` holds all under `head`, each with its threshold.
-- {origin}
-- Thresholds: {rule} on {clips} validation clips{chosen}.
-- Scores of the evaluation: {scores}.
-- Of a sound longer than {seconds} the {part} {seconds} count; `--window` of \
-`python -m atst_jax.predict` hears all.
-"""
-
 
 def read_results(path: str, params_hash: str) -> dict:
   """The results.json of a linear evaluation of this encoder. Raises UserError for another's, or
@@ -129,31 +112,6 @@ def read_results(path: str, params_hash: str) -> dict:
 
 def _seconds(frames: int, frontend: FrontEnd) -> str:
   return f"{frames * frontend.hop_length / frontend.sample_rate:.3g} s"
-
-
-def _classifier(name: str, head: dict | None, frontend: FrontEnd) -> str:
-  """The section on an export's head; nothing for an encoder alone."""
-  if head is None:
-    return ""
-  about, labels = head["about"], head["labels"]
-  settings = ", ".join(f"{key} {about[key]}" for key in CHOSEN if key in about)
-  scores = about.get("scores", {})
-  known = [key for key in ("valid", "test") if scores.get(key) is not None]
-  parts = [f"{scores['metric']} {100 * scores[key]:.1f} % on the {key} clips" for key in known]
-  thresholds = about.get("thresholds", {"rule": "not chosen", "clips": 0})
-  return CLASSIFIER.format(
-    name=name,
-    count=len(labels),
-    each="several for a sound" if head["multi_label"] else "one for each sound",
-    labels=", ".join(f"`{label}`" for label in labels[:10]) + (", …" if len(labels) > 10 else ""),
-    origin=f"From {about.get('source', 'an unknown source')}: {settings or 'nothing more known'}.",
-    rule=thresholds["rule"],
-    clips=thresholds["clips"],
-    chosen=", which are the TEST CLIPS" if about.get("selected_on_test") else "",
-    scores="; ".join(parts) or "none were known",
-    seconds=_seconds(head["max_frames"] - 1, frontend),
-    part="central" if head["crop"] == "center" else "first",
-  )
 
 
 def _origin(provenance: dict) -> list[str]:
@@ -282,7 +240,7 @@ def card(
     name=name,
     task=TASKS[head is not None],
     what="An audio classifier with its encoder" if head else "An audio encoder",
-    classifier=_classifier(name, head, frontend),
+    classifier=card_section(name, head, frontend),
     license=license,
     tag=TAGS.get(encoder.family, config["encoder"]["kind"]),
     encoder=encoder,
