@@ -170,13 +170,13 @@ def test_exports_of_every_format_load(encoder, model, tmp_path):
     json.loads((folder / "config.json").read_text()),
   )
   nameless = {key: x for key, x in stored["normalization"].items() if key != "kind"}
-  for old in ({"format": 3}, {"format": 2}, {"format": 1, "normalization": nameless}):
+  for old in ({"format": 4}, {"format": 3}, {"format": 2}, {"format": 1, "normalization": nameless}):
     (folder / "config.json").write_text(json.dumps({**stored, **old}))
     np.testing.assert_array_equal(
       get_scene_embeddings([_audio(1)], load_model(str(folder)), 16000), expected
     )
-  (folder / "config.json").write_text(json.dumps({**stored, "format": 5}))
-  with pytest.raises(UserError, match="format 5, this code reads 1 to 4; install a newer"):
+  (folder / "config.json").write_text(json.dumps({**stored, "format": 6}))
+  with pytest.raises(UserError, match="format 6, this code reads 1 to 5; install a newer"):
     load_model(str(folder))
 
 
