@@ -52,7 +52,7 @@ def _cnn() -> ConfigDict:
   config.total_steps, config.warmup_steps = 200, 0
   config.data.frontend = "atst"
   config.data.streams = 16
-  config.views.group = 16
+  config.views.group = 8
   config.encoder.width, config.encoder.hidden = 1280, 256  # 1,024 of them are the convolutions'
   config.heads.hidden = 1024
   config.optimizer.base_lr = 1e-3  # the difference-aware paper's
