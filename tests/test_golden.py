@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from torch_layout import cnn_variables, transformer_variables
+from torch_layout import network_names, variables_in
 
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import FRONTENDS
@@ -27,6 +27,7 @@ ENCODER = {
   "patch_frames": 4,
   "max_frames": 1001,
 }
+NAMES = network_names(Transformer(**ENCODER))
 
 
 @pytest.mark.parametrize("box", range(6))
@@ -76,7 +77,7 @@ def test_linear_fader_and_post_normalization(golden):
 def test_encoder_forward(golden):
   """Ragged lengths: CLS and every block's tokens. Seen red with a time-major patch."""
   arrays = golden("atst_step")
-  params, _ = transformer_variables(arrays, "before.student.")
+  params, _ = variables_in(arrays, "before.student.", NAMES)
   length = jnp.asarray(arrays["length"])
   y, out = jax.jit(Transformer(**ENCODER).apply)(
     {"params": params["encoder"]}, jnp.asarray(arrays["views"][0, 0]), length
@@ -95,7 +96,7 @@ def test_embedding_of_long_clips(golden, num_blocks, key):
   """Chunks of 601 frames by the released rule, through the embedder; the golden clips are
   normalised already."""
   arrays = golden("atst_step")
-  params, _ = transformer_variables(arrays, "before.student.")
+  params, _ = variables_in(arrays, "before.student.", NAMES)
   model = Model(
     {
       "encoder": {"kind": "transformer", **ENCODER},
@@ -143,13 +144,13 @@ def test_three_steps(golden):
   update = jax.jit(
     method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, group=5)
   )
-  params, batch_stats = transformer_variables(arrays, "before.student.")
+  params, batch_stats = variables_in(arrays, "before.student.", NAMES)
   state = method.TrainState(
     jnp.zeros((), jnp.int32),
     params,
     batch_stats,
     tx.init(params),
-    teacher.init(*transformer_variables(arrays, "before.teacher.")),
+    teacher.init(*variables_in(arrays, "before.teacher.", NAMES)),
   )
   for step in range(3):
     pair = jnp.asarray(arrays["views"][step]).swapaxes(0, 1)
@@ -157,7 +158,7 @@ def test_three_steps(golden):
     values = [float(metrics[k]) for k in ("loss", "std_student", "std_teacher")]
     np.testing.assert_allclose(values, arrays["trace_loss_stds_stdt"][step], rtol=1e-5)
     if step == 0:
-      grads, _ = transformer_variables(arrays, "grad.")
+      grads, _ = variables_in(arrays, "grad.", NAMES)
       # The last LayerNorm's bias moves all rows alike, which the projector's BatchNorm removes: its
       # gradient is rounding noise, of which Adam makes steps of the learning rate.
       ours = jax.tree.map(np.asarray, state.opt_state[0])
@@ -167,11 +168,11 @@ def test_three_steps(golden):
         lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads
       )
       assert max(jax.tree.leaves(gap)) < 1e-4
-  expected, expected_stats = transformer_variables(arrays, "after.student.")
+  expected, expected_stats = variables_in(arrays, "after.student.", NAMES)
   del state.params["encoder"]["norm"]["bias"], expected["encoder"]["norm"]["bias"]
   assert _largest_difference(state.params, expected) < 1e-4
   assert _largest_difference(state.batch_stats, expected_stats) < 1e-4
-  expected, expected_stats = transformer_variables(arrays, "after.teacher.")
+  expected, expected_stats = variables_in(arrays, "after.teacher.", NAMES)
   assert _largest_difference(state.teacher.params, expected) < 1e-4
   assert _largest_difference(state.teacher.batch_stats, expected_stats) < 1e-4
 
@@ -184,11 +185,12 @@ def test_cnn_encoder(golden):
   another length."""
   arrays = golden("byola_encoder")
   encoder = make_encoder(CNN)
-  params, stats = cnn_variables(arrays, "weights.", heads=False)
+  names = encoder.torch_names()
+  params, stats = variables_in(arrays, "weights.", names)
   train = functools.partial(encoder.apply, train=True, mutable=["batch_stats"])
   (y, _), new = jax.jit(train)({"params": params, "batch_stats": stats}, arrays["mel"])
   np.testing.assert_allclose(y, arrays["train_out"], atol=1e-5)
-  params, stats = cnn_variables(arrays, "after.", heads=False)
+  params, stats = variables_in(arrays, "after.", names)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), new["batch_stats"], stats)
   variables, apply = {"params": params, "batch_stats": stats}, jax.jit(encoder.apply)
   y, before = apply(variables, arrays["mel"])
@@ -231,13 +233,14 @@ def test_difference_step(golden):
   update = jax.jit(
     method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, group=6)
   )
-  params, batch_stats = cnn_variables(arrays, "before.student.")
+  names = network_names(make_encoder(CNN))
+  params, batch_stats = variables_in(arrays, "before.student.", names)
   state = method.TrainState(
     jnp.zeros((), jnp.int32),
     params,
     batch_stats,
     tx.init(params),
-    teacher.init(*cnn_variables(arrays, "before.teacher.")),
+    teacher.init(*variables_in(arrays, "before.teacher.", names)),
   )
   pair, gamma = jnp.asarray(arrays["views"]).swapaxes(0, 1), jnp.asarray(arrays["gamma"]).T
   mixed, _ = mixtures.mix_neighbours(pair, None, gamma, group=6, scale=1.0)
@@ -257,8 +260,8 @@ def test_difference_step(golden):
   state, metrics = update(state, jax.random.key(0), pair, None, mixed)
   for name in ("loss", "loss_byol", "loss_difference"):
     np.testing.assert_allclose(metrics[name], arrays[name], rtol=1e-5)
-  grads, _ = cnn_variables(arrays, "grad.")
-  expected, expected_stats = cnn_variables(arrays, "after.student.")
+  grads, _ = variables_in(arrays, "grad.", names)
+  expected, expected_stats = variables_in(arrays, "after.student.", names)
   ours = jax.tree.map(np.asarray, state.opt_state[0])
   # A bias in front of a BatchNorm plays no part: its gradient is rounding noise, of which Adam
   # makes whole steps.
@@ -279,12 +282,10 @@ def test_difference_step(golden):
   gap = jax.tree.map(
     lambda a, b, c: float(np.abs((a - b)[c]).max(initial=0)), state.params, expected, clear
   )
-  assert (
-    max(jax.tree.leaves(gap)) < 1e-4
-    and _largest_difference(state.params, expected) < 2.01 * arrays["lr"]
-  )
+  assert max(jax.tree.leaves(gap)) < 1e-4
+  assert _largest_difference(state.params, expected) < 2.01 * arrays["lr"]
   assert np.mean(np.concatenate([c.ravel() for c in jax.tree.leaves(clear)])) > 0.5
   assert _largest_difference(state.batch_stats, expected_stats) < 1e-4
-  expected, expected_stats = cnn_variables(arrays, "after.teacher.")
+  expected, expected_stats = variables_in(arrays, "after.teacher.", names)
   assert _largest_difference(state.teacher.params, expected) < 1e-4
   assert _largest_difference(state.teacher.batch_stats, expected_stats) < 1e-4

@@ -59,11 +59,9 @@ def test_a_slice():
   config = recipe.resolve(tiny_config(**SHALLOW), None)
   state = jax.eval_shape(recipe.build(config, ragged=False)[0], jax.random.key(0))
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-  assert (
-    result["chips"] == 4
-    and result["chip"] == "TPU v5e"
-    and result["mesh"] == {"data": 4, "fsdp": 1}
-  )
+  assert result["chips"] == 4
+  assert result["chip"] == "TPU v5e"
+  assert result["mesh"] == {"data": 4, "fsdp": 1}
   assert size <= result["state_bytes"] < 1.5 * size  # the TPU pads small arrays
   assert list(result["collectives"]) == ["all-reduce"]
   params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
@@ -81,10 +79,8 @@ def test_a_slice():
 @needs_libtpu
 def test_fsdp_divides_the_state():
   parts = _slice("v5e:2x2", mesh__data="1", mesh__fsdp="4")
-  assert (
-    parts["state_bytes"] < 0.5 * _slice("v5e:2x2")["state_bytes"]
-    and "all-gather" in parts["collectives"]
-  )
+  assert parts["state_bytes"] < 0.5 * _slice("v5e:2x2")["state_bytes"]
+  assert "all-gather" in parts["collectives"]
 
 
 @needs_libtpu
@@ -178,9 +174,8 @@ def test_the_largest_batch_is_searched(monkeypatch):
   monkeypatch.setattr(pod, "memory_of", lambda batch: (100 + 10 * batch) << 20)
   monkeypatch.setattr(plan, "find_chip", lambda kind: "TPU v5e")
   config = tiny_config(batch_size="16", views__group="2", data__streams="4")
-  assert plan.largest_batch(
-    config, jax.devices()[:1], 260 << 20, 100 << 20, 3
-  ) == 1464 and compiled == [1464]
+  assert plan.largest_batch(config, jax.devices()[:1], 260 << 20, 100 << 20, 3) == 1464
+  assert compiled == [1464]
   compiled.clear()
   # half as much as it will be
   found = plan.largest_batch(config, jax.devices()[:1], 180 << 20, 100 << 20, 4)
@@ -295,7 +290,6 @@ def test_collectives_are_read_from_the_text():
     Collective("collective-permute", 8, 16),
     Collective("send", 16, 0),
   ]
-  assert (
-    Collective("all-reduce", 800, 8).sent == 1400 and Collective("all-gather", 800, 8).sent == 700
-  )
+  assert Collective("all-reduce", 800, 8).sent == 1400
+  assert Collective("all-gather", 800, 8).sent == 700
   assert Collective("collective-permute", 8, 16).sent == 8

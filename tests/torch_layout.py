@@ -1,80 +1,43 @@
-"""PyTorch state dicts of the golden files as this project's parameter trees."""
+"""PyTorch state dicts of networks as this project's parameter trees."""
 
 import jax.numpy as jnp
 
+from atst_jax.artifacts.torch_files import turn
 
-def transformer_variables(arrays, prefix):
-  """`{prefix}encoder.…`, `{prefix}projector.…` -> (params, batch_stats). mask_embed is unused by
-  ATST and left out."""
-  torch = {k[len(prefix) :]: jnp.asarray(v) for k, v in arrays.items() if k.startswith(prefix)}
+HEADS = ("projector", "predictor", "predictor_difference")
 
-  def linear(name):
-    out = {"kernel": torch[f"{name}.weight"].T}
-    return {**out, "bias": torch[f"{name}.bias"]} if f"{name}.bias" in torch else out
 
-  norm = lambda name: {"scale": torch[f"{name}.weight"], "bias": torch[f"{name}.bias"]}
-  depth = 1 + max(int(k.split(".")[2]) for k in torch if k.startswith("encoder.blocks."))
-  encoder = {
-    "cls_token": torch["encoder.cls_token"],
-    "pos_embed": torch["encoder.pos_embed"],
-    "patch_embed": linear("encoder.patch_embed.patch_embed"),
-    "norm": norm("encoder.norm"),
-  }
+def head_names(bias):
+  """Names of a projector's or predictor's tensors in PyTorch, and where they belong here."""
   names = {
-    "norm1": (norm, "norm1"),
-    "qkv": (linear, "attn.qkv"),
-    "proj": (linear, "attn.proj"),
-    "norm2": (norm, "norm2"),
-    "fc1": (linear, "mlp.fc1"),
-    "fc2": (linear, "mlp.fc2"),
+    "0.weight": ("params", "hidden", "kernel"),
+    "3.weight": ("params", "out", "kernel"),
+    "1.weight": ("params", "norm", "scale"),
+    "1.bias": ("params", "norm", "bias"),
+    "1.running_mean": ("batch_stats", "norm", "mean"),
+    "1.running_var": ("batch_stats", "norm", "var"),
   }
-  for i in range(depth):
-    encoder[f"block_{i:02d}"] = {
-      k: read(f"encoder.blocks.{i}.{name}") for k, (read, name) in names.items()
-    }
-  params, batch_stats = {"encoder": encoder}, {}
-  for head in ("projector", "predictor"):
-    if f"{head}.0.weight" in torch:
-      params[head] = {
-        "hidden": linear(f"{head}.0"),
-        "norm": norm(f"{head}.1"),
-        "out": linear(f"{head}.3"),
-      }
-    if f"{head}.1.running_mean" in torch:
-      batch_stats[head] = {
-        "norm": {"mean": torch[f"{head}.1.running_mean"], "var": torch[f"{head}.1.running_var"]}
-      }
-  return params, batch_stats
+  biases = {"0.bias": ("params", "hidden", "bias"), "3.bias": ("params", "out", "bias")}
+  return names | (biases if bias else {})
 
 
-def cnn_variables(arrays, prefix, heads=True):
-  """`{prefix}encoder.features.…`, `{prefix}projector.…` of BYOL-A -> (params, batch_stats)."""
-  torch = {k[len(prefix) :]: jnp.asarray(v) for k, v in arrays.items() if k.startswith(prefix)}
-  # (out, in, mel, time) -> (time, mel, in, out)
-  kernel = {2: lambda w: w.T, 4: lambda w: w.transpose(3, 2, 1, 0)}
-  layer = lambda name: {
-    "kernel": kernel[torch[f"{name}.weight"].ndim](torch[f"{name}.weight"]),
-    "bias": torch[f"{name}.bias"],
+def network_names(encoder):
+  """The same of a whole network: {"encoder.cls_token": ("params", "encoder", "cls_token"), …}."""
+  parts = {"encoder": encoder.torch_names(), **dict.fromkeys(HEADS, head_names(True))}
+  return {
+    f"{part}.{name}": (path[0], part, *path[1:])
+    for part, names in parts.items()
+    for name, path in names.items()
   }
-  norm = lambda name: {"scale": torch[f"{name}.weight"], "bias": torch[f"{name}.bias"]}
-  stats = lambda name: {"mean": torch[f"{name}.running_mean"], "var": torch[f"{name}.running_var"]}
-  root = "encoder." if heads else ""
-  encoder, encoder_stats = {"fc1": layer(f"{root}fc.0"), "fc2": layer(f"{root}fc.3")}, {}
-  for i in range(sum(f"{root}features.{4 * i}.weight" in torch for i in range(4))):
-    encoder[f"conv_{i}"] = layer(f"{root}features.{4 * i}")
-    encoder[f"norm_{i}"] = norm(f"{root}features.{4 * i + 1}")
-    if f"{root}features.{4 * i + 1}.running_mean" in torch:
-      encoder_stats[f"norm_{i}"] = stats(f"{root}features.{4 * i + 1}")
-  if not heads:
-    return encoder, encoder_stats
-  params, batch_stats = {"encoder": encoder}, {"encoder": encoder_stats}
-  for head in ("projector", "predictor", "predictor_difference"):
-    if f"{head}.0.weight" in torch:
-      params[head] = {
-        "hidden": layer(f"{head}.0"),
-        "norm": norm(f"{head}.1"),
-        "out": layer(f"{head}.3"),
-      }
-    if f"{head}.1.running_mean" in torch:
-      batch_stats[head] = {"norm": stats(f"{head}.1")}
-  return params, batch_stats
+
+
+def variables_in(arrays, prefix, names):
+  """(params, batch_stats) of those tensors `{prefix}NAME` that are there."""
+  variables = {"params": {}, "batch_stats": {}}
+  for name, (*path, last) in names.items():
+    if prefix + name in arrays:
+      node = variables
+      for part in path:
+        node = node.setdefault(part, {})
+      node[last] = jnp.asarray(turn(arrays[prefix + name]))
+  return variables["params"], variables["batch_stats"]

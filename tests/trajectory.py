@@ -14,6 +14,7 @@ from atst_jax.method.views import make_views
 from atst_jax.models.encoders import make_encoder
 from atst_jax.pretraining import recipe
 from tests.tiny import tiny_config
+from tests.torch_layout import HEADS, head_names
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "trajectories.npz"
 KINDS = ("transformer", "cnn")
@@ -62,24 +63,9 @@ def clips_of(step):
   return mel.astype(np.float16)
 
 
-def head_names(bias):
-  """Names of a projector's or predictor's tensors in PyTorch, and where they belong here."""
-  names = {
-    "0.weight": ("params", "hidden", "kernel"),
-    "3.weight": ("params", "out", "kernel"),
-    "1.weight": ("params", "norm", "scale"),
-    "1.bias": ("params", "norm", "bias"),
-    "1.running_mean": ("batch_stats", "norm", "mean"),
-    "1.running_var": ("batch_stats", "norm", "var"),
-  }
-  biases = {"0.bias": ("params", "hidden", "bias"), "3.bias": ("params", "out", "bias")}
-  return names | (biases if bias else {})
-
-
 def names_of(config):
   """{part: {PyTorch's name: path}} of encoder, projector and both predictors."""
-  heads = ("projector", "predictor", "predictor_difference")
-  names = dict.fromkeys(heads, head_names(config.heads.use_bias))
+  names = dict.fromkeys(HEADS, head_names(config.heads.use_bias))
   return {"encoder": make_encoder(config.encoder).torch_names(), **names}
 
 

@@ -78,7 +78,9 @@ class Encoder(nn.Module):
     """Name in its family's PyTorch files -> path in the variables, of every tensor."""
     raise NotImplementedError
 
-  def onnx(self, g, x: str, length: str, variables: dict, n_mels: int, mean_over: str | None):
+  def onnx(
+    self, g, x: str, length: str, variables: dict, n_mels: int, mean_over=None, num_blocks=1
+  ):
     """Adds its nodes to an ONNX graph.
 
     Args:
@@ -87,9 +89,10 @@ class Encoder(nn.Module):
       variables: its arrays.
       n_mels: F.
       mean_over: name of `pool`'s argument, (B,) int64; `length` by default.
+      num_blocks: of `pool`.
 
     Returns:
-      The names of the vectors (B, D') of `pool` (of one block) and of `frames`.
+      The names of the vectors (B, D') of `pool` and of `frames`.
     """
     raise NotImplementedError
 
@@ -215,17 +218,10 @@ def attend(q, k, v, num_tokens, implementation):
   """
   if implementation == "cudnn" and q.shape[1] > 1:  # one query, of the last block, stays with XLA
     # Without a gradient for an odd number of tokens (jax 0.10 to 0.12, NotImplementedError).
-    return jax.nn.dot_product_attention(
-      q,
-      k,
-      v,
-      query_seq_lengths=num_tokens,
-      key_value_seq_lengths=num_tokens,
-      implementation="cudnn",
-    )
-  return jnp.matmul(attention_weights(q, k, num_tokens).astype(v.dtype), v.swapaxes(1, 2)).swapaxes(
-    1, 2
-  )
+    lengths = {"query_seq_lengths": num_tokens, "key_value_seq_lengths": num_tokens}
+    return jax.nn.dot_product_attention(q, k, v, **lengths, implementation="cudnn")
+  weights = attention_weights(q, k, num_tokens).astype(v.dtype)
+  return jnp.matmul(weights, v.swapaxes(1, 2)).swapaxes(1, 2)
 
 
 class MLPHead(nn.Module):
@@ -244,20 +240,11 @@ class MLPHead(nn.Module):
   def __call__(self, x, *, train):
     """(..., D) -> (..., out) float32; `train` normalises by the batch and updates the running
     statistics."""
-
-    def dense(features, fan_in, name):
-      return nn.Dense(
-        features,
-        use_bias=self.use_bias,
-        dtype=self.dtype,
-        kernel_init=torch_kernel_init,
-        bias_init=torch_bias_init(fan_in),
-        name=name,
-      )
-
-    h = dense(self.hidden, x.shape[-1], "hidden")(x)
-    h = nn.relu(BatchNorm(name="norm")(h, train=train)).astype(self.dtype)
-    return dense(self.out, self.hidden, "out")(h).astype(jnp.float32)
+    common = {"use_bias": self.use_bias, "dtype": self.dtype, "kernel_init": torch_kernel_init}
+    hidden = nn.Dense(self.hidden, bias_init=torch_bias_init(x.shape[-1]), name="hidden", **common)
+    out = nn.Dense(self.out, bias_init=torch_bias_init(self.hidden), name="out", **common)
+    h = nn.relu(BatchNorm(name="norm")(hidden(x), train=train)).astype(self.dtype)
+    return out(h).astype(jnp.float32)
 
 
 class BatchNorm(nn.Module):
@@ -275,7 +262,8 @@ class BatchNorm(nn.Module):
   @nn.compact
   def __call__(self, x, *, train, track=True):
     """(..., C) -> (..., C) float32; the running statistics are updated if training and `track`."""
-    channels = x.shape[-1]
+    channels, axes = x.shape[-1], tuple(range(x.ndim - 1))
+    wide = lambda v: v.reshape((1,) * len(axes) + (-1,))
     x = x.astype(jnp.float32)
     if self.affine:
       scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
@@ -283,9 +271,8 @@ class BatchNorm(nn.Module):
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
     running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
     if train:
-      axes = tuple(range(x.ndim - 1))
       mean = x.mean(axes)
-      var = jnp.square(x - mean.reshape((1,) * len(axes) + (-1,))).mean(axes)
+      var = jnp.square(x - wide(mean)).mean(axes)
       if track and not self.is_initializing():
         count = x.size // channels
         keep = self.momentum
@@ -293,11 +280,10 @@ class BatchNorm(nn.Module):
         running_var.value = keep * running_var.value + (1 - keep) * var * count / max(count - 1, 1)
     else:
       mean, var = running_mean.value, running_var.value
-    shape = (1,) * (x.ndim - 1) + (-1,)
     if not self.affine:
-      return (x - mean.reshape(shape)) / jnp.sqrt(var + self.epsilon).reshape(shape)
+      return (x - wide(mean)) / wide(jnp.sqrt(var + self.epsilon))
     factor = scale / jnp.sqrt(var + self.epsilon)
-    return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+    return (x - wide(mean)) * wide(factor) + wide(bias)
 
 
 # U(±1 / sqrt(fan_in))

@@ -255,15 +255,14 @@ class Transformer(Encoder):
         f"blocks.{i}.mlp.fc1": (f"block_{i:02d}/fc1", linear),
         f"blocks.{i}.mlp.fc2": (f"block_{i:02d}/fc2", linear),
       }
-    names: dict[str, tuple[str, ...]] = {
-      name: ("params", name) for name in ("cls_token", "pos_embed")
-    }
+    names: dict[str, tuple[str, ...]] = {"cls_token": ("params", "cls_token")}
+    names["pos_embed"] = ("params", "pos_embed")
     for name, (path, kinds) in layers.items():
       for theirs, ours in kinds.items():
         names[f"{name}.{theirs}"] = ("params", *path.split("/"), ours)
     return names
 
-  def onnx(self, g, x, length, variables, n_mels, mean_over=None):
+  def onnx(self, g, x, length, variables, n_mels, mean_over=None, num_blocks=1):
     """The nodes of `__call__`, `pool` and `frames`."""
     params, P, D, H = variables["params"], self.patch_frames, self.width, self.heads
     mean_over = g.op("Div", length if mean_over is None else mean_over, g.const(P, np.int64))
@@ -281,6 +280,7 @@ class Transformer(Encoder):
     def heads(y, perm):
       return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, H, D // H)), perm=perm)
 
+    pooled = []
     for i in range(self.depth):
       block = params[f"block_{i:02d}"]
       qkv = g.op("MatMul", g.norm(x, block["norm1"]), g.const(block["qkv"]["kernel"]))
@@ -293,9 +293,7 @@ class Transformer(Encoder):
       x = g.op("Add", x, g.dense(y, block["proj"]))
       y = g.gelu(g.dense(g.norm(x, block["norm2"]), block["fc1"]))
       x = g.op("Add", x, g.dense(y, block["fc2"]))
-    x = g.norm(x, params["norm"])
-    cls = g.op("Squeeze", g.op("Slice", x, g.ints(0), g.ints(1), g.ints(1)), g.ints(1))
-    frames = g.op("Slice", x, g.ints(1), g.ints(np.iinfo(np.int64).max), g.ints(1))
-    count = g.op("Add", g.op("Cast", mean_over, to=1), g.const(1e-6))
-    mean = g.mean(frames, g.mask(frames, 1, length, [2]), count)
-    return g.op("Concat", cls, mean, axis=1), frames
+      if i >= self.depth - num_blocks:
+        pooled.append(g.pool(g.norm(x, params["norm"]), length, mean_over))
+    cls, means, frames = zip(*pooled, strict=True)
+    return g.op("Concat", *cls, *means, axis=1), frames[-1]
