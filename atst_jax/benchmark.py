@@ -6,20 +6,28 @@ a measurement.
   python -m atst_jax.benchmark input --config=configs/base.py --clips=4096
   python -m atst_jax.benchmark end_to_end --config=configs/demo.py
   python -m atst_jax.benchmark prepare --input=recordings
+  python -m atst_jax.benchmark embed --frames=301,601,1001 --torch
+  python -m atst_jax.benchmark embed --encoder=encoders/base --input=recordings
 
 `step` is the whole train step, views included, on a batch that lies on the device; its FLOPs are
 model FLOPs: student forward and backward, teacher forward, nothing that is computed twice. `input`
 is what the trainer receives from shards, `end_to_end` both together. `prepare` compares the job
 that writes shards with a bare loop of decoding, resampling and log-mel over the same files: one
 process with one, and the pool of processes, after its start, with as many loops side by side.
+`embed` is an encoder's work: log-mels of each length to vectors, many of one length together, and
+files to vectors. Without --encoder it is ATST Small with random parameters, without --input the
+files are 10 s of noise.
 """
 
 import json
 import os
 import sys
 
+import jax
+
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.method.subtraction import SECTIONS
+from atst_jax.runtime.devices import DTYPES
 from atst_jax.util import config as configs
 from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, leave
@@ -65,12 +73,72 @@ def _parser() -> Parser:
   part.add_argument(
     "--workers", type=int, default=os.cpu_count() or 1, help="processes of the pool"
   )
+  _add_embed(parts.add_parser("embed", description=__doc__))
   for part in parts.choices.values():
     part.add_argument(
       "--repeats", type=int, default=5, help="measurements, of which the median counts"
     )
     part.add_argument("--json", action="store_true", help="print JSON")
   return parser
+
+
+def _add_embed(part) -> None:
+  part.add_argument("--encoder", help="exported encoder (default: ATST Small, random)")
+  part.add_argument(
+    "--frames",
+    default="101,201,301,401,501,601,801,1001",
+    help="lengths of log-mels, with commas between them",
+  )
+  part.add_argument("--input", help="folder of recordings or manifest CSV, for files to vectors")
+  part.add_argument("--dtype", choices=DTYPES, default="float32", help="as of embed")
+  part.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
+  part.add_argument(
+    "--torch", action="store_true", help="in turns with the encoder in eager PyTorch (one device)"
+  )
+
+
+def _embed(flags) -> dict:
+  from atst_jax.artifacts.model import load_model
+  from atst_jax.performance import embed_speed
+
+  try:
+    lengths = [int(frames) for frames in flags.frames.split(",")]
+  except ValueError:
+    raise UserError(f"--frames={flags.frames}: whole numbers with commas between them") from None
+  if flags.encoder:
+    model = load_model(flags.encoder, dtype=flags.dtype)
+  else:
+    model = embed_speed.random_small(flags.dtype)
+  if min(lengths) < model.hop:
+    raise UserError(f"--frames={flags.frames}: this encoder needs at least {model.hop}")
+  files = None
+  if flags.input:
+    sources = pipeline("sources.inputs").list_files(flags.input).sources
+    files = [(source.id, source.path) for source in sources]
+  found = embed_speed.measure_lengths(model, lengths, repeats=flags.repeats, torch=flags.torch)
+  return {
+    "device": jax.devices()[0].device_kind,
+    "devices": jax.local_device_count(),
+    "dtype": model.dtype,
+    "lengths": found,
+    **embed_speed.measure_files(model, files, workers=flags.workers, repeats=flags.repeats),
+  }
+
+
+def _show_embed(result) -> list[str]:
+  lines = ["{devices} x {device}, {dtype}, log-mels to vectors:".format(**result)]
+  for length in result["lengths"]:
+    line = "{frames} frames: {clips_per_second:.1f} clips/s".format(**length)
+    if "times_torch" in length:
+      line += ", PyTorch {torch_clips_per_second:.1f}: {times_torch:.2f} times as many".format(
+        **length
+      )
+    lines.append(line)
+  lines.append(
+    "files to vectors ({files} files, {data}), {workers} threads decode: "
+    "{files_per_second:.1f} files/s".format(**result)
+  )
+  return lines
 
 
 def _prepare(flags) -> dict:
@@ -158,6 +226,7 @@ SHOW = {
   "end_to_end": _show_step,
   "input": _show_input,
   "prepare": _show_prepare,
+  "embed": _show_embed,
 }
 
 
@@ -171,10 +240,10 @@ def _main(argv, flags, rest) -> None:
   for key in ("files", "repeats", "workers", "seconds", "peak_tflops"):
     if getattr(flags, key, None) is not None and not getattr(flags, key) > 0:
       raise UserError(f"--{key}={getattr(flags, key)}: must be above 0")
-  if flags.part == "prepare":
+  if flags.part in ("prepare", "embed"):
     if rest:
       raise UserError(f"{rest[0]}: unknown flag")
-    result = _prepare(flags)
+    result = _prepare(flags) if flags.part == "prepare" else _embed(flags)
   else:
     config = configs.load_with_overrides(flags.config, rest, SECTIONS)
     if flags.part == "step" and (flags.torch or flags.torch_compile):
@@ -187,6 +256,6 @@ def _main(argv, flags, rest) -> None:
 
 
 if __name__ == "__main__":
-  if sys.argv[1:2] != ["prepare"]:  # its job is not started anew either
+  if sys.argv[1:2] not in (["prepare"], ["embed"]):  # their jobs are not started anew either
     start_anew("atst_jax.benchmark")
   leave(main())

@@ -8,12 +8,20 @@ file of vectors out.
   python -m atst_jax.embed --encoder=encoders/base --input=recordings --output=vectors.npz
   python -m atst_jax.embed --encoder=encoders/base --input=list.csv --output=vectors.parquet \
     --blocks=12 --workers=8
+  python -m atst_jax.embed --encoder=encoders/base --input=day.flac --output=day.parquet \
+    --window=3 --hop=1
 
 The input is a folder of recordings, one recording, or a manifest CSV with a column `path`; files
 may have any rate and length. A file that cannot be used is listed with its reason and does not end
 the job. After an interruption run it again: what was computed lies in OUTPUT.part, and the result
-is the same. Long sounds are cut into chunks whose vectors are averaged; an export may have the rule
-that only the central seconds of a longer sound count (`--length`).
+is the same. With --window a file has a vector for each window, as if that were a file, and with
+--frames the encoder's vectors over time; both have their times in seconds. Long sounds are cut into
+chunks whose vectors are averaged; an export may have the rule that only the central seconds of a
+longer sound count (`--length`).
+
+Every device that JAX finds takes its rows of a batch, and one device gives the same bits. Processes
+that see the same folders may share the work: the same command for each, with --num_processes=4 and
+--process_id=0 to 3. The last one to end writes the output.
 
 Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer, 75 stopped
 early, run it again.
@@ -24,6 +32,7 @@ import os
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.artifacts.folder import parse_length
 from atst_jax.artifacts.model import TAILS, Model, load_model
+from atst_jax.runtime.devices import DTYPES
 from atst_jax.util import storage
 from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, leave, sigterm_as_interrupt
@@ -52,6 +61,17 @@ def main(argv=None) -> int:
     help="'whole' embeds all of a longer sound, a number its central seconds; the export's rule by "
     "default",
   )
+  add("--window", type=float, help="seconds of a window; a vector for each, with its times")
+  add("--hop", type=float, help="seconds between the beginnings of windows (default --window)")
+  add("--frames", action="store_true", help="the vectors over time, with their times")
+  add(
+    "--dtype",
+    choices=DTYPES,
+    default="float32",
+    help="of the encoder's products (default float32); auto: bfloat16, but float32 on a CPU",
+  )
+  add("--num_processes", type=int, default=1, help="processes that share the files (default 1)")
+  add("--process_id", type=int, default=0, help="which of them this is, from 0")
   workers = os.cpu_count() or 1
   add(
     "--workers",
@@ -82,12 +102,18 @@ def _main(flags) -> None:
     vectors.import_parquet(output)
   if flags.workers < 1:
     raise UserError(f"--workers={flags.workers}: at least one is needed")
-  model = load_model(flags.encoder)
+  if not 0 <= flags.process_id < flags.num_processes:
+    raise UserError(
+      f"--process_id={flags.process_id}: must be from 0 to below --num_processes="
+      f"{flags.num_processes}"
+    )
+  model = load_model(flags.encoder, dtype=flags.dtype)
   if flags.tail is not None and model.encoder.context is not None:
     raise UserError(
       f"--tail={flags.tail}: this encoder's vector of a long sound is that of one pass, no chunks "
       "are averaged; leave it out"
     )
+  rows = _rows(flags, model)
   if flags.length is not None:
     model = model.limited(parse_length(flags.length))
   if not 1 <= flags.blocks <= model.depth:
@@ -100,9 +126,40 @@ def _main(flags) -> None:
   options = {"num_blocks": flags.blocks, "tail": flags.tail or model.config["tail"]}
   print(
     folders.embed_files(
-      model, files, output, workers=flags.workers, options=options, dry_run=flags.dry_run
+      model,
+      files,
+      output,
+      workers=flags.workers,
+      options=options,
+      rows=rows,
+      process=(flags.process_id, flags.num_processes),
+      dry_run=flags.dry_run,
     )
   )
+
+
+def _rows(flags, model: Model):
+  """What gets a vector, from the flags. Raises UserError for flags that do not go together."""
+  from atst_jax.artifacts.sounds import FRAMES, WINDOWS, Rows
+
+  if flags.frames:
+    others = {
+      "--window": flags.window is not None,
+      "--tail": flags.tail is not None,
+      "--length": flags.length is not None,
+      "--blocks": flags.blocks != 1,
+    }
+    for name in (name for name, given in others.items() if given):
+      raise UserError(
+        f"{name} and --frames: vectors over time are those of the last block, of the whole sound; "
+        f"leave {name} out"
+      )
+    return Rows(FRAMES)
+  if flags.window is not None:
+    return Rows(WINDOWS, flags.window, flags.window if flags.hop is None else flags.hop)
+  if flags.hop is not None:
+    raise UserError(f"--hop={flags.hop:g} needs --window=SECONDS")
+  return Rows()
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@
   python -m atst_jax.search --vectors=vectors.parquet --duplicates=0.99
 
 A query is the id of a vector, or a sound file, which needs the encoder that made the vectors.
-Prints a line for each find: its cosine and its id; or, with --duplicates, a line for each pair. A
-page shows spectrograms of the finds, and plays them; it needs the folder or table that was
-embedded. From 100,000 vectors on an index is built once and kept beside the file.
+Prints a line for each find: its cosine and its id, of a window with its seconds; or, with
+--duplicates, a line for each pair. A page shows spectrograms of the finds, and plays them; it needs
+the folder or table that was embedded. From 100,000 vectors on an index is built once and kept
+beside the file.
 
 Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer.
 """
@@ -60,17 +61,15 @@ def _main(flags) -> None:
   table = vectors.read(flags.vectors)
   query = _query(flags, table)
   searcher, whiten = _searcher(flags, table)
-  own = table.ids.index(flags.query) if flags.query in table.ids else None
+  own = table.find(flags.query)
   rows, cosines = searcher.nearest(neighbours.unit(query[None], whiten), flags.k + 1)
   found = [
-    (table.ids[row], float(cosine))
-    for row, cosine in zip(rows[0], cosines[0], strict=True)
-    if row != own
+    (row, float(cosine)) for row, cosine in zip(rows[0], cosines[0], strict=True) if row != own
   ][: flags.k]
-  for id, cosine in found:
-    print(f"{cosine:.4f}  {id}")
+  for row, cosine in found:
+    print(f"{cosine:.4f}  {table.name(row)}")
   if flags.page:
-    _write_page(flags, found)
+    _write_page(flags, [(table.ids[row], cosine) for row, cosine in found])
 
 
 def _searcher(flags, table: vectors.Table):
@@ -85,14 +84,14 @@ def _list_duplicates(flags) -> None:
   searcher, _ = _searcher(flags, table)
   pairs = sorted(searcher.duplicates(flags.duplicates), key=lambda pair: -pair[2])
   for i, j, cosine in pairs:
-    print(f"{cosine:.4f}  {table.ids[i]}  {table.ids[j]}")
+    print(f"{cosine:.4f}  {table.name(i)}  {table.name(j)}")
   print(f"{len(pairs)} pairs of {len(table.ids)} vectors", file=sys.stderr)
 
 
 def _query(flags, table: vectors.Table) -> np.ndarray:
   """(D,) vector of the query."""
-  if flags.query in table.ids:
-    return np.asarray(table.vectors[table.ids.index(flags.query)])
+  if (own := table.find(flags.query)) is not None:
+    return np.asarray(table.vectors[own])
   if not os.path.isfile(flags.query):
     raise UserError(
       f"--query={flags.query}: neither a file nor an id of {flags.vectors}"
@@ -106,11 +105,11 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
       f"--encoder={flags.encoder} did not make {flags.vectors} (params_hash "
       f"{model.config['params_hash']}, there {table.about['params_hash']}); give the one that did"
     )
-  from atst_jax.artifacts import folders
+  from atst_jax.artifacts.sounds import file_mel
 
   if "length" in table.about:
     model = model.limited(parse_length(str(table.about["length"])))
-  mel = folders.file_mel(model, flags.query)
+  mel = file_mel(model, flags.query)
   if isinstance(mel, str):
     raise UserError(f"--query: {mel}")
   # files that were written before they named them: the last block, by the export's rule

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say: seconds are nobody's promise here, that the numbers fit
 together is."""
 
+import io
 import json
 import os
 import pathlib
@@ -11,16 +12,19 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from tiny import tiny_config, tiny_flags
 
+from atst_jax.artifacts.model import load_model
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.benchmark import main
-from atst_jax.performance import speed, torch_step
+from atst_jax.performance import embed_speed, speed, torch_encoder, torch_step
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.recipe import clip_flops
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import environment
+from atst_jax.util.errors import UserError
 from data_pipeline.shards.speed import bare_loop
+from tests.evaluation import write_encoder
+from tests.tiny import tiny_config, tiny_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -171,6 +175,64 @@ def test_beside_torch(capsys, monkeypatch):
   assert result["times_torch"] == pytest.approx(12 / (16 / 3))
   assert main(["step", "--torch", *tiny_flags()]) == 2
   assert "without the subtraction; take configs/atst_small.py" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+  return write_encoder(tmp_path_factory.mktemp("benchmark") / "encoder")
+
+
+def test_embed(encoder, tmp_path, monkeypatch, capsys):
+  """Lengths with their chunks, and files to vectors: those given, or noise."""
+  monkeypatch.setattr(embed_speed, "FRAMES_AT_A_TIME", 100)
+  monkeypatch.setattr(embed_speed, "NOISE_FILES", 2)
+  flags = ["embed", f"--encoder={encoder}", "--frames=20,70", "--repeats=1"]
+  assert main([*flags, "--json"]) == 0
+  result = json.loads(capsys.readouterr().out)
+  assert [length["chunks"] for length in result["lengths"]] == [[20], [32, 32, 6]]
+  assert all(length["clips_per_second"] > 0 for length in result["lengths"])
+  assert result["files"] == 2 and result["files_per_second"] > 0
+  soundfile.write(tmp_path / "a.wav", np.full(8000, 0.1), 16000)
+  assert main([*flags, f"--input={tmp_path}"]) == 0
+  assert "files to vectors (1 files, given)" in capsys.readouterr().out
+  for change, message in (
+    (["--frames=2"], "at least 4"),
+    (["--frames=a"], "whole numbers"),
+    (["--torch"], "one device, here are 8"),
+  ):
+    assert main([*flags, *change]) == 2 and message in capsys.readouterr().err
+
+
+def test_embed_beside_torch(encoder):
+  """The same clips for both, cut alike, in turns."""
+  asked = []
+
+  class Theirs:
+    def seconds(self, chunks, clips):
+      asked.append((chunks, clips))
+      return 2.0
+
+  result = embed_speed._measure_length(load_model(encoder), Theirs(), 70, 2)
+  clips = embed_speed.FRAMES_AT_A_TIME // 70
+  assert asked == [([32, 32, 6], 1), *2 * [([32, 32, 6], clips)]]
+  assert result["torch_clips_per_second"] == clips / 2
+  assert result["times_torch"] == pytest.approx(result["clips_per_second"] * 2 / clips)
+
+
+def test_torch_answers_requests(monkeypatch, capsys):
+  pytest.importorskip("torch", reason="PyTorch is not installed: .[torch]")
+  monkeypatch.setattr(sys, "stdin", io.StringIO('{"chunks": [32, 8], "clips": 3}\n'))
+  sizes = {"width": 16, "depth": 1, "heads": 2, "patch_frames": 4, "max_frames": 32}
+  torch_encoder.serve(device="cpu", bfloat16=False, n_mels=64, **sizes)
+  assert json.loads(capsys.readouterr().out) > 0
+
+
+def test_a_torch_that_fails_is_one_sentence():
+  sizes = {"width": 16, "depth": 1, "heads": 0, "patch_frames": 4, "max_frames": 32}
+  message = "--torch: PyTorch's encoder"
+  encoder = torch_encoder.TorchEncoder(sizes, 64, device="cpu", bfloat16=False)
+  with encoder as theirs, pytest.raises(UserError, match=message):
+    theirs.seconds([32], 1)
 
 
 @pytest.mark.parametrize("platform", environment.PLATFORMS)

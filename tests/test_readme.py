@@ -4,6 +4,7 @@ import importlib
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 
 import numpy as np
@@ -93,8 +94,10 @@ def test_the_commands_and_the_python_of_the_readme(tmp_path, monkeypatch, one_de
         if RUN.match(line) and line not in ran:
           _run(words(line))
           ran.add(line)
+        elif line.startswith("python -c "):
+          exec(compile(shlex.split(line)[2], document, "exec"), {})
   assert {"prepare", "main", "export", "embed", "predict", "search"} == {
-    words(line)[2].rpartition(".")[2] for line in ran if line.startswith("python ")
+    words(line)[2].rpartition(".")[2] for line in ran if line.startswith("python -m ")
   }
 
 

@@ -20,9 +20,10 @@ def collection(folder, name="v.npz", job="1"):
   values = rng.normal(size=(N, D)).astype(np.float32)
   values[7] = values[3]
   values[:, 0] = 50 * values[:, 0] + 200
-  piece = vectors.Piece([f"{i}.wav" for i in range(N)], values, [])
+  piece = vectors.Piece([vectors.Block([f"{i}.wav" for i in range(N)], None, values)], [])
   vectors.save_piece(str(folder / "piece.npz"), piece)
   about = {"job": job, "params_hash": "h", "dimensions": D, "blocks": 1, "tail": "mean"}
+  about["rows"] = "files"
   write = vectors.write_npz if name.endswith(".npz") else vectors.write_parquet
   write(str(folder / name), [str(folder / "piece.npz")], about)
   return str(folder / name), values

@@ -22,7 +22,8 @@ def get_scene_embeddings(audio, model: Model, sample_rate: float, **options) -> 
       more memory than they are.
     model: of `load_model`.
     sample_rate: Hz of `audio`; it is resampled to the model's.
-    options: of `Model.embed`; the last block alone by default.
+    options: of `Model.embed`; the last block alone by default. With `max_frames` above the
+      export's length rule so many frames of the sound's middle count, not the rule.
 
   Returns:
     (B, D) float32.
@@ -30,9 +31,10 @@ def get_scene_embeddings(audio, model: Model, sample_rate: float, **options) -> 
   Raises:
     UserError: audio that is not a batch, too short, not finite, or not floats; a rate that is none.
   """
-  return model.embed(
-    (model.mel(a, sample_rate) for a in batch_of(audio)), **{"num_blocks": 1, **options}
-  )
+  most, rule = options.get("max_frames"), model.rule_frames
+  whole = rule is not None and most is not None and most > rule
+  mels = (model.mel(a, sample_rate, whole=whole) for a in batch_of(audio))
+  return model.embed(mels, **{"num_blocks": 1, **options})
 
 
 def get_timestamp_embeddings(

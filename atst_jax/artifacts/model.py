@@ -7,21 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.artifacts import folder as exported
+from atst_jax.artifacts.batches import Chunk, Clips, Program, Queue, vectors_over_time
+from atst_jax.artifacts.classifiers.head import head_outputs
 from atst_jax.artifacts.folder import check_length
-from atst_jax.audio.frontend import FrontEnd
-from atst_jax.audio.waveforms import (
-  Mel,
-  central,
-  central_samples,
-  cut,
-  mel_of,
-  peak_of,
-  pieces,
-  windows,
-)
+from atst_jax.audio.frontend import FrontEnd, mel_filters
+from atst_jax.audio.waveforms import Mel, central, central_samples, cut, mel_of, peak_of, pieces
 from atst_jax.method.normalization import normalize
-from atst_jax.models.chunking import TAILS, batch_rows, padded_sizes, weighted_chunks
+from atst_jax.models.chunking import TAILS, weighted_chunks
 from atst_jax.models.encoders import make_encoder
+from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
 from atst_jax.util.errors import UserError
 from atst_jax.util.numbers import as_written
 
@@ -41,16 +35,36 @@ class Model:
     encoder: the linen module, and `variables` its arrays.
   """
 
-  def __init__(self, config: dict, variables, filters: np.ndarray | None):
+  def __init__(
+    self,
+    config: dict,
+    variables,
+    filters: np.ndarray | None,
+    *,
+    dtype: str = "float32",
+    devices: list | None = None,
+  ):
+    """Args:
+    config, variables, filters: of `folder.read`.
+    dtype: of the encoder's products: "float32", "bfloat16", or "auto" (float32 on a CPU).
+    devices: that batches lie over; all of this process by default.
+    """
     self.config, self.variables, self._filters = config, variables, filters
     self.frontend = FrontEnd.from_json(config["frontend"])
     self.sample_rate = self.frontend.sample_rate
     self.chunk_frames: int = config["chunk_frames"]
     self.max_seconds: float | None = config["max_seconds"]
-    self.encoder = make_encoder(config["encoder"])
+    self.dtype = resolve_dtype(dtype)
+    self._where = {"dtype": self.dtype, "devices": devices}
+    self.encoder = _make_encoder(config["encoder"], self.dtype)
     self.depth, self.hop = self.encoder.blocks, self.encoder.hop
-    self._encode = as_written(jax.jit(self._encoded))
-    self._pool = as_written(jax.jit(self.pooled, static_argnames="num_blocks"))
+    self._pool = Program(self.pooled, variables, devices)
+    self._over_time = Program(self._frames, variables, devices)
+
+  @property
+  def filters(self) -> np.ndarray:
+    """(n_fft // 2 + 1, F) mel filters of the front-end."""
+    return mel_filters(self.frontend) if self._filters is None else self._filters
 
   def normalized(self, mel, peak, length):
     """What the encoder sees of chunks: (B, T, F) dB, (B,) maximum of their clip, (B,) valid frames
@@ -60,6 +74,11 @@ class Model:
 
   def _encoded(self, variables, mel, peak, length):
     return self.encoder.apply(variables, self.normalized(mel, peak, length), length)
+
+  def _frames(self, variables, mel, peak, length, mean_over):
+    """(B, N, D): the vectors over time of chunks."""
+    del mean_over
+    return self.encoder.frames(self._encoded(variables, mel, peak, length)[1])
 
   def pooled(self, variables, mel, peak, length, mean_over, *, num_blocks: int):
     """The vectors of chunks, as a function of arrays to be jitted.
@@ -82,18 +101,17 @@ class Model:
     """One chunk's vectors as a function of arrays, to be traced: what exported programs compute.
 
     Args:
-      variables: `self.variables`.
-      mel: (B, T, F) dB, padded; T at most `chunk_frames` of a transformer.
-      length: (B,) valid frames.
-      peak: (B,) dB, maximum of the whole clip.
+      variables, mel: `self.variables`; (B, T, F) dB, T at most a transformer's `chunk_frames`.
+      length, peak: (B,) valid frames; (B,) dB, maximum of the whole clip.
 
     Returns:
       {"scene": (B, 2D) [CLS, mean] of the last block, or (B, D) of a convolutional encoder;
-      "frames": (B, N, D)}.
+      "frames": (B, N, D)}, and `head_outputs` of a classifier.
     """
     y, before = self._encoded(variables, mel, peak, length)
-    scene = self.encoder.pool(y, before, length, num_blocks=1)
-    return {"scene": scene, "frames": self.encoder.frames(before)}
+    pool = lambda blocks: self.encoder.pool(y, before, length, num_blocks=blocks)
+    found = {"scene": pool(1), "frames": self.encoder.frames(before)}
+    return found | head_outputs(self.config["head"], variables, pool)
 
   def reinitialized(self, seed: int) -> "Model":
     """The same architecture, front-end and normalisation with fresh random parameters: the baseline
@@ -101,7 +119,7 @@ class Model:
     noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels), jnp.float32)
     init = as_written(jax.jit(self.encoder.init))
     variables = init(jax.random.key(seed, impl="threefry2x32"), noise)
-    return Model(self.config, variables, self._filters)
+    return Model(self.config, variables, self._filters, **self._where)
 
   def standardized(self, statistics: dict) -> "Model":
     """The same encoder with other constants of normalisation: BYOL-A standardises by those of the
@@ -120,12 +138,15 @@ class Model:
         f"{self.config['normalization']}"
       )
     constants = {"kind": "standard", "mean": statistics["log_mean"], "std": statistics["log_std"]}
-    return Model({**self.config, "normalization": constants}, self.variables, self._filters)
+    return self._with({"normalization": constants})
 
   def limited(self, max_seconds: float | None) -> "Model":
     """The same encoder with another length rule. Raises UserError if that is no length."""
     check_length(max_seconds)
-    return Model({**self.config, "max_seconds": max_seconds}, self.variables, self._filters)
+    return self._with({"max_seconds": max_seconds})
+
+  def _with(self, changes: dict) -> "Model":
+    return Model({**self.config, **changes}, self.variables, self._filters, **self._where)
 
   def mel(self, audio: np.ndarray, sample_rate: float, *, whole: bool = False) -> Mel:
     """(N,) samples at `sample_rate` Hz -> log-mel dB: (T, F), or what stands for it where it is
@@ -171,8 +192,9 @@ class Model:
       num_blocks: how many of a transformer's last blocks to concatenate, [CLS…, mean…]; all of them
         by default.
       max_frames: longer spectrograms are cropped centrally; to the export's length rule by
-        default. What `mel` returns is cropped already, as a waveform; of a spectrogram that comes
-        from elsewhere the crop differs from that in the frames at its two ends.
+        default. What `mel` returns is cropped already, as a waveform (for more of a sound than the
+        rule has, make it with `whole=True`); of a spectrogram that comes from elsewhere the crop
+        differs from that in the frames at its two ends.
       tail: how the chunks of a longer clip are averaged; the export's own rule by default.
         "weighted": by length. "keep": all alike. "drop": alike, but a chunk after the first counts
         only if more than half of it is there. "released": as "drop", and the sum over a chunk's
@@ -190,57 +212,24 @@ class Model:
     if tail not in TAILS:
       raise UserError(f"tail={tail!r}: choose one of {', '.join(TAILS)}")
     num_blocks = self.depth if num_blocks is None else num_blocks
-    if max_frames is None and self.max_seconds is not None:
-      max_frames = self.frontend.num_frames(round(self.max_seconds * self.sample_rate))
-    sums: list = []  # of each clip: its vector so far, None once it is out
-    weights, waiting = [], {}
-    sizes = padded_sizes(self.chunk_frames)
-
-    def flush(size):
-      clips, peaks, chunks, mean_over, chunk_weights = zip(*waiting.pop(size), strict=True)
-      rows = batch_rows(size)
-      batch = np.zeros((rows, size, self.frontend.n_mels), np.float32)
-      for i, chunk in enumerate(chunks):
-        batch[i, : len(chunk)] = chunk
-      pad = lambda values, dtype: np.pad(np.asarray(values, dtype), (0, rows - len(values)))
-      out = np.asarray(
-        self._pool(
-          self.variables,
-          batch,
-          pad(peaks, np.float32),
-          pad([len(c) for c in chunks], np.int32),
-          pad(mean_over, np.int32),
-          num_blocks=num_blocks,
-        )
-      )
-      for clip, vector, weight in zip(clips, out, chunk_weights, strict=False):
-        sums[clip] = sums[clip] + weight * vector
-        weights[clip] += weight
-
+    max_frames = self.rule_frames if max_frames is None else max_frames
+    clips = Clips()
+    queue = Queue(self._pool, self.chunk_frames, num_blocks=num_blocks)
     for index, mel in enumerate(mels):
       self.check(mel, index)
-      sums.append(0.0)
-      weights.append(0)
+      clips.begin()
       mel = mel if max_frames is None else central(mel, max_frames)
       peak = peak_of(mel)
       if self.encoder.context is not None and len(mel) > self.chunk_frames:
-        sums[index], weights[index] = self._one_pass(mel, peak), 1
+        clips.add([((index, 1, True), self._one_pass(mel, peak))])
         continue
       for chunk, mean_over, weight in self.chunks(mel, tail):
-        size = next(size for size in sizes if len(chunk) <= size)
+        whole = len(chunk) == self.chunk_frames
         # a copy, so that a waiting chunk does not keep its whole clip in memory
-        waiting.setdefault(size, []).append(
-          (index, peak, np.array(chunk, np.float32), mean_over, weight)
-        )
-        if len(waiting[size]) == batch_rows(size):
-          flush(size)
-    for size in list(waiting):
-      flush(size)
-    out = np.empty((len(sums), self.width(num_blocks)), np.float32)
-    for i, weight in enumerate(weights):
-      # freed here, so that the features of a large set are in memory only once
-      out[i], sums[i] = sums[i] / weight, None
-    return out
+        chunk = Chunk(np.array(chunk, np.float32), peak, mean_over)
+        clips.add(queue.add((index, weight, whole), chunk))
+    clips.add(queue.flush())
+    return clips.means(self.width(num_blocks))
 
   def check(self, mel, index=0) -> None:
     """Raises UserError for a spectrogram that cannot be embedded."""
@@ -251,34 +240,27 @@ class Model:
     if len(mel) < self.hop:
       raise UserError(f"a clip of {len(mel)} frames; this encoder needs at least {self.hop}")
 
+  @property
+  def rule_frames(self) -> int | None:
+    """Frames of the export's length rule, if there is one."""
+    if self.max_seconds is None:
+      return None
+    return self.frontend.num_frames(round(self.max_seconds * self.sample_rate))
+
+  @property
+  def min_samples(self) -> int:
+    """The shortest waveform at `sample_rate` that can be embedded."""
+    return max(self.frontend.min_samples, (self.hop - 1) * self.frontend.hop_length)
+
   def width(self, num_blocks: int) -> int:
     """Numbers in a vector of `embed`."""
     return self.encoder.size(num_blocks)
-
-  def _frame_parts(self, mel: Mel, peak: float) -> Iterator[np.ndarray]:
-    """Yields a clip's consecutive (N, D) vectors over time, in memory for one chunk. Where an
-    encoder knows its `context`, they are those of one pass over the whole clip."""
-    context, hop = self.encoder.context or 0, self.hop
-    inner = (self.chunk_frames - 2 * context) // hop * hop
-    if len(mel) <= self.chunk_frames or inner < hop:  # a chunk alone, or chunks without context
-      context, inner = 0, self.chunk_frames // hop * hop
-    peaks = np.full(1, peak, np.float32)
-    for part, before in windows(mel, inner, context):
-      length = len(part)
-      if length - before < hop:
-        break
-      size = next(size for size in padded_sizes(self.chunk_frames) if length <= size)
-      chunk = np.zeros((1, size, part.shape[1]), np.float32)
-      chunk[0, :length] = part
-      _, found = self._encode(self.variables, chunk, peaks, np.full(1, length, np.int32))
-      last = min((before + inner) // hop, length // hop)
-      yield np.asarray(self.encoder.frames(found)[0])[before // hop : last]
 
   def _one_pass(self, mel: Mel, peak: float) -> np.ndarray:
     """(D,): maximum plus mean over time of a clip longer than a chunk, from its parts."""
     width = self.encoder.width
     top, total, count = np.full(width, -np.inf), np.zeros(width), 0
-    for frames in self._frame_parts(mel, peak):
+    for frames in vectors_over_time(self._over_time, self.encoder, mel, peak, self.chunk_frames):
       top, total = np.maximum(top, frames.max(0)), total + frames.sum(0, dtype=np.float64)
       count += len(frames)
     return top + total / count
@@ -286,13 +268,33 @@ class Model:
   def embed_frames(self, mel: Mel) -> np.ndarray:
     """(T, F) dB -> (T // hop, D): the last block's patch tokens, or a convolutional encoder's
     frames."""
+    return np.concatenate(list(self.frame_blocks(mel)))
+
+  def frame_blocks(self, mel: Mel) -> Iterator[np.ndarray]:
+    """Yields the same in consecutive (N, D) parts, in memory for a batch of chunks."""
     self.check(mel)
-    return np.concatenate(list(self._frame_parts(mel, peak_of(mel))))
+    return vectors_over_time(self._over_time, self.encoder, mel, peak_of(mel), self.chunk_frames)
 
 
-def load_model(folder: str) -> Model:
-  """Opens an exported encoder. Raises UserError if the folder is not one or is damaged.
+def _make_encoder(encoder: dict, dtype: str):
+  """The module that computes in `dtype`, as fast as JAX's device has it."""
+  if dtype == "float32":
+    return make_encoder(encoder)
+  unsuited = make_encoder(encoder).unsuited()
+  attention, kernels = resolve_fused("auto", "auto", dtype=dtype, unsuited=unsuited)
+  return make_encoder(encoder, dtype=DTYPES[dtype], attention=attention, kernels=kernels)
+
+
+def load_model(folder: str, *, dtype: str = "float32", devices: list | None = None) -> Model:
+  """Opens an exported encoder.
 
   An export from before length rules embeds sounds whole, and a line says so.
+
+  Args:
+    folder: of an export.
+    dtype, devices: as of `Model`.
+
+  Raises:
+    UserError: the folder is not an export or is damaged; an unknown dtype.
   """
-  return Model(*exported.read(folder))
+  return Model(*exported.read(folder), dtype=dtype, devices=devices)

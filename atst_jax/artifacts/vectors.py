@@ -1,6 +1,7 @@
 """Vectors of many files: pieces that remain after a kill, and the one file that they are joined to.
 
-A piece holds some of the files, in order; its name is a hash of all that decides its contents, so
+A file has one vector, or one for each of its windows or frames, with their times. A piece holds
+some of the files, in order; its name is a hash of all that decides its contents, so
 that a job that is run again takes from `OUTPUT.part` what fits and computes the rest.
 """
 
@@ -26,15 +27,37 @@ class Table(NamedTuple):
 
   ids: list[str]
   vectors: np.ndarray  # (N, D) float32
-  about: dict  # `job`, `params_hash`, `dimensions`, `blocks`, `tail`, as strings or integers
+  about: dict  # `job`, `params_hash`, `dimensions`, `blocks`, `tail`, as strings or numbers
+  spans: np.ndarray | None = None  # (N, 2) start and end in seconds, of windows and frames
+
+  def name(self, row: int) -> str:
+    """The id of a vector, with the times of a window."""
+    if self.spans is None:
+      return self.ids[row]
+    return "{} [{:g}-{:g} s]".format(self.ids[row], *self.spans[row])
+
+  def find(self, name: str) -> int | None:
+    """The row of a name, or the first one of an id; None if there is none."""
+    id = name
+    if self.spans is not None and name not in self.ids:
+      id = name.rpartition(" [")[0]
+    rows = [row for row, other in enumerate(self.ids) if other == id]
+    return next((row for row in rows if name in (id, self.name(row))), None)
+
+
+class Block(NamedTuple):
+  """Consecutive vectors."""
+
+  ids: list[str]  # of the file that each is from
+  spans: np.ndarray | None  # (len(ids), 2) start and end in seconds; None where files are whole
+  vectors: np.ndarray  # (len(ids), D) float32
 
 
 class Piece(NamedTuple):
   """Vectors of consecutive files, and those that could not be used."""
 
-  ids: list[str]
-  vectors: np.ndarray  # (len(ids), D) float32
-  rejected: list[tuple[str, str]]  # (id, reason)
+  blocks: Iterable[Block]
+  rejected: list[tuple[str, str]]  # (id, reason); complete once the blocks were read
 
 
 def digest(value) -> str:
@@ -55,21 +78,46 @@ def groups(sizes: Iterable[int]) -> Iterator[slice]:
 
 
 def save_piece(path: str, piece: Piece) -> None:
-  """Writes a piece, whole or not at all."""
-  rejected = np.array(piece.rejected, str).reshape(-1, 2)
-  with storage.writing(path) as file:
-    np.savez(file, id=np.array(piece.ids, str), vector=piece.vectors, rejected=rejected)
+  """Writes a piece, whole or not at all; one of its blocks is in memory."""
+  with storage.writing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+    for number, block in enumerate(piece.blocks):
+      _write_member(archive, f"id_{number:05d}", np.array(block.ids, str))
+      if block.spans is not None:
+        _write_member(archive, f"span_{number:05d}", block.spans)
+      _write_member(archive, f"vector_{number:05d}", block.vectors)
+    _write_member(archive, "rejected", np.array(piece.rejected, str).reshape(-1, 2))
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+  with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+    np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _members(path: str, kind: str) -> Iterator[np.ndarray]:
+  """Yields the arrays of a kind of the blocks of a piece; other kinds are not read."""
+  with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+    for name in arrays.files:
+      if name.startswith(f"{kind}_"):
+        yield arrays[name]
 
 
 def load_piece(path: str) -> Piece | None:
-  """A piece, or None where there is none or it is damaged."""
+  """A piece, all of which can be read, or None where there is none or it is damaged."""
   try:
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+      for name in arrays.files:
+        arrays[name]
       rejected = [(str(id), str(reason)) for id, reason in arrays["rejected"]]
-      return Piece([str(id) for id in arrays["id"]], arrays["vector"], rejected)
   # damage shows in the readers of zip files and of numpy's headers as any of them
   except Exception:
     return None
+  return Piece(_blocks(path), rejected)
+
+
+def _blocks(path: str) -> Iterator[Block]:
+  spans = _members(path, "span")
+  for ids, vectors in zip(_members(path, "id"), _members(path, "vector"), strict=True):
+    yield Block([str(id) for id in ids], next(spans, None), vectors)
 
 
 def finished_piece(path: str) -> Piece:
@@ -105,12 +153,16 @@ def read(path: str) -> Table:
       with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         about = {name: arrays[name].item() for name in arrays.files if not arrays[name].ndim}
         ids = [str(id) for id in arrays["id"]]
-      return Table(ids, _mapped(path, "vector.npy"), about)
-    table = import_parquet(path).read_table(path, columns=["id", "vector"])
+        spans = np.stack([arrays["start"], arrays["end"]], 1) if "start" in arrays.files else None
+      return Table(ids, _mapped(path, "vector.npy"), about, spans)
+    table = import_parquet(path).read_table(path)
     about = json.loads(table.schema.metadata[b"atst_jax"])
     about.pop("rejected")
     flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return Table(table["id"].to_pylist(), flat.reshape(table.num_rows, -1), about)
+    spans = None
+    if "start" in table.column_names:
+      spans = np.stack([table[name].to_numpy() for name in ("start", "end")], 1)
+    return Table(table["id"].to_pylist(), flat.reshape(table.num_rows, -1), about, spans)
   except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
     raise UserError(f"{path}: not a file of vectors that `embed` wrote, or damaged") from error
 
@@ -140,41 +192,67 @@ def import_parquet(path: str):
   return pyarrow.parquet
 
 
+def rejected_of(pieces: list[str]) -> list[tuple[str, str]]:
+  """(id, reason) of what could not be used, of all pieces."""
+  return [pair for path in pieces for pair in finished_piece(path).rejected]
+
+
+def ids_of(path: str) -> Iterator[np.ndarray]:
+  """Yields the ids of the vectors of each block of a piece."""
+  return _members(path, "id")
+
+
 def write_npz(path: str, pieces: list[str], about: dict) -> None:
   """Joins pieces to `id` (N,), `vector` (N, D), `rejected` (M, 2) of ids and reasons, and a scalar
-  for each key of `about`; only one piece is in memory."""
-  small = [(piece.ids, piece.rejected) for piece in map(finished_piece, pieces)]
-  ids = np.array([id for names, _ in small for id in names], str)
-  rejected = np.array([pair for _, pairs in small for pair in pairs], str).reshape(-1, 2)
-  header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), about["dimensions"])}
+  for each key of `about`; of windows and frames also `start` and `end` (N,) in seconds. One block
+  is in memory."""
+  rejected = np.array(rejected_of(pieces), str).reshape(-1, 2)
+  ids = lambda: (block for piece in pieces for block in ids_of(piece))
+  spans = [block for piece in pieces for block in _members(piece, "span")]
+  count, kind = 0, np.dtype("<U1")
+  for block in ids():
+    count, kind = count + len(block), max(kind, block.dtype, key=lambda kind: kind.itemsize)
+  vectors = (block.astype("<f4") for piece in pieces for block in _members(piece, "vector"))
   with storage.writing(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-    scalars = {key: np.array(value) for key, value in about.items()}
-    for name, array in {"id": ids, "rejected": rejected, **scalars}.items():
-      with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-        np.lib.format.write_array(member, array, allow_pickle=False)
-    with archive.open(zipfile.ZipInfo("vector.npy"), "w", force_zip64=True) as member:
-      np.lib.format.write_array_header_1_0(member, header)
-      for piece in pieces:
-        member.write(finished_piece(piece).vectors.astype("<f4").tobytes())
+    _write_long(archive, "id", (count,), kind, (block.astype(kind) for block in ids()))
+    _write_member(archive, "rejected", rejected)
+    if spans:
+      for name, times in zip(("start", "end"), np.concatenate(spans).T, strict=True):
+        _write_member(archive, name, np.ascontiguousarray(times))
+    for name, value in about.items():
+      _write_member(archive, name, np.array(value))
+    _write_long(archive, "vector", (count, about["dimensions"]), np.dtype("<f4"), vectors)
+
+
+def _write_long(archive, name: str, shape: tuple, kind: np.dtype, parts) -> None:
+  """A member of consecutive parts, one of which is in memory."""
+  header = {"descr": kind.str, "fortran_order": False, "shape": shape}
+  with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+    np.lib.format.write_array_header_1_0(member, header)
+    for part in parts:
+      member.write(part.tobytes())
 
 
 def write_parquet(path: str, pieces: list[str], about: dict) -> None:
-  """Joins pieces to the columns `id` and `vector`; `about` and the rejected files are JSON under
-  the schema's key `atst_jax`."""
+  """Joins pieces to the columns `id` and `vector`, of windows and frames also `start` and `end`;
+  `about` and the rejected files are JSON under the schema's key `atst_jax`."""
   parquet = import_parquet(path)
   import pyarrow as pa
 
-  rejected = [pair for piece in pieces for pair in finished_piece(piece).rejected]
   vector = pa.list_(pa.float32(), about["dimensions"])
-  schema = pa.schema(
-    [("id", pa.string()), ("vector", vector)],
-    {"atst_jax": json.dumps({**about, "rejected": rejected})},
-  )
+  fields = [("id", pa.string()), ("vector", vector)]
+  if about["rows"] != "files":
+    fields[1:1] = [("start", pa.float64()), ("end", pa.float64())]
+  told = {"atst_jax": json.dumps({**about, "rejected": rejected_of(pieces)})}
+  schema = pa.schema(fields, told)
   with storage.writing(path) as file, parquet.ParquetWriter(file, schema) as writer:
-    for piece in map(finished_piece, pieces):
-      flat = pa.array(piece.vectors.ravel(), pa.float32())
-      columns = [
-        pa.array(piece.ids, pa.string()),
-        pa.FixedSizeListArray.from_arrays(flat, type=vector),
-      ]
+    for block in (block for piece in pieces for block in _blocks(piece)):
+      columns = {
+        "id": pa.array(block.ids, pa.string()),
+        "vector": pa.FixedSizeListArray.from_arrays(
+          pa.array(block.vectors.ravel(), pa.float32()), type=vector
+        ),
+      }
+      if block.spans is not None:
+        columns["start"], columns["end"] = (pa.array(times) for times in block.spans.T)
       writer.write_table(pa.table(columns, schema=schema))

@@ -1,20 +1,24 @@
 """Recordings as the sounds that are classified: whole files, annotated segments, or windows."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from atst_jax.artifacts.classifiers.head import Head
 from atst_jax.artifacts.classifiers.scoring import clip_of
-from atst_jax.artifacts.folders import prefetch
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.decode import read_blocks
 from atst_jax.audio.segments import read_segments
 from atst_jax.audio.sliding import check_windows, sliding
+from atst_jax.audio.waveforms import Mel
 from atst_jax.util.errors import StoreError, UserError
+from atst_jax.util.prefetch import prefetch_each
+
+AHEAD_FRAMES = 30_000  # of the sounds of a recording that wait for the classifier
 
 
 class Part(NamedTuple):
@@ -82,98 +86,92 @@ def check_length(model: Model, head: Head, seconds: float, hop: float) -> None:
 def sounds(
   model: Model, head: Head, recordings: list[Recording], windows: Windows | None, workers: int
 ) -> Iterator[Sound | Unusable]:
-  """Yields the sounds of recordings in their order, in memory for a few of them. Whole files are
-  decoded by threads, which also compute every log-mel. Raises StoreError."""
-  tasks = (
-    task
-    for number, recording in enumerate(recordings)
-    for task in _tasks(model, number, recording, windows)
+  """Yields the sounds of recordings in their order. Threads decode them and compute their log-mels
+  ahead, a few of each recording, whatever its length. Raises StoreError."""
+  longest = head.max_frames
+  if windows is not None:
+    longest = model.frontend.num_frames(round(windows.seconds * model.sample_rate))
+  found = prefetch_each(
+    lambda one: _of_recording(model, head, one[0], one[1], windows),
+    enumerate(recordings),
+    workers=workers,
+    ahead=max(1, AHEAD_FRAMES // longest),
   )
-  yield from prefetch(lambda task: task(model, head), tasks, workers)
+  with contextlib.closing(found):
+    for values in found:
+      yield from values
 
 
-Task = Callable[[Model, Head], Sound | Unusable]
-
-
-def _tasks(
-  model: Model, number: int, recording: Recording, windows: Windows | None
-) -> Iterator[Task]:
-  """Yields functions, each of which makes a sound. What they need is read here, one after the
-  other; whole files they read themselves."""
-  path, parts = recording.path, [part for part in recording.parts if not part.whole]
+def _of_recording(
+  model: Model, head: Head, number: int, recording: Recording, windows: Windows | None
+) -> Iterator[Sound | Unusable]:
+  """Yields the sounds of a recording: of the whole file, and of the segments as they end."""
+  path, segments = recording.path, [part for part in recording.parts if not part.whole]
+  read = functools.partial(read_blocks, path, model.sample_rate)
   for part in recording.parts:
-    if part.whole and windows is None:
-      yield functools.partial(_sound, number, part, functools.partial(_blocks, path))
-    elif part.whole and windows is not None:
-      yield from _windows_of_file(model, number, path, part, windows)
-  if not parts:
+    if part.whole:
+      yield from _of_part(model, head, number, part, read, windows)
+  if not segments:
     return
   for piece in read_segments(
     path,
-    [(part.start, part.end) for part in parts],
+    [(part.start, part.end) for part in segments],
     sample_rate=model.sample_rate,
     min_samples=model.frontend.min_samples,
     max_seconds=math.inf,
   ):
-    part = parts[piece.index]
-    if piece.waveform is None:
-      yield functools.partial(_unusable, number, part.id, str(piece.reject))
-    elif windows is None:
-      yield functools.partial(_sound, number, part, functools.partial(_held, piece.waveform))
+    part, waveform = segments[piece.index], piece.waveform
+    if waveform is None:
+      yield Unusable(number, part.id, str(piece.reject))
     else:
-      yield from _windows(model, number, part, [piece.waveform], windows)
+      yield from _of_part(model, head, number, part, functools.partial(_held, waveform), windows)
 
 
-def _windows_of_file(model, number, path, part: Part, windows: Windows) -> Iterator[Task]:
-  """The windows of a recording. Of one that is damaged in the middle, those before."""
+def _held(samples: np.ndarray) -> Iterator[np.ndarray]:
+  yield samples
+
+
+def _of_part(
+  model: Model,
+  head: Head,
+  number: int,
+  part: Part,
+  read: Callable[[], Iterator[np.ndarray]],
+  windows: Windows | None,
+) -> Iterator[Sound | Unusable]:
+  """Yields a part, or its windows; of one that is damaged in the middle, those before.
+
+  Args:
+    number: of the recording.
+    read: gives the part's samples from their start at every call.
+  """
+  reached = part.start
   try:
-    yield from _windows(model, number, part, read_blocks(path, model.sample_rate), windows)
+    if windows is None:
+      yield _sound(model, head, number, part, model.mel_of(read, whole=True))
+      return
+    for window in sliding(
+      read(),
+      sample_rate=model.sample_rate,
+      seconds=windows.seconds,
+      hop=windows.hop,
+      min_samples=least_samples(model),
+    ):
+      placed = part._replace(start=part.start + window.start, end=part.start + window.end)
+      mel = model.mel(window.samples, model.sample_rate, whole=True)
+      yield _sound(model, head, number, placed, mel)
+      reached = placed.end
   except StoreError:
     raise
   except UserError as error:
-    yield functools.partial(_unusable, number, part.id, str(error))
+    reason = str(error) if reached == part.start else f"from {reached:g} s on: {error}"
+    yield Unusable(number, part.id, reason)
 
 
-def _windows(
-  model, number, part: Part, blocks: Iterable[np.ndarray], windows: Windows
-) -> Iterator[Task]:
-  for window in sliding(
-    blocks,
-    sample_rate=model.sample_rate,
-    seconds=windows.seconds,
-    hop=windows.hop,
-    min_samples=least_samples(model),
-  ):
-    placed = part._replace(start=part.start + window.start, end=part.start + window.end)
-    yield functools.partial(_sound, number, placed, functools.partial(_held, window.samples))
-
-
-def _blocks(path: str, model: Model) -> Iterator[np.ndarray]:
-  return read_blocks(path, model.sample_rate)
-
-
-def _held(samples: np.ndarray, model: Model) -> Iterator[np.ndarray]:
-  return iter([samples])
-
-
-def _unusable(number: int, id: str, reason: str, model: Model, head: Head) -> Unusable:
-  return Unusable(number, id, reason)
-
-
-def _sound(
-  number: int, part: Part, blocks: Callable[[Model], Iterator[np.ndarray]], model: Model, head: Head
-) -> Sound | Unusable:
-  """Computes a sound's log-mel, and says where it ends. `blocks` gives its samples at every
-  call."""
-  try:
-    mel = model.mel_of(functools.partial(blocks, model), whole=True)
-    model.check(mel)
-    clip = clip_of(head, mel)
-  except StoreError:
-    raise
-  except UserError as error:
-    return Unusable(number, part.id, str(error))
+def _sound(model: Model, head: Head, number: int, part: Part, mel: Mel) -> Sound:
+  """A sound of a log-mel, with its end. Raises UserError for one that is too short."""
+  model.check(mel)
   if part.end == math.inf:
     seconds = (len(mel) - 1) * model.frontend.hop_length / model.sample_rate
     part = part._replace(end=part.start + seconds)
-  return Sound(number, part, clip, len(mel))
+  return Sound(number, part, clip_of(head, mel), len(mel))

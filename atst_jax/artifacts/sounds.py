@@ -1,0 +1,93 @@
+"""What an audio file gives an encoder: its log-mel, or that of each of its windows."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from atst_jax.artifacts.model import Model
+from atst_jax.audio.sliding import check_windows, sliding
+from atst_jax.audio.waveforms import Mel
+from atst_jax.util.errors import StoreError, UserError
+
+WHOLE, WINDOWS, FRAMES = "files", "windows", "frames"
+
+
+class Rows(NamedTuple):
+  """What gets a vector.
+
+  Attributes:
+    kind: WHOLE files, WINDOWS of them, or FRAMES: the encoder's vectors over time.
+    window, hop: seconds, of WINDOWS.
+  """
+
+  kind: str = WHOLE
+  window: float = 0.0
+  hop: float = 0.0
+
+
+class Sound(NamedTuple):
+  """What is embedded, or why it cannot be.
+
+  Attributes:
+    mel: or the reason.
+    start, end: seconds, of a window.
+  """
+
+  mel: Mel | str
+  start: float = 0.0
+  end: float = 0.0
+
+
+def check_rows(model: Model, rows: Rows) -> None:
+  """Raises UserError for windows that this encoder cannot embed."""
+  if rows.kind == WINDOWS:
+    check_windows(rows.window, rows.hop, shortest=model.min_samples / model.sample_rate)
+    if model.max_seconds is not None and rows.window > model.max_seconds:
+      raise UserError(
+        f"--window={rows.window:g}: this export embeds the central {model.max_seconds:g} s of "
+        "longer sounds; take shorter windows, or --length=whole"
+      )
+
+
+def file_mel(model: Model, path: str, *, whole: bool = False) -> Mel | str:
+  """The log-mel of an audio file, or the reason why it cannot be used. `whole`: without the
+  export's length rule. Raises StoreError."""
+  from atst_jax.audio.decode import read_blocks
+
+  try:
+    mel = model.mel_of(lambda: read_blocks(path, model.sample_rate), whole=whole)
+    model.check(mel)
+  except StoreError:
+    raise
+  except UserError as error:
+    return str(error)
+  return mel
+
+
+def file_windows(model: Model, path: str, rows: Rows) -> Iterator[Sound]:
+  """Yields the windows of an audio file, each as if it were a file, and at last the reason if not
+  all of it can be used; memory does not grow with its length. Raises StoreError."""
+  from atst_jax.audio.decode import read_blocks
+
+  end = 0.0
+  try:
+    for window in sliding(
+      read_blocks(path, model.sample_rate),
+      sample_rate=model.sample_rate,
+      seconds=rows.window,
+      hop=rows.hop,
+      min_samples=model.min_samples,
+    ):
+      mel = model.mel(window.samples, model.sample_rate)
+      yield Sound(mel, window.start, window.end)
+      end = window.end
+  except StoreError:
+    raise
+  except UserError as error:
+    yield Sound(f"from {end:g} s on: {error}" if end else str(error))
+
+
+def sounds_of(model: Model, path: str, rows: Rows) -> Iterator[Sound]:
+  """Yields what is to be embedded of a file."""
+  if rows.kind == WINDOWS:
+    return file_windows(model, path, rows)
+  return iter([Sound(file_mel(model, path, whole=rows.kind == FRAMES))])
