@@ -2,11 +2,13 @@
 recorded of a change."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_flags
+from test_initial import parent
+from tiny import tiny_config, tiny_flags
 
 from atst_jax import main
 from atst_jax.artifacts import export
@@ -82,6 +84,28 @@ def test_fault_08_a_change_is_recorded_by_what_is_saved_with_it(
     config = find_checkpoint(str(workdir / "checkpoints"), step)[2]
     assert config["views"]["normalization"]["high"] == high and config["total_steps"] == step
   assert len(read_starts(str(workdir))) == 2
+
+
+def test_fault_01_a_run_goes_on_without_the_encoder_that_it_began_with(tmp_path, capsys, idle):
+  """All that was taken from the export is in the checkpoint; a new run needs it."""
+  constants = {"kind": "min_max", "low": -90.0, "high": 30.0, "top_db": 80.0}
+  encoder = parent(tmp_path / "encoder", normalization=constants)
+  free = dict.fromkeys(("views__normalization__low", "views__normalization__high"), "none")
+  options = {"initial": encoder, "total_steps": "2", **free}
+  options["encoder__depth"] = str(tiny_config().encoder.depth)
+  workdir = f"--workdir={tmp_path / 'run'}"
+  assert _run(workdir, **options) == 0
+  shutil.rmtree(encoder)
+  assert _run(workdir, **options) == 0
+  assert _run(workdir, "--allow_changed_config", **options | {"total_steps": "3"}) == 0
+  assert read_starts(str(tmp_path / "run"))[-1]["changes"] == ["total_steps: 2 -> 3"]
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert config["initial"] == encoder and len(config["initial_hash"]) == 16
+  assert config["views"]["normalization"]["low"] == -90.0
+  assert _run("--dry_run", workdir, **options | {"total_steps": "3"}) == 0
+  assert "belongs to this run; goes on from step 3" in capsys.readouterr().out
+  assert _run(f"--workdir={tmp_path / 'new'}", **options) == 2
+  assert "not an exported encoder" in capsys.readouterr().err
 
 
 def test_a_folder_whose_name_is_a_pattern_is_refused_before_anything_is_compiled(

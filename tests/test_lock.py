@@ -5,10 +5,13 @@ import errno
 import json
 import os
 import subprocess
+import sys
 import threading
 
 import pytest
+from tiny import ROOT
 
+from atst_jax.artifacts import export
 from atst_jax.runtime.workdir import claim
 from atst_jax.util import lock as locks
 from atst_jax.util.errors import UserError
@@ -143,6 +146,56 @@ def test_fault_10_a_process_that_ends_at_once_leaves_no_owner(tmp_path, no_locks
   assert os.listdir(mine) == [".lock"] and sorted(os.listdir(theirs)) == [".lock", ".owner"]
   for lock in held:
     lock.close()
+
+
+@contextlib.contextmanager
+def _writer(path):
+  """A process that is writing a file."""
+  program = f"""
+import sys, time
+from atst_jax.util import storage
+with storage.writing({str(path)!r}, "w") as file:
+  print("ready", flush=True)
+  time.sleep(60)
+"""
+  with subprocess.Popen(
+    [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT
+  ) as process:
+    process.stdout.readline()
+    yield process
+    process.kill()
+
+
+def test_fault_21_what_a_killed_process_has_not_finished_is_removed_and_nothing_else(tmp_path):
+  """In the folder and those directly in it. What a living process writes stays, and what has
+  another name."""
+  os.makedirs(tmp_path / "rows")
+  with _writer(tmp_path / "rows" / "a.json") as killed, _writer(tmp_path / "report.html"):
+    killed.kill()
+    killed.wait()
+    os.makedirs(f"{tmp_path}/encoder.tmp-{'0' * 32}/params")
+    (tmp_path / "notes.tmp-mine").write_text("")
+    living = [name for name in os.listdir(tmp_path) if name.startswith("report.html.tmp-")]
+    assert len(living) == 1 and len(os.listdir(tmp_path / "rows")) == 1
+    claim(str(tmp_path)).close()
+    assert sorted(os.listdir(tmp_path)) == [".lock", "notes.tmp-mine", *living, "rows"]
+    assert os.listdir(tmp_path / "rows") == []
+
+
+def test_what_an_export_did_not_finish_is_removed_by_the_next_of_that_name(tmp_path):
+  """Not what another is making, of this name or of another one."""
+  for name in ("encoder", "other"):
+    os.makedirs(f"{tmp_path}/{name}.tmp-{'0' * 32}")
+  names = [f"{tmp_path}/encoder", f"{tmp_path}/encoder.2"]
+  with export._making(names[0]) as first, export._making(names[1]) as second:
+    locks.remove_abandoned(str(tmp_path))
+    locks.remove_unfinished(names[0])
+    assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, (first, second)))
+  assert sorted(os.listdir(tmp_path)) == ["encoder", "encoder.2"]
+  os.makedirs(f"{tmp_path}/encoder.3.tmp-{'0' * 32}")
+  os.makedirs(f"{tmp_path}/other.tmp-{'0' * 32}")
+  locks.remove_unfinished(f"{tmp_path}/encoder.3")
+  assert sorted(os.listdir(tmp_path))[2:] == [f"other.tmp-{'0' * 32}"]
 
 
 def test_fault_10_what_another_holds_is_in_use(tmp_path):

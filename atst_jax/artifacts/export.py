@@ -1,8 +1,9 @@
 """Writing an exported encoder, and reading it back to compare."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ from atst_jax.models.encoders import make_encoder
 from atst_jax.runtime.checkpoint import checkpoint_folder, find_checkpoint
 from atst_jax.runtime.trees import check_path, restore_encoder, save_tree
 from atst_jax.runtime.workdir import read_config
-from atst_jax.util import storage
+from atst_jax.util import lock, storage
 from atst_jax.util.errors import StoreError, UserError
 
 LONG_CHUNK = 6000  # frames, a minute: of an encoder that is not bound to the training crop
@@ -91,7 +92,6 @@ def write(
     check_path(output)
   if os.path.exists(output):
     raise UserError(f"{output} exists; choose another folder or remove it")
-  temporary = storage.temporary_name(output.rstrip("/"))
   config: dict = {
     "format": FORMAT,
     "encoder": encoder,
@@ -105,38 +105,51 @@ def write(
     HEAD: {**head.to_json(), "params_hash": head_hash(variables)} if head else None,
   }
   try:
-    os.makedirs(temporary)
-    if "safetensors" in artifacts:
-      write_weights(os.path.join(temporary, SAFETENSORS), variables)
-    if "params" in artifacts:
-      save_tree(os.path.join(temporary, ORBAX), variables)
-    np.save(os.path.join(temporary, FILTERS), mel_filters(frontend))
-    if "jax" in artifacts:
-      config["programs"] = {"jax": jax_program.written()}
-    write_json(os.path.join(temporary, CONFIG), config)
-    model = Model(*read(temporary))
-    _compare(temporary, model, variables)
-    for artifact in PROGRAMS:
-      if artifact in artifacts:
-        add_program(temporary, artifact, model)
-    if "card" in artifacts:
-      measured = [model_card.read_results(path, config["params_hash"]) for path in results]
-      text = model_card.card(
-        os.path.basename(os.path.abspath(output)),
-        model.config,
-        variables,
-        license=license,
-        results=measured,
-        artifacts=artifacts,
-      )
-      storage.write_text(os.path.join(temporary, model_card.NAME), text)
-    os.rename(temporary, output)
+    with _making(output.rstrip("/")) as temporary:
+      if "safetensors" in artifacts:
+        write_weights(os.path.join(temporary, SAFETENSORS), variables)
+      if "params" in artifacts:
+        save_tree(os.path.join(temporary, ORBAX), variables)
+      np.save(os.path.join(temporary, FILTERS), mel_filters(frontend))
+      if "jax" in artifacts:
+        config["programs"] = {"jax": jax_program.written()}
+      write_json(os.path.join(temporary, CONFIG), config)
+      model = Model(*read(temporary))
+      _compare(temporary, model, variables)
+      for artifact in PROGRAMS:
+        if artifact in artifacts:
+          add_program(temporary, artifact, model)
+      if "card" in artifacts:
+        measured = [model_card.read_results(path, config["params_hash"]) for path in results]
+        text = model_card.card(
+          os.path.basename(os.path.abspath(output)),
+          model.config,
+          variables,
+          license=license,
+          results=measured,
+          artifacts=artifacts,
+        )
+        storage.write_text(os.path.join(temporary, model_card.NAME), text)
   except OSError as error:
     raise StoreError(
       f"--output={output}: cannot be written ({error.strerror}); make room or choose another "
       "folder, and run the same command again"
     ) from error
+
+
+@contextlib.contextmanager
+def _making(output: str) -> Iterator[str]:
+  """A folder that has its name once it is whole, or never; those that killed processes have not
+  finished are removed."""
+  lock.remove_unfinished(output)
+  temporary = storage.temporary_name(output)
+  os.makedirs(temporary)
+  number = lock.mark(os.open(temporary, os.O_RDONLY))
+  try:
+    yield temporary
+    os.rename(temporary, output)
   finally:
+    os.close(number)
     shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -38,8 +38,12 @@ def read_config(path: str) -> dict:
     ) from error
 
 
-def resolve(config: ConfigDict) -> None:
+def resolve(config: ConfigDict, begun: dict | None = None) -> None:
   """Fills `initial_hash` and the constants of the normalisation that are not set, in place.
+
+  Args:
+    begun: the config that the checkpoints of the run were made with, if there are any. Then the
+      export may be gone: all that was taken from it is in them.
 
   Raises UserError where the export and the config do not fit, with all that differs.
   """
@@ -50,6 +54,9 @@ def resolve(config: ConfigDict) -> None:
         "--config.initial none; give both or neither"
       )
     return
+  if begun and not storage.is_file(os.path.join(config.initial, folder.CONFIG)):
+    _fill(config, begun.get("initial_hash"), (begun.get("views") or {}).get("normalization") or {})
+    return
   parent = read_config(config.initial)
   known = parent["params_hash"]
   if config.initial_hash not in (None, known):
@@ -57,11 +64,8 @@ def resolve(config: ConfigDict) -> None:
       f"--config.initial={config.initial} holds {known}, and the run began with "
       f"{config.initial_hash}; give the encoder it began with"
     )
-  config.initial_hash = known
   normalization = config.views.normalization
-  for key, value in parent["normalization"].items():
-    if key in normalization and normalization[key] is None:
-      normalization[key] = value
+  _fill(config, known, parent["normalization"])
   ours, theirs = _decisive(config.encoder.to_dict()), _decisive(parent["encoder"])
   different = [
     f"encoder.{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here"
@@ -82,6 +86,14 @@ def resolve(config: ConfigDict) -> None:
     )
   if different:
     raise UserError(f"--config.initial={config.initial} does not fit: {'; '.join(different)}")
+
+
+def _fill(config: ConfigDict, known: str | None, constants: dict) -> None:
+  config.initial_hash = config.initial_hash or known
+  normalization = config.views.normalization
+  for key, value in constants.items():
+    if key in normalization and normalization[key] is None:
+      normalization[key] = value
 
 
 def _decisive(encoder: dict) -> dict:

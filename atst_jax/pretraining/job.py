@@ -27,8 +27,8 @@ from atst_jax.util import config as configs
 from atst_jax.util import storage
 from atst_jax.util.logs import log
 
-# Keys and sections that a continued run may have otherwise, since nothing that is computed depends
-# on them. The data's fingerprint tells whether another path holds the same data.
+# Keys and sections that may change between a run and its continuation: nothing that is computed
+# depends on them. The data's fingerprint tells whether another path holds the same data.
 FREE_KEYS = (
   "log.",
   "online.",
@@ -61,11 +61,15 @@ NAMED_KEYS = (
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial parameters; steps count from 0
 
 
-def settle(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
-  """The resolved and checked config, and its data. Raises UserError for a mistake in it."""
+def settle(config: ConfigDict, begun: dict | None = None) -> tuple[ConfigDict, Dataset | None]:
+  """The resolved and checked config, and its data. Raises UserError for a mistake in it.
+
+  Args:
+    begun: of `recipe.resolve`.
+  """
   check_platform(config.platform)
   dataset = Dataset.load(config.data.path) if config.data.source == "records" else None
-  config = recipe.resolve(config, dataset)
+  config = recipe.resolve(config, dataset, begun)
   check(config, dataset, jax.device_count(), jax.process_count())
   trackers.check(trackers.names(config.log))
   return config, dataset
@@ -90,7 +94,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     UserError: a mistake that can be mended.
     FloatingPointError: the run has diverged or collapsed.
   """
-  config, dataset = settle(config)
+  begun = stored_config(workdir, config.checkpoint.folder) if config.initial else None
+  config, dataset = settle(config, begun)
   mesh = make_mesh(**config.mesh)
   rows = process_rows(mesh, config.batch_size)
   online = make_online(config, mesh)
@@ -213,7 +218,8 @@ def stored_config(workdir: str, folder: str | None) -> dict | None:
 
 def describe(config: ConfigDict, workdir: str) -> list[str]:
   """Data, devices, network, steps, memory and files of a pre-training."""
-  config, dataset = settle(config)
+  stored = stored_config(workdir, config.checkpoint.folder)
+  config, dataset = settle(config, stored)
   mesh = make_mesh(**config.mesh)
   process_rows(mesh, config.batch_size)
   make_online(config, mesh)
@@ -243,7 +249,6 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
     evaluates = f"{config.online.path} every {config.online.every_steps} steps"
   begins = f"with the encoder {config.initial}" if config.initial else "with random parameters"
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-  stored = stored_config(workdir, config.checkpoint.folder)
   belongs = continuation(configs.to_json(config), workdir, FREE_KEYS, NAMED_KEYS, stored=stored)
   return [
     f"workdir     {belongs}{goes_on}",
@@ -251,8 +256,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
     f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {axes}, "
     f"{config.dtype}",
     f"network     {count(state.params):,} parameters ({count(state.params['encoder']):,} of the "
-    "encoder), "
-    f"teacher {count(state.teacher.params):,}",
+    f"encoder), teacher {count(state.teacher.params):,}",
     f"begins      {begins}",
     f"steps       {config.total_steps} of {config.batch_size} clips "
     f"({config.batch_size // jax.device_count()} on a device), warm-up {config.warmup_steps}; "

@@ -35,11 +35,12 @@ CONSTANTS = {
 }
 
 
-def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
+def resolve(config: ConfigDict, dataset: Dataset | None, begun: dict | None = None) -> ConfigDict:
   """Fills the placeholders of a pre-training config from the data: steps, normalisation,
   fingerprint.
 
   total_steps and warmup_steps follow from total_epochs and warmup_epochs unless they are set.
+  `begun` is that of `initial.resolve`.
 
   Raises UserError where something is missing or does not fit the data.
   """
@@ -61,7 +62,7 @@ def resolve(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
       )
     config.data.fingerprint = fingerprint
   config.dtype = resolve_dtype(config.dtype)
-  initial.resolve(config)
+  initial.resolve(config, begun)
   statistics = dataset.statistics if dataset else SYNTHETIC
   normalization = config.views.normalization
   for key, name in CONSTANTS.get(normalization.kind, {}).items():

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from atst_jax.runtime import checksums
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
+from atst_jax.util.lock import remove_abandoned
 from atst_jax.util.logs import log
 
 UNFINISHED = "unfinished"
@@ -108,6 +109,7 @@ class Shelf:
 
   def clean(self) -> int:
     """Removes what killed saves and removals have left."""
+    remove_abandoned(self.folder)
     for name in storage.names(self.folder):
       path = self.path(name)
       if name.isdigit() and storage.is_file(os.path.join(path, UNFINISHED)):

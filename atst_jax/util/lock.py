@@ -1,5 +1,6 @@
 """One owner of a folder at a time: by a lock of the file system, or by a file that names the owner
-where there are no locks (some network file systems)."""
+where there are no locks (some network file systems). And temporary files of processes that have
+ended."""
 
 import contextlib
 import datetime
@@ -7,6 +8,8 @@ import errno
 import fcntl
 import json
 import os
+import re
+import shutil
 import socket
 import time
 
@@ -14,6 +17,8 @@ from atst_jax.util.logs import log
 
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what flock says of a lock of another
 PATIENCE = 5.0  # seconds after which a file of an owner that was never finished is nobody's
+
+TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{32}")  # what `storage.temporary_name` gives
 
 _owned: dict[str, dict] = {}  # files that name this process, and what they hold
 
@@ -23,7 +28,7 @@ class Held(Exception):
 
 
 class Lock:
-  """Owns a folder until it is closed.
+  """Owns a folder until it is closed. What killed processes have not finished there is removed.
 
   The file `.lock` is locked, and says whose it is. Where the file system has no locks, `.owner`
   names host, process and the time at which the process started. That of a process which has ended
@@ -40,6 +45,7 @@ class Lock:
     except BaseException:
       self._file.close()
       raise
+    remove_abandoned(folder)
 
   def _take(self, folder: str) -> None:
     try:
@@ -67,6 +73,56 @@ class Lock:
       _give_back(self._owner)
       self._owner = None
     self._file.close()
+
+
+def mark(file):
+  """Marks an open temporary file, or a folder's descriptor, as one whose process lives, until it is
+  closed. Returns it."""
+  with contextlib.suppress(OSError):  # no locks
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  return file
+
+
+def remove_abandoned(folder: str) -> None:
+  """Removes the temporary files and folders in a folder, and in those directly in it, that a
+  process has not finished which has ended (`mark`). Without locks that cannot be known: they
+  stay."""
+  for path in [entry.path for entry in _entries(folder)]:
+    if TEMPORARY.fullmatch(os.path.basename(path)):
+      _remove_unmarked(path)
+    else:
+      for entry in _entries(path):
+        if TEMPORARY.fullmatch(entry.name):
+          _remove_unmarked(entry.path)
+
+
+def remove_unfinished(path: str) -> None:
+  """As `remove_abandoned`, of one file or folder that was to be made."""
+  folder, name = os.path.split(os.path.abspath(path))
+  for entry in _entries(folder):
+    if entry.name.startswith(f"{name}.tmp-") and TEMPORARY.fullmatch(entry.name):
+      _remove_unmarked(entry.path)
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+  try:
+    with os.scandir(folder) as found:
+      return list(found)
+  except OSError:  # no folder
+    return []
+
+
+def _remove_unmarked(path: str) -> None:
+  with contextlib.suppress(OSError):
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+      fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if os.path.isdir(path):
+        shutil.rmtree(path)
+      else:
+        os.unlink(path)
+    finally:
+      os.close(number)
 
 
 def release() -> None:

@@ -22,6 +22,7 @@ from typing import IO
 
 import numpy as np
 
+from atst_jax.util import lock
 from atst_jax.util.errors import StoreError, UserError
 
 WHOLE_BYTES = 64 << 20  # a smaller remote file is read in one request
@@ -221,7 +222,7 @@ def writing(path: str, mode: str = "wb", **options) -> Iterator[IO]:
     return
   temporary = temporary_name(path)
   try:
-    with open(temporary, mode, **options) as file:
+    with lock.mark(open(temporary, mode, **options)) as file:  # noqa: SIM115
       yield file
       file.flush()
       os.fsync(file.fileno())
