@@ -110,8 +110,12 @@ def _recordings(path: str) -> list:
 
   if is_audio(path) and storage.is_file(path):
     return [Recording(path, (Part(os.path.basename(path), 0.0, float("inf")),))]
+  options = {}
+  if storage.is_file(path) and pipeline("sources.segments").kind_of(path) == "manifest":
+    options["label_separator"] = ";"  # what a table says of labels does not matter
   found = collections.defaultdict(list)
-  for source in pipeline("sources.inputs").list_sources(path).sources:
+  listing = pipeline("sources.inputs").list_sources(path, exact_labels=True, **options)
+  for source in listing.sources:
     found[source.path].append(Part(source.id, source.start, source.end))
   return [Recording(file, tuple(parts)) for file, parts in found.items()]
 

@@ -190,6 +190,25 @@ def test_predict_is_the_head_of_the_central_part(model):
     np.testing.assert_allclose(window, predict([part], model, 16000)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["jax", "onnx"])
+def test_programs_hold_the_head(place, model, tmp_path, kind):
+  """Of a sound of one chunk they say what `predict` does; the file says what the labels are."""
+  for name in ("onnx", "onnxruntime") if kind == "onnx" else ():
+    pytest.importorskip(name, reason=f"{name} is not installed: pip install -e .[onnx]")
+  artifacts = ("safetensors", kind)
+  export.export_again(str(place / "classifier"), str(tmp_path / "again"), artifacts=artifacts)
+  program = export.PROGRAMS[kind].load(str(tmp_path / "again" / f"encoder.{kind}"))
+  audio = np.random.default_rng(5).normal(0, 0.1, 4000).astype(np.float32)
+  mel = clip_of(HEAD, model.mel(audio, 16000))
+  padded = np.pad(mel, ((0, 3), (0, 0)))[None]
+  found = program(padded, np.array([len(mel)], np.int32), mel.max()[None])
+  expected = predict([audio], model, 16000)
+  np.testing.assert_allclose(found["probabilities"], expected, atol=1e-4)
+  np.testing.assert_allclose(found["logits"], np.log(expected / (1 - expected)), atol=1e-2)
+  scene = model.embed([mel], num_blocks=1)
+  np.testing.assert_allclose(found["scene"], scene, rtol=1e-3, atol=1e-4)
+
+
 def test_shorter_sounds_are_filled_and_longer_ones_cut_at_their_start():
   head = dataclasses.replace(HEAD, crop="start", fill_frames=101, fill_db=-90.0)
   mel = np.random.default_rng(0).normal(-30, 5, (150, 64)).astype(np.float32)

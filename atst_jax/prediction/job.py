@@ -2,6 +2,7 @@
 piece."""
 
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -45,11 +46,16 @@ class Tally(NamedTuple):
   sounds: int = 0
   silent: int = 0  # without a label that is told
   cropped: int = 0  # longer than the classifier hears
-  rejected: tuple = ()  # (id, reason)
+  rejected: tuple[tuple[str, str], ...] = ()  # (id, reason)
 
   def plus(self, other: "Tally") -> "Tally":
     """The sums."""
-    return Tally(*(one + two for one, two in zip(self, other, strict=True)))
+    return Tally(
+      self.sounds + other.sounds,
+      self.silent + other.silent,
+      self.cropped + other.cropped,
+      self.rejected + other.rejected,
+    )
 
 
 def plan(model: Model, recordings: list[Recording], settings: Settings) -> dict[str, list]:
@@ -161,7 +167,7 @@ def _write_piece(
   begun = progress.files
   tally = Tally()
   found = sounds(model, head, recordings, settings.windows, workers)
-  with storage.writing(path, "w", encoding="utf-8") as file:
+  with contextlib.closing(found), storage.writing(path, "w", encoding="utf-8") as file:
     for block in _blocks(found):
       usable = [sound for sound in block if isinstance(sound, Sound)]
       rejected = tuple((one.id, one.reason) for one in block if isinstance(one, Unusable))

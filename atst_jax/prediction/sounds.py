@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +85,7 @@ def check_length(model: Model, head: Head, seconds: float, hop: float) -> None:
 
 def sounds(
   model: Model, head: Head, recordings: list[Recording], windows: Windows | None, workers: int
-) -> Iterator[Sound | Unusable]:
+) -> Generator[Sound | Unusable, None, None]:
   """Yields the sounds of recordings in their order. Threads decode them and compute their log-mels
   ahead, a few of each recording, whatever its length. Raises StoreError."""
   longest = head.max_frames

@@ -7,6 +7,7 @@ are vector @ kernel + bias: whatever normalised the vectors in training is folde
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def read_head(section: dict | None, *, hop: int, depth: int) -> Head | None:
   """
   if section is None:
     return None
-  fields = {field.name: section[field.name] for field in dataclasses.fields(Head)}
+  fields: dict[str, Any] = {field.name: section[field.name] for field in dataclasses.fields(Head)}
   labels, thresholds = fields["labels"], fields["thresholds"]
   whole = lambda x, low, high: type(x) is int and low <= x <= high
   number = lambda x: type(x) in (int, float) and math.isfinite(x)
@@ -112,7 +113,7 @@ def read_head(section: dict | None, *, hop: int, depth: int) -> Head | None:
   }
   if wrong := [key for key, is_right in right.items() if not is_right]:
     raise ValueError(f"head.{wrong[0]} is {str(fields[wrong[0]])[:80]}")
-  return Head(**{key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()})
+  return Head(**fields | {"labels": tuple(labels), "thresholds": tuple(thresholds)})
 
 
 def folded(kernel, bias, mean, std) -> dict[str, np.ndarray]:
@@ -125,6 +126,22 @@ def folded(kernel, bias, mean, std) -> dict[str, np.ndarray]:
   kernel = np.asarray(kernel, np.float64) / np.asarray(std, np.float64)[:, None]
   bias = np.asarray(bias, np.float64) - np.asarray(mean, np.float64) @ kernel
   return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+
+
+def head_outputs(section: dict | None, variables: dict, pool: Callable) -> dict:
+  """What an exported program gives of a chunk beside its vectors: "logits" and "probabilities"
+  (B, C); nothing of an encoder alone. Of several chunks the weighted mean of the logits counts.
+
+  Args:
+    section: of config.json.
+    variables: with the head's weights.
+    pool: gives the vectors (B, D) of so many of the last blocks.
+  """
+  if section is None:
+    return {}
+  weights, vectors = variables["head"], pool(section["blocks"])
+  logits = jnp.dot(vectors, weights["kernel"], precision="highest") + weights["bias"][None]
+  return {"logits": logits, "probabilities": TRACED[section["activation"]](logits)}
 
 
 def chosen_labels(head: Head, wanted: str | None) -> np.ndarray:

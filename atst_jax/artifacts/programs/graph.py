@@ -38,7 +38,7 @@ class Graph:
     """An initializer of the array as `dtype`."""
     from onnx import numpy_helper
 
-    name = f"c{len(self.constants)}"
+    name = f"c{next(self._count)}"
     self.constants.append(
       numpy_helper.from_array(np.ascontiguousarray(np.asarray(array, dtype)), name)
     )
@@ -107,6 +107,16 @@ class Graph:
     total = self.op("ReduceSum", kept, self.ints(1), keepdims=0)
     return self.op("Div", total, self.op("Unsqueeze", count, self.ints(1)))
 
+  def pool(self, tokens: str, length: str, mean_over: str) -> tuple[str, str, str]:
+    """(CLS (B, D), mean over the valid patches, all patches (B, N, D)) of tokens (B, 1 + N, D),
+    whose sum is divided by `mean_over` (B,) int64: the nodes of `pool_blocks`."""
+    first = self.op("Slice", tokens, self.ints(0), self.ints(1), self.ints(1))
+    end = self.ints(np.iinfo(np.int64).max)
+    patches = self.op("Slice", tokens, self.ints(1), end, self.ints(1))
+    count = self.op("Add", self.op("Cast", mean_over, to=1), self.const(1e-6))
+    mean = self.mean(patches, self.mask(patches, 1, length, [2]), count)
+    return self.op("Squeeze", first, self.ints(1)), mean, patches
+
   def body(self, states: int = 0) -> "Body":
     """The nodes that a loop repeats, to be filled and given to `loop`. They see every value that
     the graph has so far."""
@@ -141,13 +151,14 @@ class Graph:
     inputs += [info(name, TensorProto.FLOAT, None) for name in body.states]
     outputs = [info(go_on, TensorProto.BOOL, [])]
     outputs += [info(name, TensorProto.FLOAT, None) for name in (*states, *stacked)]
-    graph = helper.make_graph(body.nodes, body.index, inputs, outputs)
+    graph = helper.make_graph(body.nodes, body.index, inputs, outputs, body.constants)
     times = self.op("Squeeze", times)
     return self.op("Loop", times, "", *initial, outputs=len(states) + len(stacked), body=graph)
 
 
 class Body(Graph):
-  """What a loop repeats; constants and names are shared with the graph that it is a part of.
+  """What a loop repeats; it shares no name with the graph that it is a part of, and has constants of
+  its own: onnxruntime infers shapes from them.
 
   Attributes:
     index: int64, how often the loop was run before.
@@ -155,7 +166,7 @@ class Body(Graph):
   """
 
   def __init__(self, graph: Graph, states: int):
-    self.nodes, self.constants, self._count = [], graph.constants, graph._count
+    self.nodes, self.constants, self._count = [], [], graph._count
     self.index, self.go_on, *self.states = (f"v{next(self._count)}" for _ in range(2 + states))
 
 
@@ -175,7 +186,13 @@ def normalize(g: Graph, normalization: dict, mel: str, length: str, peak: str) -
 
 
 def encode(
-  g: Graph, model: Model, mel: str, length: str, peak: str, mean_over: str | None = None
+  g: Graph,
+  model: Model,
+  mel: str,
+  length: str,
+  peak: str,
+  mean_over: str | None = None,
+  num_blocks: int = 1,
 ) -> tuple[str, str]:
   """(vectors, vectors over time) of chunks: the nodes of `Model.outputs`.
 
@@ -184,6 +201,7 @@ def encode(
     model: whose encoder it is.
     mel, length, peak: (B, T, F) dB, (B,) int64 and (B,) dB.
     mean_over: (B,) int64 frames that a sum over patches is divided by; `length` by default.
+    num_blocks: as of `Model.embed`.
 
   Raises:
     UserError: the kind of encoder brings no nodes.
@@ -191,7 +209,7 @@ def encode(
   x = normalize(g, model.config["normalization"], mel, length, peak)
   n_mels = model.frontend.n_mels
   try:
-    return model.encoder.onnx(g, x, length, model.variables, n_mels, mean_over)
+    return model.encoder.onnx(g, x, length, model.variables, n_mels, mean_over, num_blocks)
   except NotImplementedError:
     raise UserError(
       f"encoder.kind={model.config['encoder']['kind']} has no ONNX nodes; leave out onnx"
