@@ -184,9 +184,9 @@ class AudioNTT(Encoder):
       }
     return names
 
-  def onnx(self, g, x, length, variables, n_mels, mean_over=None):
+  def onnx(self, g, x, length, variables, n_mels, mean_over=None, num_blocks=1):
     """The nodes of `__call__`."""
-    del mean_over
+    del mean_over, num_blocks
     params, statistics = variables["params"], variables["batch_stats"]
     x = g.op("Unsqueeze", x, g.ints(1))  # (B, C, T, F)
     for i in range(self.stages):
