@@ -41,9 +41,7 @@ JOBS = {
 def parse(argv):
   """(flags, config with its overrides). Raises UserError."""
   parser = Parser("atst_jax.main", __doc__)
-  parser.add_argument(
-    "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
-  )
+  parser.add_config()
   parser.add_argument(
     "--workdir",
     help="folder of the run, in which an interrupted run is continued; runs/CONFIG or "
@@ -154,9 +152,9 @@ def _main(argv) -> int:
 def end(code: int):
   """Ends the process.
 
-  When one of several processes fails, it must not wait for the others, because they wait for its
-  part of a sum. It ends at once, and so the others notice; `LAST_WORDS` first, so that processes
-  that failed for the same reason can print it.
+  If one of several processes fails, the others wait for its part of a sum, so it must not wait for
+  them: it ends at once, which they notice. But first it waits `LAST_WORDS` seconds, in which
+  processes that failed for the same reason can print it.
   """
   jax = sys.modules.get("jax")
   several = jax is not None and jax.distributed.is_initialized()

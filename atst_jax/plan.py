@@ -184,10 +184,8 @@ def _explain(config: ConfigDict, devices: list, error: pod.DoesNotFit) -> str:
 
 def _parser() -> Parser:
   parser = Parser("atst_jax.plan", __doc__)
+  parser.add_config()
   add = parser.add_argument
-  add(
-    "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
-  )
   add(
     "--topology",
     required=True,

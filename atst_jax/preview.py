@@ -63,9 +63,7 @@ def draw(config, dataset: Dataset | None, output: str, sheets: int) -> list[str]
 def main(argv=None) -> int:
   """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.preview", __doc__)
-  parser.add_argument(
-    "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
-  )
+  parser.add_config()
   parser.add_argument("--output", required=True, help="folder for the pictures")
   parser.add_argument(
     "--sheets", type=int, default=1, help="pictures, of different clips (default 1)"

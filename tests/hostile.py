@@ -1,4 +1,4 @@
-"""Input that means harm: bytes and JSON with faults, and the bounds that whatever reads them must
+"""Hostile input: bytes and JSON with faults, and the bounds that whatever reads them must
 keep."""
 
 import collections

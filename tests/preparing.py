@@ -15,11 +15,11 @@ from data_pipeline.shards.shard import write_task
 
 
 def contents(folder) -> dict[str, bytes]:
-  """Relative path -> bytes of every file below a folder."""
+  """Relative path -> bytes of every file below a folder, but for who held its lock."""
   return {
     str(p.relative_to(folder)): p.read_bytes()
     for p in sorted(pathlib.Path(folder).rglob("*"))
-    if p.is_file()
+    if p.is_file() and p.name != ".lock"
   }
 
 

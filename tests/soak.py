@@ -204,8 +204,8 @@ def main(argv=None) -> int:
   print(json.dumps(dict(soak.faults.most_common()), indent=1))
   print(
     f"{sum(soak.faults.values())} faults in {soak.lives} starts of runs of {STEPS} steps; {same} "
-    "runs ended bit for "
-    f"bit as the undisturbed one, {close} on changing numbers of devices within {furthest:.1e}"
+    f"runs ended bit for bit as the undisturbed one, {close} on changing numbers of devices within "
+    f"{furthest:.1e}"
   )
   if error:
     print(f"LOST: {error}\nthe runs are in {folder}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """What preparation survives: bad files, damaged and foreign folders, mistyped commands; and what
 `verify` finds."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,19 +9,18 @@ import pathlib
 import numpy as np
 import pytest
 import soundfile
-from preparing import contents, run, small_set, write_inline
+from preparing import contents, run, small_set
 
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.tfrecord import frame_record, read_records
+from atst_jax.util.lock import Lock
 from data_pipeline import prepare
 
 RATE = 16000
 
 
-@pytest.fixture(autouse=True)
-def inline(monkeypatch):
-  write_inline(monkeypatch)
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 @pytest.fixture
@@ -137,12 +137,13 @@ def test_another_plan_is_refused(small, tmp_path, capsys):
   refused([], "nothing says what of")
 
 
-def test_one_job_at_a_time(small):
+def test_one_job_at_a_time(small, capsys):
   audio, output = small
-  fcntl = pytest.importorskip("fcntl")
-  with open(output / ".work" / "lock", "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    assert run(f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5") == 2
+  arguments = (f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5")
+  with contextlib.closing(Lock(str(output / ".work"))):
+    assert run(*arguments) == 2
+  assert f"is in use by process {os.getpid()} on" in capsys.readouterr().err
+  assert run(*arguments) == 0
 
 
 @pytest.mark.parametrize(

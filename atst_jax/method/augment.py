@@ -51,8 +51,8 @@ def interpolation_taps(n_out, *, start, size, out_size, offset):
   on. start, size, out_size and offset may be traced. Positions are rounded to float32 as PyTorch
   does (about 2e-5 of the values); where sizes are equal the crop is copied exactly.
   """
-  # A 1 that no compiler knows. Without it XLA divides by a constant as a product with its inverse,
-  # and a position, and so a view, is 1e-5 off PyTorch's.
+  # A 1 that the compiler cannot know. XLA would turn a division by a constant into a product with
+  # its inverse, and views would be 1e-5 off PyTorch's.
   one = jnp.minimum(jnp.asarray(size, jnp.float32), 1)
   scale = jnp.asarray(size - 1, jnp.float32) / (jnp.maximum(out_size - 1, 1) * one)
   position = scale * jnp.arange(n_out, dtype=jnp.float32)
@@ -64,7 +64,7 @@ def interpolation_taps(n_out, *, start, size, out_size, offset):
 
 def resize_by_matrix(x, index, weight):
   """Interpolates the first axis: (n_in, …), taps (n_out, 4) -> (n_out, …), as a product, which
-  matrix units like."""
+  is fast on matrix units."""
   matrix = sum(
     weight[:, k, None] * (index[:, k, None] == jnp.arange(x.shape[0])[None]) for k in range(4)
   )
@@ -78,7 +78,7 @@ def resize_by_gather(x, index, weight):
   return sum(weight[:, k, None] * rows[:, k] for k in range(4))
 
 
-# or "auto": what the platform likes
+# or "auto": the faster one on the platform
 RESIZES = {"gather": resize_by_gather, "matrix": resize_by_matrix}
 
 

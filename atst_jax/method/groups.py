@@ -1,4 +1,4 @@
-"""Fixed groups of a batch's clips, inside which clips meet, and the valid frames of padded ones.
+"""Fixed groups of a batch's clips, inside which clips are mixed, and valid frames of padded ones.
 
 Letters: B clips, G clips of a group. A group is G consecutive clips of the global batch and lies on
 one device, so nothing here communicates unless one group spans the whole batch.

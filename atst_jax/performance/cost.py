@@ -34,9 +34,7 @@ def find_steps(config, clips: int | None) -> int:
 def main(argv=None) -> int:
   """Returns the exit code, that of `cli.guard`."""
   parser = Parser("atst_jax.performance.cost", __doc__)
-  parser.add_argument(
-    "--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
-  )
+  parser.add_config()
   parser.add_argument(
     "--clips", type=int, help="clips of the data set, where the steps follow from epochs"
   )

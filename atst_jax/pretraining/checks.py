@@ -154,8 +154,7 @@ def check_encoder(encoder) -> None:
   if set(encoder) - {"kind"} != set(wanted):
     raise UserError(
       f"--config.encoder.kind={encoder.kind} needs the keys {', '.join(sorted(wanted))}; start "
-      "from a "
-      "config of that kind (configs/base.py: transformer, configs/byola.py: cnn)"
+      "from a config of that kind (configs/base.py: transformer, configs/byola.py: cnn)"
     )
 
 
@@ -197,15 +196,13 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
     named = " and ".join(f"{key} {value}" for key, value in limits.items())
     raise UserError(
       f"views.crop_frames {crop} must be at least {shortest}, which make one vector of this "
-      "encoder, and "
-      f"at most {named}"
+      f"encoder, and at most {named}"
     )
   for key, (low, high) in zip(("first_frames", "second_frames"), ranges, strict=True):
     if not shortest <= low <= high <= crop:
       raise UserError(
         f"--config.views.{key}=({low}, {high}): must be two numbers from {shortest} to "
-        "views.crop_frames "
-        f"{crop}, the smaller first"
+        f"views.crop_frames {crop}, the smaller first"
       )
   if max(high for _, high in ranges) < crop:
     raise UserError(
@@ -215,8 +212,7 @@ def check_views(config: ConfigDict, dataset: Dataset | None) -> None:
   if views.segments == "single" and (ranges[0] != ranges[1] or ranges[0][0] < ranges[0][1]):
     raise UserError(
       "--config.views.segments=single takes both views from one segment; leave out "
-      "views.first_frames "
-      "and views.second_frames"
+      "views.first_frames and views.second_frames"
     )
   if ENCODERS[encoder.kind].has_batch_norm and is_ragged(config, dataset):
     raise UserError(
@@ -259,8 +255,7 @@ def check_compute(config: ConfigDict, devices: int) -> None:
   if clips % compute.accumulation:
     raise UserError(
       f"--config.compute.accumulation={compute.accumulation} does not divide the {clips} clips of "
-      "a "
-      f"device (batch_size {config.batch_size} on {devices} devices)"
+      f"a device (batch_size {config.batch_size} on {devices} devices)"
     )
   if compute.remat and not ENCODERS[config.encoder.kind].has_blocks:
     raise UserError("--config.compute.remat needs --config.encoder.kind=transformer")

@@ -9,8 +9,8 @@ skipped, the teacher's and the optimizer's count.
 A spike is a loss more than `spike` deviations above the median of the last `window` finite losses,
 where a deviation is 1.4826 times the median distance from the median (a normal distribution's
 standard deviation), but at least 2 % of the median and 0.001: the loss of BYOL lies in [0, 4], and
-small waves on an even stretch are no spikes. Spikes are told after the warm-up, once the window
-is full. They enter the window, so that a level that has changed for good is the new level half a
+small changes of a steady loss are no spikes. Spikes count after the warm-up, once the window is
+full. They enter the window, so that a level that has changed for good is the new level half a
 window later.
 
 Outputs are collapsed if they are nearly one point or nearly on one line. For unit vectors
@@ -98,7 +98,7 @@ def guarded(train_step, *, warmup_steps, **rule):
   not made.
 
   Args:
-    warmup_steps: updates before spikes are told.
+    warmup_steps: updates before spikes count.
     rule: the other keyword arguments of `judge`.
   """
 

@@ -99,9 +99,8 @@ class Recovery:
   def _tell_collapse(self, step, metrics, collapsed):
     """Warns once, or raises FloatingPointError."""
     message = (
-      f"step {step}: the teacher's outputs have been collapsed for {collapsed} steps: "
-      f"std {float(metrics['std_teacher']):.4f} (evenly spread ones have "
-      f"{self._outputs**-0.5:.4f}), "
+      f"step {step}: the teacher's outputs have been collapsed for {collapsed} steps: std "
+      f"{float(metrics['std_teacher']):.4f} (evenly spread ones have {self._outputs**-0.5:.4f}), "
       f"rank {float(metrics['rank_teacher']):.2f} of {self._outputs}"
     )
     if self._collapse == "stop":
@@ -121,8 +120,7 @@ class Recovery:
     told = (
       f"steps {step - bad + 1} to {step} were bad (loss {float(metrics['loss']):.4g}, gradient "
       f"{float(metrics['grad_norm']):.4g}, {float(metrics['deviation']):.1f} deviations above the "
-      "usual loss); "
-      f"the first one's clips: {self._dump(step, bad, metrics)}"
+      f"usual loss); the first one's clips: {self._dump(step, bad, metrics)}"
     )
     if rollbacks >= self._rollbacks:
       raise FloatingPointError(

@@ -1,4 +1,5 @@
-"""Metrics of a run: JSON lines in the workdir, and whoever tracks them."""
+"""Metrics of a run: JSON lines in the workdir, TensorBoard, trackers. No failure of theirs
+stops a run."""
 
 import json
 import os

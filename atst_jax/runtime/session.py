@@ -20,7 +20,7 @@ from atst_jax.util.logs import log
 
 @dataclasses.dataclass
 class Session:
-  """A running job: `stop` tells whether it is to end, `watchdog` is told that it moves."""
+  """A running job: `stop` says whether it has to end; it reports its progress to `watchdog`."""
 
   workdir: str
   folder: str  # of the checkpoints
@@ -45,7 +45,7 @@ class Session:
     )
 
   def writer(self, step: int, name: str = "", tracked: dict | None = None) -> MetricWriter:
-    """Writes metrics after `step`, in process 0; a mute one in the others. The caller closes it.
+    """A writer of metrics after `step`; only that of process 0 writes. The caller closes it.
 
     Args:
       step: that the run goes on from.

@@ -39,9 +39,8 @@ def check(names: dict) -> None:
       )
     if importlib.util.find_spec(key) is None:
       raise UserError(
-        f"--config.log.{key}={name}: {TRACKERS[key][0]} is not installed; pip install -e "
-        f".[{key}], or "
-        "leave the key out"
+        f"--config.log.{key}={name}: {TRACKERS[key][0]} is not installed; pip install -e .[{key}], "
+        "or leave the key out"
       )
 
 

@@ -17,7 +17,7 @@ from atst_jax.util.errors import StoreError, UserError
 
 ITEM = "default"  # the folder of a checkpoint's arrays
 PATTERNS = "*?["
-# What a disk says that may be away or full now, and how TensorStore begins the same of a store.
+# Errors that may pass: of a disk that is full or away, and how TensorStore begins those of a store.
 PASSING = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT)
 UNANSWERED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 
@@ -64,9 +64,9 @@ def check_path(path: str) -> None:
 def try_out(folder: str) -> None:
   """Saves a few numbers where checkpoints will lie, reads them back, and removes them.
 
-  Every process of the job calls it. Raises UserError if they do not come back: so it is known
-  before the first step what would otherwise be known at the first checkpoint. Raises StoreError
-  where a disk or a store does not answer now.
+  So a fault shows before the first step, and not at the first checkpoint. Every process of the job
+  calls it. Raises UserError if the numbers do not come back, StoreError where a disk or a store
+  does not answer now.
   """
   check_path(folder)
   folder = storage.absolute(folder)

@@ -1,9 +1,9 @@
-"""A thread that ends a run which has stopped moving, and tells schedulers that it moves.
+"""A thread that ends a run which makes no progress, and writes a heartbeat for schedulers.
 
-Input that stalls, a collective whose partner has died, a dead store: none of these raises. When a
-run has not moved for its limit, the stacks of all threads are written to standard error and to a
-file of the workdir, and the process ends with exit code 74. The thread needs the interpreter's
-lock; for a call that never gives it back, faulthandler's own timer, which needs none, writes the
+Input that stalls, a collective one of whose processes has ended, a store that does not answer: none
+of these raises. After a limit without progress the stacks of all threads are written to standard
+error and to a file of the workdir, and the process ends with exit code 74. The thread needs the
+GIL. If a call never releases it, faulthandler's own timer, which does not need it, writes the
 stacks to standard error a little later and ends the process with 1.
 """
 
@@ -73,7 +73,7 @@ class Watchdog:
     return self._limits.get(self._phase, self._other)
 
   def _arm(self):
-    """Sets faulthandler's timer, or takes it back."""
+    """Sets faulthandler's timer, or cancels it."""
     if limit := self._limit():
       left = max(limit - (time.monotonic() - self._moved), 0)
       faulthandler.dump_traceback_later(left + GRACE, exit=True, file=2)
@@ -92,9 +92,8 @@ class Watchdog:
     after = "" if self._step is None else f" after step {self._step}"
     message = (
       f"nothing has moved for {limit:g} s in phase {self._phase!r}{after}; the stacks of all "
-      "threads are in "
-      f"{self._stacks}. The same command goes on from the last checkpoint; guard.step_seconds and "
-      "guard.start_seconds are the limits"
+      f"threads are in {self._stacks}. The same command goes on from the last checkpoint; "
+      "guard.step_seconds and guard.start_seconds are the limits"
     )
     print(f"stalled: {message}", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(2, all_threads=True)

@@ -54,6 +54,11 @@ class Parser(argparse.ArgumentParser):
       "only; debug: also where a mistake was noticed (default info)",
     )
 
+  def add_config(self) -> None:
+    """Adds --config, of commands that take a config and overrides."""
+    what = "FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
+    self.add_argument("--config", required=True, help=what)
+
   def error(self, message: str):
     """Raises UserError with `message` and the command whose --help says more."""
     raise UserError(f"{message}; see `{self.prog} --help`")
@@ -146,7 +151,7 @@ def _reader_has_ended() -> bool:
 
 
 def _drop_output() -> None:
-  """Sends what is left of the output to nowhere, so that the end of Python does not try again."""
+  """Discards what is left of the output: Python would try to write it once more at its end."""
   with open(os.devnull, "w", encoding="utf-8") as nowhere:
     os.dup2(nowhere.fileno(), sys.stdout.fileno())
 

@@ -2,9 +2,8 @@
 
   eval "$(python -m atst_jax.util.environment gpu)"      also: cpu, tpu
 
-What has to be set before a process starts is set by `main` and `benchmark` themselves, who start
-anew with it; the rest is for launchers. Values that are set already stay; flags among them come
-last, and so win.
+`main` and `benchmark` themselves set what a process needs from its start, and start again with it.
+The rest is for launchers. Values that are set already stay. Flags among them come last, and so win.
 """
 
 import os

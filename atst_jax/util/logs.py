@@ -1,5 +1,4 @@
-"""Where metrics go: log lines, JSON lines, TensorBoard, trackers, a progress bar. A failing one
-never stops a run."""
+"""Log lines on standard error, and a progress bar."""
 
 import logging
 import sys

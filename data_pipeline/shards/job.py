@@ -76,7 +76,7 @@ class Job:
 
   @property
   def plan(self) -> dict:
-    """What shards of this job have in common with no others."""
+    """What tells shards of this job from all others."""
     return {
       **self.made_of,
       "schema": SCHEMA_VERSION,

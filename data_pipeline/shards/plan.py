@@ -19,13 +19,14 @@ from atst_jax.audio.frontend import FrontEnd, log_mel
 from atst_jax.data.dataset import MANIFEST, write_json
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
+from atst_jax.util.lock import Held, Lock
 
 from ..sources.files import Source
 from .shard import ShardTask, read_file
 
 WORK = ".work"  # inside the output: the plan, and a sidecar for every finished shard
 PLAN = "plan.json"
-LOCK = "lock"
+OWNER = (".lock", ".owner")  # files of `util.lock`
 MIN_SHARDS = 16  # so that 16 processes or streams can read any set
 SHARDS = 64  # of a larger set a multiple: what others divide among their readers comes out even
 SIZED_FILES = 64  # headers read to estimate the size of a split
@@ -234,23 +235,19 @@ def shard_name(name: str) -> re.Match | None:
 
 
 @contextlib.contextmanager
-def _lock(path: str, output: str) -> Iterator[None]:
-  """Held for as long as one job prepares; stores have no locks, and two jobs there write the same
-  bytes twice."""
-  if storage.is_remote(path):
+def _owned(work: str, output: str) -> Iterator[None]:
+  """One job prepares at a time; stores have no locks, and two jobs there write the same bytes
+  twice."""
+  if storage.is_remote(work):
     yield
     return
-  with open(path, "w") as lock:
-    try:
-      import fcntl
-
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(
-        f"another process prepares into {output}; wait for it, or choose another --output"
-      ) from error
-    except (ImportError, OSError):  # no such locks on this system or file system
-      pass
+  try:
+    lock = Lock(work)
+  except Held as owner:
+    raise UserError(
+      f"--output={output} is in use by {owner}; wait for it, stop it, or choose another folder"
+    ) from None
+  with contextlib.closing(lock):
     yield
 
 
@@ -272,14 +269,14 @@ def open_output(output: str, plan: dict) -> Iterator[str]:
   with contextlib.ExitStack() as stack:
     try:
       storage.make_folder(work)
-      stack.enter_context(_lock(os.path.join(work, LOCK), output))
+      stack.enter_context(_owned(work, output))
     except OSError as error:
       raise UserError(
         f"cannot write to --output={output}: {error.strerror}; choose another folder"
       ) from error
     continued = _stored(os.path.join(work, PLAN), lambda value: value) == plan
     for name in storage.names(work):  # of another plan, everything goes
-      if name != LOCK and not (continued and name.endswith(".json")):
+      if not name.startswith(OWNER) and not (continued and name.endswith(".json")):
         storage.remove(os.path.join(work, name))
     remove_temporary(output)
     write_json(os.path.join(work, PLAN), plan)

@@ -195,8 +195,8 @@ def _decode(source: Source, settings: Settings) -> None:
 
 
 def _crashes(context, source: Source, settings: Settings) -> bool:
-  """Whether a process that decodes nothing but this file dies of it; not by SIGKILL, as where
-  memory is short."""
+  """Whether decoding this file alone ends a process; SIGKILL does not count: it means that memory
+  was short."""
   process = context.Process(target=_decode, args=(source, settings))
   process.start()
   process.join()
