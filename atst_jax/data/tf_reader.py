@@ -91,17 +91,11 @@ def batches(
     window=window,
     position=start_step * block,
   )
-  records = functools.partial(_visit_records, tf, buffer=buffer_bytes(dataset.root))
-  decode = functools.partial(
-    _decode,
-    tf,
-    clip_frames=clip_frames,
-    n_mels=n_mels,
-    longest=dataset.max_frames(split),
-    with_ids=with_ids,
-  )
+  clips = functools.partial(_visit_clips, tf, buffer=buffer_bytes(dataset.root), with_ids=with_ids)
+  longest = dataset.max_frames(split)
+  decode = functools.partial(_decode, tf, clip_frames=clip_frames, n_mels=n_mels, longest=longest)
 
-  def stream_blocks(stream):
+  def stream_clips(stream):
     visited = tf.data.Dataset.from_generator(
       plan,
       output_signature={
@@ -112,19 +106,20 @@ def batches(
       },
       args=(stream,),
     )
-    return visited.flat_map(records).batch(block, drop_remainder=True).map(decode)
+    return visited.flat_map(clips)
 
-  blocks = tf.data.Dataset.from_tensor_slices(np.array(mine, np.int64)).interleave(
-    stream_blocks,
+  # A clip is copied as it is read, parsed, shuffled and decoded; between these it is moved.
+  shuffled = tf.data.Dataset.from_tensor_slices(np.array(mine, np.int64)).interleave(
+    stream_clips,
     cycle_length=len(mine),
-    block_length=1,
+    block_length=block,
     num_parallel_calls=min(cpus, len(mine)),
     deterministic=True,
   )
+  batched = shuffled.batch(len(mine) * block, drop_remainder=True).map(decode).prefetch(1)
   settings = tf.data.Options()
   settings.autotune.enabled = False
   settings.threading.private_threadpool_size = cpus
-  batched = blocks.batch(len(mine), drop_remainder=True).prefetch(1)
   iterator = batched.with_options(settings).as_numpy_iterator()
   try:
     while True:
@@ -134,7 +129,7 @@ def batches(
         reason = " ".join((getattr(error, "message", None) or "the end").split())[:200]
         raise Unreadable(reason) from error
       mel = batch.pop("mel").view(np.float16).reshape(-1, clip_frames, n_mels)
-      yield {"mel": mel, **{key: value.reshape(-1) for key, value in batch.items()}}
+      yield {"mel": mel, **batch}
   finally:
     del iterator  # and with it TensorFlow's threads and files
 
@@ -160,30 +155,37 @@ def _plan(paths, counts, stream, *, seed, streams, window, position):
     }
 
 
-def _visit_records(tf, visit, *, buffer):
-  """The records of a visit in their order, and the numbers that say where they are cropped.
+def _visit_clips(tf, visit, *, buffer, with_ids):
+  """The parsed clips of a visit in their order: "mel" (bytes), "where" it is cropped[, "id"].
 
   TensorFlow (2.21) takes a file that ends inside a record's head for a whole one, so what is
   missing becomes an empty record, which `_decode` refuses."""
+  features = {"mel": tf.io.FixedLenFeature((), tf.string, "")}
+  if with_ids:
+    features["id"] = tf.io.FixedLenFeature((), tf.string, "")
+
+  def shuffled(records, order):
+    places, where = order
+    clips = tf.io.parse_example(records, features)
+    return {**{name: tf.gather(values, places) for name, values in clips.items()}, "where": where}
+
   missing = tf.data.Dataset.from_tensors("").repeat()
   records = tf.data.TFRecordDataset(visit["path"], buffer_size=buffer).skip(visit["first"])
   records = missing.take(visit["lead"]).concatenate(records).concatenate(missing)
-  records = records.take(tf.shape(visit["places"], tf.int64)[0]).batch(visit["size"])
+  records = records.take(tf.shape(visit["places"], tf.int64)[0])
   order = tf.data.Dataset.from_tensor_slices((visit["places"], visit["where"]))
-  windows = tf.data.Dataset.zip((records, order.batch(visit["size"])))
-  shuffled = windows.map(lambda records, order: (tf.gather(records, order[0]), order[1]))
-  return shuffled.unbatch().skip(visit["used"])
+  windows = tf.data.Dataset.zip((records.batch(visit["size"]), order.batch(visit["size"])))
+  return windows.map(shuffled).unbatch().skip(visit["used"])
 
 
-def _decode(tf, records, where, *, clip_frames, n_mels, longest, with_ids):
-  """Serialized clips -> "mel" (B, T F) uint16, cropped or padded with zeros, and "length" (B,)."""
-  features = {"mel": tf.io.FixedLenFeature((), tf.string, "")}
-  if with_ids:
-    features["id"] = tf.io.FixedLenFeature((), tf.string)
-  parsed = tf.io.parse_example(records, features)
-  mel, row_bytes = parsed["mel"], 2 * n_mels
+def _decode(tf, clips, *, clip_frames, n_mels, longest):
+  """Parsed clips -> "mel" (B, T F) uint16, cropped or padded with zeros, and "length" (B,)[, and
+  "id"]."""
+  where, mel, row_bytes = clips.pop("where"), clips.pop("mel"), 2 * n_mels
   size = tf.strings.length(mel)
   whole = (size > 0) & (size % row_bytes == 0) & (size <= longest * row_bytes)
+  if "id" in clips:
+    whole &= tf.strings.length(clips["id"]) > 0
   check = tf.debugging.Assert(tf.reduce_all(whole), ["not a clip of this schema"])
   with tf.control_dependencies([check]):
     frames = size // row_bytes
@@ -193,4 +195,4 @@ def _decode(tf, records, where, *, clip_frames, n_mels, longest, with_ids):
     mel = tf.strings.substr(mel, begin * row_bytes, length * row_bytes)
   # zeros behind the end of what is shorter
   bits = tf.io.decode_raw(mel, tf.uint16, fixed_length=clip_frames * row_bytes)
-  return {"mel": bits, "length": length, **({"id": parsed["id"]} if with_ids else {})}
+  return {"mel": bits, "length": length, **clips}

@@ -22,6 +22,7 @@ from atst_jax.pretraining.checks import check
 from atst_jax.util import storage
 
 PIECE_SECONDS = 0.1  # a check is repeated for at least this time
+READ_AHEAD = 5  # batches, at most: plain tf.data's two being parsed, two ready, one being filled
 LATE = 1_000_003  # steps after which a run is resumed
 
 
@@ -52,7 +53,9 @@ def bare_batches(config: ConfigDict, dataset: Dataset) -> Iterator:
 
 
 def _rate(source: Iterator, batch_size: int) -> float:
-  """Clips per second of a window of time."""
+  """Clips per second of a window of time, without what was read ahead in the others' windows."""
+  for _ in range(READ_AHEAD):
+    next(source)
   started, batches = time.perf_counter(), 0
   while (seconds := time.perf_counter() - started) < speed.WINDOW_SECONDS:
     next(source)
