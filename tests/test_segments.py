@@ -257,6 +257,50 @@ def test_labels_of_audacity_beside_their_recordings(recordings, tmp_path):
     listed(root / "three.txt")
 
 
+def test_a_recording_whose_table_is_empty_is_all_rest(tmp_path):
+  for name in ("a.wav", "b.wav", "c.wav"):
+    (tmp_path / name).touch()
+  (tmp_path / "a.txt").touch()
+  (tmp_path / "b.txt").write_text("1\t1.5\tdog\n")
+  listing, spans = listed(tmp_path, layout="audacity")
+  assert spans == [("b.wav#1-1.5", ("dog",), 1)]
+  assert [note.partition(": ")[2] for note in listing.notes] == [
+    "1 recordings have no annotation and are left out",
+    "1 recordings have an empty table and are left out; --rest takes them",
+  ]
+  listing, spans = listed(tmp_path, layout="audacity", rest=True)
+  assert [id for id, *_ in spans] == ["a.wav", "b.wav#0-1", "b.wav#1-1.5", "b.wav#1.5-"]
+  assert [source.group for source in listing.sources] == ["a.wav", "b.wav", "b.wav", "b.wav"]
+  assert len(listing.notes) == 1  # of c.wav, which has no table
+  (tmp_path / "b.txt").unlink()
+  with pytest.raises(UserError, match=r"no annotation in it; .*--rest makes clips of"):
+    listed(tmp_path, layout="audacity")
+  assert [id for id, *_ in listed(tmp_path, layout="audacity", rest=True)[1]] == ["a.wav"]
+
+
+def test_a_table_of_two_recordings_is_asked_about(tmp_path):
+  for name in ("day/one.wav", "night/one.wav", "one.1.wav"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  (tmp_path / "one.txt").write_text("1\t1.5\tdog\n")
+  told = (
+    r"one\.txt line 1: the table is called as 2 recordings are, day/one\.wav and night/one\.wav"
+  )
+  with pytest.raises(UserError, match=told):
+    listed(tmp_path, layout="audacity")
+  (tmp_path / "one.txt").write_text("")
+  with pytest.raises(UserError, match="called as 2 recordings are"):
+    listed(tmp_path, layout="audacity", rest=True)
+  (tmp_path / "one.txt").write_text("1\t1.5\tdog\n")
+  (tmp_path / "one.flac").touch()  # beside the table
+  assert listed(tmp_path, layout="audacity")[1] == [("one.flac#1-1.5", ("dog",), 1)]
+  (tmp_path / "one.mp3").touch()
+  with pytest.raises(
+    UserError, match=r"recordings are, one\.(flac and one\.mp3|mp3 and one\.flac)"
+  ):
+    listed(tmp_path, layout="audacity")
+
+
 @pytest.mark.slow
 def test_segments_are_not_slower_than_the_recording(tmp_path):
   """A thousand pieces of a second, of a third of an hour; processor seconds of one thread."""

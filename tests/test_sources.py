@@ -184,6 +184,20 @@ def test_groups_of_a_manifest(tmp_path):
   assert [source.group for source in listing.sources] == ["theo", ""]
 
 
+def test_rows_of_one_recording_are_in_one_group(tmp_path):
+  """A column that is filled in part names the group of the recording, whichever row names it."""
+  groups = lambda rows: [
+    source.group
+    for source in list_sources(manifest(tmp_path, f"path,start,end,group\n{rows}")).sources
+  ]
+  assert groups("a.wav,0,1,\na.wav,1,2,theo\nb.wav,0,1,\n") == ["theo", "theo", "b.wav"]
+  assert groups("a.wav,,,\na.wav,1,2,\n") == ["a.wav", "a.wav"]
+  assert groups("a.wav,1,2,theo\na.wav,1,2,\n") == ["theo"]
+  told = r"line 4: the group of 'a\.wav' is 'eva' here and 'theo' in line 2; give rows of one file"
+  with pytest.raises(UserError, match=told):
+    groups("a.wav,0,1,theo\na.wav,1,2,\na.wav,2,3,eva\n")
+
+
 def test_a_manifest_may_have_more_columns(tmp_path):
   text = ",filename,fold,category,pitch,labels\n0,a.wav,3,dog,440,x\n1,b.wav,1,cat,220,y\n"
   path = manifest(tmp_path, text)
@@ -226,7 +240,7 @@ def test_row_order_does_not_matter(tmp_path):
     ('path\n"a\nb.wav"\n..\\b.wav\n', r"line 4: .*'\.\.'"),
     ("path,id\na.wav,x\nb.wav,y\nc.wav,x\n", r"line 4: id 'x' stands in line 2 already"),
     ("path,label\na.wav,x\n./a.wav,y\n", r"line 3: id 'a\.wav' stands in line 2.* by ';'"),
-    ("path,fold\na.wav,1\na.wav,2\n", r"line 3: .* with another fold; make the `id`"),
+    ("path,fold\na.wav,1\na.wav,2\n", r"line 3: .* and differs in fold; make the `id`"),
     ("path,Class\na.wav,x\n", r"line 1: Class: did you mean label\?.*--label_column=Class"),
     ("file,label\na.wav,x\n", r"line 1: file: did you mean path\?.*--path_column=file "),
     ('path,label\na.wav,x\nb.wav,"a,b"\n', r"line 3: the label 'a,b' holds a comma"),
@@ -244,8 +258,10 @@ def test_row_order_does_not_matter(tmp_path):
     ("path,Labels\na.wav,x\n", r"line 1: Labels: did you mean label\?"),
     ("label,fold\nx,1\n", r"line 1: the header .* must name `path`"),
     ("path,path\nx,y\n", r"line 1: the header .* each column once"),
-    ("", r"line 1: the header \[\] must name `path`"),
-    ("path,label\n", r"holds no audio"),
+    ("", r"line 1: the file is empty"),
+    ("path,label\n", r"m\.csv lists no file: there is no row below its header"),
+    ("path,Start (s),End (s)\na.wav,0,1\n", r"Start \(s\): did you mean start\? Rename"),
+    ("path,onset,duration\na.wav,0,1\n", r"onset: did you mean start\? Rename"),
     ("path,label\na.wav,x,y\n", r"line 2: 3 values, 2 columns"),
     ("path,label\na.wav\n", r"line 2: 1 values, 2 columns"),
     ("path,fold\na.wav,1\nb.wav,two\n", r"line 3: fold 'two' is not a whole number"),

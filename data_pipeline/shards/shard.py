@@ -19,7 +19,7 @@ from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 
 from ..sources.files import Source
-from ..sources.segments import REST_SECONDS
+from ..sources.rest import REST_SECONDS
 from .mel_statistics import is_current
 from .tally import Tally
 

@@ -69,6 +69,8 @@ class Listing:
   grouped_by: str = ""  # what a group is: "speaker"
   # folds and splits are those that the set's owner published
   divided_by_owner: bool = False
+  # whole recordings whose table has no annotation: all of them is rest
+  unannotated: tuple[Source, ...] = ()
   # sentences about how the input was read
   notes: tuple[str, ...] = ()
 

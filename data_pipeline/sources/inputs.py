@@ -19,7 +19,8 @@ from . import layouts
 from .files import Listing, Source, known_splits, printable, said, subset
 from .manifest import read_manifest
 from .owner_lists import OwnerFolder
-from .segments import add_rest, audacity, kind_of, raven
+from .rest import add_rest
+from .segments import audacity, kind_of, raven
 from .tree import audio_files
 
 # Options that go with some layouts only.
@@ -140,7 +141,12 @@ def list_sources(
       f"--layout={layout}: a list in {path} does not read as its owners write it ("
       f"{type(error).__name__}: {error}); see data_pipeline/README.md"
     ) from error
-  if not listing.sources:
+  if layout in ("raven", "audacity") and not listing.sources and not (rest and listing.unannotated):
+    raise UserError(
+      f"--input={path}: no annotation in it; tables (.txt, .tsv) lie beside their recordings, and "
+      "--rest makes clips of recordings whose table is empty"
+    )
+  if not listing.sources and not listing.unannotated:
     found = ", ".join(f"{count} {kind}" for kind, count in listing.skipped.items())
     raise UserError(
       f"--input={path} holds no audio (.wav, .flac, .mp3 …); found: {found or 'none'}"
@@ -150,6 +156,9 @@ def list_sources(
   listing = dataclasses.replace(listing, root=root)
   if rest:
     listing = _with_rest(listing)
+  elif bare := len(listing.unannotated):
+    note = f"{path}: {bare} recordings have an empty table and are left out; --rest takes them"
+    listing = dataclasses.replace(listing, notes=(*listing.notes, note))
   listing = dataclasses.replace(listing, sources=sorted(listing.sources, key=lambda s: s.id))
   for one, other in itertools.pairwise(listing.sources):
     if one.id == other.id:
@@ -173,7 +182,7 @@ def list_files(path: str, **options) -> Listing:
 
 
 def _with_rest(listing: Listing) -> Listing:
-  if all(source.whole for source in listing.sources):
+  if not listing.unannotated and all(source.whole for source in listing.sources):
     raise UserError("--rest needs segments: a table with `start` and `end`, of Raven or Audacity")
   return add_rest(listing)
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from atst_jax.data.schema import SPLIT
 from atst_jax.util import storage
@@ -21,10 +21,10 @@ COLUMNS = ("path", "label", "fold", "split", "id", "group", "start", "end")
 ALIASES = {"onset": "start", "offset": "end"}  # both or none
 # What tables often call a column, and it is asked about.
 OFFERED = {
-  "path": ("filename", "file_name", "file", "filepath", "file_path", "wav", "audio"),
+  "path": ("filename", "file_name", "file", "filepath", "file_path", "wav", "audio", "begin_path"),
   "label": ("category", "class", "class_name", "event_label"),
-  "start": ("start_time", "begin", "begin_time", "start_seconds"),
-  "end": ("end_time", "stop", "end_seconds"),
+  "start": ("start_time", "begin", "begin_time", "start_seconds", "start_s", "onset"),
+  "end": ("end_time", "stop", "end_seconds", "end_s"),
 }
 ALIKE = 0.8  # of names of columns: `lable` and `labels` are, `pitch` and `path` are not
 NOT_IN_A_NAME = ","  # of a label, where nothing says how several are separated
@@ -55,11 +55,12 @@ def read_manifest(
   `split` is `train` where empty; `id` is the path where empty; `group` names what clips have in
   common that must not be in two parts of a division (a speaker, a session). `start` and `end` are
   seconds (`onset` and `offset` mean them too): a row is that segment of the file, its id by default
-  `PATH#START-END`, its group the file. A row that stands twice counts once.
+  `PATH#START-END`, its group the file. Rows of one file are in one group: that which any of them
+  names. A row that stands twice counts once.
 
   Raises:
-    UserError: with the line number, for a path, fold, split, label, time or id that will not do,
-      and for a column whose name is nearly one of these.
+    UserError: with the line number, for a path, fold, split, label, group, time or id that will
+      not do, and for a column whose name is nearly one of these.
   """
   root = root or os.path.dirname(storage.absolute(path))
   if not storage.is_folder(root):
@@ -70,6 +71,7 @@ def read_manifest(
   rows = lambda: _rows(path, {k: v for k, v in chosen.items() if v}, whole_files, notes)
   found: dict[str, Source] = {}
   lines: dict[str, int] = {}  # of each id
+  groups: dict[str, tuple[str, int]] = {}  # of each file, and the line that names it
   twice, grouped_by = 0, "recording"
   for line, row in rows():
     where = f"{path} line {line}"
@@ -90,39 +92,60 @@ def read_manifest(
         (label_separator or ";") in row["label"],
         _fold(row["fold"], where),
         _split(row["split"], where),
-        row["group"].strip(),
       ),
       start=seconds_of(row["start"], 0.0, where),
       end=seconds_of(row["end"], float("inf"), where),
       line=line,
       relative=printable(relative.replace(os.sep, "/")),
     )
-    if row["group"].strip():
+    if group := row["group"].strip():
       grouped_by = "value of `group`"
+      other, first = groups.setdefault(file, (group, line))
+      if group != other:
+        raise UserError(
+          f"{where}: the group of {relative!r} is {group!r} here and {other!r} in line {first}; "
+          "give rows of one file one group, which divisions keep together"
+        )
     before = found.setdefault(source.id, source)
     if before is not source:
       _check_same(before, source, where, lines[source.id])
       twice += 1
       continue
     lines[source.id] = line
+  if not found:
+    raise UserError(f"{path} lists no file: there is no row below its header")
   _check_piece_ids(path, lines)
   if twice:
     notes.append(f"{path}: {twice} rows stand twice and count once")
-  sources = _with_known_splits(path, [*found.values()], notes)
+  sources = _with_groups(found.values(), {file: group for file, (group, _) in groups.items()})
+  sources = _with_known_splits(path, sources, notes)
   return Listing(sources, "manifest", grouped_by=grouped_by, notes=tuple(notes))
 
 
 def _check_same(before: Source, source: Source, where: str, line: int) -> None:
   """Raises UserError unless two rows of one id say the same."""
-  names = ("path", "labels", "fold", "split", "group", "start", "end")
+  names = ("path", "labels", "fold", "split", "start", "end")
   if different := [name for name in names if getattr(before, name) != getattr(source, name)]:
     remedy = "make the `id` column unique"
     if different == ["labels"]:
       remedy = "write several labels of a file into one row, separated by ';'"
     raise UserError(
-      f"{where}: id {source.id!r} stands in line {line} already, with another {different[0]}; "
+      f"{where}: id {source.id!r} stands in line {line} already, and differs in {different[0]}; "
       f"{remedy}"
     )
+
+
+def _with_groups(sources: Iterable[Source], named: dict[str, str]) -> list[Source]:
+  """The sources in the group that a row names for their file (`named`), or else in that of the
+  file's segments."""
+  groups = {source.path: source.group for source in sources if source.group} | named
+  group_of = lambda source: groups.get(source.path, "")
+  return [
+    source
+    if source.group == group_of(source)
+    else dataclasses.replace(source, group=group_of(source))
+    for source in sources
+  ]
 
 
 def _with_known_splits(path: str, sources: list[Source], notes: list[str]) -> list[Source]:
@@ -185,7 +208,8 @@ def _places(path: str, header: list[str], wanted: list[str], chosen: dict[str, s
 
 def _ask(path: str, name: str, others: list[str]) -> None:
   """Raises UserError if one of the other columns is probably the one of ours."""
-  near = [column for column in others if column.lower() in OFFERED.get(name, ())]
+  written = lambda column: re.sub(r"\W+", "_", column.lower()).strip("_")  # "Start (s)": start_s
+  near = [column for column in others if written(column) in OFFERED.get(name, ())]
   if not near and name not in ("start", "end"):
     alike = [column for column in others if column[:1].lower() == name[:1]]
     near = [

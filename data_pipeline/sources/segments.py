@@ -1,10 +1,8 @@
-"""Segments of recordings: selection tables of Raven (and of BirdNET), label files of Audacity, and
-what no segment covers.
+"""Segments of recordings: selection tables of Raven (and of BirdNET), and label files of Audacity.
 
 Segments of manifests have the columns `start` and `end` (`manifest`).
 """
 
-import collections
 import dataclasses
 import math
 import os
@@ -24,7 +22,6 @@ OFFSET = "File Offset (s)"  # of a selection in its own file, where a table is o
 FILES = ("Begin Path", "Begin File")
 LABELS = ("Annotation", "Common Name", "Species", "Label", "Type")
 LABEL_LINE = r"\s*-?\d+(?:[.,]\d+)?\t-?\d+(?:[.,]\d+)?(\t.*)?"  # of Audacity
-REST_SECONDS = 1.0  # a shorter rest is left out, as the last piece of a long file is
 
 
 def make_segment(source: Source, *, start: float, end: float, line: int, relative: str) -> Source:
@@ -162,20 +159,20 @@ def _listing(
   files = audio_files(root, follow_links=follow_links)
   recordings = {relative: file for file, relative in files}
   found: dict[str, Source] = {}
+  empty: set[str] = set()  # recordings whose tables have no row
   twice = 0
   for name in sorted(_texts(path)) if folder else [os.path.basename(path)]:
     table = os.path.join(path, name) if folder else path
-    own = _recording_of(name, recordings)
+    own = _recordings_of(name, recordings)
     if folder and not own and kind_of(table) != kind:
       continue  # a text of another kind
-    for row in rows_of(table):
+    rows = [*rows_of(table)]
+    if own and not rows:
+      empty.add(_only(own, table, root))
+    for row in rows:
       where = f"{table} line {row.line}"
-      relative = _named(row.file, recordings, where) if row.file.strip() else own
-      if not relative:
-        raise UserError(
-          f"{where}: no recording under {root} is called as the table is (REC.wav of REC.txt); set "
-          "--root to the recordings, or rename the table"
-        )
+      named = row.file.strip()
+      relative = _named(named, recordings, where) if named else _only(own, where, root)
       one = Source(recordings[relative], "", tuple(filter(None, [row.label.strip()])))
       one = make_segment(
         one, start=row.start, end=row.end, line=row.line, relative=printable(relative)
@@ -188,14 +185,21 @@ def _listing(
         found[one.id] = dataclasses.replace(before, labels=labels, multi_label=True)
   several = any(source.multi_label for source in found.values())
   sources = [dataclasses.replace(source, multi_label=several) for source in found.values()]
-  bare = len(recordings) - len({source.path for source in sources})
+  annotated = {source.path for source in sources}
+  whole = [name for name in sorted(empty) if recordings[name] not in annotated]
+  bare = len(recordings) - len(annotated) - len(whole)
   notes = {
     f"{path}: {twice} annotations stand twice and count once": twice,
     f"{path}: annotations of the same times are one clip with several labels": several,
     f"{path}: {bare} recordings have no annotation and are left out": bare,
   }
   said = tuple(note for note, true in notes.items() if true)
-  return Listing(sources, kind, grouped_by="recording", root=root, notes=said)
+  unannotated = tuple(
+    Source(recordings[name], printable(name), group=printable(name)) for name in whole
+  )
+  return Listing(
+    sources, kind, grouped_by="recording", root=root, notes=said, unannotated=unannotated
+  )
 
 
 def _texts(root: str) -> Iterator[str]:
@@ -215,18 +219,36 @@ def _texts(root: str) -> Iterator[str]:
   )
 
 
-def _recording_of(table: str, recordings: dict[str, str]) -> str:
-  """The recording whose name, without its ending, begins the table's: REC.wav of REC.txt and of
-  REC.Table.1.selections.txt; "" if there is none."""
-  stem = lambda name: os.path.splitext(name)[0]
+def _recordings_of(table: str, recordings: dict[str, str]) -> list[str]:
+  """The recordings whose name, without its ending, begins the table's: REC.wav of REC.txt and of
+  REC.Table.1.selections.txt. Of several, those of the longest name, and of these those beside the
+  table."""
+  stem = lambda name: os.path.splitext(os.path.basename(name))[0]
   folder = os.path.dirname(table)
   names = [
     name
     for name in recordings
     if (os.path.dirname(name) == folder or not folder)
-    and os.path.basename(table).startswith(f"{os.path.basename(stem(name))}.")
+    and os.path.basename(table).startswith(f"{stem(name)}.")
   ]
-  return max(names, key=lambda name: len(os.path.basename(stem(name))), default="")
+  longest = max((len(stem(name)) for name in names), default=0)
+  names = [name for name in names if len(stem(name)) == longest]
+  return [name for name in names if os.path.dirname(name) == folder] or names
+
+
+def _only(names: list[str], where: str, root: str) -> str:
+  """The one recording that a table is called as. Raises UserError for none and for several."""
+  if not names:
+    raise UserError(
+      f"{where}: no recording under {root} is called as the table is (REC.wav of REC.txt); set "
+      "--root to the recordings, or rename the table"
+    )
+  if len(names) > 1:
+    raise UserError(
+      f"{where}: the table is called as {len(names)} recordings are, {names[0]} and {names[1]}; "
+      "put it beside its own, or rename the other"
+    )
+  return names[0]
 
 
 def _named(file: str, recordings: dict[str, str], where: str) -> str:
@@ -239,40 +261,3 @@ def _named(file: str, recordings: dict[str, str], where: str) -> str:
       + ("give files of one name tables of their own" if found else "set --root to their folder")
     )
   return found[0]
-
-
-def add_rest(listing: Listing) -> Listing:
-  """The listing with what no segment of a recording covers, as segments without a label, in the
-  recording's own split and group."""
-  by_path = collections.defaultdict(list)
-  for source in listing.sources:
-    by_path[source.path].append(source)
-  rest, divided = [], 0
-  for path, sources in by_path.items():
-    first = sources[0]
-    if len({(source.split, source.group) for source in sources}) > 1:
-      divided += 1
-      continue
-    fold = first.fold if len({source.fold for source in sources}) == 1 else -1
-    bare = dataclasses.replace(first, id="", labels=(), fold=fold)
-    relative = printable(os.path.relpath(path, listing.root).replace(os.sep, "/"))
-    spans = [(source.start, source.end) for source in sources]
-    rest += [
-      make_segment(bare, start=start, end=end, line=0, relative=relative)
-      for start, end in _gaps(spans)
-    ]
-  notes = listing.notes
-  if divided:
-    notes += (f"no rest of {divided} recordings whose segments lie in several splits or groups",)
-  return dataclasses.replace(listing, sources=listing.sources + rest, notes=notes)
-
-
-def _gaps(spans: list[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-  """Yields what no span covers, of REST_SECONDS or more; the last one has no end."""
-  reached = 0.0
-  for start, end in sorted((start, end) for start, end in spans if end > start):
-    if start - reached >= REST_SECONDS:
-      yield reached, start
-    reached = max(reached, end)
-  if reached < math.inf:
-    yield reached, math.inf

@@ -21,10 +21,12 @@ class Table:
   """
 
   def __init__(self, path: str):
-    """Raises UserError for a file that is no table in UTF-8."""
+    """Raises UserError for a file that is no table in UTF-8, or that is empty."""
     self.path = path
     self._lines = self._values()
     self.header = [name.strip() for _, names in [next(self._lines, (1, []))] for name in names]
+    if not self.header:
+      raise UserError(f"{path} line 1: the file is empty, or begins with an empty line")
 
   def __iter__(self) -> Iterator[tuple[int, list[str]]]:
     """Yields (line number, values) of every row that is not blank; quoted values may hold

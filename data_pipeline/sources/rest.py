@@ -1,0 +1,49 @@
+"""What no segment of a recording covers, as clips without a label."""
+
+import collections
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+
+from .files import Listing, printable
+from .segments import make_segment
+
+REST_SECONDS = 1.0  # a shorter rest is left out, as the last piece of a long file is
+
+
+def add_rest(listing: Listing) -> Listing:
+  """The listing with what no segment of a recording covers, as segments without a label, in the
+  recording's own split and group; and with recordings whose table has no segment, as they are."""
+  by_path = collections.defaultdict(list)
+  for source in listing.sources:
+    by_path[source.path].append(source)
+  rest, divided = [*listing.unannotated], 0
+  for path, sources in by_path.items():
+    first = sources[0]
+    if len({(source.split, source.group) for source in sources}) > 1:
+      divided += 1
+      continue
+    fold = first.fold if len({source.fold for source in sources}) == 1 else -1
+    bare = dataclasses.replace(first, id="", labels=(), fold=fold)
+    relative = printable(os.path.relpath(path, listing.root).replace(os.sep, "/"))
+    spans = [(source.start, source.end) for source in sources]
+    rest += [
+      make_segment(bare, start=start, end=end, line=0, relative=relative)
+      for start, end in _gaps(spans)
+    ]
+  notes = listing.notes
+  if divided:
+    notes += (f"no rest of {divided} recordings whose segments lie in several splits or groups",)
+  return dataclasses.replace(listing, sources=listing.sources + rest, notes=notes)
+
+
+def _gaps(spans: list[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+  """Yields what no span covers, of REST_SECONDS or more; the last one has no end."""
+  reached = 0.0
+  for start, end in sorted((start, end) for start, end in spans if end > start):
+    if start - reached >= REST_SECONDS:
+      yield reached, start
+    reached = max(reached, end)
+  if reached < math.inf:
+    yield reached, math.inf
