@@ -191,7 +191,8 @@ def mel_filters(frontend: FrontEnd) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _window(frontend: FrontEnd) -> np.ndarray:
+def analysis_window(frontend: FrontEnd) -> np.ndarray:
+  """(n_fft,) float32: what frames are multiplied by; a shorter window lies in its middle."""
   import scipy.signal
 
   window = scipy.signal.get_window(frontend.window, frontend.win_length, fftbins=True)
@@ -237,7 +238,7 @@ def _transform(frames, frontend, filters):
   """(t, n_fft) samples -> (t, F) float32 dB."""
   import scipy.fft
 
-  spectrum = scipy.fft.rfft(frames * _window(frontend), axis=-1)
+  spectrum = scipy.fft.rfft(frames * analysis_window(frontend), axis=-1)
   return 10.0 * np.log10(np.maximum((spectrum.real**2 + spectrum.imag**2) @ filters, POWER_FLOOR))
 
 

@@ -157,8 +157,8 @@ class Graph:
 
 
 class Body(Graph):
-  """What a loop repeats; it shares no name with the graph that it is a part of, and has constants of
-  its own: onnxruntime infers shapes from them.
+  """What a loop repeats. It shares no name with the graph that it is a part of, and has constants
+  of its own: onnxruntime infers shapes from them.
 
   Attributes:
     index: int64, how often the loop was run before.
