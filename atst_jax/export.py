@@ -18,9 +18,11 @@ The folder needs no config file and none of the training code's classes; `atst_j
 opens it. Beside the weights (`safetensors`, or Orbax: `params`) it may hold a model card (`card`:
 README.md), a program for CPU, CUDA and TPU (`jax`: encoder.jax, see
 `atst_jax.artifacts.programs.jax_program`) and an ONNX graph (`onnx`: encoder.onnx, needs .[onnx]).
+`onnx_int8` (encoder_int8.onnx) has weights of 8 bits, and the log says what that loses.
+`--artifacts=onnx --input=waveform` writes one graph from samples to vectors instead, waveform.onnx.
 """
 
-from atst_jax.artifacts.export import ARTIFACTS, DEFAULT, export_again, export_run
+from atst_jax.artifacts.export import ARTIFACTS, DEFAULT, INPUTS, export_again, export_run
 from atst_jax.artifacts.folder import parse_length
 from atst_jax.runtime.workdir import read_config
 from atst_jax.util.cli import Parser, guard, leave
@@ -68,6 +70,12 @@ def main(argv=None) -> int:
     help=f"of {','.join(ARTIFACTS)} (default {','.join(DEFAULT)})",
   )
   add(
+    "--input",
+    choices=INPUTS,
+    help="of the ONNX graph: log-mel in dB (encoder.onnx, the default), or samples, with the "
+    "front-end, chunks and length rule inside (waveform.onnx)",
+  )
+  add(
     "--license",
     default="unknown",
     help="of the weights, for the model card: an identifier such as cc-by-4.0",
@@ -87,6 +95,10 @@ def _main(flags) -> None:
     "license": flags.license,
     "results": flags.results,
   }
+  if flags.input is not None:
+    if "onnx" not in options["artifacts"]:
+      raise UserError(f"--input={flags.input} is the ONNX graph's: add onnx to --artifacts")
+    options["onnx_input"] = flags.input
   if flags.length is not None:
     options["max_seconds"] = parse_length(flags.length)
   if "card" not in options["artifacts"] and (flags.results or flags.license != "unknown"):

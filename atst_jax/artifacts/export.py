@@ -24,7 +24,7 @@ from atst_jax.artifacts.folder import (
   write_weights,
 )
 from atst_jax.artifacts.model import Model
-from atst_jax.artifacts.programs import jax_program, onnx_graph
+from atst_jax.artifacts.programs import int8_graph, jax_program, onnx_graph, waveform_graph
 from atst_jax.audio.frontend import FrontEnd, get_frontend, mel_filters
 from atst_jax.data.dataset import write_json
 from atst_jax.models.encoders import make_encoder
@@ -36,9 +36,10 @@ from atst_jax.util.errors import StoreError, UserError
 
 LONG_CHUNK = 6000  # frames, a minute: of an encoder that is not bound to the training crop
 WEIGHTS = ("safetensors", "params")  # Orbax, the latter
-ARTIFACTS = (*WEIGHTS, "card", "jax", "onnx")
+ARTIFACTS = (*WEIGHTS, "card", "jax", "onnx", "onnx_int8")
 DEFAULT = ("safetensors", "card")
 PROGRAMS = {"jax": jax_program, "onnx": onnx_graph}
+INPUTS = ("mel", "waveform")  # of the ONNX graph
 TOLERANCE = 1e-5  # between the exported and the restored encoder on the same input
 FOREIGN_TOLERANCE = 1e-3  # of another runtime's products, relative to the greatest number
 
@@ -56,6 +57,7 @@ def write(
   head: Head | None = None,
   provenance: dict,
   artifacts: Collection[str] = DEFAULT,
+  onnx_input: str = INPUTS[0],
   license: str = "unknown",
   results: Collection[str] = (),
 ) -> None:
@@ -73,7 +75,8 @@ def write(
       sounds are embedded whole.
     head: of a classifier.
     provenance: where it comes from; any JSON.
-    artifacts: some of ARTIFACTS, weights of one kind among them.
+    artifacts: some of ARTIFACTS, weights of one kind among them; programs alone get safetensors.
+    onnx_input: of INPUTS; what the ONNX graph takes.
     license: for the model card.
     results: results.json files of this encoder's linear evaluations, for the model card.
 
@@ -81,6 +84,8 @@ def write(
     UserError: the output exists or cannot be written; an unknown artifact, or no weights.
     RuntimeError: what was read back differs.
   """
+  if set(artifacts) & {*PROGRAMS, "onnx_int8"} and not set(artifacts) & set(WEIGHTS):
+    artifacts = (*artifacts, WEIGHTS[0])  # what a program is compared with, now and later
   if not set(artifacts) <= set(ARTIFACTS) or not set(artifacts) & set(WEIGHTS):
     raise UserError(
       f"--artifacts={','.join(artifacts)}: choose from {', '.join(ARTIFACTS)}, "
@@ -116,9 +121,14 @@ def write(
       write_json(os.path.join(temporary, CONFIG), config)
       model = Model(*read(temporary))
       _compare(temporary, model, variables)
+      from_waveform = onnx_input == "waveform" and "onnx" in artifacts
       for artifact in PROGRAMS:
-        if artifact in artifacts:
+        if artifact == "onnx" and from_waveform:
+          waveform_graph.add(temporary, model)
+        elif artifact in artifacts:
           add_program(temporary, artifact, model)
+      if "onnx_int8" in artifacts:
+        int8_graph.add(temporary, model)
       if "card" in artifacts:
         measured = [model_card.read_results(path, config["params_hash"]) for path in results]
         text = model_card.card(
@@ -127,7 +137,7 @@ def write(
           variables,
           license=license,
           results=measured,
-          artifacts=artifacts,
+          artifacts=["waveform" if from_waveform and a == "onnx" else a for a in artifacts],
         )
         storage.write_text(os.path.join(temporary, model_card.NAME), text)
   except OSError as error:
