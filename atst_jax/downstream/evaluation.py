@@ -6,6 +6,7 @@ each with what it says of every test clip. `results_of` and `write_results` make
 the table.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -126,8 +127,7 @@ def divide(
   if select_on_test:
     log.warning(
       "--config.select_on_test: rates and epochs are chosen on the TEST clips, as for some "
-      "published "
-      "scores; these are too good"
+      "published scores; these are too good"
     )
     splits = [Split(np.sort(np.concatenate([s.train, s.valid])), s.test, s.test) for s in splits]
   name, classes = dataset.manifest["name"], len(dataset.label_names)
@@ -172,27 +172,22 @@ def frozen(
     results: of the job and all rows, the content of results.json.
   """
   record = job.record
-  lock = claim(workdir)
-  try:
+  rows: list[dict] = []
+  with contextlib.closing(claim(workdir)):
     agree([workdir], record, made_with(workdir), ignore=free_keys, allow_changes=allow_changes)
-    rows: list[dict] = []
     for name, compute in parts(job, os.path.join(workdir, "features")):
       rows += finished(workdir, record, name, compute)
       log.info("%s: %.4f", name, rows[-1]["mean"])
     write_results(workdir, results(job, rows))
     keep_config([workdir], record)
-  finally:
-    lock.close()
   return 0
 
 
 def made_with(workdir: str) -> dict | None:
   """The config that the results of an evaluation were made with, or else the parts that are
   finished; None if nothing is."""
-  try:
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
     return storage.read_json(os.path.join(workdir, RESULTS))["config"]
-  except (OSError, ValueError, KeyError, TypeError):
-    pass
   return read_config(workdir) if storage.names(os.path.join(workdir, "rows")) else None
 
 
