@@ -218,6 +218,26 @@ def test_several_labels_give_map_and_d_prime(encoder, tmp_path, capsys):
     assert f"{epoch} epoch" in capsys.readouterr().out
 
 
+def test_of_several_runs_the_one_that_validation_likes_best_is_exported(done, tmp_path, capsys):
+  results, workdir, _ = done
+  best = max(results["rows"][0]["runs"], key=lambda run: run["valid"])
+  _export(workdir, tmp_path / "best")
+  about = load_model(str(tmp_path / "best")).config["head"]["about"]
+  assert (about["fold"], about["epoch"], about["number"]) == (best["fold"], "best", best["epoch"])
+  assert about["scores"] == {"metric": "accuracy", "valid": best["valid"], "test": best["score"]}
+  card = (tmp_path / "best" / "README.md").read_text()
+  assert "## Fine-tuning" in card and f"fold {best['fold']}, epoch best" in card
+  for flags, message in (
+    (["--seed=7"], "has the runs seed0-division0, seed0-division1, seed0-division2"),
+    (["--data=nowhere"], "nowhere, which the run was made with, does not exist: --data says where"),
+    ([f"--base={tmp_path / 'best'}"], "the run was made with"),
+    (["--step=3"], "--step does not go with a fine-tuning run"),
+    (["--precision=1.5"], "--precision=1.5: must lie above 0"),
+  ):
+    assert export.main([f"--workdir={workdir}", f"--output={tmp_path / 'no'}", *flags]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
 def test_splits_without_mixup_use_cross_entropy(encoder, tmp_path):
   """The VoxCeleb1 recipe: a first loss of about ln 3, where the binary one is about ln 2."""
   data = write_clips(tmp_path / "data", split_clips())
