@@ -6,7 +6,7 @@ import pytest
 import soundfile
 from preparing import run, write_inline
 
-from atst_jax.audio import sound_file
+from atst_jax.audio import sound_file, streams
 from atst_jax.audio.decode import Quality, Reject, load_audio, read_pieces
 from atst_jax.data.dataset import Dataset
 from data_pipeline.shards import shard
@@ -65,6 +65,18 @@ def test_pyav_reads_all_streams(chained, ending, most):
     for late in range(max(most, 1) + 1)
   ]
   assert min(errors) < 0.25 * np.abs(tail).mean()
+
+
+def test_what_pyav_misses_between_flacs_is_said(chained, monkeypatch):
+  """FFmpeg's parser may take noise for a header, and lose a block of a stream that follows."""
+  monkeypatch.setattr(streams, "CHUNK", 1000)  # markers across its ends
+  with open(chained("flac"), "rb") as file:
+    found = streams.look(file)
+  assert found == streams.Streams(more=True, promised=round(1.5 * RATE))
+  with soundfile.SoundFile(chained("flac")) as first:
+    read = sound_file.Sound(first, found, by_pyav=True)
+    read.read(2 * RATE)
+    assert read.missed() == "1.00 of 1.50 s read of its streams; cut it apart before each 'fLaC'"
 
 
 def test_several_wavs_in_a_row_are_refused(chained):

@@ -120,14 +120,16 @@ class Sound:
   def missed(self) -> str:
     """What of the file was not read, once it has been read to its end; "" if nothing."""
     seconds = self._read / self.samplerate
-    if self._by_pyav:
+    promised = self._streams.promised or self.frames
+    if self._by_pyav and not (self._streams.more and self._streams.promised):
       return ""
-    if self._streams.more:
+    if self._streams.more and not self._by_pyav:
       remedy = "" if has_pyav() else f"; {GET_PYAV} reads them"
       return f"{seconds:.1f} s read, more streams follow{remedy}"
-    promised = self._streams.promised or self.frames
     if promised - self._read > MISSED_SECONDS * self.samplerate:
       told = promised / self.samplerate
+      if self._by_pyav:  # whose parser may miss the first block of a stream that follows
+        return f"{seconds:.2f} of {told:.2f} s read of its streams; cut it apart before each 'fLaC'"
       return f"{seconds:.1f} s read, the header tells of {told:.1f} s: it was cut"
     return ""
 

@@ -27,7 +27,8 @@ class Streams:
     several: whether it is several WAVs in a row, which nothing reads.
     more: whether further streams follow the first.
     open_length: whether the header leaves the length open.
-    promised: samples that the header speaks of, if it is more than the file holds.
+    promised: samples that the header speaks of, if it is more than the file holds; of several FLACs
+      those of all.
     fact: samples where a codec of whole blocks says how many are sound.
   """
 
@@ -70,20 +71,29 @@ def _ogg_links(file) -> bool:
 
 
 def _flac(file) -> Streams:
-  file.seek(8)
+  lengths = [_flac_length(file, place) for place in (0, *_flac_places(file))]
+  more = len(lengths) > 1
+  promised = sum(filter(None, lengths)) if more and all(lengths) else None
+  return Streams(more=more, open_length=lengths[0] == 0, promised=promised)
+
+
+def _flac_length(file, place: int) -> int | None:
+  """Samples by the header of the stream at `place`; 0 where it leaves them open, None where it is
+  cut."""
+  file.seek(place + 8)
   info = file.read(34)
-  open_length = len(info) == 34 and not int.from_bytes(info[13:18], "big") & 0xFFFFFFFFF
-  return Streams(more=_find(file, FLAC, start=4), open_length=open_length)
+  return int.from_bytes(info[13:18], "big") & 0xFFFFFFFFF if len(info) == 34 else None
 
 
-def _find(file, pattern: re.Pattern[bytes], start: int) -> bool:
-  file.seek(start)
-  kept = b""
+def _flac_places(file) -> list[int]:
+  """Where the streams behind the first one begin."""
+  place, kept, found = 4, b"", []
+  file.seek(place)
   while block := file.read(CHUNK):
-    if pattern.search(kept + block):
-      return True
-    kept = block[-16:]
-  return False
+    text = kept + block
+    found += [place - len(kept) + match.start() for match in FLAC.finditer(text)]
+    place, kept = place + len(block), text[-7:]  # a byte less than a marker and its head
+  return found
 
 
 def _wav(file) -> Streams:
