@@ -140,6 +140,7 @@ def test_what_a_papers_protocol_knows_besides_is_said(folders, tmp_path):
   [
     ("--config.few.clips=50,60", "no class has more than 8 clips to draw from"),
     ("--config.few.clips=4,2", "few.clips=.*ascending"),
+    ("--config.few.clips=1.5,4", "whole number"),
     ("--config.few.draws=0", "few.draws=0: must be positive"),
     ("--config.probe.refit=true", "probe.refit=True: few labels"),
   ],

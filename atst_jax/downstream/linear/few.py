@@ -64,6 +64,8 @@ def resolve(config: ConfigDict) -> Evaluation:
   """The linear evaluation's `resolve`, and what is drawn. Raises UserError with key, value and
   remedy."""
   check_values(config, ascending=("few.clips",), positive=("few.draws", "few.penalty"))
+  if not all(isinstance(number, int) for number in config.few.clips):
+    raise UserError(f"--config.few.clips={config.few.clips}: must be whole numbers of clips")
   for key, value in (
     ("select_on_test", config.select_on_test),
     ("probe.refit", config.probe.refit),
