@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def write_classifier(output, encoder, **changes):
   rng = np.random.default_rng(1)
   size = 16 * head.blocks  # twice the tiny encoder's width
   weights = folded(
-    rng.normal(0, 8, (size, 3)), rng.normal(0, 1, 3), rng.normal(0, 0.1, size), np.full(size, 0.5)
+    rng.normal(0, 0.5, (size, 3)), rng.normal(0, 1, 3), rng.normal(0, 0.1, size), np.full(size, 0.5)
   )
   kept = {key: config[key] for key in ("encoder", "normalization", "chunk_frames", "tail")}
   export.write(
@@ -149,7 +150,7 @@ def test_a_head_travels_with_its_export(place, model, tmp_path):
     ("activation", "eval"),
     ("blocks", 3),
     ("max_frames", 10**9),
-    ("fill_frames", 50),
+    ("fill_frames", 5000),
     ("params_hash", "0"),
   ):
     changed = {**config, "head": {**config["head"], key: value}}
@@ -187,7 +188,7 @@ def test_predict_is_the_head_of_the_central_part(model):
   assert times.tolist() == [[0, 1], [0.5, 1.5], [1, 2], [1.5, 2.5]]
   for (start, end), window in zip(times, windows, strict=True):
     part = audio[round(16000 * start) : round(16000 * end)]
-    np.testing.assert_allclose(window, predict([part], model, 16000)[0], atol=1e-6)
+    np.testing.assert_allclose(window, predict([part], model, 16000)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["jax", "onnx"])
@@ -204,7 +205,7 @@ def test_programs_hold_the_head(place, model, tmp_path, kind):
   found = program(padded, np.array([len(mel)], np.int32), mel.max()[None])
   expected = predict([audio], model, 16000)
   np.testing.assert_allclose(found["probabilities"], expected, atol=1e-4)
-  np.testing.assert_allclose(found["logits"], np.log(expected / (1 - expected)), atol=1e-2)
+  np.testing.assert_allclose(found["logits"], score(model, [mel]), atol=1e-3)
   scene = model.embed([mel], num_blocks=1)
   np.testing.assert_allclose(found["scene"], scene, rtol=1e-3, atol=1e-4)
 
@@ -292,8 +293,8 @@ def test_other_forms_are_read_by_prepare(place):
   told = {(s.path.split("sounds/")[1], s.start, s.labels) for s in listed}
   assert told == {(x["id"], float(x["start"]), (x["label"],)) for x in expected}
   one = command(place, "a.txt", *flags, sounds="sounds/a/one.wav")
-  os.symlink(place / "sounds" / "a" / "one.wav", place / "a.wav")
-  segments = list_sources(str(one), root=str(place), follow_links=True).sources
+  shutil.copy(place / "sounds" / "a" / "one.wav", place / "a.wav")
+  segments = list_sources(str(one), root=str(place)).sources
   assert len(segments) == 4 and segments[1].start == 0.5
   os.remove(place / "a.wav")
 
