@@ -1,5 +1,5 @@
-"""Eight fake CPU devices for every test, programs compiled in haste, strict ranks, and the
-reference data.
+"""Eight fake CPU devices for every test, programs compiled without optimisations, strict ranks,
+and the reference data.
 
 A test that is about one device, or four, builds its mesh from `jax.devices()[:n]`.
 """
@@ -28,6 +28,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 import jax
 import numpy as np
 import pytest
+from preparing import write_inline
 
 from atst_jax.pretraining import job
 from atst_jax.runtime.mesh import make_mesh
@@ -57,8 +58,8 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs(request):
-  """Lets go of what a file of tests compiled: programs of all of them would need more mappings than
-  Linux gives a process (65,530), and end it."""
+  """Frees what a file of tests compiled. The programs of all files together would need more memory
+  mappings than Linux gives a process (65,530)."""
   yield
   for value in vars(request.module).values():
     if hasattr(value, "cache_clear") and not isinstance(value, type):
@@ -93,6 +94,12 @@ def warnings(monkeypatch):
   found = []
   monkeypatch.setattr(log, "warning", lambda message, *args: found.append(message % args))
   return found
+
+
+@pytest.fixture
+def inline(monkeypatch):
+  """Shards are written in this process: for tests that are not about the workers."""
+  write_inline(monkeypatch)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Checkpoints that prove themselves: whatever breaks one, the newest good one is used."""
+"""Verified checkpoints: whatever breaks one, the newest good one is used."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from checkpoints import flip, largest, restore, save, state_of
 
 from atst_jax.runtime import checksums
 from atst_jax.runtime.checkpoint import find_checkpoint
-from atst_jax.runtime.checkpoint_folder import UNFINISHED, Shelf
+from atst_jax.runtime.checkpoint_folder import UNFINISHED, CheckpointFolder
 from atst_jax.runtime.trees import restore_encoder
 from atst_jax.util.errors import UserError
 
@@ -68,7 +68,7 @@ def test_fault_05_going_back_never_ends_at_the_start_in_silence(folder):
   for step in "123":
     os.truncate(folder / step / "manifest.json", 50)
   with pytest.raises(UserError, match="no checkpoint is good"):
-    Shelf(str(folder)).choose({}, sound_only=True)
+    CheckpointFolder(str(folder)).choose({}, sound_only=True)
 
 
 def test_fault_05_arrays_that_were_read_wrongly_are_noticed(folder, warnings):
@@ -115,9 +115,8 @@ def test_fault_06_a_copied_or_renamed_checkpoint_loads(folder, tmp_path, warning
   other = tmp_path / "other"
   shutil.copytree(tmp_path / "renamed" / "2", other / "70")
   assert restore(other) == 2
-  assert "is the checkpoint of step 2, and is renamed to that" in warnings[0] and os.listdir(
-    other
-  ) == ["2"]
+  assert "is the checkpoint of step 2, and is renamed to that" in warnings[0]
+  assert os.listdir(other) == ["2"]
 
 
 def test_fault_03_what_a_killed_save_leaves_is_removed(folder):

@@ -12,7 +12,7 @@ import pytest
 from checkpoints import ABSTRACT, flip, open_checkpoints, restore, save, state_of
 
 from atst_jax.runtime import checkpoint, trees
-from atst_jax.runtime.checkpoint_folder import Shelf
+from atst_jax.runtime.checkpoint_folder import CheckpointFolder
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 
@@ -61,7 +61,7 @@ def test_fault_04_there_is_a_good_checkpoint_at_every_instant(tmp_path, monkeypa
       checkpoints.close()
     except Killed:
       if checkpoints:
-        checkpoints._prover.shutdown()
+        checkpoints._thread.shutdown()
         checkpoints._checkpointer.close()
     for name in operations:
       monkeypatch.setattr(storage, name, real[name])
@@ -95,14 +95,14 @@ def test_fault_04_sound_checkpoints_are_kept(tmp_path):
 
 def test_fault_02_saves_follow_each_other(tmp_path, monkeypatch):
   """A save that is asked for while another runs waits for it; the same step is saved once."""
-  finish, order = Shelf.finish, []
+  finish, order = CheckpointFolder.finish, []
 
   def slow(self, step, *facts):
     time.sleep(0.2)
     order.append(step)
     finish(self, step, *facts)
 
-  monkeypatch.setattr(Shelf, "finish", slow)
+  monkeypatch.setattr(CheckpointFolder, "finish", slow)
   checkpoints = open_checkpoints(tmp_path)
   for step in (1, 1, 2, 2):
     checkpoints.save(step, state_of(step), sound=True)
@@ -187,7 +187,7 @@ def test_fault_05_what_does_not_read_back_never_counts(tmp_path):
 
 
 def test_fault_05_the_first_save_of_a_process_is_compared(tmp_path, monkeypatch):
-  """Every array with its mark, as it was on the device. Later ones are not read."""
+  """Every array with its checksum, as it was on the device. Later ones are not read."""
   read, times = checkpoint.restore_alone, []
 
   def other(path, like):
@@ -225,7 +225,5 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, warnings):
   broken = state_of(1) | {"params": jnp.array([1.0, np.inf])}
   assert not checkpoints.save(1, broken, sound=True)
   checkpoints.close()
-  assert (
-    not os.listdir(tmp_path)
-    and "step 1 is not saved: 1 arrays are not finite, the first is params" in warnings[0]
-  )
+  assert not os.listdir(tmp_path)
+  assert "step 1 is not saved: 1 arrays are not finite, the first is params" in warnings[0]

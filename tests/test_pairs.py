@@ -1,5 +1,4 @@
-"""Pairs of mixed clips: what is in them, who shares what with whom, and the published pairs'
-files."""
+"""Pairs of mixed clips: what is in them, and who shares what with whom."""
 
 import collections
 import itertools
@@ -11,9 +10,9 @@ import soundfile
 from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.data.dataset import Dataset
 from data_pipeline import pairs
-from data_pipeline.mixing.differences import TEMPLATES, changes, sentence
+from data_pipeline.mixing.differences import TEMPLATES
 from data_pipeline.mixing.loudness import loudness
-from data_pipeline.mixing.scenes import Part, Scene, trimmed
+from data_pipeline.mixing.scenes import trimmed
 from data_pipeline.prepare import main as prepare
 from data_pipeline.shards import job
 from tests.preparing import contents, write_inline
@@ -56,20 +55,16 @@ def made(sounds, tmp_path_factory):
 
 def test_is_a_prepared_set_whose_ids_pair(made):
   dataset, table = Dataset.load(str(made)), rows(made / "pairs.csv")
-  assert dataset.splits == ["test", "train", "valid"] and dataset.label_names == [
-    "clock",
-    "dog_bark",
-    "horn",
-  ]
+  assert dataset.splits == ["test", "train", "valid"]
+  assert dataset.label_names == ["clock", "dog_bark", "horn"]
   assert collections.Counter((row["scene"], row["split"]) for row in table) == {
     (scene, split): n
     for scene in ("rain", "wind")
     for split, n in (("train", 12), ("valid", 4), ("test", 5))
   }
   clips = {clip.id: clip for split in dataset.splits for clip in dataset.clips(split)}
-  assert clips.keys() == {row[key] for row in table for key in ("id1", "id2")} and len(
-    clips
-  ) == 2 * len(table)
+  assert clips.keys() == {row[key] for row in table for key in ("id1", "id2")}
+  assert len(clips) == 2 * len(table)
   assert all(clip.mel.shape == (201, 64) and clip.multi_label for clip in clips.values())
   assert all(clips[row["id1"]].split == clips[row["id2"]].split == row["split"] for row in table)
   assert prepare(["verify", str(made)]) == 0
@@ -290,31 +285,3 @@ def test_pyloudnorm_missing_names_the_extra(sounds, tmp_path, capsys, monkeypatc
   room.loudness_meter.cache_clear()
   assert pairs.main(flags_of(sounds, tmp_path / "out")) == 2
   assert "pip install -e .[mixtures]" in capsys.readouterr().err
-
-
-# The published pairs.
-
-
-def scene_of(*events, name="rain"):
-  parts = tuple(Part("", "", label, False, False, 0.0, 0.0, 1.0, snr) for label, snr in events)
-  return Scene("", "x", name=name, parts=parts)
-
-
-@pytest.mark.parametrize(
-  ("one", "other", "expected"),
-  [
-    ([], [("dog", 5)], [("add", "dog")]),
-    ([("dog", 5), ("thunder", 3)], [("thunder", 3)], [("remove", "dog")]),
-    ([("dog", 5)], [("dog", 12)], [("louder", "dog")]),
-    ([("thunder", 3)], [("dog", 3.3), ("thunder", -9)], [("add", "dog"), ("quieter", "thunder")]),
-    ([], [("rain", 10)], [("louder", "rain")]),
-    ([("rain", 10)], [], [("quieter", "rain")]),
-    ([("dog", 5)], [("dog", 5.2)], []),
-    ([("dog", 5)], [("dog", 5), ("dog", 9)], [("add", "dog")]),
-  ],
-)
-def test_changes_between_scenes(one, other, expected):
-  found = changes(scene_of(*one), scene_of(*other))
-  assert found == expected
-  text = sentence(found, np.random.default_rng(0))
-  assert text.count(" and ") == max(len(found) - 1, 0) and all(event in text for _, event in found)

@@ -8,6 +8,7 @@ import soundfile
 
 from atst_jax.data.dataset import Dataset
 from data_pipeline import pairs
+from data_pipeline.mixing.differences import changes, sentence
 from data_pipeline.mixing.loudness import loudness
 from data_pipeline.mixing.scenes import Part, Scene, synthesise
 from tests.preparing import write_inline
@@ -169,3 +170,28 @@ def test_published_pairs_that_will_not_do(sounds, published, tmp_path, capsys, s
   spoil(published)
   assert pairs.main(jams_flags(sounds, published, tmp_path / "out")) == 2
   assert message in capsys.readouterr().err
+
+
+def scene_of(*events, name="rain"):
+  parts = tuple(Part("", "", label, False, False, 0.0, 0.0, 1.0, snr) for label, snr in events)
+  return Scene("", "x", name=name, parts=parts)
+
+
+@pytest.mark.parametrize(
+  ("one", "other", "expected"),
+  [
+    ([], [("dog", 5)], [("add", "dog")]),
+    ([("dog", 5), ("thunder", 3)], [("thunder", 3)], [("remove", "dog")]),
+    ([("dog", 5)], [("dog", 12)], [("louder", "dog")]),
+    ([("thunder", 3)], [("dog", 3.3), ("thunder", -9)], [("add", "dog"), ("quieter", "thunder")]),
+    ([], [("rain", 10)], [("louder", "rain")]),
+    ([("rain", 10)], [], [("quieter", "rain")]),
+    ([("dog", 5)], [("dog", 5.2)], []),
+    ([("dog", 5)], [("dog", 5), ("dog", 9)], [("add", "dog")]),
+  ],
+)
+def test_changes_between_scenes(one, other, expected):
+  found = changes(scene_of(*one), scene_of(*other))
+  assert found == expected
+  text = sentence(found, np.random.default_rng(0))
+  assert text.count(" and ") == max(len(found) - 1, 0) and all(event in text for _, event in found)

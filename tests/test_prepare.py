@@ -6,15 +6,13 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import soundfile
-from preparing import contents, write_inline
+from preparing import contents
 
 from atst_jax.audio.decode import load_audio
 from atst_jax.audio.frontend import get_frontend, log_mel
@@ -47,11 +45,6 @@ def noise(path, seconds=0.3, seed=0, rate=RATE):
 
 def run(*arguments) -> int:
   return prepare.main([*map(str, arguments), "--frontend=atst"])
-
-
-@pytest.fixture
-def inline(monkeypatch):
-  write_inline(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +88,14 @@ def test_dataset_json(audio, prepared):
   pieces = [f"class 0/long.flac#{i:04d}" for i in range(3)]
   assert set(clips) == {*(f"class {i % 4}/{i}.wav" for i in range(36)), *pieces}
   assert [len(clips[id].mel) for id in pieces] == [301, 301, 101]
-  assert (
-    len(train["shards"]) == 16
-    and train["num_clips"] == len(clips) == 39
-    and train["num_files"] == 37
-  )
-  assert (
-    train["num_frames"] == sum(len(clip.mel) for clip in clips.values())
-    and train["max_frames"] == 301
-  )
+  assert len(train["shards"]) == 16
+  assert train["num_clips"] == len(clips) == 39
+  assert train["num_files"] == 37
+  assert train["num_frames"] == sum(len(clip.mel) for clip in clips.values())
+  assert train["max_frames"] == 301
   assert train["class_counts"] == collections.Counter(id.split("/")[0] for id in clips)
-  assert manifest["counts"]["split_files"] == 1 and manifest["counts"]["sample_rates"] == {
-    "16000": 37
-  }
+  assert manifest["counts"]["split_files"] == 1
+  assert manifest["counts"]["sample_rates"] == {"16000": 37}
   assert manifest["counts"]["coverage"]["class 1"] == {"listed": 10, "missing": 0, "rejected": 1}
   assert manifest["fold_names"] == manifest["folds"] == [] and manifest["preparation"]["seed"] == 0
   for id, clip in clips.items():
@@ -245,58 +233,6 @@ def test_dry_run_writes_nothing(audio, tmp_path, capsys):
   assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("layout", "clips", "folds"), [("esc10", 400, 5), ("fsdd", 3000, 6)])
-def test_shared_sets(shared, tmp_path, layout, clips, folds):
-  output = tmp_path / "out"
-  assert (
-    run(
-      f"--input={shared / 'data' / layout}",
-      f"--output={output}",
-      f"--layout={layout}",
-      "--workers=2",
-    )
-    == 0
-  )
-  dataset = Dataset.load(str(output))
-  manifest = dataset.manifest
-  assert (
-    dataset.num_clips("train") == clips
-    and manifest["rejects"] == []
-    and len(manifest["folds"]) == folds
-  )
-  assert set(manifest["splits"]["train"]["class_counts"].values()) == {clips // 10}
-  counts = [shard.num_clips for shard in dataset.shards("train")]
-  assert len(counts) == 16 and max(counts) - min(counts) <= 1
-
-
-@pytest.mark.parametrize(
-  ("layout", "rate", "folds"), [("esc10", "44100", [1, 2, 3, 4, 5]), ("fsdd", "8000", [*range(6)])]
-)
-def test_a_part_of_the_shared_sets(shared, tmp_path, inline, layout, rate, folds):
-  source = shared / "data" / layout
-  for path in [p for p in sorted(source.rglob("*")) if p.suffix in (".ogg", ".flac")][
-    :: 8 if layout == "esc10" else 40
-  ]:
-    os.makedirs((tmp_path / path.relative_to(shared / "data")).parent, exist_ok=True)
-    shutil.copy(path, tmp_path / path.relative_to(shared / "data"))
-  assert (
-    run(f"--input={tmp_path / layout}", f"--output={tmp_path / 'out'}", f"--layout={layout}") == 0
-  )
-  dataset = Dataset.load(str(tmp_path / "out"))
-  manifest = dataset.manifest
-  assert (
-    manifest["rejects"] == [] and manifest["folds"] == folds and len(manifest["label_names"]) == 10
-  )
-  assert manifest["counts"]["sample_rates"] == {rate: dataset.num_clips("train")}
-  for clip in dataset.clips("train"):
-    name = dataset.label_names[clip.labels[0]]
-    if layout == "fsdd":
-      assert clip.id.split("_")[:2] == [name, manifest["fold_names"][clip.fold]]
-    else:
-      assert clip.id.startswith(f"{name}/{clip.fold}-") and abs(len(clip.mel) - 501) < 20
-
-
 def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):
   code = (
     "import sys, numpy as np, data_pipeline.shards.workers\n"
@@ -315,42 +251,3 @@ def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):
     command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, check=False
   )
   assert (done.stdout, done.stderr) == ("0 0\n1 1\n", "set()\n")  # before and after the file
-
-
-@pytest.mark.slow
-def test_ten_hours(tmp_path):
-  """One file of ten hours in a new process: a clip a minute, in less than 1 GB whatever a worker
-  holds."""
-  rng = np.random.default_rng(0)
-  minute = rng.uniform(-0.3, 0.3, (60 * 44100, 2)).astype(np.float32)
-  (tmp_path / "in").mkdir()
-  with soundfile.SoundFile(tmp_path / "in" / "day.flac", "w", 44100, 2) as file:
-    for _ in range(600):
-      file.write(minute)
-  started = time.perf_counter()
-  command = [
-    sys.executable,
-    "-m",
-    "data_pipeline.prepare",
-    f"--input={tmp_path}/in",
-    f"--output={tmp_path}/out",
-  ]
-  # From a process without other children, so that the largest is one of this job's.
-  code = (
-    "import resource, subprocess, sys\n"
-    "subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)\n"
-    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", code, *command, "--frontend=atst"],
-    check=True,
-    text=True,
-    stdout=subprocess.PIPE,
-    cwd=pathlib.Path(__file__).parents[1],
-  )
-  megabytes = int(done.stdout) / 1024
-  print(
-    f"ten hours in {time.perf_counter() - started:.0f} s, {megabytes:.0f} MB in the largest process"
-  )
-  dataset = Dataset.load(str(tmp_path / "out"))
-  assert dataset.num_clips("train") == 600 and megabytes < 1000

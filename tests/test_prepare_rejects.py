@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import soundfile
-from preparing import contents, run, small_set, write_inline
+from preparing import contents, run, small_set
 
 from atst_jax.audio import decode as decoder
 from atst_jax.audio import sound_file
@@ -20,9 +20,7 @@ from data_pipeline.shards import shard as shards
 RATE = 16000
 
 
-@pytest.fixture(autouse=True)
-def inline(monkeypatch):
-  write_inline(monkeypatch)
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 @pytest.fixture

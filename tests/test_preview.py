@@ -24,9 +24,8 @@ def test_sheets_of_records_and_of_noise(tmp_path, data, capsys):
     "6 steps of 16 clips, warm-up 2",
     "views of 0.32 s and 0.32 s, from two segments of at most 0.64 s",
   ]
-  assert lines[2].startswith(f"{data}, train: 26 clips of 0.4") and lines[2].endswith(
-    "s, each 3.7 times"
-  )
+  assert lines[2].startswith(f"{data}, train: 26 clips of 0.4")
+  assert lines[2].endswith("s, each 3.7 times")
   assert lines[3:] == [f"{tmp_path}/sheets/views_{i}.png" for i in (1, 2)]
   first, second = (
     pixels(tmp_path / "sheets" / "views_1.png"),

@@ -4,12 +4,13 @@ here."""
 import csv
 import io
 import pathlib
+from unittest import mock
 
 import fsspec
 import numpy as np
+import preparing
 import pytest
 import soundfile
-from preparing import write_inline
 
 from atst_jax.audio.decode import Reject, duration, load_audio
 from atst_jax.data.dataset import Dataset
@@ -41,15 +42,9 @@ def send(folder: pathlib.Path, url: str) -> None:
 
 
 def contents(folder) -> dict[str, bytes]:
-  if isinstance(folder, str):
-    return {
-      name: storage.open_binary(f"{folder}/{name}").read() for name, _ in storage.find(folder)
-    }
-  return {
-    p.relative_to(folder).as_posix(): p.read_bytes()
-    for p in folder.rglob("*")
-    if p.is_file() and p.name != "lock"
-  }
+  if not isinstance(folder, str):
+    return preparing.contents(folder)
+  return {name: storage.open_binary(f"{folder}/{name}").read() for name, _ in storage.find(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +59,6 @@ def audio(tmp_path_factory):
   (folder / "class 0" / "bad.wav").write_text("text")
   (folder / "list.txt").write_text("no audio")
   return folder
-
-
-@pytest.fixture
-def inline(monkeypatch):
-  write_inline(monkeypatch)
 
 
 def test_prepared_in_a_store_as_here(audio, tmp_path, inline, capsys):
@@ -177,11 +167,9 @@ def test_a_known_layout_and_a_manifest_in_a_store(audio, tmp_path):
   send(tmp_path, f"{STORE}/esc")
   listing = list_sources(f"{STORE}/esc", layout="esc50")
   assert [s.path for s in listing.sources] == [f"{STORE}/esc/audio/{i}.wav" for i in range(7)]
-  assert (
-    listing.sources[3].id == "audio/3.wav"
-    and listing.sources[3].fold == 4
-    and listing.root == f"{STORE}/esc"
-  )
+  assert listing.sources[3].id == "audio/3.wav"
+  assert listing.sources[3].fold == 4
+  assert listing.root == f"{STORE}/esc"
   storage.write_text(f"{STORE}/list.csv", "path,label\nsub/a.wav,x\n")
   (source,) = list_sources(f"{STORE}/list.csv").sources
   assert (source.path, source.id, source.labels) == (f"{STORE}/sub/a.wav", "sub/a.wav", ("x",))
@@ -252,16 +240,20 @@ def test_a_broken_connection_is_not_the_end_of_a_file(audio, inline, tmp_path, m
   assert prepare.main(flags) == 0
 
 
-def test_a_refusal_is_not_a_reject(store, monkeypatch):
+@pytest.mark.parametrize(
+  ("raised", "told"),
+  [
+    (PermissionError("expired token"), "expired token; run the same command again"),
+    (RuntimeError("quota\nexceeded"), "bucket/a.wav: RuntimeError: quota exceeded; run the same"),
+  ],
+)
+def test_a_refusal_is_one_line_and_not_a_reject(store, monkeypatch, raised, told):
   """A login that expires in the middle of a job must not cost clips."""
   storage.write_text(f"{STORE}/a.wav", "text")
-
-  def refuse(*args, **kwargs):
-    raise PermissionError("expired token")
-
-  monkeypatch.setattr(type(store), "info", refuse)
-  with pytest.raises(StoreError, match="expired token; run the same command again"):
-    duration(f"{STORE}/a.wav")
+  monkeypatch.setattr(type(store), "info", mock.Mock(side_effect=raised))
+  for read in (duration, storage.size):
+    with pytest.raises(StoreError, match=told):
+      read(f"{STORE}/a.wav")
 
 
 def test_names_with_colons_and_large_files(store, monkeypatch):
@@ -275,11 +267,9 @@ def test_names_with_colons_and_large_files(store, monkeypatch):
       file.read(12) == b"a.bin::b.bin" and file.seek(12 * 999) and file.read() == b"a.bin::b.bin"
     )
 
-  def reset(self, size=-1):
-    raise ConnectionResetError("reset by peer")
-
   with storage.open_binary(f"{STORE}/a.bin") as file:
-    monkeypatch.setattr(file.raw._file, "read", lambda size: reset(None), raising=False)
+    reset = mock.Mock(side_effect=ConnectionResetError("reset by peer"))
+    monkeypatch.setattr(file.raw._file, "read", reset, raising=False)
     with pytest.raises(StoreError, match="reset by peer"):
       file.read()
 
@@ -291,19 +281,9 @@ def test_nothing_is_sent_of_a_file_that_is_not_finished(store):
   assert not storage.exists(f"{STORE}/a") and storage.names(STORE) == []
 
 
-def test_what_a_store_says_is_one_line(store, monkeypatch):
-  for path, message in (("nosuch://a/b", "cannot use nosuch://"),):
-    with pytest.raises(UserError, match=message):
-      list_sources(path)
-
-  def refuse(*args, **kwargs):
-    raise RuntimeError("quota\nexceeded")
-
-  monkeypatch.setattr(type(store), "info", refuse)
-  with pytest.raises(
-    StoreError, match=r"memory://bucket/a: RuntimeError: quota exceeded; run the same"
-  ):
-    storage.size(f"{STORE}/a")
+def test_a_store_that_nobody_knows():
+  with pytest.raises(UserError, match="cannot use nosuch://"):
+    list_sources("nosuch://a/b")
 
 
 def test_here(tmp_path):

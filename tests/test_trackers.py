@@ -70,24 +70,16 @@ class Mlflow:
 
     class Client:
       def get_experiment_by_name(self, name):
-        return (
-          types.SimpleNamespace(experiment_id=store.experiments[name])
-          if name in store.experiments
-          else None
-        )
+        id = store.experiments.get(name)
+        return None if id is None else types.SimpleNamespace(experiment_id=id)
 
       def create_experiment(self, name):
         return store.experiments.setdefault(name, str(len(store.experiments)))
 
       def create_run(self, experiment_id, *, run_name):
         id = f"run{len(store.runs)}"
-        store.runs[id] = {
-          "experiment": experiment_id,
-          "name": run_name,
-          "params": {},
-          "metrics": [],
-          "status": ["RUNNING"],
-        }
+        empty = {"params": {}, "metrics": [], "status": ["RUNNING"]}
+        store.runs[id] = {"experiment": experiment_id, "name": run_name, **empty}
         return types.SimpleNamespace(info=types.SimpleNamespace(run_id=id))
 
       def update_run(self, id, *, status):
@@ -153,10 +145,8 @@ def test_a_continued_run_goes_on_in_the_same_run(stand_ins, tmp_path):
     ("loss", 1 / s, s) for s in (1, 2, 3, 3, 4)
   ]
   assert all(time > 1.7e12 for _, _, time, _ in run["metrics"])  # milliseconds
-  assert (
-    run["status"] == ["RUNNING", "RUNNING", "FINISHED", "RUNNING", "FINISHED"]
-    and run["name"] == "run"
-  )
+  assert run["status"] == ["RUNNING", "RUNNING", "FINISHED", "RUNNING", "FINISHED"]
+  assert run["name"] == "run"
   assert (
     run["params"]["a.b"] == "1" and len(run["params"]) == 152 and len(run["params"]["long"]) == 500
   )
@@ -251,10 +241,8 @@ def test_a_tracker_that_is_not_there_is_refused_at_the_start(tmp_path, capsys):
   if importlib.util.find_spec("wandb"):
     pytest.skip("wandb is installed")
   assert main.main([*tiny_flags(log__wandb="project"), f"--workdir={tmp_path}/run"]) == 2
-  assert (
-    "Weights & Biases is not installed" in capsys.readouterr().err
-    and not (tmp_path / "run").exists()
-  )
+  assert "Weights & Biases is not installed" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
 
 
 REAL = """

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from atst_jax.artifacts.model import Model
-from atst_jax.figures.pictures import COLORS, TOP_DB, frequency_ticks, save
+from atst_jax.figures.pictures import COLORS, TOP_DB, draw_mel, frequency_ticks, save
 from atst_jax.util.errors import UserError
 
 HEADS = 12  # rows drawn, at most
@@ -79,17 +79,8 @@ def attention_figure(model: Model, mel: np.ndarray, path: str, *, title: str = "
   top, middle, bottom = figure.subplots(
     3, 1, sharex=True, height_ratios=[4, 1 + 0.2 * rows, 1 + 0.2 * depth]
   )
-  shown = mel.T.astype(np.float32) - float(mel.max())
-  image = top.imshow(
-    shown,
-    origin="lower",
-    aspect="auto",
-    cmap="magma",
-    vmin=-TOP_DB,
-    vmax=0,
-    extent=(0, len(mel) * seconds, -0.5, len(shown) - 0.5),
-    interpolation="nearest",
-  )
+  shown = mel.astype(np.float32) - float(mel.max())
+  image = draw_mel(top, shown, -TOP_DB, 0, hop=seconds)
   top.set_yticks(*frequency_ticks(model.frontend))
   top.set_ylabel("Hz")
   figure.colorbar(image, ax=top, pad=0.06, label="dB below the maximum")

@@ -21,6 +21,21 @@ def save(figure, path: str, dpi: int = 110) -> None:
     figure.savefig(file, format="png", dpi=dpi)
 
 
+def draw_mel(axis, mel: np.ndarray, low: float, high: float, *, hop: float):
+  """Draws (T, F) over seconds and bins, in colours from `low` to `high`. `hop`: seconds of a frame.
+  Returns the image."""
+  return axis.imshow(
+    mel.T.astype(np.float32),
+    origin="lower",
+    aspect="auto",
+    extent=(0, len(mel) * hop, -0.5, mel.shape[1] - 0.5),
+    cmap="magma",
+    vmin=low,
+    vmax=high,
+    interpolation="nearest",
+  )
+
+
 def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
   """Positions in mel bins and labels in Hz, from the centre frequencies of the bins."""
   librosa = import_librosa()

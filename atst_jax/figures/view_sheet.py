@@ -11,7 +11,7 @@ import numpy as np
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import record_batches, synthetic_batches
-from atst_jax.figures.pictures import TOP_DB, frequency_ticks, save
+from atst_jax.figures.pictures import TOP_DB, draw_mel, frequency_ticks, save
 from atst_jax.method.mixtures import make_mixtures, mixing_options
 from atst_jax.method.subtraction import Subtraction
 from atst_jax.method.views import is_ragged, make_views
@@ -174,17 +174,7 @@ class Sheet:
 
   def _image(self, axis, mel, low, high, *, left, right, title):
     """(T, F) from 0 s on; the axis runs from frame `left` to frame `right`."""
-    extent = (0, len(mel) * self.hop, -0.5, self.bins - 0.5)
-    axis.imshow(
-      mel.T.astype(np.float32),
-      origin="lower",
-      aspect="auto",
-      extent=extent,
-      cmap="magma",
-      vmin=low,
-      vmax=high,
-      interpolation="nearest",
-    )
+    draw_mel(axis, mel, low, high, hop=self.hop)
     axis.set_xlim(left * self.hop, right * self.hop)
     axis.set_ylim(-0.5, self.bins - 0.5)
     axis.set_yticks(*self.ticks)

@@ -8,8 +8,14 @@ import jax
 import orbax.checkpoint as ocp
 
 from atst_jax.runtime import checksums
-from atst_jax.runtime.checkpoint_folder import Shelf, config_of, entries, listed, newest_good
-from atst_jax.runtime.checksums import fetch, fingerprint, mark_on_host
+from atst_jax.runtime.checkpoint_folder import (
+  CheckpointFolder,
+  config_of,
+  entries,
+  listed,
+  newest_good,
+)
+from atst_jax.runtime.checksums import array_checksums, checksum_on_host, fetch
 from atst_jax.runtime.mesh import from_process_zero
 from atst_jax.runtime.trees import ITEM, restore_alone
 from atst_jax.util import storage
@@ -24,13 +30,13 @@ def checkpoint_folder(workdir: str, folder: str | None) -> str:
 
 
 class Checkpoints:
-  """Asynchronous checkpoints that prove themselves, each in a folder named by its step.
+  """Asynchronous, verified checkpoints, each in a folder named by its step.
 
-  A checkpoint counts once its manifest is there (`checkpoint_folder`), which is written when the
-  save has ended. It is used only if every file agrees with the manifest, and every array that was
-  read with its mark (`fingerprint`). Older ones are removed after a newer one has been proved: at
-  every instant one good checkpoint is there. The first save of every process is proved by reading
-  all of it back, since what a library below writes is not always what it reads.
+  The manifest (`checkpoint_folder`) is written when the save has ended; a checkpoint without one
+  does not count. It is used only if every file agrees with the manifest, and every array that was
+  read agrees with its checksum (`array_checksums`). Older ones are removed after a newer one has
+  been verified, so there is always a good one. The first save of every process is read back and
+  compared.
 
   Kept are the newest one, the newest `keep` sound ones, and every one at a multiple of `keep_every`
   steps. Sound are those the training may fall back to (`save`).
@@ -49,18 +55,18 @@ class Checkpoints:
     Args:
       keep, keep_every: see above.
       config: that the checkpoints are made with, which lies in each of them.
-      first_saved: called in process 0, by a thread, when the first save has been proved.
+      first_saved: called in process 0, by a thread, when the first save has been verified.
     """
     self.folder = storage.absolute(folder)
-    self._shelf = Shelf(self.folder)
+    self._on_disk = CheckpointFolder(self.folder)
     self._keep, self._keep_every = keep, keep_every
     self._config, self._first_saved, self._opened = config, first_saved, False
     self._checkpointer = ocp.StandardCheckpointer()
-    self._prover = ThreadPoolExecutor(1, "checkpoint")
-    self._proving: Future | None = None  # of the save in progress
+    self._thread = ThreadPoolExecutor(1, "checkpoint")
+    self._saving: Future | None = None  # of the save in progress
     self._last: int | None = None  # saved or restored
     self._unread = False  # whether that was saved, and not yet read
-    from_process_zero(self._shelf.clean)
+    from_process_zero(self._on_disk.clean)
 
   def save(self, step: int, state, *, sound: bool) -> bool:
     """Starts a save; returns once the arrays are copied. A step that was saved or restored last is
@@ -78,7 +84,7 @@ class Checkpoints:
     self.wait()
     if step == self._last:
       return True
-    marks, finite = fingerprint(state)
+    sums, finite = array_checksums(state)
     broken = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
     if broken:
       log.warning(
@@ -89,25 +95,25 @@ class Checkpoints:
       )
       return False
     size = sum(x.nbytes for x in jax.tree.leaves(state))
-    from_process_zero(lambda: self._shelf.begin(step, size))
-    self._checkpointer.save(os.path.join(self._shelf.path(step), ITEM), state)
+    from_process_zero(lambda: self._on_disk.begin(step, size))
+    self._checkpointer.save(os.path.join(self._on_disk.path(step), ITEM), state)
     self._last, self._unread = step, True
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    self._proving = self._prover.submit(self._prove, step, abstract, marks, sound)
+    self._saving = self._thread.submit(self._finish, step, abstract, sums, sound)
     return True
 
   def poll(self) -> None:
     """Raises StoreError if the save in progress has failed."""
-    if self._proving and self._proving.done():
+    if self._saving and self._saving.done():
       self.wait()
 
   def wait(self) -> None:
-    """Waits until the save in progress is proved. Raises StoreError if it failed."""
-    if self._proving is None:
+    """Waits until the save in progress is verified. Raises StoreError if it failed."""
+    if self._saving is None:
       return
-    proving, self._proving = self._proving, None
+    saving, self._saving = self._saving, None
     try:
-      proving.result()
+      saving.result()
     except Exception as error:
       reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
       raise StoreError(
@@ -127,12 +133,12 @@ class Checkpoints:
     """
     faults: dict[str, str] = {}
     while True:
-      step = from_process_zero(lambda: self._shelf.choose(faults, sound_only=sound_only))
+      step = from_process_zero(lambda: self._on_disk.choose(faults, sound_only=sound_only))
       if step < 0:
         return None
       try:
         state = self._checkpointer.restore(
-          os.path.join(self._shelf.path(step), ITEM), abstract_state
+          os.path.join(self._on_disk.path(step), ITEM), abstract_state
         )
       except (ValueError, KeyError, TypeError) as error:
         if str(error).startswith("NOT_FOUND"):  # TensorStore's word for files, not for models
@@ -147,7 +153,8 @@ class Checkpoints:
         raise UserError(
           f"checkpoint {step} in {self.folder} cannot be restored into this model: {reason}"
         ) from error
-      saved, found = checksums.read(self._shelf.path(step))["state"], fetch(fingerprint(state)[0])
+      saved = checksums.read(self._on_disk.path(step))["state"]
+      found = fetch(array_checksums(state)[0])
       wrong = [name for name in found if found[name] != saved.get(name)]
       if not wrong:
         self._last, self._unread = step, False
@@ -170,29 +177,29 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._prover.shutdown()
+      self._thread.shutdown()
       self._checkpointer.close()
 
-  def _prove(self, step, abstract, marks, sound):
-    """In a thread: waits for the save, proves it, and removes what it makes superfluous."""
+  def _finish(self, step, abstract, sums, sound):
+    """In a thread: waits for the save, verifies it, and removes what it makes superfluous."""
     self._checkpointer.wait_until_finished()
     if jax.process_index():
       return
-    marks = fetch(marks)
+    sums = fetch(sums)
     if not self._opened:
-      self._open(step, abstract, marks)
-    self._shelf.finish(step, {"sound": sound, "state": marks}, self._config)
+      self._open(step, abstract, sums)
+    self._on_disk.finish(step, {"sound": sound, "state": sums}, self._config)
     if not self._opened:
       self._opened = True
       self._first_saved()
-    self._shelf.drop_old(step, keep=self._keep, keep_every=self._keep_every)
+    self._on_disk.drop_old(step, keep=self._keep, keep_every=self._keep_every)
 
-  def _open(self, step, abstract, marks):
+  def _open(self, step, abstract, sums):
     """Reads a save back into this process's memory. Raises ValueError if it is not what was
     saved."""
-    found = restore_alone(os.path.join(self._shelf.path(step), ITEM), abstract)
+    found = restore_alone(os.path.join(self._on_disk.path(step), ITEM), abstract)
     named = checksums.named_leaves(found)
-    if wrong := [name for name, x in named.items() if mark_on_host(x) != marks[name]]:
+    if wrong := [name for name, x in named.items() if checksum_on_host(x) != sums[name]]:
       raise ValueError(f"{len(wrong)} arrays do not read back, the first is {wrong[0]}")
 
 

@@ -97,8 +97,8 @@ def listed(faults: dict[str, str], between: str) -> str:
   return between.join(f"{name}: {fault}" for name, fault in faults.items())
 
 
-class Shelf:
-  """What process 0 does to the folder of the checkpoints."""
+class CheckpointFolder:
+  """The folder of the checkpoints, and what process 0 does to it."""
 
   def __init__(self, folder: str):
     self.folder = folder
@@ -145,7 +145,7 @@ class Shelf:
     return 0
 
   def finish(self, step: int, facts: dict, config: dict | None = None) -> None:
-    """Proves what was saved: from here on it counts."""
+    """Writes the manifest of what was saved; from then on the checkpoint counts."""
     if config is not None:
       storage.write_text(os.path.join(self.path(step), CONFIG), json.dumps(config, indent=1))
     checksums.write(self.path(step), {"step": step, **facts}, ignore=(UNFINISHED,))
@@ -198,8 +198,8 @@ class Shelf:
     return good.step
 
   def set_aside(self, name: str) -> None:
-    """Out of the way of the next save of that step, for whoever wants to see what happened to
-    it."""
+    """Renames a damaged checkpoint, whose name the next save of that step needs. It is kept for
+    inspection."""
     aside = self.path(f"{name}.damaged")
     storage.remove_folder(aside)
     storage.move_folder(self.path(name), aside)
