@@ -27,6 +27,10 @@ from atst_jax.util.errors import StoreError, UserError
 
 WHOLE_BYTES = 64 << 20  # a smaller remote file is read in one request
 BLOCK_BYTES = 4 << 20  # of a larger one
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}  # of this package, by scheme
+# What numpy raises beside ValueError where a .npy file is damaged: it reads the header as Python.
+NOT_NPY: tuple[type[Exception], ...] = (SyntaxError, tokenize.TokenError, EOFError, TypeError)
+NOT_NPY += (RecursionError, MemoryError, OverflowError)
 
 
 def absolute(path: str) -> str:
@@ -96,9 +100,8 @@ def names(folder: str) -> list[str]:
     if not is_remote(folder):
       return sorted(os.listdir(folder))
     with store(folder) as (fs, inner):
-      return sorted(
-        {os.path.basename(path.rstrip("/")) for path in fs.ls(inner, detail=False)} - {""}
-      )
+      found = fs.ls(inner, detail=False)
+      return sorted({os.path.basename(path.rstrip("/")) for path in found} - {""})
   except (FileNotFoundError, NotADirectoryError):
     return []
 
@@ -178,22 +181,10 @@ def read_json(path: str):
 
 def read_array(path: str) -> np.ndarray:
   """The array of a local .npy file, mapped: no more than the file holds, whatever its header
-  claims, and no objects.
-
-  Raises OSError, and ValueError for whatever is none: numpy reads the header as Python does, and
-  fails as a parser.
-  """
+  claims, and no objects. Raises OSError, and ValueError for whatever is none."""
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (
-    SyntaxError,
-    tokenize.TokenError,
-    EOFError,
-    TypeError,
-    RecursionError,
-    MemoryError,
-    OverflowError,
-  ) as error:
+  except NOT_NPY as error:
     raise ValueError(f"no .npy file ({type(error).__name__})") from error
   if not isinstance(array, np.ndarray):  # an archive of several
     array.close()
@@ -222,7 +213,7 @@ def writing(path: str, mode: str = "wb", **options) -> Iterator[IO]:
     return
   temporary = temporary_name(path)
   try:
-    with lock.mark(open(temporary, mode, **options)) as file:  # noqa: SIM115
+    with lock.mark(open(temporary, mode, **options)) as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
@@ -245,13 +236,6 @@ def sha256(path: str) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # files of bytes have readinto
 
 
-PACKAGES = {
-  "gs": "pip install -e .[gcs]",
-  "gcs": "pip install -e .[gcs]",
-  "s3": "pip install -e .[s3]",
-}
-
-
 def is_remote(path: str) -> bool:
   """Whether a path begins as a URL does, such as gs://."""
   return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
@@ -260,8 +244,7 @@ def is_remote(path: str) -> bool:
 @contextlib.contextmanager
 def store(path: str) -> Iterator[tuple]:
   """Yields (file system, path inside it). Whatever the store's library raises becomes an OSError of
-  one file (absent, a folder) or a StoreError: a refusal too, since it is mostly a login that has
-  expired."""
+  one file (absent, a folder) or a StoreError. So does a refusal: mostly a login has expired."""
   import fsspec
 
   scheme = path.split("://")[0]
@@ -273,13 +256,13 @@ def store(path: str) -> Iterator[tuple]:
   except (UserError, FileNotFoundError, IsADirectoryError):
     raise
   except (ImportError, ValueError) as error:
-    remedy = PACKAGES.get(scheme, "see fsspec's list of protocols")
+    extra = EXTRAS.get(scheme)
+    remedy = f"pip install -e .[{extra}]" if extra else "see fsspec's list of protocols"
     raise StoreError(f"{path}: cannot use {scheme}:// ({error}); {remedy}") from error
   except Exception as error:
     reason = " ".join(str(error).split())[:300]
-    raise StoreError(
-      f"{path}: {type(error).__name__}: {reason}; run the same command again"
-    ) from error
+    what = f"{path}: {type(error).__name__}: {reason}"
+    raise StoreError(f"{what}; run the same command again") from error
 
 
 class Blocks(io.RawIOBase):
