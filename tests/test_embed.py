@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -95,9 +96,10 @@ def test_a_long_sound_is_embedded_like_a_short_one(kind, encoder, tmp_path, monk
     np.testing.assert_array_equal(held, computed)
 
 
-def test_memory_does_not_grow_with_the_length(model, monkeypatch):
-  """A minute more costs nothing (its mel would take 1.5 MB); the waveform itself is the
-  caller's."""
+def test_memory_does_not_grow_with_the_length(encoder, monkeypatch):
+  """A minute more costs nothing (its mel would take 1.5 MB); the waveform itself is the caller's,
+  and each device has a batch."""
+  model = load_model(encoder, devices=jax.devices()[:1])
   monkeypatch.setattr(waveforms, "HELD_FRAMES", 1000)
   peaks = []
   for minutes in (0.5, 1, 2):  # the first one compiles
@@ -170,7 +172,12 @@ def test_exports_of_every_format_load(encoder, model, tmp_path):
     json.loads((folder / "config.json").read_text()),
   )
   nameless = {key: x for key, x in stored["normalization"].items() if key != "kind"}
-  for old in ({"format": 4}, {"format": 3}, {"format": 2}, {"format": 1, "normalization": nameless}):
+  for old in (
+    {"format": 4},
+    {"format": 3},
+    {"format": 2},
+    {"format": 1, "normalization": nameless},
+  ):
     (folder / "config.json").write_text(json.dumps({**stored, **old}))
     np.testing.assert_array_equal(
       get_scene_embeddings([_audio(1)], load_model(str(folder)), 16000), expected

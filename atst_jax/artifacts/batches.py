@@ -36,6 +36,20 @@ class Chunk(NamedTuple):
   mean_over: int
 
 
+class Place(NamedTuple):
+  """What becomes of a chunk's vector.
+
+  Attributes:
+    clip: its number.
+    weight: in the mean over the clip's chunks.
+    whole: whether the chunk has the longest length; others are tails.
+  """
+
+  clip: int
+  weight: float
+  whole: bool
+
+
 class Program:
   """A function of a batch of chunks, compiled for the devices of this process."""
 
@@ -85,9 +99,11 @@ class Program:
     if key not in self._compiled:
       compute = functools.partial(self._compute, **options)
       specs = (P(), *4 * (P("data"),))
-      self._compiled[key] = as_written(
-        jax.jit(jax.shard_map(compute, mesh=self._mesh, in_specs=specs, out_specs=P("data")))
+      # unchecked: kernels of Pallas do not say over which devices their results vary
+      rows_apart = jax.shard_map(
+        compute, mesh=self._mesh, in_specs=specs, out_specs=P("data"), check_vma=False
       )
+      self._compiled[key] = as_written(jax.jit(rows_apart))
     batch = jax.device_put((mel, peak, length, mean_over), NamedSharding(self._mesh, P("data")))
     return self._compiled[key](self._on_devices, *batch)
 
@@ -105,30 +121,30 @@ class Queue:
   def __init__(self, program: Program, chunk_frames: int, **options):
     """`options`: of the program."""
     self._program, self._chunk_frames, self._options = program, chunk_frames, options
-    self._short: list[tuple[Hashable, Chunk]] = []  # their padded length is not chosen yet
+    self._short: list[tuple[Place, Chunk]] = []  # their padded length is not chosen yet
     self._short_frames = 0
-    self._full: list[tuple[Hashable, Chunk]] = []  # of the longest length
+    self._full: list[tuple[Place, Chunk]] = []  # of the longest length
     self._full_count = 0
     self._running: collections.deque = collections.deque()
 
-  def add(self, key: Hashable, chunk: Chunk) -> Iterator[tuple[Hashable, np.ndarray]]:
-    """Takes a chunk in, and yields (key, vector) of those that are done. Has to be read to its
+  def add(self, place: Place, chunk: Chunk) -> Iterator[tuple[Place, np.ndarray]]:
+    """Takes a chunk in, and yields (place, vector) of those that are done. Has to be read to its
     end. Chunks of the longest length come out in their order."""
     if len(chunk.mel) == self._chunk_frames:
-      self._full.append((key, chunk))
+      self._full.append((place, chunk))
       self._full_count += 1
       rows = batch_rows(self._chunk_frames)
       if len(self._full) == rows * self._program.devices:
         yield from self._run(self._full, self._chunk_frames, rows)
         self._full = []
       return
-    self._short.append((key, chunk))
+    self._short.append((place, chunk))
     self._short_frames += len(chunk.mel)
     if self._short_frames >= budget().ahead:
       yield from self._run_short()
 
-  def flush(self) -> Iterator[tuple[Hashable, np.ndarray]]:
-    """Yields (key, vector) of all that are left."""
+  def flush(self) -> Iterator[tuple[Place, np.ndarray]]:
+    """Yields (place, vector) of all that are left."""
     yield from self._run_short()
     yield from self._run_group(self._full, self._full_count, self._chunk_frames)
     self._full, self._full_count = [], 0
@@ -151,14 +167,14 @@ class Queue:
       yield from self._run(part, size, rows)
 
   def _run(self, items, size, rows):
-    keys, chunks = zip(*items, strict=True)
-    self._running.append((keys, self._program(list(chunks), size, rows, **self._options)))
+    places, chunks = zip(*items, strict=True)
+    self._running.append((places, self._program(list(chunks), size, rows, **self._options)))
     if len(self._running) == IN_FLIGHT:
       yield from self._finished()
 
   def _finished(self):
-    keys, vectors = self._running.popleft()
-    yield from zip(keys, np.asarray(vectors), strict=False)
+    places, vectors = self._running.popleft()
+    yield from zip(places, np.asarray(vectors), strict=False)
 
 
 class Clips:
@@ -176,12 +192,12 @@ class Clips:
     self._tails.append(0.0)
     self._weights.append(0)
 
-  def add(self, found: Iterable[tuple[tuple[int, float, bool], np.ndarray]]) -> None:
-    """Takes ((clip, weight, whether the chunk is a whole one), vector) of chunks."""
-    for (clip, weight, whole), vector in found:
-      sums = self._sums if whole else self._tails
-      sums[clip] = sums[clip] + weight * vector
-      self._weights[clip] += weight
+  def add(self, found: Iterable[tuple[Place, np.ndarray]]) -> None:
+    """Takes (place, vector) of chunks."""
+    for place, vector in found:
+      sums = self._sums if place.whole else self._tails
+      sums[place.clip] = sums[place.clip] + place.weight * vector
+      self._weights[place.clip] += place.weight
 
   def means(self, width: int) -> np.ndarray:
     """(clips, width) float32."""

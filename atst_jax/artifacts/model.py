@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.artifacts import folder as exported
-from atst_jax.artifacts.batches import Chunk, Clips, Program, Queue, vectors_over_time
+from atst_jax.artifacts.batches import Chunk, Clips, Place, Program, Queue, vectors_over_time
 from atst_jax.artifacts.classifiers.head import head_outputs
 from atst_jax.artifacts.folder import check_length
 from atst_jax.audio.frontend import FrontEnd, mel_filters
@@ -55,7 +55,7 @@ class Model:
     self.chunk_frames: int = config["chunk_frames"]
     self.max_seconds: float | None = config["max_seconds"]
     self.dtype = resolve_dtype(dtype)
-    self._where = {"dtype": self.dtype, "devices": devices}
+    self._devices = devices
     self.encoder = _make_encoder(config["encoder"], self.dtype)
     self.depth, self.hop = self.encoder.blocks, self.encoder.hop
     self._pool = Program(self.pooled, variables, devices)
@@ -119,7 +119,7 @@ class Model:
     noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels), jnp.float32)
     init = as_written(jax.jit(self.encoder.init))
     variables = init(jax.random.key(seed, impl="threefry2x32"), noise)
-    return Model(self.config, variables, self._filters, **self._where)
+    return self._with({}, variables)
 
   def standardized(self, statistics: dict) -> "Model":
     """The same encoder with other constants of normalisation: BYOL-A standardises by those of the
@@ -145,8 +145,10 @@ class Model:
     check_length(max_seconds)
     return self._with({"max_seconds": max_seconds})
 
-  def _with(self, changes: dict) -> "Model":
-    return Model({**self.config, **changes}, self.variables, self._filters, **self._where)
+  def _with(self, changes: dict, variables=None) -> "Model":
+    """The same with other entries of the config, or with other variables."""
+    config, variables = {**self.config, **changes}, variables or self.variables
+    return Model(config, variables, self._filters, dtype=self.dtype, devices=self._devices)
 
   def mel(self, audio: np.ndarray, sample_rate: float, *, whole: bool = False) -> Mel:
     """(N,) samples at `sample_rate` Hz -> log-mel dB: (T, F), or what stands for it where it is
@@ -221,13 +223,13 @@ class Model:
       mel = mel if max_frames is None else central(mel, max_frames)
       peak = peak_of(mel)
       if self.encoder.context is not None and len(mel) > self.chunk_frames:
-        clips.add([((index, 1, True), self._one_pass(mel, peak))])
+        clips.add([(Place(index, 1, True), self._one_pass(mel, peak))])
         continue
       for chunk, mean_over, weight in self.chunks(mel, tail):
-        whole = len(chunk) == self.chunk_frames
+        place = Place(index, weight, len(chunk) == self.chunk_frames)
         # a copy, so that a waiting chunk does not keep its whole clip in memory
         chunk = Chunk(np.array(chunk, np.float32), peak, mean_over)
-        clips.add(queue.add((index, weight, whole), chunk))
+        clips.add(queue.add(place, chunk))
     clips.add(queue.flush())
     return clips.means(self.width(num_blocks))
 
@@ -286,9 +288,7 @@ def _make_encoder(encoder: dict, dtype: str):
 
 
 def load_model(folder: str, *, dtype: str = "float32", devices: list | None = None) -> Model:
-  """Opens an exported encoder.
-
-  An export from before length rules embeds sounds whole, and a line says so.
+  """Opens an exported encoder. One from before length rules embeds sounds whole; a line says so.
 
   Args:
     folder: of an export.

@@ -113,7 +113,7 @@ def _measure_length(model: Model, theirs: TorchEncoder | None, frames: int, repe
     ours.append(_seconds(model, clips))
     if theirs is not None:
       other.append(theirs.seconds(chunks, len(clips)))
-  result = {
+  result: dict = {
     "frames": frames,
     "chunks": chunks,
     "clips_per_second": len(clips) / statistics.median(ours),

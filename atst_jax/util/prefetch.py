@@ -2,13 +2,13 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-Item, Value = TypeVar("Item"), TypeVar("Value")
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 PATIENCE = 0.1  # seconds after which a thread looks whether anybody still waits for it
 
 
@@ -43,17 +43,6 @@ def prefetch_each(
     finally:
       stopped.set()
       pool.shutdown(cancel_futures=True)
-
-
-def prefetch(
-  function: Callable[[Item], Value], items: Iterable[Item], workers: int
-) -> Generator[Value, None, None]:
-  """Yields `function(item)` in order, computed by threads that stay at most 2 · workers items
-  ahead."""
-  each = prefetch_each(lambda item: [function(item)], items, workers=workers, ahead=1)
-  with contextlib.closing(each):
-    for values in each:
-      yield from values
 
 
 def _fill(line: queue.Queue, iterate: Callable, item, stopped: threading.Event) -> None:
