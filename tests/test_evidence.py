@@ -56,7 +56,7 @@ def recordings(tmp_path):
 
 
 def test_what_is_tested_is_not_pretrained_on(evidence, recordings, tmp_path):
-  """Every other clip of the three sets is; groups lie on one side; BgKnown is divided as its parts."""
+  """Every other clip is; groups lie on one side; BgKnown is divided as its parts are."""
   evidence.sets.write_manifests(recordings, tmp_path / "out")
 
   def read(name):
