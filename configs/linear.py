@@ -78,7 +78,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.probe.refit = False  # "atst" and "evar" choose on validation clips
     config.few = ConfigDict()
     config.few.clips = (1, 2, 4, 8, 16)  # of every class, ascending
-    config.few.draws = 10
+    config.few.draws = 10  # of those clips, each with a probe of its own
     # of the exact probe, x clips: where each class has clips of one group, which choose nothing
     config.few.penalty = 1.0
   else:
