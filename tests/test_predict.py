@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -79,6 +81,14 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(place):
   return load_model(str(place / "classifier"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def opened_once():
+  """Commands share models, and with them what is compiled."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("atst_jax.predict.load_model", functools.cache(load_model))
+    yield
 
 
 def command(place, output, *flags, sounds="sounds", code=0):
@@ -191,14 +201,17 @@ def test_predict_is_the_head_of_the_central_part(model):
     np.testing.assert_allclose(window, predict([part], model, 16000)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["jax", "onnx"])
+@pytest.mark.parametrize("kind", ["traced", "onnx", pytest.param("jax", marks=pytest.mark.slow)])
 def test_programs_hold_the_head(place, model, tmp_path, kind):
   """Of a sound of one chunk they say what `predict` does; the file says what the labels are."""
   for name in ("onnx", "onnxruntime") if kind == "onnx" else ():
     pytest.importorskip(name, reason=f"{name} is not installed: pip install -e .[onnx]")
-  artifacts = ("safetensors", kind)
-  export.export_again(str(place / "classifier"), str(tmp_path / "again"), artifacts=artifacts)
-  program = export.PROGRAMS[kind].load(str(tmp_path / "again" / f"encoder.{kind}"))
+  if kind == "traced":
+    program = functools.partial(jax.jit(model.outputs), model.variables)
+  else:
+    artifacts = ("safetensors", kind)
+    export.export_again(str(place / "classifier"), str(tmp_path / "again"), artifacts=artifacts)
+    program = export.PROGRAMS[kind].load(str(tmp_path / "again" / f"encoder.{kind}"))
   audio = np.random.default_rng(5).normal(0, 0.1, 4000).astype(np.float32)
   mel = clip_of(HEAD, model.mel(audio, 16000))
   padded = np.pad(mel, ((0, 3), (0, 0)))[None]
