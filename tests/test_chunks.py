@@ -19,6 +19,18 @@ def encoder(tmp_path_factory):
   return write_encoder(tmp_path_factory.mktemp("batches") / "encoder")
 
 
+@pytest.fixture(scope="module")
+def one(encoder):
+  """The encoder on one device; its programs are compiled once for all tests."""
+  return load_model(encoder, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def eight(encoder):
+  """On all of them."""
+  return load_model(encoder)
+
+
 def _mels(lengths, seed=0):
   rng = np.random.default_rng(seed)
   return [rng.normal(-40, 10, (n, 64)).astype(np.float32) for n in lengths]
@@ -51,23 +63,21 @@ def test_every_length_fits_and_little_is_padding(seed):
   assert padding < 0.2  # halves of the longest, as once, have 0.3
 
 
-def test_padding_company_and_devices_change_nothing(encoder, monkeypatch):
+def test_padding_company_and_devices_change_nothing(one, eight, monkeypatch):
   """Each clip as if it were alone, whatever it is padded to; from eight devices the bits of one.
   Over time, too."""
   monkeypatch.setattr(chunking, "CPU", Budget(batch=100, ahead=150, program=40))
-  one, eight = (load_model(encoder, devices=jax.devices()[:n]) for n in (1, 8))
-  mels = _mels([17, 32, 17, 70, 17, 100, 17, 17])
+  mels = _mels([17, 32, 17, 70, 17, 100, 17])
   found = one.embed(mels, num_blocks=1)
   np.testing.assert_array_equal(found, eight.embed(mels, num_blocks=1))
-  for i in (0, 3):
-    np.testing.assert_allclose(found[i], one.embed([mels[i]], num_blocks=1)[0], atol=1e-5)
+  np.testing.assert_allclose(found[3], one.embed([mels[3]], num_blocks=1)[0], atol=1e-5)
   long = _mels([300])[0]
   np.testing.assert_array_equal(one.embed_frames(long), eight.embed_frames(long))
 
 
-def test_every_device_gets_rows(encoder, monkeypatch):
+def test_every_device_gets_rows(eight, monkeypatch):
   """Of a full batch; and a clip alone is no batch."""
-  model, seen = load_model(encoder), []
+  seen = []
   run = batches.Program.__call__
 
   def spy(program, chunks, size, rows, **options):
@@ -77,16 +87,15 @@ def test_every_device_gets_rows(encoder, monkeypatch):
     return out
 
   monkeypatch.setattr(batches.Program, "__call__", spy)
-  model.embed(_mels([32] * 40))
-  model.embed(_mels([32]))
+  eight.embed(_mels([32] * 40), num_blocks=1)
+  eight.embed(_mels([32]), num_blocks=1)
   assert seen == [(40, 32, {32}), (1, 1, {1})]
 
 
-def test_bfloat16_by_choice(encoder):
+def test_bfloat16_by_choice(encoder, one):
   """Near, and not the same: the encoder did compute in it. Unknown types are refused."""
-  mels, exact = _mels([40, 9]), load_model(encoder)
-  rough = load_model(encoder, dtype="bfloat16")
-  a, b = exact.embed(mels), rough.embed(mels)
+  mels, rough = _mels([40, 9]), load_model(encoder, dtype="bfloat16", devices=jax.devices()[:1])
+  a, b = (model.embed(mels, num_blocks=1) for model in (one, rough))
   assert b.dtype == np.float32 and 1e-4 < np.abs(a - b).max() < 0.1
   assert load_model(encoder, dtype="auto").dtype == "float32"  # of a CPU
   assert rough.limited(1.0).dtype == "bfloat16"
@@ -94,16 +103,15 @@ def test_bfloat16_by_choice(encoder):
     load_model(encoder, dtype="float16")
 
 
-def test_more_frames_than_the_rule_has(encoder):
+def test_more_frames_than_the_rule_has(one):
   """`max_frames` above the export's rule counts: seen red when the waveform was cropped first."""
   sound = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
   sound *= np.linspace(0.01, 1, 16000, dtype=np.float32) ** 4
-  whole = load_model(encoder)
-  ruled = whole.limited(0.5)
+  ruled = one.limited(0.5)
   embed = lambda model, **options: get_scene_embeddings([sound], model, 16000, **options)
-  np.testing.assert_array_equal(embed(ruled, max_frames=500), embed(whole))
-  np.testing.assert_array_equal(embed(ruled, max_frames=81), embed(whole, max_frames=81))
-  assert np.abs(embed(ruled, max_frames=51) - embed(whole)).max() > 1e-3
+  np.testing.assert_array_equal(embed(ruled, max_frames=500), embed(one))
+  np.testing.assert_array_equal(embed(ruled, max_frames=81), embed(one, max_frames=81))
+  assert np.abs(embed(ruled, max_frames=51) - embed(one)).max() > 1e-3
 
 
 def test_threads_read_ahead_in_order():

@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 
+from atst_jax import embed
 from atst_jax.artifacts import sounds, vectors
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.embed import load_model, main
@@ -18,6 +20,17 @@ RATE = 16000
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
   return write_encoder(tmp_path_factory.mktemp("windows") / "encoder")
+
+
+@pytest.fixture(scope="module")
+def model(encoder):
+  return load_model(encoder, devices=jax.devices()[:1])
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(model, monkeypatch):
+  """The command takes the model whose programs are there."""
+  monkeypatch.setattr(embed, "load_model", lambda folder, dtype: model)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +49,7 @@ def _embed(encoder, folder, output, *flags):
   return main([*flags, "--workers=2"])
 
 
-def test_a_window_is_embedded_as_if_it_were_a_file(encoder, folder, tmp_path, capsys):
+def test_a_window_is_embedded_as_if_it_were_a_file(encoder, model, folder, tmp_path, capsys):
   assert _embed(encoder, folder, tmp_path / "v.npz", "--window=0.5", "--hop=0.25") == 0
   told = capsys.readouterr()
   assert "6 vectors of windows of 16 numbers, 1 files left out" in told.out
@@ -46,7 +59,7 @@ def test_a_window_is_embedded_as_if_it_were_a_file(encoder, folder, tmp_path, ca
     np.testing.assert_allclose(file["start"], [0, 0.25, 0.5, 0.75, 1, 0])
     np.testing.assert_allclose(file["end"], [0.5, 0.75, 1, 1.25, 1.3, 0.4])
     sound = soundfile.read(folder / "a.wav", dtype="float32")[0][4000:12000]
-    expected = get_scene_embeddings([sound], load_model(encoder), RATE)[0]
+    expected = get_scene_embeddings([sound], model, RATE)[0]
     np.testing.assert_allclose(file["vector"][1], expected, atol=1e-5)
     assert (file["window"], file["hop"], str(file["rows"])) == (0.5, 0.25, "windows")
   table = vectors.read(str(tmp_path / "v.npz"))
@@ -56,10 +69,9 @@ def test_a_window_is_embedded_as_if_it_were_a_file(encoder, folder, tmp_path, ca
   assert "a.wav [" in capsys.readouterr().out
 
 
-def test_frames_are_those_of_the_python_function(encoder, folder, tmp_path, monkeypatch):
+def test_frames_are_those_of_the_python_function(encoder, model, folder, tmp_path):
   """Long recordings in parts, which are written before the next ones are computed."""
   assert _embed(encoder, folder, tmp_path / "v.npz", "--frames") == 0
-  model = load_model(encoder)
   sound = soundfile.read(folder / "a.wav", dtype="float32")[0]
   (expected,), (times,) = get_timestamp_embeddings([sound], model, RATE)
   with np.load(tmp_path / "v.npz") as file:
@@ -82,7 +94,7 @@ def test_parquet_has_times(encoder, folder, tmp_path):
   np.testing.assert_array_equal(one.vectors, other.vectors)
 
 
-def test_a_recording_that_is_damaged_later_keeps_its_windows(encoder, tmp_path, monkeypatch):
+def test_a_recording_that_is_damaged_later_keeps_its_windows(model, tmp_path, monkeypatch):
   """What was heard before the damage is kept, and from where on it is left out is told."""
   soundfile.write(tmp_path / "a.wav", np.full(3 * RATE, 0.1), RATE, subtype="FLOAT")
   data = bytearray((tmp_path / "a.wav").read_bytes())
@@ -91,7 +103,6 @@ def test_a_recording_that_is_damaged_later_keeps_its_windows(encoder, tmp_path, 
   from atst_jax.audio import decode
 
   monkeypatch.setattr(decode, "BLOCK_VALUES", 1000)
-  model = load_model(encoder)
   found = list(sounds.file_windows(model, str(tmp_path / "a.wav"), sounds.Rows("", 0.5, 0.5)))
   assert [s.end for s in found[:-1]] == [0.5, 1, 1.5] and "from 1.5 s on: " in found[-1].mel
 
