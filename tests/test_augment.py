@@ -1,4 +1,4 @@
-"""Random resized crop of a spectrogram against a slow twin in float64."""
+"""Random resize crop of a spectrogram against a slow twin in float64; Mixup's partner."""
 
 import functools
 
@@ -91,13 +91,44 @@ def test_boxes_stay_on_the_canvas_and_cover_their_ranges():
     augment.draw_box, freq_scale=(0.6, 1.5), time_scale=(0.6, 1.5), canvas_time=1.5
   )
   top, left, height, width = map(np.asarray, jax.vmap(lambda k: draw(k, 601, 64))(keys))
-  assert (
-    (top >= 0).all()
-    and (top + height <= 64).all()
-    and (left >= 0).all()
-    and (left + width <= 901).all()
-  )
+  assert (top >= 0).all()
+  assert (top + height <= 64).all()
+  assert (left >= 0).all()
+  assert (left + width <= 901).all()
   assert height.min() == 38 and height.max() == 64 and abs((height == 64).mean() - 0.556) < 0.03
   assert (
     width.min() < 370 and width.max() > 890 and (left + width == 901).any() and (left == 0).any()
   )
+
+
+@pytest.mark.parametrize("partner_length, length", [(30, 12), (12, 30), (20, 20)])
+def test_partners_of_other_length_are_placed_inside(partner_length, length):
+  partner = np.zeros((40, 1), np.float32)
+  partner[:partner_length, 0] = 1 + np.arange(partner_length)
+  starts = set()
+  for seed in range(60):
+    moved, both = augment.place(jax.random.key(seed), partner, partner_length, length)
+    inside = np.asarray(moved)[np.asarray(both), 0]
+    assert len(inside) == min(partner_length, length)
+    assert (np.diff(inside) == 1).all()
+    assert inside.min() >= 1
+    assert np.flatnonzero(both).max() < length
+    starts.add((int(np.flatnonzero(both)[0]), int(inside[0])))
+  assert len(starts) == min(abs(partner_length - length) + 1, len(starts))
+  assert len(starts) > 10 * (partner_length != length)
+
+
+@pytest.mark.parametrize("frames", [(10, 4), (4, 10)])
+def test_offsets_of_mixups_window(frames):
+  """Every offset of the shorter clip in the longer; in the released code without the last."""
+  partner_frames, length = frames
+  x = jnp.arange(1.0, 13.0)[:, None]
+  for last in (True, False):
+    place = functools.partial(
+      augment.place, partner=x, partner_length=partner_frames, length=length, last=last
+    )
+    moved, both = map(np.asarray, jax.vmap(place)(jax.random.split(jax.random.key(0), 500)))
+    first = np.argmax(both, 1)
+    np.testing.assert_array_equal(both.sum(1), 4)
+    found = first if length > partner_frames else moved[:, 0, 0] - 1
+    assert set(found) == set(range(7 if last else 6))

@@ -85,9 +85,8 @@ def test_sounds_are_those_of_the_offsets_and_gains(sounds, made):
     c: {clip.id: clip for s in ("train", "test") for clip in Dataset.load(str(output / c)).clips(s)}
     for c in CONDITIONS
   }
-  assert len(rows) == 28 and all(
-    set(clips) == {row["id"] for row in rows} for clips in sets.values()
-  )
+  assert len(rows) == 28
+  assert all(set(clips) == {row["id"] for row in rows} for clips in sets.values())
   starts = set()
   for number, row in enumerate(rows):
     n, foreground = round(0.6 * RATE), read(sounds, "foreground", row["foreground"])
@@ -130,9 +129,8 @@ def test_snr_is_what_was_drawn_measured_on_the_sounds(sounds, made):
 
 def test_loudest_window_and_short_foregrounds(made):
   offsets = {row["foreground"]: int(row["foreground_offset"]) for row in made[1]}
-  assert (
-    offsets["4.wav"] == offsets["0.wav"] == 0 and RATE // 2 <= offsets["3.wav"] <= RATE // 2 + 160
-  )
+  assert offsets["4.wav"] == offsets["0.wav"] == 0
+  assert RATE // 2 <= offsets["3.wav"] <= RATE // 2 + 160
   assert mixtures.loudest(np.ones(10, np.float32), 20, 1) == 0
 
 

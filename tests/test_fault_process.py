@@ -79,10 +79,8 @@ def test_fault_32_a_stalled_process_ends_with_its_stacks(tmp_path):
     output, _ = waiting.communicate(timeout=50)
     last_words, _ = locked.communicate(timeout=50)
   assert waiting.returncode == 74, output
-  assert (
-    "stalled: nothing has moved for 1 s in phase 'step' after step 3" in output
-    and "guard.step_seconds" in output
-  )
+  assert "stalled: nothing has moved for 1 s in phase 'step' after step 3" in output
+  assert "guard.step_seconds" in output
   assert 'File "<string>", line 9 in <module>' in output
   assert 'File "<string>", line 9 in <module>' in (tmp_path / "stacks_process_0.txt").read_text()
   beat = json.loads((tmp_path / "heartbeat.json").read_text())
@@ -231,7 +229,7 @@ def test_fault_35_an_accelerator_that_is_not_there():
 
 
 def test_fault_33_memory_is_flat(tmp_path, monkeypatch, one_device):
-  """500 steps, with logs and checkpoints: resident memory grows by less than 5 %."""
+  """240 steps, with logs and checkpoints: resident memory grows by less than 3 %."""
 
   def resident():
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -239,10 +237,10 @@ def test_fault_33_memory_is_flat(tmp_path, monkeypatch, one_device):
 
   sizes = {}
   _at(
-    monkeypatch, {step: lambda step=step: sizes.update({step: resident()}) for step in (100, 600)}
+    monkeypatch, {step: lambda step=step: sizes.update({step: resident()}) for step in (60, 300)}
   )
-  assert _run(tmp_path, total_steps="600", checkpoint__every_steps="50", log__every_steps="5") == 0
-  assert sizes[600] < 1.05 * sizes[100], {k: f"{v / 2**20:.1f} MiB" for k, v in sizes.items()}
+  assert _run(tmp_path, total_steps="300", checkpoint__every_steps="25", log__every_steps="5") == 0
+  assert sizes[300] < 1.03 * sizes[60], {k: f"{v / 2**20:.1f} MiB" for k, v in sizes.items()}
 
 
 def test_fault_34_a_logger_that_fails_warns_once_and_training_goes_on(tmp_path, warnings):

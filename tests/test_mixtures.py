@@ -76,6 +76,32 @@ def test_energies_are_mixed_whatever_stands_between():
   np.testing.assert_allclose(np.exp(nepers), expected, rtol=1e-3)
 
 
+def test_energy_mixture_adds_powers():
+  """In the energy domain w is the log-mel of γ·P(neighbour) + (1 - γ)·P(clip); seen red with γ on
+  the clip."""
+  low, high = -79.6482, 50.6842
+  assert abs(nepers_per_unit(kind="min_max", top_db=80.0, low=low, high=high) - 15.005) < 1e-3
+  power = np.random.default_rng(0).lognormal(0, 3, (4, 2, 10, 64))
+  to_unit = lambda p: 2 * (10 * np.log10(p) - low) / (high - low) - 1
+  gamma = np.array([[0.4, 0.5], [0.45, 0.6], [0.5, 0.55], [0.6, 0.42]])
+  scale = nepers_per_unit(kind="min_max", top_db=80.0, low=low, high=high)
+  w, _ = mix_neighbours(jnp.asarray(to_unit(power)), None, jnp.asarray(gamma), group=2, scale=scale)
+  neighbour = power[[1, 0, 3, 2]]
+  g = gamma[..., None, None]
+  np.testing.assert_allclose(w, to_unit(g * neighbour + (1 - g) * power), atol=1e-4)
+
+
+def test_padding_is_silence_in_a_mixture():
+  views = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 10, 3)), jnp.float32)
+  gamma = jnp.full((2, 1), 0.4)
+  length = jnp.array([[4], [8]])
+  w, mixed_length = mix_neighbours(views, length, gamma, group=2, scale=1.0)
+  np.testing.assert_array_equal(mixed_length, [[8], [8]])
+  np.testing.assert_allclose(w[0, 0, 4:8], views[1, 0, 4:8] + np.log(0.4), atol=1e-5)
+  np.testing.assert_allclose(w[1, 0, 4:8], views[1, 0, 4:8] + np.log(0.6), atol=1e-5)
+  assert not np.asarray(w[:, :, 8:]).any()
+
+
 def test_mixing_before_the_post_normalisation():
   """Eq. 2 on what stood there before, put through the same post-normalisation."""
   x = 3 * _views() + 2

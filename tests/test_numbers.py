@@ -92,6 +92,5 @@ def test_a_setting_that_cannot_be_stated_is_compared_when_a_run_goes_on(tmp_path
   assert not warnings
   with jax.default_matmul_precision("bfloat16"):
     workdir.record_start(str(tmp_path), 4)
-  assert (
-    len(warnings) == 1 and "jax_default_matmul_precision was None and is 'bfloat16'" in warnings[0]
-  )
+  assert len(warnings) == 1
+  assert "jax_default_matmul_precision was None and is 'bfloat16'" in warnings[0]

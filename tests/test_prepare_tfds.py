@@ -64,10 +64,8 @@ def test_opens_with_tfds(tmp_path, monkeypatch):
       assert features["mel"].bytes_list.value[0] == clip.mel.tobytes()
       assert list(features["labels"].int64_list.value) == list(clip.labels)
       assert features["num_frames"].int64_list.value[0] == len(clip.mel)
-      assert (
-        features["split"].bytes_list.value[0] == b"train"
-        and features["fold"].int64_list.value[0] == clip.fold
-      )
+      assert features["split"].bytes_list.value[0] == b"train"
+      assert features["fold"].int64_list.value[0] == clip.fold
 
 
 def test_files_of_another_data_set_are_not_taken_for_ours(tmp_path):
@@ -121,12 +119,10 @@ def test_a_data_set_of_tfds_becomes_files_and_is_prepared(tmp_path, monkeypatch,
     ]
     assert prepare.main(flags) == 0
     dataset = Dataset.load(str(tmp_path / "out"))
-    assert dataset.num_clips("train") == dataset.num_clips(
-      "valid"
-    ) == 6 and dataset.label_names == ["a", "b"]
-    assert dataset.manifest["name"] == "toy_audio" and dataset.manifest["counts"][
-      "sample_rates"
-    ] == {"8000": 12}
+    assert dataset.num_clips("train") == dataset.num_clips("valid") == 6
+    assert dataset.label_names == ["a", "b"]
+    assert dataset.manifest["name"] == "toy_audio"
+    assert dataset.manifest["counts"]["sample_rates"] == {"8000": 12}
     found = {}
     for path in sorted((tmp_path / "out.audio").rglob("*.wav")):
       samples, rate = soundfile.read(path, dtype="int16")

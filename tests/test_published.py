@@ -75,9 +75,8 @@ def test_published_rows_are_found_by_protocol_and_column():
 
 
 def test_known_rates():
-  assert known_rates("atst", "audioset") == (0.5, 1.0, 2.0, 4.0) and known_rates(
-    "evar", "voxceleb1"
-  ) == (4e-5,)
+  assert known_rates("atst", "audioset") == (0.5, 1.0, 2.0, 4.0)
+  assert known_rates("evar", "voxceleb1") == (4e-5,)
   assert (
     known_rates("atst", "tones")
     == known_rates("atst", "esc50")

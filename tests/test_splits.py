@@ -244,9 +244,5 @@ def test_what_is_held_out_of_several_labels_has_a_label(seed):
   targets[[5, 44], [0, 1]] = 1
   names = np.where(np.isin(np.arange(48), [5, 44, 9]), "test", "train")
   (split,) = make_splits(**columns(targets=targets, splits=names, seed=seed))
-  assert targets[split.valid].any() and targets[split.train].any(0).tolist() == [
-    True,
-    True,
-    False,
-    False,
-  ]
+  assert targets[split.valid].any()
+  assert targets[split.train].any(0).tolist() == [True, True, False, False]

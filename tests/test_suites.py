@@ -59,11 +59,8 @@ def test_hear(encoders, named):
       scene, get_scene_embeddings(_sounds(), encoder, 16000, num_blocks=blocks)
     )
     vectors, times = hear.get_timestamp_embeddings(audio, model)
-    assert vectors.dtype == torch.float32 and vectors.shape == (
-      2,
-      12,
-      model.timestamp_embedding_size,
-    )
+    assert vectors.dtype == torch.float32
+    assert vectors.shape == (2, 12, model.timestamp_embedding_size)
     np.testing.assert_array_equal(vectors, get_timestamp_embeddings(_sounds(), encoder, 16000)[0])
     np.testing.assert_allclose(times, np.broadcast_to(15 + 40 * np.arange(12), (2, 12)))
   short = hear.get_scene_embeddings(audio[:, :100], model)  # filled with silence
@@ -144,10 +141,8 @@ def test_xares(named):
   every export."""
   encoder, audio = xares.ATSTJAXEncoder(), torch.from_numpy(_sounds())
   assert [name for name in dir(xares) if name.endswith("Encoder")] == ["ATSTJAXEncoder"]
-  assert isinstance(encoder, torch.nn.Module) and (
-    encoder.sampling_rate,
-    encoder.hop_size_in_ms,
-  ) == (16000, 40)
+  assert isinstance(encoder, torch.nn.Module)
+  assert (encoder.sampling_rate, encoder.hop_size_in_ms) == (16000, 40)
   out = encoder(audio)
   assert out.shape == (2, 12, encoder.output_dim) and encoder(audio[0]).shape == (1, 12, 8)
   np.testing.assert_array_equal(

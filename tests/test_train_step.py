@@ -13,12 +13,7 @@ from tiny import tiny_config
 
 from atst_jax.method.ema import ema
 from atst_jax.method.losses import cosine_loss, cross_loss, output_std
-from atst_jax.method.optimizer import (
-  cosine_schedule,
-  decay_mask,
-  make_optimizer,
-  transformers_adamw,
-)
+from atst_jax.method.optimizer import cosine_schedule
 from atst_jax.models.layers import BatchNorm
 from atst_jax.pretraining import recipe
 
@@ -93,9 +88,8 @@ def test_without_the_subtraction_nothing_of_it_exists():
   _, with_init, with_step = _built()
   batch = next(recipe.batches(config, None, start_step=0, rows=None))
   states = [jax.eval_shape(f, jax.random.key(0)) for f in (init, with_init)]
-  assert (
-    "predictor_difference" not in states[0].params and "predictor_difference" in states[1].params
-  )
+  assert "predictor_difference" not in states[0].params
+  assert "predictor_difference" in states[1].params
   flops = [
     f.lower(s, batch).cost_analysis()["flops"]
     for f, s in zip((step, with_step), states, strict=True)
@@ -123,9 +117,8 @@ def test_losses():
   np.testing.assert_allclose(cross_loss(p, z), expected, rtol=1e-5)
   assert abs(float(cosine_loss(p, p))) < 1e-6 and abs(float(cosine_loss(p, -p)) - 4) < 1e-6
   sphere = rng.normal(size=(4000, 64))
-  assert (
-    abs(float(output_std(sphere)) - 1 / 8) < 2e-3 and float(output_std(np.ones((9, 64)))) < 2e-3
-  )
+  assert abs(float(output_std(sphere)) - 1 / 8) < 2e-3
+  assert float(output_std(np.ones((9, 64)))) < 2e-3
 
 
 def test_batch_norm_is_torch_batch_norm():
@@ -138,33 +131,6 @@ def test_batch_norm_is_torch_batch_norm():
   np.testing.assert_allclose(y, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), atol=1e-3)
   np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * x.mean(0), rtol=1e-5)
   np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=1e-5)
-
-
-def test_schedules_at_their_corners():
-  """Small: lr at 0, 1299, 1300 and the last of 39,100 steps; the teacher's decay ends 1.6e-11 below
-  1."""
-  lr = cosine_schedule(5e-4 * 1536 / 256, 1e-6, total_steps=39_100, warmup_steps=1300)
-  np.testing.assert_allclose(
-    [lr(0), lr(1299), lr(1300), lr(39_099)], [0, 3e-3, 3e-3, 1e-6], rtol=1e-4
-  )
-  assert all(lr(s) < lr(s + 100) for s in range(0, 1200, 100)) and lr(20_000) > lr(30_000)
-  decay = cosine_schedule(0.99, 1.0, total_steps=39_100)
-  assert decay(0) == np.float32(0.99) and 0 <= 1 - float(decay(39_099)) < 1e-7
-  weight_decay = cosine_schedule(0.04, 0.4, total_steps=100)
-  np.testing.assert_allclose([weight_decay(0), weight_decay(50)], [0.04, 0.22], rtol=1e-6)
-
-
-def test_decay_mask_covers_kernels_cls_and_positions():
-  mask = decay_mask(_run(0)[0][0].params)
-  assert (
-    mask["encoder"]["cls_token"]
-    and mask["encoder"]["pos_embed"]
-    and mask["projector"]["hidden"]["kernel"]
-  )
-  assert (
-    mask["encoder"]["block_00"]["qkv"]["kernel"] and not mask["encoder"]["block_00"]["fc1"]["bias"]
-  )
-  assert not mask["encoder"]["norm"]["scale"] and not mask["predictor"]["norm"]["scale"]
 
 
 @functools.cache
@@ -224,9 +190,8 @@ def test_every_choice_of_the_subtraction_acts(option):
   )
   # at first the teacher is the student: only gradients differ
   if option in ("stop_gradient", "subtrahend"):
-    assert (
-      loss < 1e-5 and abs(other["grad_norm"] - metrics["grad_norm"]) > 1e-3 * metrics["grad_norm"]
-    )
+    assert loss < 1e-5
+    assert abs(other["grad_norm"] - metrics["grad_norm"]) > 1e-3 * metrics["grad_norm"]
   elif option == "track_mixtures":
     assert loss < 1e-5 and gap(plain.batch_stats["encoder"], changed.batch_stats["encoder"]) > 1e-4
     assert gap(plain.batch_stats["projector"], changed.batch_stats["projector"]) < 1e-6
@@ -253,51 +218,6 @@ def test_byola_trains_and_keeps_its_own_statistics():
     after.teacher.params["encoder"],
     expected,
   )
-
-
-def test_transformers_adamw_by_hand():
-  """Three steps in float64: eps before the bias correction, decay of the parameters after the
-  step."""
-  rng = np.random.default_rng(0)
-  params = {
-    "kernel": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32),
-    "bias": jnp.asarray(rng.normal(size=2), jnp.float32),
-  }
-  lr, wd = (lambda t: 1e-2 * (t + 1)), (lambda t: 0.1 * (t + 1))
-  tx = transformers_adamw(lr, b1=0.9, b2=0.999, eps=1e-3, weight_decay=wd, mask=decay_mask)
-  state = tx.init(params)
-  p, m, v = ({k: np.asarray(x, np.float64) * f for k, x in params.items()} for f in (1, 0, 0))
-  for t in range(3):
-    grads = {k: rng.normal(size=x.shape) * 1e-3 for k, x in params.items()}
-    updates, state = tx.update(
-      jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads), state, params
-    )
-    params = optax.apply_updates(params, updates)
-    for k, g in grads.items():
-      m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g * g
-      size = lr(t) * np.sqrt(1 - 0.999 ** (t + 1)) / (1 - 0.9 ** (t + 1))
-      p[k] = p[k] - size * m[k] / (np.sqrt(v[k]) + 1e-3)
-      p[k] -= lr(t) * wd(t) * p[k] * (k == "kernel")
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), params, p)
-
-
-def test_constant_rate_and_unscaled_batch():
-  common = {
-    "total_steps": 100,
-    "form": "optax",
-    "base_lr": 1e-3,
-    "end_lr": 1e-6,
-    "warmup_steps": 0,
-    "b1": 0.9,
-    "b2": 0.999,
-    "eps": 1e-8,
-    "weight_decay_start": 0.0,
-    "weight_decay_end": 0.0,
-  }
-  _, schedules = make_optimizer(batch_size=512, schedule="constant", reference_batch=0, **common)
-  np.testing.assert_allclose([schedules["learning_rate"](t) for t in (0, 50, 100)], 1e-3, rtol=1e-6)
-  _, schedules = make_optimizer(batch_size=512, schedule="constant", reference_batch=256, **common)
-  np.testing.assert_allclose(schedules["learning_rate"](70), 2e-3, rtol=1e-6)
 
 
 def test_the_teacher_may_follow_the_parameters_before_the_step():

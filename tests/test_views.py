@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax.method import augment, groups, mixtures, normalization
+from atst_jax.method import groups, normalization
 from atst_jax.method import views as V
 
 VIEWS = {
@@ -42,6 +42,9 @@ def _mel(clips=8, frames=100, seed=0):
   return np.random.default_rng(seed).normal(-30, 20, (clips, frames, 64)).astype(np.float16)
 
 
+MEL, FULL = _mel(), np.full(8, 100, np.int32)
+
+
 def test_segments_of_ten_seconds_overlap_by_two():
   """Two crops of 601 frames in 1001: starts cover [0, 400] with both ends, so at least 201 frames
   are shared."""
@@ -60,11 +63,10 @@ def test_segments_of_ten_seconds_overlap_by_two():
 
 
 def test_single_segment_shares_the_crop_and_two_do_not():
-  mel, length = _mel(), np.full(8, 100, np.int32)
-  *_, drawn = _make_views(False, **BYOLA)(jax.random.key(0), mel, length)
+  *_, drawn = _make_views(False, **BYOLA)(jax.random.key(0), MEL, FULL)
   assert (drawn["start"][:, 0] == drawn["start"][:, 1]).all()
   assert not np.allclose(drawn["box"][:, 0], drawn["box"][:, 1])  # augmented independently
-  *_, drawn = _make_views(False)(jax.random.key(0), mel, length)
+  *_, drawn = _make_views(False)(jax.random.key(0), MEL, FULL)
   assert (drawn["start"][:, 0] != drawn["start"][:, 1]).any()
 
 
@@ -89,20 +91,18 @@ def test_partners_come_from_the_group():
 
 
 def test_without_augmentation_a_view_is_the_normalised_crop():
-  mel, length = _mel(), np.full(8, 100, np.int32)
-  pair, _, drawn = _make_views(False, **PLAIN)(jax.random.key(3), mel, length)
+  pair, _, drawn = _make_views(False, **PLAIN)(jax.random.key(3), MEL, FULL)
   for clip in range(8):
     for k in range(2):
-      piece = mel[clip, drawn["start"][clip, k] :][:40].astype(np.float32)
+      piece = MEL[clip, drawn["start"][clip, k] :][:40].astype(np.float32)
       expected = 2 * (np.maximum(piece, piece.max() - 80) + 80) / 130 - 1
       np.testing.assert_allclose(pair[clip, k], expected, atol=1e-5)
 
 
 def test_views_depend_on_the_key_and_the_clip_only():
-  mel, length = _mel(), np.full(8, 100, np.int32)
-  first, _, _ = _make_views(False)(jax.random.key(0), mel, length)
-  again, _, _ = _make_views(False)(jax.random.key(0), mel, length)
-  other, _, _ = _make_views(False)(jax.random.key(1), mel, length)
+  first, _, _ = _make_views(False)(jax.random.key(0), MEL, FULL)
+  again, _, _ = _make_views(False)(jax.random.key(0), MEL, FULL)
+  other, _, _ = _make_views(False)(jax.random.key(1), MEL, FULL)
   np.testing.assert_array_equal(first, again)
   assert np.abs(first - other).mean() > 0.1 and np.abs(first[:, 0] - first[:, 1]).mean() > 0.1
 
@@ -121,71 +121,18 @@ def test_padding_never_enters_a_view():
 
 
 def test_ragged_views_of_full_clips_are_those_of_the_static_path():
-  mel, length = _mel(), np.full(8, 100, np.int32)
-  static, none, _ = _make_views(False)(jax.random.key(0), mel, length)
-  ragged, frames, _ = _make_views(True)(jax.random.key(0), mel, length)
+  static, none, _ = _make_views(False)(jax.random.key(0), MEL, FULL)
+  ragged, frames, _ = _make_views(True)(jax.random.key(0), MEL, FULL)
   assert none is None and (frames == 40).all()
   np.testing.assert_allclose(static, ragged, atol=1e-5)
 
 
-@pytest.mark.parametrize("partner_length, length", [(30, 12), (12, 30), (20, 20)])
-def test_partners_of_other_length_are_placed_inside(partner_length, length):
-  partner = np.zeros((40, 1), np.float32)
-  partner[:partner_length, 0] = 1 + np.arange(partner_length)
-  starts = set()
-  for seed in range(60):
-    moved, both = augment.place(jax.random.key(seed), partner, partner_length, length)
-    inside = np.asarray(moved)[np.asarray(both), 0]
-    assert (
-      len(inside) == min(partner_length, length)
-      and (np.diff(inside) == 1).all()
-      and inside.min() >= 1
-    )
-    assert np.flatnonzero(both).max() < length
-    starts.add((int(np.flatnonzero(both)[0]), int(inside[0])))
-  assert len(starts) == min(abs(partner_length - length) + 1, len(starts)) and len(starts) > 10 * (
-    partner_length != length
-  )
-
-
-def test_energy_mixture_adds_powers():
-  """In the energy domain w is the log-mel of γ·P(neighbour) + (1 - γ)·P(clip); seen red with γ on
-  the clip."""
-  low, high = -79.6482, 50.6842
-  assert (
-    abs(normalization.nepers_per_unit(kind="min_max", top_db=80.0, low=low, high=high) - 15.005)
-    < 1e-3
-  )
-  power = np.random.default_rng(0).lognormal(0, 3, (4, 2, 10, 64))
-  to_unit = lambda p: 2 * (10 * np.log10(p) - low) / (high - low) - 1
-  gamma = np.array([[0.4, 0.5], [0.45, 0.6], [0.5, 0.55], [0.6, 0.42]])
-  scale = normalization.nepers_per_unit(kind="min_max", top_db=80.0, low=low, high=high)
-  w, _ = mixtures.mix_neighbours(
-    jnp.asarray(to_unit(power)), None, jnp.asarray(gamma), group=2, scale=scale
-  )
-  neighbour = power[[1, 0, 3, 2]]
-  g = gamma[..., None, None]
-  np.testing.assert_allclose(w, to_unit(g * neighbour + (1 - g) * power), atol=1e-4)
-
-
-def test_padding_is_silence_in_a_mixture():
-  views = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 10, 3)), jnp.float32)
-  gamma = jnp.full((2, 1), 0.4)
-  length = jnp.array([[4], [8]])
-  w, mixed_length = mixtures.mix_neighbours(views, length, gamma, group=2, scale=1.0)
-  np.testing.assert_array_equal(mixed_length, [[8], [8]])
-  np.testing.assert_allclose(w[0, 0, 4:8], views[1, 0, 4:8] + np.log(0.4), atol=1e-5)
-  np.testing.assert_allclose(w[1, 0, 4:8], views[1, 0, 4:8] + np.log(0.6), atol=1e-5)
-  assert not np.asarray(w[:, :, 8:]).any()
-
-
 def test_byola_standardises_the_logarithm_of_power():
   """ln(power + float32 epsilon), also where power is far below it."""
-  mel, length = _mel(), np.full(8, 100, np.int32)
-  _, none, drawn = _make_views(False, **BYOLA)(jax.random.key(3), mel, length)
+  _, none, drawn = _make_views(False, **BYOLA)(jax.random.key(3), MEL, FULL)
   assert none is None
   start = int(drawn["start"][2, 0])
-  power = 10 ** (mel[2, start : start + 40].astype(np.float64) / 10)
+  power = 10 ** (MEL[2, start : start + 40].astype(np.float64) / 10)
   expected = (np.log(power + 2.0**-23) + 7) / 4.5
   np.testing.assert_allclose(drawn["segment"][2, 0], expected, atol=1e-4)
 
@@ -260,26 +207,9 @@ def test_v1_fills_short_clips_up_at_both_ends():
   assert not np.allclose(around[..., 0, 0], around[..., 7, 0])
 
 
-@pytest.mark.parametrize("frames", [(10, 4), (4, 10)])
-def test_offsets_of_mixups_window(frames):
-  """Every offset of the shorter clip in the longer; in the released code without the last."""
-  partner_frames, length = frames
-  x = jnp.arange(1.0, 13.0)[:, None]
-  for last in (True, False):
-    place = functools.partial(
-      augment.place, partner=x, partner_length=partner_frames, length=length, last=last
-    )
-    moved, both = map(np.asarray, jax.vmap(place)(jax.random.split(jax.random.key(0), 500)))
-    first = np.argmax(both, 1)
-    np.testing.assert_array_equal(both.sum(1), 4)
-    found = first if length > partner_frames else moved[:, 0, 0] - 1
-    assert set(found) == set(range(7 if last else 6))
-
-
 def test_fader_adds_one_line_to_every_view():
-  mel, length = _mel(), np.full(8, 100, np.int32)
-  plain, _, _ = _make_views(False, **PLAIN)(jax.random.key(3), mel, length)
-  faded, _, _ = _make_views(False, **PLAIN, fader_gain=1.0)(jax.random.key(3), mel, length)
+  plain, _, _ = _make_views(False, **PLAIN)(jax.random.key(3), MEL, FULL)
+  faded, _, _ = _make_views(False, **PLAIN, fader_gain=1.0)(jax.random.key(3), MEL, FULL)
   line = np.asarray(faded - plain)
   assert np.ptp(line, axis=3).max() < 1e-5  # the same for all bins
   line = line[..., 0]
@@ -289,22 +219,19 @@ def test_fader_adds_one_line_to_every_view():
 
 
 def test_post_normalisation_is_of_all_views_together():
-  mel, length = _mel(), np.full(8, 100, np.int32)
   run = _make_views(True, post_norm=True)
-  views, _, drawn = run(jax.random.key(0), mel, length)
-  plain, _, _ = _make_views(False)(jax.random.key(0), mel, length)
+  views, _, drawn = run(jax.random.key(0), MEL, FULL)
+  plain, _, _ = _make_views(False)(jax.random.key(0), MEL, FULL)
   plain = np.asarray(plain, np.float64)
   np.testing.assert_allclose(drawn["post_std"], plain.std(ddof=1), rtol=1e-5)
   np.testing.assert_allclose(views, (plain - plain.mean()) / plain.std(ddof=1), atol=1e-4)
   length = np.array([100, 30] * 4, np.int32)
-  ragged, frames, _ = run(jax.random.key(0), mel, length)
+  ragged, frames, _ = run(jax.random.key(0), MEL, length)
   valid = np.arange(40) < np.asarray(frames)[..., None]
   values = np.asarray(ragged, np.float64)[valid]
-  assert (
-    abs(values.mean()) < 1e-4
-    and abs(values.std(ddof=1) - 1) < 1e-4
-    and not np.asarray(ragged)[~valid].any()
-  )
+  assert abs(values.mean()) < 1e-4
+  assert abs(values.std(ddof=1) - 1) < 1e-4
+  assert not np.asarray(ragged)[~valid].any()
 
 
 def test_partners_keep_apart_from_the_subtractions_neighbour():

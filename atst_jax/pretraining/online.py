@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from atst_jax.artifacts.model import Model
 from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import ridge
-from atst_jax.downstream.evaluation import score_of
+from atst_jax.downstream.evaluation import divide, score_of
 from atst_jax.downstream.features import clips, mel_statistics, read_labels
 from atst_jax.downstream.metrics import knn_scores, spectrum
-from atst_jax.downstream.splits import Split, make_splits
+from atst_jax.downstream.splits import Split
 from atst_jax.models.chunking import batch_rows
 from atst_jax.runtime.mesh import process_rows, put_batch, replicated
 from atst_jax.util.errors import UserError
@@ -61,8 +61,7 @@ def restrict(split: Split, rows: np.ndarray, targets: np.ndarray) -> Split:
   if not all(targets[part].any() for part in parts):
     raise UserError(
       f"--config.online.clips={len(rows)} are too few: a part of a division has no labelled clip "
-      "left "
-      f"({', '.join(f'{len(part)} {name}' for name, part in parts._asdict().items())})"
+      f"left ({', '.join(f'{len(part)} {name}' for name, part in parts._asdict().items())})"
     )
   return parts
 
@@ -111,16 +110,7 @@ class Online:
       )
     labels = read_labels(dataset)
     try:
-      divisions = make_splits(
-        ids=labels.ids,
-        groups=labels.groups,
-        targets=labels.targets,
-        folds=labels.folds,
-        splits=labels.splits,
-        label_names=dataset.label_names,
-        seed=seed,
-        **splits,
-      )
+      divisions = divide(dataset, labels, seed=seed, **splits)
     except UserError as error:
       text = str(error).replace("--config.splits.", "--config.online.splits.")
       raise UserError(f"--config.online.path={path}: {text}") from error
@@ -160,8 +150,7 @@ class Online:
         if len(found[-1]) < self.model.hop:
           raise UserError(
             f"--config.online.path={dataset.root}: {clip.id!r} has {len(found[-1])} frames, this "
-            "encoder "
-            f"needs at least {self.model.hop}; leave the clip out"
+            f"encoder needs at least {self.model.hop}; leave the clip out"
           )
     return found
 

@@ -1,0 +1,98 @@
+"""What a pre-training config may not say, alone or together with the rest."""
+
+import pytest
+from tiny import tiny_config
+
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.checks import check
+from atst_jax.util.errors import UserError
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"batch_size": "12"}, "batch_size 12 is not divisible by 8 devices; use a multiple of 8"),
+    ({"views__group": "3"}, "views.group 3 must be at least 2 and divide the 2 clips of a device"),
+    (
+      {"views__crop_frames": "65"},
+      "65 must be at least 4, .* at most data.clip_frames 64 and encoder.max_frames 64",
+    ),
+    ({"views__crop_frames": "3"}, "views.crop_frames 3 must be at least 4, which make one vector"),
+    ({"log__every_steps": "0"}, "log.every_steps=0: must be at least 1"),
+    ({"encoder__depth": "0"}, "must be at least 1"),
+    ({"views__freq_scale": "(0.6,)"}, "must be two positive numbers"),
+    ({"views__time_scale": "1.5,0.6"}, "the smaller first"),
+    (
+      {"views__normalization__low": "40"},
+      "views.normalization.low=40.0: must be below views.normalization.high=40.0",
+    ),
+    ({"optimizer__b1": "2"}, "must lie between 0"),
+    ({"optimizer__base_lr": "nan"}, "must lie between 0"),
+    ({"teacher__decay_end": "7"}, "must lie between 0 and 1"),
+    ({"views__canvas_time": "0.5"}, "must lie between 1"),
+    ({"encoder__heads": "3"}, "encoder.width 16 is not divisible by encoder.heads 3"),
+    ({"views__segments": "three"}, "views.segments=three: choose one of two, single"),
+    ({"difference__weight": "1.5"}, "difference.weight=1.5: must lie between 0 and 1"),
+    (
+      {"difference__gamma_min": "0.7"},
+      "difference.gamma_min=0.7: must be below difference.gamma_max=0.6",
+    ),
+    ({"difference__mix_domain": "log"}, "choose one of normalized, energy"),
+    ({"encoder__kind": "cnnn"}, "choose one of transformer"),
+    ({"dtype": "float16"}, "choose one of auto, float32"),
+    ({"warmup_steps": "9"}, "warmup_steps=9: must lie between 0 and 6"),
+    (
+      {"views__first_frames": "33,20"},
+      r"first_frames=\(33, 20\): must be two numbers from 4 to views.crop_frames",
+    ),
+    (
+      {"views__first_frames": "8,16", "views__second_frames": "8,16"},
+      "views.crop_frames 32 is longer than any view",
+    ),
+    (
+      {"views__first_frames": "8,32", "views__segments": "single"},
+      "takes both views from one segment",
+    ),
+    (
+      {"difference__level": "frame"},
+      "level=frame makes a difference only with --config.encoder.kind=cnn",
+    ),
+    ({"difference__track_mixtures": "false"}, "only with --config.encoder.kind=cnn"),
+    ({"difference__mix_stage": "pre_norm"}, "only with --config.views.post_norm=true"),
+    ({"difference__mix_stage": "pre_norm", "views__post_norm": "true"}, "mix_domain=normalized"),
+    (
+      {"difference__joint_projector": "true", "difference__symmetric": "false"},
+      "difference.symmetric=true",
+    ),
+    ({"difference__mix_k": "3", "difference__mix_domain": "normalized"}, "mix_k is used only with"),
+    (
+      {"views__normalization__kind": "standard"},
+      "views.normalization has no 'mean', which kind 'standard' needs",
+    ),
+    ({"views__first_frames": "8,16,32"}, "must be two whole numbers of frames"),
+    ({"views__first_frames": "8.5,32"}, "must be two whole numbers of frames"),
+    (
+      {"encoder__kind": "cnn"},
+      "kind=cnn needs the keys dropout, hidden, version, width; start from a",
+    ),
+    (
+      {"difference__stop_gradient": "true", "difference__subtrahend": "teacher"},
+      "subtrahend=student",
+    ),
+    ({"difference__gamma_shared": "true", "difference__symmetric": "false"}, "symmetric=true"),
+    ({"tail": "cut"}, "tail=cut: choose one of released"),
+    ({"export": "both"}, "export=both: choose one of teacher, student"),
+  ],
+)
+def test_fault_11_impossible_combinations_are_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    check(recipe.resolve(tiny_config(**changes), None), None, devices=8, processes=1)
+
+
+def test_steps_follow_from_epochs_unless_set():
+  assert recipe.resolve(tiny_config(total_epochs="3"), None).total_steps == 6
+  with pytest.raises(
+    UserError,
+    match=r"total_steps is not set and cannot follow from total_epochs=200\.0 with the 'synthetic'",
+  ):
+    recipe.resolve(tiny_config(total_steps="none"), None)
