@@ -236,9 +236,7 @@ def test_fault_33_memory_is_flat(tmp_path, monkeypatch, one_device):
       return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
   sizes = {}
-  _at(
-    monkeypatch, {step: lambda step=step: sizes.update({step: resident()}) for step in (60, 300)}
-  )
+  _at(monkeypatch, {step: lambda step=step: sizes.update({step: resident()}) for step in (60, 300)})
   assert _run(tmp_path, total_steps="300", checkpoint__every_steps="25", log__every_steps="5") == 0
   assert sizes[300] < 1.03 * sizes[60], {k: f"{v / 2**20:.1f} MiB" for k, v in sizes.items()}
 
