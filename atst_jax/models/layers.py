@@ -3,6 +3,8 @@ PyTorch's initialisers."""
 
 from typing import ClassVar
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -240,9 +242,11 @@ class MLPHead(nn.Module):
   def __call__(self, x, *, train):
     """(..., D) -> (..., out) float32; `train` normalises by the batch and updates the running
     statistics."""
-    common = {"use_bias": self.use_bias, "dtype": self.dtype, "kernel_init": torch_kernel_init}
-    hidden = nn.Dense(self.hidden, bias_init=torch_bias_init(x.shape[-1]), name="hidden", **common)
-    out = nn.Dense(self.out, bias_init=torch_bias_init(self.hidden), name="out", **common)
+    dense = functools.partial(
+      nn.Dense, use_bias=self.use_bias, dtype=self.dtype, kernel_init=torch_kernel_init
+    )
+    hidden = dense(self.hidden, bias_init=torch_bias_init(x.shape[-1]), name="hidden")
+    out = dense(self.out, bias_init=torch_bias_init(self.hidden), name="out")
     h = nn.relu(BatchNorm(name="norm")(hidden(x), train=train)).astype(self.dtype)
     return out(h).astype(jnp.float32)
 
