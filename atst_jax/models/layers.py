@@ -1,9 +1,8 @@
 """What an encoder is, and parts of networks: pooling, attention, the heads of BYOL, BatchNorm,
 PyTorch's initialisers."""
 
-from typing import ClassVar
-
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
