@@ -280,10 +280,12 @@ def test_learning_rates_rise_over_the_warm_up_and_fall_to_the_end():
 
 @pytest.mark.parametrize("variant", ["as20k", "spcv2", "vox1"])
 def test_every_recipe_builds_at_full_size(variant):
-  """Shapes of a whole step of ATST Base, two chunks of six seconds where clips are of ten."""
+  """Shapes of a whole step of ATST Base's width, two chunks of six seconds where clips are of
+  ten."""
   config = configs.load(f"{ROOT / 'configs' / 'finetune.py'}:{variant}")
   config.dtype, config.padding, config.tail, config.drop_path = "bfloat16", "mask", "released", 0.1
   encoder = configs.load(str(ROOT / "configs" / "atst_base.py")).encoder.to_dict()
+  encoder["depth"] = 2
   exported = {"encoder": encoder, "chunk_frames": 601, "normalization": NORMALIZATION}
   network = make_classifier(
     encoder,
