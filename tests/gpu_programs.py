@@ -35,6 +35,7 @@ def exported(path: str) -> dict:
     "encoder": encoder,
     "chunk_frames": 601,
     "max_seconds": None,
+    "head": None,
     "normalization": MIN_MAX if encoder["kind"] == "transformer" else STANDARD,
     "frontend": FRONTENDS["atst" if encoder["kind"] == "transformer" else "byola"].to_json(),
   }

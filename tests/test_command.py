@@ -28,8 +28,8 @@ def _commands() -> list[str]:
   ]
 
 
-# which `benchmark` starts, with JSON
-COMMANDS = [name for name in _commands() if name != "atst_jax.performance.torch_step"]
+# which `benchmark` starts itself, with JSON
+COMMANDS = [name for name in _commands() if "performance.torch_" not in name]
 PARTS = {
   "data_pipeline.prepare": ("verify", "stats", "merge", "repair"),
   "atst_jax.benchmark": ("step", "input", "end_to_end", "prepare"),

@@ -273,14 +273,14 @@ def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):
     and "linear mAP" in table(results)
     and "one seed" in table(results)
   )
-  scores = tested_scores(workdir, results, tmp_path / "atst", data)
+  scores = scores_of_division(workdir, results, tmp_path / "atst", data)
   np.testing.assert_allclose(scores[0], scipy.special.expit(scores[1]), atol=1e-5)
   shutil.copytree(workdir / "features", tmp_path / "exact_run" / "features")
   for clips in ("division", "all"):
     exported = {"protocol": "exact", "seeds": "1", "export_clips": clips}
     folder = tmp_path / clips
     results = evaluate(encoder, data, tmp_path / "exact_run", export=str(folder), **exported)
-    scores = tested_scores(tmp_path / "exact_run", results, folder, data)
+    scores = scores_of_division(tmp_path / "exact_run", results, folder, data)
     close = np.allclose(scores[0], scores[1].clip(0, 1), atol=1e-5)
     assert close == (clips == "division")
   model = load_model(str(folder))
@@ -293,7 +293,7 @@ def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):
   assert head.about["fitted"] == "on all 36 labelled clips"
 
 
-def tested_scores(workdir, results, folder, data):
+def scores_of_division(workdir, results, folder, data):
   """Probabilities of the test clips by an exported classifier, and the scores of its evaluation."""
   model = load_model(str(folder))
   name = head_of(model).about["features"]

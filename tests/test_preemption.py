@@ -70,9 +70,11 @@ def test_fault_01_a_signal_where_nothing_can_be_saved_ends_with_75(tmp_path, num
 
 
 def _launch(workdir, **options) -> subprocess.Popen:
+  # the launcher takes `python` from there where the checkout has no environment of its own
+  path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
   return subprocess.Popen(
     [ROOT / "launch/run.sh", "atst_jax.main", *tiny_flags(**FLAGS), f"--workdir={workdir}"],
-    env={**os.environ, **ONE_DEVICE, "ATST_PLATFORM": "cpu"},
+    env={**os.environ, **ONE_DEVICE, "ATST_PLATFORM": "cpu", "PATH": path},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
