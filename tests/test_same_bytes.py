@@ -46,8 +46,8 @@ def test_an_older_export_gives_the_same_vectors(kind):
   scene = get_scene_embeddings(sounds, model, RATE)
   frames, times = get_timestamp_embeddings(sounds, model, RATE)
   with np.load(GOLDEN / "exports" / "vectors.npz") as expected:
-    np.testing.assert_allclose(scene, expected[f"{kind}_scene"], atol=1e-4)
-    np.testing.assert_allclose(frames[..., :8], expected[f"{kind}_frames"], atol=1e-4)
+    np.testing.assert_allclose(scene, expected[f"{kind}_scene"], rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(frames[..., :8], expected[f"{kind}_frames"], rtol=1e-6, atol=1e-4)
     np.testing.assert_array_equal(times, expected[f"{kind}_times"])
 
 

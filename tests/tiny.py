@@ -46,7 +46,7 @@ OVERRIDES = {
 # For a process of its own: the suite's flags without its eight devices.
 ONE_DEVICE = {
   "JAX_PLATFORMS": "cpu",
-  "XLA_FLAGS": re.sub(r"--xla_force_host_\S+", "", os.environ.get("XLA_FLAGS", "")),
+  "XLA_FLAGS": re.sub(r"--xla_force_host_\S+", "", os.environ.get("XLA_FLAGS", "")).strip(),
 }
 
 

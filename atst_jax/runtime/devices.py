@@ -37,7 +37,8 @@ def compiler_options(device, dtype: str) -> dict[str, bool] | None:
 
   On a CPU, in bfloat16, transposed products (the gradients of weights and of attention) go to
   oneDNN: XLA has no kernel for them that uses the CPU's bfloat16 (docs/speed.md). It changes
-  nothing where jaxlib was built without oneDNN (0.10).
+  nothing where jaxlib was built without oneDNN (0.10). jaxlib 0.12.0 warns that it cannot write
+  such a program into a persistent cache.
   """
   if device.platform == "cpu" and dtype == "bfloat16":
     return {"xla_cpu_experimental_onednn_custom_call": True}
