@@ -190,12 +190,21 @@ def test_a_config_may_leave_settings_to_their_class_but_not_invent_any(tmp_path)
   stored = recipe.resolve(tiny_config(), None).to_dict()["difference"]
   assert stored == Subtraction(weight=0.2, mix_domain="energy")._asdict()
   path = tmp_path / "mine.py"
-  path.write_text(
-    "from configs import base\nVARIANTS = ('paper',)\n\ndef get_config(variant='paper'):\n"
-    "  config = base.get_config()\n  config.difference.gama_per = 'batch'\n  return config\n"
-  )
+
+  def load(line, *flags):
+    path.write_text(
+      "from configs import base\nVARIANTS = ('paper',)\n\ndef get_config(variant='paper'):\n"
+      f"  config = base.get_config()\n  config.difference.{line}\n  return config\n"
+    )
+    return configs.load_with_overrides(str(path), flags, SECTIONS).difference
+
   with pytest.raises(UserError, match=r"gama_per: no such key; did you mean difference\.gamma_per"):
-    configs.load(str(path), SECTIONS)
+    load("gama_per = 'batch'")
+  # what a file sets has the type that the class gives
+  with pytest.raises(UserError, match=r"difference\.symmetric='false'"):
+    load("symmetric = 'false'")
+  assert load("mix_k = 1", "--config.difference.mix_k=none").mix_k is None
+  assert load("gamma_min = 0", "--config.difference.gamma_min=0.3").gamma_min == 0.3
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,10 @@ def resolve(config: ConfigDict, begun: dict | None = None) -> None:
         "--config.initial none; give both or neither"
       )
     return
-  if begun and not storage.is_file(os.path.join(config.initial, folder.CONFIG)):
-    _fill(config, begun.get("initial_hash"), (begun.get("views") or {}).get("normalization") or {})
+  begun = begun or {}
+  began_with = begun.get("initial_hash")
+  if began_with and not storage.is_file(os.path.join(config.initial, folder.CONFIG)):
+    _fill(config, began_with, (begun.get("views") or {}).get("normalization") or {})
     return
   parent = read_config(config.initial)
   known = parent["params_hash"]

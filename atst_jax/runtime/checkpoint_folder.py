@@ -21,7 +21,7 @@ UNFINISHED = "unfinished"
 CONFIG = "config.json"
 # times the bytes of the state have to be free: the format's own, and what else is written meanwhile
 SPARE = 1.1
-TRIAL = "trial"  # what `trees.try_out` saves
+TRIAL = ".atst_trial"  # what `trees.try_out` saves; a name that no folder of others has
 
 
 class Entry(NamedTuple):

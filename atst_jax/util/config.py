@@ -83,11 +83,23 @@ def _complete(config: ConfigDict, name: str, settings: Any) -> None:
     if key not in settings._fields:
       near = difflib.get_close_matches(key, settings._fields, n=1, cutoff=0)[0]
       raise UserError(f"the config sets {name}.{key}: no such key; did you mean {name}.{near}?")
-  hints = typing.get_type_hints(settings)
-  for key, value in settings._field_defaults.items():
-    if key not in config[name]:
-      unset = config_dict.placeholder(typing.get_args(hints[key])[0]) if value is None else value
-      config[name][key] = unset
+  hints, section = typing.get_type_hints(settings), config[name]
+  for key, default in settings._field_defaults.items():
+    chosen = section.get(key)
+    if chosen is None or key not in section:
+      section[key] = _field(hints[key], default)
+      continue
+    del section[key]
+    section[key] = _field(hints[key], default)  # of the type that the class gives
+    try:
+      section[key] = chosen
+    except (TypeError, ValueError) as error:
+      raise UserError(f"the config sets {name}.{key}={chosen!r}: {error}") from error
+
+
+def _field(hint: Any, default: Any) -> Any:
+  """A setting's default, or a place for one of its type where the default is None."""
+  return config_dict.placeholder(typing.get_args(hint)[0]) if default is None else default
 
 
 def variants(path: str) -> tuple[str, ...]:

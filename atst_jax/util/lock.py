@@ -15,7 +15,7 @@ import time
 
 from atst_jax.util.logs import log
 
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what flock says of a lock of another
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN)  # what flock says of a lock of another
 PATIENCE = 5.0  # seconds after which a file of an owner that was never finished is nobody's
 
 TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{32}")  # what `storage.temporary_name` gives

@@ -217,7 +217,7 @@ def writing(path: str, mode: str = "wb", **options) -> Iterator[IO]:
       yield file
       file.flush()
       os.fsync(file.fileno())
-    os.replace(temporary, path)
+      os.replace(temporary, path)  # while it is marked
   except BaseException:
     with contextlib.suppress(OSError):
       os.unlink(temporary)
