@@ -86,7 +86,7 @@ def test_vectors_are_those_of_embed(tmp_path, kind):
   _equal(whole[None], expected[1:2])
 
 
-@pytest.mark.parametrize(("tail", "max_seconds"), [("released", 1.0), ("drop", None), ("keep", 1)])
+@pytest.mark.parametrize(("tail", "max_seconds"), [("released", 1.0), ("drop", 1.0), ("keep", 1)])
 def test_chunks_and_the_length_rule(tmp_path, tail, max_seconds):
   encoder = load_model(write_encoder(tmp_path / "encoder"))
   config = {**encoder.config, "tail": tail, "max_seconds": max_seconds}
