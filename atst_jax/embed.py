@@ -37,6 +37,7 @@ from atst_jax.util import storage
 from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, leave, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 __all__ = ["Model", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
@@ -72,14 +73,7 @@ def main(argv=None) -> int:
   )
   add("--num_processes", type=int, default=1, help="processes that share the files (default 1)")
   add("--process_id", type=int, default=0, help="which of them this is, from 0")
-  workers = os.cpu_count() or 1
-  add(
-    "--workers",
-    type=int,
-    default=workers,
-    help=f"threads that decode while the encoder runs (default {workers})",
-  )
-  add("--dry_run", action="store_true", help="tell what would be done")
+  parser.add_workers("decode while the encoder runs")
   with sigterm_as_interrupt():
     return guard(lambda: _main(parser.parse(argv)))
 
@@ -88,16 +82,9 @@ def _main(flags) -> None:
   from atst_jax.artifacts import folders, vectors
   from atst_jax.audio.formats import is_audio
 
-  if storage.is_remote(flags.output):
-    raise UserError(
-      f"--output={flags.output}: vectors are written to a local file; copy it from there"
-    )
-  output = os.path.abspath(flags.output)
-  if not os.access(os.path.dirname(output), os.W_OK) or not output.endswith(vectors.SUFFIXES):
-    raise UserError(
-      f"--output={flags.output}: must be a .npz or .parquet in a folder that exists and can be "
-      "written"
-    )
+  output = storage.local_output(flags.output, "vectors")
+  if not output.endswith(vectors.SUFFIXES):
+    raise UserError(f"--output={flags.output}: must be a .npz or a .parquet")
   if output.endswith(".parquet"):
     vectors.import_parquet(output)
   if flags.workers < 1:
@@ -121,8 +108,10 @@ def _main(flags) -> None:
   if is_audio(flags.input) and storage.is_file(flags.input):
     files = [(os.path.basename(flags.input), flags.input)]
   else:
-    sources = pipeline("sources.inputs").list_files(flags.input).sources
-    files = [(source.id, source.path) for source in sources]
+    listing = pipeline("sources.inputs").list_files(flags.input)
+    for line in listing.told():
+      log.info(line)
+    files = [(source.id, source.path) for source in listing.sources]
   options = {"num_blocks": flags.blocks, "tail": flags.tail or model.config["tail"]}
   print(
     folders.embed_files(

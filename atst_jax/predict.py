@@ -35,6 +35,7 @@ from atst_jax.util import storage
 from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, leave, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 __all__ = ["Model", "labels_of", "load_model", "predict", "predict_windows", "thresholds_of"]
 
@@ -51,14 +52,7 @@ def main(argv=None) -> int:
   add("--top", type=int, help="tell so many labels of each sound, the likeliest")
   add("--labels", help="tell these labels alone: A,B or, where names hold commas, A;B")
   add("--min", type=float, help="tell labels of at least this probability, in place of thresholds")
-  workers = os.cpu_count() or 1
-  add(
-    "--workers",
-    type=int,
-    default=workers,
-    help=f"threads that prepare sounds while the model runs (default {workers})",
-  )
-  add("--dry_run", action="store_true", help="tell what would be done")
+  parser.add_workers("prepare sounds while the model runs")
   with sigterm_as_interrupt():
     return guard(lambda: _main(parser.parse(argv)))
 
@@ -67,13 +61,7 @@ def _main(flags) -> None:
   from atst_jax.prediction import job, rows
   from atst_jax.prediction.sounds import Windows
 
-  if storage.is_remote(flags.output):
-    raise UserError(
-      f"--output={flags.output}: labels are written to a local file; copy it from there"
-    )
-  output = os.path.abspath(flags.output)
-  if not os.access(os.path.dirname(output), os.W_OK):
-    raise UserError(f"--output={flags.output}: must lie in a folder that exists and can be written")
+  output = storage.local_output(flags.output, "labels")
   rows.check_output(output, 1)
   _check(flags)
   model = load_model(flags.model)
@@ -115,6 +103,8 @@ def _recordings(path: str) -> list:
     options["label_separator"] = ";"  # what a table says of labels does not matter
   found = collections.defaultdict(list)
   listing = pipeline("sources.inputs").list_sources(path, exact_labels=True, **options)
+  for line in listing.told():
+    log.info(line)
   for source in listing.sources:
     found[source.path].append(Part(source.id, source.start, source.end))
   return [Recording(file, tuple(parts)) for file, parts in found.items()]

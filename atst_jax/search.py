@@ -97,6 +97,11 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
       f"--query={flags.query}: neither a file nor an id of {flags.vectors}"
       f"{nearest(flags.query, table.ids)}"
     )
+  if table.about.get("rows") == "frames":
+    raise UserError(
+      f"--query={flags.query}: {flags.vectors} holds vectors over time, of which a file has many; "
+      "give the id of one of them, or vectors of files or windows"
+    )
   if flags.encoder is None:
     raise UserError("a query that is a sound file needs --encoder, which made the vectors")
   model = load_model(flags.encoder)

@@ -95,6 +95,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.probe.refit, config.probe.tested_epoch = False, "best"
   if variant == "evar":
     config.protocol = "evar"
+    config.export_clips = "division"  # a probe that stops by validation clips cannot know them
     config.splits.hold_out = "tenth"
     config.probe.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     config.probe.epochs = 200

@@ -34,8 +34,8 @@ from .shards import beam, merge, verify, workers
 from .shards.job import Job, classes_hash
 from .shards.plan import hash_sources
 from .shards.shard import read_file, read_run
-from .shards.summary import describe_skipped, report
-from .sources.files import Listing, printable
+from .shards.summary import report
+from .sources.files import Listing, describe_skipped, printable
 from .sources.inputs import LAYOUTS, list_sources
 
 

@@ -104,11 +104,11 @@ def agree(workdir: pathlib.Path, flags: list[str]) -> None:
   config, _, *overrides = flags
   stored = flatten(json.loads(path.read_text(encoding="utf-8")))
   asked = flatten(load_with_overrides(config.removeprefix("--config="), overrides, SECTIONS))
-  for flag in overrides:
-    key = flag.removeprefix("--config.").partition("=")[0]
-    if key != "data.path" and json.loads(json.dumps(asked[key])) != stored.get(key):
+  for key, value in asked.items():  # what is None is filled when a run begins
+    value = json.loads(json.dumps(value))
+    if value is not None and not key.startswith("data.") and value != stored.get(key, value):
       raise UserError(
-        f"{workdir} was trained with {key}={stored.get(key)}, not {flag}: choose another --output"
+        f"{workdir} was trained with {key}={stored[key]}, not {value}: choose another --output"
       )
 
 

@@ -12,11 +12,11 @@ the second collection, which pre-training has heard.
 import csv
 import hashlib
 import pathlib
+import re
 from collections.abc import Iterable
 
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.dataset import Clip, Dataset
-from atst_jax.downstream.splits import source_of
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
@@ -133,7 +133,8 @@ def preparations(recordings: pathlib.Path, output: pathlib.Path) -> list[tuple]:
 
 
 def _stem(id: str) -> str:
-  return pathlib.PurePosixPath(source_of(id)).stem
+  """The name of a clip's file: of a piece `ID#0003` and of a segment `ID#START-END`, too."""
+  return pathlib.PurePosixPath(re.sub(r"#[^#/]*$", "", id)).stem
 
 
 def _contents(found: Iterable[Clip]) -> dict[str, str]:
@@ -160,7 +161,8 @@ class Tested:
     """
     path = pathlib.Path(encoder) / "config.json"
     try:
-      data = storage.read_json(str(path))["provenance"]["config"]["data"]
+      config = storage.read_json(str(path))["provenance"]["config"]
+      data = config["data"]
       root, split, known = data["path"], data["split"], data["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
@@ -168,6 +170,11 @@ class Tested:
         "be told whether it has heard test clips; export a run of this version, or give "
         "--allow_heard"
       ) from error
+    if config.get("initial"):
+      raise UserError(
+        f"{encoder} went on from {config['initial']}, so that it cannot be told whether it has "
+        "heard test clips; train from random parameters, or give --allow_heard"
+      )
     dataset = Dataset.load(root)
     if dataset.fingerprint(split) != known:
       raise UserError(

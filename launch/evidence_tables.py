@@ -195,8 +195,8 @@ def mark(output: pathlib.Path, names: list[str], seeds: list[int]) -> list[str]:
   for name in names:
     for seed in seeds:
       path = output / name / f"seed{seed}" / HEARD
-      if path.is_file():
-        heard = json.loads(path.read_text(encoding="utf-8"))
+      if path.is_file() or any(path.parent.glob("*/results.json")):
+        heard = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if heard is None:
           told.append(f"{name}, seed {seed}: not known")
         elif heard:

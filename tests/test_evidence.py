@@ -109,6 +109,9 @@ def test_what_was_trained_otherwise_is_not_taken_for_the_result(evidence, tmp_pa
   evidence.agree(tmp_path, [*flags, "--config.total_steps=200", "--config.encoder.hidden=256"])
   with pytest.raises(UserError, match="was trained with total_steps=200, not"):
     evidence.agree(tmp_path, [*flags, "--config.total_steps=77"])
+  (tmp_path / "config.json").write_text(json.dumps({"total_steps": 77}))  # a trial
+  with pytest.raises(UserError, match="was trained with total_steps=77, not"):
+    evidence.agree(tmp_path, flags)
 
 
 def clip(name, seed, split="train"):
@@ -149,6 +152,15 @@ def test_who_has_heard_a_test_clip_is_refused_or_marked(evidence, tmp_path):
     evidence.check_heard(unknown, tested, False)
   evidence.check_heard(unknown, tested, True)
   assert "not known" in told(unknown)[0]
+  data = dict.fromkeys(("path", "split", "fingerprint"), "clean")
+  went_on = run_of("on", {"provenance": {"config": {"data": data, "initial": "encoders/x"}}})
+  with pytest.raises(UserError, match="went on from encoders/x"):
+    evidence.check_heard(went_on, tested, False)
+  segment = trained_on("segment", clip("sounds/pitch-1.flac#0.5-2", 53))
+  assert tested.heard_by(str(segment.encoder)) == ["pitch/pitch-1.flac"]
+  (segment.workdir / "pitch").mkdir(parents=True)
+  (segment.workdir / "pitch" / "results.json").touch()  # evaluated by hand
+  assert "not known" in told(segment)[0]
 
 
 def write_results(folder, scores, draws):
@@ -172,6 +184,7 @@ def test_tables_give_spreads_and_paired_differences(evidence, tmp_path):
         scores = {"pre-trained, all blocks": 0.5 + 0.01 * seed + shift, "random, all blocks": 0.3}
         # the same draws: only the difference of the scores is left
         write_results(tmp_path / variant / f"seed{seed}" / task, scores, draws)
+      (tmp_path / variant / f"seed{seed}" / "heard.json").write_text("[]")
   (tmp_path / "base" / "seed1" / "heard.json").write_text('["a.flac"]')
   text = evidence.of.tables(tmp_path, ["base", "lambda05"], SEEDS, "base")
   row = lambda *cells: "| " + " | ".join([*cells[:-1], *[cells[-1]] * 4]) + " |"

@@ -366,6 +366,13 @@ def test_evar_protocol(tmp_path):
   assert head.probabilities(logits).sum(-1) == pytest.approx(1, abs=1e-6)
   assert head.fill_frames == head.max_frames == 41 and head.crop == "start"
   refused("'tones' is not in the table of tasks", cnn, data, tmp_path / "other", variant="evar")
+  more = {
+    "variant": "evar",
+    "unit_seconds": "0.4",
+    "export": str(tmp_path / "x"),
+    "export_clips": "all",
+  }
+  refused("evar stops by validation clips", cnn, data, tmp_path / "other", **more)
 
 
 def test_crops_of_the_unit(tmp_path):

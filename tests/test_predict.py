@@ -167,6 +167,10 @@ def test_a_head_travels_with_its_export(place, model, tmp_path):
     (tmp_path / "again" / "config.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match=f"head.{key}|params_hash"):
       load_model(str(tmp_path / "again"))
+  del config["head"]["params_hash"]
+  (tmp_path / "again" / "config.json").write_text(json.dumps(config))
+  with pytest.raises(UserError, match="params_hash"):
+    load_model(str(tmp_path / "again"))
 
 
 def test_a_file_is_heard_as_its_clip_in_prepared_shards(place, model, tmp_path, monkeypatch):

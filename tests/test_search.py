@@ -132,6 +132,21 @@ def test_bad_input(tmp_path, capsys, flags, message):
   assert re.search(message, capsys.readouterr().err)
 
 
+def test_a_sound_is_no_query_of_vectors_over_time(tmp_path, capsys):
+  path = str(tmp_path / "v.npz")
+  spans = np.stack([np.arange(9), np.arange(1, 10)], 1) * 0.04 + 10_000
+  block = vectors.Block(["long.wav"] * 9, spans, np.eye(9, dtype=np.float32))
+  vectors.save_piece(str(tmp_path / "piece.npz"), vectors.Piece([block], []))
+  about = {"job": "j", "params_hash": "h", "dimensions": 9, "rows": "frames"}
+  vectors.write_npz(path, [str(tmp_path / "piece.npz")], about)
+  flags = [f"--vectors={path}", "--encoder=any"]
+  assert search.main([*flags, f"--query={__file__}"]) == 2
+  assert "vectors over time, of which a file has many" in capsys.readouterr().err
+  # a printed name finds its own row, hours into a recording, too
+  table = vectors.read(path)
+  assert [table.find(table.name(row)) for row in range(9)] == [*range(9)]
+
+
 def test_files_that_are_not_of_embed(tmp_path):
   (tmp_path / "x.npz").write_bytes(b"no zip")
   for name, message in (("x.npz", "not a file of vectors"), ("y.npz", "no such")):

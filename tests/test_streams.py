@@ -43,7 +43,7 @@ def chained(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["ogg", "flac", "mp3"])
-def test_streams_that_follow_are_said_without_pyav(chained, monkeypatch, ending):
+def test_streams_that_follow_are_said_without_pyav(chained, monkeypatch, warnings, ending):
   monkeypatch.setattr(sound_file, "has_pyav", lambda: False)
   path = chained(ending)
   waveform, found = quality(path)
@@ -51,6 +51,9 @@ def test_streams_that_follow_are_said_without_pyav(chained, monkeypatch, ending)
   remedy = r"; pip install -e .[av] reads them"
   assert found.remarks() == {"incomplete": f"1.0 s read, more streams follow{remedy}"}
   assert quality(path.with_name(f"part.{ending}"))[1].remarks() == {}
+  for _ in range(2):
+    load_audio(str(path), RATE)
+  assert warnings == [f"{path}: not all of it is used: {found.missed}"]
 
 
 @pytest.mark.parametrize(("ending", "most"), [("ogg", 200), ("flac", 0), ("mp3", 4500)])

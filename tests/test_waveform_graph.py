@@ -81,7 +81,7 @@ def test_vectors_are_those_of_embed(tmp_path, kind):
   run = _graph(model, tmp_path / "a.onnx")
   _equal(run(*_batch(sounds)), expected)
   _equal(np.concatenate([run(*_batch([sound])) for sound in sounds]), expected)
-  short, whole = run(*_batch([sounds[0][: waveform_graph.min_samples(model) - 1], sounds[1]]))
+  short, whole = run(*_batch([sounds[0][: model.min_samples - 1], sounds[1]]))
   assert np.isnan(short).all()
   _equal(whole[None], expected[1:2])
 

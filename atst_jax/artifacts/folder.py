@@ -198,6 +198,8 @@ def _checked(config: dict, frontend: FrontEnd):
   clip = jax.ShapeDtypeStruct((1, chunk, frontend.n_mels), np.float32)
   expected = jax.eval_shape(encoder.init, jax.random.key(0), clip)
   head = read_head(config[HEAD], hop=encoder.hop, depth=encoder.blocks)
+  if head and not isinstance(config[HEAD]["params_hash"], str):
+    raise TypeError(f"head.params_hash is a {type(config[HEAD]['params_hash']).__name__}")
   return {**expected, HEAD: head.shapes(encoder.size(head.blocks))} if head else expected
 
 

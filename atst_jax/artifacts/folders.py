@@ -102,6 +102,17 @@ def stamp(path: str) -> tuple[int, int]:
   return storage.size(path), changed
 
 
+def named_pieces(items: list, paths: list[str], *decisive) -> dict[str, list]:
+  """Cuts items into pieces: name -> its items. A name depends on the version, on what is
+  `decisive` (JSON), on the items (tuples of JSON) and on their files at `paths` alone."""
+  stamps = [stamp(path) for path in paths]
+  pieces = {}
+  for part in vectors.groups(size for size, _ in stamps):
+    known = [(*item, *seen) for item, seen in zip(items[part], stamps[part], strict=True)]
+    pieces[vectors.digest([atst_jax.__version__, *decisive, known])] = items[part]
+  return pieces
+
+
 def plan(
   model: Model, files: list[tuple[str, str]], options: dict
 ) -> dict[str, list[tuple[str, str]]]:
@@ -110,12 +121,7 @@ def plan(
   decisive = {
     key: x for key, x in model.config.items() if key not in ("format", "tail", "provenance")
   }
-  stamps = [stamp(path) for _, path in files]
-  pieces = {}
-  for part in vectors.groups(size for size, _ in stamps):
-    known = [(*file, *seen) for file, seen in zip(files[part], stamps[part], strict=True)]
-    pieces[vectors.digest([atst_jax.__version__, decisive, options, known])] = files[part]
-  return pieces
+  return named_pieces(files, [path for _, path in files], decisive, options)
 
 
 def compute(

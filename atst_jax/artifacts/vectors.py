@@ -34,7 +34,8 @@ class Table(NamedTuple):
     """The id of a vector, with the times of a window."""
     if self.spans is None:
       return self.ids[row]
-    return "{} [{:g}-{:g} s]".format(self.ids[row], *self.spans[row])
+    start, end = (f"{time:.3f}".rstrip("0").rstrip(".") for time in self.spans[row])
+    return f"{self.ids[row]} [{start}-{end} s]"
 
   def find(self, name: str) -> int | None:
     """The row of a name, or the first one of an id; None if there is none."""

@@ -2,12 +2,14 @@
 longest piece."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 from .channels import LOUDEST, MEAN, Levels, mean_of
 from .sound_file import Reject, Sound, open_sound
@@ -226,11 +228,19 @@ def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
   Raises UserError naming the file and the reason if it cannot be decoded, is empty or holds NaN,
   after the blocks before the damage.
   """
+  quality = Quality()
   try:
     with open_sound(path) as file:
-      yield from _resampled(file, sample_rate, Quality())
+      yield from _resampled(file, sample_rate, quality)
+    if quality.missed:
+      _tell_missed(path, quality.missed)
   except Reject as error:
     raise UserError(f"cannot use the audio file {path}: {error}") from error
+
+
+@functools.lru_cache(4096)  # a long file is read more than once
+def _tell_missed(path: str, missed: str) -> None:
+  log.warning("%s: not all of it is used: %s", path, missed)
 
 
 def load_audio(path: str, sample_rate: int) -> np.ndarray:

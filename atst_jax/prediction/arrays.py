@@ -7,7 +7,7 @@ from atst_jax.artifacts.embedding import batch_of
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.sliding import sliding
 from atst_jax.audio.waveforms import pieces
-from atst_jax.prediction.sounds import check_length, least_samples
+from atst_jax.prediction.sounds import check_length
 from atst_jax.util.errors import UserError
 
 
@@ -55,9 +55,8 @@ def predict_windows(
 
   def mels():
     samples = pieces(audio, sample_rate, model.sample_rate)
-    least = least_samples(model)
     for part in sliding(
-      samples, sample_rate=model.sample_rate, seconds=window, hop=hop, min_samples=least
+      samples, sample_rate=model.sample_rate, seconds=window, hop=hop, min_samples=model.min_samples
     ):
       times.append((part.start, part.end))
       yield model.mel(part.samples, model.sample_rate, whole=True)

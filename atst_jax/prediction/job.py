@@ -11,11 +11,9 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import atst_jax
-from atst_jax.artifacts import vectors
 from atst_jax.artifacts.classifiers.head import Head
 from atst_jax.artifacts.classifiers.scoring import head_of, score
-from atst_jax.artifacts.folders import stamp
+from atst_jax.artifacts.folders import named_pieces
 from atst_jax.artifacts.model import Model
 from atst_jax.prediction.rows import Row, Selection, select, write
 from atst_jax.prediction.sounds import Recording, Sound, Unusable, Windows, check_length, sounds
@@ -62,14 +60,8 @@ def plan(model: Model, recordings: list[Recording], settings: Settings) -> dict[
   """Name of each piece -> its recordings. A name depends on the model, the settings and the files
   alone."""
   decisive = {key: x for key, x in model.config.items() if key not in ("format", "provenance")}
-  stamps = [stamp(recording.path) for recording in recordings]
-  pieces = {}
-  for part in vectors.groups(size for size, _ in stamps):
-    known = [[*one, *seen] for one, seen in zip(recordings[part], stamps[part], strict=True)]
-    asked = settings.to_json()
-    name = vectors.digest([atst_jax.__version__, decisive, asked, known])
-    pieces[name] = recordings[part]
-  return pieces
+  paths = [recording.path for recording in recordings]
+  return named_pieces(recordings, paths, decisive, settings.to_json())
 
 
 def predict_files(

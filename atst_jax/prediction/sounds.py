@@ -65,15 +65,9 @@ class Unusable(NamedTuple):
   reason: str
 
 
-def least_samples(model: Model) -> int:
-  """Fewest samples of a sound that the encoder sees something of."""
-  frontend = model.frontend
-  return max(frontend.min_samples, (model.hop - 1) * frontend.hop_length)
-
-
 def check_length(model: Model, head: Head, seconds: float, hop: float) -> None:
   """Raises UserError for windows shorter than a patch, or longer than the classifier hears."""
-  check_windows(seconds, hop, shortest=least_samples(model) / model.sample_rate)
+  check_windows(seconds, hop, shortest=model.min_samples / model.sample_rate)
   frames = model.frontend.num_frames(round(seconds * model.sample_rate))
   if frames > head.max_frames:
     most = (head.max_frames - 1) * model.frontend.hop_length / model.sample_rate
@@ -155,7 +149,7 @@ def _of_part(
       sample_rate=model.sample_rate,
       seconds=windows.seconds,
       hop=windows.hop,
-      min_samples=least_samples(model),
+      min_samples=model.min_samples,
     ):
       placed = part._replace(start=part.start + window.start, end=part.start + window.end)
       mel = model.mel(window.samples, model.sample_rate, whole=True)

@@ -59,6 +59,13 @@ class Parser(argparse.ArgumentParser):
     what = "FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
     self.add_argument("--config", required=True, help=what)
 
+  def add_workers(self, what: str) -> None:
+    """Adds --workers, threads that do `what`, and --dry_run."""
+    workers = os.cpu_count() or 1
+    text = f"threads that {what} (default {workers})"
+    self.add_argument("--workers", type=int, default=workers, help=text)
+    self.add_argument("--dry_run", action="store_true", help="tell what would be done")
+
   def error(self, message: str):
     """Raises UserError with `message` and the command whose --help says more."""
     raise UserError(f"{message}; see `{self.prog} --help`")

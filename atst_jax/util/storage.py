@@ -236,6 +236,16 @@ def sha256(path: str) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # files of bytes have readinto
 
 
+def local_output(path: str, what: str) -> str:
+  """The absolute path of --output, a file that can be made. `what` is in it. Raises UserError."""
+  if is_remote(path):
+    raise UserError(f"--output={path}: {what} are written to a local file; copy it from there")
+  output = os.path.abspath(path)
+  if not os.access(os.path.dirname(output), os.W_OK):
+    raise UserError(f"--output={path}: must lie in a folder that exists and can be written")
+  return output
+
+
 def is_remote(path: str) -> bool:
   """Whether a path begins as a URL does, such as gs://."""
   return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None

@@ -5,7 +5,7 @@ import collections
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.dataset import SCHEMA_VERSION
 
-from ..sources.files import Listing
+from ..sources.files import Listing, describe_skipped
 from .mel_statistics import merge_statistics
 
 COUNTS = ("silent", "clipped", "dc", "split_files")
@@ -144,14 +144,6 @@ def _coverage(listing: Listing, rejects: list[dict]) -> dict[str, dict[str, int]
       if reason:
         table[name]["missing" if reason == "missing" else "rejected"] += 1
   return table
-
-
-def describe_skipped(skipped: dict[str, int]) -> list[str]:
-  """A line about the files of a folder that were not looked at, if there are any."""
-  if not skipped:
-    return []
-  found = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-  return [f"{sum(skipped.values())} files skipped, not audio or hidden: {found}"]
 
 
 def describe_remarks(remarks: list[dict], most: int) -> list[str]:

@@ -53,6 +53,14 @@ class Source:
     return not self.whole and not self.line
 
 
+def describe_skipped(skipped: dict[str, int]) -> list[str]:
+  """A line about the files of a folder that were not looked at, if there are any."""
+  if not skipped:
+    return []
+  found = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+  return [f"{sum(skipped.values())} files skipped, not audio or hidden: {found}"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Listing:
   """All files of an input, sorted by id."""
@@ -73,6 +81,10 @@ class Listing:
   unannotated: tuple[Source, ...] = ()
   # sentences about how the input was read
   notes: tuple[str, ...] = ()
+
+  def told(self) -> list[str]:
+    """Sentences about what is not among the sources, and how the input was read."""
+    return [*self.notes, *describe_skipped(self.skipped)]
 
   @property
   def label_names(self) -> list[str]:

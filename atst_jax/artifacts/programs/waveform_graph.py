@@ -28,11 +28,6 @@ DB_PER_NEPER = 10 / np.log(10)  # of power
 TOLERANCE = 1e-3  # of another runtime's products, relative to the greatest number
 
 
-def min_samples(model: Model) -> int:
-  """The shortest clip that the front-end can reflect and the encoder can see."""
-  return max(model.frontend.min_samples, (model.hop - 1) * model.frontend.hop_length)
-
-
 def crop(g: Graph, sample_rate: int, max_seconds: float | None) -> tuple[str, str]:
   """Where the part of a clip that counts by the length rule begins, and how many samples it has,
   (B,) int64 each: the nodes of `central_samples`."""
@@ -200,13 +195,13 @@ def build(model: Model) -> bytes:
     size = len(head.labels)
   else:
     named, size = {"scene": pooled(g, model, mel, frames, 1)}, model.width(1)
-  enough = g.op("GreaterOrEqual", samples, g.ints(min_samples(model)))
+  enough = g.op("GreaterOrEqual", samples, g.ints(model.min_samples))
   enough = g.op("Unsqueeze", enough, g.ints(1))
   for name, value in named.items():
     g.name(g.op("Where", enough, value, g.const(np.nan)), name)
   inputs = [("waveform", np.float32, ["B", "N"]), ("samples", np.int64, ["B"])]
   told = {key: model.config[key] for key in TOLD}
-  told |= {"sample_rate": model.sample_rate, "min_samples": min_samples(model)}
+  told |= {"sample_rate": model.sample_rate, "min_samples": model.min_samples}
   return serialized(g, inputs, [(name, np.float32, ["B", size]) for name in named], told)
 
 
@@ -227,7 +222,7 @@ def add(folder: str, model: Model) -> None:
   path = os.path.join(folder, NAME)
   with storage.writing(path) as file:
     file.write(build(model))
-  least, longer = min_samples(model), (model.chunk_frames + 30) * model.frontend.hop_length
+  least, longer = model.min_samples, (model.chunk_frames + 30) * model.frontend.hop_length
   rng = np.random.Generator(np.random.Philox(1))
   noise = rng.normal(0, 0.1, (2, longer)).astype(np.float32)
   sounds, rate = [noise[0, :least], noise[1]], model.sample_rate

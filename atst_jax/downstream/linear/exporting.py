@@ -47,6 +47,11 @@ def take(config: ConfigDict) -> tuple[Settings, ConfigDict]:
   for what they cannot be."""
   check_values(config, one_of={"export_clips": CLIPS})
   check_precision(config.export_precision, "--config.export_precision")
+  if config.protocol == "evar" and config.export_clips == "all":
+    raise UserError(
+      "--config.export_clips=all: the protocol evar stops by validation clips, and none would be "
+      "left; set --config.export_clips=division"
+    )
   settings = Settings(config.export, config.export_precision, config.export_clips)
   if settings.folder and os.path.exists(settings.folder):
     raise UserError(f"--config.export={settings.folder} exists; choose another folder or remove it")
@@ -152,6 +157,7 @@ def _head(job: Evaluation, chosen: Chosen, width: int, split: Split, whole: bool
   name, grid = _grid(job)
   known = len(trained_on(split, not whole and job.training.refit))
   metric = "mAP" if labels.multi_label else "accuracy"
+  tested = chosen.row["mean"] if whole else chosen.row["runs"][0]["score"]
   activation = "sigmoid" if labels.multi_label else "softmax"
   depth = job.model.depth
   return Head(
@@ -171,7 +177,7 @@ def _head(job: Evaluation, chosen: Chosen, width: int, split: Split, whole: bool
       name: grid[chosen.place],
       "seed": job.seeds[0],
       "fitted": f"on all {known} labelled clips" if whole else f"on {known} clips of division 0",
-      "scores": {"metric": metric, "test": chosen.row["mean"]},
+      "scores": {"metric": metric, "test": tested},
       "data": {
         "name": job.dataset.manifest["name"],
         "fingerprint": job.record["data"]["fingerprint"],

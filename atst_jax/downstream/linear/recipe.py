@@ -78,8 +78,8 @@ def resolve(config: ConfigDict) -> Evaluation:
   if config.crop == "unit" and not (config.unit_seconds and config.unit_seconds > 0):
     raise UserError(
       f"--config.unit_seconds={config.unit_seconds}: {dataset.manifest['name']!r} is not in the "
-      "table of "
-      "tasks; say to how many seconds clips are cut or filled, or set --config.crop=center"
+      "table of tasks; say to how many seconds clips are cut or filled, or set "
+      "--config.crop=center"
     )
   if config.select_on_test:
     config.probe.refit = False
