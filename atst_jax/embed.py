@@ -35,7 +35,7 @@ from atst_jax.artifacts.model import TAILS, Model, load_model
 from atst_jax.runtime.devices import DTYPES
 from atst_jax.util import storage
 from atst_jax.util.checkout import pipeline
-from atst_jax.util.cli import Parser, guard, leave, sigterm_as_interrupt
+from atst_jax.util.cli import Parser, guard, leave, local_output, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
@@ -79,10 +79,10 @@ def main(argv=None) -> int:
 
 
 def _main(flags) -> None:
-  from atst_jax.artifacts import folders, vectors
+  from atst_jax.artifacts.collection import job, vectors
   from atst_jax.audio.formats import is_audio
 
-  output = storage.local_output(flags.output, "vectors")
+  output = local_output(flags.output, "vectors")
   if not output.endswith(vectors.SUFFIXES):
     raise UserError(f"--output={flags.output}: must be a .npz or a .parquet")
   if output.endswith(".parquet"):
@@ -114,7 +114,7 @@ def _main(flags) -> None:
     files = [(source.id, source.path) for source in listing.sources]
   options = {"num_blocks": flags.blocks, "tail": flags.tail or model.config["tail"]}
   print(
-    folders.embed_files(
+    job.embed_files(
       model,
       files,
       output,
@@ -129,7 +129,7 @@ def _main(flags) -> None:
 
 def _rows(flags, model: Model):
   """What gets a vector, from the flags. Raises UserError for flags that do not go together."""
-  from atst_jax.artifacts.sounds import FRAMES, WINDOWS, Rows
+  from atst_jax.artifacts.collection.sounds import FRAMES, WINDOWS, Rows
 
   if flags.frames:
     others = {

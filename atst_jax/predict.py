@@ -33,7 +33,7 @@ from atst_jax.artifacts.model import Model, load_model
 from atst_jax.prediction.arrays import labels_of, predict, predict_windows, thresholds_of
 from atst_jax.util import storage
 from atst_jax.util.checkout import pipeline
-from atst_jax.util.cli import Parser, guard, leave, sigterm_as_interrupt
+from atst_jax.util.cli import Parser, guard, leave, local_output, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
@@ -61,7 +61,7 @@ def _main(flags) -> None:
   from atst_jax.prediction import job, rows
   from atst_jax.prediction.sounds import Windows
 
-  output = storage.local_output(flags.output, "labels")
+  output = local_output(flags.output, "labels")
   rows.check_output(output, 1)
   _check(flags)
   model = load_model(flags.model)

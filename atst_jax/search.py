@@ -20,7 +20,7 @@ import sys
 
 import numpy as np
 
-from atst_jax.artifacts import neighbours, vectors
+from atst_jax.artifacts.collection import neighbours, vectors
 from atst_jax.artifacts.folder import parse_length
 from atst_jax.artifacts.model import load_model
 from atst_jax.util.checkout import pipeline
@@ -110,7 +110,7 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
       f"--encoder={flags.encoder} did not make {flags.vectors} (params_hash "
       f"{model.config['params_hash']}, there {table.about['params_hash']}); give the one that did"
     )
-  from atst_jax.artifacts.sounds import file_mel
+  from atst_jax.artifacts.collection.sounds import file_mel
 
   if "length" in table.about:
     model = model.limited(parse_length(str(table.about["length"])))

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from atst_jax import embed
-from atst_jax.artifacts import sounds, vectors
+from atst_jax.artifacts.collection import sounds, vectors
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.embed import load_model, main
 from atst_jax.search import main as search

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from atst_jax import search
-from atst_jax.artifacts import neighbours, vectors
+from atst_jax.artifacts.collection import neighbours, vectors
 from atst_jax.util.errors import UserError
 from data_pipeline.synth import write_wav
 

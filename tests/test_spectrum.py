@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atst_jax.artifacts import neighbours
+from atst_jax.artifacts.collection import neighbours
 from atst_jax.downstream.metrics import spectrum
 
 

@@ -8,10 +8,6 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from documented import blocks
-from evaluation import write_encoder
-from test_predict import write_classifier
-from tiny import ROOT
 
 from atst_jax import export as export_command
 from atst_jax.artifacts.embedding import get_scene_embeddings
@@ -20,6 +16,10 @@ from atst_jax.artifacts.programs import waveform_graph
 from atst_jax.artifacts.programs.graph import Graph, serialized, session
 from atst_jax.audio.frontend import FRONTENDS, log_mel, mel_filters
 from atst_jax.predict import predict
+from tests.classifiers import write_classifier
+from tests.documented import blocks
+from tests.evaluation import write_encoder
+from tests.tiny import ROOT
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[onnx]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[onnx]")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from atst_jax.artifacts import neighbours
+from atst_jax.artifacts.collection import neighbours
 from atst_jax.artifacts.model import Model
 from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.figures.pictures import COLORS, save

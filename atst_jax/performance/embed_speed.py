@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax.artifacts import folders
+from atst_jax.artifacts.collection import job
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import FRONTENDS, mel_filters
 from atst_jax.performance.torch_encoder import TorchEncoder
@@ -160,7 +160,7 @@ def measure_files(
     for number in range(repeats + 1):
       started = time.perf_counter()
       output = os.path.join(folder, f"{number}.npz")
-      folders.embed_files(model, files, output, workers=workers, options=options)
+      job.embed_files(model, files, output, workers=workers, options=options)
       seconds.append(time.perf_counter() - started)
   return {
     "files": len(files),

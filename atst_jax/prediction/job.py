@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from atst_jax.artifacts.classifiers.head import Head
 from atst_jax.artifacts.classifiers.scoring import head_of, score
-from atst_jax.artifacts.folders import named_pieces
+from atst_jax.artifacts.collection.pieces import named_pieces
 from atst_jax.artifacts.model import Model
 from atst_jax.prediction.rows import Row, Selection, select, write
 from atst_jax.prediction.sounds import Recording, Sound, Unusable, Windows, check_length, sounds

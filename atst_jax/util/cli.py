@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from atst_jax.util import logs, numbers
+from atst_jax.util import logs, numbers, storage
 from atst_jax.util.errors import StoreError, UserError, plain
 
 VERBOSITY = {"quiet": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
@@ -123,6 +123,16 @@ def with_home(argv: list[str]) -> list[str]:
   """The arguments with `~` expanded in `--FLAG=~/…`, which shells leave as it is."""
   expand = lambda match: match[1] + os.path.expanduser(match[2])
   return [re.sub(r"^(--[^=]+=)(~[^/]*)(?=/|$)", expand, argument) for argument in argv]
+
+
+def local_output(path: str, what: str) -> str:
+  """The absolute path of --output, a file that can be made. `what` is in it. Raises UserError."""
+  if storage.is_remote(path):
+    raise UserError(f"--output={path}: {what} are written to a local file; copy it from there")
+  output = os.path.abspath(path)
+  if not os.access(os.path.dirname(output), os.W_OK):
+    raise UserError(f"--output={path}: must lie in a folder that exists and can be written")
+  return output
 
 
 def open_streams() -> None:

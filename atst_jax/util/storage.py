@@ -15,7 +15,6 @@ import re
 import shutil
 import stat
 import tempfile
-import tokenize
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import IO
@@ -28,9 +27,6 @@ from atst_jax.util.errors import StoreError, UserError
 WHOLE_BYTES = 64 << 20  # a smaller remote file is read in one request
 BLOCK_BYTES = 4 << 20  # of a larger one
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}  # of this package, by scheme
-# What numpy raises beside ValueError where a .npy file is damaged: it reads the header as Python.
-NOT_NPY: tuple[type[Exception], ...] = (SyntaxError, tokenize.TokenError, EOFError, TypeError)
-NOT_NPY += (RecursionError, MemoryError, OverflowError)
 
 
 def absolute(path: str) -> str:
@@ -184,7 +180,9 @@ def read_array(path: str) -> np.ndarray:
   claims, and no objects. Raises OSError, and ValueError for whatever is none."""
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-  except NOT_NPY as error:
+  except OSError:
+    raise
+  except Exception as error:  # numpy reads the header as Python, which raises many kinds
     raise ValueError(f"no .npy file ({type(error).__name__})") from error
   if not isinstance(array, np.ndarray):  # an archive of several
     array.close()
@@ -234,16 +232,6 @@ def sha256(path: str) -> str:
   """64 hexadecimal digits over a file's bytes."""
   with open_binary(path) as file:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # files of bytes have readinto
-
-
-def local_output(path: str, what: str) -> str:
-  """The absolute path of --output, a file that can be made. `what` is in it. Raises UserError."""
-  if is_remote(path):
-    raise UserError(f"--output={path}: {what} are written to a local file; copy it from there")
-  output = os.path.abspath(path)
-  if not os.access(os.path.dirname(output), os.W_OK):
-    raise UserError(f"--output={path}: must lie in a folder that exists and can be written")
-  return output
 
 
 def is_remote(path: str) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atst_jax.artifacts import neighbours
+from atst_jax.artifacts.collection import neighbours
 from atst_jax.downstream import features, ridge
 from atst_jax.downstream.metrics import Spectrum, knn_scores, spectrum, summary
 from atst_jax.downstream.splits import Split

@@ -11,9 +11,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import atst_jax
-from atst_jax.artifacts import vectors
+from atst_jax.artifacts.collection import vectors
+from atst_jax.artifacts.collection.sounds import (
+  FRAMES,
+  WHOLE,
+  WINDOWS,
+  Rows,
+  Sound,
+  check_rows,
+  sounds_of,
+)
 from atst_jax.artifacts.model import Model
-from atst_jax.artifacts.sounds import FRAMES, WHOLE, WINDOWS, Rows, Sound, check_rows, sounds_of
 from atst_jax.runtime.workdir import claim
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError

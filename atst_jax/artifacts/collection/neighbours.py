@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atst_jax.artifacts.vectors import Table
+from atst_jax.artifacts.collection.vectors import Table
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
