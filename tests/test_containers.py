@@ -6,35 +6,35 @@ import subprocess
 import sys
 
 import pytest
-from tiny import ROOT
 
-from atst_jax.audio import frontend
+from atst_jax.audio import librosa_import
+from tests.tiny import ROOT
 
 
 @pytest.mark.parametrize("writable", [True, False])
 def test_numba_has_a_place_for_what_it_compiles(monkeypatch, tmp_path, writable):
   """Where neither its package nor the home folder can be written, it would fail at the import."""
-  monkeypatch.setattr(frontend.tempfile, "gettempdir", lambda: str(tmp_path))
-  monkeypatch.setattr(frontend, "_can_be_written", lambda folder: writable)
+  monkeypatch.setattr(librosa_import.tempfile, "gettempdir", lambda: str(tmp_path))
+  monkeypatch.setattr(librosa_import, "_can_be_written", lambda folder: writable)
   monkeypatch.setenv("NUMBA_CACHE_DIR", "")
   monkeypatch.delenv("NUMBA_CACHE_DIR")
-  frontend.import_librosa()  # before numba is hidden
+  librosa_import.import_librosa()  # before numba is hidden
   monkeypatch.delitem(sys.modules, "numba", raising=False)
-  frontend.import_librosa()
+  librosa_import.import_librosa()
   folder = f"{tmp_path}/numba-{os.getuid()}"
   assert os.environ.get("NUMBA_CACHE_DIR") == (None if writable else folder)
 
 
 def test_nobody_else_may_write_what_is_loaded_as_code(monkeypatch, tmp_path):
-  monkeypatch.setattr(frontend.tempfile, "gettempdir", lambda: str(tmp_path))
-  ours = frontend._own_temporary_folder()
-  assert frontend._own_temporary_folder() == ours and os.stat(ours).st_mode & 0o077 == 0
+  monkeypatch.setattr(librosa_import.tempfile, "gettempdir", lambda: str(tmp_path))
+  ours = librosa_import._own_temporary_folder()
+  assert librosa_import._own_temporary_folder() == ours and os.stat(ours).st_mode & 0o077 == 0
   os.chmod(ours, 0o777)
-  assert frontend._own_temporary_folder() != ours
+  assert librosa_import._own_temporary_folder() != ours
 
 
 def test_a_folder_that_is_not_there_can_be_written_if_the_one_above_can(tmp_path):
-  can_be_written = frontend._can_be_written
+  can_be_written = librosa_import._can_be_written
   assert can_be_written(f"{tmp_path}/a/b")
   assert not can_be_written("~/.cache") and not can_be_written("")  # no home
 

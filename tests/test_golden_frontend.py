@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from atst_jax.audio.frontend import FRONTENDS, log_mel
+from atst_jax.audio.frontend import FRONTENDS, FrontEnd, log_mel, log_mel_blocks
 from atst_jax.method import normalization
 
 
@@ -56,3 +56,40 @@ def test_normalization(golden, clip):
     db, kind="min_max", peak=db.max(), top_db=80.0, low=-79.6482, high=50.6842
   )
   np.testing.assert_allclose(normalized, arrays[f"released_norm_{clip}"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "name, key, floor, offset, tolerance",
+  [("vggish", "examples", 0.0, 0.01, 1e-5), ("cola", "log_mel", 1e-5, 0.0, 1e-4)],
+)
+def test_magnitudes(golden, name, key, floor, offset, tolerance):
+  """VGGish's and COLA's input: frames that are not centred, triangles over mel. Seen red with
+  triangles over Hz, and with centred frames."""
+  arrays, frontend = golden(name), FRONTENDS[name]
+  mel = log_mel(arrays["waveform"], frontend)
+  assert len(mel) == frontend.num_frames(len(arrays["waveform"]))
+  ours = normalization.normalize(mel, kind="log_magnitude", peak=0, floor=floor, offset=offset)
+  expected = arrays[key].reshape(-1, 64)
+  np.testing.assert_allclose(ours[: len(expected)], expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("number", [400, 700, 400 + 127 * 160, 400 + 128 * 160, 41_000])
+def test_magnitudes_of_pieces_are_those_of_the_whole(number):
+  """To the bit, at the borders of a group of frames too; one sample less than a window is none."""
+  frontend, sound = FRONTENDS["cola"], np.random.default_rng(0).normal(0, 0.1, number)
+  sound, whole = sound.astype(np.float32), log_mel(sound.astype(np.float32), frontend)
+  assert len(whole) == frontend.num_frames(number)
+  assert frontend.num_frames(frontend.samples_of(96)) == 96 == frontend.num_frames(15_600)
+  pieces = (sound[i : i + 997] for i in range(0, number, 997))
+  np.testing.assert_array_equal(np.concatenate(list(log_mel_blocks(pieces, frontend))), whole)
+  with pytest.raises(ValueError, match="399 samples: need at least 400"):
+    list(log_mel_blocks([sound[:399]], frontend))
+
+
+def test_a_power_spectrum_is_written_as_ever():
+  """Data and exports of older versions keep their hash; new front-ends are read back."""
+  assert "spectrum" not in FRONTENDS["atst"].to_json()
+  assert FRONTENDS["atst"].hash == "79d9b11e18adde84"
+  assert len({frontend.hash for frontend in FRONTENDS.values()}) == len(FRONTENDS) - 1
+  for frontend in FRONTENDS.values():
+    assert FrontEnd.from_json(frontend.to_json()) == frontend

@@ -252,7 +252,7 @@ class Model:
   @property
   def min_samples(self) -> int:
     """The shortest waveform at `sample_rate` that can be embedded."""
-    return max(self.frontend.min_samples, (self.hop - 1) * self.frontend.hop_length)
+    return self.frontend.samples_of(self.hop)
 
   def width(self, num_blocks: int) -> int:
     """Numbers in a vector of `embed`."""

@@ -1,35 +1,34 @@
 """Log-mel front-ends in numpy: the only mel spectrogram in the repository.
 
-`T` frames, `F` mel bins. Values are dB, 10·log10(max(power, 1e-10)), neither clamped nor
-normalised.
+`T` frames, `F` mel bins. Values are dB, neither clamped nor normalised: of power 10·log10(max(x,
+1e-10)), of magnitudes 20·log10(max(x, 1e-10)).
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
-import os
-import pathlib
-import stat
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from atst_jax.audio.librosa_import import import_librosa
 from atst_jax.util.errors import UserError
 
-POWER_FLOOR = 1e-10  # torchaudio AmplitudeToDB, librosa power_to_db: -100 dB
+POWER_FLOOR = 1e-10  # torchaudio AmplitudeToDB, librosa power_to_db: -100 dB; of magnitudes -200
+SPECTRA = ("power", "magnitude")
+SCALES = ("htk", "slaney", "htk_mel")
 WINDOWS = ("hamming", "hann", "blackman", "boxcar")  # scipy's, periodic
 BLOCK_FRAMES = 128  # frames transformed at a time: what they need stays in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class FrontEnd:
-  """Parameters of a log-mel spectrogram; frames are centred, edges reflected, windows periodic,
-  power spectrum."""
+  """Parameters of a log-mel spectrogram; windows are periodic.
+
+  Of a power spectrum frames are centred and edges reflected. Of magnitudes frames begin with the
+  waveform, as in TensorFlow: a frame that would end behind the waveform is left out.
+  """
 
   name: str
   sample_rate: int  # Hz
@@ -40,29 +39,51 @@ class FrontEnd:
   n_mels: int
   f_min: float  # Hz
   f_max: float  # Hz
-  mel_scale: str  # "htk" or "slaney"
+  mel_scale: str  # "htk", "slaney", or "htk_mel": HTK's, triangles straight over mel, not over Hz
   mel_norm: str  # "none" or "slaney" (area normalisation)
+  spectrum: str = "power"  # or "magnitude"
 
   @property
   def hash(self) -> str:
     """16 hexadecimal digits over every parameter but the name. Two front-ends are the same if these
     agree."""
-    values = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
-    text = json.dumps({**values, "db_power_floor": POWER_FLOOR, "pad": "reflect"}, sort_keys=True)
+    values = {k: v for k, v in self._values().items() if k != "name"}
+    pad = "reflect" if self.is_centred else "none"
+    text = json.dumps({**values, "db_power_floor": POWER_FLOOR, "pad": pad}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+  def _values(self) -> dict:
+    """All fields; without the spectrum where it is the one that there was before it had a name."""
+    values = dataclasses.asdict(self)
+    return {k: v for k, v in values.items() if (k, v) != ("spectrum", SPECTRA[0])}
+
+  @property
+  def is_centred(self) -> bool:
+    """Whether frame i is centred at i hops, or begins there."""
+    return self.spectrum == "power"
+
+  @property
+  def frame_samples(self) -> int:
+    """What a frame is cut out as."""
+    return self.n_fft if self.is_centred else self.win_length
 
   @property
   def min_samples(self) -> int:
-    """The shortest waveform that can be reflected by half an FFT."""
-    return self.n_fft // 2 + 1
+    """The shortest waveform: one that can be reflected by half an FFT, or one window."""
+    return self.n_fft // 2 + 1 if self.is_centred else self.win_length
 
   def num_frames(self, num_samples: int) -> int:
     """Frames T of a waveform of N samples: one for each hop, and one."""
-    return num_samples // self.hop_length + 1
+    return (num_samples - (0 if self.is_centred else self.win_length)) // self.hop_length + 1
+
+  def samples_of(self, frames: int) -> int:
+    """The shortest waveform of so many frames, and of `min_samples`."""
+    samples = (frames - 1) * self.hop_length + (0 if self.is_centred else self.win_length)
+    return max(self.min_samples, samples)
 
   def to_json(self) -> dict:
     """All fields, and their `hash`; what `from_json` reads."""
-    return {**dataclasses.asdict(self), "hash": self.hash}
+    return {**self._values(), "hash": self.hash}
 
   @classmethod
   def from_json(cls, values: dict) -> "FrontEnd":
@@ -70,7 +91,7 @@ class FrontEnd:
     fields = {f.name for f in dataclasses.fields(cls)}
     if not isinstance(values, dict):
       raise UserError(f"front-end is a {type(values).__name__}, expected its parameters")
-    if set(values) != fields | {"hash"}:
+    if set(values) | {"spectrum"} != fields | {"hash"}:
       raise UserError(
         f"front-end holds the keys {sorted(values)}, expected {sorted(fields | {'hash'})}"
       )
@@ -106,13 +127,15 @@ class FrontEnd:
       and all(type(value) in (int, float) for value in (self.f_min, self.f_max))
       and 0 <= self.f_min < self.f_max <= self.sample_rate / 2
       and self.window in WINDOWS
-      and self.mel_scale in ("htk", "slaney")
-      and self.mel_norm in ("none", "slaney")
+      and self.mel_scale in SCALES
+      and self.mel_norm in (("none",) if self.mel_scale == "htk_mel" else ("none", "slaney"))
+      and self.spectrum in SPECTRA
     )
 
 
-# The paper's, the released code's (audiossl), released BYOL-A v2's, and the difference-aware
-# paper's, whose n_fft and mel scale are not stated: 400 (no padding) and Slaney as in BYOL-A v2.
+# The paper's, the released code's (audiossl), released BYOL-A v2's, the difference-aware paper's,
+# whose n_fft and mel scale are not stated: 400 (no padding) and Slaney as in BYOL-A v2; COLA's
+# (tf.signal) and VGGish's, of magnitudes.
 FRONTENDS = {
   frontend.name: frontend
   for frontend in (
@@ -121,6 +144,12 @@ FRONTENDS = {
     FrontEnd("byola", 16000, 1024, 1024, 160, "hann", 64, 60.0, 7800.0, "slaney", "slaney"),
     FrontEnd("byola_htk", 16000, 1024, 1024, 160, "hann", 64, 60.0, 7800.0, "htk", "none"),
     FrontEnd("difference", 16000, 400, 400, 160, "hann", 64, 50.0, 8000.0, "slaney", "slaney"),
+    FrontEnd(
+      *("cola", 16000, 1024, 400, 160, "hann", 64, 60.0, 7800.0, "htk_mel", "none", "magnitude")
+    ),
+    FrontEnd(
+      *("vggish", 16000, 512, 400, 160, "hann", 64, 125.0, 7500.0, "htk_mel", "none", "magnitude")
+    ),
   )
 }
 
@@ -132,48 +161,11 @@ def get_frontend(name: str) -> FrontEnd:
   return FRONTENDS[name]
 
 
-def import_librosa():
-  """The module librosa.
-
-  Numba, which librosa uses, keeps compiled functions beside librosa or in the home folder, and
-  fails at the import where neither can be written (a user without home in a container). A
-  temporary folder stands for them then.
-  """
-  if "numba" not in sys.modules and "NUMBA_CACHE_DIR" not in os.environ:
-    found = importlib.util.find_spec("librosa")
-    beside = os.path.dirname(found.origin) if found and found.origin else ""
-    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    if not any(map(_can_be_written, (beside, home))):
-      os.environ["NUMBA_CACHE_DIR"] = _own_temporary_folder()
-  import librosa
-
-  return librosa
-
-
-def _own_temporary_folder() -> str:
-  """One of this user's, kept from one process to the next: what is compiled takes 20 s. Code is
-  loaded from it, so nobody else may write there."""
-  path = os.path.join(tempfile.gettempdir(), f"numba-{os.getuid()}")
-  with contextlib.suppress(FileExistsError):
-    os.mkdir(path, 0o700)
-  found = os.lstat(path)
-  if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
-    return path
-  return tempfile.mkdtemp(prefix="numba-")
-
-
-def _can_be_written(folder: str) -> bool:
-  """Whether files can be made in a folder, or in the one above it that is there."""
-  if not os.path.isabs(folder):
-    return False
-  path = pathlib.Path(folder)
-  there = next(place for place in (path, *path.parents) if place.exists())
-  return os.access(there, os.W_OK)
-
-
 @functools.lru_cache(maxsize=8)
 def mel_filters(frontend: FrontEnd) -> np.ndarray:
-  """(n_fft // 2 + 1, F) float32 triangular filters, by librosa."""
+  """(n_fft // 2 + 1, F) float32 triangular filters, by librosa where they are straight over Hz."""
+  if frontend.mel_scale == "htk_mel":
+    return _filters_over_mel(frontend)
   mel = import_librosa().filters.mel
 
   norm = None if frontend.mel_norm == "none" else frontend.mel_norm
@@ -190,14 +182,29 @@ def mel_filters(frontend: FrontEnd) -> np.ndarray:
   return np.ascontiguousarray(filters.T)
 
 
+def _filters_over_mel(frontend: FrontEnd) -> np.ndarray:
+  """As TensorFlow's `linear_to_mel_weight_matrix` and VGGish: the lowest bin of the FFT counts
+  nowhere."""
+  mel = lambda hz: 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
+  edges = np.linspace(mel(frontend.f_min), mel(frontend.f_max), frontend.n_mels + 2)
+  hertz = np.arange(frontend.n_fft // 2 + 1) * frontend.sample_rate / frontend.n_fft
+  places, steps = mel(hertz)[:, None], np.diff(edges)
+  rising = (places - edges[:-2]) / steps[:-1]
+  falling = (edges[2:] - places) / steps[1:]
+  filters = np.maximum(0, np.minimum(rising, falling))
+  filters[0] = 0
+  return filters.astype(np.float32)
+
+
 @functools.lru_cache(maxsize=8)
 def analysis_window(frontend: FrontEnd) -> np.ndarray:
-  """(n_fft,) float32: what frames are multiplied by; a shorter window lies in its middle."""
+  """(frame_samples,) float32: what frames are multiplied by; a window that is shorter than an FFT
+  lies in the middle of a centred frame."""
   import scipy.signal
 
   window = scipy.signal.get_window(frontend.window, frontend.win_length, fftbins=True)
-  before = (frontend.n_fft - frontend.win_length) // 2
-  after = frontend.n_fft - frontend.win_length - before
+  missing = frontend.frame_samples - frontend.win_length
+  before, after = missing // 2, missing - missing // 2
   return np.pad(window, (before, after)).astype(np.float32)
 
 
@@ -213,7 +220,7 @@ def log_mel(
       `mel_filters(frontend)` otherwise.
 
   Returns:
-    (T, F) float32 dB, T = N // hop_length + 1.
+    (T, F) float32 dB, T = `frontend.num_frames(N)`.
 
   Raises:
     ValueError: the waveform is not one-dimensional or too short.
@@ -224,8 +231,10 @@ def log_mel(
       "samples"
     )
   filters = mel_filters(frontend) if filters is None else filters
-  padded = np.pad(waveform.astype(np.float32, copy=False), frontend.n_fft // 2, mode="reflect")
-  frames = np.lib.stride_tricks.sliding_window_view(padded, frontend.n_fft)[:: frontend.hop_length]
+  signal = waveform.astype(np.float32, copy=False)
+  if frontend.is_centred:
+    signal = np.pad(signal, frontend.n_fft // 2, mode="reflect")
+  frames = _frames(signal, frontend)
   out = np.empty((len(frames), frontend.n_mels), np.float32)
   for start in range(0, len(frames), BLOCK_FRAMES):
     out[start : start + BLOCK_FRAMES] = _transform(
@@ -234,12 +243,21 @@ def log_mel(
   return out
 
 
+def _frames(signal, frontend):
+  """(N,) samples -> (T, frame_samples) of them."""
+  every = np.lib.stride_tricks.sliding_window_view(signal, frontend.frame_samples)
+  return every[:: frontend.hop_length]
+
+
 def _transform(frames, frontend, filters):
-  """(t, n_fft) samples -> (t, F) float32 dB."""
+  """(t, frame_samples) samples -> (t, F) float32 dB."""
   import scipy.fft
 
-  spectrum = scipy.fft.rfft(frames * analysis_window(frontend), axis=-1)
-  return 10.0 * np.log10(np.maximum((spectrum.real**2 + spectrum.imag**2) @ filters, POWER_FLOOR))
+  spectrum = scipy.fft.rfft(frames * analysis_window(frontend), frontend.n_fft, axis=-1)
+  power = spectrum.real**2 + spectrum.imag**2
+  if frontend.spectrum == "magnitude":
+    return 20.0 * np.log10(np.maximum(np.sqrt(power) @ filters, POWER_FLOOR))
+  return 10.0 * np.log10(np.maximum(power @ filters, POWER_FLOOR))
 
 
 def log_mel_blocks(
@@ -260,22 +278,23 @@ def log_mel_blocks(
     ValueError: the pieces are too short together.
   """
   filters = mel_filters(frontend) if filters is None else filters
-  half, hop = frontend.n_fft // 2, frontend.hop_length
+  half, hop = frontend.n_fft // 2 if frontend.is_centred else 0, frontend.hop_length
   # Frames are transformed in the same groups as by `log_mel`, because a product's rounding depends
   # on its rows. Half a window stays behind each group: the end of the sound is reflected.
-  group = frontend.n_fft + (BLOCK_FRAMES - 1) * hop
-  held, begun = np.zeros(0, np.float32), False
+  group = frontend.frame_samples + (BLOCK_FRAMES - 1) * hop
+  held, begun, read = np.zeros(0, np.float32), False, 0
   for piece in pieces:
-    held = np.concatenate([held, piece])
+    held, read = np.concatenate([held, piece]), read + len(piece)
     if not begun and len(held) > half:
       held, begun = np.concatenate([held[half:0:-1], held]), True
     while begun and len(held) > group + half:
-      frames = np.lib.stride_tricks.sliding_window_view(held[:group], frontend.n_fft)[::hop]
-      yield _transform(frames, frontend, filters)
+      yield _transform(_frames(held[:group], frontend), frontend, filters)
       held = held[BLOCK_FRAMES * hop :]
-  if not begun:
-    raise ValueError(f"waveform of {len(held)} samples: need at least {frontend.min_samples}")
+  if read < frontend.min_samples:
+    raise ValueError(f"waveform of {read} samples: need at least {frontend.min_samples}")
   held = np.concatenate([held, held[-2 : -half - 2 : -1]])
-  frames = np.lib.stride_tricks.sliding_window_view(held, frontend.n_fft)[::hop]
+  if len(held) < frontend.frame_samples:  # the rest of frames that are not centred
+    return
+  frames = _frames(held, frontend)
   for start in range(0, len(frames), BLOCK_FRAMES):
     yield _transform(frames[start : start + BLOCK_FRAMES], frontend, filters)

@@ -26,7 +26,7 @@ def samples(audio, model: Model) -> np.ndarray:
   """(B, N) or (N,) tensor at the model's rate -> (B, N') float32; clips too short for the encoder
   end in silence, as the suites fill the shorter clips of a batch."""
   array = np.atleast_2d(audio.detach().cpu().numpy().astype(np.float32, copy=False))
-  needed = max(model.frontend.min_samples, (model.hop - 1) * model.frontend.hop_length)
+  needed = model.frontend.samples_of(model.hop)
   return np.pad(array, ((0, 0), (0, max(0, needed - array.shape[1]))))
 
 

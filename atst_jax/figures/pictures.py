@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from markupsafe import Markup
 
-from atst_jax.audio.frontend import FrontEnd, import_librosa
+from atst_jax.audio.frontend import FrontEnd
+from atst_jax.audio.librosa_import import import_librosa
 from atst_jax.util import html_page, storage
 
 # Okabe and Ito's, for every kind of sight
@@ -39,7 +40,7 @@ def draw_mel(axis, mel: np.ndarray, low: float, high: float, *, hop: float):
 def frequency_ticks(frontend: FrontEnd) -> tuple[np.ndarray, list[str]]:
   """Positions in mel bins and labels in Hz, from the centre frequencies of the bins."""
   librosa = import_librosa()
-  htk = frontend.mel_scale == "htk"
+  htk = frontend.mel_scale != "slaney"
   low, high = frontend.f_min, frontend.f_max
   centres = librosa.mel_frequencies(frontend.n_mels + 2, fmin=low, fmax=high, htk=htk)[1:-1]
   ticks = [hz for hz in TICKS_HZ if centres[0] <= hz <= centres[-1]]

@@ -1,5 +1,5 @@
-"""Normalisations of log-mel: ATST's of a crop, BYOL-A's by constants, and BYOL-A's of a batch of
-views."""
+"""Normalisations of log-mel: ATST's of a crop, BYOL-A's by constants, logarithms of magnitudes as
+COLA and VGGish take them, and BYOL-A's of a batch of views."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,23 @@ def standardize(mel, *, peak, mean, std):
   return (jnp.logaddexp(NEPERS_PER_DB * mel, jnp.log(LOG_EPS)) - mean) / std
 
 
-NORMALIZATIONS: dict[str, Callable] = {"min_max": min_max, "standard": standardize}
+def log_magnitude(mel, *, peak, floor, offset):
+  """ln(max(magnitude, floor) + offset) of dB of a front-end of magnitudes: VGGish adds 0.01, COLA
+  has a floor of 1e-5. `peak` plays no part."""
+  del peak
+  return jnp.log(jnp.maximum(jnp.exp(NEPERS_PER_DB / 2 * mel), floor) + offset)
+
+
+NORMALIZATIONS: dict[str, Callable] = {
+  "min_max": min_max,
+  "standard": standardize,
+  "log_magnitude": log_magnitude,
+}
+WANTED = {
+  "min_max": {"top_db", "low", "high"},
+  "standard": {"mean", "std"},
+  "log_magnitude": {"floor", "offset"},
+}
 
 
 def normalize(mel, *, kind, peak, **constants):
@@ -38,13 +54,18 @@ def normalize(mel, *, kind, peak, **constants):
 def check_normalization(*, kind, **constants) -> None:
   """Raises ValueError, KeyError or TypeError for constants that `normalize` cannot use: they may
   come from a file."""
-  wanted = {"min_max": {"top_db", "low", "high"}, "standard": {"mean", "std"}}[kind]
+  wanted = WANTED[kind]
   if set(constants) != wanted or not all(
     type(v) in (int, float) and abs(v) < 1e6 for v in constants.values()
   ):
     raise ValueError(
       f"normalization {kind} needs {', '.join(sorted(wanted))}, numbers; it has {constants}"
     )
+  if kind == "log_magnitude":
+    floor, offset = constants["floor"], constants["offset"]
+    if min(floor, offset) < 0 or floor + offset <= 0:
+      raise ValueError(f"normalization {kind} of {constants} takes the logarithm of nothing")
+    return
   span = (
     constants["std"]
     if kind == "standard"
@@ -59,6 +80,8 @@ def nepers_per_unit(*, kind, **constants):
   released ATST)."""
   if kind == "standard":
     return constants["std"]
+  if kind == "log_magnitude":
+    return 2.0
   return NEPERS_PER_DB * (constants["high"] - constants["low"]) / 2
 
 

@@ -178,6 +178,10 @@ def normalize(g: Graph, normalization: dict, mel: str, length: str, peak: str) -
     floor = g.op("Sub", g.op("Unsqueeze", peak, g.ints(1, 2)), g.const(normalization["top_db"]))
     x = g.op("Sub", g.op("Max", mel, floor), g.const(low))
     x = g.op("Sub", g.op("Mul", x, g.const(2 / (high - low))), g.const(1))
+  elif normalization["kind"] == "log_magnitude":
+    magnitude = g.op("Exp", g.op("Mul", mel, g.const(NEPERS_PER_DB / 2)))
+    magnitude = g.op("Max", magnitude, g.const(normalization["floor"]))
+    x = g.op("Log", g.op("Add", magnitude, g.const(normalization["offset"])))
   else:
     power = g.op("Exp", g.op("Mul", mel, g.const(NEPERS_PER_DB)))
     x = g.op("Log", g.op("Add", power, g.const(LOG_EPS)))

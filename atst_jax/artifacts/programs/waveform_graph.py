@@ -21,6 +21,7 @@ from atst_jax.artifacts.programs.graph import Graph, encode, import_onnx, serial
 from atst_jax.artifacts.programs.onnx_graph import TOLD, probabilities
 from atst_jax.audio.frontend import POWER_FLOOR, FrontEnd, analysis_window
 from atst_jax.util import storage
+from atst_jax.util.errors import UserError
 
 NAME = "waveform.onnx"
 BLOCK = 512  # frames whose spectra are computed at a time
@@ -184,6 +185,10 @@ def build(model: Model) -> bytes:
       many for one file.
   """
   import_onnx()
+  if not model.frontend.is_centred:
+    raise UserError(
+      f"the front-end {model.frontend.name!r} has no ONNX nodes; leave out --onnx_input=waveform"
+    )
   g, head = Graph(), head_of(model) if model.config["head"] else None
   start, samples = crop(g, model.sample_rate, None if head else model.max_seconds)
   frames = g.op("Add", g.op("Div", samples, g.ints(model.frontend.hop_length)), g.ints(1))
