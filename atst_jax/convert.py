@@ -4,12 +4,13 @@
   python -m atst_jax.convert --from=AudioNTT2022.pth --to=encoders/byola --mean=-9.660 --std=4.722
   python -m atst_jax.convert --from=AudioNTT2020.pth --to=encoders/byola_v1 --frontend=byola_htk \
     --mean=-5.49 --std=5.04
+  python -m atst_jax.convert --from=vggish-10086976.pth --to=encoders/vggish
   python -m atst_jax.convert --from=encoders/mine --to=mine.pth [--layout=lightning]
 
-Reads both layouts of ATST's checkpoints (the teacher's encoder) and BYOL-A's v1 and v2; sizes
-follow from the tensors, but for the heads of other than the released sizes. Every tensor of the
-encoder must be there, and no other. Writes the layouts
-that EVAR and audiossl load. Needs PyTorch: pip install -e .[torch]
+Reads both layouts of ATST's checkpoints (the teacher's encoder), BYOL-A's v1 and v2, and VGGish's
+(harritaylor/torchvggish). Sizes follow from the tensors, but for the heads of other than the
+released sizes. Every tensor of the encoder must be there, and no other. Writes the layouts that
+EVAR and audiossl load. Needs PyTorch: pip install -e .[torch]
 """
 
 import os
@@ -49,6 +50,11 @@ def main(argv=None) -> int:
   add("--mean", type=float, help="BYOL-A: mean of ln(power + 2^-23), with that front-end")
   add("--std", type=float, help="BYOL-A: its standard deviation")
   add(
+    "--postprocess",
+    help="VGGish: the file of its post-processor (vggish_pca_params-970ea276.pth); vectors are "
+    "then principal components as whole numbers from 0 to 255",
+  )
+  add(
     "--layout",
     choices=LAYOUTS,
     default="dino",
@@ -86,6 +92,7 @@ def _main(flags) -> None:
     mean=flags.mean,
     std=flags.std,
     frontend=flags.frontend,
+    postprocess=flags.postprocess,
   )
   print(f"{flags.to}: {encoder}, read back and run")
 

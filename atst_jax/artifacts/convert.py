@@ -1,7 +1,6 @@
 """Released PyTorch weights to an exported encoder, and back to the layouts that others load."""
 
 import argparse
-import math
 import os
 import re
 
@@ -10,6 +9,8 @@ import numpy as np
 
 import atst_jax
 from atst_jax.artifacts import export
+from atst_jax.artifacts.families.byola import read_byola
+from atst_jax.artifacts.families.vggish import read_vggish
 from atst_jax.artifacts.folder import check_length
 from atst_jax.artifacts.torch_files import (
   LIGHTNING,
@@ -32,10 +33,14 @@ RELEASED_PATCH = 4  # frames
 RELEASED_SECONDS = 12.0  # the middle of longer sounds, which the released evaluations embed
 RELEASED_SIZES = {(384, 12, 6): "small", (768, 12, 12): "base"}  # width, depth, heads
 RELEASED_HEADS = {size[:2]: size[2] for size in RELEASED_SIZES}
-RELEASED_FRONTENDS = {"atst": "audiossl", "byola": "byola"}  # of each family's loaders
-# of BYOL-A's loaders: librosa's and nnAudio's (Slaney) filters, torchaudio's (HTK)
-BYOLA_FRONTENDS = ("byola", "byola_htk")
-HTK_CONSTANTS = (-5.49, 5.04)  # mean and deviation that v1's README gives, of torchaudio's filters
+# of each family's loaders
+RELEASED_FRONTENDS = {"atst": "audiossl", "byola": "byola", "vggish": "vggish"}
+# the flags that say what a family's files do not
+TAKEN = {
+  "atst": ("--heads", "--chunk_seconds"),
+  "byola": ("--mean", "--std", "--frontend"),
+  "vggish": ("--postprocess",),
+}
 OURS = "atst_jax"  # key of the arguments under which files written here say the rest
 LONGEST = 3600.0  # seconds of a segment
 LAYOUTS = ("dino", "lightning")
@@ -147,75 +152,33 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
   }
 
 
-def _check_frontend(version: str, frontend: str | None, mean: float, std: float) -> str:
-  """The name of the front-end of a BYOL-A file, as it is stated. Raises UserError if v1's is not
-  stated, or if mean and deviation are those of the other one's filters."""
-  if frontend is None and version == "AudioNTT2020":
-    raise UserError(
-      "a file of BYOL-A v1 does not say which front-end its input had: state --frontend=byola "
-      "(librosa's Slaney filters, on which the released weights were trained), with --mean and "
-      "--std of data prepared so; or --frontend=byola_htk (torchaudio's HTK filters, of which v1's "
-      f"README gives --mean={HTK_CONSTANTS[0]} --std={HTK_CONSTANTS[1]})"
-    )
-  frontend = frontend or BYOLA_FRONTENDS[0]
-  if frontend not in BYOLA_FRONTENDS:
-    raise UserError(f"--frontend={frontend}: a file of BYOL-A takes {' or '.join(BYOLA_FRONTENDS)}")
-  if frontend == "byola" and np.allclose((mean, std), HTK_CONSTANTS, atol=5e-3):
-    raise UserError(
-      f"--mean={mean} --std={std} are what v1's README gives for HTK filters: state "
-      "--frontend=byola_htk, or mean and deviation of your data prepared with --frontend=byola"
-    )
-  return frontend
-
-
-def read_byola(
-  tensors: dict, mean: float | None, std: float | None, frontend: str | None = None
-) -> dict:
-  """Keyword arguments of `export.write` for BYOL-A's tensors."""
-  if mean is None or std is None or not (math.isfinite(mean) and 0 < std < math.inf):
-    raise UserError(
-      "BYOL-A's files lack the mean and deviation that its input is standardised by; state --mean "
-      "and --std in nepers: `log_mean` and `log_std` of your data's dataset.json, prepared with "
-      "the front-end (--frontend=byola or byola_htk)"
-    )
-  version = "AudioNTT2020" if "features.8.weight" in tensors else "AudioNTT2022"
-  frontend = _check_frontend(version, frontend, mean, std)
-  encoder = {"kind": "cnn", "version": version, "width": 1, "hidden": 1, "dropout": 0.3}
-  variables = to_variables(tensors, make_encoder(encoder).torch_names())
-  kernels = [variables["params"][name]["kernel"] for name in ("fc1", "fc2")]
-  if any(kernel.ndim != 2 for kernel in kernels):
-    raise UserError("the encoder's fc.0.weight and fc.3.weight must be matrices")
-  (features, encoder["hidden"]), (_, out) = (kernel.shape for kernel in kernels)
-  encoder["width"] = features + out if version == "AudioNTT2022" else out
-  return {
-    "variables": variables,
-    "encoder": encoder,
-    "frontend": FRONTENDS[frontend],
-    "tail": "weighted",
-    "normalization": {"kind": "standard", "mean": mean, "std": std},
-    "chunk_frames": export.LONG_CHUNK,
-  }
-
-
 def from_torch(
-  path: str, folder: str, *, heads=None, seconds=None, mean=None, std=None, frontend=None
+  path: str,
+  folder: str,
+  *,
+  heads=None,
+  seconds=None,
+  mean=None,
+  std=None,
+  frontend=None,
+  postprocess=None,
 ) -> dict:
   """Converts a PyTorch file to an export, which is read back and run before it gets its name.
   Returns the encoder."""
   content = load_torch(path)
   try:
     family, tensors, hyper = find_encoder(content)
-    unused = {
-      "atst": {"--mean": mean, "--std": std, "--frontend": frontend},
-      "byola": {"--heads": heads, "--chunk_seconds": seconds},
-    }[family]
-    if given := [flag for flag, value in unused.items() if value is not None]:
-      raise UserError(f"{' and '.join(given)} do not belong to a file of {family}")
-    parts = (
-      read_atst(tensors, hyper, heads, seconds)
-      if family == "atst"
-      else read_byola(tensors, mean, std, frontend)
-    )
+    given = {"--heads": heads, "--chunk_seconds": seconds, "--mean": mean, "--std": std}
+    given |= {"--frontend": frontend, "--postprocess": postprocess}
+    foreign = [k for k, value in given.items() if value is not None and k not in TAKEN[family]]
+    if foreign:
+      raise UserError(f"{' and '.join(foreign)} do not belong to a file of {family}")
+    if family == "atst":
+      parts = read_atst(tensors, hyper, heads, seconds)
+    elif family == "byola":
+      parts = read_byola(tensors, mean, std, frontend)
+    else:
+      parts = read_vggish(tensors, postprocess)
     check_encoder(parts["encoder"], parts["frontend"].n_mels)
     check_normalization(**parts["normalization"])
     check_length(parts.get(LENGTH))

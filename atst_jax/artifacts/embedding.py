@@ -53,8 +53,10 @@ def get_timestamp_embeddings(
   found = [model.embed_frames(model.mel(a, sample_rate, whole=True)) for a in batch_of(audio)]
   longest = max(map(len, found), default=0)
   frame_ms = 1000 * model.frontend.hop_length / model.sample_rate
-  # frame i is centred at i · frame_ms
-  centres = (np.arange(longest) * model.hop + (model.hop - 1) / 2) * frame_ms
+  # frame i is centred at i · frame_ms, or begins there
+  frontend = model.frontend
+  first = 0 if frontend.is_centred else 500 * frontend.win_length / model.sample_rate
+  centres = first + (np.arange(longest) * model.hop + (model.hop - 1) / 2) * frame_ms
   out = np.zeros((len(found), longest, model.config["encoder"]["width"]), np.float32)
   times = np.full(out.shape[:2], np.nan)
   for i, rows in enumerate(found):

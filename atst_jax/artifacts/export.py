@@ -127,17 +127,19 @@ def write(
           waveform_graph.add(temporary, model)
         elif artifact in artifacts:
           add_program(temporary, artifact, model)
+      losses = {}
       if "onnx_int8" in artifacts:
-        int8_graph.add(temporary, model)
+        losses["onnx_int8"] = int8_graph.add(temporary, model).told()
       if "card" in artifacts:
-        measured = [model_card.read_results(path, config["params_hash"]) for path in results]
+        evaluated = [model_card.read_results(path, config["params_hash"]) for path in results]
         text = model_card.card(
           os.path.basename(os.path.abspath(output)),
           model.config,
           variables,
           license=license,
-          results=measured,
+          results=evaluated,
           artifacts=["waveform" if from_waveform and a == "onnx" else a for a in artifacts],
+          measured=losses,
         )
         storage.write_text(os.path.join(temporary, model_card.NAME), text)
   except OSError as error:
@@ -196,7 +198,8 @@ def add_program(folder: str, kind: str, model: Model) -> None:
       if name == "frames":  # the second clip's are padding behind the first vector
         ours, theirs = ours[0], theirs[0]
       difference = float(np.abs(ours - theirs).max())
-      if not difference <= FOREIGN_TOLERANCE * float(np.abs(ours).max()):
+      allowed = FOREIGN_TOLERANCE * float(np.abs(ours).max()) + model.encoder.rounding
+      if not difference <= allowed:
         raise RuntimeError(f"{path}: {name} differs by {difference} from the model's")
 
 
@@ -259,6 +262,16 @@ def export_run(workdir: str, output: str, step: int | None = None, **options) ->
   return provenance
 
 
+def refuse_length(options: dict) -> None:
+  """Raises UserError where the options of a classifier's export have another length rule."""
+  if "max_seconds" in options:
+    length = "whole" if options["max_seconds"] is None else f"{options['max_seconds']:g}"
+    raise UserError(
+      f"--length={length}: a classifier hears of a longer sound what its evaluation heard; leave "
+      "it out, and hear all by `predict --window` (`embed` has a --length of its own)"
+    )
+
+
 def export_again(encoder: str, output: str, **options) -> dict:
   """Exports an exported encoder, with its head if it has one, with other artifacts (`options` of
   `write`). Returns its provenance."""
@@ -267,5 +280,7 @@ def export_again(encoder: str, output: str, **options) -> dict:
   names = ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "provenance")
   kept = {key: config[key] for key in names}
   kept[HEAD] = read_head(config[HEAD], hop=model.hop, depth=model.depth)
+  if kept[HEAD]:
+    refuse_length(options)
   write(output, variables, frontend=model.frontend, **(kept | options))
   return config["provenance"]

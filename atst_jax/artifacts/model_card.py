@@ -3,6 +3,8 @@ it ends."""
 
 import json
 import os
+import types
+from collections.abc import Collection, Mapping
 
 import jax
 import numpy as np
@@ -14,8 +16,10 @@ from atst_jax.util.errors import UserError
 from atst_jax.util.markdown import table_lines
 
 NAME = "README.md"
+NOTHING: Mapping[str, str] = types.MappingProxyType({})
 # Keys of a run's config that a reader compares first; config.json holds all of them.
 RECIPE = (
+  "objective",
   "batch_size",
   "total_steps",
   "warmup_steps",
@@ -41,8 +45,7 @@ USES = {
   "`config.json`):\n"
   '  `jax.export.deserialize(bytearray(open("encoder.jax", "rb").read())).call(mel, length, peak)`',
   "onnx": "`encoder.onnx`: the same as an ONNX graph, with the inputs `mel`, `length` and `peak`",
-  "onnx_int8": "`encoder_int8.onnx`: the same with weights of 8 bits, a quarter of the bytes; its "
-  "vectors differ by about a hundredth",
+  "onnx_int8": "`encoder_int8.onnx`: the same with weights of 8 bits, a quarter of the bytes",
   "waveform": "`waveform.onnx`: an ONNX graph from samples to vectors, or a classifier's "
   "probabilities; it takes `waveform` (B, N), float32 of full scale 1.0, padded at will, and "
   "`samples` (B,), int64",
@@ -210,7 +213,14 @@ def _length(max_seconds: float | None) -> str:
 
 
 def card(
-  name: str, config: dict, variables: dict, *, license: str, results: list[dict], artifacts
+  name: str,
+  config: dict,
+  variables: dict,
+  *,
+  license: str,
+  results: list[dict],
+  artifacts: Collection[str],
+  measured: Mapping[str, str] = NOTHING,
 ) -> str:
   """The text of README.md.
 
@@ -221,6 +231,7 @@ def card(
     license: an identifier of SPDX or of the model hub; "unknown" if none was stated.
     results: of `read_results`.
     artifacts: what lies in the folder, keys of USES.
+    measured: what was measured of some of them, in words.
   """
   encoder, frontend = make_encoder(config["encoder"]), FrontEnd.from_json(config["frontend"])
   mel = (
@@ -228,6 +239,8 @@ def card(
     f"{frontend.mel_scale}, area normalisation {frontend.mel_norm}"
   )
   window = f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"
+  if not frontend.is_centred:
+    window += ", of magnitudes, frames not centred"
   table = table_lines(
     [
       ["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
@@ -245,13 +258,17 @@ def card(
     name=name,
     task=TASKS[head is not None],
     what="An audio classifier with its encoder" if head else "An audio encoder",
-    classifier=card_section(name, head, frontend),
+    classifier=card_section(name, config, frontend, artifacts),
     license=license,
     tag=TAGS.get(encoder.family, config["encoder"]["kind"]),
     encoder=encoder,
     scene=encoder.size(1),
     parameters=sum(int(np.size(x)) for x in jax.tree.leaves(variables["params"])),
-    uses="\n".join(f"- {USES[key]}" for key in USES if key in artifacts),
+    uses="\n".join(
+      f"- {USES[key]}{f': {measured[key]}' if key in measured else ''}"
+      for key in USES
+      if key in artifacts
+    ),
     frontend=frontend,
     table="\n".join(table),
     origin="\n\n".join(_origin(config["provenance"])),

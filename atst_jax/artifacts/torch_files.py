@@ -40,43 +40,48 @@ def import_torch():
   return torch
 
 
-def load_torch(path: str) -> dict:
-  """The content of a PyTorch file: tensors and plain values only. Raises UserError for anything
-  else."""
+def load_torch(path: str, flag: str = "--from") -> dict:
+  """The content of a PyTorch file, which a flag of the user's named: tensors, arrays and plain
+  values only. Raises UserError for anything else."""
   torch = import_torch()
   # where pickles of NumPy 2 look for it
-  scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+  multiarray = np._core.multiarray  # type: ignore[attr-defined]
+  scalar, rebuilt = multiarray.scalar, multiarray._reconstruct
   allowed = [
     argparse.Namespace,
     np.dtype,
+    np.ndarray,
+    np.dtypes.Float32DType,
     np.dtypes.Float64DType,
     np.dtypes.Int64DType,
     _codecs.encode,
     scalar,
     (scalar, "numpy.core.multiarray.scalar"),
+    rebuilt,
+    (rebuilt, "numpy.core.multiarray._reconstruct"),
   ]
-  check_archive(path)
+  check_archive(path, flag)
   try:
     with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of files that are refused below
       content = torch.load(path, map_location="cpu", weights_only=True)
   except FileNotFoundError:
-    raise UserError(f"--from={path}: no such file") from None
+    raise UserError(f"{flag}={path}: no such file") from None
   except pickle.UnpicklingError as error:
     found = re.search(r"GLOBAL (\S+)", str(error))
     what = f"the Python object {found[1]}" if found else "something that is not a tensor"
     raise UserError(
-      f"--from={path}: holds {what}, or is no PyTorch file; a file that could run code is not read"
+      f"{flag}={path}: holds {what}, or is no PyTorch file; a file that could run code is not read"
     ) from None
   except Exception as error:  # damage shows in PyTorch's reader as any of them
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    raise UserError(f"--from={path}: truncated, or no PyTorch file ({reason})") from None
+    raise UserError(f"{flag}={path}: truncated, or no PyTorch file ({reason})") from None
   if not isinstance(content, dict):
-    raise UserError(f"--from={path}: holds a {type(content).__name__}, expected a dict of tensors")
+    raise UserError(f"{flag}={path}: holds a {type(content).__name__}, expected a dict of tensors")
   return content
 
 
-def check_archive(path: str) -> None:
+def check_archive(path: str, flag: str) -> None:
   """Raises UserError for a zip file that would unpack to more than it holds: PyTorch stores its
   records as they are."""
   if not zipfile.is_zipfile(path):
@@ -86,10 +91,10 @@ def check_archive(path: str) -> None:
       packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
       size = sum(info.file_size for info in archive.infolist())
   except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-    raise UserError(f"--from={path}: truncated, or no PyTorch file ({error})") from None
+    raise UserError(f"{flag}={path}: truncated, or no PyTorch file ({error})") from None
   if packed or size > os.path.getsize(path):
     raise UserError(
-      f"--from={path}: is no PyTorch file, whose records are stored uncompressed and side by side"
+      f"{flag}={path}: is no PyTorch file, whose records are stored uncompressed and side by side"
     )
 
 
@@ -153,10 +158,12 @@ def find_encoder(content: dict) -> tuple[str, dict[str, np.ndarray], dict]:
       raise UserError("holds a student but no teacher, whose encoder is the one to use")
     tensors = under("module.backbone.", content["teacher"], ("module.head.",))
     return "atst", tensors, _arguments(content.get("args"))
+  if "embeddings.0.weight" in content:
+    return "vggish", to_arrays(content), {}
   if "features.0.weight" in content:
     return "byola", to_arrays(content), {}
   raise UserError(
-    "not a checkpoint of ATST (two layouts) or BYOL-A; its keys are "
+    "not a checkpoint of ATST (two layouts), BYOL-A or VGGish; its keys are "
     f"{', '.join(map(str, list(content)[:5]))}"
   )
 

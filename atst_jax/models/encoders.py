@@ -8,10 +8,23 @@ import dataclasses
 from collections.abc import Mapping
 
 from atst_jax.models.audiontt import AudioNTT
+from atst_jax.models.conformer import Conformer
+from atst_jax.models.convnets.efficientnet import EfficientNet
+from atst_jax.models.convnets.resnet import ResNet
+from atst_jax.models.convnets.vggish import VGGish
 from atst_jax.models.layers import Encoder
+from atst_jax.models.ssast import PatchTransformer
 from atst_jax.models.transformer import Transformer
 
-ENCODERS: dict[str, type[Encoder]] = {"transformer": Transformer, "cnn": AudioNTT}
+ENCODERS: dict[str, type[Encoder]] = {
+  "transformer": Transformer,
+  "cnn": AudioNTT,
+  "efficientnet": EfficientNet,
+  "resnet50": ResNet,
+  "conformer": Conformer,
+  "vggish": VGGish,
+  "ssast": PatchTransformer,
+}
 
 # how an encoder is computed; no part of a config's `encoder` section
 FREE_FIELDS = ("dtype", "attention", "kernels", "remat")

@@ -1,5 +1,4 @@
-"""What an encoder is, and parts of networks: pooling, attention, the heads of BYOL, BatchNorm,
-PyTorch's initialisers."""
+"""What an encoder is, and parts of networks: pooling, attention, BYOL's heads, BatchNorm."""
 
 import functools
 from typing import ClassVar
@@ -24,7 +23,9 @@ class Encoder(nn.Module):
   # a stack of blocks behind a CLS token: attention of CLS, layers to choose from, stochastic depth
   has_blocks = False
   has_batch_norm = False  # padding inside a batch would change its statistics
+  maskable = False  # `__call__` takes `hidden`, which of its "features" a learned vector replaces
   any_length = False  # nothing is bound to the length of the training crop
+  rounding = 0.0  # what the numbers of a vector are rounded to
   # evaluated as BYOL-A is: clips of the task's length, standardised by the task's statistics
   unit_protocol = False
   choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # of fields that are names

@@ -187,7 +187,7 @@ def build(model: Model) -> bytes:
   import_onnx()
   if not model.frontend.is_centred:
     raise UserError(
-      f"the front-end {model.frontend.name!r} has no ONNX nodes; leave out --onnx_input=waveform"
+      f"the front-end {model.frontend.name!r} has no ONNX nodes; leave out --input=waveform"
     )
   g, head = Graph(), head_of(model) if model.config["head"] else None
   start, samples = crop(g, model.sample_rate, None if head else model.max_seconds)

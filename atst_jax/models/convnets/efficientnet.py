@@ -1,0 +1,178 @@
+"""EfficientNet-B0 over log-mel, COLA's encoder, with the constants of Keras's implementation."""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from atst_jax.models.convnets.parts import Conv, conv_flops, halved, mean_within, within
+from atst_jax.models.layers import BatchNorm, DropPath, Encoder
+
+RESCALING = 1 / 255  # Keras's first layer, meant for images; it is there for log-mel, too
+# B0's: kernel, blocks, channels, expansion, stride
+STAGES = (
+  (3, 1, 16, 1, 1),
+  (3, 2, 24, 6, 2),
+  (5, 2, 40, 6, 2),
+  (3, 3, 80, 6, 2),
+  (5, 3, 112, 6, 1),
+  (5, 4, 192, 6, 2),
+  (3, 1, 320, 6, 1),
+)
+STEM, DEEPEST = 32, 4  # B0's channels of the first convolution, and blocks of its deepest stage
+# Keras's initialisation, by the fan of its kernels' shapes
+init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+Norm = functools.partial(BatchNorm, momentum=0.99, epsilon=1e-3)
+
+
+class Sizes(NamedTuple):
+  """Of a block: channels in and out, and between them; channels of its squeeze-and-excitation."""
+
+  kernel: int
+  stride: int
+  inside: int
+  wide: int
+  squeezed: int
+  outside: int
+
+
+def rounded(channels: float) -> int:
+  """Keras's `round_filters`: the nearest multiple of 8 that is not below 90 %."""
+  near = max(8, int(channels + 4) // 8 * 8)
+  return near + 8 if near < 0.9 * channels else near
+
+
+class Block(nn.Module):
+  """Expansion, depthwise convolution, squeeze-and-excitation, projection (MBConv)."""
+
+  sizes: Sizes
+  drop_path: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, length, *, train, track):
+    """(B, T, F, C) and valid frames (B,) or None -> (B, ceil(T / stride), …, C')."""
+    sizes, conv = self.sizes, functools.partial(Conv, kernel_init=init, dtype=self.dtype)
+
+    def norm(x, name):
+      return Norm(name=name)(x, train=train, track=track).astype(self.dtype)
+
+    h = x
+    if sizes.wide != sizes.inside:
+      h = nn.silu(norm(conv(sizes.wide, 1, name="expand")(h), "expand_norm"))
+    depthwise = Conv(
+      sizes.wide,
+      sizes.kernel,
+      depthwise_init,
+      stride=sizes.stride,
+      depthwise=True,
+      dtype=self.dtype,
+      name="depthwise",
+    )
+    h = nn.silu(norm(depthwise(h, length), "depthwise_norm"))
+    if length is not None and sizes.stride == 2:
+      length = halved(length)
+    gate = mean_within(h, length)[:, None, None]
+    gate = nn.silu(conv(sizes.squeezed, 1, use_bias=True, name="squeeze")(gate))
+    h = h * nn.sigmoid(conv(sizes.wide, 1, use_bias=True, name="excite")(gate))
+    h = norm(conv(sizes.outside, 1, name="project")(h), "project_norm")
+    if sizes.stride == 1 and sizes.inside == sizes.outside:
+      kept = DropPath(self.drop_path)(x.shape[0], train=train)
+      h = x + h * kept[:, None, None, None].astype(self.dtype)
+    return h
+
+
+class EfficientNet(Encoder):
+  """EfficientNet-B0 (Tan and Le, 2019) of one channel, global maximum over time and bins (COLA).
+
+  Keras's: input times 1/255, stochastic depth that grows with the block, BatchNorm of momentum 0.99
+  and epsilon 1e-3, padding "SAME". `width` 1280, `stem` 32, `depth` 4 and `drop_path` 0.2 are B0.
+  Other values of `stem` and `depth` scale the channels and the number of blocks of every stage in
+  proportion (Keras's `width_coefficient` and `depth_coefficient`).
+  """
+
+  width: int
+  stem: int
+  depth: int
+  drop_path: float
+  dtype: jnp.dtype = jnp.float32
+
+  has_batch_norm = True
+
+  @property
+  def hop(self) -> int:
+    """Five strides of 2."""
+    return 32
+
+  @property
+  def title(self) -> str:
+    """Its size."""
+    sizes = (self.width, self.stem, self.depth)
+    return "EfficientNet-B0" if sizes == (1280, STEM, DEEPEST) else f"EfficientNet of {self.stem}"
+
+  def plan(self) -> Iterator[Sizes]:
+    """The sizes of every block."""
+    inside = rounded(self.stem)
+    for kernel, blocks, channels, expansion, stride in STAGES:
+      outside = rounded(channels * self.stem / STEM)
+      for i in range(-(-blocks * self.depth // DEEPEST)):
+        squeezed = max(1, inside // 4)
+        yield Sizes(kernel, 1 if i else stride, inside, inside * expansion, squeezed, outside)
+        inside = outside
+
+  @nn.compact
+  def __call__(self, mel, length=None, *, train=False, track=True, tokens=False):
+    """Encodes log-mel (COLA's is of magnitudes, in nepers).
+
+    Args:
+      mel: (B, T, F).
+      length: (B,) valid frames, or None if all are: the result is that of the clip alone. When
+        training, BatchNorm's statistics would see the padding: pass None.
+      train: whether BatchNorm uses the batch's statistics and branches are dropped.
+      track: whether BatchNorm's running statistics are updated, if training.
+      tokens: not used, frames are always returned.
+
+    Returns:
+      y (B, width) float32, the maximum over time and bins, and {"frames": (B, ceil(T / 32),
+      width)} float32, the maximum over bins.
+    """
+    del tokens
+    conv = functools.partial(Conv, kernel_init=init, dtype=self.dtype)
+
+    def norm(x, name):
+      return nn.silu(Norm(name=name)(x, train=train, track=track)).astype(self.dtype)
+
+    x = mel[..., None] * RESCALING
+    x = norm(conv(rounded(self.stem), 3, stride=2, name="stem_conv")(x, length), "stem_norm")
+    length = None if length is None else halved(length)
+    blocks = list(self.plan())
+    for i, sizes in enumerate(blocks):
+      block = Block(sizes, self.drop_path * i / len(blocks), self.dtype, name=f"block_{i:02d}")
+      x = block(x, length, train=train, track=track)
+      if length is not None and sizes.stride == 2:
+        length = halved(length)
+    x = norm(conv(self.width, 1, name="top_conv")(x), "top_norm").astype(jnp.float32)
+    frames = x.max(2)
+    if length is None:
+      return frames.max(1), {"frames": frames}
+    valid = jnp.arange(frames.shape[1])[None] < length[:, None]
+    y = jnp.where(valid[..., None], frames, -jnp.inf).max(1)
+    return y, {"frames": within(frames[:, :, None], length)[:, :, 0]}
+
+  def flops(self, *, frames: int, n_mels: int) -> float:
+    """Of the convolutions."""
+    frames, n_mels = halved(frames), halved(n_mels)
+    total, outside = conv_flops(frames, n_mels, 3, 1, rounded(self.stem)), 0
+    for sizes in self.plan():
+      if sizes.wide != sizes.inside:
+        total += conv_flops(frames, n_mels, 1, sizes.inside, sizes.wide)
+      if sizes.stride == 2:
+        frames, n_mels = halved(frames), halved(n_mels)
+      total += conv_flops(frames, n_mels, sizes.kernel, 1, sizes.wide)
+      total += 4 * sizes.wide * sizes.squeezed
+      outside = sizes.outside
+      total += conv_flops(frames, n_mels, 1, sizes.wide, outside)
+    return total + conv_flops(frames, n_mels, 1, outside, self.width)

@@ -1,0 +1,84 @@
+"""Convolutions over clips that may be padded: a clip's result does not depend on the padding."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def halved(size):
+  """How many steps of 2 begin in `size` frames or bins."""
+  return (size + 1) // 2
+
+
+def within(x, length):
+  """(B, T, F, C) -> the same with 0 behind each clip's end; `length` (B,), or None if all frames
+  are valid."""
+  if length is None:
+    return x
+  return jnp.where((jnp.arange(x.shape[1])[None] < length[:, None])[..., None, None], x, 0)
+
+
+def mean_within(x, length):
+  """(B, T, F, C) -> (B, C) float32, the mean over bins and valid frames."""
+  x = within(x, length).astype(jnp.float32)
+  if length is None:
+    return x.mean((1, 2))
+  return x.sum((1, 2)) / (x.shape[2] * jnp.maximum(length, 1))[:, None]
+
+
+def conv_flops(frames, bins, kernel, inside, outside):
+  """Floating-point operations of a convolution whose output has so many frames and bins. Of a
+  depthwise one `inside` is 1."""
+  return 2 * kernel**2 * inside * outside * frames * bins
+
+
+class Conv(nn.Module):
+  """A convolution of (B, T, F, C) whose output has ceil(T / stride) frames.
+
+  `same` places the grid as TensorFlow's padding "SAME" does: where a size is even and the stride 2,
+  one zero less stands at its beginning than at its end. Otherwise as many stand on both sides
+  (PyTorch). TensorFlow's grid depends on the clip's own length: here also where it is padded.
+  """
+
+  features: int
+  kernel: int
+  kernel_init: Callable
+  stride: int = 1
+  depthwise: bool = False  # each channel for itself
+  same: bool = True
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, length=None):
+    """(B, T, F, C) and valid frames (B,) or None -> (B, ceil(T / stride), ceil(F / stride),
+    features). What stands behind a clip's end is not looked at, and means nothing in the result."""
+    inside = 1 if self.depthwise else x.shape[-1]
+    shape = (self.kernel, self.kernel, inside, self.features)
+    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+    half = self.kernel // 2
+    if self.kernel > 1:
+      x = within(x, length)
+    shifted = self.same and self.stride == 2 and self.kernel > 1
+    time, bins = (half, half), (half - int(shifted and x.shape[2] % 2 == 0), half)
+    if shifted and length is not None:
+      odd = (length % 2 == 1)[:, None, None, None]
+      row = ((0, 0), (1, 0), (0, 0), (0, 0))
+      x = jnp.where(odd, jnp.pad(x, row), jnp.pad(x, [pair[::-1] for pair in row]))
+      time = (half - 1, half)
+    elif shifted:
+      time = (half - int(x.shape[1] % 2 == 0), half)
+    x = jax.lax.conv_general_dilated(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      (self.stride, self.stride),
+      (time, bins),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=self.features if self.depthwise else 1,
+    )
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+      x = x + bias.astype(self.dtype)[None, None, None]
+    return x
