@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tiny import tiny_config
 
-from atst_jax.models import fused, pallas_kernels, transformer
+from atst_jax.models import blocks, fused, pallas_kernels
 from atst_jax.models.transformer import Transformer
 from atst_jax.pretraining import recipe
 from atst_jax.runtime.mesh import make_mesh, put_batch
+from tests.tiny import tiny_config
 
 B, N, D, E = 4, 16, 192, 256  # 192 is three tiles of 64
 PLAIN = Transformer(width=64, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=48)
@@ -115,8 +115,8 @@ def test_the_kernels_divide_clips_among_devices(monkeypatch):
 def test_padding_for_the_kernels_changes_nothing(attention, monkeypatch):
   """Tokens are padded to whole tiles once, masked and cut off again, whoever computes attention."""
   monkeypatch.setattr(pallas_kernels, "INTERPRET", True)
-  xla = transformer.attend
-  monkeypatch.setattr(transformer, "attend", lambda q, k, v, n, _: xla(q, k, v, n, "xla"))
+  xla = blocks.attend
+  monkeypatch.setattr(blocks, "attend", lambda q, k, v, n, _: xla(q, k, v, n, "xla"))
   mel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 48, 64)), jnp.float32)
   length = jnp.array([48, 33, 7]) if attention == "cudnn" else None  # or all of 13 tokens
   variables = jax.jit(PLAIN.init)(jax.random.key(0), mel)

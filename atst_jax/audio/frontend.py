@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from atst_jax.audio.frames import emphasized, filters_over_mel
 from atst_jax.audio.librosa_import import import_librosa
 from atst_jax.util.errors import UserError
 
 POWER_FLOOR = 1e-10  # torchaudio AmplitudeToDB, librosa power_to_db: -100 dB; of magnitudes -200
-SPECTRA = ("power", "magnitude")
+SPECTRA = ("power", "magnitude", "kaldi")
 SCALES = ("htk", "slaney", "htk_mel")
 WINDOWS = ("hamming", "hann", "blackman", "boxcar")  # scipy's, periodic
 BLOCK_FRAMES = 128  # frames transformed at a time: what they need stays in a core's cache
@@ -27,7 +28,8 @@ class FrontEnd:
   """Parameters of a log-mel spectrogram; windows are periodic.
 
   Of a power spectrum frames are centred and edges reflected. Of magnitudes frames begin with the
-  waveform, as in TensorFlow: a frame that would end behind the waveform is left out.
+  waveform, as in TensorFlow: a frame that would end behind the waveform is left out. "kaldi" is a
+  power spectrum of such frames, prepared by `emphasized`, with a symmetric window.
   """
 
   name: str
@@ -41,7 +43,7 @@ class FrontEnd:
   f_max: float  # Hz
   mel_scale: str  # "htk", "slaney", or "htk_mel": HTK's, triangles straight over mel, not over Hz
   mel_norm: str  # "none" or "slaney" (area normalisation)
-  spectrum: str = "power"  # or "magnitude"
+  spectrum: str = "power"  # of SPECTRA
 
   @property
   def hash(self) -> str:
@@ -53,7 +55,7 @@ class FrontEnd:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   def _values(self) -> dict:
-    """All fields; without the spectrum where it is the one that there was before it had a name."""
+    """All fields, without a power spectrum's `spectrum`: older files have no such field."""
     values = dataclasses.asdict(self)
     return {k: v for k, v in values.items() if (k, v) != ("spectrum", SPECTRA[0])}
 
@@ -64,7 +66,7 @@ class FrontEnd:
 
   @property
   def frame_samples(self) -> int:
-    """What a frame is cut out as."""
+    """Samples of a frame before the FFT."""
     return self.n_fft if self.is_centred else self.win_length
 
   @property
@@ -109,8 +111,8 @@ class FrontEnd:
 
   @property
   def is_possible(self) -> bool:
-    """Whether types and ranges are those of a spectrogram that can be computed: it may have been
-    read from a file."""
+    """Whether types and ranges are those of a spectrogram that can be computed. It may come from a
+    file."""
     whole = {
       "sample_rate": 1_000_000,
       "n_fft": 1 << 16,
@@ -135,7 +137,7 @@ class FrontEnd:
 
 # The paper's, the released code's (audiossl), released BYOL-A v2's, the difference-aware paper's,
 # whose n_fft and mel scale are not stated: 400 (no padding) and Slaney as in BYOL-A v2; COLA's
-# (tf.signal) and VGGish's, of magnitudes.
+# (tf.signal) and VGGish's, of magnitudes; SSAST's (torchaudio's Kaldi fbank).
 FRONTENDS = {
   frontend.name: frontend
   for frontend in (
@@ -149,6 +151,9 @@ FRONTENDS = {
     ),
     FrontEnd(
       *("vggish", 16000, 512, 400, 160, "hann", 64, 125.0, 7500.0, "htk_mel", "none", "magnitude")
+    ),
+    FrontEnd(
+      *("ssast", 16000, 512, 400, 160, "hann", 128, 20.0, 8000.0, "htk_mel", "none", "kaldi")
     ),
   )
 }
@@ -165,7 +170,7 @@ def get_frontend(name: str) -> FrontEnd:
 def mel_filters(frontend: FrontEnd) -> np.ndarray:
   """(n_fft // 2 + 1, F) float32 triangular filters, by librosa where they are straight over Hz."""
   if frontend.mel_scale == "htk_mel":
-    return _filters_over_mel(frontend)
+    return filters_over_mel(frontend)
   mel = import_librosa().filters.mel
 
   norm = None if frontend.mel_norm == "none" else frontend.mel_norm
@@ -182,27 +187,14 @@ def mel_filters(frontend: FrontEnd) -> np.ndarray:
   return np.ascontiguousarray(filters.T)
 
 
-def _filters_over_mel(frontend: FrontEnd) -> np.ndarray:
-  """As TensorFlow's `linear_to_mel_weight_matrix` and VGGish: the lowest bin of the FFT counts
-  nowhere."""
-  mel = lambda hz: 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
-  edges = np.linspace(mel(frontend.f_min), mel(frontend.f_max), frontend.n_mels + 2)
-  hertz = np.arange(frontend.n_fft // 2 + 1) * frontend.sample_rate / frontend.n_fft
-  places, steps = mel(hertz)[:, None], np.diff(edges)
-  rising = (places - edges[:-2]) / steps[:-1]
-  falling = (edges[2:] - places) / steps[1:]
-  filters = np.maximum(0, np.minimum(rising, falling))
-  filters[0] = 0
-  return filters.astype(np.float32)
-
-
 @functools.lru_cache(maxsize=8)
 def analysis_window(frontend: FrontEnd) -> np.ndarray:
-  """(frame_samples,) float32: what frames are multiplied by; a window that is shorter than an FFT
-  lies in the middle of a centred frame."""
+  """(frame_samples,) float32. A window that is shorter than an FFT lies in the middle of a centred
+  frame."""
   import scipy.signal
 
-  window = scipy.signal.get_window(frontend.window, frontend.win_length, fftbins=True)
+  periodic = frontend.spectrum != "kaldi"
+  window = scipy.signal.get_window(frontend.window, frontend.win_length, fftbins=periodic)
   missing = frontend.frame_samples - frontend.win_length
   before, after = missing // 2, missing - missing // 2
   return np.pad(window, (before, after)).astype(np.float32)
@@ -216,8 +208,7 @@ def log_mel(
   Args:
     waveform: (N,) float samples, full scale 1.0, at least `frontend.min_samples` of them.
     frontend: parameters.
-    filters: (n_fft // 2 + 1, F) mel filters, where they travel with an export;
-      `mel_filters(frontend)` otherwise.
+    filters: (n_fft // 2 + 1, F) mel filters of an export; by default `mel_filters(frontend)`.
 
   Returns:
     (T, F) float32 dB, T = `frontend.num_frames(N)`.
@@ -253,6 +244,7 @@ def _transform(frames, frontend, filters):
   """(t, frame_samples) samples -> (t, F) float32 dB."""
   import scipy.fft
 
+  frames = emphasized(frames) if frontend.spectrum == "kaldi" else frames
   spectrum = scipy.fft.rfft(frames * analysis_window(frontend), frontend.n_fft, axis=-1)
   power = spectrum.real**2 + spectrum.imag**2
   if frontend.spectrum == "magnitude":
@@ -263,8 +255,7 @@ def _transform(frames, frontend, filters):
 def log_mel_blocks(
   pieces: Iterable[np.ndarray], frontend: FrontEnd, filters: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-  """Log-mel spectrogram of a waveform that comes in pieces, in memory that does not grow with its
-  length.
+  """Log-mel spectrogram of a waveform in pieces. Memory does not grow with its length.
 
   Args:
     pieces: (n,) float32 samples each, of any lengths; together at least `frontend.min_samples`.
@@ -279,8 +270,8 @@ def log_mel_blocks(
   """
   filters = mel_filters(frontend) if filters is None else filters
   half, hop = frontend.n_fft // 2 if frontend.is_centred else 0, frontend.hop_length
-  # Frames are transformed in the same groups as by `log_mel`, because a product's rounding depends
-  # on its rows. Half a window stays behind each group: the end of the sound is reflected.
+  # Frames are transformed in the groups of `log_mel`, because a product's rounding depends on its
+  # rows. Half a window is held back behind each group: the end of the sound is reflected.
   group = frontend.frame_samples + (BLOCK_FRAMES - 1) * hop
   held, begun, read = np.zeros(0, np.float32), False, 0
   for piece in pieces:

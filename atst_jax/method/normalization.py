@@ -1,5 +1,5 @@
-"""Normalisations of log-mel: ATST's of a crop, BYOL-A's by constants, logarithms of magnitudes as
-COLA and VGGish take them, and BYOL-A's of a batch of views."""
+"""Normalisations of log-mel: ATST's of a crop, BYOL-A's and SSAST's by constants, logarithms of
+magnitudes as COLA and VGGish take them, and BYOL-A's of a batch of views."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from atst_jax.method.groups import valid_frames
 
 NEPERS_PER_DB = 0.23025851  # ln(10) / 10, of power
-LOG_EPS = 1.1920929e-07  # power that BYOL-A adds inside its logarithm
+LOG_EPS = 1.1920929e-07  # 2^-23, the power that BYOL-A adds inside its logarithm; Kaldi's floor
 
 
 def min_max(mel, *, peak, top_db, low, high):
@@ -27,6 +27,13 @@ def standardize(mel, *, peak, mean, std):
   return (jnp.logaddexp(NEPERS_PER_DB * mel, jnp.log(LOG_EPS)) - mean) / std
 
 
+def half_standardize(mel, *, peak, mean, std):
+  """(ln(max(power, 2^-23)) - mean) / (2 std), as SSAST; dB in, mean and std in nepers. `peak` plays
+  no part."""
+  del peak
+  return (jnp.maximum(NEPERS_PER_DB * mel, jnp.log(LOG_EPS)) - mean) / (2 * std)
+
+
 def log_magnitude(mel, *, peak, floor, offset):
   """ln(max(magnitude, floor) + offset) of dB of a front-end of magnitudes: VGGish adds 0.01, COLA
   has a floor of 1e-5. `peak` plays no part."""
@@ -37,11 +44,13 @@ def log_magnitude(mel, *, peak, floor, offset):
 NORMALIZATIONS: dict[str, Callable] = {
   "min_max": min_max,
   "standard": standardize,
+  "half_standard": half_standardize,
   "log_magnitude": log_magnitude,
 }
 WANTED = {
   "min_max": {"top_db", "low", "high"},
   "standard": {"mean", "std"},
+  "half_standard": {"mean", "std"},
   "log_magnitude": {"floor", "offset"},
 }
 
@@ -68,7 +77,7 @@ def check_normalization(*, kind, **constants) -> None:
     return
   span = (
     constants["std"]
-    if kind == "standard"
+    if "std" in constants
     else min(constants["high"] - constants["low"], constants["top_db"])
   )
   if span <= 0:
@@ -80,6 +89,8 @@ def nepers_per_unit(*, kind, **constants):
   released ATST)."""
   if kind == "standard":
     return constants["std"]
+  if kind == "half_standard":
+    return 2 * constants["std"]
   if kind == "log_magnitude":
     return 2.0
   return NEPERS_PER_DB * (constants["high"] - constants["low"]) / 2

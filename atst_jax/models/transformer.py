@@ -1,101 +1,12 @@
 """ATST's encoder: a transformer over patches of log-mel frames."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.models import fused, pallas_kernels
-from atst_jax.models.fused import product
-from atst_jax.models.layers import (
-  DropPath,
-  Encoder,
-  Linear,
-  Norm,
-  attend,
-  attention_weights,
-  linear_init,
-  patchify,
-  pool_blocks,
-)
-
-
-class Projections(nn.Module):
-  """Queries, keys and values of all heads, without biases, from one kernel (D, 3 D)."""
-
-  dtype: jnp.dtype
-  apart: bool  # three products, whose results need no split: less traffic, more calls
-
-  @nn.compact
-  def __call__(self, x, queries):
-    """(B, N, D) -> (B, queries, D) of the first tokens, and twice (B, N, D)."""
-    _, N, D = x.shape
-    kernel = self.param("kernel", linear_init, (D, 3 * D), jnp.float32).astype(self.dtype)
-    if self.apart:
-      q, k, v = jnp.split(kernel, 3, 1)
-      return product(x[:, :queries], q), product(x, k), product(x, v)
-    if queries == N:
-      return jnp.split(product(x, kernel), 3, -1)
-    q, kv = jnp.split(kernel, [D], 1)
-    return product(x[:, :queries], q), *jnp.split(product(x, kv), 2, -1)
-
-
-class Branch(NamedTuple):
-  """What is still to be added to the residual stream: (x + bias) * scale of each clip."""
-
-  x: jax.Array
-  scale: jax.Array
-  bias: jax.Array
-
-
-class Block(nn.Module):
-  """Pre-norm transformer block: attention without query, key and value biases, MLP of 4 D with
-  exact GELU."""
-
-  heads: int
-  drop_path: float
-  dtype: jnp.dtype
-  attention: str
-  kernels: str
-  whole: bool  # add the last branch here: one array to keep for a block that is computed again
-
-  @nn.compact
-  def __call__(self, x, branch, num_tokens, queries, train):
-    """One block over (B, N, D), to which `branch`, what the block before left, is added first.
-
-    Args:
-      num_tokens: (B,) valid tokens, or None if all are.
-      queries: how many of the first tokens to compute.
-
-    Returns:
-      (B, queries, D) and a Branch to add to it, or None if that is done.
-    """
-    B, N, D = x.shape
-    heads = (self.heads, D // self.heads)
-    scale, bias = Norm(name="norm1")(D)
-    if branch is None:
-      n = fused.norm(x, scale, bias)
-    else:
-      x, n = fused.add_norm(x, *branch, scale, bias, self.kernels)
-    q, k, v = Projections(self.dtype, self.kernels == "pallas", name="qkv")(n, queries)
-    q, k, v = q.reshape(B, queries, *heads), k.reshape(B, N, *heads), v.reshape(B, N, *heads)
-    # only where they are asked for: training computes nothing of it
-    if self.is_mutable_collection("intermediates"):
-      self.sow("intermediates", "attention", attention_weights(q[:, :1], k, num_tokens))
-    y = attend(q, k, v, num_tokens, self.attention).reshape(B, queries, D)
-    kernel, bias = Linear(D, name="proj")(D, self.dtype)
-    kept = DropPath(self.drop_path)(B, train=train)
-    x, n = fused.add_norm(
-      x[:, :queries], product(y, kernel), kept, bias, *Norm(name="norm2")(D), self.kernels
-    )
-    kernel, bias = Linear(4 * D, name="fc1")(D, self.dtype)
-    h = product(n, kernel)
-    out, out_bias = Linear(D, name="fc2")(4 * D, self.dtype)
-    y = fused.gelu_product(h, bias, out, self.kernels)
-    branch = Branch(y, DropPath(self.drop_path)(B, train=train), out_bias)
-    return (fused.add(x, *branch), None) if self.whole else (x, branch)
+from atst_jax.models.blocks import Block, check_heads, unsuited
+from atst_jax.models.layers import Encoder, linear_init, patchify, pool_blocks
 
 
 class Transformer(Encoder):
@@ -138,17 +49,11 @@ class Transformer(Encoder):
 
   def check(self, n_mels: int) -> None:
     """Raises ValueError if the heads do not divide the width."""
-    if self.width % self.heads:
-      raise ValueError(f"encoder.width {self.width} is not divisible by encoder.heads {self.heads}")
+    check_heads(self.width, self.heads)
 
   def unsuited(self) -> dict[str, str]:
-    """cuDNN takes heads of some sizes, the kernels take widths of whole tiles."""
-    needs, head = {}, self.width // self.heads
-    if head % 8 or head > 128:
-      needs["cudnn"] = f"heads of a multiple of 8, up to 128 (encoder.width / heads is {head})"
-    if not pallas_kernels.fits_width(self.width):
-      needs["pallas"] = f"an encoder.width that 64 divides (it is {self.width})"
-    return needs
+    """`blocks.unsuited`."""
+    return unsuited(self.width, self.heads)
 
   def size(self, num_blocks: int) -> int:
     """CLS and mean of each block."""

@@ -182,6 +182,10 @@ def normalize(g: Graph, normalization: dict, mel: str, length: str, peak: str) -
     magnitude = g.op("Exp", g.op("Mul", mel, g.const(NEPERS_PER_DB / 2)))
     magnitude = g.op("Max", magnitude, g.const(normalization["floor"]))
     x = g.op("Log", g.op("Add", magnitude, g.const(normalization["offset"])))
+  elif normalization["kind"] == "half_standard":
+    nepers = g.op("Max", g.op("Mul", mel, g.const(NEPERS_PER_DB)), g.const(np.log(LOG_EPS)))
+    nepers = g.op("Sub", nepers, g.const(normalization["mean"]))
+    x = g.op("Div", nepers, g.const(2 * normalization["std"]))
   else:
     power = g.op("Exp", g.op("Mul", mel, g.const(NEPERS_PER_DB)))
     x = g.op("Log", g.op("Add", power, g.const(LOG_EPS)))

@@ -1,0 +1,231 @@
+"""SSAST's encoder: a transformer over patches of frequency and time."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from atst_jax.models import fused, pallas_kernels
+from atst_jax.models.blocks import Block, check_heads, unsuited
+from atst_jax.models.layers import Encoder, linear_init, torch_bias_init, torch_kernel_init
+
+FIRST = 2  # tokens before the patches: CLS and DIST (DeiT's distillation token)
+
+
+def unfold(mel, patch_mels: int, patch_frames: int):
+  """Cuts log-mel into patches without overlap.
+
+  Args:
+    mel: (B, T, F); frames and bins that make no whole patch are dropped.
+
+  Returns:
+    (B, rows, times, patch_mels · patch_frames); inside a patch bin by bin, of each all its frames.
+  """
+  B, T, F = mel.shape
+  rows, times = F // patch_mels, T // patch_frames
+  mel = mel[:, : times * patch_frames, : rows * patch_mels]
+  mel = mel.reshape(B, times, patch_frames, rows, patch_mels)
+  return mel.transpose(0, 3, 1, 4, 2).reshape(B, rows, times, patch_mels * patch_frames)
+
+
+def place(table, count, times: int):
+  """The positions of clips of so many patches over time, from a table for M of them.
+
+  A shorter clip has the centre of the table, a longer one interpolates it linearly, edges of cells
+  on edges (SSAST's fine-tuning).
+
+  Args:
+    table: (M, ...).
+    count: (B,) patches over time of each clip.
+    times: that they are padded to.
+
+  Returns:
+    (B, times, ...).
+  """
+  M, at = table.shape[0], jnp.arange(times)[None]
+  count = jnp.maximum(count, 1)[:, None]
+  centre = table[jnp.clip(at + M // 2 - count // 2, 0, M - 1)]
+  if times <= M:
+    return centre
+  spread = jnp.clip((at + 0.5) * M / count - 0.5, 0, M - 1)
+  below = jnp.floor(spread).astype(jnp.int32)
+  wide = lambda x: x.reshape(*x.shape, *[1] * (table.ndim - 1))
+  share = wide(spread - below)
+  between = (1 - share) * table[below] + share * table[jnp.minimum(below + 1, M - 1)]
+  return jnp.where(wide(count > M), between, centre)
+
+
+class PatchEmbed(nn.Module):
+  """The linear layer of a patch; its kernel is a convolution's, (frames, mels, 1, D)."""
+
+  width: int
+  patch_mels: int
+  patch_frames: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, patches):
+    """(..., mels · frames) of `unfold` -> (..., D)."""
+    size, D = self.patch_mels * self.patch_frames, self.width
+    shape = (self.patch_frames, self.patch_mels, 1, D)
+    kernel = self.param("kernel", torch_kernel_init, shape, jnp.float32)
+    bias = self.param("bias", torch_bias_init(size), (D,), jnp.float32)
+    kernel = kernel.swapaxes(0, 1).reshape(size, D).astype(self.dtype)
+    y = patches.astype(self.dtype) @ kernel
+    return y + bias.astype(self.dtype).reshape([1] * (y.ndim - 1) + [D])
+
+
+class PatchTransformer(Encoder):
+  """SSAST's encoder (paper 2.1, released code): patches of `patch_mels` bins and `patch_frames`
+  frames, CLS and DIST, learned positions, pre-norm blocks. A vector is the mean over patches.
+
+  `position_frames` sizes the table of positions (`place`): the frames of a clip of pre-training.
+  """
+
+  width: int
+  depth: int
+  heads: int
+  drop_path: float
+  patch_mels: int
+  patch_frames: int
+  position_frames: int
+  dtype: jnp.dtype = jnp.float32
+  attention: str = "xla"  # or "cudnn" (`attend`)
+  kernels: str = "xla"  # or "pallas" (`fused`)
+  # the backward pass keeps the inputs of the blocks only, and computes the rest again
+  remat: bool = False
+
+  maskable = True
+  family = "ssast"
+
+  @property
+  def hop(self) -> int:
+    """Frames of a patch."""
+    return self.patch_frames
+
+  @property
+  def title(self) -> str:
+    """Its kind and depth."""
+    return f"patch transformer of {self.depth} blocks"
+
+  def check(self, n_mels: int) -> None:
+    """Raises ValueError if patches do not divide the mel bins, or heads the width."""
+    check_heads(self.width, self.heads)
+    if n_mels % self.patch_mels:
+      raise ValueError(
+        f"encoder.patch_mels {self.patch_mels} does not divide the {n_mels} mel bins"
+      )
+    if self.position_frames < self.patch_frames:
+      raise ValueError(
+        f"encoder.position_frames {self.position_frames} is shorter than a patch of "
+        f"{self.patch_frames} frames"
+      )
+
+  def unsuited(self) -> dict[str, str]:
+    """`blocks.unsuited`."""
+    return unsuited(self.width, self.heads)
+
+  @nn.compact
+  def __call__(self, mel, length=None, *, train=False, track=True, tokens=False, hidden=None):
+    """Encodes normalised log-mel.
+
+    Args:
+      mel: (B, T, F).
+      length: (B,) valid frames, or None if all are: the result is that of the clip alone.
+      train: whether branches are dropped.
+      track, tokens: not used: there are no running statistics, and tokens are always returned.
+      hidden: (B, N) bool, the embedded patches that a learned vector replaces; None: none of them.
+        Patches are counted row of bins by row of bins, N = rows · times.
+
+    Returns:
+      y (B, D) float32, the mean over valid patches, and {"frames": (B, times, D), the mean over the
+      rows; "tokens": (B, N, D), every patch's; "features": (B, N, D), the embedded patches, nothing
+      hidden}. All float32.
+    """
+    del track, tokens
+    B, D = mel.shape[0], self.width
+    patches = unfold(mel, self.patch_mels, self.patch_frames)
+    rows, times = patches.shape[1:3]
+    embed = PatchEmbed(D, self.patch_mels, self.patch_frames, self.dtype, name="patch_embed")
+    # inside, time by time: so what is valid comes first
+    inside = lambda x: x.reshape(B, rows, times, -1).swapaxes(1, 2).reshape(B, times * rows, -1)
+    outside = lambda x: x.reshape(B, times, rows, -1).swapaxes(1, 2).reshape(B, rows * times, -1)
+    x = features = embed(inside(patches))
+    xavier = nn.initializers.normal(D**-0.5)  # of (1, 1, D) by PyTorch's count
+    mask = self.param("mask_embed", xavier, (1, 1, D), jnp.float32)
+    if hidden is not None:
+      x = jnp.where(inside(hidden), mask.astype(self.dtype), x)
+    count = None if length is None else length // self.patch_frames
+    x = self._with_positions(x, rows, times, count)
+    x = self._through_blocks(x, None if count is None else FIRST + rows * count, train)
+    x = nn.LayerNorm(1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")(x)
+    x = x[:, FIRST:]
+    frames = x.reshape(B, times, rows, D).mean(2)
+    if count is None:
+      y = frames.mean(1)
+    else:
+      heard = jnp.arange(times)[None] < count[:, None]
+      y = jnp.where(heard[..., None], frames, 0).sum(1) / jnp.maximum(count, 1)[:, None]
+    features = outside(features).astype(jnp.float32)
+    return y, {"frames": frames, "tokens": outside(x), "features": features}
+
+  def _with_positions(self, x, rows, times, count):
+    """(B, times · rows, D) -> (B, 2 + times · rows, D), with CLS, DIST and positions."""
+    B, _, D = x.shape
+    M = self.position_frames // self.patch_frames
+    named = lambda name, size: self.param(name, linear_init, (1, size, D), jnp.float32)
+    first = jnp.concatenate([named("cls_token", 1), named("dist_token", 1)], 1)
+    positions = named("pos_embed", FIRST + rows * M)
+    table = positions[0, FIRST:].reshape(rows, M, D).swapaxes(0, 1)
+    count = jnp.full((1,), times) if count is None else count
+    placed = place(table, count, times).reshape(-1, times * rows, D)
+    first = jnp.broadcast_to(first + positions[:, :FIRST], (B, FIRST, D)).astype(self.dtype)
+    return jnp.concatenate([first, x + placed.astype(self.dtype)], 1)
+
+  def _through_blocks(self, x, num_tokens, train):
+    """(B, N, D) -> (B, N, D): every block, of which the first `num_tokens` (B,) are seen."""
+    B, N, _ = x.shape
+    missing = -N % pallas_kernels.ROWS
+    if missing and (self.attention, self.kernels) != ("xla", "xla"):
+      # whole tiles for the kernels, and an even number of tokens for cuDNN
+      num_tokens = jnp.full((B,), N, jnp.int32) if num_tokens is None else num_tokens
+      x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
+    make_block, branch = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block, None
+    for i in range(self.depth):
+      block = make_block(
+        self.heads,
+        self.drop_path * i / max(self.depth - 1, 1),  # 0 for the first block
+        self.dtype,
+        self.attention,
+        self.kernels,
+        self.remat,
+        qkv_bias=True,
+        name=f"block_{i:02d}",
+      )
+      x, branch = block(x, branch, num_tokens, x.shape[1], train)
+    return (x if branch is None else fused.add(x, *branch))[:, :N]
+
+  def flops(self, *, frames: int, n_mels: int) -> float:
+    """Operations for all tokens, of which y is the mean."""
+    D, patch = self.width, self.patch_mels * self.patch_frames
+    patches = (frames // self.patch_frames) * (n_mels // self.patch_mels)
+    tokens = patches + FIRST
+    return 2 * patches * patch * D + self.depth * (24 * tokens * D**2 + 4 * tokens**2 * D)
+
+  def torch_names(self) -> dict[str, tuple[str, ...]]:
+    """Of SSAST's released checkpoints."""
+    linear, norm = {"weight": "kernel", "bias": "bias"}, {"weight": "scale", "bias": "bias"}
+    layers = {"patch_embed.proj": ("patch_embed", linear), "norm": ("norm", norm)}
+    for i in range(self.depth):
+      for theirs, ours in (
+        *(("norm1", "norm1"), ("attn.qkv", "qkv"), ("attn.proj", "proj")),
+        *(("norm2", "norm2"), ("mlp.fc1", "fc1"), ("mlp.fc2", "fc2")),
+      ):
+        kinds = norm if ours.startswith("norm") else linear
+        layers[f"blocks.{i}.{theirs}"] = (f"block_{i:02d}/{ours}", kinds)
+    names: dict[str, tuple[str, ...]] = {"module.mask_embed": ("params", "mask_embed")}
+    names |= {
+      f"module.v.{name}": ("params", name) for name in ("cls_token", "dist_token", "pos_embed")
+    }
+    for name, (path, kinds) in layers.items():
+      for theirs, ours in kinds.items():
+        names[f"module.v.{name}.{theirs}"] = ("params", *path.split("/"), ours)
+    return names
