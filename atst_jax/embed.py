@@ -27,17 +27,12 @@ Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not 
 early, run it again.
 """
 
-import os
-
+from atst_jax.artifacts.collection.flags import add_flags, check_flags, files_of, local_output
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.artifacts.folder import parse_length
 from atst_jax.artifacts.model import TAILS, Model, load_model
-from atst_jax.runtime.devices import DTYPES
-from atst_jax.util import storage
-from atst_jax.util.checkout import pipeline
-from atst_jax.util.cli import Parser, guard, leave, local_output, sigterm_as_interrupt
+from atst_jax.util.cli import Parser, guard, leave, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
-from atst_jax.util.logs import log
 
 __all__ = ["Model", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
@@ -65,35 +60,20 @@ def main(argv=None) -> int:
   add("--window", type=float, help="seconds of a window; a vector for each, with its times")
   add("--hop", type=float, help="seconds between the beginnings of windows (default --window)")
   add("--frames", action="store_true", help="the vectors over time, with their times")
-  add(
-    "--dtype",
-    choices=DTYPES,
-    default="float32",
-    help="of the encoder's products (default float32); auto: bfloat16, but float32 on a CPU",
-  )
-  add("--num_processes", type=int, default=1, help="processes that share the files (default 1)")
-  add("--process_id", type=int, default=0, help="which of them this is, from 0")
-  parser.add_workers("decode while the encoder runs")
+  add_flags(parser, "decode while the encoder runs")
   with sigterm_as_interrupt():
     return guard(lambda: _main(parser.parse(argv)))
 
 
 def _main(flags) -> None:
   from atst_jax.artifacts.collection import job, vectors
-  from atst_jax.audio.formats import is_audio
 
   output = local_output(flags.output, "vectors")
   if not output.endswith(vectors.SUFFIXES):
     raise UserError(f"--output={flags.output}: must be a .npz or a .parquet")
   if output.endswith(".parquet"):
     vectors.import_parquet(output)
-  if flags.workers < 1:
-    raise UserError(f"--workers={flags.workers}: at least one is needed")
-  if not 0 <= flags.process_id < flags.num_processes:
-    raise UserError(
-      f"--process_id={flags.process_id}: must be from 0 to below --num_processes="
-      f"{flags.num_processes}"
-    )
+  process = check_flags(flags)
   model = load_model(flags.encoder, dtype=flags.dtype)
   if flags.tail is not None and model.encoder.context is not None:
     raise UserError(
@@ -105,13 +85,7 @@ def _main(flags) -> None:
     model = model.limited(parse_length(flags.length))
   if not 1 <= flags.blocks <= model.depth:
     raise UserError(f"--blocks={flags.blocks}: the encoder has {model.depth} blocks")
-  if is_audio(flags.input) and storage.is_file(flags.input):
-    files = [(os.path.basename(flags.input), flags.input)]
-  else:
-    listing = pipeline("sources.inputs").list_files(flags.input)
-    for line in listing.told():
-      log.info(line)
-    files = [(source.id, source.path) for source in listing.sources]
+  files = files_of(flags.input)
   options = {"num_blocks": flags.blocks, "tail": flags.tail or model.config["tail"]}
   print(
     job.embed_files(
@@ -121,7 +95,7 @@ def _main(flags) -> None:
       workers=flags.workers,
       options=options,
       rows=rows,
-      process=(flags.process_id, flags.num_processes),
+      process=process,
       dry_run=flags.dry_run,
     )
   )

@@ -11,7 +11,8 @@ front-end's mel filters.
     --seed=0 --fold=0 --precision=0.9
 
 A fine-tuning run gives a classifier for `python -m atst_jax.predict`: the encoder with its labels,
-and for each a threshold that the run's validation clips choose, by the best F1 or for a precision.
+and, where a sound has several, for each a threshold that the run's validation clips choose, by the
+best F1 or for a precision.
 Of several runs it is the one that these clips like best.
 
 The folder needs no config file and none of the training code's classes; `atst_jax.embed.load_model`
@@ -55,14 +56,14 @@ def main(argv=None) -> int:
     "--precision",
     type=float,
     help="share of the given labels that shall be right, for which the thresholds of a fine-tuned "
-    "classifier are chosen; the best F1 by default",
+    "classifier of several labels for a sound are chosen; the best F1 by default",
   )
   add("--data", help="the prepared set of the fine-tuning, if it lies elsewhere now")
   add("--base", help="the encoder that the fine-tuning began with, if it lies elsewhere now")
   add(
     "--length",
-    help="the length rule: of longer sounds embed their central seconds, or 'whole'; the run's "
-    "`max_seconds`, or the encoder's, by default",
+    help="the length rule of an encoder: of longer sounds embed their central seconds, or 'whole'; "
+    "the run's `max_seconds`, or the encoder's, by default",
   )
   add(
     "--artifacts",

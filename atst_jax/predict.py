@@ -14,13 +14,17 @@ in and one file of labels out.
 A model is what `atst_jax.export` makes of a fine-tuning run, or a linear evaluation with
 --config.export=FOLDER. The input is a folder of recordings, one recording, or a table: a manifest,
 selections of Raven or labels of Audacity, whose segments are classified each on its own. Every
-label is told with its probability and its threshold, and by default those labels that reach their
-threshold; where a sound has one label, the likeliest. With --window the sounds are windows of the
-recordings, which are read in blocks: hours need no more memory than minutes.
+label is told with its probability. Where a sound may have several, it is told with its threshold,
+too, and by default those labels that reach theirs; where it has one, the likeliest. With --window
+the sounds are windows of the recordings or segments, which are read in blocks: hours need no more
+memory than minutes.
 
 The output's ending says its form: .csv, .jsonl, .selections.txt (Raven), .txt (Audacity, of one
-recording). A recording that cannot be used is listed with its reason and does not end the job.
-After an interruption run it again: what was computed lies in OUTPUT.part.
+recording). A recording that cannot be used is listed with its reason and does not end the job;
+OUTPUT.json lists them, too, and says of which model the labels are. After an interruption run it
+again: what was computed lies in OUTPUT.part. Every device that JAX finds takes its rows of a batch.
+Processes that see the same folders may share the work: the same command for each, with
+--num_processes=4 and --process_id=0 to 3. The last one to end writes the output.
 
 Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer, 75 stopped
 early, run it again.
@@ -29,11 +33,12 @@ early, run it again.
 import collections
 import os
 
+from atst_jax.artifacts.collection.flags import add_flags, check_flags, is_recording, local_output
 from atst_jax.artifacts.model import Model, load_model
 from atst_jax.prediction.arrays import labels_of, predict, predict_windows, thresholds_of
 from atst_jax.util import storage
 from atst_jax.util.checkout import pipeline
-from atst_jax.util.cli import Parser, guard, leave, local_output, sigterm_as_interrupt
+from atst_jax.util.cli import Parser, guard, leave, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
@@ -52,7 +57,7 @@ def main(argv=None) -> int:
   add("--top", type=int, help="tell so many labels of each sound, the likeliest")
   add("--labels", help="tell these labels alone: A,B or, where names hold commas, A;B")
   add("--min", type=float, help="tell labels of at least this probability, in place of thresholds")
-  parser.add_workers("prepare sounds while the model runs")
+  add_flags(parser, "prepare sounds while the model runs")
   with sigterm_as_interrupt():
     return guard(lambda: _main(parser.parse(argv)))
 
@@ -63,8 +68,9 @@ def _main(flags) -> None:
 
   output = local_output(flags.output, "labels")
   rows.check_output(output, 1)
+  process = check_flags(flags)
   _check(flags)
-  model = load_model(flags.model)
+  model = load_model(flags.model, dtype=flags.dtype)
   selection = rows.selection_of(model, flags.labels, flags.top, flags.min)
   recordings = _recordings(flags.input)
   rows.check_output(output, len(recordings))
@@ -74,7 +80,13 @@ def _main(flags) -> None:
   settings = job.Settings(selection, windows)
   print(
     job.predict_files(
-      model, recordings, output, settings, workers=flags.workers, dry_run=flags.dry_run
+      model,
+      recordings,
+      output,
+      settings,
+      workers=flags.workers,
+      process=process,
+      dry_run=flags.dry_run,
     )
   )
 
@@ -83,20 +95,17 @@ def _check(flags) -> None:
   """Raises UserError for flags that do not go together."""
   if flags.hop is not None and flags.window is None:
     raise UserError(f"--hop={flags.hop:g} is between windows: give --window, too")
-  for name in ("workers", "top"):
-    value = getattr(flags, name)
-    if value is not None and value < 1:
-      raise UserError(f"--{name}={value}: at least 1 is needed")
+  if flags.top is not None and flags.top < 1:
+    raise UserError(f"--top={flags.top}: at least 1 is needed")
   if flags.min is not None and not 0 <= flags.min <= 1:
     raise UserError(f"--min={flags.min:g}: a probability lies between 0 and 1")
 
 
 def _recordings(path: str) -> list:
   """The recordings of an input, each with what is asked about of it."""
-  from atst_jax.audio.formats import is_audio
   from atst_jax.prediction.sounds import Part, Recording
 
-  if is_audio(path) and storage.is_file(path):
+  if is_recording(path):
     return [Recording(path, (Part(os.path.basename(path), 0.0, float("inf")),))]
   options = {}
   if storage.is_file(path) and pipeline("sources.segments").kind_of(path) == "manifest":

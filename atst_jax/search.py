@@ -9,8 +9,8 @@
 A query is the id of a vector, or a sound file, which needs the encoder that made the vectors.
 Prints a line for each find: its cosine and its id, of a window with its seconds; or, with
 --duplicates, a line for each pair. A page shows spectrograms of the finds, and plays them; it needs
-the folder or table that was embedded. From 100,000 vectors on an index is built once and kept
-beside the file.
+the folder, recording or table that was embedded, of which only what was found is read. From
+100,000 vectors on an index is built once and kept beside the file.
 
 Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not answer.
 """
@@ -21,9 +21,9 @@ import sys
 import numpy as np
 
 from atst_jax.artifacts.collection import neighbours, vectors
+from atst_jax.artifacts.collection.flags import files_of
 from atst_jax.artifacts.folder import parse_length
 from atst_jax.artifacts.model import load_model
-from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, nearest
 from atst_jax.util.errors import UserError
 
@@ -44,7 +44,7 @@ def main(argv=None) -> int:
   add("--exact", action="store_true", help="compare with every vector, however many there are")
   add("--duplicates", type=float, help="list the pairs whose cosine is at least so much")
   add("--page", help="HTML file to write, with spectrograms and players of what was found")
-  add("--input", help="the folder or table that was embedded; for --page")
+  add("--input", help="the folder, recording or table that was embedded; for --page")
   return guard(lambda: _main(parser.parse(argv)))
 
 
@@ -69,7 +69,7 @@ def _main(flags) -> None:
   for row, cosine in found:
     print(f"{cosine:.4f}  {table.name(row)}")
   if flags.page:
-    _write_page(flags, [(table.ids[row], cosine) for row, cosine in found])
+    _write_page(flags, table, found)
 
 
 def _searcher(flags, table: vectors.Table):
@@ -104,13 +104,17 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
     )
   if flags.encoder is None:
     raise UserError("a query that is a sound file needs --encoder, which made the vectors")
-  model = load_model(flags.encoder)
-  if model.config["params_hash"] != table.about["params_hash"]:
-    raise UserError(
-      f"--encoder={flags.encoder} did not make {flags.vectors} (params_hash "
-      f"{model.config['params_hash']}, there {table.about['params_hash']}); give the one that did"
-    )
-  from atst_jax.artifacts.collection.sounds import file_mel
+  from atst_jax.artifacts.collection.sounds import file_mel, settings_hash
+
+  # files that were written before they named them: float32, and settings that nobody can check
+  model = load_model(flags.encoder, dtype=str(table.about.get("dtype", "float32")))
+  mine = {"params_hash": model.config["params_hash"], "settings": settings_hash(model)}
+  for key, value in mine.items():
+    if value != table.about.get(key, value):
+      raise UserError(
+        f"--encoder={flags.encoder} did not make {flags.vectors} ({key} {value}, there "
+        f"{table.about[key]}); give the one that did"
+      )
 
   if "length" in table.about:
     model = model.limited(parse_length(str(table.about["length"])))
@@ -122,11 +126,26 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
   return model.embed([mel], num_blocks=int(blocks), tail=str(tail))[0]
 
 
-def _write_page(flags, found: list[tuple[str, float]]) -> None:
-  from atst_jax.figures.found_page import write_page
+def _write_page(flags, table: vectors.Table, found: list[tuple[int, float]]) -> None:
+  from atst_jax.figures.found_page import Find, write_page
 
-  listing = pipeline("sources.inputs").list_sources(flags.input).sources
-  write_page(flags.page, flags.query, found, {source.id: source.path for source in listing})
+  recordings = dict(files_of(flags.input))
+  finds = [
+    Find(
+      table.name(row),
+      cosine,
+      recordings[table.ids[row]],
+      None if table.spans is None else tuple(table.spans[row].tolist()),
+    )
+    for row, cosine in found
+    if table.ids[row] in recordings
+  ]
+  if not finds:
+    raise UserError(
+      f"--input={flags.input}: none of what was found, such as {table.name(found[0][0])!r}, is "
+      f"among its {len(recordings)} files; give what was embedded"
+    )
+  write_page(flags.page, flags.query, finds)
   print(flags.page)
 
 

@@ -184,7 +184,8 @@ def encoder(tmp_path_factory):
 
 def test_embed(encoder, tmp_path, monkeypatch, capsys):
   """Lengths with their chunks, and files to vectors: those given, or noise."""
-  monkeypatch.setattr(embed_speed, "FRAMES_AT_A_TIME", 100)
+  monkeypatch.setattr(embed_speed, "CLIPS", 2)
+  monkeypatch.setattr(embed_speed, "FRAMES", 100)
   monkeypatch.setattr(embed_speed, "NOISE_FILES", 2)
   flags = ["embed", f"--encoder={encoder}", "--frames=20,70", "--repeats=1"]
   assert main([*flags, "--json"]) == 0
@@ -213,7 +214,7 @@ def test_embed_beside_torch(encoder):
       return 2.0
 
   result = embed_speed._measure_length(load_model(encoder), Theirs(), 70, 2)
-  clips = embed_speed.FRAMES_AT_A_TIME // 70
+  clips = 480  # full batches, whose frames are at least FRAMES
   assert asked == [([32, 32, 6], 1), *2 * [([32, 32, 6], clips)]]
   assert result["torch_clips_per_second"] == clips / 2
   assert result["times_torch"] == pytest.approx(result["clips_per_second"] * 2 / clips)

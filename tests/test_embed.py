@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from atst_jax.artifacts.collection import vectors
+from atst_jax.artifacts.collection import pieces, vectors
 from atst_jax.artifacts.embedding import get_scene_embeddings
 from atst_jax.embed import load_model, main
 from tests.evaluation import write_encoder
@@ -86,7 +86,7 @@ def test_embed_command(encoder, tmp_path, capsys):
 def test_an_interrupted_job_goes_on(encoder, tmp_path, monkeypatch, capsys):
   """Stopped after the second piece: run again, it computes the rest only, and the file is the same
   to the byte."""
-  monkeypatch.setattr(vectors, "PIECE_FILES", 2)
+  monkeypatch.setattr(pieces, "PIECE_FILES", 2)
   flags = [f"--encoder={encoder}", f"--input={_recordings(tmp_path / 'in')}", "--workers=2"]
   assert main([*flags, f"--output={tmp_path}/whole.npz"]) == 0
   save, saved = vectors.save_piece, []
@@ -116,7 +116,7 @@ def test_an_interrupted_job_goes_on(encoder, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(vectors, "write_npz", lambda *_: os.kill(os.getpid(), signal.SIGINT))
   assert main([*flags, f"--output={tmp_path}/again.npz"]) == 75
   monkeypatch.undo()
-  monkeypatch.setattr(vectors, "PIECE_FILES", 2)
+  monkeypatch.setattr(pieces, "PIECE_FILES", 2)
   monkeypatch.setattr(vectors, "save_piece", lambda *_: pytest.fail("computed again"))
   assert main([*flags, f"--output={tmp_path}/again.npz"]) == 0
   assert "8 of 8 files were embedded before" in capsys.readouterr().err
@@ -126,7 +126,7 @@ def test_an_interrupted_job_goes_on(encoder, tmp_path, monkeypatch, capsys):
 def test_dry_run_writes_nothing(encoder, tmp_path, monkeypatch, capsys):
   """It tells the files, the numbers of a vector and the pieces that are there, and checks what a
   run checks."""
-  monkeypatch.setattr(vectors, "PIECE_FILES", 3)
+  monkeypatch.setattr(pieces, "PIECE_FILES", 3)
   flags = [
     f"--encoder={encoder}",
     f"--input={_recordings(tmp_path / 'in')}",
@@ -150,10 +150,10 @@ def test_dry_run_writes_nothing(encoder, tmp_path, monkeypatch, capsys):
 
 
 def test_pieces_are_cut_by_number_and_bytes(monkeypatch):
-  monkeypatch.setattr(vectors, "PIECE_FILES", 3)
-  monkeypatch.setattr(vectors, "PIECE_BYTES", 10)
+  monkeypatch.setattr(pieces, "PIECE_FILES", 3)
+  monkeypatch.setattr(pieces, "PIECE_BYTES", 10)
   sizes = [1, 1, 1, 1, 20, 5, 5, 1, -1]
-  parts = [sizes[part] for part in vectors.groups(sizes)]
+  parts = [sizes[part] for part in pieces.groups(sizes)]
   assert parts == [[1, 1, 1], [1], [20], [5, 5], [1, -1]]
 
 
@@ -161,7 +161,7 @@ def test_parquet(encoder, tmp_path, monkeypatch):
   parquet = pytest.importorskip(
     "pyarrow.parquet", reason="pyarrow is not installed: pip install -e .[parquet]"
   )
-  monkeypatch.setattr(vectors, "PIECE_FILES", 3)
+  monkeypatch.setattr(pieces, "PIECE_FILES", 3)
   flags = [f"--encoder={encoder}", f"--input={_recordings(tmp_path / 'in')}"]
   for name in ("v.npz", "v.parquet", "v.parquet"):
     assert main([*flags, f"--output={tmp_path}/{name}"]) == 0

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from atst_jax import embed
-from atst_jax.artifacts.collection import sounds, vectors
+from atst_jax.artifacts.collection import pieces, sounds, vectors
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.embed import load_model, main
 from atst_jax.search import main as search
@@ -94,6 +94,37 @@ def test_parquet_has_times(encoder, folder, tmp_path):
   np.testing.assert_array_equal(one.vectors, other.vectors)
 
 
+def test_a_type_may_be_chosen(encoder, folder, tmp_path, capsys, monkeypatch):
+  """Near the vectors in float32, not the same; and the file says which they are."""
+  assert _embed(encoder, folder, tmp_path / "v.npz", "--window=0.5") == 0
+  monkeypatch.undo()
+  assert _embed(encoder, folder, tmp_path / "rough.npz", "--window=0.5", "--dtype=bfloat16") == 0
+  exact, rough = (vectors.read(str(tmp_path / name)) for name in ("v.npz", "rough.npz"))
+  assert (exact.about["dtype"], rough.about["dtype"]) == ("float32", "bfloat16")
+  assert 1e-4 < np.abs(exact.vectors - rough.vectors).max() < 0.1
+  assert _embed(encoder, folder, tmp_path / "rough.npz", "--window=0.5") == 2
+  assert "of another job" in capsys.readouterr().err
+  # a sound is compared in the type of the collection
+  query = [f"--vectors={tmp_path / 'rough.npz'}", f"--query={folder / 'b.flac'}", "--k=1"]
+  assert search([*query, f"--encoder={encoder}"]) == 0
+  cosine, name = capsys.readouterr().out.strip().split("  ")
+  assert name == "b.flac [0-0.4 s]" and float(cosine) > 0.999
+
+
+def test_a_query_needs_the_encoder_of_its_vectors(encoder, folder, tmp_path, capsys):
+  """Of other weights, or of the same with another normalisation: both have another hash."""
+  assert _embed(encoder, folder, tmp_path / "v.npz") == 0
+  other = write_encoder(tmp_path / "other")
+  config = json.loads((tmp_path / "other" / "config.json").read_text())
+  config["normalization"]["low"] = -90.0
+  (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+  cnn = write_encoder(tmp_path / "cnn", kind="cnn")
+  query = [f"--vectors={tmp_path / 'v.npz'}", f"--query={folder / 'b.flac'}", "--k=1"]
+  for name, key in ((other, "settings"), (cnn, "params_hash")):
+    assert search([*query, f"--encoder={name}"]) == 2
+    assert f"--encoder={name} did not make {tmp_path / 'v.npz'} ({key} " in capsys.readouterr().err
+
+
 def test_a_recording_that_is_damaged_later_keeps_its_windows(model, tmp_path, monkeypatch):
   """What was heard before the damage is kept, and from where on it is left out is told."""
   soundfile.write(tmp_path / "a.wav", np.full(3 * RATE, 0.1), RATE, subtype="FLOAT")
@@ -110,7 +141,7 @@ def test_a_recording_that_is_damaged_later_keeps_its_windows(model, tmp_path, mo
 def test_processes_share_the_files(encoder, folder, tmp_path, monkeypatch, capsys):
   """Each computes its share, the last one joins; the same bytes as of one process. One that comes
   again finds nothing to do."""
-  monkeypatch.setattr(vectors, "PIECE_FILES", 1)
+  monkeypatch.setattr(pieces, "PIECE_FILES", 1)
   alone, shared = tmp_path / "alone.npz", tmp_path / "shared.npz"
   flags = ("--window=0.5", "--hop=0.3")
   assert _embed(encoder, folder, alone, *flags) == 0

@@ -9,12 +9,14 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
-from atst_jax.artifacts.collection import vectors
-from atst_jax.artifacts.model import load_model
+from atst_jax.artifacts.collection import pieces
+from atst_jax.artifacts.model import Model, load_model
 from atst_jax.audio.decode import load_audio
-from atst_jax.predict import main, predict, predict_windows
-from atst_jax.prediction import job, rows
+from atst_jax.predict import main, predict, predict_windows, thresholds_of
+from atst_jax.prediction import job, rows, sounds
+from atst_jax.util.errors import UserError
 from data_pipeline.sources.inputs import list_sources
 from tests.classifiers import HEAD, LABELS, write_place
 
@@ -67,7 +69,8 @@ def _table(found):
   ],
 )
 def test_which_labels_are_told(multi_label, selection, told):
-  head = dataclasses.replace(HEAD, multi_label=multi_label, thresholds=(0.3, 0.5, 0.6))
+  thresholds = (0.3, 0.5, 0.6) if multi_label else None
+  head = dataclasses.replace(HEAD, multi_label=multi_label, thresholds=thresholds)
   probabilities = np.array([0.4, 0.45, 0.9])
   logits = np.log(probabilities / (1 - probabilities))
   every = rows.Selection(np.arange(3), *selection)
@@ -90,8 +93,16 @@ def test_a_folder_becomes_a_table(place, model, capsys):
   for (id, _), labels in found.items():
     expected = predict([load_audio(str(place / "sounds" / id), 16000)], model, 16000)[0]
     assert [labels[name] for name in LABELS] == pytest.approx(expected.tolist(), abs=1e-5)
+  account = json.loads((place / "all.csv.json").read_text())
+  assert account["params_hash"] == model.config["params_hash"] and account["dtype"] == "float32"
+  assert [id for id, _ in account["rejected"]] == ["damaged.wav", "short.wav"]
+  command(place, "all.csv", "--min=0")  # the same command finds nothing to do
+  assert "all.csv: is complete, nothing to do" in capsys.readouterr().out
   command(place, "all.csv", code=2)
-  assert "exists; remove it" in capsys.readouterr().err
+  assert "is not what this command makes; remove it" in capsys.readouterr().err
+  with open(place / "all.csv", "a", encoding="utf-8") as file:  # a person has written into it
+    file.write("x\n")
+  command(place, "all.csv", "--min=0", code=2)
   chosen = command(place, "some.csv", "--labels=cat;bee, wild", "--top=1")
   assert len(chosen) == 3 and {row["label"] for row in chosen} <= {"cat", "bee, wild"}
   assert all(float(row["threshold"]) in (0.4, 0.6) for row in chosen)
@@ -117,6 +128,71 @@ def test_windows_and_segments_are_parts_of_the_recording(place, model, capsys):
   assert [row[name] for name in LABELS] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("flags", [(), ("--window=0.5", "--hop=0.25")])
+def test_long_segments_are_read_on_their_own(place, flags, monkeypatch, capsys):
+  """They are never held as samples, and give the rows of those that are. Of Vorbis, too, where
+  nothing is sought."""
+  audio = load_audio(str(place / "sounds" / "a" / "one.wav"), 16000)
+  (place / "long").mkdir(exist_ok=True)
+  soundfile.write(place / "long" / "x.wav", np.tile(audio, 3), 16000, subtype="FLOAT")
+  soundfile.write(place / "long" / "x.ogg", np.tile(audio, 3), 16000)
+  (place / "long.csv").write_text(
+    "path,start,end\nlong/x.wav,2.25,4.5\nlong/x.wav,5,99\nlong/x.ogg,1.5,\n"
+  )
+  name = f"long{len(flags)}"
+  expected = command(place, f"{name}.csv", "--min=0", *flags, sounds="long.csv")
+  assert "x.wav#5-99: beyond_end (it ends at 99 s, the file at 5.62 s)" in capsys.readouterr().err
+  monkeypatch.setattr(sounds, "HELD_SECONDS", 0.0)
+  monkeypatch.setattr(sounds, "read_segments", lambda *_, **__: pytest.fail("held"))
+  found = command(place, f"{name}_streamed.csv", "--min=0", *flags, sounds="long.csv")
+  assert "x.wav#5-99: beyond_end (it ends at 99 s, the file at 5.62 s)" in capsys.readouterr().err
+  assert len(found) == len(expected) >= 6
+  assert _table(found).keys() == _table(expected).keys()
+  for key, labels in _table(found).items():
+    assert labels == pytest.approx(_table(expected)[key], abs=1e-5)
+
+
+def test_processes_share_the_recordings_and_types_may_be_chosen(place, monkeypatch, capsys):
+  """Each computes its share, the last one joins; the same bytes as of one process. In bfloat16
+  probabilities are near, and not the same."""
+  monkeypatch.setattr(pieces, "PIECE_FILES", 1)
+  flags = ("--min=0", "--dtype=bfloat16")
+  rough = _table(command(place, "rough.csv", *flags))
+  share = lambda number: command(
+    place, "shared.csv", *flags, "--num_processes=2", f"--process_id={number}"
+  )
+  with pytest.raises(FileNotFoundError):
+    share(1)
+  assert "process 1 of 2 has done its share; 3 of 5 pieces are left" in capsys.readouterr().out
+  share(0)
+  assert (place / "shared.csv").read_bytes() == (place / "rough.csv").read_bytes()
+  share(1)
+  assert "nothing to do" in capsys.readouterr().out and not (place / "shared.csv.part").exists()
+  exact = _table(command(place, "exact.csv", "--min=0"))
+  apart = [
+    abs(value - exact[key][name]) for key, row in rough.items() for name, value in row.items()
+  ]
+  assert rough.keys() == exact.keys() and 1e-5 < max(apart) < 0.1
+
+
+def test_one_label_for_each_sound_has_no_threshold(place, model, monkeypatch):
+  """The likeliest is told, in every form."""
+  weights = model.variables
+  head = dataclasses.replace(HEAD, multi_label=False, thresholds=None, activation="softmax")
+  config = {**model.config, "head": head.to_json() | {"params_hash": "h"}}
+  monkeypatch.setattr("atst_jax.predict.load_model", lambda *_, **__: Model(config, weights, None))
+  found = command(place, "one.csv")
+  assert [row["threshold"] for row in found] == [""] * 3 and {row["label"] for row in found} <= {
+    *LABELS
+  }
+  with open(command(place, "one.selections.txt"), encoding="utf-8") as file:
+    assert [line.rstrip("\n").split("\t")[-1] for line in file] == ["Threshold", "", "", ""]
+  with open(command(place, "one.jsonl"), encoding="utf-8") as file:
+    assert [json.loads(line)["threshold"] for line in file] == [None] * 3
+  with pytest.raises(UserError, match="it gives each sound its likeliest label"):
+    thresholds_of(Model(config, weights, None))
+
+
 def test_other_forms_are_read_by_prepare(place):
   """A table of Raven and labels of Audacity come back as the same segments."""
   flags = ("--window=0.5", "--top=1")
@@ -139,7 +215,7 @@ def test_other_forms_are_read_by_prepare(place):
 
 def test_an_interrupted_job_goes_on(place, monkeypatch, capsys):
   """What was computed is taken from OUTPUT.part, and the file is the same."""
-  monkeypatch.setattr(vectors, "PIECE_FILES", 2)
+  monkeypatch.setattr(pieces, "PIECE_FILES", 2)
   whole = (place / "whole.csv", command(place, "whole.csv", "--min=0"))[0].read_bytes()
   calls, real = [], job.score
 

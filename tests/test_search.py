@@ -5,9 +5,12 @@ import re
 
 import numpy as np
 import pytest
+import soundfile
 
 from atst_jax import search
 from atst_jax.artifacts.collection import neighbours, vectors
+from atst_jax.audio import decode, sound_file
+from atst_jax.figures import found_page
 from atst_jax.util.errors import UserError
 from data_pipeline.synth import write_wav
 
@@ -113,6 +116,48 @@ def test_a_page_shows_and_plays_what_was_found(tmp_path, capsys):
   flags[-1] = f"--input={tmp_path}/other"
   assert search.main([*flags, f"--page={page}"]) == 2
   assert "give what was embedded" in capsys.readouterr().err
+
+
+def spans_of(folder, kind, spans):
+  """Vectors of windows or frames of `long.wav`, each with another direction."""
+  block = vectors.Block(["long.wav"] * len(spans), np.array(spans), np.eye(len(spans))[::-1] + 1)
+  vectors.save_piece(str(folder / "piece.npz"), vectors.Piece([block], []))
+  about = {"job": "j", "params_hash": "h", "dimensions": len(spans), "rows": kind}
+  vectors.write_npz(str(folder / "v.npz"), [str(folder / "piece.npz")], about)
+  return str(folder / "v.npz")
+
+
+@pytest.mark.parametrize(
+  "kind, spans, shown",
+  [
+    ("windows", [[10, 12.5], [57.25, 59.75], [30, 32.5]], [[57.25, 59.75], [30, 32.5]]),
+    ("frames", [[10, 10.04], [0, 0.04], [30, 30.04]], [[0, 0.5], [29.77, 30.27]]),
+    ("windows", [[0, 40], [10, 50], [20, 60]], [[10, 40], [20, 50]]),  # of long ones the beginning
+  ],
+)
+def test_a_page_shows_the_windows_that_were_found(tmp_path, monkeypatch, kind, spans, shown):
+  """Them alone, of one recording as --input; what lies before and behind is not decoded."""
+  audio = np.random.default_rng(0).normal(0, 0.1, 60 * 16000)
+  soundfile.write(tmp_path / "long.wav", audio, 16000, subtype="FLOAT")
+  heard, read = [], []
+  monkeypatch.setattr(decode, "BLOCK_VALUES", 4000)
+  real = sound_file.Sound.read
+  spy = lambda file, size: read.append(size) or real(file, size)
+  monkeypatch.setattr(sound_file.Sound, "read", spy)
+  monkeypatch.setattr(
+    found_page, "player", lambda waveform, rate: heard.append(waveform) or "data:"
+  )
+  path = spans_of(tmp_path, kind, spans)
+  flags = [f"--vectors={path}", f"--query=long.wav [{spans[0][0]}-{spans[0][1]:g} s]", "--k=2"]
+  flags += [f"--input={tmp_path / 'long.wav'}", f"--page={tmp_path / 'found.html'}"]
+  assert search.main(flags) == 0
+  for waveform, (start, end) in zip(heard, shown, strict=True):
+    expected = audio[round(start * 16000) : round(end * 16000)].astype(np.float32)
+    np.testing.assert_array_equal(waveform, expected)
+  # two seconds before each of them, and the rest of a block
+  assert sum(read) <= sum(end - start + 2.5 for start, end in shown) * 16000
+  text = (tmp_path / "found.html").read_text()
+  assert text.count("data:image/png") == 2 and f"long.wav [{spans[1][0]:g}-" in text
 
 
 @pytest.mark.parametrize(

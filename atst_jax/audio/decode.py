@@ -4,6 +4,7 @@ longest piece."""
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,7 @@ from .sound_file import Reject, Sound, open_sound
 
 REASONS = (
   *("missing", "undecodable", "empty", "too_short", "non_finite", "silent", "duplicate"),
-  *("no_channel", "beyond_end", "reversed"),  # the latter two of segments
+  *("no_channel", "beyond_end", "reversed"),  # the last two are of segments
 )
 BLOCK_VALUES = 1 << 18  # samples x channels decoded at a time
 SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits
@@ -29,10 +30,12 @@ MAX_PEAK = 1e9  # full scale is 1.0; far beyond, the power overflows float32
 
 @dataclasses.dataclass
 class Quality:
-  """What a file sounds like before it is mixed and resampled, gathered block by block.
+  """Levels of a file before it is mixed and resampled, gathered block by block.
 
   Attributes:
-    missed: what of the file was not read, "" if nothing.
+    missed: says which part of the file was not read, "" if all was.
+    levels: of its channels, if several are averaged.
+    notes: JSON of a mixture about its parts.
   """
 
   sample_rate: int = 0  # Hz
@@ -41,8 +44,7 @@ class Quality:
   full_scale_values: int = 0
   total: float = 0.0
   missed: str = ""
-  levels: Levels = dataclasses.field(default_factory=Levels)  # where channels are averaged
-  # JSON, of what makes the sound rather than reads it
+  levels: Levels = dataclasses.field(default_factory=Levels)
   notes: list = dataclasses.field(default_factory=list)
 
   def update(self, block: np.ndarray) -> None:
@@ -68,7 +70,7 @@ class Quality:
     self.levels.add(other.levels)
 
   def remarks(self) -> dict[str, str]:
-    """What a person should know of the sound although it is used, by kind."""
+    """{kind: detail} of faults of a sound that is used all the same."""
     found = {"incomplete": self.missed} if self.missed else {}
     if below := self.levels.cancelled:
       found["cancelled"] = f"{below:.0f} dB"
@@ -91,11 +93,10 @@ class Quality:
 
 
 def raw_blocks(file: Sound) -> Iterator[np.ndarray]:
-  """Yields (N, C) float32 blocks at the file's own rate. A file cut short ends where its decoder
-  ends."""
+  """Yields (N, C) float32 blocks at the file's own rate, up to the decoder's end."""
   size = max(1, BLOCK_VALUES // file.channels)
   read = size
-  # less is the end: to ask once more costs a short file a twentieth of its time
+  # A shorter block is the last. One more call would cost a short file a twentieth of its time.
   while read == size:
     block = file.read(size)
     read = len(block)
@@ -104,7 +105,7 @@ def raw_blocks(file: Sound) -> Iterator[np.ndarray]:
 
 
 def choose_channel(path: str, channels: str, repair_headers: bool = False) -> slice:
-  """Which channels of a file are averaged: all for "mean", else one. Raises Reject."""
+  """The channels of a file that are averaged: all for "mean", else one. Raises Reject."""
   if channels == MEAN:
     return ALL
   with open_sound(path, repair_headers) as file:
@@ -141,7 +142,7 @@ def _resampled(
 
   blocks = _blocks(file, quality, kept)
   first, second = next(blocks, None), next(blocks, None)
-  # the same samples as from a stream, which costs half as much again
+  # A stream would give the same samples in one and a half times the time.
   if first is not None and second is None:
     yield soxr.resample(first, file.samplerate, sample_rate)
     return
@@ -152,7 +153,7 @@ def _resampled(
 
 
 def duration(path: str) -> float:
-  """Seconds, from the header alone unless it does not tell. Raises Reject."""
+  """Seconds, from the header if it tells, else by decoding. Raises Reject."""
   with open_sound(path) as file:
     frames = file.frames if file.frames > 0 else sum(map(len, raw_blocks(file)))
     return frames / file.samplerate
@@ -177,15 +178,15 @@ def read_pieces(
     max_seconds: a longer file is cut into consecutive pieces of this length. A last piece of less
       than a second is dropped. `math.inf` never cuts.
     quality: filled in by the time the first piece is yielded.
-    repair_headers: read a WAV whose header was never finished to the end of the file.
+    repair_headers: read a WAV with an unfinished header to the end of the file.
     channels: "mean" of all, the "loudest", or a channel's number from 1.
 
   Yields:
-    (number, (N,) float32): number is None for a whole file, 0, 1, ... for the pieces of one that
-    was cut.
+    (number, (N,) float32): number is None for a whole file, 0, 1, ... for the pieces of a long
+    one.
 
   Raises:
-    Reject: always before the first piece; a long file is decoded once beforehand to be sure of it.
+    Reject: always before the first piece: a long file is decoded once beforehand.
   """
   quality = Quality() if quality is None else quality
   max_samples = max_seconds * sample_rate
@@ -200,7 +201,7 @@ def read_pieces(
       held.append(block)
       size += len(block)
       while size > max_samples:
-        if not checked:  # longer than its header says
+        if not checked:  # the file is longer than its header says
           _check_whole(path, repair_headers, Quality(), kept)
           checked = True
         samples, cut = np.concatenate(held), int(max_samples)
@@ -221,17 +222,34 @@ def _check_whole(path: str, repair_headers: bool, quality: Quality, kept: slice)
       pass
 
 
-def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
-  """Yields a whole file as (n,) float32 mono blocks at `sample_rate` Hz; memory does not grow with
-  its length.
+def read_blocks(
+  path: str, sample_rate: int, start: float = 0.0, end: float = math.inf
+) -> Iterator[np.ndarray]:
+  """Yields a file as (n,) float32 mono blocks at `sample_rate` Hz; memory does not grow with its
+  length.
 
-  Raises UserError naming the file and the reason if it cannot be decoded, is empty or holds NaN,
+  Args:
+    path: anything libsndfile or PyAV reads.
+    sample_rate: Hz.
+    start, end: seconds; only this part, or less if the file ends before. The beginning is not
+      decoded if the format can be sought.
+
+  Raises UserError with the file and the reason if it cannot be decoded, is empty or holds NaN,
   after the blocks before the damage.
   """
   quality = Quality()
+  first, last = round(start * sample_rate), end if end == math.inf else round(end * sample_rate)
   try:
     with open_sound(path) as file:
-      yield from _resampled(file, sample_rate, quality)
+      # One second more, so that the resampler has begun.
+      place = file.skip(start - 1) * sample_rate
+      for block in _resampled(file, sample_rate, quality):
+        stop = min(len(block), last - place)
+        if (part := block[max(first - place, 0) : max(int(stop), 0)]).size:
+          yield part
+        place += len(block)
+        if place >= last:
+          return
     if quality.missed:
       _tell_missed(path, quality.missed)
   except Reject as error:

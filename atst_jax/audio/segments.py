@@ -1,5 +1,5 @@
-"""Segments of one recording, all in one pass from its beginning: seeking is wrong in some formats
-(Vorbis), so nothing is sought."""
+"""Segments of one recording, read in one pass from its beginning, because seeking is wrong in some
+formats (Vorbis)."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ from .channels import MEAN, mean_of
 from .decode import Quality, choose_channel, raw_blocks
 from .sound_file import Reject, Sound, open_sound
 
-END_SECONDS = 0.05  # a segment may end so much behind the file, as its times are rounded
+END_SECONDS = 0.05  # a segment may end so far behind the file: times in tables are rounded
 LAST_SECONDS = 1.0  # a shorter last piece of a long segment is left out
 
 
@@ -23,12 +23,12 @@ class Piece:
 
   Attributes:
     index: of the segment.
-    number: of the part; None where the segment is one piece.
+    number: of the part; None if the segment is one piece.
     start, end: seconds.
     last: whether the segment ends here.
     waveform: (N,) float32, once it is known.
-    reject: why there is none.
-    quality: what it sounds like.
+    reject: the reason if there is none.
+    quality: of its samples.
   """
 
   index: int
@@ -41,8 +41,8 @@ class Piece:
   quality: Quality = dataclasses.field(default_factory=Quality)
 
   def hear(self, block: np.ndarray, first: int, rate: int) -> None:
-    """Adds what of an (N, C) block lies in the piece to its quality; `first` is the number of the
-    block's first sample, at `rate` Hz."""
+    """Adds the part of an (N, C) block that lies in the piece to its quality; `first` is the number
+    of the block's first sample, at `rate` Hz."""
     low, high = round(self.start * rate), min(self.end * rate, first + len(block))
     part = block[max(low - first, 0) : max(round(high) - first, 0)]
     self.quality.sample_rate = rate
@@ -57,8 +57,8 @@ class Piece:
 
 
 class _Waiting:
-  """The pieces of all segments: first by where they begin, then, once they have begun, by where
-  they end."""
+  """The pieces of all segments: those to begin, sorted by their start, and those that have begun,
+  sorted by their end."""
 
   def __init__(self, spans: dict[int, tuple[float, float]], max_seconds: float):
     """`spans`: (start, end) in seconds of each segment that is read, by its number."""
@@ -68,8 +68,8 @@ class _Waiting:
     self._to_begin = sorted((start, index, 0) for index, (start, _) in spans.items())
 
   def begin(self, until: float, *, cut: bool = True) -> list[Piece]:
-    """The pieces that begin before `until` seconds and had not begun. `cut`: what is too long is
-    one piece, and another that begins behind it."""
+    """The pieces that begin before `until` seconds and had not begun. `cut`: a too long piece is
+    cut, and another begins behind it."""
     found = []
     while self._to_begin and self._to_begin[0][0] < until:
       start, index, number = heapq.heappop(self._to_begin)
@@ -96,12 +96,12 @@ class _Waiting:
 
   @property
   def empty(self) -> bool:
-    """Whether every piece was given."""
+    """Whether all pieces have ended."""
     return not self._begun and not self._to_begin
 
 
 class _Held:
-  """The samples that pieces which have begun will need, at the result's rate."""
+  """The samples that begun pieces still need, at the result's rate."""
 
   def __init__(self, sample_rate: int):
     self.rate, self.count = sample_rate, 0
@@ -110,16 +110,16 @@ class _Held:
 
   @property
   def seconds(self) -> float:
-    """That have been added in all."""
+    """Of all samples added so far."""
     return self.count / self.rate
 
   def add(self, block: np.ndarray) -> None:
-    """Adds what follows."""
+    """Adds the next samples."""
     self._blocks.append(block)
     self.count += len(block)
 
   def cut(self, start: float, end: float) -> np.ndarray:
-    """(N,) from `start` to `end` seconds, or to where the samples end."""
+    """(N,) from `start` to `end` seconds, or to the last sample."""
     first, last = round(start * self.rate), round(min(end, self.seconds) * self.rate)
     parts, place = [np.zeros(0, np.float32)], self._first
     for block in self._blocks:
@@ -129,14 +129,14 @@ class _Held:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
   def drop(self, before: float) -> None:
-    """Lets go of the blocks that lie before so many seconds."""
+    """Drops the blocks that lie before so many seconds."""
     while self._blocks and self._first + len(self._blocks[0]) <= before * self.rate:
       self._first += len(self._blocks.popleft())
 
 
 def _blocks(file: Sound, sample_rate: int, waiting: _Waiting, kept: slice) -> Iterator[np.ndarray]:
-  """Yields (N,) float32 mono blocks at `sample_rate`, also those before a fault, which is raised
-  behind them. Pieces begin, and gather their quality."""
+  """Yields (N,) float32 mono blocks at `sample_rate`. A fault is raised after the blocks before it.
+  Begins pieces of `waiting` and updates their quality."""
   import soxr
 
   stream = None
@@ -175,8 +175,8 @@ def read_segments(
   repair_headers: bool = False,
   channels: str = MEAN,
 ) -> Iterator[Piece]:
-  """Decodes a recording once, and gives its segments: each is the slice of the whole, decoded,
-  mixed to mono and resampled.
+  """Decodes a recording once, and gives its segments: slices of the whole after decoding, mixing
+  and resampling.
 
   Args:
     path, sample_rate, min_samples, repair_headers, channels: as of `decode.read_pieces`.
@@ -187,9 +187,9 @@ def read_segments(
       default none.
 
   Yields:
-    Pieces with a waveform or a reject, those of a segment in their order. The `last` of a segment
-    may have neither, where a short end was left out. Reversed segments come first, then pieces by
-    where they end.
+    Pieces with a waveform or a reject, those of a segment in their order. The `last` piece of a
+    segment has neither if it was short and left out. Reversed segments come first, then pieces
+    sorted by their end.
   """
   wide = {}  # spans as they are cut
   for index, (start, end) in enumerate(spans):
@@ -217,18 +217,30 @@ def read_segments(
   waiting.begin(math.inf, cut=False)
   given = set()
   for piece in waiting.ended(math.inf):
-    if piece.index in given:  # what would have followed a piece that the file's end cut
+    if piece.index in given:  # the file has ended in an earlier piece of the segment
       continue
     given.add(piece.index)
     end = spans[piece.index][1]
     piece.last, piece.number, piece.quality.missed = True, piece.number or None, missed
     if failed is not None:
       piece.reject = failed
-    elif end != math.inf and end > held.seconds + END_SECONDS:
-      text = f"it ends at {end:g} s, the file at {held.seconds:.2f} s"
-      text += f": {missed}" if missed else ""
-      piece.reject = Reject("beyond_end", text)
+    else:
+      piece.reject = beyond_end(end, held.seconds, missed) or piece.reject
     yield _filled(piece, held, min_samples)
+
+
+def beyond_end(end: float, seconds: float, missed: str = "") -> Reject | None:
+  """The reject of a segment that ends at `end` seconds, behind the recording's end; None if it does
+  not.
+
+  Args:
+    seconds: of the recording.
+    missed: says which part of it was not read.
+  """
+  if end == math.inf or end <= seconds + END_SECONDS:
+    return None
+  text = f"it ends at {end:g} s, the file at {seconds:.2f} s"
+  return Reject("beyond_end", f"{text}: {missed}" if missed else text)
 
 
 def _filled(piece: Piece, held: _Held, min_samples: int) -> Piece:

@@ -1,4 +1,4 @@
-"""Opens a sound by the library that reads it. What goes wrong becomes a reject with its reason."""
+"""Opens a sound with the library that reads it. Errors become rejects with a reason."""
 
 import contextlib
 import errno
@@ -15,8 +15,10 @@ from .pyav import open_pyav
 from .streams import Streams, look
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, a header is damaged or hostile
-MISSED_SECONDS = 0.1  # fewer are a header's rounding
-SYSTEM_ERROR = 2  # of libsndfile: the operating system said no
+MISSED_SECONDS = 0.1  # fewer are rounding of the header
+SOUGHT = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC")
+SEEKABLE = ("PCM_", "FLOAT", "DOUBLE")  # kinds of samples in which seeking is exact
+SYSTEM_ERROR = 2  # of libsndfile: an error of the operating system
 OF_THE_MACHINE = {
   errno.EMFILE,
   errno.ENFILE,
@@ -39,8 +41,8 @@ class Reject(Exception):
 
 
 class _Remote:
-  """A remote file for libsndfile, which takes an error in the middle for the end of the file:
-  `error` keeps it."""
+  """A remote file for libsndfile, which takes an error for the end of the file. `error` keeps
+  it."""
 
   def __init__(self, file):
     self._file, self.error = file, None
@@ -64,7 +66,7 @@ class _Remote:
 
 @contextlib.contextmanager
 def _handle(path: str):
-  """What soundfile opens: a file name, or an object that reads from a store. Raises Reject,
+  """An argument for soundfile: a file name, or an object that reads from a store. Raises Reject,
   OSError, StoreError."""
   if not storage.is_remote(path):
     status = os.stat(path)
@@ -87,8 +89,8 @@ def _handle(path: str):
 
 
 def _raise_unless_of_the_file(path: str, error: OSError) -> None:
-  """Raises StoreError for what the machine lacks or a disk that is gone; the next start may read
-  the file."""
+  """Raises StoreError for a fault of the machine (memory, handles, a disk that is gone): the next
+  start may read the file."""
   if error.errno in OF_THE_MACHINE:
     raise StoreError(f"{path}: {error.strerror}; run the same command again") from error
 
@@ -99,7 +101,7 @@ class Sound:
   Attributes:
     samplerate: Hz.
     channels: C.
-    frames: samples by the header, -1 where it does not tell.
+    frames: samples by the header, -1 if it does not tell.
   """
 
   def __init__(self, file, streams: Streams, *, by_pyav: bool):
@@ -110,15 +112,25 @@ class Sound:
     self.frames = file.frames if self._limit is None else min(file.frames, self._limit)
 
   def read(self, size: int) -> np.ndarray:
-    """(n, C) float32, the next samples; n is `size` but at the end."""
+    """(n, C) float32, the next samples; n is `size`, or less at the end."""
     if self._limit is not None:
       size = min(size, self._limit - self._read)
     block = self._file.read(size, dtype="float32", always_2d=True)
     self._read += len(block)
     return block
 
+  def skip(self, seconds: float) -> int:
+    """Seeks to the last whole second before `seconds`, and returns it. Returns 0 if seeking is not
+    exact to the sample (packed formats except FLAC)."""
+    packed = self._by_pyav or not self._file.subtype.startswith(SEEKABLE)
+    place = int(seconds) * self.samplerate
+    if packed or not 0 < place < self.frames or self._file.format not in SOUGHT:
+      return 0
+    self._read = self._file.seek(place)
+    return int(seconds)
+
   def missed(self) -> str:
-    """What of the file was not read, once it has been read to its end; "" if nothing."""
+    """Says which part of a file, read to its end, was not read; "" if all was."""
     seconds = self._read / self.samplerate
     promised = self._streams.promised or self.frames
     if self._by_pyav and not (self._streams.more and self._streams.promised):
@@ -128,7 +140,7 @@ class Sound:
       return f"{seconds:.1f} s read, more streams follow{remedy}"
     if promised - self._read > MISSED_SECONDS * self.samplerate:
       told = promised / self.samplerate
-      if self._by_pyav:  # whose parser may miss the first block of a stream that follows
+      if self._by_pyav:  # its parser may miss the first block of a later stream
         return f"{seconds:.2f} of {told:.2f} s read of its streams; cut it apart before each 'fLaC'"
       return f"{seconds:.1f} s read, the header tells of {told:.1f} s: it was cut"
     return ""
@@ -136,7 +148,7 @@ class Sound:
 
 @contextlib.contextmanager
 def _decoder(path: str, handle, repair_headers: bool):
-  """A Sound of what `_handle` gave."""
+  """A Sound of a `_handle`."""
   import soundfile
 
   with contextlib.ExitStack() as stack:
@@ -176,8 +188,8 @@ def _decoder(path: str, handle, repair_headers: bool):
 
 
 def _second_try(raw, stack: contextlib.ExitStack, error: Exception):
-  """By PyAV what libsndfile cannot open. Raises libsndfile's `error` if neither can, or if it is
-  the system's."""
+  """A file that libsndfile cannot open, opened by PyAV. Raises libsndfile's `error` if neither can,
+  or if it is the operating system's."""
   if not has_pyav() or getattr(error, "code", 0) == SYSTEM_ERROR:
     raise error
   raw.seek(0)
@@ -189,7 +201,7 @@ def _second_try(raw, stack: contextlib.ExitStack, error: Exception):
 
 
 def _as_file(handle, stack: contextlib.ExitStack):
-  """What `_handle` gave as an object with read, seek and tell."""
+  """A `_handle` as an object with read, seek and tell."""
   if not isinstance(handle, bytes):
     return handle
   return stack.enter_context(open(handle, "rb"))
@@ -197,8 +209,7 @@ def _as_file(handle, stack: contextlib.ExitStack):
 
 @contextlib.contextmanager
 def open_sound(path: str, repair_headers: bool = False):
-  """A Sound; whatever fails while it is open is a Reject, but for a store that does not
-  answer."""
+  """A Sound. Every error while it is open is a Reject, except a store that does not answer."""
   import soundfile
 
   try:
@@ -217,7 +228,7 @@ def open_sound(path: str, repair_headers: bool = False):
     raise Reject(
       "undecodable", os.strerror(error.errno) if error.errno else type(error).__name__
     ) from error
-  # the latter two for headerless formats, and of PyAV
+  # TypeError and ValueError: of formats without a header, and of PyAV
   except (soundfile.SoundFileError, TypeError, ValueError) as error:
     if getattr(error, "code", 0) == SYSTEM_ERROR and not storage.is_remote(path):
       try:

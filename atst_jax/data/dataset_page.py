@@ -45,12 +45,12 @@ def bars(counts: dict[str, int], unit: str, step: int) -> Markup:
   )
 
 
-def image(mel: np.ndarray) -> str:
-  """The first 6 s of a (T, F) log-mel, down to 80 dB below its maximum, as a data URI."""
+def image(mel: np.ndarray, frames: int = 601) -> str:
+  """The first `frames` of a (T, F) log-mel, down to 80 dB below its maximum, as a data URI."""
   import matplotlib
   import PIL.Image
 
-  mel = mel[:601].astype(np.float32)
+  mel = mel[:frames].astype(np.float32)
   levels = np.clip((mel.T[::-1] - mel.max()) / 80 + 1, 0, 1)
   picture = PIL.Image.fromarray((255 * levels).astype(np.uint8))
   colors = matplotlib.colormaps["magma"](np.arange(256))[:, :3]

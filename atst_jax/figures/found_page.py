@@ -1,50 +1,64 @@
 """The page of a search: what was found, to see and to hear."""
 
-from atst_jax.audio.decode import load_audio
+from typing import NamedTuple
+
+import numpy as np
+
 from atst_jax.audio.frontend import get_frontend, log_mel
 from atst_jax.data.dataset_page import image
-from atst_jax.figures.run_page import PLAYER_SECONDS, sound
+from atst_jax.figures.sounds import PLAYER_SECONDS, heard, player
 from atst_jax.util import html_page, storage
-from atst_jax.util.errors import UserError
 
 SHOWN = 200  # of one page
 FRONT_END = "atst"  # of the spectrograms, whichever the encoder has
+LONGEST, SHORTEST = 30.0, 0.5  # seconds of a window that are shown
+NOTE = (
+  f"Shown and played are the first {PLAYER_SECONDS:g} s of a file, and of a window all up to "
+  f"{LONGEST:g} s; what is shorter than {SHORTEST:g} s stands in the middle of so much."
+)
 
 
-def write_page(
-  path: str, query: str, found: list[tuple[str, float]], recordings: dict[str, str]
-) -> None:
-  """Writes one HTML file that loads nothing.
+class Find(NamedTuple):
+  """What was found.
 
-  Args:
-    found: (id, cosine), best first; SHOWN of them are drawn.
-    recordings: {id: path of its file}.
-
-  Raises:
-    UserError: none of what was found is among the recordings.
+  Attributes:
+    name: for its caption.
+    cosine: to the query.
+    path: of its recording.
+    span: start and end in seconds, of a window; None: it is the file.
   """
-  known = {id for id, _ in found} & set(recordings)
-  if not known:
-    raise UserError(
-      f"--input: none of what was found, such as {found[0][0]!r}, is among its "
-      f"{len(recordings)} files; give what was embedded"
-    )
-  items = [
-    {"id": id, "cosine": cosine, **_shown(recordings[id])}
-    for id, cosine in found[:SHOWN]
-    if id in known
-  ]
-  text = html_page.render("figures/found_page.html", title=f"Nearest to {query}", items=items)
+
+  name: str
+  cosine: float
+  path: str
+  span: tuple[float, float] | None
+
+
+def write_page(path: str, query: str, found: list[Find]) -> None:
+  """Writes one HTML file that loads nothing; SHOWN of what was found, best first, are drawn."""
+  items = [{"name": find.name, "cosine": find.cosine, **_shown(find)} for find in found[:SHOWN]]
+  title = f"Nearest to {query}"
+  text = html_page.render("figures/found_page.html", title=title, note=NOTE, items=items)
   with storage.writing(path) as file:
     file.write(text.encode())
 
 
-def _shown(path: str) -> dict[str, str | None]:
-  """Spectrogram and player of the start of a file; None for what cannot be read."""
+def _shown(find: Find) -> dict[str, str | None]:
+  """Spectrogram and player; None for what cannot be read. Nothing else of the recording is kept in
+  memory."""
   frontend = get_frontend(FRONT_END)
-  try:
-    waveform = load_audio(path, frontend.sample_rate)
-  except UserError:
+  waveform = heard(find.path, frontend.sample_rate, *_part(find.span))
+  if waveform is None or not len(waveform):
     return {"image": None, "sound": None}
-  start = waveform[: round(PLAYER_SECONDS * frontend.sample_rate)]
-  return {"image": image(log_mel(start, frontend)), "sound": sound(path, frontend.sample_rate)}
+  missing = max(frontend.min_samples - len(waveform), 0)
+  mel = log_mel(np.pad(waveform, (0, missing)), frontend)
+  return {"image": image(mel, frames=len(mel)), "sound": player(waveform, frontend.sample_rate)}
+
+
+def _part(span: tuple[float, float] | None) -> tuple[float, float]:
+  """Start and end in seconds of what is shown."""
+  if span is None:
+    return 0.0, PLAYER_SECONDS
+  start, end = span
+  start = max(start - max(SHORTEST - (end - start), 0) / 2, 0.0)
+  return start, min(max(end, start + SHORTEST), start + LONGEST)

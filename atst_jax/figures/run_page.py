@@ -1,7 +1,6 @@
 """The page about a pre-training run, and the pictures beside it."""
 
 import functools
-import io
 import json
 import os
 
@@ -17,6 +16,7 @@ from atst_jax.figures.attention import attention_figure
 from atst_jax.figures.curves import training_curve
 from atst_jax.figures.few_labels import few_labels_curve
 from atst_jax.figures.pictures import Pictures
+from atst_jax.figures.sounds import PLAYER_SECONDS, heard, player
 from atst_jax.figures.view_sheet import sample, view_sheet
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.workdir import read_config, read_starts
@@ -27,7 +27,7 @@ from atst_jax.util.html_page import note, table
 
 PAGE = "report.html"
 PAGE_BYTES = 12 << 20
-PLAYERS, PLAYER_SECONDS = 24, 6.0
+PLAYERS = 24
 ATTENTION_CLIPS = 2
 
 
@@ -125,25 +125,6 @@ def _details(summary: str, content: Markup) -> Markup:
   return Markup("<details><summary>{}</summary>{}</details>").format(summary, content)
 
 
-def sound(path: str, sample_rate: int) -> str | None:
-  """The start of a recording as a data URI: MP3 where libsndfile writes it, else WAV; None if it
-  cannot be read."""
-  import soundfile
-
-  from atst_jax.audio.decode import load_audio
-
-  try:
-    waveform = load_audio(path, sample_rate)[: round(PLAYER_SECONDS * sample_rate)]
-  except UserError:
-    return None
-  form, kind = (
-    ("MP3", "audio/mpeg") if "MP3" in soundfile.available_formats() else ("WAV", "audio/wav")
-  )
-  file = io.BytesIO()
-  soundfile.write(file, np.clip(waveform, -1, 1), sample_rate, format=form)
-  return html_page.data_uri(file.getvalue(), kind)
-
-
 def players(
   drawn: maps.Labelled, recordings: dict[str, str], sample_rate: int
 ) -> list[maps.Player]:
@@ -163,10 +144,11 @@ def players(
   found = []
   for index in np.lexsort((labels, place)):
     clip = drawn.clips[rows[index]]
-    if len(found) < PLAYERS and (
-      uri := sound(recordings[clip.id.removesuffix("#0000")], sample_rate)
-    ):
-      found.append(maps.Player(rows[index], image(clip.mel), uri))
+    if len(found) == PLAYERS:
+      break
+    path = recordings[clip.id.removesuffix("#0000")]
+    if (waveform := heard(path, sample_rate, 0.0, PLAYER_SECONDS)) is not None:
+      found.append(maps.Player(rows[index], image(clip.mel), player(waveform, sample_rate)))
   return found
 
 

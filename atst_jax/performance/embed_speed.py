@@ -1,4 +1,4 @@
-"""How fast an encoder embeds: log-mels of several lengths to vectors, and files to vectors."""
+"""The speed of embedding: log-mels of several lengths to vectors, and files to vectors."""
 
 import contextlib
 import os
@@ -17,9 +17,11 @@ from atst_jax.performance.torch_encoder import TorchEncoder
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
-FRAMES_AT_A_TIME = 30_000  # five minutes of sound: clips of one length that are embedded together
+# Clips of one length that are embedded together: a multiple of CLIPS, so that nearly every batch is
+# full, as in a job with many files; and at least FRAMES in all, five minutes of sound.
+CLIPS, FRAMES = 96, 30_000
 NOISE_FILES, NOISE_SECONDS = 48, 10
-# ATST Small and what its recipe says of it
+# ATST Small and the settings of its recipe.
 SMALL = {
   "kind": "transformer",
   "width": 384,
@@ -41,7 +43,7 @@ SMALL_CONFIG = {
 
 
 def random_small(dtype: str) -> Model:
-  """ATST Small with random parameters, which take as long as trained ones."""
+  """ATST Small with random parameters, which is as fast as a trained one."""
   config, filters = SMALL_CONFIG, mel_filters(FRONTENDS["atst"])
   blank = Model(config, None, filters, dtype=dtype)
   noise = jnp.zeros((1, config["chunk_frames"], blank.frontend.n_mels))
@@ -50,11 +52,11 @@ def random_small(dtype: str) -> Model:
 
 
 def _clips(model: Model, frames: int) -> list[np.ndarray]:
-  """Log-mels of noise, as many as make FRAMES_AT_A_TIME."""
+  """Log-mels of noise."""
   rng = np.random.default_rng(0)
   shape = (frames, model.frontend.n_mels)
   one = rng.normal(-30, 15, shape).astype(np.float32)
-  return [one] * max(1, FRAMES_AT_A_TIME // frames)
+  return [one] * (CLIPS * -(-FRAMES // (CLIPS * frames)))
 
 
 def _seconds(model: Model, clips: list[np.ndarray]) -> float:
@@ -67,8 +69,8 @@ def measure_lengths(model: Model, lengths: list[int], *, repeats: int, torch: bo
   """Clips per second of each length in frames, medians of `repeats` measurements.
 
   Args:
-    model: which encodes the clips, all of one length.
-    lengths: of the clips.
+    model: encodes the clips.
+    lengths: of the clips; all clips of a measurement have the same length.
     torch: measure the same encoder in PyTorch too, in turns with ours.
 
   Returns:
@@ -76,7 +78,8 @@ def measure_lengths(model: Model, lengths: list[int], *, repeats: int, torch: bo
     `torch_clips_per_second` and `times_torch`.
 
   Raises:
-    UserError: no transformer, several devices, or a PyTorch that fails.
+    UserError: with `torch`, for another encoder than a transformer, several devices, or a failure
+      of PyTorch.
   """
   with contextlib.ExitStack() as stack:
     theirs = None
@@ -137,13 +140,13 @@ def _write_noise(folder: str, sample_rate: int) -> None:
 def measure_files(
   model: Model, files: list[tuple[str, str]] | None, *, workers: int, repeats: int
 ) -> dict:
-  """Files to a file of vectors, after a first pass that compiles and fills caches.
+  """Files per second of embedding, after a first pass that compiles and fills caches.
 
   Args:
-    model: which embeds them.
-    files: (id, path) of recordings; None: NOISE_FILES of NOISE_SECONDS are written for the purpose.
+    model: embeds them.
+    files: (id, path) of recordings; None writes NOISE_FILES of NOISE_SECONDS.
     workers: threads that decode.
-    repeats: passes, of which the median counts.
+    repeats: passes; their median is the result.
 
   Returns:
     `files` (their number), `data`, `workers` and `files_per_second`.

@@ -71,5 +71,9 @@ def labels_of(model: Model) -> tuple[str, ...]:
 
 
 def thresholds_of(model: Model) -> np.ndarray:
-  """(C,) the probability from which on each label is given."""
-  return np.array(head_of(model).thresholds, np.float32)
+  """(C,) the probability from which on each label is given. Raises UserError for a model without a
+  head, and for one that gives each sound one label, the likeliest."""
+  head = head_of(model)
+  if head.thresholds is None:
+    raise UserError("this classifier has no thresholds: it gives each sound its likeliest label")
+  return np.array(head.thresholds, np.float32)

@@ -1,25 +1,22 @@
-"""Many recordings to one file of labels, piece by piece, so that an interruption costs one
-piece."""
+"""Many recordings to one file of labels, in pieces."""
 
 import collections
 import contextlib
 import itertools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from atst_jax.artifacts.classifiers.head import Head
 from atst_jax.artifacts.classifiers.scoring import head_of, score
-from atst_jax.artifacts.collection.pieces import named_pieces
+from atst_jax.artifacts.collection import pieces
 from atst_jax.artifacts.model import Model
 from atst_jax.prediction.rows import Row, Selection, select, write
 from atst_jax.prediction.sounds import Recording, Sound, Unusable, Windows, check_length, sounds
-from atst_jax.runtime.workdir import claim
 from atst_jax.util import storage
-from atst_jax.util.errors import StoreError, UserError
+from atst_jax.util.errors import UserError
 from atst_jax.util.logs import Progress, log
 
 BLOCK = 256  # sounds that are scored at a time, at most,
@@ -56,14 +53,6 @@ class Tally(NamedTuple):
     )
 
 
-def plan(model: Model, recordings: list[Recording], settings: Settings) -> dict[str, list]:
-  """Name of each piece -> its recordings. A name depends on the model, the settings and the files
-  alone."""
-  decisive = {key: x for key, x in model.config.items() if key not in ("format", "provenance")}
-  paths = [recording.path for recording in recordings]
-  return named_pieces(recordings, paths, decisive, settings.to_json())
-
-
 def predict_files(
   model: Model,
   recordings: list[Recording],
@@ -71,63 +60,108 @@ def predict_files(
   settings: Settings,
   *,
   workers: int,
+  process: tuple[int, int] = (0, 1),
   dry_run: bool = False,
 ) -> str:
-  """Writes the labels of recordings to OUTPUT; returns a line about it.
+  """Writes the labels of recordings to OUTPUT, and to OUTPUT.json what they are of and what could
+  not be used; returns a line about it.
 
   What was computed before an interruption lies in OUTPUT.part and is taken from there.
 
+  Args:
+    workers: threads that decode.
+    process: (number, count) of processes that share the folder OUTPUT.part. Each computes its
+      share of the pieces; whichever sees all of them done writes the output.
+
   Raises:
-    UserError: a model without a head, windows that it does not hear, an output that exists, or none
-      of the recordings can be read.
+    UserError: a model without a head, windows that it does not hear, an output of another job, or
+      none of the recordings can be read.
     StoreError: the output cannot be written.
   """
   head = head_of(model)
   if settings.windows:
     check_length(model, head, *settings.windows)
-  if os.path.exists(output):
-    raise UserError(f"--output={output} exists; remove it or choose another name")
-  folder = f"{output}.part"
-  plans = plan(model, recordings, settings)
-  pieces = {os.path.join(folder, f"{name}.jsonl"): part for name, part in plans.items()}
-  missing = {path: part for path, part in pieces.items() if _tally(path) is None}
-  todo, total = sum(map(len, missing.values())), len(recordings)
+  decisive = {key: x for key, x in model.config.items() if key not in ("format", "provenance")}
+  told = [*settings.to_json(), model.dtype]
+  paths = [recording.path for recording in recordings]
+  work = pieces.plan(output, ".jsonl", recordings, paths, decisive, told, process=process)
+  if _is_complete(work):
+    return f"{output}: is complete, nothing to do"
   if dry_run:
     return (
-      f"{total} recordings to labels of {len(head.labels)} in {output}; "
-      f"{len(pieces) - len(missing)} of {len(pieces)} pieces ({total - todo} recordings) are done; "
-      "nothing written"
+      f"{len(recordings)} recordings to labels of {len(head.labels)} in {output}; "
+      f"{work.told(lambda path: _tally(path) is not None)}"
     )
-  lock = claim(folder, "output")
+  return pieces.run(
+    work,
+    compute=lambda share: _compute(model, head, share, settings, workers),
+    is_complete=lambda: _is_complete(work),
+    join=lambda: _join(work, model, head, settings, paths),
+  )
+
+
+def _is_complete(work: pieces.Work) -> bool:
+  """Whether the output is there, as this job makes it. Raises UserError if another file is."""
+  if not os.path.exists(work.output):
+    return False
+  known = None
+  with contextlib.suppress(OSError, ValueError):
+    known = storage.read_json(_account_of(work.output))
+  made = {"job": work.job, "bytes": os.path.getsize(work.output)}
+  if not isinstance(known, dict) or not made.items() <= known.items():
+    raise UserError(
+      f"--output={work.output} exists and is not what this command makes; remove it or choose "
+      "another name"
+    )
+  return True
+
+
+def _account_of(output: str) -> str:
+  """The file that says what an output is of: its forms have no room for it."""
+  return f"{output}.json"
+
+
+def _compute(
+  model: Model, head: Head, share: dict[str, list[Recording]], settings: Settings, workers: int
+) -> None:
+  """Writes those of the pieces (path -> recordings) that are not there, with progress."""
+  missing = {path: part for path, part in share.items() if _tally(path) is None}
+  todo, total = (sum(map(len, some.values())) for some in (missing, share))
+  if todo < total:
+    log.info("%d of %d recordings were read before", total - todo, total)
+  progress = Progress(todo)
   try:
-    if todo < total:
-      log.info("%d of %d recordings were read before", total - todo, total)
-    progress = Progress(todo)
-    try:
-      for path, part in missing.items():
-        _write_piece(path, model, head, part, settings, workers, progress)
-    finally:
-      progress.close()
-    tally = Tally()
-    for path in pieces:
-      tally = tally.plus(_finished(path))
-    for id, reason in tally.rejected:
-      print(f"left out {id}: {reason}", file=sys.stderr)
-    if not tally.sounds:
-      raise UserError(f"none of {total} recordings could be read")
-    rows = itertools.chain.from_iterable(map(_rows, pieces))
-    paths = [recording.path for recording in recordings]
-    with storage.writing(output, "w", encoding="utf-8", newline="") as file:
-      write(output, file, rows, frontend=model.frontend, paths=paths)
-    shutil.rmtree(folder)
-  except OSError as error:
-    raise StoreError(
-      f"{output}: cannot be written ({error.strerror}); make room or choose another file, and run "
-      "the same command again"
-    ) from error
+    for path, part in missing.items():
+      _write_piece(path, model, head, part, settings, workers, progress)
   finally:
-    lock.close()
-  return f"{output}: {_told(model, head, tally, settings)}"
+    progress.close()
+
+
+def _join(work: pieces.Work, model: Model, head: Head, settings: Settings, paths: list[str]) -> str:
+  """Writes the output from all pieces. Returns a line about it."""
+  tally = Tally()
+  for path in work.pieces:
+    tally = tally.plus(_finished(path))
+  for id, reason in tally.rejected:
+    print(f"left out {id}: {reason}", file=sys.stderr)
+  if not tally.sounds:
+    raise UserError(f"none of {len(paths)} recordings could be read")
+  rows = itertools.chain.from_iterable(map(_rows, work.pieces))
+  with storage.writing(work.output, "w", encoding="utf-8", newline="") as file:
+    write(work.output, file, rows, frontend=model.frontend, paths=paths)
+    file.flush()
+    account = {
+      "job": work.job,
+      "bytes": os.fstat(file.fileno()).st_size,
+      "params_hash": model.config["params_hash"],
+      "head": model.config["head"]["params_hash"],
+      "dtype": model.dtype,
+      "windows": settings.windows and settings.windows._asdict(),
+      **tally._asdict(),
+    }
+    text = json.dumps(account, indent=1, ensure_ascii=False)
+    storage.write_text(_account_of(work.output), f"{text}\n")  # before the output has its name
+  return f"{work.output}: {_told(model, head, tally, settings)}"
 
 
 def _told(model: Model, head: Head, tally: Tally, settings: Settings) -> str:
@@ -171,7 +205,7 @@ def _write_piece(
         silent += not places
         recording = recordings[sound.recording].path
         for place in places:
-          told = (head.labels[place], float(probabilities[place]), head.thresholds[place])
+          told = (head.labels[place], float(probabilities[place]), head.threshold(place))
           file.write(json.dumps([recording, *sound.part, *told]) + "\n")
       cropped = sum(sound.frames > head.max_frames for sound in usable)
       tally = tally.plus(Tally(len(usable), silent, cropped, rejected))

@@ -33,13 +33,14 @@ class Row(NamedTuple):
   end: float
   label: str
   probability: float
-  threshold: float
+  threshold: float | None  # where a sound has several labels
 
   def told(self) -> dict:
     """Its COLUMNS, rounded."""
     values = self._asdict()
     rounded = {key: round(values[key], 3) for key in ("start", "end")}
-    rounded |= {key: round(values[key], DIGITS) for key in ("probability", "threshold")}
+    for key in ("probability", "threshold"):
+      rounded[key] = None if values[key] is None else round(values[key], DIGITS)
     return {key: rounded.get(key, values[key]) for key in COLUMNS}
 
 
@@ -74,7 +75,7 @@ def select(head: Head, selection: Selection, logits: np.ndarray, probabilities) 
   """
   order = [int(place) for place in np.argsort(-logits, kind="stable")]
   if selection.top is None and selection.least is None:
-    if head.multi_label:
+    if head.thresholds is not None:
       order = [place for place in order if probabilities[place] >= head.thresholds[place]]
     else:
       order = order[:1]
@@ -119,7 +120,7 @@ def _raven(file, rows: Iterable[Row], *, frontend: FrontEnd, paths: list[str]) -
       *(_one_line(row.path), f"{row.start:.6f}", _one_line(row.label)),
       *(told["probability"], told["threshold"]),
     )
-    file.write("\t".join(map(str, values)) + "\n")
+    file.write("\t".join("" if x is None else str(x) for x in values) + "\n")
 
 
 def _begins(paths: list[str]) -> Iterator[tuple[str, float]]:

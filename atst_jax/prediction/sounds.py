@@ -11,13 +11,15 @@ import numpy as np
 from atst_jax.artifacts.classifiers.head import Head
 from atst_jax.artifacts.classifiers.scoring import clip_of
 from atst_jax.artifacts.model import Model
-from atst_jax.audio.decode import read_blocks
-from atst_jax.audio.segments import read_segments
+from atst_jax.audio.decode import duration, read_blocks
+from atst_jax.audio.segments import beyond_end, read_segments
 from atst_jax.audio.sliding import check_windows, sliding
+from atst_jax.audio.sound_file import Reject
 from atst_jax.audio.waveforms import Mel
 from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.prefetch import prefetch_each
 
+HELD_SECONDS = 60.0  # of a segment that is held in memory as samples
 AHEAD_FRAMES = 30_000  # of the sounds of a recording that wait for the classifier
 
 
@@ -27,11 +29,6 @@ class Part(NamedTuple):
   id: str
   start: float
   end: float
-
-  @property
-  def whole(self) -> bool:
-    """Whether it is the whole recording."""
-    return self.start == 0 and self.end == math.inf
 
 
 class Recording(NamedTuple):
@@ -99,11 +96,16 @@ def sounds(
 def _of_recording(
   model: Model, head: Head, number: int, recording: Recording, windows: Windows | None
 ) -> Iterator[Sound | Unusable]:
-  """Yields the sounds of a recording: of the whole file, and of the segments as they end."""
-  path, segments = recording.path, [part for part in recording.parts if not part.whole]
-  read = functools.partial(read_blocks, path, model.sample_rate)
+  """Yields the sounds of a recording: of what is long, the whole file perhaps, each read on its
+  own in blocks, then of the other segments as they end, all read at once."""
+  path, segments = recording.path, []
   for part in recording.parts:
-    if part.whole:
+    if part.end - part.start <= HELD_SECONDS:
+      segments.append(part)
+    elif reject := _beyond_end(path, part):
+      yield Unusable(number, part.id, str(reject))
+    else:
+      read = functools.partial(read_blocks, path, model.sample_rate, part.start, part.end)
       yield from _of_part(model, head, number, part, read, windows)
   if not segments:
     return
@@ -119,6 +121,16 @@ def _of_recording(
       yield Unusable(number, part.id, str(piece.reject))
     else:
       yield from _of_part(model, head, number, part, functools.partial(_held, waveform), windows)
+
+
+def _beyond_end(path: str, part: Part) -> Reject | None:
+  """Why a part that ends behind its file cannot be used, or None; None too where the file does not
+  open, which its reader says."""
+  if part.end == math.inf:
+    return None
+  with contextlib.suppress(Reject):
+    return beyond_end(part.end, duration(path))
+  return None
 
 
 def _held(samples: np.ndarray) -> Iterator[np.ndarray]:

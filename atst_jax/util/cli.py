@@ -1,5 +1,4 @@
-"""What all commands share: flags whose mistakes are one clear line, `--verbosity`, and exit
-codes."""
+"""Common to all commands: flags with clear messages about mistakes, `--verbosity`, exit codes."""
 
 import argparse
 import codecs
@@ -15,12 +14,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from atst_jax.util import logs, numbers, storage
+from atst_jax.util import logs, numbers
 from atst_jax.util.errors import StoreError, UserError, plain
 
 VERBOSITY = {"quiet": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 EXIT_AGAIN = 75  # EX_TEMPFAIL: the same command, run again, goes on
-EXIT_PIPE = 128 + signal.SIGPIPE  # whoever read standard output has ended (`| head`)
+EXIT_PIPE = 128 + signal.SIGPIPE  # the reader of standard output has ended (`| head`)
 OVERRIDE = "--config."
 SIGNS = {"±": "+-", "…": "...", "→": "->", "×": "x", "λ": "lambda", "–": "-"}
 NO_BACKEND = ("Unable to initialize backend", "Unknown backend")  # JAX's words
@@ -33,12 +32,10 @@ def nearest(value: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-  """Raises UserError for a mistake, with the nearest flag. The description holds the examples, and
-  stays as it is."""
+  """Raises UserError for a mistake, with the nearest flag. The description is printed unchanged."""
 
   def __init__(self, command: str = "", description: str | None = None, **options):
-    # Parts of a command (`add_subparsers`) come with a `prog`, and get --verbosity as the whole has
-    # it.
+    # Parts of a command (`add_subparsers`) come with a `prog`, and have --verbosity too.
     options.setdefault("prog", command if command.startswith("python ") else f"python -m {command}")
     super().__init__(
       description=description,
@@ -55,7 +52,7 @@ class Parser(argparse.ArgumentParser):
     )
 
   def add_config(self) -> None:
-    """Adds --config, of commands that take a config and overrides."""
+    """Adds --config, for commands with a config and overrides."""
     what = "FILE.py or FILE.py:VARIANT; --config.KEY=VALUE overrides a key"
     self.add_argument("--config", required=True, help=what)
 
@@ -67,11 +64,11 @@ class Parser(argparse.ArgumentParser):
     self.add_argument("--dry_run", action="store_true", help="tell what would be done")
 
   def error(self, message: str):
-    """Raises UserError with `message` and the command whose --help says more."""
+    """Raises UserError with `message` and the command for help."""
     raise UserError(f"{message}; see `{self.prog} --help`")
 
   def _known(self, argv: list[str]) -> dict[str, argparse.Action]:
-    """The flags of this command, and of the parts of it that are named."""
+    """The flags of this command, and of its parts that the arguments name."""
     known = {
       flag: action for flag, action in self._option_string_actions.items() if flag.startswith("--")
     }
@@ -99,7 +96,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown flag {flag}{near}")
 
   def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags; by default of this process. Sets up the log for them."""
+    """The flags, by default of this process. Sets up the log."""
     argv = with_home(sys.argv[1:] if argv is None else argv)
     self._refuse_unknown(argv, overrides=False)
     flags = self.parse_args(argv)
@@ -110,7 +107,7 @@ class Parser(argparse.ArgumentParser):
   def parse_with_overrides(
     self, argv: list[str] | None = None
   ) -> tuple[argparse.Namespace, list[str]]:
-    """(flags, what is left: each `--config.KEY=VALUE`, and arguments that are no flags)."""
+    """(flags, the other arguments: each `--config.KEY=VALUE`, and arguments that are no flags)."""
     argv = with_home(sys.argv[1:] if argv is None else argv)
     self._refuse_unknown(argv, overrides=True)
     flags, rest = self.parse_known_args(argv)
@@ -120,24 +117,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def with_home(argv: list[str]) -> list[str]:
-  """The arguments with `~` expanded in `--FLAG=~/…`, which shells leave as it is."""
+  """The arguments with `~` expanded in `--FLAG=~/…`, where shells do not expand it."""
   expand = lambda match: match[1] + os.path.expanduser(match[2])
   return [re.sub(r"^(--[^=]+=)(~[^/]*)(?=/|$)", expand, argument) for argument in argv]
 
 
-def local_output(path: str, what: str) -> str:
-  """The absolute path of --output, a file that can be made. `what` is in it. Raises UserError."""
-  if storage.is_remote(path):
-    raise UserError(f"--output={path}: {what} are written to a local file; copy it from there")
-  output = os.path.abspath(path)
-  if not os.access(os.path.dirname(output), os.W_OK):
-    raise UserError(f"--output={path}: must lie in a folder that exists and can be written")
-  return output
-
-
 def open_streams() -> None:
-  """Standard streams that are closed (`2>&-`) become /dev/null: the next file that is opened would
-  get their number, and every message be written into it."""
+  """Opens closed standard streams (`2>&-`) as /dev/null. Otherwise the next opened file would get
+  their number, and messages would be written into it."""
   for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
     try:
       os.fstat(number)
@@ -148,7 +135,7 @@ def open_streams() -> None:
 
 
 def _readable(error: UnicodeError) -> tuple[str, int]:
-  """A codec's answer to signs that the terminal's encoding does not have."""
+  """An error handler of codecs: replaces signs that the terminal's encoding does not have."""
   assert isinstance(error, UnicodeEncodeError)
   signs = error.object[error.start : error.end]
   text = "".join(SIGNS.get(sign, ascii(sign)[1:-1]) for sign in signs)
@@ -168,15 +155,18 @@ def _reader_has_ended() -> bool:
 
 
 def _drop_output() -> None:
-  """Discards what is left of the output: Python would try to write it once more at its end."""
+  """Discards unwritten output, which Python would try to write once more at its end."""
   with open(os.devnull, "w", encoding="utf-8") as nowhere:
     os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def guard(work: Callable[[], int | None]) -> int:
-  """The exit code of a command: what `work` returns (None is 0), 2 or the error's own for a
-  UserError, whose message is printed alone, 74 for a file that cannot be read or written, 75 after
-  Ctrl-C, with what to do, 141 where nobody reads the output any longer."""
+  """Runs a command and returns its exit code.
+
+  That is the result of `work` (None is 0). A UserError gives 2 or its own code, and its message is
+  printed alone. A file that cannot be read or written gives 74, Ctrl-C 75 with what to do, and a
+  pipe whose reader has ended 141.
+  """
   open_streams()
   if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
     sys.stdout.reconfigure(errors="readable")
@@ -219,8 +209,8 @@ def guard(work: Callable[[], int | None]) -> int:
 def leave(code: int, *, at_once: bool | None = None):
   """Ends the process of a command.
 
-  After an interruption (75) it ends at once where JAX is loaded: JAX goes on compiling in threads
-  of its own, and Python's end beneath them would be a segmentation fault.
+  After an interruption (75) it ends at once if JAX is loaded: JAX goes on compiling in threads of
+  its own, and a normal end of Python could be a segmentation fault.
   """
   if at_once is None:
     at_once = code == EXIT_AGAIN and "jax" in sys.modules
@@ -234,8 +224,8 @@ def leave(code: int, *, at_once: bool | None = None):
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-  """SIGTERM ends what stands inside as Ctrl-C does. Signals are the main thread's: elsewhere
-  nothing changes."""
+  """SIGTERM ends the code inside like Ctrl-C. Changes nothing outside the main thread, which alone
+  handles signals."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return

@@ -1,9 +1,9 @@
 """Files on this machine and in object stores, under one name each: a local path, `gs://…`,
 `s3://…`, any of fsspec's.
 
-A remote path is a string with a scheme and is put together and taken apart like a local one
-(`os.path.join`, `dirname`, `basename`). Credentials and endpoints are fsspec's own: environment,
-default logins or ~/.config/fsspec. Needs pip install -e .[gcs] or .[s3].
+A remote path is a string with a scheme; `os.path.join`, `dirname` and `basename` work as on a local
+one. Credentials and endpoints are fsspec's: environment, default logins or ~/.config/fsspec. Needs
+pip install -e .[gcs] or .[s3].
 """
 
 import contextlib
@@ -91,7 +91,7 @@ def find(root: str) -> Iterator[tuple[str, int]]:
 
 
 def names(folder: str) -> list[str]:
-  """Names of all there is directly in a folder, in order; none if it does not exist."""
+  """Names of the files and folders in a folder, in order; none if it does not exist."""
   try:
     if not is_remote(folder):
       return sorted(os.listdir(folder))
@@ -103,7 +103,7 @@ def names(folder: str) -> list[str]:
 
 
 def make_folder(path: str) -> None:
-  """Makes a folder and those above it; stores have none to make."""
+  """Makes a folder and those above it; in a store, nothing."""
   if not is_remote(path):
     os.makedirs(path, exist_ok=True)
 
@@ -138,7 +138,7 @@ def move_folder(path: str, target: str) -> None:
 
 
 def free_bytes(path: str) -> float:
-  """What can still be written to the disk of an existing folder; of a store, infinity."""
+  """Free bytes on the disk of an existing folder; infinity for a store."""
   return float("inf") if is_remote(path) else shutil.disk_usage(path).free
 
 
@@ -168,7 +168,7 @@ def read_text(path: str) -> str:
 
 
 def read_json(path: str):
-  """The value that a JSON file holds. Raises OSError, and ValueError for whatever is no JSON."""
+  """The value of a JSON file. Raises OSError, and ValueError if it is no JSON."""
   try:
     return json.loads(read_text(path))
   except RecursionError as error:
@@ -176,8 +176,8 @@ def read_json(path: str):
 
 
 def read_array(path: str) -> np.ndarray:
-  """The array of a local .npy file, mapped: no more than the file holds, whatever its header
-  claims, and no objects. Raises OSError, and ValueError for whatever is none."""
+  """The array of a local .npy file, mapped: it never needs more memory than the file has bytes, and
+  holds no objects. Raises OSError, and ValueError if it is none."""
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
   except OSError:
@@ -197,10 +197,10 @@ def temporary_name(path: str) -> str:
 
 @contextlib.contextmanager
 def writing(path: str, mode: str = "wb", **options) -> Iterator[IO]:
-  """A file to write that appears under its name when it is whole, or never.
+  """A file to write, which appears under its name only when it is complete.
 
-  Here it is synced and renamed; for a store it is written to a temporary file here and sent at the
-  end, and object stores show objects only once they are whole. `options` are those of `open`.
+  A local file is synced and renamed. For a store it is written to a temporary file here and sent at
+  the end; object stores show only complete objects. `options` are those of `open`.
   """
   if is_remote(path):
     with tempfile.NamedTemporaryFile(mode, **options) as file:
@@ -241,14 +241,15 @@ def is_remote(path: str) -> bool:
 
 @contextlib.contextmanager
 def store(path: str) -> Iterator[tuple]:
-  """Yields (file system, path inside it). Whatever the store's library raises becomes an OSError of
-  one file (absent, a folder) or a StoreError. So does a refusal: mostly a login has expired."""
+  """Yields (file system, path inside it). All errors of the store's library become an OSError of
+  one file (absent, a folder) or a StoreError. A refusal is a StoreError: mostly a login has
+  expired."""
   import fsspec
 
   scheme = path.split("://")[0]
   try:
-    # Listings are never kept: other processes write into the same folders. Not url_to_fs: "::" is a
-    # part of a name.
+    # No cache of listings: other processes write into the same folders. Not url_to_fs, for which
+    # "::" in a name has a meaning.
     fs = fsspec.filesystem(scheme, use_listings_cache=False)
     yield fs, fs._strip_protocol(path)
   except (UserError, FileNotFoundError, IsADirectoryError):
@@ -264,7 +265,7 @@ def store(path: str) -> Iterator[tuple]:
 
 
 class Blocks(io.RawIOBase):
-  """A remote file that is read by blocks; what its store raises becomes a StoreError there too."""
+  """A remote file that is read by blocks; its store's errors become StoreErrors."""
 
   def __init__(self, path, file):
     self._path, self._file = path, file

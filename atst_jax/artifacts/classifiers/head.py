@@ -42,7 +42,8 @@ class Head:
     labels: names, C of them.
     multi_label: whether a sound may have several.
     activation: of ACTIVATIONS.
-    thresholds: probability from which on a label is given, one for each.
+    thresholds: probability from which on a label is given, one for each; None where a sound has one
+      label: the likeliest is given.
     blocks: of a transformer's last blocks, whose vectors it reads.
     max_frames: of longer sounds it hears so many frames,
     crop: from the "center" or the "start".
@@ -54,7 +55,7 @@ class Head:
   labels: tuple[str, ...]
   multi_label: bool
   activation: str
-  thresholds: tuple[float, ...]
+  thresholds: tuple[float, ...] | None
   blocks: int
   max_frames: int
   crop: str
@@ -65,6 +66,10 @@ class Head:
   def to_json(self) -> dict:
     """The section of config.json."""
     return {key: list(x) if isinstance(x, tuple) else x for key, x in vars(self).items()}
+
+  def threshold(self, place: int) -> float | None:
+    """That of the label at a place."""
+    return None if self.thresholds is None else self.thresholds[place]
 
   def probabilities(self, logits: np.ndarray) -> np.ndarray:
     """(..., C) -> (..., C), 0 to 1."""
@@ -98,9 +103,12 @@ def read_head(section: dict | None, *, hop: int, depth: int) -> Head | None:
     and 1 <= len(labels) <= MOST_LABELS
     and all(isinstance(name, str) and name for name in labels)
     and len(set(labels)) == len(labels),
-    "thresholds": isinstance(thresholds, list)
-    and len(thresholds) == len(labels)
-    and all(map(number, thresholds)),
+    "thresholds": (thresholds is None and fields["multi_label"] is False)
+    or (
+      isinstance(thresholds, list)
+      and len(thresholds) == len(labels)
+      and all(map(number, thresholds))
+    ),
     "multi_label": isinstance(fields["multi_label"], bool),
     "activation": fields["activation"] in ACTIVATIONS,
     "blocks": whole(fields["blocks"], 1, depth),
@@ -113,7 +121,9 @@ def read_head(section: dict | None, *, hop: int, depth: int) -> Head | None:
   }
   if wrong := [key for key, is_right in right.items() if not is_right]:
     raise ValueError(f"head.{wrong[0]} is {str(fields[wrong[0]])[:80]}")
-  return Head(**fields | {"labels": tuple(labels), "thresholds": tuple(thresholds)})
+  # earlier exports of one label for each sound had thresholds, which nothing used
+  thresholds = tuple(thresholds) if fields["multi_label"] else None
+  return Head(**fields | {"labels": tuple(labels), "thresholds": thresholds})
 
 
 def folded(kernel, bias, mean, std) -> dict[str, np.ndarray]:

@@ -1,4 +1,5 @@
-"""From which probability on a label is given: chosen on validation clips, label by label."""
+"""From which probability on a label is given: chosen on validation clips, label by label, where a
+sound may have several. Where it has one, the likeliest label is given."""
 
 import dataclasses
 from typing import NamedTuple
@@ -22,17 +23,25 @@ class Thresholds(NamedTuple):
   short: list[int]
 
 
-def check_precision(precision: float | None, flag: str) -> None:
-  """Raises UserError for what is no share of the given labels that shall be right."""
-  if precision is not None and not 0 < precision <= 1:
+def check_precision(precision: float | None, flag: str, *, multi_label: bool = True) -> None:
+  """Raises UserError for what is no share of the given labels that shall be right, and where a
+  sound has one label, so that no threshold is asked."""
+  if precision is None:
+    return
+  if not 0 < precision <= 1:
     raise UserError(f"{flag}={precision:g}: must lie above 0 and be at most 1")
+  if not multi_label:
+    raise UserError(
+      f"{flag}={precision:g}: chooses thresholds, and where each sound has one label, as here, the "
+      "likeliest is given without one; leave it out, and ask `predict` with --min"
+    )
 
 
 def with_thresholds(
   head: Head, probabilities: np.ndarray, targets: np.ndarray, precision: float | None
 ) -> Head:
-  """The head with the thresholds that `choose` finds, and an account of them under
-  `about["thresholds"]`. What clips could not choose is told in the log."""
+  """The head of several labels for a sound with the thresholds that `choose` finds, and an account
+  of them under `about["thresholds"]`. What clips could not choose is told in the log."""
   found = choose(probabilities, targets, precision)
   names = lambda places: [head.labels[place] for place in places]
   account = {
@@ -52,6 +61,14 @@ def with_thresholds(
       )
   about = {**head.about, "thresholds": account}
   return dataclasses.replace(head, thresholds=found.values, about=about)
+
+
+def described(section: dict) -> str:
+  """How labels are given by a head, the section of config.json, in words."""
+  if not section["multi_label"]:
+    return "the likeliest is given"
+  account = section["about"].get("thresholds", {"rule": "no known rule", "clips": "unknown"})
+  return f"thresholds by {account['rule']} on {account['clips']} validation clips"
 
 
 def choose(probabilities: np.ndarray, targets: np.ndarray, precision: float | None) -> Thresholds:

@@ -1,17 +1,12 @@
-"""Many files to one file of vectors with an exported encoder, piece by piece, so that an
-interruption costs one piece."""
+"""Many files to one file of vectors with an exported encoder, in pieces."""
 
-import contextlib
 import itertools
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-import atst_jax
-from atst_jax.artifacts.collection import vectors
+from atst_jax.artifacts.collection import pieces, vectors
 from atst_jax.artifacts.collection.sounds import (
   FRAMES,
   WHOLE,
@@ -19,12 +14,11 @@ from atst_jax.artifacts.collection.sounds import (
   Rows,
   Sound,
   check_rows,
+  settings_hash,
   sounds_of,
 )
 from atst_jax.artifacts.model import Model
-from atst_jax.runtime.workdir import claim
-from atst_jax.util import storage
-from atst_jax.util.errors import StoreError, UserError
+from atst_jax.util.errors import UserError
 from atst_jax.util.logs import Progress, log
 from atst_jax.util.prefetch import prefetch_each
 
@@ -101,43 +95,12 @@ def _frame_blocks(model, sounds) -> Iterator[vectors.Block]:
       count += len(part)
 
 
-def stamp(path: str) -> tuple[int, int]:
-  """(bytes, time of change) of a file: when they differ, so may its contents. A store gives no
-  time."""
-  changed = 0
-  if not storage.is_remote(path) and os.path.exists(path):
-    changed = os.stat(path).st_mtime_ns
-  return storage.size(path), changed
-
-
-def named_pieces(items: list, paths: list[str], *decisive) -> dict[str, list]:
-  """Cuts items into pieces: name -> its items. A name depends on the version, on what is
-  `decisive` (JSON), on the items (tuples of JSON) and on their files at `paths` alone."""
-  stamps = [stamp(path) for path in paths]
-  pieces = {}
-  for part in vectors.groups(size for size, _ in stamps):
-    known = [(*item, *seen) for item, seen in zip(items[part], stamps[part], strict=True)]
-    pieces[vectors.digest([atst_jax.__version__, *decisive, known])] = items[part]
-  return pieces
-
-
-def plan(
-  model: Model, files: list[tuple[str, str]], options: dict
-) -> dict[str, list[tuple[str, str]]]:
-  """Name of each piece -> its files, as (id, path). A name depends on the encoder, the options and
-  the files alone."""
-  decisive = {
-    key: x for key, x in model.config.items() if key not in ("format", "tail", "provenance")
-  }
-  return named_pieces(files, [path for _, path in files], decisive, options)
-
-
 def compute(
-  model: Model, pieces: dict[str, list[tuple[str, str]]], *, workers: int, rows: Rows, options: dict
+  model: Model, share: dict[str, list[tuple[str, str]]], *, workers: int, rows: Rows, options: dict
 ) -> None:
   """Computes and writes the pieces (path -> files) that are not there, with progress."""
-  missing = {piece: files for piece, files in pieces.items() if vectors.load_piece(piece) is None}
-  total, todo = (sum(map(len, part.values())) for part in (pieces, missing))
+  missing = {piece: files for piece, files in share.items() if vectors.load_piece(piece) is None}
+  total, todo = (sum(map(len, part.values())) for part in (share, missing))
   if todo < total:
     log.info("%d of %d files were embedded before", total - todo, total)
   paths = (path for files in missing.values() for _, path in files)
@@ -183,10 +146,16 @@ def embed_files(
     StoreError: the output cannot be written.
   """
   check_rows(model, rows)
-  pieces = plan(model, files, {**options, **rows._asdict(), "dtype": model.dtype})
+  decisive = {
+    key: x for key, x in model.config.items() if key not in ("format", "tail", "provenance")
+  }
+  told = {**options, **rows._asdict(), "dtype": model.dtype}
+  paths = [path for _, path in files]
+  work = pieces.plan(output, ".npz", files, paths, decisive, told, process=process)
   about = {
-    "job": vectors.digest(list(pieces)),
+    "job": work.job,
     "params_hash": model.config["params_hash"],
+    "settings": settings_hash(model),
     "dimensions": model.width(options["num_blocks"]),
     "blocks": options["num_blocks"],
     "tail": options["tail"],
@@ -200,30 +169,18 @@ def embed_files(
     about["dimensions"] = model.encoder.width
   if _is_complete(output, about):
     return f"{output}: is complete, nothing to do"
-  folder = f"{output}.part"
-  pieces = {os.path.join(folder, f"{name}.npz"): part for name, part in pieces.items()}
   if dry_run:
-    done = [path for path in pieces if vectors.load_piece(path) is not None]
     what = "" if rows.kind == WHOLE else f"the {rows.kind} of "
     return (
       f"{what}{len(files)} files to vectors of {about['dimensions']} numbers each in {output}; "
-      f"{len(done)} of {len(pieces)} pieces ({sum(len(pieces[path]) for path in done)} files) "
-      "are done; nothing written"
+      f"{work.told(lambda path: vectors.load_piece(path) is not None)}"
     )
-  number, count = process
-  share = dict(itertools.islice(pieces.items(), number, None, count))
-  own = folder if count == 1 else os.path.join(folder, f"{number}-of-{count}")
-  try:
-    with contextlib.closing(claim(own, "output")):
-      compute(model, share, workers=workers, rows=rows, options=options)
-      if count == 1:
-        return _join(output, pieces, about, len(files))
-    return _join_if_last(output, pieces, about, files, process)
-  except OSError as error:
-    raise StoreError(
-      f"{output}: cannot be written ({error.strerror}); make room or choose another file, "
-      "and run the same command again"
-    ) from error
+  return pieces.run(
+    work,
+    compute=lambda share: compute(model, share, workers=workers, rows=rows, options=options),
+    is_complete=lambda: _is_complete(output, about),
+    join=lambda: _join(work, about, len(files)),
+  )
 
 
 def _is_complete(output: str, about: dict) -> bool:
@@ -234,39 +191,19 @@ def _is_complete(output: str, about: dict) -> bool:
   return job is not None
 
 
-def _join(output: str, pieces: dict, about: dict, files: int) -> str:
-  """Writes the output from all pieces, and removes them. Returns a line about it."""
-  rejected = vectors.rejected_of(list(pieces))
+def _join(work: pieces.Work, about: dict, files: int) -> str:
+  """Writes the output from all pieces. Returns a line about it."""
+  paths = list(work.pieces)
+  rejected = vectors.rejected_of(paths)
   for id, reason in rejected:
     print(f"left out {id}: {reason}", file=sys.stderr)
-  rows = sum(len(ids) for path in pieces for ids in vectors.ids_of(path))
+  rows = sum(len(ids) for path in paths for ids in vectors.ids_of(path))
   if not rows:
     raise UserError(f"none of {files} files could be read")
-  write = vectors.write_npz if output.endswith(".npz") else vectors.write_parquet
-  write(output, list(pieces), about)
-  shutil.rmtree(os.path.dirname(next(iter(pieces))))
+  write = vectors.write_npz if work.output.endswith(".npz") else vectors.write_parquet
+  write(work.output, paths, about)
   what = "" if about["rows"] == WHOLE else f" of {about['rows']}"
   return (
-    f"{output}: {rows} vectors{what} of {about['dimensions']} numbers, {len(rejected)} files left "
-    "out"
+    f"{work.output}: {rows} vectors{what} of {about['dimensions']} numbers, {len(rejected)} files "
+    "left out"
   )
-
-
-def _join_if_last(output, pieces, about, files, process) -> str:
-  """What a process does after its share: it joins all shares if there is none left to wait for."""
-  number, count = process
-  done = f"{output}: process {number} of {count} has done its share"
-  if _is_complete(output, about):
-    return done
-  missing = sum(not os.path.exists(path) for path in pieces)
-  if missing:
-    return f"{done}; {missing} of {len(pieces)} pieces are left to the others"
-  try:
-    lock = claim(os.path.dirname(next(iter(pieces))), "output")
-  except UserError:  # another process joins at this moment
-    return done
-  with contextlib.closing(lock):
-    if _is_complete(output, about):
-      shutil.rmtree(os.path.dirname(next(iter(pieces))), ignore_errors=True)
-      return done
-    return _join(output, pieces, about, len(files))

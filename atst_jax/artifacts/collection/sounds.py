@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from atst_jax.artifacts.collection.pieces import digest
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.sliding import check_windows, sliding
 from atst_jax.audio.waveforms import Mel
@@ -35,6 +36,13 @@ class Sound(NamedTuple):
   mel: Mel | str
   start: float = 0.0
   end: float = 0.0
+
+
+def settings_hash(model: Model) -> str:
+  """16 hexadecimal digits over what decides a vector beside the weights: sizes, front-end,
+  normalisation, chunks."""
+  keys = ("encoder", "frontend", "normalization", "chunk_frames")
+  return digest({key: model.config[key] for key in keys})
 
 
 def check_rows(model: Model, rows: Rows) -> None:

@@ -1,11 +1,9 @@
 """Vectors of many files: pieces that remain after a kill, and the one file that they are joined to.
 
-A file has one vector, or one for each of its windows or frames, with their times. A piece holds
-some of the files, in order; its name is a hash of all that decides its contents, so
-that a job that is run again takes from `OUTPUT.part` what fits and computes the rest.
+A file has one vector, or one for each of its windows or frames, with their times. A piece
+(`pieces`) holds some of the files, in order.
 """
 
-import hashlib
 import json
 import os
 import zipfile
@@ -18,8 +16,6 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 SUFFIXES = (".npz", ".parquet")
-PIECE_FILES = 256
-PIECE_BYTES = 64 << 20
 
 
 class Table(NamedTuple):
@@ -27,7 +23,7 @@ class Table(NamedTuple):
 
   ids: list[str]
   vectors: np.ndarray  # (N, D) float32
-  about: dict  # `job`, `params_hash`, `dimensions`, `blocks`, `tail`, as strings or numbers
+  about: dict  # `job`, `params_hash`, `settings`, `dimensions`, `blocks`…, as strings or numbers
   spans: np.ndarray | None = None  # (N, 2) start and end in seconds, of windows and frames
 
   def name(self, row: int) -> str:
@@ -59,23 +55,6 @@ class Piece(NamedTuple):
 
   blocks: Iterable[Block]
   rejected: list[tuple[str, str]]  # (id, reason); complete once the blocks were read
-
-
-def digest(value) -> str:
-  """16 hexadecimal digits over any JSON."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def groups(sizes: Iterable[int]) -> Iterator[slice]:
-  """Cuts files of so many bytes into pieces of at most PIECE_FILES files and, unless it is one,
-  PIECE_BYTES."""
-  start, total, end = 0, 0, 0
-  for end, size in enumerate(sizes):
-    if end > start and (end - start == PIECE_FILES or total + size > PIECE_BYTES):
-      yield slice(start, end)
-      start, total = end, 0
-    total += size
-  yield slice(start, end + 1)
 
 
 def save_piece(path: str, piece: Piece) -> None:
@@ -155,10 +134,12 @@ def read(path: str) -> Table:
         about = {name: arrays[name].item() for name in arrays.files if not arrays[name].ndim}
         ids = [str(id) for id in arrays["id"]]
         spans = np.stack([arrays["start"], arrays["end"]], 1) if "start" in arrays.files else None
+      _check_about(about)
       return Table(ids, _mapped(path, "vector.npy"), about, spans)
     table = import_parquet(path).read_table(path)
     about = json.loads(table.schema.metadata[b"atst_jax"])
     about.pop("rejected")
+    _check_about(about)
     flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     spans = None
     if "start" in table.column_names:
@@ -166,6 +147,12 @@ def read(path: str) -> Table:
     return Table(table["id"].to_pylist(), flat.reshape(table.num_rows, -1), about, spans)
   except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
     raise UserError(f"{path}: not a file of vectors that `embed` wrote, or damaged") from error
+
+
+def _check_about(about: dict) -> None:
+  """Raises KeyError where it is not said what the vectors are of."""
+  for key in ("job", "params_hash"):
+    about[key]
 
 
 def _mapped(path: str, member: str) -> np.ndarray:

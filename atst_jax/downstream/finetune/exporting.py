@@ -10,7 +10,12 @@ import atst_jax
 from atst_jax.artifacts import export
 from atst_jax.artifacts.classifiers import scoring
 from atst_jax.artifacts.classifiers.head import Head
-from atst_jax.artifacts.classifiers.thresholds import NO_CLIP, check_precision, with_thresholds
+from atst_jax.artifacts.classifiers.thresholds import (
+  NO_CLIP,
+  check_precision,
+  described,
+  with_thresholds,
+)
 from atst_jax.artifacts.folder import HEAD
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import FrontEnd
@@ -47,20 +52,23 @@ def export_run(
     seed, fold: of several runs; by default the one whose validation score is the highest.
     precision: that thresholds are chosen for; None: the best F1.
     data, encoder: the prepared set and the encoder of the run, where they lie elsewhere now.
-    options: of `export.write`.
+    options: of `export.write`, without a length rule.
 
   Raises:
     UserError: there is no such run, or what it was made of is not at hand.
   """
   check_precision(precision, "--precision")
+  export.refuse_length(options)
   record, results = read_config(workdir), _results(workdir)
   folder, runs = find_runs(workdir, record, epoch)
   which = choose(runs, results, seed, fold, workdir)
   step, path, made_with = find_checkpoint(os.path.join(folder, which.folder))
   record = made_with or record
   run = open_run(record, data, encoder)
+  multi_label = run.labels.multi_label
+  check_precision(precision, "--precision", multi_label=multi_label)
   variables, number, valid = restore(path, step, record, run, which)
-  told, multi_label = which.of(results), run.labels.multi_label
+  told = which.of(results)
   scores = {
     "metric": "mAP" if multi_label else "accuracy",
     "valid": told.get("valid", valid),
@@ -85,7 +93,8 @@ def export_run(
       scores["valid"],
       record["dtype"],
     )
-  head = with_thresholds(head, head.probabilities(logits), targets, precision)
+  if multi_label:
+    head = with_thresholds(head, head.probabilities(logits), targets, precision)
   provenance = {
     "step": step,
     "atst_jax": atst_jax.__version__,
@@ -97,8 +106,7 @@ def export_run(
   export.write(output, variables, head=head, **options)
   return (
     f"the classifier of seed {which.seed}, division {which.fold}, {epoch} epoch ({number}): "
-    f"{len(head.labels)} labels, thresholds by {head.about['thresholds']['rule']} on "
-    f"{len(targets)} validation clips"
+    f"{len(head.labels)} labels, {described(head.to_json())}"
   )
 
 
@@ -118,7 +126,7 @@ def _head(record: dict, run: Opened, about: dict) -> Head:
     labels=tuple(run.dataset.label_names),
     multi_label=run.labels.multi_label,
     activation="sigmoid" if binary else "softmax",
-    thresholds=(NO_CLIP,) * run.labels.targets.shape[1],
+    thresholds=(NO_CLIP,) * run.labels.targets.shape[1] if run.labels.multi_label else None,
     blocks=1,
     max_frames=run.frames if filled else run.most,
     crop="center",

@@ -1,7 +1,9 @@
 """The probe of a linear evaluation as an exported classifier: the rate or penalty that validation
 clips prefer, fitted once more on all labelled clips."""
 
+import contextlib
 import dataclasses
+import json
 import os
 from typing import NamedTuple
 
@@ -11,8 +13,13 @@ from ml_collections import ConfigDict
 
 from atst_jax.artifacts import export
 from atst_jax.artifacts.classifiers.head import MOST_FRAMES, Head, folded
-from atst_jax.artifacts.classifiers.thresholds import NO_CLIP, check_precision, with_thresholds
-from atst_jax.artifacts.folder import HEAD
+from atst_jax.artifacts.classifiers.thresholds import (
+  NO_CLIP,
+  check_precision,
+  described,
+  with_thresholds,
+)
+from atst_jax.artifacts.folder import HEAD, read
 from atst_jax.downstream import ridge
 from atst_jax.downstream.evaluation import check_values
 from atst_jax.downstream.features import silence_db
@@ -21,6 +28,7 @@ from atst_jax.downstream.linear.recipe import Evaluation, vectors
 from atst_jax.downstream.linear.selection import trained_on
 from atst_jax.downstream.splits import Split
 from atst_jax.util import storage
+from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
@@ -53,8 +61,6 @@ def take(config: ConfigDict) -> tuple[Settings, ConfigDict]:
       "left; set --config.export_clips=division"
     )
   settings = Settings(config.export, config.export_precision, config.export_clips)
-  if settings.folder and os.path.exists(settings.folder):
-    raise UserError(f"--config.export={settings.folder} exists; choose another folder or remove it")
   rest = config.copy_and_resolve_references()
   with rest.unlocked():
     for key in ("export", "export_precision", "export_clips"):
@@ -62,9 +68,47 @@ def take(config: ConfigDict) -> tuple[Settings, ConfigDict]:
   return settings, rest
 
 
+def is_written(settings: Settings, job: Evaluation) -> bool:
+  """Whether the folder holds the classifier of this very evaluation. Raises UserError for a folder
+  that holds anything else, and for a precision where no threshold is asked."""
+  multi_label = job.labels.multi_label
+  check_precision(settings.precision, "--config.export_precision", multi_label=multi_label)
+  if not settings.folder or not os.path.exists(settings.folder):
+    return False
+  about = {}
+  with contextlib.suppress(UserError):  # of no export, or a damaged one
+    about = (read(settings.folder)[0][HEAD] or {"about": {}})["about"]
+  if _identity(about) != _identity(_made_of(settings, job)):
+    raise UserError(
+      f"--config.export={settings.folder} exists and is not the classifier of this evaluation; "
+      "choose another folder or remove it"
+    )
+  return True
+
+
+def _made_of(settings: Settings, job: Evaluation) -> dict:
+  """The entries of a head's `about` that decide everything else."""
+  return {
+    "config": job.record,
+    "export": {"precision": settings.precision, "clips": settings.clips},
+  }
+
+
+def _identity(about: dict) -> str:
+  """The same of an `about`, without where things lie: `params_hash` and the fingerprint say what
+  they are."""
+  config = about.get("config")
+  config = flatten(config) if isinstance(config, dict) else {}
+  kept = {key: x for key, x in config.items() if key not in ("encoder", "data.path")}
+  return json.dumps([kept, about.get("export")], sort_keys=True)
+
+
 def write(settings: Settings, job: Evaluation, workdir: str) -> None:
   """Writes the classifier of an evaluation that has ended, if one is asked for."""
   if not settings.folder:
+    return
+  if is_written(settings, job):
+    log.info("%s: holds this evaluation's classifier, nothing to do", settings.folder)
     return
   rows = storage.read_json(os.path.join(workdir, "results.json"))["rows"]
   chosen = _choose([row for row in rows if row["features"] == "pre-trained"], job, settings.clips)
@@ -76,10 +120,12 @@ def write(settings: Settings, job: Evaluation, workdir: str) -> None:
     split = Split(np.arange(len(job.labels.ids)), split.valid, split.test)
   weights = _fit(job, x, split, chosen.place, refit=not whole and job.training.refit, last=whole)
   head = _head(job, chosen, x.shape[1], split, whole)
-  splits = job.splits if whole else job.splits[:1]
-  logits = np.concatenate([_validated(job, x, split, chosen.place) for split in splits])
-  targets = np.concatenate([job.labels.targets[split.valid] for split in splits])
-  head = with_thresholds(head, head.probabilities(logits), targets, settings.precision)
+  head = dataclasses.replace(head, about={**head.about, **_made_of(settings, job)})
+  if head.multi_label:
+    splits = job.splits if whole else job.splits[:1]
+    logits = np.concatenate([_validated(job, x, split, chosen.place) for split in splits])
+    targets = np.concatenate([job.labels.targets[split.valid] for split in splits])
+    head = with_thresholds(head, head.probabilities(logits), targets, settings.precision)
   config = job.model.config
   export.write(
     settings.folder,
@@ -92,12 +138,11 @@ def write(settings: Settings, job: Evaluation, workdir: str) -> None:
     },
   )
   log.info(
-    "%s: the classifier of %s, %s; thresholds by %s on %d validation clips",
+    "%s: the classifier of %s, %s; %s",
     settings.folder,
     chosen.row["name"],
     head.about["fitted"],
-    head.about["thresholds"]["rule"],
-    len(targets),
+    described(head.to_json()),
   )
 
 
@@ -164,7 +209,7 @@ def _head(job: Evaluation, chosen: Chosen, width: int, split: Split, whole: bool
     labels=tuple(job.dataset.label_names),
     multi_label=labels.multi_label,
     activation="clip" if protocol == "exact" else activation,
-    thresholds=(NO_CLIP,) * labels.targets.shape[1],
+    thresholds=(NO_CLIP,) * labels.targets.shape[1] if labels.multi_label else None,
     blocks=depth if width == job.model.width(depth) else 1,
     max_frames=min(job.unit or job.max_frames, MOST_FRAMES),
     crop="start" if job.unit else "center",
@@ -183,6 +228,5 @@ def _head(job: Evaluation, chosen: Chosen, width: int, split: Split, whole: bool
         "fingerprint": job.record["data"]["fingerprint"],
       },
       "selected_on_test": job.select_on_test,
-      "config": job.record,
     },
   )

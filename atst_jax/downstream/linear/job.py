@@ -100,6 +100,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   evaluation.one_process("the linear evaluation")
   settings, config = exporting.take(config)
   job = resolve(config)
+  exporting.is_written(settings, job)  # raises for a folder that holds anything else
   code = evaluation.frozen(
     job,
     workdir,
@@ -130,6 +131,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   """Encoder, data, divisions and the number of probes of a linear evaluation."""
   settings, config = exporting.take(config)
   job = resolve(config)
+  there = ", is there already" if exporting.is_written(settings, job) else ""
   rates, folds, seeds = len(job.training.rates), len(job.splits), len(job.seeds)
   probes = (
     f"{folds * seeds * rates} of each kind of features: {folds} divisions x {seeds} seeds x "
@@ -143,5 +145,5 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
     *describe_labelled(job.dataset, job.labels, job.splits),
     f"probes      {probes}, protocol {job.training.protocol}",
     f"writes      {os.path.join(workdir, 'results.json')}, results.md, features/, predictions/",
-    *([f"classifier  {settings.folder}"] if settings.folder else []),
+    *([f"classifier  {settings.folder}{there}"] if settings.folder else []),
   ]

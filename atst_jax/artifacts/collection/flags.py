@@ -1,0 +1,64 @@
+"""The flags of commands that take many recordings to one file with an exported model."""
+
+import os
+from argparse import Namespace
+
+from atst_jax.audio.formats import is_audio
+from atst_jax.runtime.devices import DTYPES
+from atst_jax.util import storage
+from atst_jax.util.checkout import pipeline
+from atst_jax.util.cli import Parser
+from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
+
+
+def add_flags(parser: Parser, workers: str) -> None:
+  """Adds --dtype, --num_processes, --process_id, --workers (threads that do so) and --dry_run."""
+  add = parser.add_argument
+  add(
+    "--dtype",
+    choices=DTYPES,
+    default="float32",
+    help="of the encoder's products (default float32); auto: bfloat16, but float32 on a CPU",
+  )
+  add("--num_processes", type=int, default=1, help="processes that share the files (default 1)")
+  add("--process_id", type=int, default=0, help="which of them this is, from 0")
+  parser.add_workers(workers)
+
+
+def check_flags(flags: Namespace) -> tuple[int, int]:
+  """(number, count) of the processes. Raises UserError for what `add_flags`'s flags cannot be."""
+  if flags.workers < 1:
+    raise UserError(f"--workers={flags.workers}: at least one is needed")
+  if not 0 <= flags.process_id < flags.num_processes:
+    raise UserError(
+      f"--process_id={flags.process_id}: must be from 0 to below --num_processes="
+      f"{flags.num_processes}"
+    )
+  return flags.process_id, flags.num_processes
+
+
+def local_output(path: str, what: str) -> str:
+  """The absolute path of --output, a file that can be made. `what` is in it. Raises UserError."""
+  if storage.is_remote(path):
+    raise UserError(f"--output={path}: {what} are written to a local file; copy it from there")
+  output = os.path.abspath(path)
+  if not os.access(os.path.dirname(output), os.W_OK):
+    raise UserError(f"--output={path}: must lie in a folder that exists and can be written")
+  return output
+
+
+def is_recording(path: str) -> bool:
+  """Whether --input is one recording, not a folder or a table."""
+  return is_audio(path) and storage.is_file(path)
+
+
+def files_of(path: str) -> list[tuple[str, str]]:
+  """(id, path) of the recordings that --input names: a folder, one recording, or a table of whole
+  files. Raises UserError."""
+  if is_recording(path):
+    return [(os.path.basename(path), path)]
+  listing = pipeline("sources.inputs").list_files(path)
+  for line in listing.told():
+    log.info(line)
+  return [(source.id, source.path) for source in listing.sources]
