@@ -1,5 +1,5 @@
-"""Several channels as one: their mean, the loudest, or one of them; and whether a mean is all that
-is left of them."""
+"""Several channels as one: their mean, the loudest, or one of them; and whether they cancel each
+other in the mean."""
 
 import re
 
@@ -8,7 +8,7 @@ import numpy as np
 from atst_jax.util.errors import UserError
 
 MEAN, LOUDEST = "mean", "loudest"
-CANCELLED_DB = 20.0  # a mix this far below the loudest of its channels has lost them
+CANCELLED_DB = 20.0  # channels cancel each other if their mean is this far below the loudest
 
 
 def check_channels(channels: str) -> None:
@@ -52,13 +52,12 @@ class Levels:
 
   @property
   def loudest(self) -> int:
-    """The channel with most energy, the first of several; 0 where nothing was heard."""
+    """The first channel with the most energy; 0 if nothing was added."""
     return 0 if self._of_channels is None else int(np.argmax(self._of_channels))
 
   @property
   def cancelled(self) -> float:
-    """By how many decibels the mean lies below the loudest channel, if CANCELLED_DB or more; 0
-    otherwise."""
+    """Decibels of the mean below the loudest channel, if CANCELLED_DB or more; 0 otherwise."""
     if self._of_channels is None or not self._of_channels.max() > 0:
       return 0.0
     share = max(self._of_mean / self._of_channels.max(), 1e-12)

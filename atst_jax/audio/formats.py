@@ -1,13 +1,12 @@
-"""Which files are audio, by their endings, and which library reads them; WAV headers that were
-never finished."""
+"""Audio files by their endings, the library that reads them, and unfinished WAV headers."""
 
 import functools
 import importlib.util
 import os
 import struct
 
-# libsndfile's name of a format, and the endings it goes by. Not here: .raw, which has no header,
-# and .mat, which seldom holds sound.
+# libsndfile's name of a format, and its endings; without .raw, which has no header, and .mat, which
+# seldom holds sound.
 SNDFILE = {
   "AIFF": "aif aifc aiff",
   "AU": "au snd",
@@ -34,14 +33,14 @@ SNDFILE = {
 # Sound alone, and films that have a sound track.
 PYAV = """3g2 3gp aac ac3 adts amr ape asf avi dsf dts eac3 f4v flv m2ts m4a m4b m4v mka mkv mov mp2
 mp3 mp4 mpc mpeg mpg mts oma rm shn tak ts tta webm wma wmv wv"""
-GET_PYAV = "pip install -e .[av]"  # in what is said of a file that PyAV would read
-MOST_CHUNKS = 1000  # of a WAV that are looked at
-NOT_CHUNKS = 64  # so many names in a row are no accident
+GET_PYAV = "pip install -e .[av]"  # in messages about files that PyAV would read
+MOST_CHUNKS = 1000  # of a WAV
+NOT_CHUNKS = 64  # so many readable names in a row are chunks, not samples
 
 
 @functools.cache
 def _endings() -> tuple[frozenset[str], frozenset[str]]:
-  """What the installed libsndfile reads, and what is left for PyAV."""
+  """The endings that the installed libsndfile reads, and the others, for PyAV."""
   import soundfile
 
   readable = soundfile.available_formats()
@@ -51,17 +50,17 @@ def _endings() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def ending(path: str) -> str:
-  """The end of a file's name, in small letters, with its dot; "" where it has none."""
+  """The ending of a file's name, in small letters, with its dot; "" if it has none."""
   return os.path.splitext(path)[1].lower()
 
 
 def is_audio(path: str) -> bool:
-  """Whether a file is audio by its ending, be it that PyAV would have to be installed."""
+  """Whether a file is audio by its ending, also if PyAV is needed and not installed."""
   return any(ending(path) in endings for endings in _endings())
 
 
 def needs_pyav(path: str) -> bool:
-  """Whether PyAV is the one to read it: libsndfile does not know the ending."""
+  """Whether only PyAV reads it: libsndfile does not know the ending."""
   return ending(path) in _endings()[1]
 
 
@@ -71,14 +70,14 @@ def has_pyav() -> bool:
 
 
 def unfinished_wav(file) -> tuple[int, int] | None:
-  """Finds a WAV whose recorder never came back to write the size of the samples.
+  """Finds a WAV whose recorder did not write the size of the samples.
 
   Args:
     file: open for reading bytes.
 
   Returns:
-    (place of the data chunk's size, bytes behind it) where that size is 0 and what follows is not
-    further chunks; None for every other file.
+    (place of the data chunk's size, bytes behind it) if that size is 0 and no chunks follow; None
+    for every other file.
   """
   file.seek(0)
   head = file.read(12)
@@ -97,14 +96,15 @@ def unfinished_wav(file) -> tuple[int, int] | None:
 
 
 def _chunk(file, place: int) -> tuple[bytes, int]:
-  """(name, size) of the chunk that begins there; an empty name where the file has ended."""
+  """(name, size) of the chunk that begins there; an empty name at the end of the file."""
   file.seek(place)
   head = file.read(8)
   return struct.unpack("<4sI", head) if len(head) == 8 else (b"", 0)
 
 
 def _are_samples(file, place: int) -> bool:
-  """Whether what begins there is no sequence of chunks with readable names to the file's end."""
+  """Whether samples begin there: no sequence of chunks with readable names up to the file's
+  end."""
   end = file.seek(0, os.SEEK_END)
   for _ in range(NOT_CHUNKS):
     if place >= end:
@@ -117,7 +117,7 @@ def _are_samples(file, place: int) -> bool:
 
 
 class Patched:
-  """A file open for reading, a few bytes of which read as others."""
+  """A file open for reading, in which a few bytes are replaced."""
 
   def __init__(self, file, place: int, data: bytes):
     self._file, self._place, self._data = file, place, data

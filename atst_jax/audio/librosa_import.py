@@ -1,4 +1,4 @@
-"""librosa, imported where numba can keep what it compiles."""
+"""librosa, imported with a folder where numba can keep compiled functions."""
 
 import contextlib
 import importlib.util
@@ -12,9 +12,9 @@ import tempfile
 def import_librosa():
   """The module librosa.
 
-  Numba, which librosa uses, keeps compiled functions beside librosa or in the home folder, and
-  fails at the import where neither can be written (a user without home in a container). A
-  temporary folder stands for them then.
+  Numba, which librosa uses, keeps compiled functions beside librosa or in the home folder. If it
+  can write neither (a user without home in a container), the import fails. It is then given a
+  temporary folder.
   """
   if "numba" not in sys.modules and "NUMBA_CACHE_DIR" not in os.environ:
     found = importlib.util.find_spec("librosa")
@@ -28,8 +28,8 @@ def import_librosa():
 
 
 def _own_temporary_folder() -> str:
-  """One of this user's, kept from one process to the next: what is compiled takes 20 s. Code is
-  loaded from it, so nobody else may write there."""
+  """A folder of this user, kept for later processes, because compiling takes 20 s. Code is loaded
+  from it, so nobody else may write there."""
   path = os.path.join(tempfile.gettempdir(), f"numba-{os.getuid()}")
   with contextlib.suppress(FileExistsError):
     os.mkdir(path, 0o700)
@@ -40,7 +40,7 @@ def _own_temporary_folder() -> str:
 
 
 def _can_be_written(folder: str) -> bool:
-  """Whether files can be made in a folder, or in the one above it that is there."""
+  """Whether files can be made in a folder, or in the nearest one above it that exists."""
   if not os.path.isabs(folder):
     return False
   path = pathlib.Path(folder)

@@ -1,8 +1,9 @@
 """Sound that libsndfile does not read (AAC, WMA, films with a sound track), decoded by PyAV.
 
-What an encoder puts before and after the sound is cut as the container says: exactly in MP4 and its
-kin and in what holds Opus; raw AAC (.aac, .ts) says nothing, and its 1,024 samples of priming stay.
-Only containers named here are opened: a playlist would make FFmpeg open other files and addresses.
+Samples that an encoder adds before and after the sound are cut, as far as the container tells:
+exactly in MP4, similar containers and Opus. Raw AAC (.aac, .ts) does not tell, and its 1,024 first
+samples stay. Only the containers below are opened: a playlist would make FFmpeg open other files
+and addresses.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ OPTIONS = {
 class PyAvFile:
   """A sound with the part of `soundfile.SoundFile` that decoding needs.
 
-  `frames` is what the container says, or -1: decoding alone tells for sure.
+  `frames` is the container's number, which may be wrong, or -1.
   """
 
   def __init__(self, container):
@@ -50,12 +51,12 @@ class PyAvFile:
     for frame, following in itertools.pairwise(frames):
       samples = frame.samples
       if following is None and frame.time_base * frame.sample_rate == 1 and frame.duration:
-        samples = min(samples, frame.duration)  # the last one is filled up by the encoder
+        samples = min(samples, frame.duration)  # the encoder has filled up the last one
       for block in planes.resample(frame):
         yield block.to_ndarray().T[:samples]
 
   def read(self, size: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
-    """(n, C) float32; n is `size` but at the end."""
+    """(n, C) float32; n is `size`, or less at the end."""
     parts, held = [self._rest], len(self._rest)
     while held < size and (block := next(self._blocks, None)) is not None:
       parts.append(block)
@@ -69,7 +70,7 @@ class PyAvFile:
 def open_pyav(file) -> Iterator[PyAvFile]:
   """A sound in a file that is open for reading bytes.
 
-  Raises ValueError, with FFmpeg's reason, for whatever it cannot read, also while it is open.
+  Raises ValueError with FFmpeg's reason if it cannot read the file, also later while it is open.
   """
   import av
 

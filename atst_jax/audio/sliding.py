@@ -1,5 +1,4 @@
-"""Windows of equal length over a sound that is read in pieces: memory for one window, however long
-the sound."""
+"""Windows of equal length over a sound that is read in pieces. Memory is that of one window."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -8,7 +7,7 @@ import numpy as np
 
 from atst_jax.util.errors import UserError
 
-LONGEST = 600.0  # seconds of a window: its samples are held
+LONGEST = 600.0  # seconds of a window, whose samples are held in memory
 
 
 class Window(NamedTuple):
@@ -25,8 +24,8 @@ class Window(NamedTuple):
 
 
 def check_windows(seconds: float, hop: float, *, shortest: float) -> None:
-  """Raises UserError for windows that cannot be cut: shorter than `shortest` seconds, longer than
-  memory is meant to hold, or with a hop that is no time."""
+  """Raises UserError for windows outside `shortest` to LONGEST seconds, and for an impossible
+  hop."""
   if not shortest <= seconds <= LONGEST:
     raise UserError(
       f"--window={seconds:g}: must be {shortest:g} to {LONGEST:g} seconds; shorter ones hold "
@@ -47,8 +46,8 @@ def sliding(
   """Yields windows that begin every `hop` seconds, until one reaches the end of the sound.
 
   The last window may be shorter. It is left out if it has fewer than `min_samples`, unless it is
-  the only one: then what reads it says that the sound is too short. With a hop above the window's
-  length, what lies between windows is not seen.
+  the only one: its reader then says that the sound is too short. If the hop is longer than a
+  window, the samples between windows are skipped.
 
   Args:
     pieces: (n,) consecutive samples of the sound, as `decode.read_blocks` gives them.
@@ -63,7 +62,7 @@ def sliding(
   for piece in pieces:
     waiting.append(np.asarray(piece, np.float32))
     count += len(piece)
-    # one sample more is waited for: a window that reaches the end is the last one
+    # A window is given once a sample behind it is there: one that reaches the end is the last.
     if count <= start_of(number) + size:
       continue
     held, waiting = np.concatenate([held, *waiting]), []

@@ -1,8 +1,8 @@
-"""What a file holds beyond what libsndfile reads of it: further streams, lengths that a header
+"""Parts of a file that libsndfile does not read: further streams, and lengths that a header
 promises or leaves open. Nothing is decoded.
 
-libsndfile reads the first of several streams in a row (Ogg links, FLACs, MP3s) and tells nothing of
-the others; it rounds ADPCM and GSM up to whole blocks.
+libsndfile reads the first of several streams in a row (Ogg links, FLACs, MP3s) and does not tell of
+the others. It rounds ADPCM and GSM up to whole blocks.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import os
 import re
 import struct
 
-CHUNK = 1 << 20  # bytes looked at in one piece
+CHUNK = 1 << 20  # bytes read at once
 MOST_CHUNKS = 1000  # of a WAV
 FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker and the head of STREAMINFO
 OPEN_SIZES = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # of WAVs written into a pipe, about
@@ -21,15 +21,14 @@ MPEG_BITRATES = 14  # of a header; 15 is none
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-  """What was found.
+  """The streams of a file.
 
   Attributes:
-    several: whether it is several WAVs in a row, which nothing reads.
+    several: whether it is several WAVs in a row, which no library reads.
     more: whether further streams follow the first.
     open_length: whether the header leaves the length open.
-    promised: samples that the header speaks of, if it is more than the file holds; of several FLACs
-      those of all.
-    fact: samples where a codec of whole blocks says how many are sound.
+    promised: samples by the header, if the file has fewer; of several FLACs the sum of all.
+    fact: samples of sound by the header of a codec of whole blocks.
   """
 
   several: bool = False
@@ -55,7 +54,7 @@ def look(file) -> Streams:
 
 
 def _ogg_links(file) -> bool:
-  """Whether a stream begins behind the first pages, where all those of one link begin."""
+  """Whether a stream begins later than the first pages, on which all streams of one link begin."""
   place, begun = 0, False
   while True:
     file.seek(place)
@@ -78,15 +77,14 @@ def _flac(file) -> Streams:
 
 
 def _flac_length(file, place: int) -> int | None:
-  """Samples by the header of the stream at `place`; 0 where it leaves them open, None where it is
-  cut."""
+  """Samples by the header of the stream at `place`; 0 if it leaves them open, None if it is cut."""
   file.seek(place + 8)
   info = file.read(34)
   return int.from_bytes(info[13:18], "big") & 0xFFFFFFFFF if len(info) == 34 else None
 
 
 def _flac_places(file) -> list[int]:
-  """Where the streams behind the first one begin."""
+  """The places where the streams behind the first one begin."""
   place, kept, found = 4, b"", []
   file.seek(place)
   while block := file.read(CHUNK):

@@ -1,5 +1,5 @@
-"""Waveforms of any rate and length as log-mel: short ones as arrays, long ones computed whenever
-they are read."""
+"""Waveforms of any rate and length as log-mel: arrays of short ones; long ones are computed again
+each time they are read."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,13 +8,13 @@ import numpy as np
 from atst_jax.audio.frontend import FrontEnd, log_mel_blocks
 from atst_jax.util.errors import UserError
 
-MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, the number is not a rate (16 for 16 kHz)
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; another number is a mistake (16 for 16 kHz)
 PIECE_SAMPLES = 1 << 18
 HELD_FRAMES = 60_000  # ten minutes at 10 ms: 15 MB of mel are held, more are not
 
 
 def check_rate(sample_rate) -> None:
-  """Raises UserError for what cannot be a sample rate in Hz."""
+  """Raises UserError unless this can be a sample rate in Hz."""
   if isinstance(sample_rate, bool) or not isinstance(
     sample_rate, (int, float, np.integer, np.floating)
   ):
@@ -29,7 +29,8 @@ def pieces(audio, sample_rate: float, target_rate: int) -> Iterator[np.ndarray]:
   """Cuts an (N,) waveform into float32 pieces and resamples them as one stream.
 
   Raises:
-    UserError: not a rate; not one axis; integers, whose full scale is not known; NaN or infinity.
+    UserError: for a bad rate, more than one axis, integers (their full scale is not known), NaN or
+      infinity.
   """
   check_rate(sample_rate)
   audio = np.asarray(audio)
@@ -57,9 +58,9 @@ def pieces(audio, sample_rate: float, target_rate: int) -> Iterator[np.ndarray]:
 def central_samples(
   waveform: Callable[[], Iterable[np.ndarray]], samples: int
 ) -> Callable[[], Iterator[np.ndarray]]:
-  """The same sound, of a longer one its central `samples` alone, as something that gives pieces.
+  """A function that gives the pieces of a sound: of a longer one only its central `samples`.
 
-  A longer sound is read twice: where its middle lies is known at its end.
+  A longer sound is read twice, because its middle is only known at its end.
   """
 
   def read():
@@ -84,7 +85,7 @@ def central_samples(
 
 
 class LongMel:
-  """The log-mel of a sound too long to be held.
+  """The log-mel of a sound that is too long for memory.
 
   Attributes:
     peak: its maximum, dB.
@@ -111,8 +112,7 @@ def mel_of(
   """The log-mel of a sound: an array of at most HELD_FRAMES, or a LongMel.
 
   Args:
-    waveform: gives the sound's (n,) pieces at the front-end's rate from the start, each time it is
-      called.
+    waveform: each call gives the sound's (n,) pieces at the front-end's rate, from the start.
 
   Raises:
     UserError: fewer samples than the front-end needs.
@@ -148,13 +148,13 @@ def mel_of(
 
 
 def peak_of(mel: Mel) -> float:
-  """Its maximum, dB."""
+  """The maximum in dB."""
   return mel.peak if isinstance(mel, LongMel) else float(mel.max())
 
 
 def windows(mel: Mel, size: int, context: int) -> Iterator[tuple[np.ndarray, int]]:
-  """Yields consecutive (size, F) parts of a spectrogram, each with up to `context` frames of what
-  lies before and behind it, and how many of these lie before. The last part may be shorter."""
+  """Yields consecutive (size, F) parts of a spectrogram, each with up to `context` more frames
+  before and behind it, and the number of those before. The last part may be shorter."""
   blocks = iter(mel) if isinstance(mel, LongMel) else iter([mel])
   held, position = next(blocks), 0
   for start in range(0, len(mel), size):

@@ -1,11 +1,11 @@
-"""What other test clips might have given: bootstrap intervals of a row's score, and of the
-difference between two rows on the same clips.
+"""Bootstrap intervals over test clips: of a row's score, and of the difference between two rows on
+the same clips.
 
 Test clips are drawn with replacement inside every division; clips of a group (a speaker, a
 recording) are drawn together. On every draw the score is computed anew, as the mean over seeds and
-divisions. The draws depend on clips and groups alone, so that rows of the same test clips are
-compared on the same draws. The interval holds the middle 95 % of the draws (percentile method,
-Efron and Tibshirani, 1993). It does not cover another pre-training of the encoder.
+divisions. The draws depend only on clips and groups, so that rows of the same test clips are
+compared on the same draws. The interval is the middle 95 % of the draws (percentile method, Efron
+and Tibshirani, 1993). It does not cover another pre-training of the encoder.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ LEVEL = 95.0  # percent of the draws inside an interval
 
 
 class Design(NamedTuple):
-  """Which test clips are drawn together."""
+  """The test clips that are drawn together."""
 
   units: tuple[np.ndarray, ...]  # of each division (N,): the unit of every test clip, from 0
   by: str  # "clips", "groups", or "clips of a single group"
-  digest: str  # of clips and units: rows with the same are compared draw by draw
+  digest: str  # of clips and units; rows of equal digests are compared draw by draw
 
   def draws(self, division: int, number: int) -> Iterator[np.ndarray]:
-    """Yields blocks (b, N) float32 of how often every test clip of a division is drawn, `number`
-    draws in all."""
+    """Yields blocks (b, N) float32 of `number` draws: how often each draws every test clip of a
+    division."""
     units = self.units[division]
     count, rng = int(units.max()) + 1, np.random.default_rng(division)
     size = max(1, BLOCK // len(units))
@@ -56,9 +56,9 @@ def design(tests: list[np.ndarray], ids: list[str], groups: list[str]) -> Design
 
   Args:
     tests: of each division, the rows of its test clips.
-    ids, groups: (N,) of all clips; "" where no group is known. Pieces of a file stay together too.
-      Where a division tests a single group, as one speaker, draws of groups would all be the same:
-      then clips are drawn everywhere, and the interval says nothing of other groups.
+    ids, groups: (N,) of all clips; "" is an unknown group. Pieces of a file stay together too. If a
+      division tests a single group, such as one speaker, all draws of groups would be the same:
+      then clips are drawn everywhere, and the interval says nothing about other groups.
   """
   sources = sources_of(ids, groups)
   units = tuple(np.unique(sources[test], return_inverse=True)[1] for test in tests)
@@ -73,7 +73,7 @@ def design(tests: list[np.ndarray], ids: list[str], groups: list[str]) -> Design
 
 
 class Tested(NamedTuple):
-  """What a row gave for every test clip, and its score on every draw."""
+  """A row's answers for every test clip, and its score on every draw."""
 
   design: Design
   kept: dict[str, np.ndarray]  # (S, N, …): seeds, test clips of one division after the other
@@ -81,11 +81,11 @@ class Tested(NamedTuple):
 
 
 def of_hits(design: Design, hits: list[np.ndarray], **kept: np.ndarray) -> Tested:
-  """Of a score that is the mean over clips.
+  """The `Tested` of a score that is the mean over clips.
 
   Args:
     hits: of each division, (S, N) 0 to 1 for every seed and test clip.
-    kept: what is kept besides, (S, N).
+    kept: other arrays to keep, (S, N).
   """
   scores = []
   for number, part in enumerate(hits):
@@ -99,7 +99,7 @@ def of_hits(design: Design, hits: list[np.ndarray], **kept: np.ndarray) -> Teste
 def of_logits(
   design: Design, logits: list[np.ndarray], targets: list[np.ndarray], multi_label: bool
 ) -> Tested:
-  """Of accuracy, or with `multi_label` of mAP.
+  """The `Tested` of accuracy, or with `multi_label` of mAP.
 
   Args:
     logits: of each division, (S, N, C).
@@ -123,8 +123,8 @@ def of_logits(
 def _mean_average_precision(
   counts: np.ndarray, scores: np.ndarray, targets: np.ndarray
 ) -> np.ndarray:
-  """(B, N) times that clips are drawn, (N, C), (N, C) -> (B,) mAP over the labels that are drawn;
-  NaN where none is."""
+  """(B, N) times that clips are drawn, (N, C), (N, C) -> (B,) mAP over the drawn labels; NaN if
+  there are none."""
   total, labels = np.zeros(len(counts)), np.zeros(len(counts))
   for label in np.flatnonzero(targets.any(0)):
     found = average_precision(scores[:, label], targets[:, label], counts)
@@ -134,7 +134,7 @@ def _mean_average_precision(
 
 
 def interval(resampled: np.ndarray) -> list[float] | None:
-  """[low, high] of the middle 95 % of the draws, those without a score left out."""
+  """[low, high] of the middle 95 % of the draws that have a score."""
   found = resampled[np.isfinite(resampled)]
   if not len(found):
     return None
@@ -143,8 +143,8 @@ def interval(resampled: np.ndarray) -> list[float] | None:
 
 
 def keep(workdir: str, row: dict, name: str) -> dict:
-  """The row of results.json, with an account of its `Tested` ("tested") under "test"; what that
-  holds lies in `predictions/NAME` of the workdir."""
+  """The row of results.json. Its `Tested` ("tested") is written to `predictions/NAME` of the
+  workdir; "test" tells of it."""
   tested: Tested = row["tested"]
   file = os.path.join("predictions", name)
   storage.make_folder(os.path.join(workdir, "predictions"))
@@ -162,7 +162,7 @@ def keep(workdir: str, row: dict, name: str) -> dict:
 
 
 def read_resampled(workdir: str, row: dict) -> np.ndarray:
-  """(B,) of a row of results.json. Raises OSError or ValueError where its file is not there or
+  """(B,) of a row of results.json. Raises OSError or ValueError if its file is missing or
   damaged."""
   with storage.open_binary(os.path.join(workdir, row["test"]["file"])) as file:
     try:
@@ -181,15 +181,15 @@ def comparable(one: dict, other: dict) -> bool:
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> dict:
-  """The interval of the first row's score less the other's over the same draws, and whether it
+  """The interval of the first row's score minus the other's over the same draws, and whether it
   excludes 0: only then the rows are called different."""
   found = interval(one - other)
   return {"interval": found, "is_difference": found is not None and not found[0] <= 0 <= found[1]}
 
 
 def differences(workdir: str, rows: list[dict]) -> list[dict]:
-  """Every two comparable rows in a column of the table: the first's score less the second's, and
-  `difference`."""
+  """For every two comparable rows in a column of the table: the first's score minus the second's,
+  and `difference`."""
   found = {number: read_resampled(workdir, row) for number, row in enumerate(rows) if "test" in row}
   return [
     {

@@ -1,9 +1,8 @@
 """The skeleton of the evaluations: resolve, embed, probe, results, table.
 
 A job's `resolve` opens encoder and data, fills and checks the config (`filled`, `check_values`),
-and returns what the rest takes by name. `features` embeds. A probe gives rows; `finished` keeps
-each with what it says of every test clip. `results_of` and `write_results` make results.json and
-the table.
+and returns the settings by name. `features` embeds. A probe gives rows; `finished` keeps each with
+its answers for every test clip. `results_of` and `write_results` make results.json and the table.
 """
 
 import contextlib
@@ -30,13 +29,13 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
-ROWS = 2  # format of finished rows; those of another one are computed again
+ROWS = 2  # format of finished rows; rows of another format are computed again
 RESULTS = "results.json"
-Part = tuple[str, Callable[[], list[dict]]]  # a name, and what computes its rows
+Part = tuple[str, Callable[[], list[dict]]]  # a name, and a function that computes its rows
 
 
 def one_process(name: str) -> None:
-  """Raises UserError where several processes run an evaluation that needs one."""
+  """Raises UserError if several processes run an evaluation that needs one."""
   if jax.process_count() > 1:
     raise UserError(
       f"{name} runs in one process, not in {jax.process_count()}; leave out --distributed"
@@ -51,8 +50,8 @@ def _section(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 def filled(
   config: ConfigDict, params_hash: str, fingerprint: str, *more: tuple[str, str, str]
 ) -> ConfigDict:
-  """A copy with the hashes of encoder and data; `more`: (key, hash, key of what has it). Raises
-  UserError where another one is set."""
+  """A copy with the hashes of encoder and data; `more`: (key, hash, key of the hashed thing).
+  Raises UserError if another hash is set."""
   config = config.copy_and_resolve_references()
   standard = (
     ("params_hash", params_hash, "encoder"),
@@ -81,9 +80,9 @@ def check_values(
 
   Args:
     one_of: keys whose value is one of these.
-    some_of: keys whose values, one at least, are of these.
-    positive: keys of numbers above 0 and finite, or of several.
-    ascending: keys of positive numbers of which each is above the one before.
+    some_of: keys with one or several of these values.
+    positive: keys of one or several finite numbers above 0.
+    ascending: keys of positive numbers in ascending order.
   """
 
   def read(key):
@@ -110,9 +109,8 @@ def check_values(
 def divide(
   dataset: Dataset, labels: Labels, *, seed: int, select_on_test: bool = False, **ways
 ) -> list[Split]:
-  """The divisions that `ways` (`way`, `num_folds`, `hold_out`) ask for. Under `select_on_test` the
-  test clips also choose, and what would have chosen is trained on. Raises UserError
-  (`make_splits`)."""
+  """The divisions of `ways` (`way`, `num_folds`, `hold_out`). With `select_on_test` the test clips
+  also choose, and the validation clips are trained on. Raises UserError (`make_splits`)."""
   splits = make_splits(
     ids=labels.ids,
     groups=labels.groups,
@@ -143,8 +141,8 @@ def divide(
 
 
 def score_of(labels: Labels) -> Callable[[np.ndarray, np.ndarray], float]:
-  """The function of logits (N, C) and targets (N, C) that a set is scored by: mAP of several
-  labels, else accuracy."""
+  """The score of a set, a function of logits (N, C) and targets (N, C): mAP of several labels, else
+  accuracy."""
   if labels.multi_label:
     return lambda logits, targets: mean_average_precision(logits, targets)[0]
   return lambda logits, targets: accuracy(logits, targets.argmax(-1))
@@ -159,17 +157,18 @@ def frozen(
   parts: Callable[[Any, str], Iterator[Part]],
   results: Callable[[Any, list[dict]], dict],
 ) -> int:
-  """Runs an evaluation of frozen vectors: probes every kind of them, keeps what is finished, writes
+  """Runs an evaluation of frozen vectors: probes every kind of them, keeps finished parts, writes
   the results. Returns 0.
 
-  The workdir's config is that which its results were made with, or else its finished parts: what
-  fails changes no record.
+  The workdir's config is that of its results, or else of its finished parts: a failure changes no
+  record.
 
   Args:
-    job: what a job's `resolve` returned; its `record` is the resolved config as JSON.
-    free_keys: of the record, that may change in the workdir.
-    parts: of the job and the folder of features; yields a name and a function that gives its rows.
-    results: of the job and all rows, the content of results.json.
+    job: the result of a job's `resolve`; its `record` is the resolved config as JSON.
+    free_keys: keys of the record that may change in the workdir.
+    parts: function of the job and the folder of features; yields a name and a function that gives
+      its rows.
+    results: function of the job and all rows; returns the content of results.json.
   """
   record = job.record
   rows: list[dict] = []
@@ -184,23 +183,23 @@ def frozen(
 
 
 def made_with(workdir: str) -> dict | None:
-  """The config that the results of an evaluation were made with, or else the parts that are
-  finished; None if nothing is."""
+  """The config of an evaluation's results, or else of its finished parts; None if there are
+  none."""
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
     return storage.read_json(os.path.join(workdir, RESULTS))["config"]
   return read_config(workdir) if storage.names(os.path.join(workdir, "rows")) else None
 
 
 def belongs(record: dict, workdir: str, free_keys: tuple[str, ...]) -> str:
-  """See `continuation`, whose errors it raises."""
+  """The line of `continuation` for an evaluation; raises its errors."""
   return continuation(record, workdir, free_keys, stored=made_with(workdir))
 
 
 def finished(
   workdir: str, record: dict, name: str, compute: Callable[[], list[dict]]
 ) -> list[dict]:
-  """The rows of `compute()`, or what it gave before for the same name under the same config and
-  version: an evaluation that was stopped does not repeat what is done.
+  """The rows of `compute()`, or its earlier rows of the same name, config and version: a stopped
+  evaluation does not repeat finished parts.
 
   Args:
     record: the resolved config as JSON, with the hashes of encoder and data.
@@ -226,8 +225,8 @@ def finished(
 
 
 def labelled_data(record: dict, dataset: Dataset, labels: Labels, splits: list[Split]) -> dict:
-  """The section `data` of results.json. `groups` says by what clips were kept together where
-  divisions were drawn."""
+  """The section `data` of results.json. `groups` says what kept clips together in drawn
+  divisions."""
   return {
     "name": dataset.manifest["name"],
     "path": record["data"]["path"],
@@ -252,7 +251,7 @@ def results_of(
   rows: list[dict],
   selected_on_test: bool = False,
 ) -> dict:
-  """The content of results.json: scores are shares of 1, published ones percent.
+  """The content of results.json. Scores are shares of 1, published ones percent.
 
   Args:
     record: the resolved config as JSON.
@@ -279,7 +278,7 @@ def results_of(
 
 
 def write_results(workdir: str, results: dict) -> None:
-  """results.json and results.md in the workdir, and the tables on the terminal; adds the
+  """Writes results.json and results.md into the workdir, and prints the tables. Adds the
   differences between rows."""
   results = {**results, "differences": bootstrap.differences(workdir, results["rows"])}
   write_json(os.path.join(workdir, RESULTS), results)

@@ -1,5 +1,5 @@
-"""EVAR's audio representation, `AR_ATST_JAX`: a class on EVAR's own base, as its guide to new
-models asks for.
+"""EVAR's audio representation, `AR_ATST_JAX`: a class on EVAR's own base, as in its guide to new
+models.
 
 In a checkout of EVAR: a file `evar/ar_atst_jax.py` with the line `from atst_jax.downstream.evar
 import AR_ATST_JAX`, the line `import evar.ar_atst_jax` in lineareval.py, and a config, which this
@@ -7,8 +7,8 @@ prints:
 
   python -m atst_jax.downstream.evar --encoder=encoders/base --blocks=1 > config/atst_jax.yaml
 
-Nothing of EVAR is here (its licence is for evaluation only): the interface is taken from its
-description. Needs pip install -e .[torch].
+No code of EVAR is here (its licence is for evaluation only); the interface follows its description.
+Needs pip install -e .[torch].
 """
 
 import functools
@@ -72,7 +72,7 @@ def adapter(base: type) -> type:
   """The class AR_ATST_JAX on EVAR's `BaseAudioRepr`."""
 
   class AR_ATST_JAX(base):
-    """(B, N) waveforms to (B, feature_d) vectors by an export; computes in JAX, whatever the device
+    """(B, N) waveforms to (B, feature_d) vectors by an export. Computes in JAX, whatever the device
     of the tensors."""
 
     def __init__(self, cfg):
@@ -92,8 +92,8 @@ def adapter(base: type) -> type:
           )
 
     def precompute(self, device, data_loader):
-      """BYOL-A's protocol: an encoder that standardises does so by the evaluated set. No other
-      learns from it."""
+      """BYOL-A's protocol: an encoder that standardises takes the statistics of the evaluated set.
+      Other encoders do not change."""
       if self.encoder.config["normalization"]["kind"] == "standard":
         self.encoder = self.encoder.standardized(statistics(self.encoder, data_loader))
 

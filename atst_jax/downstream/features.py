@@ -19,14 +19,14 @@ from atst_jax.util.logs import log, progress_bar
 
 
 class Labels(NamedTuple):
-  """What is known of the N clips of a data set, in the order of `clips`."""
+  """Labels, folds, splits and groups of the N clips of a data set, in the order of `clips`."""
 
   ids: list[str]
   targets: np.ndarray  # (N, C) uint8, 0 or 1
   multi_label: bool
-  folds: np.ndarray  # (N,), -1 where there is none
+  folds: np.ndarray  # (N,), -1: none
   splits: np.ndarray  # (N,) strings
-  groups: list[str]  # (N,), "" where nothing is known
+  groups: list[str]  # (N,), "": unknown
 
 
 def clips(dataset: Dataset) -> Iterator[Clip]:
@@ -74,9 +74,9 @@ class Vectors:
     seed: int = 0,
   ):
     """Args:
-    key: JSON; what decides the vectors besides the encoder and its blocks.
+    key: JSON of everything that changes the vectors, besides the encoder and its blocks.
     max_frames: of the central crop; None takes clips whole.
-    unit: frames that every clip is cut or filled to, in place of that crop (`mels`).
+    unit: frames to which every clip is cut or filled, in place of that crop (`mels`).
     seed: of the crops to the unit.
     """
     self.folder, self.dataset, self.ids, self.key = folder, dataset, ids, key
@@ -91,7 +91,7 @@ class Vectors:
     blocks = encoder.depth if num_blocks is None else num_blocks
     key = {**self.key, **settings, "params": params_hash(encoder.variables), "blocks": blocks}
     most = None if self.unit else self.max_frames
-    # what is embedded is the set's rule, not that of the export
+    # The rule for long clips is the evaluation's, not the export's.
     encoder = encoder.limited(None)
     compute = lambda: encoder.embed(self._read(name), max_frames=most, num_blocks=num_blocks)
     return cached(self.folder, key, name, self.ids, compute)
@@ -109,12 +109,12 @@ def by_kind(
   encode: Callable[[Model, str], Any],
   statistics: Callable[[], Any],
 ) -> Iterator[tuple[str, list]]:
-  """Yields (kind, vectors): one entry where the seed makes no difference, else one for each seed.
+  """Yields (kind, vectors): one array if the seed does not change it, else one for each seed.
 
   Args:
-    wanted: of "pre-trained", "random" (fresh parameters from each seed) and "mel".
-    encode: of an encoder and its name for messages.
-    statistics: of the log-mel, without an encoder.
+    wanted: some of "pre-trained", "random" (fresh parameters from each seed) and "mel".
+    encode: function of an encoder and its name for messages.
+    statistics: function that gives vectors of the log-mel, without an encoder.
   """
   for kind in wanted:
     if kind == "pre-trained":
@@ -126,14 +126,14 @@ def by_kind(
 
 
 def with_seeds(arrays: list, seeds: list[int]) -> Iterator[tuple[Any, list[int]]]:
-  """Yields (vectors, the seeds that are probed on them), for the entries of `by_kind`."""
+  """Yields (vectors, their seeds) for the arrays of `by_kind`."""
   groups = [seeds] if len(arrays) == 1 else [[seed] for seed in seeds]
   yield from zip(arrays, groups, strict=True)
 
 
 def mel_statistics(mels: Iterable[np.ndarray], *, max_frames: int) -> np.ndarray:
-  """Mean and standard deviation over time of log-mel dB, of the same central crop as an encoder's:
-  (N, 2F) float32.
+  """Mean and standard deviation over time of log-mel dB, in the encoder's central crop: (N, 2F)
+  float32.
 
   Args:
     mels: (T, F) dB arrays.
@@ -159,18 +159,18 @@ def last_blocks(x: np.ndarray, *, depth: int, num_blocks: int) -> np.ndarray:
 def cached(
   folder: str, key: dict, name: str, ids: list[str], compute: Callable[[], np.ndarray]
 ) -> np.ndarray:
-  """`compute()`, or what it returned before under the same key; a file of the folder holds it.
+  """`compute()`, or its earlier result under the same key, kept in a file of the folder.
 
-  The result is that file's, read when it is used: features of a large set, once for each seed, need
-  no memory.
+  The result is mapped from that file, so features of a large set need no memory, also once for each
+  seed.
 
   Args:
-    key: JSON; everything that decides the result.
+    key: JSON of everything that changes the result.
     name: for messages.
     ids: (N,) of the rows.
 
   Raises:
-    UserError: a row is NaN or infinite, naming its clip.
+    UserError: a row is NaN or infinite; the message names its clip.
   """
   text = json.dumps({**key, "version": atst_jax.__version__}, sort_keys=True)
   path = os.path.join(folder, f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy")
@@ -207,18 +207,17 @@ def _load(path: str, rows: int) -> np.ndarray | None:
 
 
 def silence_db(frontend: FrontEnd) -> float:
-  """What the log-mel of silence is, dB."""
+  """The log-mel of silence in dB."""
   return float(log_mel(np.zeros(frontend.min_samples, np.float32), frontend).max())
 
 
 def cut_or_fill(
   mel: np.ndarray, frames: int, *, silence: float, rng: np.random.Generator | None
 ) -> np.ndarray:
-  """(T, F) -> (frames, F): silence at the end of shorter clips; of longer ones the start, or a crop
-  drawn from `rng`.
+  """(T, F) -> (frames, F): shorter clips end in silence; longer ones are cut at the end, or cropped
+  at a place drawn from `rng`.
 
-  The waveform is filled and cropped in EVAR; here its spectrogram, which differs in the frames at
-  the seams.
+  EVAR fills and crops the waveform, this function the spectrogram; only frames at the edges differ.
   """
   if len(mel) < frames:
     return np.pad(mel, ((0, frames - len(mel)), (0, 0)), constant_values=silence)
@@ -232,10 +231,10 @@ def mels(
   """The (T, F) float32 dB arrays of all clips, with a progress bar.
 
   Args:
-    unit: frames that every clip is cut or filled to, if given: longer clips of the training and
-      validation splits are cropped at random, those of a test split or with a fold (tested in turn)
-      from their start (EVAR).
-    seed: of these crops; a clip's is drawn from it and the clip's id.
+    unit: frames to which every clip is cut or filled, if given. As in EVAR, longer clips of the
+      training and validation splits are cropped at random; those of a test split or with a fold
+      (tested in turn) keep their start.
+    seed: of these crops; each depends on it and the clip's id.
   """
   silence = silence_db(dataset.frontend)
   with progress_bar(total, 0, "clip") as bar:

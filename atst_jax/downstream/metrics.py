@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-MOST_CLIPS = 4096  # of a spectrum, whose time grows with their cube
-SHARES = 5  # directions whose share of the variance is reported
+MOST_CLIPS = 4096  # of a spectrum; its time grows with their cube
+SHARES = 5  # directions with a reported share of the variance
 
 
 def _finite(**arrays) -> None:
@@ -21,7 +21,7 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
   """Share of clips whose highest score is that of their label.
 
   Args:
-    scores: (N, C), higher means likelier; of equal scores the first class counts.
+    scores: (N, C), higher means likelier; among equal scores the first class counts.
     labels: (N,) class indices.
 
   Raises:
@@ -43,7 +43,7 @@ def average_precision(
   Args:
     scores: (N,).
     targets: (N,) 0 or 1.
-    counts: (B, N) how often each clip counts; once by default. NaN where none with a 1 does.
+    counts: (B, N) how often each clip counts; once by default. NaN if no clip with a 1 counts.
   """
   order = np.argsort(-scores, kind="stable")
   ranked, hits = scores[order], np.flatnonzero(targets[order])
@@ -82,7 +82,7 @@ def d_prime(scores: np.ndarray, targets: np.ndarray) -> float:
   """√2·Φ⁻¹(mean AUC of the labels that some clips have and some have not): AudioSet's second
   measure (Gemmeke 2017).
 
-  Infinite where the order is perfect.
+  Infinite for a perfect order.
 
   Args:
     scores: (N, C).
@@ -104,8 +104,9 @@ def d_prime(scores: np.ndarray, targets: np.ndarray) -> float:
 def hits_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
   """(len(ks), N) whether each query's wanted candidate is among the K most similar.
 
-  Of candidates as similar as the wanted one, the expectation over their order counts: equal
-  similarities give K / M, not 1. (scikit-learn's top_k_accuracy_score decides them by their place.)
+  For candidates that are as similar as the wanted one, the mean over their orders counts: if all
+  are equal the result is K / M, not 1. (scikit-learn's top_k_accuracy_score decides by their
+  place.)
 
   Args:
     similarity: (N, M) of queries and candidates, higher is nearer.
@@ -129,8 +130,8 @@ def recall_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -
 
 
 class Spectrum(NamedTuple):
-  """How the variance of vectors is spread over directions: of the covariance's eigenvalues λ,
-  largest first. All 0 where vectors do not vary."""
+  """The spread of the vectors' variance over directions, from the covariance's eigenvalues λ,
+  largest first. All 0 if vectors do not vary."""
 
   shares: tuple[float, ...]  # of the variance, of each of the first SHARES directions
   directions_90: int  # the fewest directions that hold 90 % of the variance
@@ -140,12 +141,11 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(x: np.ndarray) -> Spectrum:
-  """The spectrum of vectors as they are (not standardised), from at most MOST_CLIPS of them, evenly
-  taken.
+  """The spectrum of vectors without standardisation, from at most MOST_CLIPS of them, evenly taken.
 
   H is the entropy in nats, so that the effective rank lies between 1 (all on one line) and
-  min(N - 1, D) (equal along every axis). It is of squared singular values; Roy and Vetterli (2007)
-  take them unsquared. Vectors that do not vary have rank 0.
+  min(N - 1, D) (equal along every axis). It uses squared singular values; Roy and Vetterli (2007)
+  use unsquared ones. Vectors that do not vary have rank 0.
 
   Args:
     x: (N, D).
@@ -179,7 +179,7 @@ def effective_rank(x: np.ndarray) -> float:
 
 def scale_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(mean, factor) of every column, float64: (x - mean) · factor has standard deviation 1, or is 0
-  if constant."""
+  for a constant column."""
   mean = x.mean(0, dtype=np.float64)
   # Column by column in blocks, since numpy would make a float64 copy of all of x.
   std = np.concatenate(
@@ -191,7 +191,7 @@ def scale_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
   """(N, C) votes of the k nearest training clips by cosine of standardised, L2-normalised features.
 
-  Equal votes are decided by the sum of the neighbours' cosines: it is added, scaled to less than
+  Equal votes are decided by the sum of the neighbours' cosines, which is added, scaled to less than
   half a vote.
 
   Args:
@@ -207,7 +207,7 @@ def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
     raise ValueError(f"k = {k} neighbours of {len(train_x)} training clips")
   mean, factor = scale_of(train_x)
 
-  # in float32 and in place: features of a large set fill memory once more, not four times
+  # In float32 and in place, so that features of a large set fill memory only once more.
   def unit(x):
     x = np.subtract(x, mean.astype(np.float32), dtype=np.float32)
     x *= factor.astype(np.float32)
@@ -225,7 +225,7 @@ def knn_scores(train_x, train_y, test_x, *, k: int) -> np.ndarray:
 
 
 def chance(targets: np.ndarray, splits: Sequence, multi_label: bool) -> float:
-  """What needs no features. One label: the better of two answers, always the training clips'
+  """The score without features. One label: the better of two answers, always the training clips'
   commonest class, or one of the trained classes drawn evenly. Several: the labels' mean prevalence.
   """
   if multi_label:

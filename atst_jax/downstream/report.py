@@ -4,7 +4,7 @@
 
 RUNS are workdirs of the jobs linear, finetune, difference and retrieval. Writes into DIR:
 report.md, report.csv (one line for each score) and a picture of each table. Of fine-tunings that
-differ in nothing but the learning rate, the one that the validation clips prefer is taken.
+differ only in the learning rate, the one with the best validation score is taken.
 """
 
 import csv
@@ -48,7 +48,7 @@ def write(cell: Cell, number: int | None) -> str:
 
 
 def numbers_of(comparisons: list[Comparison]) -> dict[str, int]:
-  """A number for every run that a score is from, by its path, in the order of the tables."""
+  """A number for every run with a score, by its path, in the order of the tables."""
   numbers: dict[str, int] = {}
   for comparison in comparisons:
     for line in comparison.lines:
@@ -59,7 +59,7 @@ def numbers_of(comparisons: list[Comparison]) -> dict[str, int]:
 
 
 def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
-  """All tables, and below them the runs that the numbers in brackets stand for."""
+  """All tables, and below them the runs of the numbers in brackets."""
   numbers, text = numbers_of(comparisons), ["# Results beside the published ones", ""]
   text += [
     "Scores in percent. Numbers in brackets name the run, below. Rows without one are the paper's.",
@@ -121,7 +121,7 @@ def markdown(comparisons: list[Comparison], runs: list[Run]) -> str:
 
 
 def _differences(comparison: Comparison) -> list[str]:
-  """Lines about what our first row is more than the others, on the same test clips."""
+  """Lines about our first row's score minus the others', on the same test clips."""
   found = differences(comparison)
   if not found:
     return []

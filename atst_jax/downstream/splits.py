@@ -1,5 +1,5 @@
-"""Which clips are trained on, which choose the learning rate and which are scored, from a data
-set's own columns."""
+"""Divisions of a data set, by its own columns: clips to train on, to choose the learning rate, and
+to score."""
 
 import collections
 import re
@@ -24,8 +24,7 @@ class Split(NamedTuple):
 
 
 def source_of(id: str) -> str:
-  """The file a clip was cut from: `ID` of the piece `ID#0003`, the id itself where the file is one
-  clip."""
+  """The file of a clip: `ID` for the piece `ID#0003`, the id itself if the file is one clip."""
   return re.sub(r"#\d{4,}$", "", id)
 
 
@@ -36,10 +35,9 @@ def make_splits(
 
   Args:
     ids: (N,) strings.
-    groups: (N,) strings, "" where nothing is known: clips of one group (a speaker, a session) stay
-      together.
+    groups: (N,) strings, "" if unknown. Clips of one group (a speaker, a session) stay together.
     targets: (N, C) 0 or 1.
-    folds: (N,) ints, -1 where there is none.
+    folds: (N,) ints, -1 if there is none.
     splits: (N,) strings.
     label_names: (C,), for messages.
     way: "fold": each fold is the test set once, the next one (cyclically) chooses, the rest trains.
@@ -48,11 +46,11 @@ def make_splits(
       class and drawn from `seed`, then as "fold". "auto": "split" if there is a test split, "fold"
       if every clip has one, else "random".
     num_folds: of "random".
-    hold_out: with folds, what chooses: the next "fold", or a "tenth" of the other clips' files (as
-      EVAR; stratified).
-    seed: of what is drawn.
-    owned: folds and splits are those that the set's owner published: where they part a group they
-      stay, and a line says so. What is drawn never parts one.
+    hold_out: with folds, the clips that choose: the next "fold", or a "tenth" of the other clips'
+      files (as in EVAR; stratified).
+    seed: of the draws.
+    owned: the set's owner published its folds and splits. They stay even if they part a group, with
+      a line about it. Draws never part one.
 
   Raises:
     UserError: the columns do not allow it, or a division leaks or misses a class (`check`).
@@ -82,7 +80,7 @@ def make_splits(
 
 
 def sources_of(ids, groups) -> np.ndarray:
-  """(N,) int: the same number for clips of a group, and for pieces of a file that is in none."""
+  """(N,) int: one number for each group, and for the pieces of each file without a group."""
   names = [
     f"group {group}" if group else f"file {source_of(id)}"
     for id, group in zip(ids, groups, strict=True)
@@ -91,7 +89,7 @@ def sources_of(ids, groups) -> np.ndarray:
 
 
 def _way(way: str, folds: np.ndarray, splits: np.ndarray) -> str:
-  """The way that "auto" stands for; raises UserError if the columns do not allow what is asked."""
+  """The way, with "auto" resolved. Raises UserError if the columns do not allow it."""
   if way not in WAYS:
     raise UserError(f"--config.splits.way={way}: choose one of {', '.join(WAYS)}")
   found = dict(collections.Counter(splits.tolist()))
@@ -148,8 +146,7 @@ def _deal(groups: np.ndarray, targets: np.ndarray, parts: int, rng) -> np.ndarra
 def _hold_out(
   train: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(train, valid): a stratified tenth of the files, none of which is the last one left of a
-  class."""
+  """(train, valid): a stratified tenth of the files, without the last one of any class."""
   rng = np.random.default_rng(seed)
   unique, number = np.unique(groups[train], return_inverse=True)
   labels = np.zeros((len(unique), targets.shape[1]), bool)  # (files, C)
@@ -197,8 +194,8 @@ def _by_fold(folds, groups, targets, hold_out, seed) -> list[Split]:
 
 
 def check(split: Split, *, ids, groups, targets, label_names, name, owned=False) -> None:
-  """Refuses a division that leaks or cannot be learned. A group in two parts of the owner's own
-  division (`owned`) is told of.
+  """Refuses a division that leaks or cannot be learned. Only logs a group in two parts of the
+  owner's own division (`owned`).
 
   Raises UserError with names and counts if a part is empty, an id, a source file or a group is in
   two parts, a class of the test clips has no training clip, no class of the validation clips has

@@ -1,5 +1,4 @@
-"""Between the benchmark suites, which speak PyTorch, and the encoder, which does not: waveforms in,
-vectors out."""
+"""PyTorch tensors of the benchmark suites to arrays of the encoder, and back."""
 
 import os
 
@@ -23,8 +22,8 @@ def open_encoder(path: str = "") -> Model:
 
 
 def samples(audio, model: Model) -> np.ndarray:
-  """(B, N) or (N,) tensor at the model's rate -> (B, N') float32; clips too short for the encoder
-  end in silence, as the suites fill the shorter clips of a batch."""
+  """(B, N) or (N,) tensor at the model's rate -> (B, N') float32. Clips that are too short for the
+  encoder end in silence, with which the suites fill shorter clips of a batch, too."""
   array = np.atleast_2d(audio.detach().cpu().numpy().astype(np.float32, copy=False))
   needed = model.frontend.samples_of(model.hop)
   return np.pad(array, ((0, 0), (0, max(0, needed - array.shape[1]))))

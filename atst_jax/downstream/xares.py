@@ -1,5 +1,4 @@
-"""X-ARES' encoder (xares 0.1): the file that its runner is given; the export is named by the
-environment.
+"""X-ARES' encoder (xares 0.1): the file for its runner. The environment names the export.
 
   ATST_JAX_ENCODER=encoders/base python -m xares.run --max-jobs 1 \\
     atst_jax/downstream/xares.py tasks/*.py
@@ -17,8 +16,8 @@ def ATSTJAXEncoder():
   vectors, one for every `hop_size_in_ms`: the last block's patches, or a convolutional encoder's
   frames.
 
-  X-ARES keeps vectors and scores under the name of the encoder's class: the export's hash is in it,
-  so that another export never meets them.
+  X-ARES keeps vectors and scores under the name of the encoder's class. It contains the export's
+  hash, so that another export does not get them.
   """
   import torch
 

@@ -1,5 +1,5 @@
-"""What a run and an encoder look like: curves, views, maps of embeddings, attention, one page about
-a run.
+"""Pictures of a run and an encoder: curves, views, maps of embeddings, attention, one page about a
+run.
 
 In: records, arrays, exported encoders. Out: PNG files and HTML pages that load nothing.
 """

@@ -1,4 +1,4 @@
-"""What the CLS token of a transformer attends to: weights and a picture of them."""
+"""The attention of a transformer's CLS token: weights, and a picture of them."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,8 @@ HEADS = 12  # rows drawn, at most
 
 
 class Attention(NamedTuple):
-  """Of one clip, cut into chunks; over a chunk's patches and its CLS the weights add up to 1."""
+  """The attention over one clip, in chunks. The weights of a chunk's patches and its CLS add up to
+  1."""
 
   patches: np.ndarray  # (depth, H, N) of all whole patches
   cls: np.ndarray  # (depth, H, chunks) of each chunk's CLS itself
@@ -58,9 +59,9 @@ def cls_attention(model: Model, mel: np.ndarray) -> Attention:
 
 
 def attention_figure(model: Model, mel: np.ndarray, path: str, *, title: str = "") -> None:
-  """Draws the attention of CLS over the log-mel of a clip: of the last block, mean of its heads, as
-  a line over the spectrogram; below it that of every head of the last block, and of every block
-  (mean of its heads).
+  """Draws the attention of CLS over the log-mel of a clip. A line over the spectrogram is the last
+  block's, the mean of its heads. Below are every head of the last block, and every block (mean of
+  its heads).
 
   Args:
     mel: (T, F) dB of the model's front-end.
@@ -84,8 +85,7 @@ def attention_figure(model: Model, mel: np.ndarray, path: str, *, title: str = "
   top.set_yticks(*frequency_ticks(model.frontend))
   top.set_ylabel("Hz")
   figure.colorbar(image, ax=top, pad=0.06, label="dB below the maximum")
-  # As multiples of what even attention would give to each patch of its chunk: chunks of all lengths
-  # compare.
+  # In multiples of even attention over the chunk, so that chunks of all lengths compare.
   ratio = found.patches * np.repeat(found.tokens, np.diff([*found.starts, N]))
   line, mean = top.twinx(), ratio[-1].mean(0)
   outline = [patheffects.Stroke(linewidth=4, foreground="black"), patheffects.Normal()]

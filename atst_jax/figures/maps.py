@@ -1,7 +1,7 @@
-"""A labelled set on a plane: its embeddings by t-SNE, as a picture and for a page.
+"""A map of a labelled set: its embeddings by t-SNE, as a picture and for a page.
 
-On the page every clip is a point with its name under the pointer, and some can be heard. It works
-without a mouse, too: the list of classes dims the others, and players follow below the map.
+On the page every clip is a point that shows its name under the pointer; some have a player. The
+list of classes dims the others, and works without a mouse, as do the players below the map.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ DIRECTIONS = 50  # before t-SNE, as van der Maaten and Hinton (2008)
 
 
 def project(features: np.ndarray) -> np.ndarray:
-  """(N, D) -> (N, 2) by t-SNE with a fixed seed, of the first principal directions, each scaled to
-  the same variance: a few directions hold nearly all of it, and seldom what tells classes apart.
+  """(N, D) -> (N, 2) by t-SNE with a fixed seed, on the first principal directions, scaled to equal
+  variance: a few of them have nearly all variance, and seldom tell classes apart.
 
   Raises:
     UserError: there are fewer than 4 clips, or all have the same vector.
@@ -45,7 +45,7 @@ def project(features: np.ndarray) -> np.ndarray:
   white = neighbours.whitening(features)
   x = (features - white.mean) @ white.directions[:, -DIRECTIONS:]
   x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-  # t-SNE's threads wait busily for each other: on shared cores 25 times slower than one
+  # t-SNE's threads wait for each other by spinning: on shared cores 25 times slower than one.
   with threadpool_limits(1):
     perplexity = min(30, (len(x) - 1) / 3)
     init = "pca" if x.shape[1] > 1 else "random"
@@ -53,8 +53,8 @@ def project(features: np.ndarray) -> np.ndarray:
 
 
 def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:
-  """Class -> (colour, marker): those of Okabe and Ito and grey, each with five markers, before
-  colours come twice."""
+  """Class -> (colour, marker): Okabe and Ito's colours and grey, each with five markers; for more
+  classes, colours of a rainbow."""
   import matplotlib
 
   classes = np.unique(labels).tolist()
@@ -135,7 +135,7 @@ def embedding_map(
 
 
 class Player(NamedTuple):
-  """A clip that can be heard: its row, and its picture and sound as data URIs."""
+  """A clip with a player: its row, and its picture and sound as data URIs."""
 
   row: int
   image: str
@@ -166,7 +166,7 @@ def map_for_page(
     labels: (N,) class indices.
     label_names: of the classes.
     ids: (N,) of the clips.
-    players: of some rows; a click on their points, which have a dark rim, plays them.
+    players: of some rows. Their points have a dark rim; a click plays them.
   """
   heard = {player.row: number for number, player in enumerate(players)}
   names = [f"{label_names[label]}: {id}" for label, id in zip(labels, ids, strict=True)]
@@ -191,7 +191,7 @@ def map_for_page(
         "place": tuple(places[row]),
         "player": heard.get(row),
       }
-      # those that can be heard lie on top
+      # points with players lie on top
       for row in sorted(range(len(points)), key=lambda row: row in heard)
     ],
     players=[{"name": names[p.row], "image": p.image, "sound": p.sound} for p in players],

@@ -1,4 +1,4 @@
-"""What pictures share: colours, axes in Hz, and how they are written."""
+"""Common to all pictures: colours, axes in Hz, and writing."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from atst_jax.audio.frontend import FrontEnd
 from atst_jax.audio.librosa_import import import_librosa
 from atst_jax.util import html_page, storage
 
-# Okabe and Ito's, for every kind of sight
+# Okabe and Ito's, which are told apart with every kind of colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TOP_DB = 80.0  # shown below a clip's maximum
 TICKS_HZ = (125, 250, 500, 1000, 2000, 4000)

@@ -1,4 +1,4 @@
-"""A picture of what the augmentation does: clips, their crops, both views, and the mixture of the
+"""A picture of the augmentation: clips, their crops, both views, and the mixture of the
 subtraction."""
 
 import itertools
@@ -26,7 +26,7 @@ def sample(config: dict, dataset: Dataset | None, number: int) -> Iterator[dict]
 
   Args:
     config: resolved config of a pre-training run, as JSON.
-    dataset: that it names; None for the synthetic source.
+    dataset: of the config; None for the synthetic source.
   """
   data, group = config["data"], config["views"]["group"]
   common = {
@@ -49,11 +49,11 @@ def sample(config: dict, dataset: Dataset | None, number: int) -> Iterator[dict]
 
 
 def draw(config: dict, dataset: Dataset | None, clips: dict, seed: int) -> dict:
-  """Numpy arrays of what `make_views` and `make_mixtures` return for a batch under a run's config.
+  """The results of `make_views` and `make_mixtures` for a batch under a run's config, as numpy
+  arrays.
 
   Args:
-    dataset: that the clips come from, as in `sample`: it decides, as in training, whether lengths
-      are tracked.
+    dataset: of the clips, as in `sample`. As in training, it decides whether lengths are tracked.
 
   Returns:
     views (B, 2, T, F), length (B, 2), start (B, 2), shift (B / G, 2), weight (B, 2), box (B, 2, 4),
@@ -93,13 +93,13 @@ def draw(config: dict, dataset: Dataset | None, clips: dict, seed: int) -> dict:
 def view_sheet(config: dict, dataset: Dataset | None, clips: dict, path: str, seed: int) -> None:
   """Draws the first clips of a batch, one in a row.
 
-  From left to right: the clip in dB with the crops of both views; each crop, normalised, on its
-  canvas of zeros, with the box of the random resize crop; that view (after Mixup and the box); the
-  mixture of view 1, if λ > 0.
+  From left to right: the clip in dB with the crops of both views; for each view its normalised crop
+  on a canvas of zeros with the box of the random resize crop, and the view itself (after Mixup and
+  the box); the mixture of view 1, if λ > 0.
 
   Args:
     config: resolved config of a pre-training run, as JSON.
-    dataset: that the clips come from; None for the synthetic source.
+    dataset: of the clips; None for the synthetic source.
     clips: {"mel": (B, T, F) dB, "length": (B,)}; B is a multiple of `views.group`.
     path: PNG to write.
     seed: of the draws.
@@ -213,7 +213,7 @@ class Sheet:
     )
 
   def clip(self, axis, row):
-    """The clip in dB below its maximum, with both crops; that of view 2 is drawn inside, so that
+    """The clip in dB below its maximum, with both crops; that of view 2 is drawn smaller, so that
     both can be seen."""
     mel = self.clips["mel"][row, : self.clips["length"][row]].astype(np.float32)
     self._image(

@@ -1,4 +1,4 @@
-"""What a step costs: operations, bytes, speed on this machine, and on chips that are not here.
+"""The cost of a step: operations, bytes and time, on this machine or on chips that are not here.
 
 In: a resolved recipe. Out: lines and tables for people.
 """

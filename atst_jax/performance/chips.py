@@ -1,4 +1,4 @@
-"""Accelerators as their makers describe them: what speed and memory are compared with."""
+"""Data sheets of accelerators, to compare speed and memory with."""
 
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ class Chip(NamedTuple):
   links: float
 
 
-# Data sheets of NVIDIA; Google Cloud's pages on the TPU versions. NVLink is stated for both
-# directions there.
+# From NVIDIA's data sheets (which state NVLink for both directions), and Google Cloud's pages on
+# the TPU versions.
 CHIPS = {
   "A100": Chip(312e12, 80e9, 2.04e12, 300e9),
   "H100": Chip(989e12, 80e9, 3.35e12, 450e9),
@@ -34,7 +34,7 @@ ALIASES = {"TPU v5 lite": "TPU v5e", "TPU v6 lite": "TPU v6e", "TPU v5": "TPU v5
 
 
 def find_chip(device_kind: str) -> str | None:
-  """The name in `CHIPS` of a device as JAX calls it ("NVIDIA H100 80GB HBM3", "TPU v5 lite"), or
+  """The name in `CHIPS` for JAX's name of a device ("NVIDIA H100 80GB HBM3", "TPU v5 lite"), or
   None."""
   name = ALIASES.get(device_kind, device_kind)
   return next((chip for chip in CHIPS if chip in name), None)

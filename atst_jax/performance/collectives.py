@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""The communication of a compiled program between devices, read from its text."""
 
 import math
 import re
@@ -35,19 +35,19 @@ class Collective(NamedTuple):
 
 
 def find_collectives(text: str, devices: int) -> list[Collective]:
-  """Those of a compiled program's text; what stands inside a loop counts once.
+  """All collectives of a compiled program; one inside a loop counts once.
 
   Args:
     text: `compiled.as_text()`.
-    devices: of the program; the group of an operation that names none.
+    devices: number of devices of the program, and of operations that name no group.
   """
   found = []
   for result, kind, start, rest in _OPERATION.findall(text):
     sizes = [_bytes(*shape) for shape in _SHAPE.findall(result)]
     if kind == ACROSS or (start and kind == "collective-permute"):
-      size = max(sizes)  # beside tokens and flags
+      size = max(sizes)  # the others are tokens and flags
     elif start and kind != "all-reduce":
-      size = sum(sizes[len(sizes) // 2 :])  # after its operands
+      size = sum(sizes[len(sizes) // 2 :])  # the first half are its operands
     else:
       size = sum(sizes)
     group = 0 if kind == ACROSS else _group(rest, devices)

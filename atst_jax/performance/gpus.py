@@ -1,4 +1,4 @@
-"""GPUs that are described, not there: the train step compiled for them by XLA, on any machine."""
+"""The train step compiled by XLA, on any machine, for GPUs that are only described."""
 
 import importlib.util
 import os
@@ -9,8 +9,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from atst_jax.util.errors import UserError
 
 MACHINE = 8  # GPUs
-# What XLA asks of a device that cannot be asked (NVIDIA's data sheets and tuning guides; bandwidth
-# in bytes per second, shared memory in bytes). The rest is the same for these chips.
+# Facts that XLA needs of a device (from NVIDIA's data sheets and tuning guides; bandwidth in bytes
+# per second, shared memory in bytes). The others are the same for these chips.
 FACTS = {
   "A100": {"major": 8, "cores": 108, "fpus": 64, "shared": 167936, "l2": 41943040, "ghz": 1.41},
   "H100": {"major": 9, "cores": 132, "fpus": 128, "shared": 233472, "l2": 52428800, "ghz": 1.98},
@@ -45,8 +45,8 @@ device_description_str: "NVIDIA {name}"
 
 
 def _prepare() -> None:
-  """Sets the environment in which jax's CUDA plugin loads and compiles without a GPU: its check of
-  the driver is skipped, and nothing is timed."""
+  """Sets the environment for jax's CUDA plugin to compile without a GPU: the driver is not checked,
+  and no kernel is timed."""
   os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
   os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
   flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
@@ -64,15 +64,15 @@ def reason(error: Exception) -> str:
 
 
 def describe(name: str, count: int, chip) -> list:
-  """The devices of `count` GPUs, of a machine or of several of 8. Before JAX's first use in a
-  process.
+  """The devices of `count` GPUs: of one machine, or of several of 8. Call it before JAX's first use
+  in a process.
 
   Args:
     name: of FACTS.
     chip: the chip of `chips.CHIPS`.
 
   Raises:
-    UserError: the plugin is missing or refuses, or the machines would not be full.
+    UserError: the plugin is missing or fails, or the machines would not be full.
   """
   from jax.experimental import topologies
 
@@ -100,7 +100,7 @@ def describe(name: str, count: int, chip) -> list:
     topology = topologies.get_topology_desc(
       platform="cuda", target_config=target, topology=f"1x{machines}x{count // machines}"
     )
-  except Exception as error:  # the plugin's own, of many kinds
+  except Exception as error:  # the plugin raises many kinds
     raise UserError(f"--topology={name.lower()}:{count}: {reason(error)}") from error
   return list(topology.devices)
 
@@ -108,8 +108,8 @@ def describe(name: str, count: int, chip) -> list:
 def compile_step(program, mesh, name: str):
   """The compiled step of a `recipe.Program` on a mesh of described GPUs.
 
-  Pallas asks the context for the device that its kernels are lowered for (jax 0.10 to 0.12: "No
-  supported GPU devices found" otherwise), and the axes' types must be those of the step's mesh.
+  Pallas takes the device of its kernels from the context (otherwise jax 0.10 to 0.12 raise "No
+  supported GPU devices found"). The axes' types must be those of the step's mesh.
   """
   chip = AbstractDevice(
     device_kind=f"NVIDIA {name}", num_cores=int(FACTS[name]["cores"]), platform="gpu"

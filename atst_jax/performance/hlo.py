@@ -1,5 +1,5 @@
-"""What a compiled program for GPUs does, read from its text: bytes through memory, operations of
-its products. What stands in a loop counts as often as it runs."""
+"""The work of a compiled program for GPUs, read from its text: bytes through memory, and operations
+of its products. Work in a loop counts as often as it runs."""
 
 import functools
 import math
@@ -26,7 +26,7 @@ class Work(NamedTuple):
     return Work(self.bytes + other.bytes, self.flops + other.flops)
 
   def times(self, n: int) -> "Work":
-    """That work n times."""
+    """The work of n runs."""
     return Work(n * self.bytes, n * self.flops)
 
 
@@ -41,8 +41,8 @@ def _size(text: str) -> int:
 def count(text: str) -> Work:
   """Work of a program.
 
-  A fusion reads its operands and writes its results once; so does a call of a library or of a
-  kernel of our own. Of a conditional the dearest branch counts.
+  A fusion, a call of a library and a kernel of ours read their operands and write their results
+  once. The branch of a conditional with the most bytes counts.
 
   Args:
     text: `compiled.as_text()` of a program for a GPU.
@@ -87,7 +87,7 @@ def _of(name: str, bodies: dict[str, str], known: dict[str, Work]) -> Work:
 
 
 def _flops(result: str, rest: str, first: str) -> float:
-  """Operations of a matrix product or of cuDNN's attention; 0 of anything else."""
+  """Operations of a matrix product or of cuDNN's attention; 0 for other instructions."""
   if (contracted := _CONTRACTED.search(rest)) and "__cublas$" in rest:
     dims = _shapes(first)[0][1]
     axes = [int(n) for n in re.findall(r"\d+", contracted[1])]

@@ -1,4 +1,4 @@
-"""How fast the input is: both readers and plain tf.data side by side, and what they hold."""
+"""Speed and memory of the input: both readers beside plain tf.data."""
 
 import contextlib
 import importlib.util
@@ -22,13 +22,13 @@ from atst_jax.pretraining.checks import check
 from atst_jax.util import storage
 
 PIECE_SECONDS = 0.1  # a check is repeated for at least this time
-READ_AHEAD = 5  # batches, at most: plain tf.data's two being parsed, two ready, one being filled
-LATE = 1_000_003  # steps after which a run is resumed
+READ_AHEAD = 5  # batches at most, of plain tf.data: two are parsed, two ready, one is filled
+LATE = 1_000_003  # step from which a run is resumed
 
 
 def bare_batches(config: ConfigDict, dataset: Dataset) -> Iterator:
-  """The same shards by plain tf.data: interleaved, verified, batched, parsed, decoded; without an
-  order, a crop or padding. For comparison, so with what makes our reader fast: no buffer."""
+  """The same shards by plain tf.data, for comparison: interleaved, verified, batched, parsed,
+  decoded; without an order, a crop or padding. The size of buffers is that of our reader."""
   tf = import_tensorflow()
   frames, n_mels = config.data.clip_frames, dataset.frontend.n_mels
 
@@ -53,7 +53,7 @@ def bare_batches(config: ConfigDict, dataset: Dataset) -> Iterator:
 
 
 def _rate(source: Iterator, batch_size: int) -> float:
-  """Clips per second of a window of time, without what was read ahead in the others' windows."""
+  """Clips per second in a window of time, without batches that were read ahead before it."""
   for _ in range(READ_AHEAD):
     next(source)
   started, batches = time.perf_counter(), 0
@@ -64,7 +64,7 @@ def _rate(source: Iterator, batch_size: int) -> float:
 
 
 def _seconds(piece: Callable[[], object]) -> float:
-  """Of one call, on one core."""
+  """Seconds of one call, on one core."""
   piece()
   calls, started = 0, time.thread_time()
   while (seconds := time.thread_time() - started) < PIECE_SECONDS:
@@ -74,8 +74,8 @@ def _seconds(piece: Callable[[], object]) -> float:
 
 
 def check_seconds(dataset: Dataset, split: str) -> dict:
-  """What the checks cost for a clip, on one core: the checksum of its record, and whether the
-  record is a clip of the schema (once for each pass over a shard)."""
+  """Seconds of the checks of a clip, on one core: the checksum of its record, and the check against
+  the schema (once for each pass over a shard)."""
   shard = dataset.shards(split)[0]
   with storage.open_binary(shard.path) as file:
     payload = file.read(read_length(file, shard.path, 0) or 0)
@@ -91,7 +91,7 @@ def check_seconds(dataset: Dataset, split: str) -> dict:
 
 
 def resident_bytes() -> int:
-  """Memory of this process now; 0 where the system has no /proc."""
+  """Memory of this process now; 0 on systems without /proc."""
   with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:
     return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
   return 0
@@ -106,13 +106,13 @@ def _first_batch(config, dataset, step):
 
 
 def measure_input(config: ConfigDict, *, repeats: int, clips: int) -> dict:
-  """Batches from shards alone, as the trainer receives them, after a first pass over the files: by
-  each reader in turns, and by plain tf.data.
+  """Measures batches from shards alone, as the trainer receives them, after a first pass over the
+  files: by each reader in turns, and by plain tf.data.
 
   Returns:
     clips_per_second of each; first_batch_seconds of each reader and, after a million steps,
-    resumed_seconds, without TensorFlow's import; memory_bytes: held before, what TensorFlow
-    adds, and what each reader adds at most; check_seconds for a clip.
+    resumed_seconds, both without TensorFlow's import; memory_bytes: before, added by TensorFlow,
+    and added by each reader at most; check_seconds of a clip.
   """
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     dataset = speed.open_or_write(config, folder, clips)

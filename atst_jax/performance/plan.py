@@ -1,5 +1,5 @@
-"""Accelerators that are described, not there: the train step compiled for a TPU slice or for
-machines with GPUs, and what its program says."""
+"""The train step compiled for a TPU slice or machines with GPUs that are only described, and the
+numbers of its program."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ from atst_jax.util.errors import UserError
 HOST_NETWORK = 25e9  # bytes per second between slices, of one host: 200 Gbit/s, assumed
 # bytes per second between machines with GPUs, of one GPU: 400 Gbit/s, assumed
 MACHINE_NETWORK = 50e9
-QUIET = {  # libtpu looks for a TPU, and says so, when it only has to compile
+QUIET = {  # otherwise libtpu looks for a TPU, and logs that, although it only has to compile
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
@@ -36,7 +36,7 @@ QUIET = {  # libtpu looks for a TPU, and says so, when it only has to compile
 
 
 class DoesNotFit(Exception):
-  """The compiler's refusal: `needed` bytes of `limit` (0 where it does not say)."""
+  """The compiler's refusal: `needed` bytes of `limit` (0 if it does not tell)."""
 
   def __init__(self, message: str):
     super().__init__(message)
@@ -63,7 +63,7 @@ def describe(topology: str, slices: int) -> list:
     return list(
       topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     )
-  except Exception as error:  # the plugin's own, of many kinds
+  except Exception as error:  # the plugin raises many kinds
     if "support not installed" in str(error):
       raise UserError(
         f"--topology={topology}: libtpu is not installed; pip install -e .[tpu]"
@@ -75,12 +75,12 @@ def describe(topology: str, slices: int) -> list:
 
 
 def _program(config: ConfigDict, devices: list, gpu: str):
-  """(resolved config, program, mesh) of described devices; checked as training would."""
+  """(resolved config, program, mesh) of described devices, checked as in training."""
   config = config.copy_and_resolve_references()
   config.dtype = "bfloat16" if config.dtype == "auto" else config.dtype
   asked = config.compute.attention, config.compute.kernels
   for key, theirs in (("attention", "cudnn"), ("kernels", "pallas")):
-    if config.compute[key] == theirs:  # asked of the described devices, not of this machine
+    if config.compute[key] == theirs:  # the described devices decide, not this machine
       config.compute[key] = "auto"
   config = recipe.resolve(config, None)
   hosts = len({device.process_index for device in devices})
@@ -104,8 +104,8 @@ def _program(config: ConfigDict, devices: list, gpu: str):
 
 @contextlib.contextmanager
 def _uncached():
-  """Without JAX's cache of compiled programs: a program for a described slice cannot be read from
-  it."""
+  """Turns off JAX's cache of compiled programs, from which a program for a described slice cannot
+  be read."""
   enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # made at run time
   try:
     jax.config.update("jax_enable_compilation_cache", False)
@@ -134,7 +134,8 @@ def compile_step(config: ConfigDict, devices: list):
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     raise DoesNotFit(str(error)) from error
-  if (needed := memory_of(compiled)) > CHIPS[gpu].memory:  # XLA compiles for a GPU what cannot run
+  # For a GPU, XLA also compiles programs that do not fit.
+  if (needed := memory_of(compiled)) > CHIPS[gpu].memory:
     raise DoesNotFit(f"{needed / 2**30:.2f}G of {CHIPS[gpu].memory / 2**30:.2f}G")
   return config, compiled
 
@@ -192,9 +193,9 @@ def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
   }
 
 
-# Of their data sheets' figures, what an H200 reached in its products and in its memory (790 of 989
-# TFLOP/s, 4.3 of 4.8 TB/s). Two measured steps (ATST Small at 768 and Base at 384 clips: 228 and
-# 272 ms) took 1.12 and 1.09 times the sum of both times that their programs have by these.
+# The shares of its data sheet that an H200 reached in products and in memory (790 of 989 TFLOP/s,
+# 4.3 of 4.8 TB/s). With these, two measured steps (ATST Small at 768 and Base at 384 clips: 228 and
+# 272 ms) took 1.12 and 1.09 times the sum of both times of their programs.
 REACHED_FLOPS, REACHED_BANDWIDTH, CALIBRATION = 0.8, 0.9, 1.1
 
 
@@ -212,8 +213,7 @@ def describe_gpus(topology: str, slices: int) -> list:
 
 
 def on_gpus(config: ConfigDict, devices: list) -> dict:
-  """The numbers of a step that fits GPUs, compiled for them without any. Raises DoesNotFit,
-  UserError."""
+  """The numbers of a step that fits described GPUs. Raises DoesNotFit, UserError."""
   config, compiled = compile_step(config, devices)
   name, count = find_chip(devices[0].device_kind), len(devices)
   assert name is not None  # it was described by its name
@@ -222,7 +222,7 @@ def on_gpus(config: ConfigDict, devices: list) -> dict:
   work, collectives = hlo.count(text), find_collectives(text, count)
   sent = sum(collective.sent for collective in collectives)
   machines = -(-count // gpus.MACHINE)
-  # after a sum inside each machine
+  # Each machine sums up inside first.
   across = sent / gpus.MACHINE if machines > 1 else 0
   kinds = {c.kind: sum(other.kind == c.kind for other in collectives) for c in collectives}
   model = clip_flops(config) * config.batch_size / count

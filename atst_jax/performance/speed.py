@@ -1,4 +1,4 @@
-"""How fast a config's train step is, alone and with its input, measured in a steady state."""
+"""The speed of a config's train step, alone and with its input, in a steady state."""
 
 import os
 import statistics
@@ -19,14 +19,14 @@ from atst_jax.pretraining.recipe import clip_flops
 from atst_jax.runtime.mesh import make_mesh, process_rows, put_batch
 from atst_jax.util.errors import UserError
 
-# steps are timed in windows of at least this length, the device's queue empty at both ends
+# Steps are timed in windows of at least this length; the device's queue is empty at both ends.
 WINDOW_SECONDS = 1.0
 WARM_UP = 3  # steps
-STEPS = {"total_steps": 10_000, "warmup_steps": 1000}  # their number does not enter the speed
+STEPS = {"total_steps": 10_000, "warmup_steps": 1000}  # they do not change the speed
 
 
 def resolved(config: ConfigDict, dataset: Dataset | None) -> ConfigDict:
-  """The config as training would have it, with a schedule where none follows from the data."""
+  """The config as in training; with STEPS if its schedule follows from the data."""
   config = config.copy_and_resolve_references()
   for name, steps in STEPS.items():
     if config[name] is None:
@@ -57,7 +57,7 @@ def _windows(run: Callable[[int], None], repeats: int) -> list[float]:
 
 
 def _memory(compiled) -> dict:
-  """Bytes on one device: what the device has counted, or else what the compiled step asks for."""
+  """Bytes on one device: those that it has counted, or else those of the compiled step."""
   used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
   analysis = compiled.memory_analysis()
   program = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
@@ -88,7 +88,7 @@ def _summary(config, seconds: list[float], compiled, peak: float | None) -> dict
 
 
 def measure_step(config: ConfigDict, *, repeats: int, peak: float | None) -> dict:
-  """The whole train step, views included, on one batch of noise that lies on the device."""
+  """Measures the whole train step, with views, on one batch of noise on the device."""
   config.data.source = "synthetic"
   config, mesh, program = _prepare(config, None)
   rows = process_rows(mesh, config.batch_size)
@@ -109,8 +109,7 @@ def measure_step(config: ConfigDict, *, repeats: int, peak: float | None) -> dic
 
 
 def write_noise(root: str, config: ConfigDict, clips: int) -> str:
-  """A data set of noise as prepared ones lie on disk, for where the config's is not at hand.
-  Returns root."""
+  """Writes a prepared data set of noise, in place of the config's. Returns root."""
   frontend, rng = get_frontend(config.data.frontend), np.random.default_rng(0)
   mels = [
     rng.normal(-30, 15, (config.data.clip_frames, frontend.n_mels)).astype(np.float16)
@@ -154,8 +153,8 @@ def write_noise(root: str, config: ConfigDict, clips: int) -> str:
 
 
 def open_or_write(config: ConfigDict, folder: str, clips: int) -> Dataset:
-  """The config's data set, or noise in its place if `clips` is not 0. Raises UserError where there
-  is neither."""
+  """The config's data set, or noise in its place if `clips` is not 0. Raises UserError if there is
+  neither."""
   if clips:
     config.data.path = write_noise(folder, config, clips)
   elif not os.path.isdir(config.data.path) and "://" not in config.data.path:
@@ -168,8 +167,8 @@ def open_or_write(config: ConfigDict, folder: str, clips: int) -> Dataset:
 
 
 def measure_end_to_end(config: ConfigDict, *, repeats: int, clips: int, peak: float | None) -> dict:
-  """The trainer's loop without its logs and checkpoints: read, transfer, step; and the share of
-  time it waited."""
+  """Measures the trainer's loop without logs and checkpoints (read, transfer, step), and the share
+  of time that waits for data."""
   with tempfile.TemporaryDirectory() as folder:
     dataset = open_or_write(config, folder, clips)
     config, mesh, program = _prepare(config, dataset)

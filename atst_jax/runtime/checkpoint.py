@@ -24,8 +24,7 @@ from atst_jax.util.logs import log
 
 
 def checkpoint_folder(workdir: str, folder: str | None) -> str:
-  """Where a run's checkpoints lie: in its workdir, or in the folder its config names
-  (`checkpoint.folder`)."""
+  """The folder of a run's checkpoints: in its workdir, or its config's `checkpoint.folder`."""
   return folder or os.path.join(workdir, "checkpoints")
 
 
@@ -33,13 +32,13 @@ class Checkpoints:
   """Asynchronous, verified checkpoints, each in a folder named by its step.
 
   The manifest (`checkpoint_folder`) is written when the save has ended; a checkpoint without one
-  does not count. It is used only if every file agrees with the manifest, and every array that was
-  read agrees with its checksum (`array_checksums`). Older ones are removed after a newer one has
-  been verified, so there is always a good one. The first save of every process is read back and
+  does not count. A checkpoint is used only if every file agrees with the manifest, and every read
+  array with its checksum (`array_checksums`). Older ones are removed after a newer one has been
+  verified, so there is always a good one. The first save of every process is read back and
   compared.
 
-  Kept are the newest one, the newest `keep` sound ones, and every one at a multiple of `keep_every`
-  steps. Sound are those the training may fall back to (`save`).
+  The newest one, the newest `keep` sound ones, and all at multiples of `keep_every` steps are kept.
+  Training may fall back to the sound ones (`save`).
   """
 
   def __init__(
@@ -54,7 +53,7 @@ class Checkpoints:
     """
     Args:
       keep, keep_every: see above.
-      config: that the checkpoints are made with, which lies in each of them.
+      config: of the job; it lies in each checkpoint.
       first_saved: called in process 0, by a thread, when the first save has been verified.
     """
     self.folder = storage.absolute(folder)
@@ -69,8 +68,8 @@ class Checkpoints:
     from_process_zero(self._on_disk.clean)
 
   def save(self, step: int, state, *, sound: bool) -> bool:
-    """Starts a save; returns once the arrays are copied. A step that was saved or restored last is
-    left alone.
+    """Starts a save; returns once the arrays are copied. Does nothing for the step that was saved
+    or restored last.
 
     Args:
       sound: whether training may fall back to it (`restore(sound_only=True)`).
@@ -122,14 +121,12 @@ class Checkpoints:
       ) from error
 
   def restore(self, abstract_state, *, sound_only: bool = False):
-    """The newest good checkpoint on the shapes and shardings of `abstract_state`, or None if there
-    are none at all.
+    """The newest good checkpoint in the shapes and shardings of `abstract_state`, or None if there
+    are no checkpoints.
 
-    Those that are damaged are named in a warning, and moved aside if they are newer than the good
-    one.
+    Damaged ones are named in a warning, and moved aside if they are newer than the good one.
 
-    Raises UserError if there are checkpoints but no good one, or if it does not fit the model,
-    naming what does not.
+    Raises UserError if there are checkpoints but no good one, or if it does not fit the model.
     """
     faults: dict[str, str] = {}
     while True:
@@ -141,7 +138,7 @@ class Checkpoints:
           os.path.join(self._on_disk.path(step), ITEM), abstract_state
         )
       except (ValueError, KeyError, TypeError) as error:
-        if str(error).startswith("NOT_FOUND"):  # TensorStore's word for files, not for models
+        if str(error).startswith("NOT_FOUND"):  # TensorStore's word for missing files
           if jax.process_count() > 1:  # the others may have found the files, and wait for this one
             raise StoreError(
               f"checkpoint {step} in {self.folder}: process {jax.process_index()} does not find "
@@ -181,7 +178,7 @@ class Checkpoints:
       self._checkpointer.close()
 
   def _finish(self, step, abstract, sums, sound):
-    """In a thread: waits for the save, verifies it, and removes what it makes superfluous."""
+    """In a thread: waits for the save, verifies it, and removes old checkpoints."""
     self._checkpointer.wait_until_finished()
     if jax.process_index():
       return
@@ -207,7 +204,7 @@ def find_checkpoint(folder: str, step: int | None = None) -> tuple[int, str, dic
   """(step, path, config) of a good checkpoint, the newest by default; the config is None if an
   older version wrote it.
 
-  Raises UserError if there is none, naming what is wrong.
+  Raises UserError, with the faults, if there is none.
   """
   folder = storage.absolute(folder)
   found, faults = entries(folder), {}

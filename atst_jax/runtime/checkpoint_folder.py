@@ -1,10 +1,10 @@
 """A folder of checkpoints: one folder for each, named by its step.
 
-In it, `default/` is Orbax's, `config.json` is the config that it was made with, and `manifest.json`
-holds the SHA-256 of every file and the facts of the checkpoint. The manifest is written when the
-save has ended; until then, and while a checkpoint is being removed, there is `unfinished`. So
-whatever a killed process leaves is either whole or known not to be, in a store too, where nothing
-can be renamed.
+In it, `default/` is Orbax's, `config.json` is the job's config, and `manifest.json` holds the
+SHA-256 of every file and the facts of the checkpoint. The manifest is written when the save has
+ended. Until then, and while a checkpoint is being removed, there is a file `unfinished`. So a
+checkpoint that a killed process leaves is complete or marked as incomplete, also in a store, where
+nothing can be renamed.
 """
 
 import json
@@ -19,14 +19,13 @@ from atst_jax.util.logs import log
 
 UNFINISHED = "unfinished"
 CONFIG = "config.json"
-# times the bytes of the state have to be free: the format's own, and what else is written meanwhile
-SPARE = 1.1
-TRIAL = ".atst_trial"  # what `trees.try_out` saves; a name that no folder of others has
+SPARE = 1.1  # free bytes for each byte of the state: for the format, and other files
+TRIAL = ".atst_trial"  # the folder of `trees.try_out`; nobody else has this name
 
 
 class Entry(NamedTuple):
-  """A folder among the checkpoints: its step as the manifest has it, or else its name, and the
-  manifest."""
+  """A folder among the checkpoints. The step is that of its manifest (`facts`), or else its
+  name."""
 
   step: int
   name: str
@@ -35,8 +34,7 @@ class Entry(NamedTuple):
 
 
 def entries(folder: str) -> list[Entry]:
-  """Every checkpoint of a folder, the newest first; whether their files are good is not looked
-  at."""
+  """Every checkpoint of a folder, the newest first. Their files are not checked."""
   found = []
   for name in filter(str.isdigit, storage.names(folder)):
     try:
@@ -59,8 +57,7 @@ def saved_steps(folder: str) -> list[int]:
 
 
 def newest_good(folder: str, found: list[Entry], faults: dict[str, str]) -> Entry | None:
-  """The first of the entries that is good; those before it are added to `faults`, {name: what is
-  wrong}."""
+  """The first good entry. Those before it are added to `faults`, {name: what is wrong}."""
   for entry in found:
     if entry.name in faults:
       continue
@@ -75,8 +72,7 @@ def newest_good(folder: str, found: list[Entry], faults: dict[str, str]) -> Entr
 
 
 def config_of(path: str) -> dict | None:
-  """The config that a checkpoint was made with; None if it cannot be read, as of those that older
-  versions wrote."""
+  """The config of a checkpoint's job; None if it cannot be read, or an older version wrote none."""
   try:
     config = storage.read_json(os.path.join(path, CONFIG))
   except StoreError:
@@ -87,7 +83,7 @@ def config_of(path: str) -> dict | None:
 
 
 def newest_config(folder: str) -> dict | None:
-  """The config of a folder's newest checkpoint that was finished; None as of `config_of`."""
+  """The config of a folder's newest finished checkpoint; None as in `config_of`."""
   finished = [entry for entry in entries(folder) if entry.facts]
   return config_of(os.path.join(folder, finished[0].name)) if finished else None
 
@@ -98,7 +94,7 @@ def listed(faults: dict[str, str], between: str) -> str:
 
 
 class CheckpointFolder:
-  """The folder of the checkpoints, and what process 0 does to it."""
+  """The folder of the checkpoints, as process 0 changes it."""
 
   def __init__(self, folder: str):
     self.folder = folder
@@ -108,12 +104,12 @@ class CheckpointFolder:
     return os.path.join(self.folder, str(name))
 
   def clean(self) -> int:
-    """Removes what killed saves and removals have left."""
+    """Removes the remains of killed saves and removals."""
     remove_abandoned(self.folder)
     for name in storage.names(self.folder):
       path = self.path(name)
       if name.isdigit() and storage.is_file(os.path.join(path, UNFINISHED)):
-        # nothing is missing yet, or no longer
+        # With a manifest all files are there: a save had ended, or a removal had just begun.
         if storage.is_file(os.path.join(path, checksums.NAME)):
           storage.remove(os.path.join(path, UNFINISHED))
         else:
@@ -145,15 +141,15 @@ class CheckpointFolder:
     return 0
 
   def finish(self, step: int, facts: dict, config: dict | None = None) -> None:
-    """Writes the manifest of what was saved; from then on the checkpoint counts."""
+    """Writes the manifest of a save; from then on the checkpoint counts."""
     if config is not None:
       storage.write_text(os.path.join(self.path(step), CONFIG), json.dumps(config, indent=1))
     checksums.write(self.path(step), {"step": step, **facts}, ignore=(UNFINISHED,))
     storage.remove(os.path.join(self.path(step), UNFINISHED))
 
   def drop_old(self, step: int, *, keep: int, keep_every: int) -> None:
-    """Removes the checkpoints before `step` but the newest `keep` sound ones and the multiples of
-    `keep_every`."""
+    """Removes the checkpoints before `step`, except the newest `keep` sound ones and the multiples
+    of `keep_every`."""
     found = [entry for entry in entries(self.folder) if entry.facts and entry.step <= step]
     sound = [entry for entry in found if entry.facts and entry.facts["sound"]]
     kept = {entry.name for entry in found[:1] + sound[:keep]}
@@ -164,10 +160,10 @@ class CheckpointFolder:
         storage.remove_folder(self.path(entry.name))
 
   def choose(self, faults: dict[str, str], *, sound_only: bool) -> int:
-    """The step of the newest good checkpoint that is not in `faults`, under its proper name; -1 if
-    there are none.
+    """The step of the newest good checkpoint that is not in `faults`; -1 if there are no
+    checkpoints. A wrong name is mended.
 
-    Those that are damaged are added to `faults`, named in a warning and moved aside.
+    Damaged ones are added to `faults`, named in a warning and moved aside.
 
     Raises UserError if there are checkpoints but no good one.
     """

@@ -1,8 +1,8 @@
 """The manifest of a folder: size and SHA-256 of every file in it, and a few facts. Checksums of the
 arrays of a state.
 
-Hashing is most of what a check costs: 0.57 GB/s on one core without instructions for SHA. The state
-of ATST Base with both losses is 1.5 GB, which takes two such cores 1.3 s.
+A check mostly costs hashing: 0.57 GB/s on one core without instructions for SHA. The state of ATST
+Base with both losses is 1.5 GB: 1.3 s on two such cores.
 """
 
 import json
@@ -21,7 +21,7 @@ THREADS = 8  # hashlib releases the GIL
 
 
 class Damaged(Exception):
-  """What is wrong with a folder, in words."""
+  """A fault of a folder; the message says which."""
 
 
 def _digests(folder: str, names: list[str]) -> list[str]:
@@ -30,8 +30,8 @@ def _digests(folder: str, names: list[str]) -> list[str]:
 
 
 def write(folder: str, facts: dict, *, ignore: tuple[str, ...] = ()) -> None:
-  """Reads every file of the folder but `ignore` and writes the manifest, with the facts, whole or
-  not at all."""
+  """Reads every file of the folder except `ignore`, and writes the manifest with the facts, whole
+  or not at all."""
   sizes = {name: size for name, size in storage.find(folder) if name not in (NAME, *ignore)}
   files = {
     name: [size, digest]
@@ -44,7 +44,7 @@ def write(folder: str, facts: dict, *, ignore: tuple[str, ...] = ()) -> None:
 
 
 def read(folder: str) -> dict:
-  """The manifest. Raises Damaged if there is none, or it is none."""
+  """The manifest. Raises Damaged if there is none, or it is not valid."""
   try:
     found = json.loads(storage.read_text(os.path.join(folder, NAME)))
     for size, digest in found["files"].values():
@@ -60,8 +60,8 @@ def read(folder: str) -> dict:
 
 
 def check(folder: str) -> dict:
-  """The manifest of a folder whose files are all as it says. Raises Damaged, naming the first file
-  that is not."""
+  """The manifest of a folder, once all files agree with it. Raises Damaged with the first file that
+  does not."""
   found = read(folder)
   sizes = dict(storage.find(folder))
   for name, (size, _) in found["files"].items():
@@ -86,7 +86,7 @@ def _checksum(x):
   bits = (
     jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype.itemsize == 4 else x.astype(jnp.uint32)
   )
-  index = jnp.uint32(0)  # in row-major order; not by a reshape, which would gather what is sharded
+  index = jnp.uint32(0)  # in row-major order; a reshape would gather sharded arrays
   for axis, size in enumerate(x.shape):
     index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
   return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32), jnp.all(jnp.isfinite(x))
@@ -109,8 +109,8 @@ def named_leaves(tree) -> dict:
 
 
 def array_checksums(tree) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """({path: checksum}, {path: all finite}) of arrays of 4 bytes; compiled once for each shape, not
-  fetched."""
+  """({path: checksum}, {path: all finite}) of arrays of 4 bytes, on the device; compiled once for
+  each shape."""
   sums = {name: _checksum(x) for name, x in named_leaves(tree).items()}
   return {k: x for k, (x, _) in sums.items()}, {k: finite for k, (_, finite) in sums.items()}
 

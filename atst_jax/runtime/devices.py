@@ -1,4 +1,4 @@
-"""The devices of a job: platform, type of numbers, and what to do when memory is short."""
+"""The devices of a job: platform, type of numbers, kernels, and the message about short memory."""
 
 import contextlib
 import re
@@ -23,8 +23,8 @@ def check_platform(platform: str) -> None:
 
 
 def resolve_dtype(dtype: str) -> str:
-  """The name of the type to compute in, with "auto" settled. Raises UserError for an unknown
-  one."""
+  """The name of the type to compute in; "auto" becomes the device's. Raises UserError for an
+  unknown one."""
   if dtype not in DTYPES:
     raise UserError(f"--config.dtype={dtype}: choose one of {', '.join(DTYPES)}")
   if dtype == "auto":
@@ -33,12 +33,12 @@ def resolve_dtype(dtype: str) -> str:
 
 
 def compiler_options(device, dtype: str) -> dict[str, bool] | None:
-  """What XLA is told beyond its defaults when it compiles a step for a device.
+  """XLA's options, beyond its defaults, for compiling a step for a device.
 
   On a CPU, in bfloat16, transposed products (the gradients of weights and of attention) go to
-  oneDNN: XLA has no kernel for them that uses the CPU's bfloat16 (docs/speed.md). It changes
-  nothing where jaxlib was built without oneDNN (0.10). jaxlib 0.12.0 warns that it cannot write
-  such a program into a persistent cache.
+  oneDNN: XLA has no kernel for them that uses the CPU's bfloat16 (docs/speed.md). A jaxlib without
+  oneDNN (0.10) ignores the option. jaxlib 0.12.0 warns that it cannot write such a program into a
+  persistent cache.
   """
   if device.platform == "cpu" and dtype == "bfloat16":
     return {"xla_cpu_experimental_onednn_custom_call": True}
@@ -46,7 +46,7 @@ def compiler_options(device, dtype: str) -> dict[str, bool] | None:
 
 
 def capability_of(device) -> float:
-  """The compute capability of an NVIDIA GPU; 0 of any other device (AMD's have names there)."""
+  """The compute capability of an NVIDIA GPU; 0 for other devices (AMD's have names there)."""
   text = str(getattr(device, "compute_capability", ""))
   return float(text) if re.fullmatch(r"\d+\.\d+", text) else 0
 
@@ -59,14 +59,14 @@ def resolve_fused(
   unsuited: Mapping[str, str],
   capability: float | None = None,
 ) -> tuple[str, str]:
-  """(attention, kernels) with "auto" settled.
+  """(attention, kernels) without "auto".
 
   "auto" is cuDNN's attention and Pallas's kernels for transformers in bfloat16 on NVIDIA GPUs from
-  Ampere on, where the encoder's sizes suit them, and XLA elsewhere.
+  Ampere on, if the encoder's sizes suit them, and XLA otherwise.
 
   Args:
     unsuited: the encoder's answer (`layers.Encoder.unsuited`).
-    capability: `capability_of` a device that is not there; by default of JAX's first.
+    capability: `capability_of` the device to plan for; by default of JAX's first.
 
   Raises:
     UserError: a choice that the encoder, the type or the hardware does not have.
@@ -89,11 +89,10 @@ def resolve_fused(
 
 @contextlib.contextmanager
 def naming_memory(*, batch_size: int, remat: bool, fsdp: int, accumulation: int | None = None):
-  """Turns a device's lack of memory, when compiling or running, into a UserError that names what
-  helps.
+  """Turns a device's lack of memory, when compiling or running, into a UserError with remedies.
 
   Args:
-    batch_size, remat, fsdp, accumulation: the job's values; None where a job has no such key.
+    batch_size, remat, fsdp, accumulation: the job's values; None if a job has no such key.
   """
   try:
     yield

@@ -1,5 +1,5 @@
-"""The device mesh and where arrays lie on it: the batch over every device, the state over `fsdp` by
-shape."""
+"""The device mesh and the places of arrays on it: the batch over every device, the state over
+`fsdp` by shape."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,12 @@ from jax.sharding import PartitionSpec as P
 
 from atst_jax.util.errors import UserError
 
-# elements; smaller arrays are replicated: gathering them costs more than keeping them
-MIN_SHARD_SIZE = 2**14
+MIN_SHARD_SIZE = 2**14  # elements; smaller arrays are replicated, as gathering would cost more
 
 
 def mesh_shape(*, data, fsdp, count) -> tuple[int, int]:
-  """(data, fsdp) of so many devices; -1 for one of them takes what is left. Raises UserError with
-  the numbers."""
+  """(data, fsdp) of so many devices; -1 for one of them takes the other devices. Raises UserError
+  with the numbers."""
   if data == -1 and fsdp > 0 and count % fsdp == 0:
     data = count // fsdp
   if fsdp == -1 and data > 0 and count % data == 0:
@@ -34,8 +33,8 @@ def make_mesh(*, data, fsdp, devices=None) -> Mesh:
   """A mesh of all devices, or those given, as `mesh_shape` cuts it."""
   devices = jax.devices() if devices is None else devices
   data, fsdp = mesh_shape(data=data, fsdp=fsdp, count=len(devices))
-  # By process, not by jax.make_mesh's order of the torus: a process supplies one block of rows
-  # (`process_rows`).
+  # Sorted by process, not in jax.make_mesh's order of the torus: a process supplies one block of
+  # rows (`process_rows`).
   grid = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(data, fsdp)
   return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
@@ -51,7 +50,7 @@ def replicated(mesh) -> NamedSharding:
 
 
 def state_shardings(mesh, abstract_state):
-  """The largest axis that `fsdp` divides is split over it; small or indivisible arrays are
+  """Shardings that split the largest axis that `fsdp` divides; small or indivisible arrays are
   replicated."""
   size = mesh.shape["fsdp"]
 
@@ -94,9 +93,9 @@ def put_batch(mesh, local):
 
 
 def from_process_zero(decide: Callable[[], int]) -> int:
-  """What `decide` returns in process 0, in all of them, which wait for it.
+  """Calls `decide` in process 0 and returns its result in all processes, which wait for it.
 
-  Raises what it raises there, and a UserError of the same exit code in the others.
+  Its errors are raised in process 0; the others raise a UserError of the same exit code.
   """
   error, value = None, 0
   if jax.process_index() == 0:

@@ -1,5 +1,5 @@
-"""Metrics of a run: JSON lines in the workdir, TensorBoard, trackers. No failure of theirs
-stops a run."""
+"""Metrics of a run: JSON lines in the workdir, TensorBoard, trackers. Their failures do not stop a
+run."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from atst_jax.util.logs import log
 
 
 class MetricWriter:
-  """Appends metrics to `workdir/metrics.jsonl`, TensorBoard and `trackers.chosen`; on resume, drops
-  from the first two what lies beyond the restored step. `measured` tells whether that step's online
+  """Appends metrics to `workdir/metrics.jsonl`, TensorBoard and `trackers.chosen`. On resume, drops
+  records after the restored step from the first two. `measured` tells whether that step's online
   evaluation was written before."""
 
   def __init__(self, workdir, *, start_step=0, enabled=True, trackers=()):
@@ -62,7 +62,7 @@ class MetricWriter:
       self._guard(tracker.name, lambda tracker=tracker: tracker.write(step, now, metrics))
 
   def close(self):
-    """Closes the file, TensorBoard and the trackers; what fails is warned of, not raised."""
+    """Closes the file, TensorBoard and the trackers; a failure is only a warning."""
     targets = [
       ("metrics.jsonl", self._file),
       ("TensorBoard", self._board),
@@ -74,7 +74,7 @@ class MetricWriter:
 
 
 def read_metrics(path) -> list[dict]:
-  """The records of a metrics.jsonl; a last line cut short by a crash is left out."""
+  """The records of a metrics.jsonl, without a last line that a crash cut short."""
   if not os.path.exists(path):
     return []
   records = []

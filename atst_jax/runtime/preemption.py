@@ -1,10 +1,10 @@
-"""Stop requests: SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask a job to save and end; a second signal
+"""Stop requests: SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask a job to save and end. A second signal
 ends it at once, unless it is SIGHUP or comes with the first.
 
-Until a job has something to save, `Starting` answers them; from then on `StopRequest`. SIGHUP (the
-terminal was closed) is left alone where it is ignored, as under `nohup`.
+`Starting` answers signals until a job has something to save, then `StopRequest`. If SIGHUP (the
+terminal was closed) is ignored, as under `nohup`, it stays so.
 
-This module loads no JAX when it is imported: the handlers must be there before JAX is.
+Importing this module does not load JAX: the handlers must be set before.
 """
 
 import contextlib
@@ -17,17 +17,14 @@ from collections.abc import Callable
 
 from atst_jax.util import lock
 
-# the training went wrong for good (`recovery`); the same command would meet it again
-EXIT_DIVERGED = 3
+EXIT_DIVERGED = 3  # the training diverged (`recovery`); the same command would diverge again
 EXIT_RESUME = 75  # the job stopped early; the same command continues it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-# Seconds between a failure of one of several processes and its end: the others, which failed for
-# the same reason, can still say so. Process 0 takes them after a signal too: JAX ends the others
-# when it is gone.
+# Seconds between a failure of one of several processes and its end, in which the others can print
+# their messages. Process 0 waits after a signal too: JAX ends the others when it is gone.
 LAST_WORDS = 2.0
-# Seconds in which several signals are one request. A terminal that is closed sends SIGHUP from the
-# kernel and from its shell, a session that ends sends SIGTERM too, and `timeout` signals its child
-# and then the group of both.
+# Seconds in which several signals are one request. When a terminal closes, the kernel and the shell
+# send SIGHUP; the end of a session sends SIGTERM too; `timeout` signals its child and its group.
 TOGETHER = 1.0
 
 _current: "Starting | None" = None  # of this process
@@ -39,8 +36,8 @@ def hold() -> None:
 
 
 def retake() -> None:
-  """Takes SIGTERM back from JAX's preemption service, which `jax.distributed.initialize` starts;
-  the service has it again once a StopRequest has begun."""
+  """Takes SIGTERM back from JAX's preemption service, which `jax.distributed.initialize` starts. A
+  StopRequest gives it back."""
   if _current is not None:
     _current.take_sigterm()
 
@@ -57,7 +54,7 @@ def _answer(handler: Callable, but: tuple[int, ...] = ()) -> dict:
 
 
 def _get_c_handler(number: int) -> int | None:
-  """The handler of a signal, whoever has set it. `signal.getsignal` knows only Python's."""
+  """The C handler of a signal; `signal.getsignal` only knows Python's."""
   get = ctypes.pythonapi.PyOS_getsig
   get.argtypes, get.restype = [ctypes.c_int], ctypes.c_void_p
   return get(number)
@@ -74,14 +71,13 @@ def _leave_to_thread(number, frame) -> None:
 
 
 def _tell(text: str) -> None:
-  """Writes a line to standard error; nothing where it is closed."""
+  """Writes a line to standard error, unless it is closed."""
   with contextlib.suppress(OSError):
     os.write(2, f"{text}\n".encode())
 
 
 def _leave_terminal() -> None:
-  """Sends further output to nowhere where it went to a terminal that is gone; there every line
-  would be an error."""
+  """Sends output for a closed terminal to /dev/null; every line would be an error there."""
   for descriptor in (1, 2):
     try:
       os.write(descriptor, b"\n")
@@ -93,10 +89,10 @@ def _leave_terminal() -> None:
 class Starting(contextlib.ContextDecorator):
   """Context manager of a command: a signal ends its process with 75, since it has nothing to save.
 
-  A thread does that, by `os._exit`. An exception in the main thread would come late inside a call
-  of minutes, such as a compilation, and can end in a segmentation fault: in the middle of a
-  library's import, or when Python ends while JAX goes on compiling in threads of its own. What lies
-  on a disk is whole at every instant, so nothing has to be cleaned up.
+  A thread ends it by `os._exit`. An exception in the main thread would come late in a call of
+  minutes, such as a compilation. It could also be a segmentation fault: during a library's import,
+  or when Python ends while JAX goes on compiling in threads. Files on a disk are whole at every
+  instant, so nothing has to be cleaned up.
   """
 
   def __init__(self):
@@ -109,11 +105,11 @@ class Starting(contextlib.ContextDecorator):
 
   def __enter__(self):
     global _current
-    if not _is_main_thread():  # only that one can have handlers
+    if not _is_main_thread():  # other threads cannot set handlers
       return self
     _current = self
-    # Python calls handlers between two of its own instructions; the number of a signal is written
-    # here at once.
+    # The number of a signal is written here at once; Python calls a handler only between two
+    # instructions.
     self._pipe = os.pipe()
     os.set_blocking(self._pipe[1], False)
     threading.Thread(target=self._wait, name="signals", daemon=True).start()
@@ -140,12 +136,12 @@ class Starting(contextlib.ContextDecorator):
     """See `retake`."""
     if not self._previous:
       return
-    # What C has set, Python does not know, and could not set again.
+    # Python does not know C's handler, and could not set it again.
     self._service = _get_c_handler(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _leave_to_thread)
 
   def pause(self) -> None:
-    """Signals are answered by a StopRequest from here on."""
+    """A StopRequest answers signals from here on."""
     signal.set_wakeup_fd(-1)
     if self._service is not None:
       _set_c_handler(signal.SIGTERM, self._service)
@@ -172,18 +168,17 @@ class StopRequest:
   """Context manager: once it has begun, the first signal sets `requested`; handlers are restored
   afterwards.
 
-  A job that is `starting` has nothing to save, and calls `begin` when it has; until then signals
-  are those of `Starting`.
+  A job that is `starting` has nothing to save, and calls `begin` when it has; until then `Starting`
+  answers signals.
 
-  With several processes (`distributed`) they have to agree on the step (`agreed`): JAX's preemption
-  service, which handles SIGTERM itself, does that, so SIGTERM is left to it and the other signals
-  become one.
+  Several processes (`distributed`) agree on the step (`agreed`) by JAX's preemption service. It
+  handles SIGTERM itself; the other signals are turned into SIGTERM.
   """
 
   def __init__(self, *, distributed: bool, starting: bool = False):
     self.requested, self._distributed, self._starting = False, distributed, starting
     self._asked, self._previous = 0, {}
-    self._when = 0.0  # the request came
+    self._when = 0.0  # of the request
     self._outer: Starting | None = None
 
   def __enter__(self):
@@ -203,7 +198,7 @@ class StopRequest:
       self._outer.resume()
 
   def begin(self) -> None:
-    """From here on the job saves what it has when it is asked to stop."""
+    """From here on the job saves when it is asked to stop."""
     if self._previous or not _is_main_thread():
       return
     if _current is not None and _current.is_open:
@@ -214,9 +209,9 @@ class StopRequest:
   def agreed(self) -> bool:
     """Whether to stop after this step. Of several processes each has to ask after every step.
 
-    The service answers True once, at the number after the highest that any process had asked with
-    when the signal came: so the number counts the questions of this process's life, whatever steps
-    a continued run or a second one is at.
+    The service answers True once: at the number after the highest one that any process had asked
+    with when the signal came. The number therefore counts the questions of this process, not the
+    steps of a run.
     """
     if not self._distributed:
       return self.requested

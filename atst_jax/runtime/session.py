@@ -1,4 +1,4 @@
-"""What every training job holds while it runs, opened and closed in one place."""
+"""The services of a training job, opened and closed in one place."""
 
 import contextlib
 import dataclasses
@@ -25,16 +25,16 @@ class Session:
   workdir: str
   folder: str  # of the checkpoints
   config: dict
-  places: tuple[str, ...]  # where the config lies besides
-  changes: list[str]  # "key: old -> new" of what the run's checkpoints were made with otherwise
+  places: tuple[str, ...]  # folders of the config, besides the checkpoints
+  changes: list[str]  # "key: old -> new" since the config of the run's checkpoints
   stop: StopRequest
   watchdog: Watchdog
 
   def checkpoints(self, name: str = "", *, keep: int, keep_every: int = 2**31) -> Checkpoints:
     """The checkpoints of the job, or of its run `name`; the caller closes them.
 
-    The workdir's config becomes that of the job once something was saved with it: until then it is
-    that of the checkpoints which are there.
+    The workdir keeps the config of the existing checkpoints until the first new save, and then
+    holds this job's.
     """
     return Checkpoints(
       os.path.join(self.folder, name),
@@ -45,10 +45,10 @@ class Session:
     )
 
   def writer(self, step: int, name: str = "", tracked: dict | None = None) -> MetricWriter:
-    """A writer of metrics after `step`; only that of process 0 writes. The caller closes it.
+    """A writer of metrics after `step`; only process 0 writes. The caller closes it.
 
     Args:
-      step: that the run goes on from.
+      step: from which the run goes on.
       name: of a run of the job, which has a folder of its own.
       tracked: the `names` and `config` of `trackers.chosen`, if the job has trackers.
     """
@@ -90,11 +90,11 @@ def open_session(
     config, ignore, named, allow_changes, stored: of `workdir.own`.
     starting: whether a signal ends the job at once until it calls `stop.begin()`.
     step_seconds, start_seconds: limits of the watchdog.
-    memory: what `naming_memory` names.
+    memory: the arguments of `naming_memory`.
 
   Raises:
-    UserError: the workdir belongs to somebody else or to another config, checkpoints cannot be
-      kept in its folder, or memory is short.
+    UserError: another process owns the workdir, it has another config, checkpoints cannot be kept
+      in its folder, or memory is short.
   """
   stop = StopRequest(distributed=jax.process_count() > 1, starting=starting)
   owned = own(

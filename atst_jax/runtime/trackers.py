@@ -4,8 +4,8 @@
 Both are optional (pip install -e .[wandb], .[mlflow]) and work without a network:
 WANDB_MODE=offline keeps a run in the workdir until `wandb sync`, and MLflow writes into `mlflow.db`
 of the workdir unless MLFLOW_TRACKING_URI names a server. The id of a run is kept in the workdir, so
-that a continued run goes on in the same one. Training never waits for a tracker: a thread of its
-own hands it the numbers.
+that a continued run goes on in the same one. Training never waits for a tracker, which has a thread
+of its own.
 """
 
 import functools
@@ -21,13 +21,13 @@ from atst_jax.util import storage
 from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
 
-WAITING = 1000  # records, at most, that a tracker has not taken yet
+WAITING = 1000  # records, at most, in a tracker's queue
 PARAM_LENGTH = 500  # characters of a value that every version of MLflow's stores takes
-CLOSE_SECONDS = 60  # that the end of a run waits for a tracker
+CLOSE_SECONDS = 60  # that a run's end waits for a tracker
 
 
 def check(names: dict) -> None:
-  """Raises UserError for a project or experiment that cannot be, or whose tracker is not installed.
+  """Raises UserError for an invalid project or experiment, or if its tracker is not installed.
 
   Args:
     names: {"wandb": project or None, "mlflow": experiment or None}.
@@ -45,8 +45,7 @@ def check(names: dict) -> None:
 
 
 def kept_id(workdir: str, name: str, make) -> tuple[str, bool]:
-  """The id of the run that a workdir's tracker began, and whether it is new; made by `make()` the
-  first time."""
+  """The id of a workdir's run, and whether it is new; `make()` makes it the first time."""
   path = os.path.join(workdir, f"{name}_run_id")
   if storage.is_file(path):
     return storage.read_text(path).strip(), False
@@ -56,8 +55,8 @@ def kept_id(workdir: str, name: str, make) -> tuple[str, bool]:
 
 
 class WeightsAndBiases:
-  """A run of a W&B project. A step may come twice (a run goes on from an earlier checkpoint), so it
-  is a metric of its own, and the axis of all others."""
+  """A run of a W&B project. A step may come twice (a run goes on from an earlier checkpoint), so
+  the step is a metric, and the axis of all others."""
 
   def __init__(self, workdir: str, project: str, config: dict):
     import wandb
@@ -78,8 +77,8 @@ class WeightsAndBiases:
     self._run.define_metric("*", step_metric="step")
 
   def write(self, step: int, now: float, metrics: dict[str, float]) -> None:
-    """Logs the metrics at a step; the time is W&B's own."""
-    del now  # the library's own clock
+    """Logs the metrics at a step, with W&B's own clock."""
+    del now
     self._run.log({"step": step, **metrics})
 
   def close(self) -> None:
@@ -88,8 +87,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-  """A run of an MLflow experiment, through the client, which leaves the process's global state
-  alone."""
+  """A run of an MLflow experiment, by the client, which has no global state."""
 
   def __init__(self, workdir: str, experiment: str, config: dict):
     from mlflow import MlflowClient
@@ -124,8 +122,8 @@ class MLflow:
 
 
 class Tracker:
-  """A tracker in a thread of its own, where it is also opened. Every call raises what has failed
-  there since the last one, or what keeps it from being done."""
+  """A tracker in a thread, where it is also opened. Every call raises errors of the thread since
+  the last call."""
 
   def __init__(self, name: str, make: Callable):
     self.name, self._make = name, make
@@ -154,12 +152,12 @@ class Tracker:
       raise self._error
 
   def write(self, step: int, now: float, metrics: dict[str, float]) -> None:
-    """Leaves the metrics to the thread; raises queue.Full where it is far behind."""
+    """Leaves the metrics to the thread. Raises queue.Full if it is far behind."""
     self._raise()
     self._waiting.put_nowait((step, now, metrics))
 
   def close(self) -> None:
-    """Waits CLOSE_SECONDS at most for what is not written yet."""
+    """Waits CLOSE_SECONDS at most until all is written."""
     self._raise()
     self._waiting.put(None, timeout=CLOSE_SECONDS)
     self._thread.join(CLOSE_SECONDS)
@@ -168,7 +166,7 @@ class Tracker:
     self._raise()
 
 
-# also the packages' names
+# The keys are also the packages' names.
 TRACKERS = {"wandb": ("Weights & Biases", WeightsAndBiases), "mlflow": ("MLflow", MLflow)}
 
 
@@ -182,7 +180,7 @@ def chosen(names: dict, workdir: str, config: dict) -> list[Tracker]:
 
   Args:
     names: as in `check`.
-    workdir: holds their runs' ids, and what they write without a network.
+    workdir: for their runs' ids, and their files without a network.
     config: resolved, as JSON.
   """
   return [

@@ -1,4 +1,4 @@
-"""Trees of arrays as folders. With `checkpoint`, the only user of Orbax."""
+"""Trees of arrays as folders. Only this module and `checkpoint` use Orbax."""
 
 import asyncio
 import contextlib
@@ -17,19 +17,19 @@ from atst_jax.util.errors import StoreError, UserError
 
 ITEM = "default"  # the folder of a checkpoint's arrays
 PATTERNS = "*?["
-# Errors that may pass: of a disk that is full or away, and how TensorStore begins those of a store.
+# Errors that may pass: of a disk that is full or gone, and the first words of TensorStore's about a
+# store.
 PASSING = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT)
 UNANSWERED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 
 
 def _run_to_the_end(coroutine):
-  """Runs a coroutine in an event loop of its own, and everything that it has started.
+  """Runs a coroutine in an event loop of its own, and all tasks that it has started.
 
-  Orbax (0.12.8) writes arrays side by side with `asyncio.gather`. When one of them fails, on a
-  full disk for example, its own function closes the loop while TensorStore still writes the
-  others. Each of those then reports to a closed loop, from a thread of TensorStore: "Exception
-  ignored in …: RuntimeError: Event loop is closed". This one waits for them first, so that
-  nothing runs any longer when a save has failed.
+  Orbax (0.12.8) writes several arrays at a time with `asyncio.gather`. If one fails, on a full disk
+  for example, Orbax's function closes the loop while TensorStore still writes the others. Each of
+  these then reports to a closed loop: "Exception ignored in …: RuntimeError: Event loop is closed".
+  This function waits for them first, so that nothing runs when a save has failed.
   """
   loop = asyncio.new_event_loop()
   asyncio.set_event_loop(loop)
@@ -48,10 +48,9 @@ asyncio_utils._run_sync_via_new_loop = _run_to_the_end
 
 
 def check_path(path: str) -> None:
-  """Raises UserError for a path in which Orbax would not find what it has written.
+  """Raises UserError for a path in which Orbax would not find its own files.
 
-  Orbax (0.12.8) puts the parts of a checkpoint together by a search with a pattern, in which the
-  folder's own name is a part of the pattern.
+  Orbax (0.12.8) finds the parts of a checkpoint by a pattern that contains the folder's own name.
   """
   path = storage.absolute(path)
   if found := [sign for sign in PATTERNS if sign in path]:
@@ -62,11 +61,11 @@ def check_path(path: str) -> None:
 
 
 def try_out(folder: str) -> None:
-  """Saves a few numbers where checkpoints will lie, reads them back, and removes them.
+  """Saves a few numbers in the folder of checkpoints, reads them back, and removes them.
 
-  So a fault shows before the first step, and not at the first checkpoint. Every process of the job
-  calls it. Raises UserError if the numbers do not come back, StoreError where a disk or a store
-  does not answer now.
+  So a fault shows before the first step, not at the first checkpoint. Every process of the job
+  calls it. Raises UserError if the numbers do not come back, StoreError if a disk or a store does
+  not answer now.
   """
   check_path(folder)
   folder = storage.absolute(folder)
@@ -80,7 +79,7 @@ def try_out(folder: str) -> None:
     from_process_zero(lambda: _read_back(path, numbers))
   except StoreError:
     raise
-  except Exception as error:  # Orbax, TensorStore and the stores have too many of their own
+  except Exception as error:  # Orbax, TensorStore and the stores raise many kinds
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
     if getattr(error, "errno", None) in PASSING or reason.startswith(UNANSWERED):
       raise StoreError(
@@ -92,7 +91,7 @@ def try_out(folder: str) -> None:
     ) from error
   from_process_zero(lambda: _removed(path))
   if made and jax.process_index() == 0:
-    with contextlib.suppress(OSError):  # it holds checkpoints
+    with contextlib.suppress(OSError):  # there are checkpoints in it
       os.rmdir(folder)
 
 
@@ -108,7 +107,7 @@ def _read_back(path: str, numbers: dict) -> int:
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-  """For what this process does without the others."""
+  """Options for a read by this process alone."""
   if jax.process_count() == 1:
     return ocp.options.MultiprocessingOptions()
   index = jax.process_index()
@@ -116,7 +115,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def restore_alone(path: str, like):
-  """A saved tree, or the part of it that is like `like`, as numpy arrays, read by this process
+  """A saved tree, or its part with the structure of `like`, as numpy arrays, read by this process
   alone."""
   item = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
   arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
@@ -136,9 +135,9 @@ def save_tree(path, tree) -> None:
 
 
 def restore_like(path, expected):
-  """A saved tree as numpy arrays, if its names, shapes and types are those of `expected`: known
-  before memory is asked for, as the folder may come from anywhere. Raises UserError naming what
-  differs."""
+  """A saved tree as numpy arrays, if its names, shapes and types are those of `expected`. They are
+  checked before memory is taken, as the folder may come from anywhere. Raises UserError with the
+  differences."""
   path = storage.absolute(path)
   try:
     with ocp.StandardCheckpointer() as checkpointer:
@@ -163,7 +162,7 @@ def restore_like(path, expected):
       )
   except UserError:
     raise
-  except Exception as error:  # Orbax, TensorStore and their formats have too many of their own
+  except Exception as error:  # Orbax, TensorStore and their formats raise many kinds
     reason = " ".join(str(error).split())[:300]
     raise UserError(
       f"{path}: cannot be read as exported parameters ({type(error).__name__}: {reason})"

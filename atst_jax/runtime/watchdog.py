@@ -1,10 +1,10 @@
-"""A thread that ends a run which makes no progress, and writes a heartbeat for schedulers.
+"""A thread that ends a run without progress, and writes a heartbeat for schedulers.
 
-Input that stalls, a collective one of whose processes has ended, a store that does not answer: none
-of these raises. After a limit without progress the stacks of all threads are written to standard
-error and to a file of the workdir, and the process ends with exit code 74. The thread needs the
-GIL. If a call never releases it, faulthandler's own timer, which does not need it, writes the
-stacks to standard error a little later and ends the process with 1.
+Stalled input, a collective with a process that has ended, and a store that does not answer raise no
+error. After a limit without progress the stacks of all threads are written to standard error and to
+a file of the workdir, and the process ends with exit code 74. The thread needs the GIL. If a call
+never releases it, faulthandler's timer, which does not need it, writes the stacks to standard error
+a little later and ends the process with 1.
 """
 
 import faulthandler
@@ -19,13 +19,13 @@ from atst_jax.util import lock
 from atst_jax.util.logs import log
 
 EXIT_STALLED = 74  # something did not answer: a store, a disk, another process
-PERIOD = 1.0  # seconds between two looks
+PERIOD = 1.0  # seconds between two checks
 GRACE = 30.0  # seconds after the limit, until faulthandler ends the process
 
 
 class Watchdog:
-  """Context manager: while it is open, more than the limit between two calls of `beat` or `phase`
-  ends the process.
+  """Context manager: while it is open, the process ends if the time between two calls of `beat` or
+  `phase` exceeds the limit.
 
   Args:
     workdir: gets heartbeat.json once in `PERIOD` and, at the end, stacks_process_N.txt.
@@ -57,7 +57,7 @@ class Watchdog:
     self._write("ended")
 
   def beat(self, step: int) -> None:
-    """A step has ended: from here on the limit of a step counts."""
+    """A step has ended; from here on the limit of a step counts."""
     self._step, self._when = step, time.time()
     self._first = self._first or self._when
     if self._phase != "step":
@@ -65,7 +65,7 @@ class Watchdog:
     self._moved = time.monotonic()
 
   def phase(self, name: str) -> None:
-    """Something else begins, which may take longer."""
+    """A phase begins that may take longer."""
     self._phase, self._moved = name, time.monotonic()
     self._arm()
 
@@ -107,8 +107,8 @@ class Watchdog:
     os._exit(EXIT_STALLED)
 
   def _write(self, phase):
-    """{"step", "step_time", "first_time", "time", "phase", "pid", "host"}, whole or not at all; not
-    synced, since it is soon old."""
+    """Writes {"step", "step_time", "first_time", "time", "phase", "pid", "host"}, whole or not at
+    all; not synced, since it is soon old."""
     if self._heartbeat is None:
       return
     beat = {

@@ -1,4 +1,4 @@
-"""Where the data pipeline lies: beside this package in a checkout, inside it in a wheel."""
+"""Finds the data pipeline: beside this package in a checkout, inside it in a wheel."""
 
 import importlib
 import pathlib

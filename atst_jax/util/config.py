@@ -26,8 +26,8 @@ BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def find(path: str) -> str:
-  """The file that `path` names: as given, or among the configs of this package, where `base`,
-  `base.py` and `configs/base.py` are the same. Raises UserError with the places looked in."""
+  """The config file of a path: as given, or among the configs of this package, where `base`,
+  `base.py` and `configs/base.py` are the same. Raises UserError with the searched places."""
   if os.path.isfile(path):
     return path
   name = path.removeprefix("configs/").removesuffix(".py") + ".py"
@@ -90,7 +90,7 @@ def _complete(config: ConfigDict, name: str, settings: Any) -> None:
       section[key] = _field(hints[key], default)
       continue
     del section[key]
-    section[key] = _field(hints[key], default)  # of the type that the class gives
+    section[key] = _field(hints[key], default)  # sets the type of the class
     try:
       section[key] = chosen
     except (TypeError, ValueError) as error:
@@ -98,7 +98,7 @@ def _complete(config: ConfigDict, name: str, settings: Any) -> None:
 
 
 def _field(hint: Any, default: Any) -> Any:
-  """A setting's default, or a place for one of its type where the default is None."""
+  """A setting's default, or a placeholder of its type if that is None."""
   return config_dict.placeholder(typing.get_args(hint)[0]) if default is None else default
 
 
@@ -159,13 +159,13 @@ def _refuse_unknown(key: str, keys: list[str]) -> None:
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-  """Sets a dotted key from the text of a flag; "none" unsets a key that may be unset. Raises
-  UserError with the nearest key, or the expected type."""
+  """Sets a dotted key from the text of a flag; "none" unsets an optional key. Raises UserError with
+  the nearest key, or the expected type."""
   _refuse_unknown(key, list(flatten(config)))
   section, _, name = key.rpartition(".")
   for part in filter(None, section.split(".")):
     config = config[part]
-  # Placeholders, and `FieldReference(VALUE)`: what a config sets but may be unset.
+  # Optional keys are placeholders, or `FieldReference(VALUE)` with a value.
   fields = dict(config.iteritems(preserve_field_references=True))
   if text.lower() == "none" and isinstance(fields[name], FieldReference):
     config[name] = None
@@ -182,8 +182,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 def load_with_overrides(
   path: str, flags: list[str], sections: Sections = NO_SECTIONS
 ) -> ConfigDict:
-  """`load`, then every `--config.KEY=VALUE` of the flags. Raises UserError, also for any other
-  flag."""
+  """`load`, then every `--config.KEY=VALUE` of the flags. Raises UserError, also for other
+  flags."""
   config = load(path, sections)
   for flag in flags:
     key, equals, value = flag.removeprefix("--config.").partition("=")
@@ -204,8 +204,8 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def changes(old: dict, new: dict, ignore: tuple[str, ...] = ()) -> list[str]:
-  """Lines "key: old -> new" for all keys that differ. Keys that start with one of `ignore` are left
-  out."""
+  """Lines "key: old -> new" for all keys that differ, without those that start with one of
+  `ignore`."""
   old, new = flatten(old), flatten(new)
   show = lambda values, key: repr(values[key]) if key in values else "(absent)"
   absent = object()

@@ -2,8 +2,8 @@
 
   eval "$(python -m atst_jax.util.environment gpu)"      also: cpu, tpu
 
-`main` and `benchmark` themselves set what a process needs from its start, and start again with it.
-The rest is for launchers. Values that are set already stay. Flags among them come last, and so win.
+`main` and `benchmark` set START themselves, and start again with it. The rest is for launchers.
+Values that are set already stay. In lists of flags they come last, and so win.
 """
 
 import os
@@ -13,16 +13,15 @@ from collections.abc import Mapping
 from atst_jax.util.cli import Parser, guard
 from atst_jax.util.errors import UserError
 
-# Memory in pages of 2 MiB where the system offers them (Linux, "madvise"): a step on a CPU spent a
-# quarter of its time in faults of pages of 4 KiB, and buffers for transfers are such memory too.
+# Memory in pages of 2 MiB, if the system offers them (Linux, "madvise"): with pages of 4 KiB a step
+# on a CPU spent a quarter of its time in page faults.
 START = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # lists, of which the last of equal ones counts
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # lists of flags, in which the last of equals counts
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 PLATFORMS = {
   "cpu": {},
   "gpu": {
-    # Collectives overlap with computation; more memory for XLA, which holds all there is in one
-    # piece.
+    # Collectives overlap with computation. XLA takes its memory in one piece; here most of it.
     "XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=true",
     "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
   },
@@ -35,11 +34,11 @@ PLATFORMS = {
 
 
 def slurm_devices(environ: Mapping[str, str]) -> dict[str, str]:
-  """{"JAX_LOCAL_DEVICE_IDS": numbers} of the GPUs that are this task's, among those it sees.
+  """{"JAX_LOCAL_DEVICE_IDS": numbers} of this task's GPUs among the visible ones.
 
-  JAX would give a task the one GPU that has the task's number on the node. Here a task that is
-  alone on its node, or whose GPUs SLURM has bound to it, gets all it sees; several that see the
-  same ones share them equally. Nothing outside a step of SLURM, or without GPUs.
+  JAX would give a task the one GPU with the task's number on the node. Here a task that is alone on
+  its node, or whose GPUs SLURM has bound to it, gets all visible ones; tasks that see the same ones
+  share them equally. Empty outside a step of SLURM, or without GPUs.
 
   Raises UserError if they cannot be shared.
   """
@@ -61,7 +60,7 @@ def slurm_devices(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _tasks_on_node(environ: Mapping[str, str]) -> int:
-  """Of a step's list such as `2(x3),1`: two tasks on each of three nodes, and one on the fourth."""
+  """From a step's list such as `2(x3),1`: two tasks on each of three nodes, one on the fourth."""
   numbers = []
   for part in environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
     number, _, times = part.rstrip(")").partition("(x")
@@ -70,11 +69,10 @@ def _tasks_on_node(environ: Mapping[str, str]) -> int:
 
 
 def start_anew(module: str) -> None:
-  """Replaces this process by the same command, if a variable that it needs from the start is not
-  set.
+  """Replaces this process by the same command with START, if one of its variables is not set.
 
-  Only a process that was started as `python [options] -m module` is replaced. A profiler, a
-  debugger or a coverage tool in front of the module would be lost with the process.
+  Only a process that was started as `python [options] -m module` is replaced: a profiler, debugger
+  or coverage tool before the module would be lost.
   """
   missing = {key: value for key, value in START.items() if key not in os.environ}
   if missing and sys.platform == "linux" and _runs(module, sys.orig_argv[1:]):
@@ -82,7 +80,7 @@ def start_anew(module: str) -> None:
 
 
 def _runs(module: str, arguments: list[str]) -> bool:
-  """Whether `python ARGUMENTS` runs the module itself: its first word that is no option is `-m`."""
+  """Whether `python ARGUMENTS` runs the module itself: after options, the first word is `-m`."""
   words = iter(arguments)
   for word in words:
     if word == "-m":

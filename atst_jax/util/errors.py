@@ -1,16 +1,15 @@
-"""The exception that means "the user can mend this": its message is printed alone."""
+"""The exception for mistakes that the user can mend: its message is printed alone."""
 
 import re
 
-# All that moves a cursor, ends a line or turns the direction of writing, but "\n" and tabs.
+# Characters that move a cursor, end a line or change the direction of writing, except "\n" and tab.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
   """Text for a terminal or a log: control characters escaped, lines after the first indented.
 
-  So the name of a file or of a class can neither write a line that looks like one of ours nor hide
-  what stands there.
+  So the name of a file or of a class can neither look like one of our lines nor hide text.
   """
   text = CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
   return re.sub(r"\n(?!  )", "\n  ", text)
@@ -27,7 +26,7 @@ class UserError(ValueError):
 
 
 class StoreError(UserError):
-  """A store or a disk that cannot be reached or refuses: not a fault of one file, and it may
+  """A store or a disk that cannot be reached or refuses. It is not a fault of one file, and may
   pass."""
 
   exit_code = 74

@@ -1,4 +1,4 @@
-"""Pages that are one file and load nothing: jinja2 templates that lie beside their modules."""
+"""Pages of one file that loads nothing. The jinja2 templates lie beside their modules."""
 
 import base64
 import functools
@@ -37,7 +37,7 @@ def table(head: list, rows: list, numbers: int = 0, rest: str = "") -> Markup:
   """A table of at most 2,000 rows; the last `numbers` columns are right-aligned.
 
   Args:
-    rest: where the rows are that a longer table leaves out.
+    rest: says where the omitted rows of a longer table are.
   """
   return _part("table", head, rows, numbers, rest)
 
@@ -48,7 +48,7 @@ def note(text: str) -> Markup:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-  """Bytes as an address, `kind` being image/png, audio/mpeg, …"""
+  """Bytes as an address; `kind` is image/png, audio/mpeg, …"""
   return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

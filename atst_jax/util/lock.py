@@ -1,5 +1,5 @@
-"""One owner of a folder at a time: by a lock of the file system, or by a file that names the owner
-where there are no locks (some network file systems). And temporary files of processes that have
+"""One owner of a folder at a time: by a lock of the file system, or, if it has none (some network
+file systems), by a file that names the owner. Removes temporary files of processes that have
 ended."""
 
 import contextlib
@@ -15,25 +15,25 @@ import time
 
 from atst_jax.util.logs import log
 
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN)  # what flock says of a lock of another
-PATIENCE = 5.0  # seconds after which a file of an owner that was never finished is nobody's
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN)  # flock's errors about a lock of another
+PATIENCE = 5.0  # seconds after which an unfinished owner's file is nobody's
 
-TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{32}")  # what `storage.temporary_name` gives
+TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{32}")  # names of `storage.temporary_name`
 
-_owned: dict[str, dict] = {}  # files that name this process, and what they hold
+_owned: dict[str, dict] = {}  # files that name this process, and their content
 
 
 class Held(Exception):
-  """The folder has an owner: the words say who."""
+  """The folder has an owner; the message names it."""
 
 
 class Lock:
-  """Owns a folder until it is closed. What killed processes have not finished there is removed.
+  """Owns a folder until it is closed. Removes unfinished files of killed processes there.
 
-  The file `.lock` is locked, and says whose it is. Where the file system has no locks, `.owner`
-  names host, process and the time at which the process started. That of a process which has ended
-  on this host is taken over. Of another host's process it cannot be known; whoever knows that it
-  has ended removes the file.
+  The file `.lock` is locked, and names the owner. If the file system has no locks, `.owner` names
+  host, process and the time at which the process started. It is taken over if that process was on
+  this host and has ended. About processes of other hosts nothing is known: a person who knows that
+  one has ended removes the file.
   """
 
   def __init__(self, folder: str):
@@ -84,9 +84,8 @@ def mark(file):
 
 
 def remove_abandoned(folder: str) -> None:
-  """Removes the temporary files and folders in a folder, and in those directly in it, that a
-  process has not finished which has ended (`mark`). Without locks that cannot be known: they
-  stay."""
+  """Removes temporary files and folders of ended processes (`mark`) from a folder and from the
+  folders in it. Without locks nothing is known of the processes: all stay."""
   for path in [entry.path for entry in _entries(folder)]:
     if TEMPORARY.fullmatch(os.path.basename(path)):
       _remove_unmarked(path)
@@ -97,7 +96,7 @@ def remove_abandoned(folder: str) -> None:
 
 
 def remove_unfinished(path: str) -> None:
-  """As `remove_abandoned`, of one file or folder that was to be made."""
+  """As `remove_abandoned`, for one file or folder that was to be made."""
   folder, name = os.path.split(os.path.abspath(path))
   for entry in _entries(folder):
     if entry.name.startswith(f"{name}.tmp-") and TEMPORARY.fullmatch(entry.name):
@@ -126,8 +125,8 @@ def _remove_unmarked(path: str) -> None:
 
 
 def release() -> None:
-  """Removes the files that name this process, which is about to end at once (`os._exit`): another
-  host could not know that it has ended."""
+  """Removes the files that name this process, before it ends by `os._exit`: another host could not
+  know that it has ended."""
   for path in list(_owned):
     _give_back(path)
 
@@ -140,12 +139,11 @@ def _give_back(path: str) -> None:
 
 
 def _take_file(path: str, depth: int = 0) -> None:
-  """Writes this process's name into a file, if none is there of a process that may live. Raises
-  Held.
+  """Writes this process's name into a file, unless it names a process that may live. Raises Held.
 
-  Of several processes that begin at once, one makes the file. That of a process which has ended is
-  replaced by the owner of a second file, `.next`, which is taken in the same way: two that found
-  the same one cannot both replace it, nor remove what the other has put there.
+  Of several processes that begin at once, one makes the file. The file of an ended process is
+  replaced by the owner of a second file, `.next`, which is taken in the same way. So two processes
+  cannot both replace it, nor remove each other's.
   """
   ours = {
     "host": socket.gethostname(),
@@ -187,7 +185,7 @@ def _write(file, ours: dict) -> None:
 
 
 def _replace(path: str, ours: dict, depth: int) -> bool:
-  """Puts our name in the place of one that has ended; False if the file is gone. Raises Held."""
+  """Puts our name in the place of an ended process; False if the file is gone. Raises Held."""
   following = f"{path}.next"
   _take_file(following, depth + 1)
   try:
@@ -201,8 +199,8 @@ def _replace(path: str, ours: dict, depth: int) -> bool:
 
 
 def _has_dead_owner(path: str) -> bool:
-  """Whether a file names a process that has ended; False if there is no file. Raises Held where it
-  may live."""
+  """Whether a file names a process that has ended; False if there is no file. Raises Held if it may
+  live."""
   deadline = time.monotonic() + PATIENCE
   while (owner := _owner_in(path)) is None:
     if not os.path.lexists(path):
@@ -223,7 +221,7 @@ def _read(path: str):
 
 
 def _owner_in(path: str) -> dict | None:
-  """What `_create` wrote; None if it is gone, or not finished."""
+  """The content of `_create`; None if the file is gone, or not finished."""
   try:
     owner = _read(path)
   except (FileNotFoundError, ValueError):
@@ -236,10 +234,10 @@ def _owner_in(path: str) -> dict | None:
 
 
 def started(process: int) -> str:
-  """When a process of this host started, in the system's own count; "" if there is none, or none
-  but what its parent has not yet asked for (a zombie).
+  """When a process of this host started, in the system's own count; "" if it does not live (a
+  zombie does not).
 
-  Where the system does not tell (no /proc), it is "unknown" of every process that lives.
+  Without /proc it is "unknown" for every process that lives.
   """
   try:
     with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:

@@ -11,12 +11,12 @@ log = logging.getLogger("atst_jax")
 
 
 class _StandardError(logging.StreamHandler):
-  """Writes to what is standard error at that moment."""
+  """Writes to the standard error of that moment."""
 
   stream = property(lambda self: sys.stderr, lambda self, _: None)
 
   def emit(self, record):
-    """Writes a line; on a terminal above the progress bar, where one is shown."""
+    """Writes a line; on a terminal above a progress bar."""
     if not sys.stderr.isatty():
       super().emit(record)
       return
@@ -27,15 +27,15 @@ class _StandardError(logging.StreamHandler):
 
 
 class _Plain(logging.Formatter):
-  """Names that a message holds cannot write lines of their own."""
+  """Escapes names in messages, so that they cannot write lines of their own."""
 
   def format(self, record):
     return plain(super().format(record))
 
 
 def _once(record: logging.LogRecord) -> bool:
-  """Whether this process writes a line: of several that run one job, and would all write the same,
-  the first; the others write warnings and errors, and everything with `--verbosity=debug`."""
+  """Whether this process writes a line. Of several processes of a job the first writes all lines;
+  the others write warnings and errors, and everything with `--verbosity=debug`."""
   jax = sys.modules.get("jax")
   if record.levelno >= logging.WARNING or log.level <= logging.DEBUG:
     return True
@@ -48,7 +48,7 @@ def _once(record: logging.LogRecord) -> bool:
 
 
 def set_up(level: int = logging.INFO) -> None:
-  """Readable lines on standard error, from a level on; of other libraries only warnings."""
+  """Sets up readable lines on standard error, from a level on."""
   handler = _StandardError()
   handler.addFilter(_once)
   handler.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -63,7 +63,7 @@ def is_quiet() -> bool:
 
 
 def progress_bar(total, initial, unit):
-  """A tqdm bar on a terminal, nothing elsewhere or where quiet is wanted."""
+  """A tqdm bar on a terminal; nothing elsewhere or with `--verbosity=quiet`."""
   from tqdm import tqdm
 
   disable = is_quiet() or not sys.stderr.isatty()
@@ -103,6 +103,6 @@ class Progress:
     return clips / max(1e-3, time.monotonic() - self.started)
 
   def close(self) -> None:
-    """Ends the bar's line, where there is a bar."""
+    """Ends the bar's line, if there is a bar."""
     if self.bar is not None:
       self.bar.close()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table_line(cells: Iterable) -> str:
-  """A line of a table. What would end a cell or a line is escaped."""
+  """A line of a table. Line breaks and "|" in cells are escaped."""
   return (
     "| "
     + " | ".join(re.sub(r"\s*\n\s*", " ", str(cell)).replace("|", r"\|") for cell in cells)

@@ -1,7 +1,7 @@
-"""JAX's settings that change numbers, as the programs are written for.
+"""JAX's settings that change numbers, and the values that this code needs.
 
-Somebody may have set them for other programs (`JAX_ENABLE_X64=1` in a profile). A run that goes on
-under another setting would draw other views, or end in a type error.
+A user may have set others for other programs (`JAX_ENABLE_X64=1` in a profile). A run that goes on
+with another setting would draw other views, or end in a type error.
 """
 
 import functools
@@ -21,7 +21,7 @@ SETTINGS = {
 
 
 def settle() -> None:
-  """Sets them for this process and those that it starts, and says in a line which were others."""
+  """Sets them for this process and those that it starts, and logs which were different."""
   changed = []
   config = sys.modules["jax"].config if "jax" in sys.modules else None
   for name, value in SETTINGS.items():
@@ -37,8 +37,7 @@ def settle() -> None:
 
 
 def as_written(function: Callable) -> Callable:
-  """The same function of arrays in a process whose settings are not ours, such as a notebook: its
-  types are those that the code was written for."""
+  """The same function of arrays, with our types, in a process with other settings (a notebook)."""
 
   @functools.wraps(function)
   def call(*args, **options):
@@ -51,7 +50,7 @@ def as_written(function: Callable) -> Callable:
 
 
 def _spellings(text: str) -> tuple[str, ...]:
-  """What JAX takes for the same value in a variable."""
+  """All spellings of a value that JAX accepts in a variable."""
   return {
     "true": ("true", "1", "y", "yes", "t", "on"),
     "false": ("false", "0", "n", "no", "f", "off"),

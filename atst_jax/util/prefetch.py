@@ -1,4 +1,4 @@
-"""Threads that read ahead of what uses it."""
+"""Threads that read ahead."""
 
 import collections
 import concurrent.futures
@@ -9,11 +9,11 @@ from typing import NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-PATIENCE = 0.1  # seconds after which a thread looks whether anybody still waits for it
+PATIENCE = 0.1  # seconds after which a thread checks whether it should end
 
 
 class _Answer(NamedTuple):
-  """What a thread has to say: a value, an error, or that there is no more."""
+  """A thread's answer: a value, an error, or the end."""
 
   value: object = None
   error: BaseException | None = None
@@ -56,7 +56,7 @@ def _fill(line: queue.Queue, iterate: Callable, item, stopped: threading.Event) 
 
 
 def _put(line: queue.Queue, answer: _Answer, stopped: threading.Event) -> bool:
-  """Whether the answer found its place before all was stopped."""
+  """Puts an answer into the queue; False if all was stopped before."""
   while not stopped.is_set():
     try:
       line.put(answer, timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""Sounds put together: scenes of known background, pairs of changed scenes, at stated loudness.
+"""Mixed sounds: scenes of known background, and pairs of changed scenes, at stated loudness.
 
-In: recordings and a seed. Out: waveforms with what they hold, and sentences about their difference.
+In: recordings and a seed. Out: waveforms, what they are made of, and sentences about differences.
 """

@@ -1,4 +1,4 @@
-"""What differs between two scenes, and sentences that say it: the text of a query."""
+"""The differences between two scenes, and sentences about them: the text of a query."""
 
 import collections
 from typing import NamedTuple
@@ -41,7 +41,7 @@ TEMPLATES = {
 }
 KINDS = tuple(TEMPLATES)
 AND = " and "
-SAME_DB = 1.0  # a smaller difference in level is not worth a word (about what is just noticeable)
+SAME_DB = 1.0  # a smaller difference in level is hardly heard, and not said
 
 
 class Change(NamedTuple):
@@ -55,8 +55,8 @@ def changes(query: Scene, target: Scene) -> list[Change]:
   """The differences between the events of two scenes, by label and level; files and times do not
   count.
 
-  An event of the background's own class makes the background louder where it comes and quieter
-  where it goes, as in the published pairs.
+  As in the published pairs, an event of the background's own class that is added or removed makes
+  the background louder or quieter.
   """
   before, after = (_levels(scene) for scene in (query, target))
   found = []

@@ -1,9 +1,8 @@
-"""Pairs of scenes that differ by one event, drawn: the second is what the first and a sentence ask
-for.
+"""Drawn pairs of scenes that differ by one event: the first and a sentence ask for the second.
 
-As in the published pairs, both scenes have the same background recordings, heard from other times,
-at the same loudness; events that both have keep their class and level, but are other takes at other
-times unless `same_takes`.
+As in the published pairs, both scenes have the same background recordings, from other times, at the
+same loudness. Events that both have keep their class and level, but are other takes at other times
+unless `same_takes`.
 """
 
 import dataclasses
@@ -18,13 +17,13 @@ from .differences import KINDS, Change, changes, sentence
 from .recordings import SPLITS, Recordings, rng_of
 from .scenes import Part, Scene
 
-DECIMALS = 4  # of what is drawn, so that the manifest says it exactly
+DECIMALS = 4  # of drawn numbers, so that the manifest has them exactly
 START_SHARE = 0.8  # events begin within this share of a scene,
 LENGTH_SHARES = (0.3, 0.5)  # and last for one between these (published: 0-8 s and 3-5 s of 10 s)
 
 
 class Pair(NamedTuple):
-  """A query clip, what is asked of it, and the clip that answers."""
+  """A query clip, the change that is asked for, and the clip that has it."""
 
   id: str
   scene: str
@@ -36,15 +35,15 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-  """What pairs are drawn from; levels in dB."""
+  """The ranges of drawn pairs; levels in dB."""
 
   seconds: float = 10.0
   rate: int = 16000  # Hz
   backgrounds: int = 2  # recordings mixed into a scene's background
   lufs: tuple[float, float] = (-36.0, -32.0)  # of a scene's reference
   snr: tuple[float, float] = (3.0, 12.0)  # of events
-  level_change: tuple[float, float] = (6.0, 12.0)  # by which the quieter is below that
-  shared_events: int = 1  # that both scenes have besides, at most
+  level_change: tuple[float, float] = (6.0, 12.0)  # of the quieter event below the louder
+  shared_events: int = 1  # events that both scenes have, at most
   same_takes: bool = False
 
 
@@ -75,7 +74,7 @@ def draw_pairs(
   ranges: Ranges,
   seed: int,
 ) -> list[Pair]:
-  """All pairs of all splits and scenes; pair number i does not depend on how many there are.
+  """All pairs of all splits and scenes. Pair number i does not depend on the number of pairs.
 
   Args:
     counts: split -> pairs of every scene (class of the background).
@@ -106,7 +105,7 @@ def draw_pairs(
 
 
 def pair_rng(seed: int, what: str, id: str) -> np.random.Generator:
-  """For what is drawn of a pair; it does not depend on the others."""
+  """The generator of one pair; it does not depend on the other pairs."""
   return rng_of(f"{seed}\0{what}\0{id}", "little")
 
 

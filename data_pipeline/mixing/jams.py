@@ -1,10 +1,10 @@
-"""The published pairs (APwD-Dataset): JAMS files in which scaper wrote what it mixed, read without
-jams or scaper.
+"""The published pairs (APwD-Dataset): JAMS files, in which scaper describes its mixtures, read
+without jams or scaper.
 
 `NAME_s1.jams` and `NAME_s2.jams` are a pair. `dev` in a name is training, `eval` test. Recordings
-are found in the folders of ESC-50 and FSD50K by the name of their file; what the owners do to these
-beforehand (silence around events is cut, backgrounds are repeated) happens here while mixing. Their
-sentences were not published: they are made anew from what differs.
+are found in the folders of ESC-50 and FSD50K by their file names. The owners first cut the silence
+around events and repeat backgrounds; here that happens while mixing. Their sentences were not
+published: ours are made from the differences.
 """
 
 import collections
@@ -22,12 +22,13 @@ from .scenes import Part, Scene
 
 SPLITS = {"dev": "train", "eval": "test"}
 NAME = re.compile(r"(?P<pair>.+)_(?P<which>s[12])\.jams")
-# how the published ones are called: its scenes are `rain` and `traffic`
+# Names of the published pairs, whose scenes are `rain` and `traffic`.
 APWD = re.compile(r"apwd_(?P<scene>.+)_sc_")
 
 
 def find_recordings(foreground: str, background: str) -> dict[str, tuple[str, bool]]:
-  """{file name without its end: (path, whether it is a background)} of all audio in two folders."""
+  """{file name without its ending: (path, whether it is a background)} of all audio in two
+  folders."""
   found = {}
   for folder, is_background in ((foreground, False), (background, True)):
     for path, _ in sorted(audio_files(folder)):
@@ -49,11 +50,11 @@ def read_pairs(
     seed: of the choice of sentences.
 
   Returns:
-    The pairs, and the ids of those that differ in nothing there is a word for.
+    The pairs, and the ids of pairs without a difference that can be said.
 
   Raises:
-    UserError: a file is not as scaper writes it, has no partner or asks for what is not done here;
-      a recording is not there; or neither dev nor eval is in a name.
+    UserError: a file is not one of scaper, has no partner or asks for an effect that is not known
+      here; a recording is missing; or neither dev nor eval is in a name.
   """
   files: dict = collections.defaultdict(dict)
   for path in _jams_files(folder):
@@ -154,7 +155,7 @@ def _part(value: dict, recordings, path: str) -> Part:
     raise UserError(
       f"{path}: the recording {value['source_file']} is in neither --foreground nor --background"
     )
-  # backgrounds are events too (a louder rain over rain): those repeat as well
+  # Recordings of backgrounds repeat, also as events (a louder rain over rain).
   file, is_background = recordings[name]
   return Part(
     path=file,

@@ -1,5 +1,4 @@
-"""How loud a sound is to the ear: the K-weighted, gated loudness of ITU-R BS.1770-4, by
-pyloudnorm."""
+"""Loudness: K-weighted and gated as of ITU-R BS.1770-4, by pyloudnorm."""
 
 import functools
 import math
@@ -8,7 +7,7 @@ import numpy as np
 
 from atst_jax.util.errors import UserError
 
-# shorter sounds are repeated up to it (as scaper does): a block of the measure has 0.4 s
+# Shorter sounds are repeated up to it, as in scaper: loudness is measured in blocks of 0.4 s.
 MIN_SECONDS = 0.5
 
 
@@ -26,11 +25,10 @@ def loudness_meter(rate: int):
 
 
 def loudness(waveform: np.ndarray, rate: int) -> float:
-  """LUFS of a mono waveform; -inf where no block of 0.4 s reaches -70 LUFS (silence).
+  """LUFS of a mono waveform; -inf if no block of 0.4 s reaches -70 LUFS (silence).
 
   Args:
-    waveform: (N,) samples, full scale 1.0; the result does not depend on a multiple of its length
-      below 0.5 s.
+    waveform: (N,) samples, full scale 1.0; repeated up to 0.5 s if shorter.
     rate: Hz.
 
   Raises:
@@ -60,7 +58,8 @@ def amplified(waveform: np.ndarray, gain_db: float) -> np.ndarray:
 
 
 def faded(waveform: np.ndarray, rate: int, seconds: float) -> np.ndarray:
-  """(N,) of the same type, with a quarter of a sine at both ends (half the waveform at most)."""
+  """(N,) of the same type, faded by a quarter of a sine at both ends, at most half the waveform
+  each."""
   n = min(round(seconds * rate), len(waveform) // 2)
   ramp = np.sin(0.5 * np.pi * np.arange(n) / max(n, 1)).astype(waveform.dtype)
   out = waveform.copy()

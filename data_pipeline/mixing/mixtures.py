@@ -1,11 +1,10 @@
-"""A foreground sound in a background of which other parts are known: what one mixture is made of,
-and its sounds.
+"""Mixtures of a foreground with a background of which other parts are known, and their sounds.
 
-Source: BgKnown ESC-50 of the difference-aware paper (5.2, Figure 2). From a recording of 2c seconds
-or more, (a) the c seconds that are mixed, (b) c that overlap them by half, (c) the c after them.
-Where the paper is silent: the three start at s, s + c / 2 and s + c, with s uniform over the
-recording; as Scaper does it, the background (a) is brought to a fixed loudness and the foreground
-to that plus the SNR, both K-weighted and gated; (b) and (c) get the gain of (a).
+Source: BgKnown ESC-50 of the difference-aware paper (5.2, Figure 2). A background has 2c seconds or
+more: (a) are the c seconds that are mixed, (b) overlap them by half, (c) follow them. The paper
+leaves open: the three start at s, s + c / 2 and s + c, with s uniform over the recording. As in
+Scaper, the background (a) is brought to a fixed loudness and the foreground to that plus the SNR,
+both K-weighted and gated; (b) and (c) get the gain of (a).
 """
 
 import csv
@@ -28,16 +27,16 @@ from .recordings import load, rng_of, table_text
 CONDITIONS = ("mix", "a", "b", "c")
 STEP_MS = 10  # between the windows of a foreground that are compared
 DRAWS = 20  # of a background, until one is not silent
-PEAK = 0.999  # of full scale; what would be louder is turned down, all four sounds alike
-DECIMALS = 6  # of what the table holds: nothing else enters the sounds
+PEAK = 0.999  # of full scale; a louder mixture is turned down, all four sounds alike
+DECIMALS = 6  # of numbers in the table, from which the sounds are made
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """A row of the table: all that its four sounds are made of."""
+  """A row of the table, from which its four sounds are made."""
 
   id: str
-  split: str  # "train", "test"; or "valid", where the foreground set has it
+  split: str  # "train", "test"; or "valid", if the foreground set has it
   label: str  # of several, joined by ';'
   foreground: str  # ids
   background: str
@@ -58,7 +57,7 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Mixture))
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What all mixtures of a set have in common."""
+  """The settings of all mixtures of a set."""
 
   sample_rate: int  # Hz
   seconds: float  # c
@@ -73,8 +72,8 @@ class Recipe:
 
 
 def loudest(waveform: np.ndarray, samples: int, step: int) -> int:
-  """The start of the window of the most energy, the first of equals; 0 where the waveform is no
-  longer than that."""
+  """The start of the first window with the most energy; 0 if the waveform is not longer than a
+  window."""
   if len(waveform) <= samples:
     return 0
   energy = np.concatenate([[0.0], np.cumsum(np.square(waveform, dtype=np.float64))])
@@ -92,8 +91,7 @@ def draw(source: Source, id: str, pool: list[Source], recipe: Recipe) -> Mixture
   """Draws background, offset and SNR of a mixture from the seed and its id, and measures the gains.
 
   Args:
-    source: the foreground; of a longer one the loudest window of c seconds is taken, a shorter one
-      ends in silence.
+    source: the foreground: the loudest c seconds of a longer one; a shorter one ends in silence.
     pool: the backgrounds of its side, 2c seconds or more.
 
   Raises:
@@ -139,8 +137,8 @@ def draw(source: Source, id: str, pool: list[Source], recipe: Recipe) -> Mixture
 
 
 def _crop(source: Source, share: float, recipe: Recipe) -> tuple[int, np.ndarray, float]:
-  """(offset, (2 · samples,), LUFS of the half that is mixed) of a background, at `share` of where
-  it can begin. Raises Reject if it cannot be read, is too short, or that half is silent."""
+  """(offset, (2 · samples,), LUFS of the half that is mixed) of a background; `share`, 0 to 1, of
+  all offsets. Raises Reject if it cannot be read, is too short, or that half is silent."""
   background, needed = load(source.path, recipe.sample_rate), 2 * recipe.samples
   if len(background) < needed:
     raise Reject("too_short", f"{source.id!r} has {len(background)} samples, {needed} needed")
@@ -160,8 +158,8 @@ def _gains(
   found: float,
   recipe: Recipe,
 ) -> tuple[float, float]:
-  """dB for the foreground and for the background; where a sound would leave full scale, both are
-  less. `level`, `found`: their loudness as recorded."""
+  """dB for the foreground and for the background, both less if a sound would leave full scale.
+  `level`, `found`: their loudness as recorded."""
   gains = recipe.background_lufs + snr - level, recipe.background_lufs - found
   known = amplified(background, gains[1])
   mix = amplified(foreground, gains[0]) + known[: recipe.samples]
@@ -173,8 +171,8 @@ def _gains(
 def sound(
   mixture: Mixture, condition: str, foreground: str, background: str, recipe: Recipe
 ) -> np.ndarray:
-  """(c · rate,) float32 of one of CONDITIONS, from the row alone; the paths are those of its files.
-  Raises Reject."""
+  """(c · rate,) float32 of one of CONDITIONS, from the row and the paths of its files. Raises
+  Reject."""
   samples, rate = recipe.samples, recipe.sample_rate
   start = mixture.a if condition == "mix" else getattr(mixture, condition)
   known = load(background, rate)[start : start + samples]
@@ -191,8 +189,7 @@ def sound(
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """The waveforms of a condition for `prepare`: of a source with a mixture's id, in place of its
-  file's."""
+  """Gives `prepare` the waveform of a mixture, by its id, in place of the source's file."""
 
   condition: str
   mixtures: dict[str, Mixture]
@@ -202,8 +199,8 @@ class Reader:
   def __call__(
     self, source: Source, *, quality: Quality | None = None, **options
   ) -> Iterator[tuple[None, np.ndarray]]:
-    """Yields (None, (N,) float32), the condition's sound. `options` are other readers'. Raises
-    Reject."""
+    """Yields (None, (N,) float32), the condition's sound. `options`, of other readers, are not
+    used. Raises Reject."""
     mixture = self.mixtures[source.id]
     path = self.backgrounds[mixture.background]
     waveform = sound(mixture, self.condition, source.path, path, self.recipe)

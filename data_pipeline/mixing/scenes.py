@@ -1,9 +1,9 @@
 """Scenes: recordings mixed over a background, each at a stated loudness.
 
-The rules are those of scaper 1.6.5, with which the published pairs were made: a background repeats
-until the scene is full; every recording is brought to the scene's reference loudness plus its own
-signal-to-noise ratio, measured on the part that is heard, before its fades; events fade in and out
-over 10 ms; all are summed. Nothing is clipped: shards are made of the sum as it is.
+The rules are those of scaper 1.6.5, with which the published pairs were made. A background repeats
+until the scene is full. Every recording is brought to the scene's reference loudness plus its own
+signal-to-noise ratio; its loudness is that of the part that is heard, before the fades. Events fade
+in and out over 10 ms. All are summed, and the sum is not clipped.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from .loudness import amplified, faded, gain_to
 from .recordings import load
 
 FADE_SECONDS = 0.01
-# How the published events were freed of the silence around them: the envelope is |x| smoothed by a
-# Hann window of 512 samples at 44.1 kHz, and what lies before the first and after the last tenth of
-# its peak is cut.
+# Silence around the published events was cut: the envelope is |x| smoothed by a Hann window of 512
+# samples at 44.1 kHz; the event begins and ends where it first and last exceeds a tenth of its
+# peak.
 TRIM_SHARE, TRIM_SECONDS = 0.1, 512 / 44100
 
 
@@ -31,8 +31,8 @@ TRIM_SHARE, TRIM_SECONDS = 0.1, 512 / 44100
 class Part:
   """A recording in a scene. Times are seconds.
 
-  `loops`: the recording repeats from its start on (a background). Otherwise it is an event, freed
-  of its silent ends, and may end before its duration.
+  `loops`: the recording repeats (a background). Otherwise it is an event, whose silent ends are
+  cut, and may end before its duration.
   """
 
   path: str
@@ -48,7 +48,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene(Source):
-  """A clip that is mixed, in place of one that is read; `path` is that of its first recording."""
+  """A clip that is mixed, not read; `path` is that of its first recording."""
 
   name: str = ""  # the class of the background
   seconds: float = 10.0
@@ -63,7 +63,7 @@ class Scene(Source):
 
 
 def trimmed(waveform: np.ndarray, rate: int) -> np.ndarray:
-  """(N,) -> (M,): without the quiet start and end. Silence is returned as it is."""
+  """(N,) -> (M,): without the quiet start and end. Silence is not changed."""
   size = max(3, round(TRIM_SECONDS * rate))
   envelope = np.convolve(np.abs(waveform), np.hanning(size).astype(waveform.dtype), mode="same")
   loud = np.flatnonzero(envelope > TRIM_SHARE * envelope.max())
@@ -126,8 +126,8 @@ def read_scene(
   max_seconds: float = math.inf,
   quality: Quality,
 ) -> Iterator[tuple[None, np.ndarray]]:
-  """Yields (None, (N,) waveform) of a scene as `decode.read_pieces` does of a file; `quality.notes`
-  are its gains."""
+  """Yields (None, (N,) waveform) of a scene, as `decode.read_pieces` of a file; `quality.notes` are
+  its gains."""
   waveform, quality.notes = synthesise(scene)
   quality.sample_rate = scene.rate
   quality.update(waveform[:, None])

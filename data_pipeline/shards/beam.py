@@ -1,9 +1,9 @@
 """Shards written by Apache Beam, on this machine or a cluster; the bytes are those of the process
 pool.
 
-Needs pip install -e .[beam], or .[dask] for Dask. A unit of work is a whole shard, so that nothing
-is shuffled but the names of shards; every worker must see the input and the output folder under the
-same names, which are made absolute, because workers may start in another folder.
+Needs pip install -e .[beam], or .[dask] for Dask. A unit of work is a whole shard, so only names of
+shards are shuffled. Every worker must see the input and the output folder under the same names.
+Paths are made absolute, because workers may start in another folder.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from ..sources.files import Source
 from .plan import remove_temporary
 from .shard import Settings, ShardTask, write_task
 
-# name -> what Beam calls it
+# Name -> Beam's own name.
 RUNNERS = {
   "DirectRunner": "DirectRunner",
   "DaskRunner": "apache_beam.runners.dask.dask_runner.DaskRunner",
@@ -30,16 +30,16 @@ RUNNERS = {
   "FlinkRunner": "FlinkRunner",
   "SparkRunner": "SparkRunner",
 }
-BY_JAVA = ("FlinkRunner", "SparkRunner")  # they have options that only their job server knows
-# options that name who has to answer before anything is sent
+BY_JAVA = ("FlinkRunner", "SparkRunner")  # only their job server knows all of their options
+# Options with an address that has to answer before anything is sent.
 ADDRESSES = ("job_endpoint", "dask_client_address", "flink_master", "spark_master_url")
 JARS = ("flink_job_server_jar", "spark_job_server_jar")
 ANSWER_SECONDS = 10.0
 
 
 def store_task(task: ShardTask, work: str) -> str:
-  """Writes a task into the work folder: the graph of a pipeline is too small for the names of two
-  million files."""
+  """Writes a task into the work folder: the names of two million files do not fit into the graph of
+  a pipeline."""
   path = os.path.join(work, f"{task.file}.task")
   write_json(
     path,
@@ -62,8 +62,8 @@ def load_task(path: str) -> ShardTask:
 
 
 def check_options(options: list[str], runner: str) -> None:
-  """Raises UserError for an option that is mistyped or has a bad value, a jar, Java or a cluster
-  that is missing, before anything is read."""
+  """Raises UserError for an unknown option or a bad value, and if a jar, Java or the cluster is
+  missing. Nothing is read before."""
   from apache_beam.options.pipeline_options import PipelineOptions
 
   if runner == "DaskRunner":
@@ -86,7 +86,7 @@ def check_options(options: list[str], runner: str) -> None:
 
 
 def _check_cluster(values: dict, runner: str) -> None:
-  """Whether a jar, Java and who is named by an address are there."""
+  """Raises UserError if a jar or Java is missing, or an address does not answer."""
   for key in JARS:
     jar = values.get(key)
     if jar and "://" not in jar and not os.path.isfile(jar):
@@ -121,7 +121,7 @@ def _import_dask() -> None:
 
 
 def _remedy(reason: str) -> str:
-  """What helps against a failure of a runner."""
+  """The remedy for a runner's failure."""
   if "jar" in reason:
     return "give the job server's jar by --beam_options=--flink_job_server_jar=FILE"
   if re.search(r"(?i)\bjava\b", reason):
@@ -132,7 +132,7 @@ def _remedy(reason: str) -> str:
 
 
 def absolute_tasks(tasks: list[ShardTask], settings: Settings) -> tuple[list[ShardTask], Settings]:
-  """The same work with every path from the root on."""
+  """The same work with absolute paths."""
   moved = [
     dataclasses.replace(
       task,
@@ -173,8 +173,8 @@ def write_tasks(
     def setup(self):
       import threadpoolctl
 
-      # For good: sums in matrix products come in one order, as in the pool. A limit that ended with
-      # a shard would end for the other threads of the worker too.
+      # One thread, so that sums in matrix products come in one order, as in the pool. The limit is
+      # never lifted: other threads of the worker need it too.
       threadpoolctl.threadpool_limits(1)
 
     def process(self, path):
@@ -183,7 +183,7 @@ def write_tasks(
   paths = [store_task(task, settings.work) for task in tasks]
   pipeline = beam.Pipeline(runner=RUNNERS[runner], options=PipelineOptions(options))
   names = pipeline | beam.Create(paths)
-  if runner != "DaskRunner":  # there the partitions are dealt as they are
+  if runner != "DaskRunner":  # Dask has one partition for each shard already
     names = names | beam.Reshuffle()
   _ = names | beam.ParDo(Write())
   result = None

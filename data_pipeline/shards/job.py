@@ -1,9 +1,9 @@
-"""The job that writes a listing's shards and its `dataset.json`; all commands that make a set run
+"""The job that writes a listing's shards and its `dataset.json`. All commands that make a set run
 it.
 
-Files are ordered by sha256("SEED:ID") and dealt to the shards of their split in turn. Should a
-shard turn out to have no usable file, all files rejected so far are set aside and the rest is dealt
-once more, so that no shard is empty.
+Files are ordered by sha256("SEED:ID") and dealt to the shards of their split in turn. If a shard
+has no usable file, all files rejected so far are set aside and the others are dealt once more, so
+that no shard is empty.
 """
 
 import dataclasses
@@ -46,11 +46,11 @@ class Job:
   Attributes:
     output: folder of the set.
     name: of the set.
-    listing: the files, or whatever else `read` makes sounds of.
-    made_of: JSON that says what the set is made of and how: a finished shard is kept only if it is
-      the same. Part of `dataset.json`.
-    read: waveforms of a source (`shard.read_file`).
-    read_run: those of several segments of one recording (`shard.read_run`).
+    listing: the files, or other items that `read` turns into sounds.
+    made_of: JSON: of what and how the set is made. A finished shard is kept only if this is the
+      same. Part of `dataset.json`.
+    read: gives the waveforms of a source (`shard.read_file`).
+    read_run: gives those of several segments of one recording (`shard.read_run`).
     seconds_of: seconds of audio of sources (`plan.deal`).
     max_seconds: longer sounds are cut into pieces of this length.
     runner, beam_options: shards are written by Apache Beam, if a runner is named.
@@ -76,7 +76,7 @@ class Job:
 
   @property
   def plan(self) -> dict:
-    """What tells shards of this job from all others."""
+    """JSON that differs between jobs whose shards differ."""
     return {
       **self.made_of,
       "schema": SCHEMA_VERSION,
@@ -98,7 +98,7 @@ class Job:
     size = f"about {mel_bytes(seconds, self.frontend) / 2**30:.2f} GiB"
     sample = [source for task in tasks for source in task.sources[:1]][:MEASURED_FILES]
     filters = mel_filters(self.frontend)
-    # what is loaded once does not count
+    # Libraries and tables are loaded before time is measured.
     measure(sample[:1], frontend=self.frontend, filters=filters, read=self.read)
     audio, busy = measure(sample, frontend=self.frontend, filters=filters, read=self.read)
     if audio:
@@ -126,9 +126,9 @@ class Job:
       add: called with the sidecars of all shards before `dataset.json` is written.
 
     Raises:
-      UserError: for files none of which can be used, or an output that cannot be written.
-      StoreError: a store or a disk that does not answer.
-      Stopped: a worker that died, or a signal; the same job, run again, continues.
+      UserError: no file can be used, or the output cannot be written.
+      StoreError: a store or a disk does not answer.
+      Stopped: a worker died, or a signal came; the same job, run again, continues.
     """
     listing = self.listing
     with open_output(self.output, self.plan) as work:
@@ -177,8 +177,8 @@ class Job:
   def _write_shards(
     self, aside: list[dict], work: str, again: Set[str]
   ) -> tuple[list[dict], list[dict]]:
-    """(sidecars in order, all rejects). Skips what is finished; deals a second time if a shard came
-    out empty."""
+    """(sidecars in order, all rejects). Skips finished shards; deals a second time if a shard is
+    empty."""
     for _ in range(2):
       tasks, _ = self._deal(aside)
       unfinished = lambda task: read_sidecar(task, self.output, work) is None
@@ -227,5 +227,5 @@ class Job:
 
 
 def classes_hash(label_names: list[str]) -> str:
-  """Says which classes a set has, in their order."""
+  """A digest of a set's classes, in their order."""
   return hashlib.sha256("\0".join(label_names).encode()).hexdigest()[:16]

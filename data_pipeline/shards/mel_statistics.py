@@ -1,10 +1,9 @@
-"""Minimum, maximum, mean and standard deviation of mel values, exact and therefore the same however
-they are split.
+"""Minimum, maximum, mean and standard deviation of mel values: exact, and so the same for any
+division into parts.
 
-Float16 values are whole multiples of 2^-24, so that sums of values and of squares are kept as whole
-numbers: adding them up gives the same bits in any order and grouping. Beside the decibels stand
-BYOL-A's logarithms, ln(power + 2^-23), which are no function of the decibels' mean; they are
-rounded to multiples of 2^-24 first.
+Float16 values are whole multiples of 2^-24. Sums of values and of squares are therefore kept as
+whole numbers, which add up to the same bits in any order. The same is computed of BYOL-A's
+logarithms, ln(power + 2^-23), rounded to multiples of 2^-24.
 """
 
 import fractions
@@ -40,7 +39,7 @@ class MelStatistics:
 
   def to_json(self) -> dict:
     """`sum` in units of 2^-24 dB and `sum_squares` in units of 2^-48 dB^2, as whole numbers of any
-    length; those with `log_` alike, of nepers."""
+    length. Keys with `log_` are the same of nepers."""
     self._count()
     seen = np.flatnonzero(self._histogram)
     if not len(seen):
@@ -63,7 +62,7 @@ class MelStatistics:
 
 
 def is_current(part: dict) -> bool:
-  """Whether a `to_json` holds all that `merge_statistics` needs: earlier versions wrote less."""
+  """Whether a `to_json` has all that `merge_statistics` needs; earlier versions wrote less."""
   return not part["num_values"] or "log_sum" in part
 
 

@@ -1,10 +1,10 @@
-"""Prepared sets joined into one: the same clips under new names, with labels of all.
+"""Prepared sets joined into one: the same clips with new ids and the labels of all sets.
 
   python -m data_pipeline.prepare merge data/a data/b --output=data/ab
 
-Every clip's id gets its set's name in front. Labels are matched by name; folds are kept only if one
-set has any. Clips stay in the order of sets and shards, so that the shards of the result are those
-of the inputs, renamed and relabelled.
+The name of its set goes before every clip's id. Labels are matched by name. Folds are kept if only
+one set has them. Clips stay in the order of sets and shards: the shards of the result are those of
+the inputs, renamed and relabelled.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ COUNTERS = ("sample_rates", "seconds", "levels", "reasons")
 
 
 def check(datasets: list[Dataset], output: str) -> None:
-  """Raises UserError for sets that cannot be one, or an output that holds something."""
+  """Raises UserError for sets that do not fit together, or an output that is not empty."""
   if len(datasets) < 2:
     raise UserError("merge needs two prepared sets or more")
   first = datasets[0]
@@ -154,7 +154,7 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
 
 
 def _renamed_entries(datasets: list[Dataset], key: str) -> list[dict]:
-  """What the sets' manifests list of single files."""
+  """The entries of all manifests about single files, with the new ids."""
   return [
     {**entry, "id": f"{dataset.manifest['name']}/{entry['id']}"}
     for dataset in datasets

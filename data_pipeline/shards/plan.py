@@ -28,7 +28,7 @@ WORK = ".work"  # inside the output: the plan, and a sidecar for every finished 
 PLAN = "plan.json"
 OWNER = (".lock", ".owner")  # files of `util.lock`
 MIN_SHARDS = 16  # so that 16 processes or streams can read any set
-SHARDS = 64  # of a larger set a multiple: what others divide among their readers comes out even
+SHARDS = 64  # a larger set has a multiple of it, so that any usual number of readers divides it
 SIZED_FILES = 64  # headers read to estimate the size of a split
 
 
@@ -36,13 +36,13 @@ Named = TypeVar("Named", bound=Source)
 
 
 def hash_order(sources: list[Named], seed: int) -> list[Named]:
-  """Sorts by a hash of seed and id: a random order that only those two decide."""
+  """Sorts by a hash of seed and id: a random order that depends on nothing else."""
   return sorted(sources, key=lambda s: (hashlib.sha256(f"{seed}:{s.id}".encode()).digest(), s.id))
 
 
 def header_seconds(ordered: list[Source]) -> float:
-  """Estimated seconds of audio: of segments what their table says, of files from the headers of the
-  first of them."""
+  """Estimated seconds of audio: of segments by their table, of files by the headers of the first
+  ones."""
   known = sum(max(source.end - source.start, 0) for source in ordered if source.end < math.inf)
   others = [source for source in ordered if source.end == math.inf]
   seconds = []
@@ -53,7 +53,7 @@ def header_seconds(ordered: list[Source]) -> float:
 
 
 def mel_bytes(seconds: float, frontend: FrontEnd) -> float:
-  """Bytes that so much sound has as float16 log-mel spectrograms."""
+  """Bytes of so many seconds of sound as float16 log-mel spectrograms."""
   return seconds * frontend.sample_rate / frontend.hop_length * frontend.n_mels * 2
 
 
@@ -67,7 +67,7 @@ def choose_num_shards(num_bytes: float, files: int, *, shard_mb: float, num_shar
 def measure(
   sources: list[Source], *, frontend: FrontEnd, filters: np.ndarray, read: Callable = read_file
 ) -> tuple[float, float]:
-  """(seconds of audio, seconds of one core) of preparing a few files: decoding, resampling,
+  """(seconds of audio, seconds of one core) for preparing a few files: decoding, resampling,
   log-mel."""
   audio, started = 0.0, time.process_time()
   for source in sources:
@@ -89,8 +89,8 @@ def deal(
   num_shards: int,
   seconds_of: Callable[[list], float] = header_seconds,
 ) -> tuple[list[ShardTask], float]:
-  """Deals the files of every split to its shards in turn; segments of one recording stay together,
-  so that it is decoded once.
+  """Deals the files of every split to its shards in turn. Segments of one recording stay together:
+  it is decoded once.
 
   Args:
     seconds_of: seconds of audio of a split's files, in hash order.
@@ -120,8 +120,8 @@ def _with_runs(firsts: list[Named], runs: dict[str, list[Named]]) -> list[Named]
 
 
 def _recordings(sources: list[Named]) -> Iterator[list[Named]]:
-  """Yields the segments of each recording by where they end, those that are reversed first: the
-  order in which they are read."""
+  """Yields the segments of each recording in the order of reading: reversed ones, then by their
+  end."""
   segments = collections.defaultdict(list)
   for source in sources:
     if not source.whole:
@@ -131,7 +131,7 @@ def _recordings(sources: list[Named]) -> Iterator[list[Named]]:
 
 
 def shard_file(split: str, number: int, count: int) -> str:
-  """The file name of a shard, as TFDS reads it."""
+  """The file name of a shard, in TFDS's form."""
   return f"{split}-{number:05d}-of-{count:05d}.tfrecord"
 
 
@@ -157,11 +157,11 @@ def hash_sources(sources: list[Source], root: str) -> tuple[str, list[str]]:
 
 
 def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[dict]:
-  """Rejects of all files, or equal segments, but the first of those with the same content; only
-  files of one size are read.
+  """Rejects for files, or equal segments, of the same content as an earlier one. Only files of
+  equal size are read.
 
-  Clips of other splits come before the training split's, so that a test set stays whole; then the
-  id decides.
+  Clips of other splits are earlier than those of the training split, so that a test set stays
+  whole; then the id decides.
 
   Args:
     workers: threads that read and hash.
@@ -190,8 +190,7 @@ def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[d
 
 
 def check_plan(output: str, plan: dict) -> None:
-  """Refuses an output folder that holds shards of another plan. Raises UserError naming what
-  differs."""
+  """Raises UserError, with what differs, if an output folder holds shards of another plan."""
   if storage.is_file(output):
     raise UserError(f"--output={output} is a file; name a folder")
   if not any(shard_name(name) for name in storage.names(output)):
@@ -219,7 +218,7 @@ def _stored(path: str, plan_in: Callable[[dict], dict]) -> dict | None:
 
 
 def plan_of(manifest: dict) -> dict:
-  """The plan a `dataset.json` was made by."""
+  """The plan that a `dataset.json` was made with."""
   frontend = manifest["frontend"]
   return {
     **manifest["preparation"],
@@ -236,8 +235,7 @@ def shard_name(name: str) -> re.Match | None:
 
 @contextlib.contextmanager
 def _owned(work: str, output: str) -> Iterator[None]:
-  """One job prepares at a time; stores have no locks, and two jobs there write the same bytes
-  twice."""
+  """Lets one job prepare at a time. Stores have no locks: two jobs there write the same bytes."""
   if storage.is_remote(work):
     yield
     return
@@ -275,7 +273,7 @@ def open_output(output: str, plan: dict) -> Iterator[str]:
         f"cannot write to --output={output}: {error.strerror}; choose another folder"
       ) from error
     continued = _stored(os.path.join(work, PLAN), lambda value: value) == plan
-    for name in storage.names(work):  # of another plan, everything goes
+    for name in storage.names(work):  # of another plan, all files are removed
       if not name.startswith(OWNER) and not (continued and name.endswith(".json")):
         storage.remove(os.path.join(work, name))
     remove_temporary(output)

@@ -1,5 +1,5 @@
-"""The unit of work: one shard, from its audio files to a TFRecord file and a sidecar with all that
-is known of it."""
+"""The unit of work: one shard, from its audio files to a TFRecord file and a JSON file about it,
+the sidecar."""
 
 import dataclasses
 import hashlib
@@ -34,7 +34,7 @@ class ShardTask:
 
   @property
   def digest(self) -> str:
-    """Says which files a finished shard was made of."""
+    """A digest of the files that the shard is made of."""
     return hashlib.sha256(
       "\0".join((self.file, *(source.id for source in self.sources))).encode()
     ).hexdigest()
@@ -43,9 +43,9 @@ class ShardTask:
 def read_file(
   source: Source, *, quality: Quality | None = None, context: float = 0.0, **options
 ) -> Iterator[tuple[int | None, np.ndarray]]:
-  """The pieces of a source that is an audio file, or a segment of one; as `decode.read_pieces`."""
+  """The pieces of an audio file, or of a segment of one, as `decode.read_pieces`."""
   if source.whole:
-    yield from read_pieces(source.path, quality=quality, **options)  # there is no context
+    yield from read_pieces(source.path, quality=quality, **options)
     return
   for piece in read_run((source,), context=context, **options):
     if piece.reject is not None:
@@ -73,9 +73,9 @@ def runs(sources: Iterable[Source]) -> Iterator[tuple[Source, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What all shards have in common. `filters` are the front-end's mel filters: workers need no
-  librosa. `read` gives the pieces of a source, with the arguments and errors of
-  `decode.read_pieces`; `read_run` those of segments of one recording, as `read_segments`."""
+  """The settings of all shards. `filters` are the front-end's mel filters: workers need no librosa.
+  `read` gives the pieces of a source, with the arguments and errors of `decode.read_pieces`;
+  `read_run` those of segments of one recording, as `read_segments`."""
 
   output: str
   work: str
@@ -93,7 +93,7 @@ class Settings:
 def _clip(
   source: Source, number: int | None, waveform: np.ndarray, settings: Settings, tally: Tally
 ) -> bytes:
-  """The encoded clip of a waveform; `number` is that of the piece of a source that was cut."""
+  """The encoded clip of a waveform; `number` counts the pieces of a long file."""
   frontend = settings.frontend
   mel = log_mel(waveform, frontend, settings.filters).astype(np.float16)
   tally.add_clip(mel, source, len(waveform) / frontend.sample_rate)
@@ -103,8 +103,8 @@ def _clip(
 
 
 def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
-  """Yields the encoded clips of one file; a file that cannot be used goes to the tally's rejects
-  instead."""
+  """Yields the encoded clips of one file. A file that cannot be used goes to the tally's
+  rejects."""
   frontend, quality, pieces, cut = settings.frontend, Quality(), 0, False
   try:
     if source.id in settings.crashers:
@@ -116,7 +116,7 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
       max_seconds=settings.max_seconds,
       quality=quality,
     ):
-      # known of the whole file before its first piece
+      # The quality is that of the whole file, already at its first piece.
       if settings.reject_silent and quality.silent:
         raise Reject("silent", f"peak {quality.peak:.1g} of full scale")
       cut = number is not None
@@ -127,7 +127,7 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
   except StoreError:
     raise
   except Exception as error:
-    if pieces:  # validated before its first piece
+    if pieces:  # the whole file was checked before its first piece
       raise UserError(
         f"{source.path} changed while it was read; run the same command again"
       ) from error
@@ -135,8 +135,8 @@ def _clips(source: Source, settings: Settings, tally: Tally) -> Iterator[bytes]:
 
 
 def _as_reject(source: Source, error: Exception) -> Reject:
-  """What a decoder raised as a reject. Raises UserError for a file that has vanished: what was
-  missing before is not in any shard."""
+  """A decoder's error as a reject. Raises UserError for a file that has vanished since the job
+  began: files that were missing then are in no shard."""
   if not isinstance(error, Reject):
     return Reject("undecodable", f"{type(error).__name__}: {error}")
   if error.reason == "missing":
@@ -148,7 +148,7 @@ def _as_reject(source: Source, error: Exception) -> Reject:
 
 
 def _refusal(piece: Piece, source: Source, settings: Settings) -> Reject | None:
-  """Why a piece of a segment is not used."""
+  """The reason not to use a piece of a segment, or None."""
   if piece.reject is not None or piece.waveform is None:
     return piece.reject
   if settings.reject_silent and piece.quality.silent:
@@ -159,8 +159,8 @@ def _refusal(piece: Piece, source: Source, settings: Settings) -> Reject | None:
 
 
 def _segments(run: tuple[Source, ...], settings: Settings, tally: Tally) -> Iterator[bytes | None]:
-  """Yields the encoded clips of segments of one recording, and None when a segment is done; one
-  that cannot be used goes to the tally's rejects. A fault spoils what follows it."""
+  """Yields the encoded clips of segments of one recording, and None when a segment is done. A
+  segment that cannot be used goes to the tally's rejects. A fault spoils all segments behind it."""
   if any(source.id in settings.crashers for source in run):
     for source in run:
       tally.reject(source, Reject("undecodable", "the decoder crashes"))
@@ -186,7 +186,7 @@ def _segments(run: tuple[Source, ...], settings: Settings, tally: Tally) -> Iter
       reject = _as_reject(source, reject)
       if kept[i]:
         reject = Reject(reject.reason, f"{reject.detail}; {kept[i]} pieces before it are kept")
-      # no loss: what is left behind the last segment
+      # A short stretch behind the last segment is no loss.
       if not source.rest or reject.reason not in ("too_short", "beyond_end"):
         tally.reject(source, reject)
     if piece.last:
@@ -215,12 +215,11 @@ def _payloads(
 
 
 def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int], None]) -> None:
-  """Writes a shard and then its sidecar. A shard none of whose files can be used has a sidecar
-  only.
+  """Writes a shard and then its sidecar. A shard without a usable file has a sidecar only.
 
   Args:
-    on_file: called with the numbers of files and of clips done so far, first with zeros; what it
-      raises stops the shard.
+    on_file: called with the numbers of files and clips done so far, first with zeros. Its errors
+      stop the shard.
 
   Raises:
     OSError: the output cannot be written. Files that cannot be read are rejects, never errors.
@@ -247,13 +246,12 @@ def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int]
 
 
 def sidecar_path(task: ShardTask, work: str) -> str:
-  """The JSON in the work folder that says a shard is finished."""
+  """The JSON file in the work folder of a finished shard."""
   return os.path.join(work, task.file.removesuffix(".tfrecord") + ".json")
 
 
 def read_sidecars(tasks: list[ShardTask], output: str, work: str) -> list[dict]:
-  """The sidecars of shards that were finished just now, in order. Raises UserError if one is not
-  there any more."""
+  """The sidecars of shards that were just finished, in order. Raises UserError if one lacks."""
   found = [read_sidecar(task, output, work) for task in tasks]
   sidecars = [sidecar for sidecar in found if sidecar is not None]
   if len(sidecars) < len(tasks):
@@ -264,8 +262,8 @@ def read_sidecars(tasks: list[ShardTask], output: str, work: str) -> list[dict]:
 
 
 def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
-  """The sidecar of a finished shard; None if the shard is not finished, of other files, not of its
-  size, or lacks what PyAV reads now that it is installed."""
+  """The sidecar of a finished shard. None if the shard is not finished, is made of other files, has
+  another size, or lacks files that PyAV, installed since, can read."""
   try:
     sidecar = json.loads(storage.read_text(sidecar_path(task, work)))
     if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]):

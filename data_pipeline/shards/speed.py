@@ -1,4 +1,4 @@
-"""How fast clips become shards, against a bare loop that only does what cannot be left out."""
+"""The speed of writing shards, beside a bare loop that only decodes and transforms."""
 
 import concurrent.futures
 import contextlib
@@ -54,12 +54,12 @@ def _seconds(function: Callable, *args) -> float:
 
 
 def _peak_megabytes() -> float:
-  """The most memory this process has held."""
+  """The most memory that this process has had."""
   with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
     for line in file:
       if line.startswith("VmHWM:"):
         return int(line.split()[1]) / 1024
-  # also of the process it was forked from
+  # This counts the process that it was forked from, too.
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -86,12 +86,12 @@ def usable_files(folder: str, number: int, frontend: FrontEnd) -> list[Source]:
 def measure_prepare(
   folder: str, *, frontend: str, files: int, seconds: float, repeats: int, workers: int
 ) -> dict:
-  """Numbers of the job that writes shards: medians over the repeats, of ratios those of the single
-  repeats.
+  """Measures the job that writes shards. Numbers are medians over the repeats; ratios are medians
+  of each repeat's ratio.
 
   Args:
     files: of the folder, at most; all are read once beforehand, so that they are in memory.
-    seconds: that the bare loop shall take at least; the files are gone through so many times.
+    seconds: that the bare loop takes at least; the files are repeated until it does.
     workers: processes of the pool.
 
   Raises UserError for a folder without usable audio.
@@ -134,7 +134,7 @@ def measure_prepare(
       times["pool"].append(_seconds(lambda: write_tasks(parts, settings, workers=workers)))
     peak = single.submit(_peak_megabytes).result()
   bare, one, bares, start, pool = (np.array(values) for values in times.values())
-  # the second where work is too short to be told from the start
+  # The work without the start, but at least a tenth where both take as long.
   pool = pool - min(start.min(), 0.9 * pool.min())
   median = lambda values: float(np.median(values))
   return {

@@ -1,4 +1,4 @@
-"""What the clips of a shard add up to, for its sidecar and the report."""
+"""Counts of a shard's clips and files, for its sidecar and the report."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from .mel_statistics import MelStatistics
 
 @dataclasses.dataclass
 class Tally:
-  """What the clips of a shard add up to."""
+  """Counts of a shard's clips and files."""
 
   num_files: int = 0
   num_clips: int = 0
@@ -26,7 +26,7 @@ class Tally:
   counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   sample_rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   rejects: list[dict] = dataclasses.field(default_factory=list)
-  # what a person should know of files that are used
+  # faults of files that are used all the same
   remarks: list[dict] = dataclasses.field(default_factory=list)
   # histograms of clips, by the lower edge of a bin
   seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -63,7 +63,7 @@ class Tally:
       self.counts[name] += value
 
   def reject(self, source: Source, reject: Reject) -> None:
-    """Notes that a source cannot be used."""
+    """Adds a source that cannot be used."""
     parts = [f"line {source.line}" if source.line else "", reject.detail]
     detail = ": ".join(filter(None, parts))
     self.rejects.append({"id": source.id, "reason": reject.reason, "detail": detail})

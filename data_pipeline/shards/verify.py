@@ -26,7 +26,7 @@ from .plan import shard_name
 def verify(root: str) -> tuple[dict[str, str], int]:
   """({path of a bad shard: what is wrong}, number of sound clips).
 
-  Checked are sha256 and number of records of every shard, and the content of every record.
+  Checks the sha256 and the number of records of every shard, and the content of every record.
   """
   dataset = Dataset.described(root)
   problems, ids, num_clips = {}, set(), 0

@@ -1,5 +1,4 @@
-"""A pool of processes that write shards; the bytes they write do not depend on how many there
-are."""
+"""A pool of processes that write shards. The bytes do not depend on the number of processes."""
 
 import concurrent.futures
 import contextlib
@@ -23,8 +22,8 @@ from ..sources.files import Source
 from .shard import Settings, ShardTask, read_sidecar, write_task
 
 # One thread per process: the pool fills the cores, and sums in matrix products come in one order.
-# And memory of a clip is kept for the next one: glibc would give it back, at the cost of a tenth of
-# the time in page faults.
+# The memory of a clip is kept for the next one: glibc would give it back, and page faults would
+# take a tenth of the time.
 ENVIRONMENT = dict.fromkeys(
   (
     "OMP_NUM_THREADS",
@@ -39,11 +38,11 @@ NOT_BEGUN = -1
 CHUNK = 8  # items that a process is given at a time
 DIED = "a worker process died: killed, or out of memory"
 CRASHERS = "crashers.json"  # in the work folder
-_worker: dict = {}  # what this process was started with
+_worker: dict = {}  # the arguments of `_start` in this process
 
 
 class Stopped(Exception):
-  """The job ended early and the same command continues it."""
+  """The job ended early; the same command continues it."""
 
 
 def _start(settings: Settings, done, stop) -> None:
@@ -68,7 +67,7 @@ def _work(index: int, task: ShardTask) -> None:
 
 @contextlib.contextmanager
 def environment(values: dict[str, str]):
-  """Sets environment variables for the processes started meanwhile."""
+  """Sets environment variables for processes that are started inside."""
   before = {key: os.environ.get(key) for key in values}
   os.environ.update(values)
   try:
@@ -101,7 +100,8 @@ def _signals(stop):
 def _submit(
   pool: concurrent.futures.ProcessPoolExecutor, tasks: list[ShardTask]
 ) -> set[concurrent.futures.Future]:
-  """Starts the workers, which inherit that SIGINT is ignored: the parent says when to stop."""
+  """Starts the workers. They ignore SIGINT, as this process does meanwhile: the parent stops
+  them."""
   before = signal.signal(signal.SIGINT, signal.SIG_IGN)
   try:
     return {pool.submit(_work, i, task) for i, task in enumerate(tasks)}
@@ -110,8 +110,7 @@ def _submit(
 
 
 def write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> None:
-  """Writes all shards. A file at which the decoder crashes, and its process with it, becomes a
-  reject.
+  """Writes all shards. A file that crashes the decoder and its process becomes a reject.
 
   Raises:
     Stopped: by a signal (no message), or because a worker died; finished shards stay.
@@ -135,9 +134,9 @@ def _crashers(work: str) -> list[str]:
 
 
 def _write_tasks(tasks: list[ShardTask], settings: Settings, *, workers: int) -> list[str]:
-  """Writes shards. Returns the ids of files that crash a process, if one died; then some shards are
+  """Writes shards. If a process died, returns the ids of files that crash one; some shards are then
   not written."""
-  # a fork would copy the locks of threads that it does not copy
+  # A fork would copy locks without the threads that hold them.
   context = multiprocessing.get_context("spawn")
   done, stop = context.RawArray("q", [NOT_BEGUN, 0] * len(tasks)), context.RawValue("b", 0)
   pool = concurrent.futures.ProcessPoolExecutor(
@@ -195,8 +194,8 @@ def _decode(source: Source, settings: Settings) -> None:
 
 
 def _crashes(context, source: Source, settings: Settings) -> bool:
-  """Whether decoding this file alone ends a process; SIGKILL does not count: it means that memory
-  was short."""
+  """Whether decoding this file alone crashes a process. SIGKILL does not count: the system sends it
+  when memory is short."""
   process = context.Process(target=_decode, args=(source, settings))
   process.start()
   process.join()
@@ -204,14 +203,14 @@ def _crashes(context, source: Source, settings: Settings) -> bool:
 
 
 def each(function: Callable, items: list, *, workers: int) -> Iterator:
-  """Yields function(item) in the order of the items; with one worker in this process. Raises
-  Stopped if one dies."""
+  """Yields function(item) in the order of the items. One worker is this process. Raises Stopped if
+  a worker dies."""
   progress = Progress(len(items))
   with contextlib.ExitStack() as stack:
     stack.callback(progress.close)
     results: Iterator = map(function, items)
     if workers > 1:
-      # the parent says when to stop
+      # the parent stops them
       ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
       context = multiprocessing.get_context("spawn")
       stack.enter_context(environment(ENVIRONMENT))
@@ -227,7 +226,7 @@ def each(function: Callable, items: list, *, workers: int) -> Iterator:
 
 
 def run(work: Callable[[], int | None]) -> int:
-  """`cli.guard`, where SIGTERM and a dead worker end the job as Ctrl-C does."""
+  """`cli.guard`; SIGTERM and a dead worker end the job like Ctrl-C."""
 
   def go():
     try:

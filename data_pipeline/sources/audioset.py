@@ -21,8 +21,8 @@ AUDIOSET_LISTS = {
 
 def audioset(folder: OwnerFolder) -> Listing:
   """AudioSet (Gemmeke et al., 2017): any of the three segment lists, class_labels_indices.csv (or
-  ontology.json), and clips anywhere below named by YouTube id and, if at all, the start in seconds
-  or milliseconds."""
+  ontology.json), and clips anywhere below. A clip's name is its YouTube id, with or without the
+  start in seconds or milliseconds."""
   names, root = _audioset_classes(folder), folder.path
   lists = [name for name in AUDIOSET_LISTS if storage.is_file(os.path.join(root, name))]
   if not lists:

@@ -1,4 +1,4 @@
-"""Audio files: what is known of one before it is decoded, and lists of them."""
+"""Audio files before they are decoded, and lists of them."""
 
 import collections
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
-# what folders and columns call the splits
+# Names of splits in folders and columns.
 SPLIT_NAMES = {
   "train": "train",
   "training": "train",
@@ -35,9 +35,8 @@ class Source:
   multi_label: bool = False
   fold: int = -1
   split: str = "train"
-  # a speaker, a session, a recording: what must not stand in two parts of a division
-  group: str = ""
-  # seconds from the file's beginning; the whole file where neither is given
+  group: str = ""  # a speaker, a session, a recording: divisions keep it in one part
+  # seconds from the file's beginning; by default the whole file
   start: float = 0.0
   end: float = math.inf
   line: int = 0  # of the table that lists a segment
@@ -49,7 +48,7 @@ class Source:
 
   @property
   def rest(self) -> bool:
-    """Whether it is what no segment of a table covers."""
+    """Whether it is a stretch that no segment of the table covers."""
     return not self.whole and not self.line
 
 
@@ -65,30 +64,27 @@ def describe_skipped(skipped: dict[str, int]) -> list[str]:
 class Listing:
   """All files of an input, sorted by id."""
 
-  sources: list  # of Source, or of what else `Settings.read` makes sounds of
+  sources: list  # of Source, or of other items that `Settings.read` turns into sounds
   kind: str
-  # where folds have names, that of fold i
+  # the name of fold i, if folds have names
   fold_names: list[str] = dataclasses.field(default_factory=list)
   root: str = ""  # the folder that all paths lie in
   # files on disk that a subset left out, by class
   not_drawn: dict[str, int] = dataclasses.field(default_factory=dict)
-  # files of a folder that are not prepared: by ending what is no audio, and hidden ones
+  # other files of a folder: their number by ending, and of hidden ones
   skipped: dict[str, int] = dataclasses.field(default_factory=dict)
   grouped_by: str = ""  # what a group is: "speaker"
-  # folds and splits are those that the set's owner published
-  divided_by_owner: bool = False
-  # whole recordings whose table has no annotation: all of them is rest
-  unannotated: tuple[Source, ...] = ()
-  # sentences about how the input was read
-  notes: tuple[str, ...] = ()
+  divided_by_owner: bool = False  # the set's owner published the folds and splits
+  unannotated: tuple[Source, ...] = ()  # recordings whose table is empty
+  notes: tuple[str, ...] = ()  # sentences about how the input was read
 
   def told(self) -> list[str]:
-    """Sentences about what is not among the sources, and how the input was read."""
+    """Sentences about how the input was read and which files were skipped."""
     return [*self.notes, *describe_skipped(self.skipped)]
 
   @property
   def label_names(self) -> list[str]:
-    """All classes, sorted, those of files that were not drawn included."""
+    """All classes, sorted. Classes of files that were not drawn are among them."""
     return sorted(
       {label for source in self.sources for label in source.labels} | self.not_drawn.keys()
     )
@@ -100,9 +96,9 @@ class Listing:
 
 
 def known_splits(names: Iterable[str], where: str) -> dict[str, str]:
-  """{name: split} of folders or of values of a column, in any case, that name splits.
+  """{name: split} of those names, of folders or in a column, that mean a split.
 
-  Raises UserError where two of them would become one split; `where` begins the message.
+  Raises UserError if two of them mean the same split; `where` begins the message.
   """
   found = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
   for split in set(found.values()):
@@ -113,13 +109,12 @@ def known_splits(names: Iterable[str], where: str) -> dict[str, str]:
 
 
 def said(splits: dict[str, str]) -> str:
-  """What became of names of splits, for a message."""
+  """Which split each name means, for a message."""
   return ", ".join(f"{name} is {split}" for name, split in sorted(splits.items()))
 
 
 def printable(text: str) -> str:
-  """A file name as valid unicode: bytes that are not UTF-8 become `\\xff` escapes, all else
-  stays."""
+  """A file name as valid unicode: bytes that are not UTF-8 become `\\xff` escapes."""
   return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -132,8 +127,8 @@ def inside(path: str, root: str) -> bool:
 
 
 def subset(listing: Listing, number: int) -> Listing:
-  """The `number` training files on disk whose ids hash lowest; all of the other splits; and, to be
-  counted, those that are missing.
+  """Keeps the `number` training files on disk whose ids hash lowest, all other splits, and the
+  missing files, which are counted.
 
   AS-200K is this with 200,000 of AudioSet's training clips; the paper's own draw of 200,000 cannot
   be recovered.

@@ -1,10 +1,10 @@
 """The benchmark data sets as their owners ship them: which files, labels, folds and splits.
 
-Each function takes the folder that holds a data set and returns its listing. Files that the owner's
-lists name are listed whether they are there or not, so that what is missing is counted;
-data_pipeline/README.md says what is expected. Where several clips come from one recording, speaker,
-video or instrument, that is their group: no division that is drawn parts them. Clips of AudioSet,
-FSD50K and GTZAN (whose owners name no artists) are recordings of their own.
+Each function takes the folder of a data set and returns its listing. All files of the owner's lists
+are listed, also those that are missing, which are counted. data_pipeline/README.md says what is
+expected. Clips of one recording, speaker, video or instrument are a group, which no drawn division
+parts. In AudioSet and FSD50K every clip is a recording of its own, and GTZAN's owners name no
+artists: these have no groups.
 """
 
 import contextlib
@@ -177,7 +177,7 @@ def _drawn(
   Args:
     pattern, example: what names of files look like.
     grouped_by: what a group is.
-    below: the folder below that holds the files, if not the whole does.
+    below: the folder of the files; by default the whole.
   """
   sources = []
   audio = folder.find(below) if below else folder.path
@@ -249,5 +249,5 @@ LAYOUTS: dict[str, Callable[[OwnerFolder], Listing]] = {
   "voxceleb1": voxceleb1,
   "voxforge": voxforge,
 }
-# Those whose owners publish no division: it is drawn here.
+# Their owners publish no division; ours is drawn.
 DRAWN = ("crema_d", "surge", "voxforge")

@@ -1,4 +1,4 @@
-"""What the owners of data sets write: tables, lists and names of files. Divisions by a hash."""
+"""Tables, lists and file names of the owners of data sets, and divisions by a hash."""
 
 import csv
 import dataclasses
@@ -103,8 +103,7 @@ def lines_of(path: str) -> list[str]:
 
 
 def split_of(group: str, shares: dict[str, float]) -> str:
-  """A split drawn by a hash of a group's name (a speaker, a session), so that no group is in two of
-  them."""
+  """A split drawn by a hash of a group's name (a speaker, a session): no group is in two splits."""
   place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
   for split, share in shares.items():
     place -= share

@@ -1,5 +1,5 @@
-"""Text tables as spreadsheets and annotation tools write them: the separator is found, lines are
-counted, and what is no UTF-8 is named."""
+"""Text tables of spreadsheets and annotation tools, with any separator. Messages name the line, and
+an encoding other than UTF-8."""
 
 import csv
 import os
@@ -65,7 +65,7 @@ def separator_of(head: str) -> str:
 
 
 def not_utf8(path: str) -> str:
-  """What is wrong with a text file that does not decode, and how to mend it."""
+  """The message about a text file that is not UTF-8."""
   with storage.open_binary(path) as file:
     utf16 = file.read(2) in UTF16
   encoding = "UTF-16" if utf16 else "WINDOWS-1252"

@@ -22,7 +22,7 @@ from atst_jax.util.logs import Progress
 SPLITS = {"validation": "valid"}  # TFDS's name -> ours
 MANIFEST_NAME, SOURCE_NAME = "manifest.csv", "source.json"
 NO_SEPARATOR = "\x1f"  # of labels: each is one name, whatever it holds
-SCALE_CLIPS = 100  # of each split, that tell whether whole numbers are of 16 or 32 bits
+SCALE_CLIPS = 100  # of each split; their peak tells whether integers have 16 or 32 bits
 
 
 def export(
@@ -35,7 +35,7 @@ def export(
     folder: where to write; a sub-folder for each split.
     label: feature of the class, "/" between the levels ("instrument/family"); by default "label",
       or none.
-    group: feature of what divisions keep together ("speaker_id"); none by default.
+    group: feature whose values divisions keep together ("speaker_id"); none by default.
     data_dir: of TFDS, if not its own.
 
   Returns:
@@ -102,7 +102,7 @@ def _audio_feature(name: str, features) -> str:
 
 
 def _is_wide(builder, audio: str) -> bool:
-  """Whether whole numbers are of 32 bits, by the largest of some clips."""
+  """Whether integers have 32 bits, by the peak of some clips."""
   import tensorflow_datasets as tfds
 
   if not np.issubdtype(builder.info.features[audio].np_dtype, np.integer):
@@ -141,7 +141,7 @@ def _label(example, label: str, names: list[str] | None) -> str:
 
 
 def _claim(folder: str, source: dict) -> None:
-  """Notes what a folder's files are of; raises UserError if they are of something else."""
+  """Writes down which data set a folder's files are of. Raises UserError if they are of another."""
   path = os.path.join(folder, SOURCE_NAME)
   try:
     found = json.loads(storage.read_text(path))
@@ -156,7 +156,7 @@ def _claim(folder: str, source: dict) -> None:
 
 
 def _write(path: str, samples: np.ndarray, rate: int, wide: bool) -> None:
-  """`wide`: whole numbers are of 32 bits, not 16; one decision for the whole set."""
+  """`wide`: integers have 32 bits, not 16, in the whole set."""
   import soundfile
 
   if storage.is_file(path):

@@ -1,5 +1,5 @@
-"""The audio files below a folder. What is hidden or no audio is counted; links lead out of the
-folder only where that is asked for."""
+"""The audio files below a folder. Hidden and other files are counted. Links out of the folder are
+followed only if that is asked for."""
 
 import collections
 import os
@@ -48,8 +48,7 @@ def _is_hidden(relative: str) -> bool:
 
 
 def _walk(top: str, prefix: str) -> Iterator[tuple[str, str, list[str], list[str]]]:
-  """`os.walk`, with what the relative paths of a folder's files begin with: of `top` itself it is
-  `prefix`."""
+  """`os.walk`, with the prefix of the relative paths in each folder: `prefix` in `top` itself."""
 
   def below(folder: str) -> str:
     relative = os.path.relpath(folder, top).replace(os.sep, "/")
@@ -110,6 +109,6 @@ def _followed(root: str, skipped: collections.Counter) -> Iterator[tuple[str, st
           skipped[LINKED_TWICE] += target in found
           found[target] = min(found.get(target, one), one)
     waiting = links
-  skipped += collections.Counter()  # drops what counts nothing
+  skipped += collections.Counter()  # drops zeros
   for _, relative, path in found.values():
     yield path, relative

@@ -1,4 +1,4 @@
-"""BgKnown: whether a mixture's vector less that of its background tells the foreground.
+"""BgKnown: classifies the foreground by a mixture's vector minus that of its background.
 
 In: an encoder and the sets of `data_pipeline.bgknown`. Out: results.json, results.md.
 """

@@ -38,8 +38,7 @@ def load(root: str) -> dict[str, Dataset]:
 
 
 def read_labels(sets: dict[str, Dataset]) -> features.Labels:
-  """What is known of the mixtures. Raises UserError if a set has other clips, or has them in
-  another order."""
+  """The labels of the mixtures. Raises UserError if a set has other clips, or another order."""
   found = {condition: features.read_labels(dataset) for condition, dataset in sets.items()}
   for condition, labels in found.items():
     if labels.ids != found["mix"].ids or not np.array_equal(labels.targets, found["mix"].targets):

@@ -1,4 +1,4 @@
-"""An encoder with a linear classifier on its embedding: what fine-tuning trains as a whole."""
+"""An encoder with a linear classifier on its embedding, trained as a whole in fine-tuning."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,18 +9,18 @@ from atst_jax.models.layers import BatchNorm, pool_blocks
 
 
 def chunk_rule(length, *, frames, chunk_frames, hop, tail):
-  """How a clip's chunks count, by the rule of `Model.embed`, for padded clips.
+  """The lengths and weights of a clip's chunks, by the rule of `Model.embed`, for padded clips.
 
   Args:
     length: (B,) valid frames of the clips.
-    frames: T that they are padded to.
+    frames: T of the padded clips.
     chunk_frames: of a chunk.
     hop: frames for each of the encoder's vectors.
     tail: "released", "drop", "keep" or "weighted" (`Model.embed`).
 
   Returns:
-    (B, C) each: valid frames, frames whose patches the mean is divided by, and weight, 0 for a
-    chunk that is left out.
+    (B, C) each: valid frames; frames of the patches that the mean counts; and weight, 0 for a chunk
+    that is left out.
   """
   start = jnp.arange(-(-frames // chunk_frames)) * chunk_frames
   left = jnp.maximum(length[:, None] - start[None], 0)
@@ -39,9 +39,9 @@ class Classifier(nn.Module):
   0.01).
 
   A transformer's embedding is [CLS, mean] of its last block after the final norm (ATST 3.2). Clips
-  longer than `chunk_frames` are cut into chunks that are encoded apart and averaged, in training as
-  in evaluation (released code): positions beyond the pre-training's crop were never trained. A
-  convolutional encoder takes the clip as it is.
+  longer than `chunk_frames` are cut into chunks, whose embeddings are averaged, in training as in
+  evaluation (released code): positions beyond the pre-training's crop were never trained. A
+  convolutional encoder takes the whole clip.
   """
 
   encoder: nn.Module
@@ -85,8 +85,8 @@ class Classifier(nn.Module):
 def make_classifier(
   encoder: dict, *, classes, drop_path, chunk_frames, tail, dtype, attention, remat, kernels="xla"
 ) -> Classifier:
-  """The classifier of an export's `encoder` section, with a transformer's stochastic depth set
-  anew."""
+  """The classifier for an export's `encoder` section, with `drop_path` as a transformer's
+  stochastic depth."""
   transformer = ENCODERS[encoder["kind"]].has_blocks
   encoder = {**encoder, "drop_path": drop_path} if transformer else encoder
   module = make_encoder(encoder, dtype=dtype, attention=attention, kernels=kernels, remat=remat)

@@ -1,9 +1,9 @@
 """Fine-tuning: encoder and linear classifier trained together on a labelled set (ATST 3.2 and the
 released code).
 
-One run for every seed and division (fold), each in a folder of its own: its checkpoints, of which
-the newest holds both the last parameters and those that the validation clips liked best, and its
-metrics. A job that was stopped goes on where it was, bit for bit, whatever run that was in.
+There is one run for every seed and division (fold). Its folder holds its metrics and its
+checkpoints; the newest one has both the last parameters and those of the best validation score. A
+stopped job goes on where it was, bit for bit, in whichever run.
 """
 
 import os
@@ -28,9 +28,9 @@ from atst_jax.runtime.workdir import continuation, read_config
 from atst_jax.util import storage
 from atst_jax.util.logs import log
 
-# Keys that may change between a run and its continuation: they do not enter what is computed.
+# Keys that may change between a run and its continuation: they do not change the computation.
 FREE_KEYS = ("encoder", "data.path", "log.", "checkpoint.", "platform", "guard.")
-# Those that may change too, and are named in a warning: they change how sums are rounded.
+# These may change too, with a warning: they change how sums are rounded.
 NAMED_KEYS = ("compute.", "mesh.")
 
 
@@ -94,15 +94,15 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
 
 
 def stored_config(workdir: str, folder: str | None) -> dict | None:
-  """The config that a job's checkpoints were made with; None if there are none."""
+  """The config of a job's checkpoints; None if there are none."""
   if not any(n.startswith("seed") for n in storage.names(checkpoint_folder(workdir, folder))):
     return None
   return read_config(folder or workdir)
 
 
 def row_of(recipe: Recipe, which: str, runs: list[dict]) -> dict:
-  """The row of the epochs that validation liked "best", or of the "last" ones, from what
-  `Runner.fit` gives."""
+  """The row of the epochs with the "best" validation score, or of the "last" ones, from the results
+  of `Runner.fit`."""
   labels, tests = recipe.labels, [split.test for split in recipe.splits]
   by_seed = {seed: [run for run in runs if run["seed"] == seed] for seed in recipe.seeds}
   more = {}

@@ -1,4 +1,4 @@
-"""What fine-tuning runs: a recipe built into compiled functions, and its learning rates."""
+"""The compiled functions of a fine-tuning recipe, and its learning rates."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -63,7 +63,7 @@ def compile_for(
   layer_decay: float,
   compute: dict,
 ) -> Program:
-  """What fine-tuning runs; compiled when it is first called.
+  """The functions of a fine-tuning, which are compiled when first called.
 
   Args:
     exported: the export's config.

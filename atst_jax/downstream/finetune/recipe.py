@@ -1,4 +1,4 @@
-"""A fine-tuning config made concrete: what it opens, filled in and checked."""
+"""A fine-tuning config, filled in and checked, with the opened encoder and data."""
 
 import dataclasses
 from typing import Any
@@ -57,7 +57,7 @@ CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """A fine-tuning, resolved: what it opens, and its settings by name."""
+  """A resolved fine-tuning: opened files, and settings by name."""
 
   record: dict  # the resolved config as JSON
   exported: dict  # the export's config
@@ -81,8 +81,8 @@ class Recipe:
 
 
 def resolve(config: ConfigDict) -> Recipe:
-  """Opens encoder and data, fills the placeholders of a config from them, and checks values for the
-  devices at hand.
+  """Opens encoder and data, fills the placeholders of a config from them, and checks values for
+  this machine's devices.
 
   Raises UserError with key, value and remedy.
   """
@@ -153,7 +153,7 @@ def schedule_settings(config: ConfigDict) -> dict:
 
 
 def program_settings(config: ConfigDict) -> dict:
-  """The keyword arguments of `program.compile_for` that a resolved config gives."""
+  """The keyword arguments of `program.compile_for` in a resolved config."""
   crop = {key: config.crop[key] for key in ("freq_scale", "time_scale", "canvas_time")}
   return {
     **{key: config[key] for key in ("padding", "tail", "drop_path", "dtype")},
@@ -166,7 +166,7 @@ def program_settings(config: ConfigDict) -> dict:
 
 
 def _check(config: ConfigDict, devices: int) -> None:
-  """Raises UserError for a value that cannot work, naming key and range."""
+  """Raises UserError, with key and range, for a value that cannot work."""
   read = lambda key: (
     config[key] if "." not in key else config[key.partition(".")[0]][key.partition(".")[2]]
   )

@@ -1,4 +1,4 @@
-"""One run of fine-tuning after the other: trained, or continued from its checkpoint, and tested."""
+"""Runs of fine-tuning, one after the other: trained, or continued from a checkpoint, and tested."""
 
 import contextlib
 import datetime
@@ -39,8 +39,8 @@ class Runner:
     self.rows = process_rows(recipe.mesh, recipe.batch_size)
 
   def _beginning(self, seed: int):
-    """The encoder's variables that training starts from: the exported ones, or under `initial`
-    "random" fresh ones."""
+    """The encoder's variables at the start: the exported ones, or fresh ones with `initial`
+    "random"."""
     exported = self.recipe.exported
     if self.recipe.initial == "pre-trained":
       return self.recipe.encoder
@@ -50,8 +50,8 @@ class Runner:
     )
 
   def fit(self, seed: int, fold: int, split: Split) -> dict[str, dict]:
-    """Trains one run, or goes on with it, and tests it: of "best" and "last" a run of results.json,
-    with the test clips' `logits`. Raises Stopped."""
+    """Trains one run, or goes on with it, and tests it: for "best" and "last" a run of
+    results.json, with the test clips' `logits`. Raises Stopped."""
     recipe, name = self.recipe, f"seed{seed}-division{fold}"
     self.session.watchdog.phase("start")
     steps = steps_per_epoch(len(split.train), recipe.batch_size)
@@ -92,7 +92,7 @@ class Runner:
     return out
 
   def train(self, state, step, steps, seed, split, checkpoints, writer, name) -> FinetuneState:
-    """Goes on to the last epoch. The metrics of a step are fetched after the next one is
+    """Trains to the last epoch. The metrics of a step are fetched after the next one is
     dispatched."""
     recipe = self.recipe
     rates, total = learning_rates(steps, **recipe.schedule), recipe.epochs * steps
@@ -151,7 +151,7 @@ class Runner:
     )
 
   def predict(self, params, batch_stats, index) -> np.ndarray:
-    """(M, C) logits of clips, in their order. Raises UserError naming the first whose logits are
+    """(M, C) logits of clips, in their order. Raises UserError with the first clip whose logits are
     not finite."""
     self.session.watchdog.phase("evaluation")
     clips = all_clips(index, batch_size=self.recipe.batch_size, rows=self.rows)

@@ -1,9 +1,9 @@
 """One update of fine-tuning: augmentation of clips and labels, loss, clipped gradient, SGD with
 momentum.
 
-Source: ATST 3.2, and where it is silent the released code's fine-tuning at the time of the paper:
-Mixup with λ ~ Beta(0.5, 0.5) on the normalised log-mel itself, binary cross entropy on mixed
-labels, a norm of the gradient of at most 3, one rate for encoder and head.
+Source: ATST 3.2, and for details the released code's fine-tuning at the time of the paper: Mixup
+with λ ~ Beta(0.5, 0.5) on the normalised log-mel itself, binary cross entropy on mixed labels, a
+norm of the gradient of at most 3, one rate for encoder and head.
 
 Letters: B clips, T frames, F mel bins, C classes, G clips of a group.
 """
@@ -23,8 +23,8 @@ from atst_jax.method.views import FLOOR_DB, partner_shifts, take_partners
 
 
 class Best(NamedTuple):
-  """What the validation clips liked best so far. `score` is -1 and `epoch` 0 before the first
-  validation."""
+  """The parameters of the best validation score so far. `score` is -1 and `epoch` 0 before the
+  first validation."""
 
   score: jax.Array
   epoch: jax.Array
@@ -33,7 +33,7 @@ class Best(NamedTuple):
 
 
 class FinetuneState(NamedTuple):
-  """All that evolves, arrays only, float32. `step` counts finished updates."""
+  """The state of training, float32 arrays only. `step` counts finished updates."""
 
   step: jax.Array
   params: Any
@@ -45,8 +45,8 @@ class FinetuneState(NamedTuple):
 def normalized(mel, length, *, padding, **normalization):
   """(B, T, F) dB of any float type, (B,) -> normalised float32, and the valid frames.
 
-  A clip's clamp refers to its own maximum. `padding`: "mask": 0 behind the clip, as the released
-  code pads; "silence": filled up with silence, which counts as sound.
+  A clip is clamped relative to its own maximum. `padding`: "mask" is 0 behind the clip, as in the
+  released code; "silence" fills up with silence, which counts as sound.
   """
   mel, valid = mel.astype(jnp.float32), valid_frames(length, mel.shape[1])[..., None]
   peak = jnp.max(jnp.where(valid, mel, SILENT), (1, 2), keepdims=True)
@@ -61,17 +61,17 @@ def mix_labelled(key, x, length, targets, *, alpha, probability, group):
   """Mixup of clips and labels: λ·x + (1 - λ)·partner, λ ~ Beta(alpha, alpha), the same of the
   targets.
 
-  The released code draws partners from a bank of 5,000 earlier clips. Here the partner is another
-  clip of the same group of the batch, by a random shift, as in pre-training
-  (`views.partner_shifts`): an independent other clip too, without state, so that a continued run is
-  the uninterrupted one, and without communication between devices. A partner of another length
-  meets the clip in a random window (`augment.place`); outside of it the clip stays alone, and the
-  labels are mixed all the same (released code).
+  The released code draws partners from a bank of 5,000 earlier clips. Here, as in pre-training
+  (`views.partner_shifts`), the partner is another clip of the same group of the batch, by a random
+  shift. That is an independent clip too, but needs no state, so that a continued run equals the
+  uninterrupted one, and no communication between devices. A partner of another length is mixed in a
+  random window (`augment.place`). Outside of it the clip is unchanged, while labels are always
+  mixed (released code).
 
   Args:
     x: (B, T, F), 0 behind `length` (B,).
     targets: (B, C).
-    probability: with which a clip is mixed.
+    probability: that a clip is mixed.
     group: G, divides B and the batch of a device.
 
   Returns:
@@ -124,8 +124,8 @@ def layer_scales(params, *, depth, decay):
   """A factor of the rate for every parameter: `decay` for each layer between it and the head (later
   official code).
 
-  Block k of `depth`, from 0, has decay^(depth - k); what lies before the blocks that of block 0;
-  the final norm that of the last block; the head 1.
+  Block k of `depth`, from 0, has decay^(depth - k). Layers before the blocks have the factor of
+  block 0, the final norm that of the last block, the head 1.
   """
 
   def scale(path, _):
@@ -164,7 +164,7 @@ def make_train_step(
 
   Args:
     scales: factors of the rate, like the parameters.
-    normalization: keyword arguments of `normalize` but for the peak.
+    normalization: keyword arguments of `normalize` without the peak.
     mixup: keyword arguments of `mix_labelled`; with a probability of 0 nothing is mixed.
     crop: keyword arguments of `random_resize_crop`, or None.
     padding: of `normalized`.
@@ -211,8 +211,7 @@ def make_predict(*, network: Classifier, normalization, padding):
 
 
 def keep_best(state: FinetuneState, score, epoch) -> FinetuneState:
-  """The state with its parameters as the best ones, of which nothing is shared with those that go
-  on to be trained."""
+  """The state with a copy of its parameters as the best ones."""
   copy = lambda tree: jax.tree.map(jnp.copy, tree)
   return state._replace(
     best=Best(

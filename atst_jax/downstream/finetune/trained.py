@@ -1,4 +1,4 @@
-"""The trained network of a fine-tuning run, and what the run was made of."""
+"""The trained network of a fine-tuning run, and the encoder and data of the run."""
 
 import functools
 import os
@@ -27,7 +27,7 @@ EPOCHS = ("best", "last")
 
 
 class Which(NamedTuple):
-  """Which network of a job."""
+  """A choice among a job's networks."""
 
   epoch: str  # "best" or "last"
   seed: int
@@ -39,7 +39,7 @@ class Which(NamedTuple):
     return f"seed{self.seed}-division{self.fold}"
 
   def of(self, results: dict | None) -> dict:
-    """What results.json says of it; nothing where there is none."""
+    """Its entry in results.json; empty if there is none."""
     for row in results["rows"] if results else []:
       for run in row["runs"] if row["name"].endswith(f", {self.epoch}") else []:
         if (run["seed"], run["fold"]) == (self.seed, self.fold):
@@ -48,7 +48,7 @@ class Which(NamedTuple):
 
 
 class Opened(NamedTuple):
-  """What a run was made of."""
+  """The encoder and data of a run."""
 
   exported: dict  # config.json of the encoder that it began with
   filters: np.ndarray
@@ -56,12 +56,12 @@ class Opened(NamedTuple):
   labels: Labels
   splits: list[Split]
   frames: int  # T of every batch
-  most: int  # frames of the longest clip that counts whole
+  most: int  # frames of the longest clip that is not cropped
 
 
 def find_runs(workdir: str, record: dict, epoch: str) -> tuple[str, list[Which]]:
-  """The folder of the checkpoints, and the runs that have some: of a workdir, or of a
-  `checkpoint.folder` itself."""
+  """The folder of the checkpoints, and the runs in it: of a workdir, or of a `checkpoint.folder`
+  itself."""
   if epoch not in EPOCHS:
     raise UserError(f"--epoch={epoch}: choose one of {', '.join(EPOCHS)}")
   for folder in (checkpoint_folder(workdir, record["checkpoint"]["folder"]), workdir):
@@ -78,13 +78,13 @@ def find_runs(workdir: str, record: dict, epoch: str) -> tuple[str, list[Which]]
 def choose(
   runs: list[Which], results: dict | None, seed: int | None, fold: int | None, workdir: str
 ) -> Which:
-  """The run that is meant: of several the one whose validation score is the highest.
+  """The chosen run: of several, the one with the best validation score.
 
   Args:
     results: results.json of a job that has ended.
-    seed, fold: what is asked for.
+    seed, fold: of the run, if asked for.
 
-  Raises UserError if there is none, or several of a job that has not ended.
+  Raises UserError if there is none, or if there are several of a job that has not ended.
   """
   asked = {key: x for key, x in (("seed", seed), ("fold", fold)) if x is not None}
   wanted = [run for run in runs if asked.items() <= run._asdict().items()]
@@ -102,11 +102,11 @@ def choose(
 
 
 def open_run(record: dict, data: str | None, encoder: str | None) -> Opened:
-  """Opens what a run was made of. Raises UserError where it is not at hand or another one.
+  """Opens the encoder and data of a run. Raises UserError if they are missing or other ones.
 
   Args:
     record: the run's config.
-    data, encoder: where they lie now, if elsewhere.
+    data, encoder: their present paths, if moved.
   """
   data, encoder = data or record["data"]["path"], encoder or record["encoder"]
   for flag, path in (("data", data), ("base", encoder)):
@@ -137,8 +137,8 @@ def open_run(record: dict, data: str | None, encoder: str | None) -> Opened:
 
 
 def restore(path: str, step: int, record: dict, run: Opened, which: Which):
-  """The network of a checkpoint: (variables of an export with a head, the number of its epoch, the
-  validation score as far as the checkpoint knows it). Raises UserError."""
+  """The network of a checkpoint: (variables of an export with a head, the number of its epoch, its
+  validation score if the checkpoint has it). Raises UserError."""
   network = make_classifier(
     run.exported["encoder"],
     classes=run.labels.targets.shape[1],
@@ -158,7 +158,7 @@ def restore(path: str, step: int, record: dict, run: Opened, which: Which):
     like = {"best": {**like, "score": scalar(np.float32), "epoch": scalar(np.int32)}}
   try:
     found = restore_alone(os.path.join(path, ITEM), like)
-  except Exception as error:  # Orbax, TensorStore and their formats have too many of their own
+  except Exception as error:  # Orbax, TensorStore and their formats raise many kinds
     reason = " ".join(str(error).split())[:300]
     raise UserError(
       f"{path}: cannot be read as a checkpoint of fine-tuning ({type(error).__name__}: {reason})"

@@ -64,7 +64,7 @@ def _average_precision(logits, targets):
 
 
 def _score(logits, targets, multi_label):
-  """What an epoch is chosen by: mAP, or the share of right clips; -1 for what is not finite."""
+  """The score that chooses an epoch: mAP, or accuracy; -1 if logits are not finite."""
   if multi_label:
     score = _average_precision(logits, targets)
   else:
@@ -73,7 +73,7 @@ def _score(logits, targets, multi_label):
 
 
 def _absorb(params, mean, var):
-  """Weights (R, D, C) and bias (R, C) that hold the statistics, too."""
+  """Weights (R, D, C) and bias (R, C) with the normalisation folded in."""
   weights, bias = params
   weights = weights / jnp.sqrt(var + EPSILON)[None, :, None]
   return weights, bias - jnp.einsum("d,rdc->rc", mean, weights, precision="highest")
@@ -108,7 +108,7 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
       ), None
 
     def keep_better(best, state):
-      """The better of two epochs, for each rate; of equal ones the first."""
+      """The better of two epochs, for each rate; the first of equals."""
       weights, bias = _absorb(state[0], *state[2:])
       logits = jnp.einsum("vd,rdc->rvc", features[watched], weights, precision="highest")
       logits = logits + bias[:, None]
@@ -145,12 +145,11 @@ def _fit(features, targets, index, rates, seeds, *, epochs, batch_size, multi_la
 def fit(
   features, targets, index, *, rates, seeds, epochs, batch_size, multi_label, watched=None
 ) -> Probe:
-  """Trains a probe for every seed and rate at once; a batch is gathered once for all rates of a
-  seed.
+  """Trains a probe for every seed and rate at once. All rates of a seed share the batches.
 
   Every epoch visits each clip once in a new order; the last batch may be smaller. A training set
-  below `batch_size` is one batch. The rate is annealed to 0 by a cosine over the epochs, constant
-  within one.
+  below `batch_size` is one batch. The rate is annealed to 0 by a cosine over the epochs, and is
+  constant within one.
 
   Args:
     features: (N, D) float32, on the device.
@@ -162,8 +161,8 @@ def fit(
     epochs: passes over the data.
     batch_size: clips of a batch.
     multi_label: binary cross entropy in place of cross entropy.
-    watched: (V,) rows of validation clips: of each seed and rate the epoch is returned that is best
-      on them, by accuracy or mAP, as the released code takes it; the last one by default.
+    watched: (V,) rows of validation clips. For each seed and rate the best epoch on them is
+      returned, by accuracy or mAP, as in the released code. By default the last one is.
   """
   rates = jnp.asarray(rates, jnp.float32) * (batch_size / 256)
   return _fit(

@@ -1,4 +1,4 @@
-"""Which clips few labels are of, and the penalty of an exact probe that knows no other clip."""
+"""Draws of few labelled clips, and the penalty of an exact probe that they choose."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from atst_jax.downstream import ridge
 def draw(
   targets: np.ndarray, pool: np.ndarray, sources: np.ndarray, number: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Rows with `number` clips of every class, or all where a class has fewer; sorted.
+  """Sorted rows with `number` clips of every class, or all clips of a class that has fewer.
 
   Args:
-    targets: (N, C) 0 or 1. Where clips have several labels, a label can get more than `number`.
+    targets: (N, C) 0 or 1. If clips have several labels, a label can get more than `number`.
     pool: rows to draw from.
     sources: (N,) int; clips of a group have the same.
   """
@@ -40,8 +40,8 @@ def choose_penalty(
   *,
   default: float,
 ) -> float:
-  """The penalty that scores drawn clips best which it has not seen: those of each group by the
-  other groups' clips. Of equal ones the largest; `default` where no class has clips of two groups.
+  """The penalty with the best score when each group is left out in turn, and scored by a probe of
+  the others. The largest of equals; `default` if no class has clips of two groups.
 
   Args:
     x, targets, sources: (N, D), (N, C) and (N,) of the drawn clips.

@@ -1,10 +1,10 @@
 """The linear probe of BYOL-A's and the difference-aware paper's evaluations: standardised features,
 a linear layer, Adam, early stopping, for all rates and seeds at once.
 
-Source: the protocol of BYOL-A (Niizumi et al., 2023) as EVAR runs it: features standardised by the
-clips that are known, PyTorch's initialisation of a linear layer, the cross entropy divided by the
-number of classes, an L2 penalty inside Adam, batches of 200, patience of 20 epochs. EVAR watches
-the validation accuracy, the papers say loss.
+Source: the protocol of BYOL-A (Niizumi et al., 2023) as in EVAR: features standardised by the known
+clips, PyTorch's initialisation of a linear layer, the cross entropy divided by the number of
+classes, an L2 penalty inside Adam, batches of 200, patience of 20 epochs. EVAR watches the
+validation accuracy; the papers say loss.
 """
 
 import functools
@@ -94,7 +94,7 @@ def _fit(
       present = (jnp.arange(steps * batch) < M).astype(features.dtype).reshape(steps, batch)
       (params, moments), _ = jax.lax.scan(step, (params, moments), (rows, present))
       found = jax.vmap(quality)(params)
-      # of equal epochs the later one is kept
+      # the later one of equal epochs is kept
       better = (found >= score) & (number - best_epoch <= patience)
       keep = lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
       best, score = jax.tree.map(keep, params, best), keep(found, score)
@@ -135,8 +135,8 @@ def fit(
   """Trains a probe for every seed and rate at once, each until `patience` epochs have not been
   better on `valid`.
 
-  Of every rate the parameters of its best epoch are returned, of equally good ones the last. A rate
-  that diverges gives what was best before, or NaN.
+  Each rate gives the parameters of its best epoch, the last one of equals. A rate that diverges
+  gives its best epoch before that, or NaN.
 
   Args:
     features: (N, D) float32.

@@ -1,13 +1,12 @@
-"""Few labels: the linear evaluation of a layer that knows 1, 2, 4, … clips of every class.
+"""Few labels: the linear evaluation with 1, 2, 4, … labelled clips of every class.
 
-For each number of clips the labelled clips are drawn several times, and the same test clips are
-scored after every draw. A class takes its clips from as many groups (speakers, recordings) as it
-can. With several labels, clips are drawn until every label has as many, the rarest label first; a
-clip counts for each of its labels.
+For each number the labelled clips are drawn several times, and the same test clips are scored after
+every draw. The clips of a class come from as many groups (speakers, recordings) as possible. With
+several labels, clips are drawn until every label has the number, the rarest label first; a clip
+counts for each of its labels.
 
-The exact probe knows nothing but the drawn clips, which choose its penalty too (`drawing`). The
-papers' protocols choose their rate on all validation clips of the division, whose labels they know
-in addition.
+The exact probe uses only the drawn clips, also to choose its penalty (`drawing`). The papers'
+protocols choose their rate on all validation clips of the division: they use more labels.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ class Evaluation:
   numbers: tuple[int, ...]  # clips per class
   left_out: tuple[int, ...]  # numbers that no class has
   draws: int
-  penalty: float  # where the drawn clips cannot choose one
+  penalty: float  # if the drawn clips cannot choose one
   sources: np.ndarray  # (N,) int: clips of a group have the same
 
   @property
@@ -61,8 +60,8 @@ class Evaluation:
 
 
 def resolve(config: ConfigDict) -> Evaluation:
-  """The linear evaluation's `resolve`, and what is drawn. Raises UserError with key, value and
-  remedy."""
+  """The linear evaluation's `resolve`, and the settings of the draws. Raises UserError with key,
+  value and remedy."""
   check_values(config, ascending=("few.clips",), positive=("few.draws", "few.penalty"))
   if not all(isinstance(number, int) for number in config.few.clips):
     raise UserError(f"--config.few.clips={config.few.clips}: must be whole numbers of clips")
@@ -95,7 +94,7 @@ def resolve(config: ConfigDict) -> Evaluation:
 
 
 class Drawn(NamedTuple):
-  """What a probe of drawn clips gave for the test clips of a division."""
+  """The result of a probe of drawn clips on the test clips of a division."""
 
   seed: int
   number: int  # of the draw
@@ -116,7 +115,7 @@ def _exact(x, split: Split, drawn: list[np.ndarray], seeds, few: Evaluation) -> 
 
 
 def _trained(x, split: Split, drawn: list[np.ndarray], seeds, few: Evaluation) -> list[Drawn]:
-  """By a protocol of the papers; the validation clips choose the rate."""
+  """A probe by a protocol of the papers; the validation clips choose the rate."""
   job = few.linear
   divisions = [Split(rows, split.valid, split.test) for rows in drawn]
   runs = probe([x], job.labels, divisions, seeds, job.training, score_of(job.labels))
@@ -219,7 +218,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
 
 
 def shortages(few: Evaluation) -> list[str]:
-  """A sentence for each number of clips that some class does not have."""
+  """A sentence for each number of clips that a class does not have."""
   counts, found = few.counts(), []
   for number in few.numbers:
     short = ((counts > 0) & (counts < number)).any(0)

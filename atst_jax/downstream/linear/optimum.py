@@ -1,9 +1,9 @@
-"""How far a probe is from the optimum of its own objective on the clips that it was trained on.
+"""The optimum of a probe's objective on its training clips.
 
 The objective is the cross entropy that both papers' probes minimise: the mean over clips, in nats;
-of several labels the mean over clips and labels of the binary one. (EVAR's code divides it by the
+with several labels the mean over clips and labels of the binary one. (EVAR's code divides it by the
 number of classes and adds a penalty of 1e-8 |W|² / 2, which is left out here.) The minimum is over
-all weights and biases of a linear layer. It does not depend on how features are normalised.
+all weights and biases of a linear layer. It does not depend on the normalisation of features.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,9 @@ import scipy.special
 from atst_jax.downstream.metrics import scale_of
 
 ITERATIONS = 500  # of L-BFGS
-GRADIENT = 1e-5  # largest number of the gradient at which the minimum is taken for found
+GRADIENT = 1e-5  # the minimum counts as found if no number of the gradient is larger
 OPERATIONS = 4e13  # of all iterations; some minutes on two cores
-SMALLEST = 1e-10  # variance that is no rounding error, relative to a feature's or the largest
+SMALLEST = 1e-10  # a relative variance below this is a rounding error
 
 
 class Optimum(NamedTuple):
@@ -40,9 +40,9 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray, multi_label: bool) ->
 def optimum(x: np.ndarray, targets: np.ndarray, multi_label: bool) -> Optimum:
   """The objective's minimum over all linear layers.
 
-  Clips whose features are affinely independent can be given any logits: the minimum is 0, and is
-  reached nowhere. Otherwise L-BFGS runs in whitened directions, from the best constant logits, for
-  ITERATIONS or as many as OPERATIONS allow.
+  Clips with affinely independent features can have any logits: the infimum is 0. Otherwise L-BFGS
+  runs in whitened directions, from the best constant logits, for ITERATIONS or as many as
+  OPERATIONS allow.
 
   Args:
     x: (N, D) features of the clips that were trained on.

@@ -1,4 +1,4 @@
-"""Linear probes of every seed on every division: what the linear evaluation and BgKnown share."""
+"""Linear probes of every seed on every division, for the linear evaluation and BgKnown."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from atst_jax.util.logs import log
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """How a probe is trained, and how its rate is chosen."""
+  """Settings of a probe's training, and of the choice of its rate."""
 
   protocol: str  # "atst" or "evar"
   rates: tuple[float, ...]
@@ -70,7 +70,7 @@ def probe(
 def described(
   runs: list[Run], labels: Labels, splits: list[Split], refit: bool, score
 ) -> list[dict]:
-  """What results.json says of each run."""
+  """The entry of each run in results.json."""
   away = distances(runs, labels, splits, refit)
   return [
     {
@@ -88,7 +88,7 @@ def described(
 
 def convergence(name: str, runs: list[dict]) -> dict:
   """The mean `train_loss`, `optimum` and `above_optimum` of `described` runs, also as a line of the
-  log, and a warning where the grid of rates was too short."""
+  log. Warns if the grid of rates was too short."""
   edges = sorted({run["learning_rate"] for run in runs if run["at_edge"]})
   if edges:
     log.warning(
@@ -111,9 +111,9 @@ def convergence(name: str, runs: list[dict]) -> dict:
 
 
 def distances(runs: list[Run], labels: Labels, splits: list[Split], refit: bool) -> list[dict]:
-  """How far each run stayed from the optimum of what it minimises (`optimum`), on the clips that it
-  was trained on: `train_loss`, `optimum`, and whether that is the minimum (`optimum_found`) or an
-  upper bound of it."""
+  """The distance of each run from the optimum of its objective on its training clips (`optimum`):
+  `train_loss`, `optimum`, and whether that is the minimum (`optimum_found`) or an upper bound of
+  it."""
   known: dict[tuple[int, int], optimum.Optimum] = {}  # shared by the seeds of an array
   found = []
   for run in runs:
@@ -134,8 +134,8 @@ def test_logits(runs: list[Run], seeds: list[int], folds: int) -> list[np.ndarra
 
 
 def fitter(training: Training, x, labels: Labels, split: Split, seeds: list[int]):
-  """The protocol's probe of features (N, D) on one division, as `selection.evaluate` asks for
-  it."""
+  """The protocol's probe of features (N, D) on one division, as an argument of
+  `selection.evaluate`."""
   options = {
     "seeds": seeds,
     "epochs": training.epochs,

@@ -1,4 +1,4 @@
-"""Which learning rate a probe takes: the one that the validation clips prefer, seed by seed."""
+"""The learning rate of a probe: the one with the best validation score, seed by seed."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from atst_jax.util.errors import UserError
 
 
 class Result(NamedTuple):
-  """Of one seed: what validation said of every rate, and the test clips' logits at the best one."""
+  """Of one seed: the validation scores of all rates, and the test clips' logits at the best one."""
 
   rate: float
   # the best rate is the smallest or the largest of the grid, and better than all between them
   at_edge: bool
-  valid_scores: tuple[float, ...]  # one for each rate; -inf where the probe diverged
+  valid_scores: tuple[float, ...]  # one for each rate; -inf if the probe diverged
   test_logits: np.ndarray  # (M, C)
   trained_logits: np.ndarray  # (T, C), of the clips that this probe was trained on, `trained_on`
 
@@ -33,11 +33,12 @@ def evaluate(
   clips.
 
   Args:
-    fit: of (rows to train on, rows to validate on, (S, R) rates): a probe for every seed and rate.
+    fit: function of (rows to train on, rows to validate on, (S, R) rates); returns a probe for
+      every seed and rate.
     features: (N, D) float32, on the device.
     targets: (N, C).
-    score: function of (logits, targets), higher is better. Of rates that score the same, the
-      smallest is taken.
+    score: function of (logits, targets), higher is better. The smallest of equally good rates is
+      taken.
     rates: of ascending size.
     seeds: one result for each.
     refit: train once more with that rate on training and validation clips together, and test that

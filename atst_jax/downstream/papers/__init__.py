@@ -1,5 +1,4 @@
-"""What the papers report: tasks, rates, published tables, and our results in their rows and
-columns.
+"""The papers' tasks, rates and published tables, and our results in their rows and columns.
 
 In: results.json of evaluations. Out: tables as data.
 """

@@ -1,7 +1,7 @@
 """The tables of both papers as data, to be printed beside ours. Scores are in percent.
 
-A column of the protocols "atst", "finetune" and "evar" is a task (`tasks.TASKS`); of "difference"
-and "retrieval" it is what a row of their results is called, with the scene in front.
+A column of the protocols "atst", "finetune" and "evar" is a task (`tasks.TASKS`). A column of
+"difference" and "retrieval" is the name of a row of their results, after the scene.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,16 @@ class Row(NamedTuple):
   """A method's published scores in percent."""
 
   name: str
-  scores: dict[str, float]  # by column; what the paper leaves out is not there
+  scores: dict[str, float]  # by column; without those that the paper leaves out
   spreads: dict[str, float]  # half widths of 95 % confidence intervals, where they are given
 
 
 class Table(NamedTuple):
-  """A table of a paper, with what makes a run comparable to it."""
+  """A table of a paper, and the conditions for a comparable run."""
 
   title: str
   source: str
-  protocol: str  # of the runs whose scores belong into it
+  protocol: str  # of runs whose scores belong into it
   columns: dict[str, str]  # column -> its heading
   rows: tuple[Row, ...]
   averaged: tuple[str, ...] = ()  # columns whose mean is the last column
@@ -189,8 +189,7 @@ def is_evaluated(task: str) -> bool:
 
 
 def published(protocol: str, column: str | None = None) -> list[Published]:
-  """The rows of a protocol's tables, without ablations; with `column`, those that have a score in
-  it."""
+  """The rows of a protocol's tables, without ablations; with `column`, those with a score in it."""
   return [
     Published(protocol, row.name, table.source, row.scores)
     for table in TABLES.values()

@@ -1,7 +1,7 @@
-"""The tasks of both papers as data: what belongs to a protocol. What was published for them is in
+"""The tasks of both papers as data: the settings of the protocols. Published scores are in
 `published`.
 
-Names are those of `data_pipeline`'s layouts, which a prepared set carries.
+Names are those of `data_pipeline`'s layouts, which a prepared set has.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class Task(NamedTuple):
 
   title: str
   classes: int
-  unit_seconds: float  # clips are cut or filled to it in EVAR's protocol
+  unit_seconds: float  # EVAR's protocol cuts or fills clips to it
   # of ATST's linear evaluation, for a batch of 256 (released scripts); () where none is
   rates: tuple[float, ...] = ()
   evar_rate: float | None = None  # of BYOL-A v2's linear evaluation (its README)
@@ -36,7 +36,7 @@ TASKS = {
 
 
 def known_rates(protocol: str, name: str) -> tuple[float, ...]:
-  """The learning rates that the authors of a protocol ("atst" or "evar") name for a task; () where
+  """The learning rates that the authors of a protocol ("atst" or "evar") name for a task; () if
   they name none."""
   if name not in TASKS:
     return ()

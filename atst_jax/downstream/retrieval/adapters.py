@@ -1,11 +1,12 @@
-"""Adapters on frozen embeddings that bring a sound with a sentence to the sound that answers.
+"""Adapters on frozen embeddings that map a sound and a sentence to the sound that answers.
 
-Source: Takeuchi et al. (Interspeech 2022) as the difference-aware paper uses it (5.3, Fig. 3):
-frozen audio and text encoders, adapters with GELU, contrastive learning and the classification of
-events, cosine similarity, Adam. Of what neither tells, the simplest: an adapter is Linear, GELU,
-Linear beside a linear shortcut, then layer normalisation; one serves query and answer; a query is
-the sum of its adapted sound and text; the loss is the symmetric InfoNCE over the batch with a
-learned temperature, and the events of the answer are classified from query and answer.
+Source: Takeuchi et al. (Interspeech 2022), as in the difference-aware paper (5.3, Fig. 3): frozen
+audio and text encoders, adapters with GELU, contrastive learning and the classification of events,
+cosine similarity, Adam. The rest, which neither tells, is the simplest choice. An adapter is
+Linear, GELU, Linear beside a linear shortcut, then layer normalisation; queries and answers share
+one for sounds. A query is the sum of its adapted sound and text. The loss is the symmetric InfoNCE
+over the batch with a learned temperature. The events of the answer are classified from query and
+answer.
 """
 
 import functools
@@ -18,10 +19,10 @@ import numpy as np
 import optax
 
 INIT_STREAM = 2**32 - 1  # folded into a seed for the parameters; epochs count from 0
-MAX_SCALE = 100.0  # of the cosines: temperatures below 0.01 are taken for it, as in CLIP
+MAX_SCALE = 100.0  # of the cosines: the temperature is at least 0.01, as in CLIP
 EPSILON = 1e-6  # of the layer normalisation
 NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-# what a query is made of
+# The parts of a query.
 SYSTEMS = {"audio + text": (True, True), "audio": (True, False), "text": (False, True)}
 
 
@@ -79,7 +80,7 @@ class Adapters(nn.Module):
     )
 
   def queries(self, audio, text, *, system: str):
-    """(B, D) and (B, E) of what asks -> (B, W) what is looked for, not normalised."""
+    """(B, D) sounds and (B, E) sentences -> (B, W) queries, not normalised."""
     has_audio, has_text = SYSTEMS[system]
     parts = [self.audio(audio)] if has_audio else []
     return sum(parts, self.text(text)) if has_text else parts[0]
@@ -215,8 +216,8 @@ def fit(
   temperature: float,
   on_epoch=lambda losses: None,
 ) -> Fitted:
-  """Trains the adapters once for every seed, all at once; of each the epoch with the smallest
-  validation loss is kept.
+  """Trains the adapters for all seeds at once. Each keeps its epoch with the smallest validation
+  loss.
 
   Args:
     train, valid: (M,) and (V,) pairs.
@@ -278,10 +279,8 @@ def _similarity(params, data, rows, gallery, *, network, system):
 
 
 def similarity(fitted: Fitted, data: Data, rows, gallery, *, seed: int, system: str) -> np.ndarray:
-  """(M,) and (G,) pairs -> (M, G) cosines of the former's queries with the latter's answers.
-
-  By the adapters of one seed (its position, not its value).
-  """
+  """(M,) and (G,) pairs -> (M, G) cosines of the queries of M pairs and the answers of G, by the
+  adapters of one seed (its position, not its value)."""
   params = jax.tree.map(lambda x: x[seed], fitted.params)
   network, places = fitted.network, (jnp.asarray(rows), jnp.asarray(gallery))
   return np.asarray(_similarity(params, data, *places, network=network, system=system))

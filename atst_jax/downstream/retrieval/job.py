@@ -1,9 +1,8 @@
 """Retrieval with auxiliary information (difference-aware paper 5.3, Table 2): a sound and a
 sentence ask for the sound that differs from it as the sentence says.
 
-A recall means little alone. Beside it stand chance, queries of the sound alone and of the sentence
-alone, and the whole system on an encoder with random parameters and on statistics of the log-mel
-spectrogram.
+For comparison the table has chance, queries of the sound or the sentence alone, and the whole
+system on an encoder with random parameters and on statistics of the log-mel spectrogram.
 """
 
 import functools
@@ -23,14 +22,14 @@ from atst_jax.downstream.retrieval.pair_set import SPLITS, PairSet, groups
 from atst_jax.downstream.retrieval.settings import Retrieval, resolve
 from atst_jax.util.logs import progress_bar
 
-# Where things lie does not enter what is computed: their hashes say what they are.
+# Paths do not change the computation; hashes identify encoder, data and text model.
 FREE_KEYS = ("encoder", "data.path", "text.model")
 REPORTED = "audio + text"
 
 
 def sounds(job: Retrieval, folder: str) -> Iterator[tuple[str, list[np.ndarray]]]:
-  """Yields (features, vectors of each seed): one (N, D) array where the seed makes no difference,
-  else one for each."""
+  """Yields (features, vectors of each seed): one (N, D) array if the seed does not change it, else
+  one for each."""
   key = {
     "data": job.record["data"]["fingerprint"],
     "frontend": job.model.frontend.hash,
@@ -98,13 +97,14 @@ def run_rows(name: str, system: str, arrays, words, job: Retrieval) -> list[dict
 
 
 def _design(job: Retrieval, scene: str) -> bootstrap.Design:
-  """Queries are drawn; those that share a clip, together."""
+  """The design of draws of queries; those that share a clip are drawn together."""
   linked = groups(job.pairs.query, job.pairs.target)
   return bootstrap.design([job.galleries[scene][0]], job.pairs.ids, [f"{i}" for i in linked])
 
 
 def _data(array, words, targets, pairs: PairSet, train, standardize: bool) -> adapters.Data:
-  """Everything on the device; with `standardize`, sounds by the clips of the training pairs."""
+  """All arrays on the device. With `standardize`, sounds are standardised by the clips of the
+  training pairs."""
   array = np.asarray(array)
   if standardize:
     mean, factor = scale_of(array[np.union1d(pairs.query[train], pairs.target[train])])
@@ -117,7 +117,7 @@ def _data(array, words, targets, pairs: PairSet, train, standardize: bool) -> ad
 
 
 def chance_rows(job: Retrieval) -> list[dict]:
-  """What drawing answers would reach: K of the gallery's M."""
+  """Rows of the recall of random answers: K of the gallery's M."""
   return [
     {
       "name": f"R@{k}",
@@ -165,7 +165,7 @@ def _results(job: Retrieval, rows: list[dict]) -> dict:
   sizes = {
     scene: {split: len(pairs.rows(split, scene)) for split in SPLITS} for scene in job.galleries
   }
-  # Only the published pairs compare with what was published.
+  # Published scores compare only on the published pairs.
   first = f"{min(sizes)} R@{job.recall_at[0]}"
   return evaluation.results_of(
     job.record,

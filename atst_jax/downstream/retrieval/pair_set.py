@@ -1,5 +1,5 @@
-"""A prepared set of pairs (`python -m data_pipeline.pairs`) as arrays: who asks, with which words,
-who answers."""
+"""A prepared set of pairs (`python -m data_pipeline.pairs`) as arrays: queries, sentences,
+answers."""
 
 import collections
 import csv
@@ -47,9 +47,9 @@ def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
     seed: of that draw.
 
   Raises:
-    UserError: there is no such table, or a pair that cannot be: of clips that are not there, of one
-      clip alone, of another split than its clips; or a recording is mixed into test clips and
-      others; or a split is empty.
+    UserError: there is no such table; a pair is invalid (it has missing clips, one clip twice, or
+      another split than its clips); a recording is mixed into test clips and others; or a split is
+      empty.
   """
   table = _read(os.path.join(dataset.root, PAIRS), COLUMNS)
   place = {id: row for row, id in enumerate(labels.ids)}

@@ -1,4 +1,4 @@
-"""A retrieval's config made concrete: what it opens, filled in and checked."""
+"""A retrieval's config, filled in and checked, with the opened encoder, data and text model."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ FEATURES = ("pre-trained", "random", "mel")
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
-  """A retrieval, resolved: what it opens, and its settings by name."""
+  """A resolved retrieval: opened files, and settings by name."""
 
   record: dict  # the resolved config as JSON
   model: Model
@@ -40,7 +40,7 @@ class Retrieval:
   recall_at: tuple[int, ...]
   standardize: bool
   sizes: dict  # of the adapters: hidden, width, temperature
-  training: dict  # the keyword arguments of `adapters.fit` that are left
+  training: dict  # the other keyword arguments of `adapters.fit`
 
 
 def resolve(config: ConfigDict) -> Retrieval:
@@ -105,8 +105,8 @@ def resolve(config: ConfigDict) -> Retrieval:
 def galleries(
   pairs: PairSet, *, of_all: bool, recall_at: tuple[int, ...]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """{scene: (test pairs that ask, pairs whose answers are the candidates)}; these are of all scenes
-  with `of_all`. Raises UserError for too few of them."""
+  """{scene: (test pairs with the queries, pairs with the candidates)}; with `of_all` candidates are
+  those of all scenes. Raises UserError for too few of them."""
   out = {}
   for scene in np.unique(pairs.scenes).tolist():
     asked = pairs.rows("test", scene)

@@ -42,7 +42,7 @@ def load_text_encoder(name: str) -> TextEncoder:
       "and the "
       "tokenizer, or a model of the hub such as distilbert-base-uncased"
     )
-  transformers.logging.set_verbosity_error()  # of a checkpoint's heads that are not used here
+  transformers.logging.set_verbosity_error()  # no warnings about unused heads of a checkpoint
   transformers.logging.disable_progress_bar()
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=is_folder)
@@ -80,7 +80,7 @@ def embed_texts(texts: list[str], encoder: TextEncoder, *, pooling: str, folder:
     texts: U sentences.
     pooling: "first": that of the first token; "mean": of all tokens of the sentence, the special
       ones too.
-    folder: of the files, whose names depend on the parameters, the tokens and the pooling.
+    folder: of the files; their names depend on the parameters, the tokens and the pooling.
 
   Raises:
     UserError: an unknown pooling, or a vector that is NaN or infinite, with its sentence.
