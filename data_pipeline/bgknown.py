@@ -8,13 +8,12 @@ clips, in the same order and with the same ids and labels: `mix`, and the backgr
 mixed), `b` (half of it overlaps) and `c` (what comes after it). `mixtures.csv` holds every file,
 offset, SNR and gain. Evaluate with configs/bgknown.py.
 
-What is tested: the foregrounds and the backgrounds of a split `test`; else of the folds
---test_folds; else, where a set has neither, two fifths of its files by a hash of their ids. No
-background, and no foreground, is on both sides.
+The test sounds of each set are those of its split `test`; else of the folds --test_folds; else two
+fifths of its files, by a hash of their ids. No sound is on both sides.
 
-Every byte depends on the inputs, the flags and the seed only, not on the workers. Killed at any
-moment, the same command continues. Exit codes are those of data_pipeline.prepare. Needs pyloudnorm
-(pip install -e .[mixtures]).
+Every byte depends on the inputs, the flags and the seed only, not on the workers. If the job is
+killed, the same command continues it. Exit codes are those of data_pipeline.prepare. Needs
+pyloudnorm (pip install -e .[mixtures]).
 """
 
 import argparse
@@ -65,9 +64,9 @@ def _parser() -> Parser:
   length = "length of all sounds; backgrounds must have twice that"
   add("--seconds", type=float, default=5.0, help=length)
   add("--snr", default="0,3", help="dB, from,to: foreground over background, uniform")
-  loud = "loudness of every background (a), before what would clip is turned down"
+  loud = "loudness of every background (a), before mixtures that would clip are turned down"
   add("--background_lufs", type=float, default=-23.0, help=loud)
-  folds = "where there are folds and no split `test`; the others train"
+  folds = "folds of the test, if there is no split `test`; the others train"
   add("--test_folds", default="4,5", help=folds)
   several = "mixtures for each foreground, with backgrounds of their own"
   add("--per_clip", type=int, default=1, help=several)
@@ -77,7 +76,7 @@ def _parser() -> Parser:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-  """Raises UserError for values that cannot be."""
+  """Raises UserError for values out of their range."""
   flags.check_bounds(args, seconds=(0.5, 60.0), per_clip=(1, 9999), background_lufs=(-60.0, 0.0))
   try:
     low, high = map(float, args.snr.split(","))
@@ -109,8 +108,7 @@ def _listing(args: argparse.Namespace, kind: str) -> Listing:
 
 
 def divided(sources: list[Source], test_folds: str, kind: str) -> list[Source]:
-  """The sources with the side they are on as their split. Raises UserError if one of the sides is
-  empty."""
+  """The sources with their side as their split. Raises UserError if a side is empty."""
   folds = flags.names(test_folds)
   if any(source.split == "test" for source in sources):
     side = lambda source: source.split
@@ -138,7 +136,7 @@ def check(rows: list[Mixture]) -> None:
 
 
 def _draw(job) -> Mixture | dict:
-  """A mixture, or the reject that it became."""
+  """A mixture, or a reject in its place."""
   source, id, pool, recipe = job
   try:
     return mixtures.draw(source, id, pool, recipe)
@@ -198,7 +196,7 @@ def _table(
 def build(args: argparse.Namespace) -> None:
   """Runs the whole job. Raises UserError, Stopped and KeyboardInterrupt."""
   recipe = _recipe(args)
-  loudness_meter(recipe.sample_rate)  # it is missing now rather than after an hour
+  loudness_meter(recipe.sample_rate)  # raises now, not after an hour, if pyloudnorm is missing
   foreground, background = _listing(args, "foreground"), _listing(args, "background")
   if both := {s.path for s in foreground.sources} & {s.path for s in background.sources}:
     raise UserError(

@@ -8,7 +8,7 @@ from atst_jax.util.errors import UserError
 
 from .sources.inputs import LAYOUTS
 
-LAYOUT = f"{', '.join(LAYOUTS)}; default: what a table looks like, folder for a folder"
+LAYOUT = f"{', '.join(LAYOUTS)}; default: by a table's first line, folder for a folder"
 ROOT = "folder that a table's paths start from; default: the table's own"
 FOLLOW_LINKS = "follow links that lead out of the input's folder (they are refused otherwise)"
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -20,7 +20,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 
 def add_shards(parser: argparse.ArgumentParser, *, output: str, name: str, seed: str) -> None:
-  """Adds what every command that writes shards asks. The texts say what differs."""
+  """Adds the flags of every command that writes shards. The arguments are help texts."""
   add = parser.add_argument
   add("--output", required=True, help=f"{output}; made if need be")
   add("--frontend", required=True, help=", ".join(FRONTENDS))
@@ -35,12 +35,12 @@ def add_shards(parser: argparse.ArgumentParser, *, output: str, name: str, seed:
 
 
 def of_shards(args: argparse.Namespace) -> dict:
-  """What `add_shards` asked, for `Job`."""
+  """The values of `add_shards`, for `Job`."""
   return {key: getattr(args, key) for key in BOUNDS}
 
 
 def part_of_plan(args: argparse.Namespace) -> dict:
-  """What of it decides over the bytes of shards."""
+  """Those values that change the bytes of shards."""
   return {key: getattr(args, key) for key in ("seed", "num_shards", "shard_mb")}
 
 
@@ -60,21 +60,21 @@ def add_listing(parser: argparse.ArgumentParser) -> None:
   add("--root", default="", help=ROOT)
   add("--follow_links", action="store_true", help=FOLLOW_LINKS)
   for name in ("path", "label"):
-    add(f"--{name}_column", default="", help=f"what a table calls the column `{name}`")
-  separator = "what separates several names in a `label` (default ';')"
+    add(f"--{name}_column", default="", help=f"a table's own name of the column `{name}`")
+  separator = "separates several names in a `label` (default ';')"
   add("--label_separator", default="", help=separator)
   exact = "classes that differ in case or spaces only are different ones"
   add("--exact_labels", action="store_true", help=exact)
   whole = "do not read `start` and `end` of a manifest: its rows are whole files"
   add("--whole_files", action="store_true", help=whole)
-  rest = "what no segment covers is prepared too, without a label"
+  rest = "stretches that no segment covers are prepared too, without a label"
   add("--rest", action="store_true", help=rest)
-  context = "seconds that are added to a segment on both sides"
+  context = "seconds added to a segment on both sides"
   add("--context", type=float, default=0.0, help=context)
 
 
 def of_listing(args: argparse.Namespace) -> dict:
-  """What `add_listing` asked, for `list_sources`."""
+  """The values of `add_listing`, for `list_sources`."""
   keys = ("layout", "root", "follow_links", "path_column", "label_column", "label_separator")
   return {key: getattr(args, key) for key in (*keys, "exact_labels", "whole_files", "rest")}
 

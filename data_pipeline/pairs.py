@@ -12,8 +12,8 @@ Writes a prepared set (a clip for each half of a pair, labelled with its events)
   mixtures.csv  every recording in every clip: where it starts, its level and gain
 
 Recordings of test pairs are in no other pair, and those for validation in no training pair. Every
-byte depends on the input and the flags only, not on workers or restarts: the same command continues
-where it was stopped. Needs pip install -e .[mixtures]. Exit codes: those of data_pipeline.prepare.
+byte depends on the input and the flags only, not on workers or restarts. The same command continues
+a stopped job. Needs pip install -e .[mixtures]. Exit codes: those of data_pipeline.prepare.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def _parser() -> Parser:
   add("--jams", default="", help=published)
   for split, number in (("train", 45_000), ("valid", 5_000), ("test", 1_000)):
     add(f"--{split}_pairs", type=int, default=number, help="of every scene")
-  fold = "fold of the test's recordings, where there are folds; default: the last"
+  fold = "fold of the test's recordings, if there are folds; default: the last"
   add("--eval_fold", type=int, default=-1, help=fold)
   interval = {"type": _interval, "metavar": "LOW,HIGH"}
   for name, kind, text in (
@@ -76,7 +76,7 @@ def _parser() -> Parser:
     ("lufs", interval, "of a background's loudness"),
     ("snr", interval, "of events above it, in dB"),
     ("level_change", interval, "in dB, of louder and quieter"),
-    ("shared_events", {"type": int}, "that both clips have besides, at most"),
+    ("shared_events", {"type": int}, "events that both clips have, at most"),
   ):
     default = getattr(ranges, name)
     add(f"--{name}", default=default, help=f"{text} (default {default})", **kind)
@@ -102,7 +102,7 @@ def _check(args: argparse.Namespace) -> None:
   )
   if args.level_change[0] < 1:
     raise UserError(f"--level_change={args.level_change}: below 1 dB nobody hears a difference")
-  loudness_meter(1000)  # it is missing now rather than in an hour
+  loudness_meter(1000)  # raises now, not in an hour, if pyloudnorm is missing
 
 
 def _pairs(args: argparse.Namespace, frontend: FrontEnd) -> list[Pair]:

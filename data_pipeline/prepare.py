@@ -6,10 +6,9 @@
   python -m data_pipeline.prepare merge DIR DIR … --output=DIR       joins prepared sets
   python -m data_pipeline.prepare repair --input=… --output=DIR …    writes the bad shards again
 
-Which clip is in which shard, and every byte, depends on the input and the seed only. Killed at any
-moment, the same command continues after the shards that are finished. Exit codes: 0 done, 2 a
-mistake in a flag, a file or the input, 74 a disk or a store did not answer, 75 stopped early: run
-the same command again.
+Every byte of the shards depends on the input and the seed only. If the job is killed, the same
+command continues after the finished shards. Exit codes: 0 done, 2 a mistake in a flag, a file or
+the input, 74 a disk or a store did not answer, 75 stopped early: run the same command again.
 """
 
 import argparse
@@ -56,7 +55,7 @@ def _parser() -> Parser:
   )
   label = "feature of its class; by default `label`, for example instrument/family"
   add("--tfds_label", default="", help=label)
-  group = "feature of what divisions keep together, for example speaker_id; by default none"
+  group = "feature whose values divisions keep together, for example speaker_id; by default none"
   add("--tfds_group", default="", help=group)
   add("--tfds_dir", default=None, help="TFDS's data folder, if not its own")
   flags.add_shards(
@@ -94,7 +93,7 @@ def _check(args: argparse.Namespace) -> None:
     raise UserError(f"--{given} goes with --input, not with --tfds")
   if args.tfds and args.dry_run:
     raise UserError(
-      "--dry_run goes with --input: what --tfds brings is known once it is downloaded"
+      "--dry_run goes with --input: the files of --tfds are known only after the download"
     )
   if (args.tfds_label or args.tfds_group or args.tfds_dir) and not args.tfds:
     raise UserError("--tfds_label, --tfds_group and --tfds_dir need --tfds")
@@ -122,7 +121,8 @@ def _job(args: argparse.Namespace, listing: Listing, name: str, sources_hash: st
   chosen = ("reject_silent", "reject_duplicates", "repair_headers", "context")
   made_of |= {key: getattr(args, key) for key in chosen if getattr(args, key)}
   made_of |= {"channels": args.channels} if args.channels != MEAN else {}
-  # their classes are not in the hash of the sources, and number the labels with the others
+  # Labels are numbers among all classes, also those of files that were not drawn. The hash of the
+  # sources does not have them.
   if listing.not_drawn:
     made_of["classes"] = classes_hash(listing.label_names)
   try:
@@ -200,8 +200,7 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
 
 
 def _repair(argv: list[str]) -> int:
-  """Prepares again with the bad shards among those to be written: each is replaced once its
-  successor is whole."""
+  """Prepares again and writes the bad shards anew. Each stays until its successor is complete."""
   args = _parser().parse(argv)
   problems, _ = verify.verify(args.output)
   for problem in problems.values():

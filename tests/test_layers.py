@@ -10,6 +10,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# What an evaluation may use, and all that stands on evaluations.
+EVALUATION = ("util", "models", "method", "objectives", "audio", "data", "runtime", "artifacts")
+
 # Package -> the packages it may use besides itself. From the ground up: a row names earlier rows
 # only.
 PACKAGES = {
@@ -18,43 +21,14 @@ PACKAGES = {
   "atst_jax.method": ("util", "models"),
   "atst_jax.audio": ("util",),
   "atst_jax.data": ("util", "audio"),
+  "atst_jax.objectives": ("util", "models", "method", "audio"),
   "atst_jax.runtime": ("util", "audio", "data"),
   "atst_jax.artifacts": ("util", "models", "method", "audio", "data", "runtime"),
   "atst_jax.prediction": ("util", "audio", "runtime", "artifacts"),
-  "atst_jax.downstream": ("util", "models", "method", "audio", "data", "runtime", "artifacts"),
-  "atst_jax.figures": (
-    "util",
-    "models",
-    "method",
-    "audio",
-    "data",
-    "runtime",
-    "artifacts",
-    "downstream",
-  ),
-  "atst_jax.pretraining": (
-    "util",
-    "models",
-    "method",
-    "audio",
-    "data",
-    "runtime",
-    "artifacts",
-    "downstream",
-  ),
-  "atst_jax.performance": (
-    *(
-      "util",
-      "models",
-      "method",
-      "audio",
-      "data",
-      "runtime",
-      "artifacts",
-      "downstream",
-      "pretraining",
-    ),
-  ),
+  "atst_jax.downstream": EVALUATION,
+  "atst_jax.figures": (*EVALUATION, "downstream"),
+  "atst_jax.pretraining": (*EVALUATION, "downstream"),
+  "atst_jax.performance": (*EVALUATION, "downstream", "pretraining"),
   "data_pipeline.sources": ("util", "audio", "data"),
   "data_pipeline.shards": ("util", "audio", "data", "sources"),
   "data_pipeline.mixing": ("util", "audio", "data", "sources", "shards"),
@@ -65,29 +39,9 @@ MOST_MODULES, MOST_FLOORS = 12, 8
 
 # Inside functions only: the model trains, exports and embeds on hosts that have none of these.
 LAZY = {
-  *(
-    "apache_beam",
-    "librosa",
-    "matplotlib",
-    "mlflow",
-    "onnx",
-    "onnxruntime",
-    "pyarrow",
-    "pyloudnorm",
-    "safetensors",
-  ),
-  *(
-    "sklearn",
-    "soundfile",
-    "soxr",
-    "tensorboardX",
-    "tensorflow",
-    "tensorflow_datasets",
-    "torch",
-    "transformers",
-    "usearch",
-  ),
-  "wandb",
+  *("apache_beam", "librosa", "matplotlib", "mlflow", "onnx", "onnxruntime", "pyarrow"),
+  *("pyloudnorm", "safetensors", "sklearn", "soundfile", "soxr", "tensorboardX", "tensorflow"),
+  *("tensorflow_datasets", "torch", "transformers", "usearch", "wandb"),
 }
 EAGER = {("atst_jax.audio.decode", "soundfile"), ("atst_jax.audio.decode", "soxr")}
 

@@ -1,4 +1,5 @@
-"""Preparation of whole sets of real sound, and of a file of ten hours."""
+"""Preparation of whole sets of real sound, of a file of ten hours, and the plan of half a million
+clips."""
 
 import os
 import pathlib
@@ -10,9 +11,13 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from preparing import run
 
+from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
+from data_pipeline.shards import plan
+from tests.preparing import run
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.slow
@@ -94,7 +99,7 @@ def test_ten_hours(tmp_path):
     check=True,
     text=True,
     stdout=subprocess.PIPE,
-    cwd=pathlib.Path(__file__).parents[1],
+    cwd=ROOT,
   )
   megabytes = int(done.stdout) / 1024
   print(
@@ -102,3 +107,39 @@ def test_ten_hours(tmp_path):
   )
   dataset = Dataset.load(str(tmp_path / "out"))
   assert dataset.num_clips("train") == 600 and megabytes < 1000
+
+
+@pytest.mark.slow
+def test_half_a_million_clips_are_planned_in_a_quarter_of_a_minute_and_of_two_gigabytes():
+  """A quarter of AudioSet, simulated: hashed, ordered and dealt to shards."""
+  script = """
+import resource, time
+from atst_jax.audio.frontend import get_frontend
+from data_pipeline.shards import plan
+from data_pipeline.sources.files import Source
+sources = [
+  Source(f"/data/audio/{i % 1000:03d}/{i:011d}.wav", f"{i:011d}_30.000", ("Speech", "Music"), True)
+  for i in range(500_000)
+]
+started = time.time()
+_, missing = plan.hash_sources(sources, "/data")
+tasks, _ = plan.deal(
+  sources, frontend=get_frontend("atst"), seed=0, shard_mb=48, num_shards=1250
+)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(len(missing), len(tasks), time.time() - started, peak)
+"""
+  run = subprocess.run(
+    [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  missing, shards, seconds, gib = map(float, run.stdout.split())
+  assert (missing, shards) == (500_000, 1250) and seconds < 15 and gib < 0.7, run.stdout
+
+
+@pytest.mark.parametrize(
+  ("files", "shards"), [(5, 5), (40, 16), (600, 16), (6000, 64), (50_000, 192)]
+)
+def test_the_number_of_shards_is_16_or_a_multiple_of_64(files, shards):
+  """A tenth of a megabyte each: shards of at most 32 MB, and never more than files."""
+  num_bytes = plan.mel_bytes(10.0 * files, get_frontend("atst"))
+  assert plan.choose_num_shards(num_bytes, files, shard_mb=32, num_shards=0) == shards

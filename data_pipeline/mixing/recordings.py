@@ -1,4 +1,4 @@
-"""The recordings that are mixed: listed, divided so that none is in two splits, and read whole."""
+"""Recordings for mixing: listed, divided so that none is in two splits, and read whole."""
 
 import collections
 import concurrent.futures
@@ -24,7 +24,7 @@ from ..sources.inputs import list_files
 
 SPLITS = ("train", "valid", "test")
 LONGEST = 1800.0  # seconds of a background, which is decoded as a whole
-# Of a class's recordings, the latter of what is left: where a set has no such split.
+# Drawn of each class's recordings if a set lacks the split: first the test, then of the others.
 SHARES = {"test": 0.2, "valid": 0.1}
 # ESC-50: FOLD-FREESOUNDID-TAKE: the takes of a sound are one recording.
 TAKE = re.compile(r"(?P<recording>(.*/)?\d-\d+)-[A-Z](-\d+)?\.\w+")
@@ -33,7 +33,7 @@ TAKE = re.compile(r"(?P<recording>(.*/)?\d-\d+)-[A-Z](-\d+)?\.\w+")
 def list_set(
   path: str, flag: str, *, layout: str, root: str = "", follow_links: bool = False
 ) -> Listing:
-  """`list_files` of what --FLAG names, whose errors name that flag."""
+  """`list_files` of the value of --FLAG; errors name that flag."""
   try:
     listing = list_files(path, layout=layout, root=root, follow_links=follow_links)
   except UserError as error:
@@ -47,7 +47,7 @@ def list_set(
 
 
 def check_classes(listing: Listing, wanted: list[str], flag: str) -> None:
-  """Raises UserError if the listing lacks a class of them."""
+  """Raises UserError if the listing lacks one of the classes."""
   have = listing.label_names
   if unknown := sorted(set(wanted) - set(have)):
     raise UserError(
@@ -57,8 +57,8 @@ def check_classes(listing: Listing, wanted: list[str], flag: str) -> None:
 
 
 def check_disjoint(used: Iterable[tuple[str, str]]) -> None:
-  """Raises UserError if a recording is in the test and elsewhere too; `used` yields (recording,
-  split) of all that is mixed."""
+  """Raises UserError if a recording is in the test split and in another; `used` yields (recording,
+  split) of all mixed recordings."""
   sides = collections.defaultdict(set)
   for recording, split in used:
     sides[recording].add(split == "test")
@@ -70,7 +70,7 @@ def check_disjoint(used: Iterable[tuple[str, str]]) -> None:
 
 
 def long_enough(sources: list[Source], seconds: float, workers: int) -> list[Source]:
-  """Those of `seconds` to LONGEST by their headers."""
+  """Sources of `seconds` to LONGEST, by their headers."""
 
   def fits(source):
     try:
@@ -114,7 +114,7 @@ class Recordings:
 
 
 def recording_of(source: Source) -> str:
-  """What must not be divided: a group, ESC-50's takes of one sound, else the file."""
+  """The name of what divisions keep together: a group, ESC-50's takes of one sound, or the file."""
   match = TAKE.fullmatch(source.id)
   return source.group or (match["recording"] if match else source.id)
 
@@ -133,20 +133,20 @@ def list_recordings(
 ) -> Recordings:
   """Lists a folder or manifest and divides it.
 
-  A set with a test split keeps it; of one with folds, `eval_fold` is the test; of any other, a
-  fifth. A tenth of the rest is for validation, unless the set has such a split. What is drawn is
-  drawn by hash, class by class: two recordings at least, a third at most. Files that are missing
-  are left out.
+  A set's own test split is kept. Of a set with folds, `eval_fold` is the test; of any other, a
+  fifth is drawn. A tenth of the rest is drawn for validation, unless the set has such a split.
+  Draws are by hash, class by class: two recordings at least, a third at most. Missing files are
+  left out.
 
   Args:
-    flag, classes_flag: that name the set and its classes, for messages.
+    flag, classes_flag: name the set and its classes in messages.
     layout, root, follow_links: of `list_files`.
     classes: those to keep; all if empty.
-    eval_fold: -1: the last.
-    seed: of what is drawn.
+    eval_fold: -1 is the last.
+    seed: of the draws.
 
   Raises:
-    UserError: as `list_files`, for classes that are not there, or files of several of them.
+    UserError: as `list_files`, for unknown classes, or for files of several of them.
   """
   listing = list_set(path, flag, layout=layout, root=root, follow_links=follow_links)
   check_classes(listing, classes, classes_flag)
@@ -171,8 +171,8 @@ def _labelled(sources: list[Source], wanted: set[str], flag: str) -> list[Source
     labels = [label for label in source.labels if label in wanted]
     if len(labels) > 1:
       raise UserError(
-        f"{source.id!r} is of several classes ({', '.join(labels)}); name with --{flag} such as do "
-        "not occur together"
+        f"{source.id!r} is of several classes ({', '.join(labels)}); choose with --{flag} classes "
+        "that do not occur together"
       )
     if labels:
       kept.append(dataclasses.replace(source, labels=tuple(labels)))
@@ -185,9 +185,9 @@ def _divide(
   """The split of a file.
 
   Args:
-    owned: the set's divisions are its owner's: where they part a recording they stay as they are.
+    owned: the set's owner made its divisions: they stay, even if they part a recording.
 
-  Raises UserError for a recording with files in two splits otherwise.
+  Raises UserError, unless `owned`, for a recording with files in two splits.
   """
   given = _given(sources, eval_fold, flag)
   key = lambda source: (recording_of(source), given(source) if owned else "")
@@ -210,7 +210,7 @@ def _divide(
     for label in sorted(classes):
       rest = [name for name in classes[label] if parts[name] == "train"]
       rest.sort(key=lambda name: hashlib.sha256(f"{seed}:{name[0]}".encode()).digest())
-      # a speaker of several classes was drawn with the first of them
+      # Some were drawn already, with another of their classes.
       drawn = sum(parts[name] == split for name in classes[label])
       number = drawn + len(rest)
       count = min(max(2, round(share * number)), number // 3) - drawn
@@ -219,7 +219,7 @@ def _divide(
 
 
 def _given(sources: list[Source], eval_fold: int, flag: str) -> Callable[[Source], str]:
-  """Of a file, the split that the set itself says; "train" where it says nothing."""
+  """Gives the set's own split of a file; "train" if it has none."""
   splits, folds = {source.split for source in sources}, {source.fold for source in sources}
   if unknown := splits - set(SPLITS):
     raise UserError(f"--{flag}: the split {min(unknown)!r} is none of {', '.join(SPLITS)}")

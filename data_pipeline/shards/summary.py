@@ -11,8 +11,8 @@ from .mel_statistics import merge_statistics
 COUNTS = ("silent", "clipped", "dc", "split_files")
 REMARKS = {
   "incomplete": "{} files were not read whole:",
-  "cancelled": "{} files whose channels cancel each other, their mean so far below the loudest; "
-  "--channels=loudest takes that one:",
+  "cancelled": "{} files whose channels cancel each other, so far is their mean below the loudest; "
+  "--channels=loudest takes the loudest:",
 }
 
 
@@ -30,7 +30,7 @@ def describe(
   Args:
     sidecars: of the shards that are part of the dataset, in order.
     rejects: {id, reason, detail} of every file that is not in a shard.
-    preparation: the plan's keys that are not in the manifest otherwise.
+    preparation: the plan's keys that are not elsewhere in the manifest.
   """
   rejects = sorted(rejects, key=lambda reject: reject["id"])
   remarks = [remark for s in sidecars for remark in s.get("remarks", [])]
@@ -68,8 +68,8 @@ def describe(
 
 
 def _groups(listing: Listing) -> dict[str, dict]:
-  """What divisions keep together, and how many groups lie in two of the divisions that the listing
-  has; nothing where no file is in a group."""
+  """The entry about groups: their number, and how many lie in two of the listing's own splits or
+  folds. Nothing if no file is in a group."""
   parts = collections.defaultdict(set)
   for source in listing.sources:
     if source.group:
@@ -87,7 +87,7 @@ def _groups(listing: Listing) -> dict[str, dict]:
 
 
 def describe_groups(groups: dict) -> list[str]:
-  """A line about what divisions keep together, if there is anything."""
+  """A line about the groups, if there are any."""
   if not groups:
     return []
   line = f"groups: {groups['number']}, one for each {groups['by']}; divisions keep each together"
@@ -109,12 +109,12 @@ def sum_counts(parts: list[dict[str, int]]) -> dict[str, int]:
 
 
 def _sum(sidecars: list[dict], key: str) -> dict[str, int]:
-  # histograms are absent from an older version's
+  # Sidecars of older versions have no histograms.
   return sum_counts([sidecar.get(key, {}) for sidecar in sidecars])
 
 
 def totals(parts: list[dict]) -> dict:
-  """What `dataset.json` says of a split in numbers, from those of its parts."""
+  """The numbers of a split in `dataset.json`, from those of its parts."""
   return {
     **{key: sum(part[key] for part in parts) for key in ("num_clips", "num_files", "num_frames")},
     "min_frames": min(part["min_frames"] for part in parts),
@@ -147,7 +147,7 @@ def _coverage(listing: Listing, rejects: list[dict]) -> dict[str, dict[str, int]
 
 
 def describe_remarks(remarks: list[dict], most: int) -> list[str]:
-  """Lines about files that were used, and are not all there, or not as they were recorded."""
+  """Lines about files that were used though they are incomplete, or their channels cancel."""
   lines = []
   for kind, text in REMARKS.items():
     if not (found := [remark for remark in remarks if remark["remark"] == kind]):
@@ -160,7 +160,7 @@ def describe_remarks(remarks: list[dict], most: int) -> list[str]:
 
 
 def report(manifest: dict, *, most: int = 10) -> list[str]:
-  """Lines that tell a person what was prepared, and what was not."""
+  """Lines about what was prepared and what was not."""
   frontend, counts, lines = manifest["frontend"], manifest["counts"], []
   for split, content in manifest["splits"].items():
     hours = content["num_frames"] * frontend["hop_length"] / frontend["sample_rate"] / 3600

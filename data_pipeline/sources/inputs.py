@@ -1,8 +1,7 @@
-"""What is to be prepared: a folder, a manifest or a known data set as a list of audio files with
-labels and folds.
+"""The input of a preparation: a folder, a manifest or a known data set as a list of audio files
+with labels and folds.
 
-Only names are looked at, nothing is decoded. The list is sorted by id and never depends on the
-order in which the file system or a manifest gives the files.
+No file is decoded. The list is sorted by id, whatever the order of the file system or the manifest.
 """
 
 import collections
@@ -38,8 +37,8 @@ def folder(path: str, *, classes: bool = True, follow_links: bool = False) -> Li
   in it have none.
 
   Args:
-    classes: every folder is a class. Otherwise, where all folders of the first level are called as
-      splits are (train, valid, test…), they are those, and classes begin below them.
+    classes: every folder is a class. Otherwise, if all folders of the first level have names of
+      splits (train, valid, test…), they are splits, and classes begin below them.
     follow_links: as of `tree.audio_files`.
   """
   skipped = collections.Counter()
@@ -114,12 +113,13 @@ def list_sources(
 
   Args:
     path: a folder, or a table (`manifest`, `segments`).
-    layout: of LAYOUTS; by default what a table looks like, and a folder of classes, or of splits.
+    layout: of LAYOUTS. By default the first line of a table tells, and a folder is one of classes
+      or of splits.
     follow_links: links out of the input's folder are followed.
-    rest: with segments, what none covers is listed too, without a label.
+    rest: stretches that no segment covers are listed too, without a label.
     exact_labels: classes may differ in case or spaces only.
-    number: if not 0, so many of the training files are kept, drawn by a hash of their ids
-      (`files.subset`).
+    number: of the training files that are kept, drawn by a hash of their ids (`files.subset`); 0
+      keeps all.
     options: those of TABLE_OPTIONS that are not empty (`manifest.read_manifest`).
 
   Raises:
@@ -155,7 +155,7 @@ def list_sources(
   root = root or (path if is_folder else os.path.dirname(storage.absolute(path)))
   listing = dataclasses.replace(listing, root=root)
   if rest:
-    listing = _with_rest(listing)
+    listing = add_rest(listing)
   elif bare := len(listing.unannotated):
     note = f"{path}: {bare} recordings have an empty table and are left out; --rest takes them"
     listing = dataclasses.replace(listing, notes=(*listing.notes, note))
@@ -171,7 +171,7 @@ def list_sources(
 
 
 def list_files(path: str, **options) -> Listing:
-  """`list_sources` for what takes whole files: a table of segments is refused."""
+  """`list_sources`, but a table of segments is refused."""
   listing = list_sources(path, **options)
   if not all(source.whole for source in listing.sources):
     raise UserError(
@@ -179,12 +179,6 @@ def list_files(path: str, **options) -> Listing:
       "columns of their times, or cut the segments out first"
     )
   return listing
-
-
-def _with_rest(listing: Listing) -> Listing:
-  if not listing.unannotated and all(source.whole for source in listing.sources):
-    raise UserError("--rest needs segments: a table with `start` and `end`, of Raven or Audacity")
-  return add_rest(listing)
 
 
 def _check_labels(listing: Listing) -> None:

@@ -1,5 +1,5 @@
-"""Manifests: a CSV or TSV file with the header `path,label,fold,split,id,group,start,end`, of which
-only `path` is required; further columns are not looked at."""
+"""Manifests: CSV or TSV files with the header `path,label,fold,split,id,group,start,end`. Only
+`path` is required; other columns are not read."""
 
 import dataclasses
 import difflib
@@ -19,7 +19,7 @@ from .tables import Table
 
 COLUMNS = ("path", "label", "fold", "split", "id", "group", "start", "end")
 ALIASES = {"onset": "start", "offset": "end"}  # both or none
-# What tables often call a column, and it is asked about.
+# Other names that tables often give a column. The message about one of them asks for ours.
 OFFERED = {
   "path": ("filename", "file_name", "file", "filepath", "file_path", "wav", "audio", "begin_path"),
   "label": ("category", "class", "class_name", "event_label"),
@@ -27,7 +27,7 @@ OFFERED = {
   "end": ("end_time", "stop", "end_seconds", "end_s"),
 }
 ALIKE = 0.8  # of names of columns: `lable` and `labels` are, `pitch` and `path` are not
-NOT_IN_A_NAME = ","  # of a label, where nothing says how several are separated
+NOT_IN_A_NAME = ","  # of a label, unless --label_separator is given
 
 
 def read_manifest(
@@ -40,27 +40,26 @@ def read_manifest(
   whole_files: bool = False,
   follow_links: bool = False,
 ) -> Listing:
-  """Reads the files a manifest lists; whether they exist is not looked at.
+  """Lists the files of a manifest, whether they exist or not.
 
   Args:
     path: the manifest, UTF-8; separated by tabs, ';' or ','.
     root: the folder the paths start from, by default the manifest's own.
-    path_column, label_column: what the table calls `path` and `label`, if otherwise.
+    path_column, label_column: the table's own names of `path` and `label`.
     label_separator: what separates several names in a `label`; by default ';', and a comma is
       refused.
     whole_files: `start` and `end` are not read.
     follow_links: links may lead out of the root.
 
-  A `label` with several names makes the whole manifest multi-label; `fold` is a whole number;
-  `split` is `train` where empty; `id` is the path where empty; `group` names what clips have in
-  common that must not be in two parts of a division (a speaker, a session). `start` and `end` are
-  seconds (`onset` and `offset` mean them too): a row is that segment of the file, its id by default
-  `PATH#START-END`, its group the file. Rows of one file are in one group: that which any of them
-  names. A row that stands twice counts once.
+  A `label` with several names makes the whole manifest multi-label. `fold` is a whole number. An
+  empty `split` is `train`, an empty `id` the path. `group` is a speaker, a session…, which
+  divisions keep in one part. With `start` and `end` in seconds (or `onset` and `offset`) a row is a
+  segment of the file; its id is by default `PATH#START-END`, its group the file. All rows of a file
+  are in the group that one of them names. A row that stands twice counts once.
 
   Raises:
-    UserError: with the line number, for a path, fold, split, label, group, time or id that will
-      not do, and for a column whose name is nearly one of these.
+    UserError: with the line number, for an invalid path, fold, split, label, group, time or id, and
+      for a column whose name is nearly one of these.
   """
   root = root or os.path.dirname(storage.absolute(path))
   if not storage.is_folder(root):
@@ -136,8 +135,7 @@ def _check_same(before: Source, source: Source, where: str, line: int) -> None:
 
 
 def _with_groups(sources: Iterable[Source], named: dict[str, str]) -> list[Source]:
-  """The sources in the group that a row names for their file (`named`), or else in that of the
-  file's segments."""
+  """Gives all sources of a file one group: that of `named`, or else that of its segments."""
   groups = {source.path: source.group for source in sources if source.group} | named
   group_of = lambda source: groups.get(source.path, "")
   return [
@@ -149,8 +147,8 @@ def _with_groups(sources: Iterable[Source], named: dict[str, str]) -> list[Sourc
 
 
 def _with_known_splits(path: str, sources: list[Source], notes: list[str]) -> list[Source]:
-  """The sources with `val`, `dev`, `eval`… under their own names; all of them with several labels
-  if one has."""
+  """Renames `val`, `dev`, `eval`… to the splits they mean. All sources are multi-label if one
+  is."""
   splits = known_splits({source.split for source in sources}, path)
   if renamed := {name: split for name, split in splits.items() if name != split}:
     notes.append(f"{path}: of the splits, {said(renamed)}")
@@ -178,7 +176,7 @@ def _rows(
 
 
 def _places(path: str, header: list[str], wanted: list[str], chosen: dict[str, str]) -> dict:
-  """{column of ours: its place in the header}. `chosen`: what it calls some of them."""
+  """{column of ours: its place in the header}. `chosen`: {column of ours: the header's name}."""
   for name, column in chosen.items():
     if column not in header:
       raise UserError(
@@ -195,7 +193,7 @@ def _places(path: str, header: list[str], wanted: list[str], chosen: dict[str, s
   if called["path"] not in used or len(set(used)) < len(used):
     raise UserError(
       f"{path} line 1: the header {header} must name `path`, and each column once; --path_column "
-      "says what a table calls it"
+      "names it, if it is called otherwise"
     )
   places = {name: header.index(column) for name, column in called.items() if column in header}
   if len({"start", "end"} & places.keys()) == 1:
@@ -207,7 +205,7 @@ def _places(path: str, header: list[str], wanted: list[str], chosen: dict[str, s
 
 
 def _ask(path: str, name: str, others: list[str]) -> None:
-  """Raises UserError if one of the other columns is probably the one of ours."""
+  """Raises UserError if one of the other columns probably is our column `name`."""
   written = lambda column: re.sub(r"\W+", "_", column.lower()).strip("_")  # "Start (s)": start_s
   near = [column for column in others if written(column) in OFFERED.get(name, ())]
   if not near and name not in ("start", "end"):
@@ -235,7 +233,8 @@ def _labels(text: str, separator: str, where: str) -> tuple[str, ...]:
 
 
 def _relative_path(text: str, root: str, where: str, rows: Callable[[], Iterator]) -> str:
-  """The path from the root on. `rows`: all of the table, for what their paths share."""
+  """The path from the root on. `rows`: reads the whole table, for the folder that all paths
+  share."""
   if not text or "\0" in text:
     raise UserError(f"{where}: the path {text!r} is no file name")
   if ".." in re.split(r"[/\\]", text):
@@ -288,7 +287,7 @@ def _split(text: str, where: str) -> str:
 
 
 def _check_piece_ids(path: str, lines: dict[str, int]) -> None:
-  """Refuses ids that the pieces of another, long file could take."""
+  """Refuses ids that pieces of another, long file could have."""
   for id, line in lines.items():
     match = re.fullmatch(r"(.*)#\d{4,}", id, re.DOTALL)
     if match and match[1] in lines:

@@ -1,10 +1,12 @@
-"""What no segment of a recording covers, as clips without a label."""
+"""The stretches of a recording that no segment covers, as clips without a label."""
 
 import collections
 import dataclasses
 import math
 import os
 from collections.abc import Iterator
+
+from atst_jax.util.errors import UserError
 
 from .files import Listing, printable
 from .segments import make_segment
@@ -13,8 +15,13 @@ REST_SECONDS = 1.0  # a shorter rest is left out, as the last piece of a long fi
 
 
 def add_rest(listing: Listing) -> Listing:
-  """The listing with what no segment of a recording covers, as segments without a label, in the
-  recording's own split and group; and with recordings whose table has no segment, as they are."""
+  """Adds the stretches that no segment of a recording covers. They have no label, and the split and
+  group of the recording. Recordings whose table is empty are added whole.
+
+  Raises UserError if the listing has no segments.
+  """
+  if not listing.unannotated and all(source.whole for source in listing.sources):
+    raise UserError("--rest needs segments: a table with `start` and `end`, of Raven or Audacity")
   by_path = collections.defaultdict(list)
   for source in listing.sources:
     by_path[source.path].append(source)
@@ -39,7 +46,7 @@ def add_rest(listing: Listing) -> Listing:
 
 
 def _gaps(spans: list[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-  """Yields what no span covers, of REST_SECONDS or more; the last one has no end."""
+  """Yields the gaps of REST_SECONDS or more between spans; the last one has no end."""
   reached = 0.0
   for start, end in sorted((start, end) for start, end in spans if end > start):
     if start - reached >= REST_SECONDS:

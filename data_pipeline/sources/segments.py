@@ -18,7 +18,7 @@ from .tables import Table, not_utf8
 from .tree import audio_files
 
 BEGIN, END = "Begin Time (s)", "End Time (s)"  # of Raven
-OFFSET = "File Offset (s)"  # of a selection in its own file, where a table is of several
+OFFSET = "File Offset (s)"  # from the beginning of the selection's own file, in a table of several
 FILES = ("Begin Path", "Begin File")
 LABELS = ("Annotation", "Common Name", "Species", "Label", "Type")
 LABEL_LINE = r"\s*-?\d+(?:[.,]\d+)?\t-?\d+(?:[.,]\d+)?(\t.*)?"  # of Audacity
@@ -30,8 +30,7 @@ def make_segment(source: Source, *, start: float, end: float, line: int, relativ
   Args:
     source: with an empty id to get one.
     line: of the table.
-    relative: the recording's path from the root, which is in the id, and is the group of a segment
-      that has no other.
+    relative: the recording's path from the root: in the id, and the default group of a segment.
   """
   if start == 0 and end == math.inf:
     return dataclasses.replace(source, id=source.id or relative)
@@ -46,8 +45,8 @@ def _text(seconds: float) -> str:
 
 
 def seconds_of(text: str, empty: float, where: str) -> float:
-  """A time of a table; `empty` where there is none. Raises UserError for what is no number of
-  seconds from 0."""
+  """A time of a table; `empty` if there is none. Raises UserError for anything but seconds from
+  0."""
   if not text.strip():
     return empty
   if not re.fullmatch(r"\d{1,9}([.,]\d*)?(e[+-]?\d)?", text.strip(), re.IGNORECASE):
@@ -69,7 +68,7 @@ def kind_of(path: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-  """One annotation: its line, the recording it names ("" where its table is of one), its times in
+  """One annotation: its line, the recording it names ("" in a table of one recording), its times in
   seconds, and its label."""
 
   line: int
@@ -90,7 +89,7 @@ def raven(
     label_column: by default the first of LABELS that a table has.
     follow_links: as of `tree.audio_files`.
 
-  Raises UserError, with the line, for what does not read, and for a table of no recording.
+  Raises UserError, with the line, for text that does not parse and a table without a recording.
   """
   return _listing("raven", path, root, follow_links, lambda table: _raven_rows(table, label_column))
 
@@ -119,8 +118,8 @@ def _raven_rows(path: str, label_column: str) -> Iterator[_Row]:
     first = first or file
     if file != first and not row.get(OFFSET, "").strip():
       raise UserError(
-        f"{where}: times of a table with several recordings run through all of them; export the "
-        f"table with the column {OFFSET!r}"
+        f"{where}: a table of several recordings counts time through all of them; export it with "
+        f"the column {OFFSET!r}"
       )
     start, end = (seconds_of(row[name], -1.0, where) for name in (BEGIN, END))
     if min(start, end) < 0:
@@ -137,7 +136,7 @@ def _audacity_rows(path: str) -> Iterator[_Row]:
   except UnicodeDecodeError as error:
     raise UserError(not_utf8(path)) from error
   for line, row in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
-    if not row.strip() or row.startswith("\\"):  # the latter: the frequencies of the line above
+    if not row.strip() or row.startswith("\\"):  # "\": frequencies of the line above
       continue
     if not re.fullmatch(LABEL_LINE, row):
       raise UserError(
@@ -220,9 +219,8 @@ def _texts(root: str) -> Iterator[str]:
 
 
 def _recordings_of(table: str, recordings: dict[str, str]) -> list[str]:
-  """The recordings whose name, without its ending, begins the table's: REC.wav of REC.txt and of
-  REC.Table.1.selections.txt. Of several, those of the longest name, and of these those beside the
-  table."""
+  """The recordings whose name, without its ending, begins the table's name: REC.wav for REC.txt and
+  REC.Table.1.selections.txt. The longest name wins, then a recording beside the table."""
   stem = lambda name: os.path.splitext(os.path.basename(name))[0]
   folder = os.path.dirname(table)
   names = [
@@ -237,22 +235,22 @@ def _recordings_of(table: str, recordings: dict[str, str]) -> list[str]:
 
 
 def _only(names: list[str], where: str, root: str) -> str:
-  """The one recording that a table is called as. Raises UserError for none and for several."""
+  """The one recording of a table's name. Raises UserError for none and for several."""
   if not names:
     raise UserError(
-      f"{where}: no recording under {root} is called as the table is (REC.wav of REC.txt); set "
-      "--root to the recordings, or rename the table"
+      f"{where}: no recording under {root} has the table's name (REC.wav for REC.txt); set --root "
+      "to the recordings, or rename the table"
     )
   if len(names) > 1:
     raise UserError(
-      f"{where}: the table is called as {len(names)} recordings are, {names[0]} and {names[1]}; "
-      "put it beside its own, or rename the other"
+      f"{where}: {len(names)} recordings have the table's name, {names[0]} and {names[1]}; put it "
+      "beside its own, or rename the other"
     )
   return names[0]
 
 
 def _named(file: str, recordings: dict[str, str], where: str) -> str:
-  """The recording that a row names by its path on whatever machine. Raises UserError."""
+  """The recording that a row names, by its path on any machine. Raises UserError."""
   name = re.split(r"[/\\]", file.strip())[-1]
   found = [relative for relative in recordings if os.path.basename(relative) == name]
   if len(found) != 1:
