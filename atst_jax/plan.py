@@ -26,6 +26,7 @@ import jax
 from ml_collections import ConfigDict
 
 from atst_jax.method.subtraction import SECTIONS
+from atst_jax.objectives.registry import get_objective
 from atst_jax.performance import gpus
 from atst_jax.performance import plan as pod
 from atst_jax.performance.chips import CHIPS, find_chip
@@ -84,7 +85,8 @@ def largest_batch(config: ConfigDict, devices: list, memory: int, state: int, tr
   """The largest global batch that compiled in so many tries. Memory grows about in proportion to a
   device's clips; the search ends once a batch fills most of it."""
   unit = math.lcm(
-    len(devices) * math.lcm(config.views.group, config.compute.accumulation), config.data.streams
+    len(devices) * math.lcm(get_objective(config).unit, config.compute.accumulation),
+    config.data.streams,
   )
   chip = find_chip(devices[0].device_kind)
   assert chip is not None  # it was described by its name

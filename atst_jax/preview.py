@@ -16,8 +16,10 @@ from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.figures.view_sheet import sample, view_sheet
 from atst_jax.method.subtraction import SECTIONS
+from atst_jax.objectives.byol import ranges_of
+from atst_jax.objectives.registry import get_objective
 from atst_jax.pretraining import recipe
-from atst_jax.pretraining.checks import check, ranges_of
+from atst_jax.pretraining.checks import check
 from atst_jax.runtime.mesh import mesh_shape
 from atst_jax.util import config as configs
 from atst_jax.util import storage
@@ -79,6 +81,11 @@ def _main(flags, rest) -> None:
   if config.job != "pretrain":
     raise UserError(
       f"--config={flags.config} is of a {config.job!r} job; only pre-training makes views"
+    )
+  if not get_objective(config).has_views:
+    raise UserError(
+      f"--config={flags.config}: objective {config.objective} has no augmented views to draw; only "
+      "byol's are drawn"
     )
   devices = jax.device_count() if flags.devices is None else flags.devices
   for name, value in (("sheets", flags.sheets), ("devices", devices)):

@@ -22,6 +22,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   """ATST Base, λ = 0.2."""
   config = ConfigDict()
   config.job = "pretrain"
+  config.objective = "byol"  # with the subtraction loss; others have configs of their own
   config.seed = 0  # of parameters, order of the clips and augmentation
   config.platform = "auto"  # "cpu", "gpu" or "tpu": refuse to run on another
   config.dtype = "auto"  # compute: bfloat16 on accelerators, float32 on the CPU
@@ -106,9 +107,11 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.difference.mix_domain = "energy"  # or "normalized": Eq. 2 to the letter
 
   config.optimizer = ConfigDict()
-  # whose AdamW; "transformers": that of the library which the released code used
+  # whose AdamW; "transformers": that of the library which the released code used; "adam_l2":
+  # PyTorch's Adam, the decay in the gradient of every parameter
   config.optimizer.form = "optax"
-  config.optimizer.schedule = "cosine"  # after a linear warm-up; or "constant"
+  # after a linear warm-up; or "constant"; "stairs": constant, after a warm-up in steps of 50
+  config.optimizer.schedule = "cosine"
   config.optimizer.base_lr = 2e-4  # x batch_size / reference_batch
   config.optimizer.reference_batch = 256  # 0: the rate does not depend on the batch
   config.optimizer.end_lr = 1e-6  # of "cosine"
@@ -192,6 +195,18 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.log.mlflow = config_dict.placeholder(str)
   if variant == "released":
     release(config)
+  return config
+
+
+def common() -> ConfigDict:
+  """`get_config` without what only the objective "byol" reads, for the configs of others."""
+  config = get_config()
+  for key in ("joint_views", "heads", "difference", "teacher"):
+    del config[key]
+  del config.compute["resize"]
+  for key in set(config.views) - {"crop_frames", "normalization"}:
+    del config.views[key]
+  config.export = "student"
   return config
 
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import tiny_config
 
 from atst_jax.method.ema import ema
 from atst_jax.method.losses import cosine_loss, cross_loss, output_std
 from atst_jax.method.optimizer import cosine_schedule
 from atst_jax.models.layers import BatchNorm
+from atst_jax.objectives import byol
 from atst_jax.pretraining import recipe
+from tests.tiny import tiny_config
 
 
 @functools.cache
@@ -241,8 +242,8 @@ def test_the_released_recipe_uses_the_decay_of_the_step_after():
   for lead in (0, 1):
     config = recipe.resolve(tiny_config(teacher__lead_steps=str(lead)), None)
     with (
-      mock.patch.object(recipe, "ema", wraps=recipe.ema) as average,
-      mock.patch.object(recipe.method, "make_train_step", wraps=recipe.method.make_train_step) as m,
+      mock.patch.object(byol, "ema", wraps=byol.ema) as average,
+      mock.patch.object(byol.method, "make_train_step", wraps=byol.method.make_train_step) as m,
     ):
       recipe.build(config, ragged=False)
     used, logged = average.call_args.args[0], m.call_args.kwargs["schedules"]["ema_decay"]

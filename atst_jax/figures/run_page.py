@@ -18,6 +18,7 @@ from atst_jax.figures.few_labels import few_labels_curve
 from atst_jax.figures.pictures import Pictures
 from atst_jax.figures.sounds import PLAYER_SECONDS, heard, player
 from atst_jax.figures.view_sheet import sample, view_sheet
+from atst_jax.objectives.registry import get_objective
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.workdir import read_config, read_starts
 from atst_jax.util import html_page, storage
@@ -32,7 +33,7 @@ ATTENTION_CLIPS = 2
 
 
 def progress(config: dict, records: list[dict], starts: list[dict]) -> Markup:
-  """How far the run is, and how fast it went."""
+  """The progress and the speed of the run."""
   trained = [r for r in records if r.get("clips_per_second")]
   if not trained:
     return note("no metrics yet: the first are written after log.every_steps steps")
@@ -60,7 +61,7 @@ def curves(config: dict, records: list[dict], pictures: Pictures) -> Markup | st
     return ""
   return pictures.add(
     "training_curve",
-    lambda path: training_curve(records, path, outputs=config["heads"]["out"]),
+    lambda path: training_curve(records, path, outputs=get_objective(config).outputs),
     "loss, spread of the outputs, schedules and speed over the steps",
   )
 
@@ -69,6 +70,8 @@ def views(config: dict, dataset: Dataset, pictures: Pictures) -> Markup:
   """A sheet of views of some of the set's clips."""
   if "tail" not in config:
     return note("the run was written by an older version, whose views this one cannot draw")
+  if not (objective := get_objective(config)).has_views:
+    return note(f"objective {objective.name}: its windows are not augmented views; none are drawn")
   (clips,) = sample(config, dataset, 1)
   return pictures.add(
     "views",
@@ -93,8 +96,8 @@ def online_scores(records: list[dict]) -> Markup | str:
 
 
 def evaluation(folder: str, pictures: Pictures) -> Markup:
-  """The table of an evaluation's workdir, and the curve of one of few labels. Raises UserError
-  where there is none."""
+  """The table of an evaluation's workdir, and the curve if it is one of few labels. Raises
+  UserError if there are no results."""
   path = os.path.join(folder, "results.json")
   try:
     results = storage.read_json(path)
@@ -128,8 +131,7 @@ def _details(summary: str, content: Markup) -> Markup:
 def players(
   drawn: maps.Labelled, recordings: dict[str, str], sample_rate: int
 ) -> list[maps.Player]:
-  """Players of at most PLAYERS clips, class by class in turn, whose recordings are given: {id:
-  path}."""
+  """Players of at most PLAYERS clips, class by class in turn, from recordings {id: path}."""
   rows = [
     row for row, clip in enumerate(drawn.clips) if clip.id.removesuffix("#0000") in recordings
   ]
@@ -139,7 +141,7 @@ def players(
       f"read like {drawn.clips[0].id!r}; give the folder that was prepared"
     )
   labels = drawn.labels[rows]
-  # among its class
+  # The place of a clip among those of its class.
   place = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)])
   found = []
   for index in np.lexsort((labels, place)):
@@ -166,7 +168,7 @@ def embeddings(
     "map of the embeddings",
   )
   caption = (
-    f"{title}. By t-SNE: who is beside whom means something, distances and sizes do not."
+    f"{title}. By t-SNE: neighbours mean something, distances and sizes of groups do not."
     + " Points with a dark rim can be heard: click." * bool(heard)
   )
   ids = [clip.id for clip in drawn.clips]

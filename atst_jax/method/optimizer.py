@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+STAIR = 50  # steps, of SSAST's warm-up
+
 
 def cosine_schedule(start, end, *, total_steps, warmup_steps=0):
   """Linear from 0 to `start` over the warm-up, then half a cosine to `end` (released code,
@@ -22,6 +24,12 @@ def cosine_schedule(start, end, *, total_steps, warmup_steps=0):
     return jnp.where(step < warmup_steps, rising, end + 0.5 * (start - end) * (1 + jnp.cos(phase)))
 
   return schedule
+
+
+def stairs_schedule(peak, *, warmup_steps):
+  """A linear warm-up whose rate changes at every 50th step only, beginning at 0; then constant
+  (SSAST's released code)."""
+  return lambda step: peak * jnp.minimum(step // STAIR * STAIR / max(warmup_steps, 1), 1.0)
 
 
 def decay_mask(params):
@@ -72,7 +80,16 @@ def transformers_adamw(learning_rate, *, b1, b2, eps, weight_decay, mask):
   return optax.GradientTransformation(init, update)
 
 
-FORMS = {"optax": optax.adamw, "transformers": transformers_adamw}
+def adam_l2(learning_rate, *, b1, b2, eps, weight_decay, mask):
+  """Adam with the decay in the gradient, of every parameter: PyTorch's Adam, which SSAST uses.
+  Arguments as of `transformers_adamw`; `mask` plays no part."""
+  del mask
+  adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+  return optax.chain(optax.add_decayed_weights(weight_decay), adam)
+
+
+FORMS = {"optax": optax.adamw, "transformers": transformers_adamw, "adam_l2": adam_l2}
+SCHEDULES = ("cosine", "constant", "stairs")
 
 
 def make_optimizer(
@@ -99,8 +116,8 @@ def make_optimizer(
     batch_size: global batch; the peak learning rate is base_lr · batch_size / reference_batch
       (ATST's released code: 3.0e-3 for small and 1.2e-3 for base at 1536, where the paper prints
       5e-4 and 2e-4), or base_lr if that is 0.
-    form: of `FORMS`. With a weight decay of 0 both are Adam.
-    schedule: "cosine" to end_lr, or "constant".
+    form: of `FORMS`. With a weight decay of 0 all are Adam.
+    schedule: "cosine" to end_lr, "constant", or "stairs" (`stairs_schedule`).
     base_lr, end_lr: `end_lr` is not scaled.
     warmup_steps: linear warm-up.
     weight_decay_start, weight_decay_end: half a cosine over the run, no warm-up (0.04 to 0.4).
@@ -109,6 +126,8 @@ def make_optimizer(
   peak = base_lr * batch_size / reference_batch if reference_batch else base_lr
   end = peak if schedule == "constant" else end_lr
   learning_rate = cosine_schedule(peak, end, total_steps=total_steps, warmup_steps=warmup_steps)
+  if schedule == "stairs":
+    learning_rate = stairs_schedule(peak, warmup_steps=warmup_steps)
   weight_decay = cosine_schedule(weight_decay_start, weight_decay_end, total_steps=total_steps)
   tx = FORMS[form](learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
   return tx, {"learning_rate": learning_rate, "weight_decay": weight_decay}

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from atst_jax.method.accumulation import RANDOM, in_parts
 from atst_jax.method.ema import Ema, EmaState
 from atst_jax.method.groups import shift_in_group
 from atst_jax.method.losses import cross_loss, output_rank, output_std
@@ -26,23 +27,28 @@ from atst_jax.method.views import make_views
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import MLPHead, pool_frames
 
-RANDOM = ("drop_path", "dropout")  # streams of the network's own randomness
-
 
 class TrainState(NamedTuple):
   """All that evolves, arrays only, float32.
 
   `step` counts finished steps: it is the position in the data and in the random draws. Schedules
   follow the count of finished updates, which teacher and optimizer hold. It is smaller where steps
-  were skipped (`guard`).
+  were skipped (`guard`). `teacher` is () where the objective has none.
   """
 
   step: jax.Array
   params: Any
   batch_stats: Any
   opt_state: Any
-  teacher: EmaState
+  teacher: Any  # EmaState
   guard: Any = ()
+
+  @property
+  def updates(self) -> jax.Array:
+    """Finished updates. The teacher counts them; without one they are the steps not skipped."""
+    if isinstance(self.teacher, EmaState):
+      return self.teacher.count
+    return self.step - self.guard.skipped if self.guard else self.step
 
 
 class Network(nn.Module):
@@ -50,10 +56,9 @@ class Network(nn.Module):
 
   joint_views: encode and normalise all views in one pass, so that BatchNorm's statistics span both
     (ATST's released code); otherwise one pass for each view (BYOL-A).
-  accumulation: into how many parts a batch is split. Each part is encoded on its own, and once more
-    in the backward pass, where the gradients add up. So memory is that of a part. Heads and losses
-    see the whole batch. The update is that of the whole batch, except for the draws of stochastic
-    depth and dropout, and for BatchNorm inside an encoder, which sees a part.
+  accumulation: into how many parts a batch is split (`accumulation.in_parts`). Heads and losses see
+    the whole batch. The update is that of the whole batch, except for the draws of stochastic depth
+    and dropout, and for BatchNorm inside an encoder, which sees a part.
   """
 
   encoder: nn.Module
@@ -82,23 +87,9 @@ class Network(nn.Module):
       y, before = encoder(mel, frames, train=True, track=track)
       return y if self.subtraction.level == "clip" else before["frames"]
 
-    return self._each(functools.partial(self._accumulate, encode), views, length)
-
-  def _accumulate(self, encode, mel, frames):
-    """encode(self.encoder, mel, frames) in parts: rows i, i + parts, …, so that every device has
-    its share of each."""
-    parts = self.accumulation
-    if parts == 1 or self.is_initializing():
-      return encode(self.encoder, mel, frames)
-    split = lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-    scan = nn.scan(
-      nn.remat(lambda encoder, carry, part: (carry, encode(encoder, *part)), prevent_cse=False),
-      variable_broadcast="params",
-      variable_carry="batch_stats",
-      split_rngs={"params": False, **dict.fromkeys(RANDOM, True)},
-    )
-    _, y = scan(self.encoder, None, jax.tree.map(split, (mel, frames)))
-    return y.swapaxes(0, 1).reshape(-1, *y.shape[2:])
+    parts = 1 if self.is_initializing() else self.accumulation
+    accumulated = functools.partial(in_parts, encode, self.encoder, parts)
+    return self._each(accumulated, views, length)
 
   def pool(self, y):
     """What `encode` returns -> (B, K, D)."""

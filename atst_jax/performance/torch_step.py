@@ -1,10 +1,10 @@
-"""The same update written in PyTorch as fast as PyTorch has it: what `benchmark step --torch`
-compares with.
+"""The same update in PyTorch, with its fastest parts, for `benchmark step --torch`.
 
-Both views of a batch through student (forward, backward) and teacher (forward), heads with
-BatchNorm over both views, the symmetric loss, AdamW, the teacher's average; fused attention and
-optimizer, views that lie on the device. No crops, Mixup or random resize crop: what they cost is
-ours alone. `launch/evidence_peer.py` trains with the same update on our views.
+Both views of a batch go through student (forward, backward) and teacher (forward). The heads have
+BatchNorm over both views; then come the symmetric loss, AdamW and the teacher's average. Attention
+and optimizer are fused, and views lie on the device. There are no crops, Mixup or random resize
+crop, which only our step has to pay. `launch/evidence_peer.py` trains with this update on our
+views.
 """
 
 import json
@@ -187,29 +187,29 @@ def _child(*command: str, what: str):
 
 
 def beside(config, argv: list[str], *, repeats: int, compiled: bool) -> dict:
-  """`benchmark step` twice and PyTorch's step between, each in a process of its own, whose memory
-  is free afterwards.
+  """Measures `benchmark step` twice and PyTorch's step between, each in a process of its own, which
+  frees its memory.
 
   Args:
-    config: whose sizes PyTorch's step has.
+    config: gives the sizes of PyTorch's step.
     argv: of `benchmark`.
 
   Returns:
-    what `benchmark step --json` prints, with the clips per second of the second time and of
-    PyTorch, and the ratio of the mean of ours to it.
+    the values of `benchmark step --json`, the clips per second of the second time and of PyTorch,
+    and the ratio of our mean to PyTorch's.
 
   Raises:
-    UserError: for a config whose step is not written here, several devices, or a process that
-      fails.
+    UserError: for a config whose step is not written here, several devices, or a failed process.
   """
   encoder = dict(config["encoder"])
   if (
-    not ENCODERS[encoder.pop("kind")].has_blocks
+    config["objective"] != "byol"
+    or not ENCODERS[encoder.pop("kind")].has_blocks
     or config["difference"]["weight"]
     or not config["joint_views"]
   ):
     raise UserError(
-      "--torch compares a transformer's step without the subtraction; take configs/atst_small.py, "
+      "--torch compares a transformer's step of BYOL without the subtraction; take configs/atst_small.py, "
       "or set --config.difference.weight=0"
     )
   argv = [flag for flag in argv if flag not in ("--torch", "--torch_compile", "--json")]

@@ -18,9 +18,9 @@ Outputs are collapsed if they are nearly one point or nearly on one line. For un
 dimensions, std·√P = √(1 - c). So `collapse_std` = 0.1 is a mean cosine of 0.99 between clips that
 have nothing to do with each other. The rank is the participation ratio of the covariance's
 eigenvalues, (Σλ)² / Σλ² (`losses.output_rank`): 1 on a line, 2 in an even plane, P on the sphere.
-`collapse_rank` = 1.1 is 95 % of the variance on one line. The teacher's outputs are looked at: what
-the student predicts may rightly be the same for all clips, where their views have nothing in
-common.
+`collapse_rank` = 1.1 is 95 % of the variance on one line. The objective says whose outputs are
+looked at (`Objective.judged`). BYOL's are the teacher's: what the student predicts may rightly be
+the same for all clips, where their views have nothing in common.
 
 In 446 steps of configs/demo.py no loss was more than 4.1 deviations above the median, std·√P never
 below 0.74 and the rank never below 1.9.
@@ -66,12 +66,24 @@ def deviations(loss, losses):
   return (loss - median) / jnp.maximum(jnp.maximum(deviation, 0.02 * median), 1e-3)
 
 
-def judge(guard: GuardState, metrics, finite, *, warm, outputs, spike, collapse_std, collapse_rank):
+def judge(
+  guard: GuardState,
+  metrics,
+  finite,
+  *,
+  warm,
+  outputs,
+  spike,
+  collapse_std,
+  collapse_rank,
+  judged="teacher",
+):
   """(the guard after a step, how many deviations its loss is above the usual).
 
   Args:
     finite: whether the step is kept.
     warm: whether the warm-up is over.
+    judged: whose outputs are looked at: of the metrics std_… and rank_….
     outputs: P.
     spike: in deviations; 0 for never.
     collapse_std, collapse_rank: below one of them, outputs are collapsed; 0 for never.
@@ -80,7 +92,7 @@ def judge(guard: GuardState, metrics, finite, *, warm, outputs, spike, collapse_
   loss = metrics["loss"]
   distance = jnp.where(finite & (guard.seen >= window), deviations(loss, guard.losses), 0.0)
   spiked = warm & (distance > spike) & (spike > 0)
-  spread, rank = metrics["std_teacher"] * outputs**0.5, metrics["rank_teacher"]
+  spread, rank = metrics[f"std_{judged}"] * outputs**0.5, metrics[f"rank_{judged}"]
   flat = finite & ((spread < collapse_std) | (rank < collapse_rank))
   in_row = lambda happened, count: jnp.where(happened, count + 1, 0)
   return GuardState(
@@ -104,11 +116,10 @@ def guarded(train_step, *, warmup_steps, **rule):
 
   def step(state, batch):
     new, metrics = train_step(state, batch)
-    values = jax.tree.leaves(
-      (metrics["loss"], metrics["grad_norm"], new.batch_stats, new.teacher.batch_stats)
-    )
+    statistics = [part.batch_stats for part in (new, new.teacher) if part]
+    values = jax.tree.leaves((metrics["loss"], metrics["grad_norm"], statistics))
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in values]))
-    warm = state.teacher.count >= warmup_steps
+    warm = state.updates >= warmup_steps
     guard, distance = judge(state.guard, metrics, finite, warm=warm, **rule)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
     counts = {name: getattr(guard, name) for name in ("skipped", "bad", "collapsed", "rollbacks")}

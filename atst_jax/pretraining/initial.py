@@ -1,8 +1,8 @@
 """Pre-training that goes on from the weights of an exported encoder.
 
-Student and teacher begin with the encoder of an export, ours or converted. Heads, optimizer and
-schedules begin anew. What an encoder expects of its input stays with its weights: front-end,
-normalisation and sizes must be the same.
+Student and teacher, if there is one, begin with the encoder of an export, ours or converted. Heads,
+optimizer and schedules begin anew. What an encoder expects of its input stays with its weights:
+front-end, normalisation and sizes must be the same.
 """
 
 import functools
@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from atst_jax.artifacts import folder
 from atst_jax.audio.frontend import FrontEnd, get_frontend
 from atst_jax.method.train_step import TrainState
-from atst_jax.pretraining.checks import ranges_of
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
@@ -119,10 +118,10 @@ def load(config: ConfigDict) -> dict:
       f"({found}, not {config.initial_hash}); export it again"
     )
   table = variables["params"].get("pos_embed")
-  if table is None:
+  if table is None or "max_frames" not in config.encoder:  # SSAST's places its own
     return variables
   patch = config.encoder.patch_frames
-  crop = max(high for _, high in ranges_of(config.views)) // patch
+  crop = config.views.crop_frames // patch
   trained = min(parent["chunk_frames"] // patch, table.shape[1] - 1)
   size = config.encoder.max_frames // patch
   wanted = fit_positions(np.asarray(table), trained=trained, crop=crop, size=size)
@@ -161,7 +160,7 @@ def fit_positions(table: np.ndarray, *, trained: int, crop: int, size: int) -> n
 
 
 def begin(state: TrainState, variables: dict) -> TrainState:
-  """A fresh state whose student and teacher have these variables of the encoder.
+  """A fresh state whose student, and teacher, have these variables of the encoder.
 
   The optimizer's state does not depend on parameters and stays.
   """
@@ -172,14 +171,12 @@ def begin(state: TrainState, variables: dict) -> TrainState:
   def replaced(tree: Any, parts: dict) -> dict:
     return {**tree, **{name: put(tree[name], part) for name, part in parts.items()}}
 
-  return state._replace(
-    params=replaced(state.params, params),
-    batch_stats=replaced(state.batch_stats, statistics),
-    teacher=state.teacher._replace(
-      params=replaced(state.teacher.params, params),
-      batch_stats=replaced(state.teacher.batch_stats, statistics),
-    ),
-  )
+  def begun(part: Any) -> Any:
+    return part._replace(
+      params=replaced(part.params, params), batch_stats=replaced(part.batch_stats, statistics)
+    )
+
+  return begun(state)._replace(teacher=begun(state.teacher) if state.teacher else ())
 
 
 def _placed(like: jax.Array, value) -> jax.Array:

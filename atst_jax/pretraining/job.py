@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from atst_jax.artifacts import export
 from atst_jax.data.dataset import Dataset
 from atst_jax.method.train_step import TrainState
+from atst_jax.objectives.registry import get_objective
 from atst_jax.pretraining import initial, recipe
 from atst_jax.pretraining.checks import check, is_ragged
 from atst_jax.pretraining.loop import Report, loop
@@ -144,13 +145,15 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       config.total_steps,
     )
     train_step = recipe.compile_step(program) if start < config.total_steps else None
+    objective = get_objective(config)
     recovery = Recovery(
       workdir,
       checkpoints=checkpoints,
       abstract_state=program.state,
       fresh=fresh,
       read=read,
-      outputs=config.heads.out,
+      outputs=objective.outputs,
+      judged=objective.judged,
       patience=config.guard.patience,
       rollbacks=config.guard.rollbacks,
       collapse=config.guard.collapse,
@@ -247,16 +250,18 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   evaluates = "nothing while it trains (--config.online.path)"
   if config.online.path:
     evaluates = f"{config.online.path} every {config.online.every_steps} steps"
+  teacher = f", teacher {count(state.teacher.params):,}" if state.teacher else ""
   begins = f"with the encoder {config.initial}" if config.initial else "with random parameters"
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   belongs = continuation(configs.to_json(config), workdir, FREE_KEYS, NAMED_KEYS, stored=stored)
   return [
     f"workdir     {belongs}{goes_on}",
+    f"objective   {config.objective}",
     f"data        {data}",
     f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {axes}, "
     f"{config.dtype}",
     f"network     {count(state.params):,} parameters ({count(state.params['encoder']):,} of the "
-    f"encoder), teacher {count(state.teacher.params):,}",
+    f"encoder){teacher}",
     f"begins      {begins}",
     f"steps       {config.total_steps} of {config.batch_size} clips "
     f"({config.batch_size // jax.device_count()} on a device), warm-up {config.warmup_steps}; "

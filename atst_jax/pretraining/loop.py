@@ -16,6 +16,13 @@ from atst_jax.runtime.preemption import EXIT_RESUME
 from atst_jax.runtime.session import Session
 from atst_jax.util.logs import log, progress_bar
 
+LOGGED = (  # metrics of a line, where a step has them: key, name and form
+  ("learning_rate", "lr", ".3g"),
+  ("weight_decay", "wd", ".3g"),
+  ("ema_decay", "ema", ".5f"),
+  ("grad_norm", "grad", ".3g"),
+)
+
 
 def loop(
   state,
@@ -146,18 +153,17 @@ class Report:
       self.bar.set_postfix(loss=f"{values['loss']:.4f}", std=f"{values['std_student']:.4f}")
       return
     losses = [(k.removeprefix("loss_"), v) for k, v in values.items() if k.startswith("loss")]
+    shown = lambda keys: " ".join(
+      f"{name} {values[key]:{form}}" for key, name, form in keys if key in values
+    )
+    spread = [f"{values[key]:.4f}" for key in ("std_student", "std_teacher") if key in values]
     log.info(
-      "step %d/%d %s | lr %.3g wd %.3g ema %.5f grad %.3g | std %.4f/%.4f | "
-      "%.1f clips/s wait %.1f%% eta %s",
+      "step %d/%d %s | %s | std %s | %.1f clips/s wait %.1f%% eta %s",
       step,
       self._total_steps,
       " ".join(f"{name} {value:.4f}" for name, value in losses),
-      values["learning_rate"],
-      values["weight_decay"],
-      values["ema_decay"],
-      values["grad_norm"],
-      values["std_student"],
-      values["std_teacher"],
+      shown(LOGGED),
+      "/".join(spread),
       values["clips_per_second"],
       100 * values["data_wait"],
       datetime.timedelta(seconds=round(values["eta_seconds"])),

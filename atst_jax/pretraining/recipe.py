@@ -1,7 +1,6 @@
 """A pre-training config made concrete: filled in from the data, checked, and built into
 functions."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,12 +13,10 @@ from ml_collections import ConfigDict
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import record_batches, synthetic_batches
-from atst_jax.method import train_step as method
-from atst_jax.method.ema import ema
-from atst_jax.method.mixtures import mixing_options
-from atst_jax.method.optimizer import cosine_schedule, make_optimizer
-from atst_jax.method.subtraction import Subtraction
+from atst_jax.method.optimizer import make_optimizer
+from atst_jax.method.train_step import TrainState
 from atst_jax.models.encoders import make_encoder
+from atst_jax.objectives.registry import get_objective
 from atst_jax.pretraining import initial
 from atst_jax.pretraining.guard import guarded, init_guard
 from atst_jax.runtime.devices import DTYPES, compiler_options, resolve_dtype, resolve_fused
@@ -32,6 +29,7 @@ SYNTHETIC = {"min": -100.0, "max": 40.0, "log_mean": -6.0, "log_std": 7.0}
 CONSTANTS = {
   "min_max": {"low": "min", "high": "max"},
   "standard": {"mean": "log_mean", "std": "log_std"},
+  "half_standard": {"mean": "log_mean", "std": "log_std"},
 }
 
 
@@ -102,23 +100,12 @@ def resolve(config: ConfigDict, dataset: Dataset | None, begun: dict | None = No
 def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = None):
   """(init(key) -> state, train_step(state, batch) -> (state, metrics)) of a resolved config;
   nothing is compiled. `fused` is attention and kernels for devices that are not there."""
-  subtraction = Subtraction(**config.difference)
+  objective = get_objective(config)
   attention, kernels = fused or resolve_fused(
     config.compute.attention,
     config.compute.kernels,
     dtype=config.dtype,
     unsuited=make_encoder(config.encoder).unsuited(),
-  )
-  network = method.make_network(
-    encoder=config.encoder,
-    heads=config.heads,
-    joint_views=config.joint_views,
-    dtype=DTYPES[config.dtype],
-    accumulation=config.compute.accumulation,
-    attention=attention,
-    kernels=kernels,
-    remat=config.compute.remat,
-    subtraction=subtraction,
   )
   tx, schedules = make_optimizer(
     total_steps=config.total_steps,
@@ -126,34 +113,23 @@ def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = N
     batch_size=config.batch_size,
     **config.optimizer,
   )
-  average = cosine_schedule(
-    config.teacher.decay_start, config.teacher.decay_end, total_steps=config.total_steps
-  )
-  decay = lambda step: average(step + config.teacher.lead_steps)
-  parts: dict[str, Any] = {"network": network, "tx": tx, "teacher": ema(decay)}
-  mixing = mixing_options(config.views, subtraction, config.batch_size)
-  frames: dict[str, Any] = {
-    "frames": config.views.crop_frames,
-    "n_mels": get_frontend(config.data.frontend).n_mels,
-  }
-  guard = config.guard
-  fresh: Callable = functools.partial(
-    method.init_state, group=config.views.group, **frames, **parts
-  )
-  init = lambda key: fresh(key)._replace(guard=init_guard(guard.window))
-  step = method.make_train_step(
-    schedules={**schedules, "ema_decay": decay},
-    seed=config.seed,
+  fresh, step = objective.build(
+    tx=tx,
+    schedules=schedules,
+    n_mels=get_frontend(config.data.frontend).n_mels,
     ragged=ragged,
-    views={**config.views.to_dict(), "resize": config.compute.resize},
-    mixing=mixing,
-    before_step=config.teacher.before_step,
-    **parts,
+    dtype=DTYPES[config.dtype],
+    attention=attention,
+    kernels=kernels,
+    remat=config.compute.remat,
   )
+  guard = config.guard
+  init = lambda key: fresh(key)._replace(guard=init_guard(guard.window))
   step = guarded(
     step,
+    judged=objective.judged,
     warmup_steps=config.warmup_steps,
-    outputs=config.heads.out,
+    outputs=objective.outputs,
     spike=guard.spike,
     collapse_std=guard.collapse_std,
     collapse_rank=guard.collapse_rank,
@@ -167,7 +143,7 @@ class Program(NamedTuple):
 
   init: Callable  # (key) -> state
   step: Any  # jitted: (state, batch) -> (state, metrics); the state is donated
-  state: method.TrainState
+  state: TrainState
   batch: dict
 
 
@@ -242,17 +218,7 @@ def batches(
 
 
 def clip_flops(config) -> float:
-  """Model FLOPs of one update per clip of the batch: two views, and their mixtures where λ is not
-  0."""
-  n_mels = get_frontend(config["data"]["frontend"]).n_mels
-  encoder = make_encoder(config["encoder"]).flops(
-    frames=config["views"]["crop_frames"], n_mels=n_mels
-  )
-  hidden, out = config["heads"]["hidden"], config["heads"]["out"]
-  projector = 2 * hidden * (config["encoder"]["width"] + out)
-  predictor = 2 * hidden * (out + out)
-  student = 3 * (encoder + projector + predictor)
-  subtraction = Subtraction(**config["difference"])
-  directions = 2 if subtraction.symmetric else 1
-  mixed = directions if subtraction.weight else 0
-  return (2 + mixed) * student + 2 * (encoder + projector)
+  """Model FLOPs of one update per clip of the batch, of the config's objective."""
+  objective = get_objective(config)
+  objective.check_section()
+  return objective.flops(get_frontend(config["data"]["frontend"]).n_mels)

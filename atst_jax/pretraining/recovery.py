@@ -39,6 +39,7 @@ class Recovery:
     collapse: str,
     collapse_steps: int,
     narrow: float,
+    judged: str = "teacher",
   ):
     """
     Args:
@@ -51,12 +52,13 @@ class Recovery:
       collapse: "warn" or "stop", after `collapse_steps` steps with collapsed outputs.
       narrow: share of the outputs. After as many steps with a smaller participation ratio a warning
         says so, once until it recovers.
+      judged: whose outputs are looked at (`guard.judge`).
     """
     self._workdir, self._checkpoints, self._abstract_state = workdir, checkpoints, abstract_state
     self._fresh, self._read, self._outputs = fresh, read, outputs
     self._patience, self._rollbacks = patience, rollbacks
     self._collapse, self._collapse_steps = collapse, collapse_steps
-    self._narrow = narrow
+    self._narrow, self._judged = narrow, judged
     self._skipped, self._warned, self._narrow_steps = 0, False, 0
 
   def needed(self, step: int, metrics) -> bool:
@@ -78,7 +80,7 @@ class Recovery:
       self._warned = False
     else:
       self._tell_collapse(step, metrics, collapsed)
-    self._watch_participation(step, float(metrics["rank_teacher"]))
+    self._watch_participation(step, float(metrics[f"rank_{self._judged}"]))
     return bad >= self._patience
 
   def _watch_participation(self, step: int, ratio: float) -> None:
@@ -87,26 +89,27 @@ class Recovery:
     self._narrow_steps = self._narrow_steps + 1 if ratio < self._narrow * self._outputs else 0
     if self._narrow_steps == self._collapse_steps:
       log.warning(
-        "step %d: for %d steps the teacher's outputs have varied along few axes: participation "
+        "step %d: for %d steps the %s's outputs have varied along few axes: participation "
         "ratio %.1f of %d; look at the spectrum of the vectors (config.online, or a linear "
         "evaluation), and compare with random parameters",
         step,
         self._narrow_steps,
+        self._judged,
         ratio,
         self._outputs,
       )
 
   def _tell_collapse(self, step, metrics, collapsed):
     """Warns once, or raises FloatingPointError."""
+    std, rank = (float(metrics[f"{name}_{self._judged}"]) for name in ("std", "rank"))
     message = (
-      f"step {step}: the teacher's outputs have been collapsed for {collapsed} steps: std "
-      f"{float(metrics['std_teacher']):.4f} (evenly spread ones have {self._outputs**-0.5:.4f}), "
-      f"rank {float(metrics['rank_teacher']):.2f} of {self._outputs}"
+      f"step {step}: the {self._judged}'s outputs have been collapsed for {collapsed} steps: std "
+      f"{std:.4f} (evenly spread ones have {self._outputs**-0.5:.4f}), rank {rank:.2f} of "
+      f"{self._outputs}"
     )
     if self._collapse == "stop":
-      raise FloatingPointError(
-        f"{message}; a higher teacher.decay_start or a lower optimizer.base_lr may help"
-      )
+      slower = "a higher teacher.decay_start or " if self._judged == "teacher" else ""
+      raise FloatingPointError(f"{message}; {slower}a lower optimizer.base_lr may help")
     if not self._warned:
       self._warned = True
       log.warning("%s", message)

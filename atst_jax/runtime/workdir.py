@@ -23,24 +23,25 @@ from atst_jax.util.lock import Held, Lock
 from atst_jax.util.logs import log
 
 CONFIG = "config.json"
-# What a key that an older version did not have stands for.
+# Added to the message about a key that older versions did not have.
 REASONS = {"data.order": " (clips came in another, uneven order: docs/shards.md)"}
-# What older versions, which did not have these keys, did.
+# Older versions did not have these keys, and worked with these values.
 FORMERLY = {
   "initial_hash": None,
   "max_seconds": None,
+  "objective": "byol",
   "teacher.before_step": False,
   "views.mixup_last_offset": True,
 }
 STARTS = "starts.jsonl"
-# JAX's settings that a run may have otherwise than the one before it, and that change its numbers
+# JAX's settings that change numbers and may differ between starts of a run.
 SETTINGS = ("jax_default_matmul_precision",)
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # they compute
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # noted at each start
 
 
 def claim(workdir: str, flag: str = "workdir") -> Lock:
-  """Makes the folder and locks it until what is returned is closed. Raises UserError naming `flag`
-  and the holder."""
+  """Makes the folder and locks it; the caller closes the lock. Raises UserError with `flag` and the
+  owner."""
   if storage.is_remote(workdir):
     raise UserError(
       f"--{flag}={workdir}: a store cannot be locked or appended to; choose a folder of this "
@@ -77,7 +78,7 @@ def read_config(workdir: str) -> dict:
 
 
 def _differences(stored: dict, config: dict, ignore: tuple[str, ...]) -> dict[str, str]:
-  """{key: "key: old -> new"} of what has changed since the stored config, without `ignore`."""
+  """{key: "key: old -> new"} of the changes since the stored config, without `ignore`."""
   former = {key: value for key, value in FORMERLY.items() if key in flatten(config)}
   stored, config = former | flatten(stored), flatten(config)
   lines = {line.partition(":")[0]: line for line in changes(stored, config)}
@@ -86,7 +87,7 @@ def _differences(stored: dict, config: dict, ignore: tuple[str, ...]) -> dict[st
 
 
 def _among(key: str, keys: tuple[str, ...]) -> bool:
-  """Whether a key is one of `keys`, or lies in a section of them, which ends with a dot."""
+  """Whether a key is one of `keys`, or lies in one of their sections, which end with a dot."""
   return any(key.startswith(k) if k.endswith(".") else key == k for k in keys)
 
 
@@ -99,15 +100,15 @@ def compare(
   named: tuple[str, ...] = (),
   allow_changes: bool,
 ) -> list[str]:
-  """Compares the config with the one that the run was made with.
+  """Compares the config with the run's own.
 
   Args:
-    ignore: keys, and sections that end with a dot, that change nothing of what is computed.
-    named: keys and sections whose change is accepted, and named in a warning.
-    allow_changes: whether every change is accepted, and named in a warning.
+    ignore: keys, and sections that end with a dot, that do not change the computation.
+    named: keys and sections whose changes are accepted, with a warning.
+    allow_changes: whether all changes are accepted, with a warning.
 
   Returns:
-    "key: old -> new" of what has changed, without `ignore`.
+    "key: old -> new" of all changes, without `ignore`.
 
   Raises:
     UserError: other keys have changed; it lists them.
@@ -128,7 +129,7 @@ def compare(
 
 
 def keep_config(places: Iterable[str], config: dict) -> None:
-  """Stores the config in folders. Raises UserError for one that cannot be written."""
+  """Stores the config in folders. Raises UserError if one cannot be written."""
   for place in places:
     try:
       storage.make_folder(place)
@@ -140,11 +141,11 @@ def keep_config(places: Iterable[str], config: dict) -> None:
 
 
 def agree(places: list[str], config: dict, made_with: dict | None, **options) -> list[str]:
-  """Stores the config in folders, the last of which is the workdir, where the job is new. If it
-  goes on, compares it with the config that what is there was `made_with`, and stores that where
-  there is none. `options`, result and errors are those of `compare`.
+  """Stores the config of a new job in folders, the last of which is the workdir. For a job that
+  goes on, compares it with the config of the checkpoints (`made_with`), and stores that in folders
+  without a config. `options`, result and errors are those of `compare`.
 
-  Raises UserError where the workdir is another job's, too.
+  Raises UserError, too, if the workdir is another job's.
   """
   refuse_other_job(places[-1], config)
   if made_with is None:
@@ -156,7 +157,7 @@ def agree(places: list[str], config: dict, made_with: dict | None, **options) ->
 
 
 def refuse_other_job(workdir: str, config: dict) -> None:
-  """Raises UserError where a job of another kind has its config."""
+  """Raises UserError if the workdir has the config of a job of another kind."""
   if storage.is_file(os.path.join(workdir, CONFIG)):
     job = read_config(workdir).get("job")
     if job != config.get("job"):
@@ -177,18 +178,17 @@ def own(
   allow_changes: bool,
   stored: Callable[[], dict | None],
 ) -> Iterator[list[str]]:
-  """Holds the workdir's lock and compares the config, in process 0; the others learn whether it
-  went well. Yields what has changed.
+  """Holds the workdir's lock and compares the config, in process 0; the others learn of an error.
+  Yields the changes.
 
-  The config is stored where the run is new. That of a run which goes on stays until something is
-  saved with another one (`Session.checkpoints`): a job that fails or does nothing changes no
-  record.
+  The config of a new run is stored. The stored config of a run that goes on is replaced only when
+  something is saved (`Session.checkpoints`): a job that fails or does nothing changes no record.
 
   Args:
-    folder: of the checkpoints, if not in the workdir: the config lies beside them too.
+    folder: of the checkpoints, if not in the workdir; the config lies there too.
     ignore, named, allow_changes: of `compare`.
-    stored: the config that the run's checkpoints were made with; None if there are none. Asked
-      under the lock.
+    stored: gives the config of the run's checkpoints; None if there are none. Called under the
+      lock.
   """
   error = lock = None
   changed: list[str] = []
@@ -199,7 +199,7 @@ def own(
       changed = agree(
         places, config, stored(), ignore=ignore, named=named, allow_changes=allow_changes
       )
-    except Exception as mistake:  # of any kind: the others wait to hear of it
+    except Exception as mistake:  # of any kind: the other processes wait for the result
       error = mistake
   if (
     jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None)) and error is None
@@ -216,18 +216,17 @@ def own(
 
 def keep_programs(workdir: str) -> None:
   """Keeps compiled programs in the workdir, so that a continued run need not compile again;
-  JAX_COMPILATION_CACHE_DIR names another folder. Not for CPUs, whose programs fit one kind of
-  them."""
+  JAX_COMPILATION_CACHE_DIR names another folder. Programs for CPUs are not kept: each fits one kind
+  of CPU only."""
   if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
     jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
 
 
 def record_start(workdir: str, step: int, changed: Iterable[str] = ()) -> None:
-  """Appends when, where and with what a run starts or goes on after `step`, and what has `changed`
-  in its config there. Raises OSError if it cannot.
+  """Appends a line about a start: time, host, devices and versions, the `step` that it goes on
+  from, and the changes of the config. Raises OSError if it cannot.
 
-  JAX's settings that change how numbers are rounded are compared with those of the start before,
-  and named in a warning.
+  Warns of SETTINGS, which change the rounding of numbers, if they differ from the start before.
   """
   start: dict = {
     "time": datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
@@ -261,14 +260,13 @@ def record_start(workdir: str, step: int, changed: Iterable[str] = ()) -> None:
     size = file.seek(0, os.SEEK_END)
     if size:
       file.seek(size - 1)
-    # a line that a full disk cut short is not continued
+    # A full disk may have cut the last line short.
     begun = b"\n" if size and file.read(1) != b"\n" else b""
     file.write(begun + json.dumps(start).encode() + b"\n")
 
 
 def read_starts(workdir: str) -> list[dict]:
-  """What `record_start` wrote; nothing for runs of versions that did not. Lines that were cut short
-  are left out."""
+  """The lines of `record_start`, without those that were cut short. Older versions wrote none."""
   starts, path = [], os.path.join(workdir, STARTS)
   with (
     contextlib.suppress(FileNotFoundError),
@@ -288,8 +286,8 @@ def continuation(
   *,
   stored: dict | None,
 ) -> str:
-  """Whether the run is new (`stored` is None) or goes on from one with that config. Raises
-  UserError if it would be refused (`agree`)."""
+  """A line: the run is new (`stored` is None), or goes on with that config. Raises UserError if it
+  would be refused (`agree`)."""
   refuse_other_job(workdir, config)
   if stored is None:
     return f"{workdir}: a new run"

@@ -150,6 +150,8 @@ def describe(results: dict, *, views: bool) -> str:
   if not config:
     return name
   kind = _architecture(config["encoder"])
+  if (objective := config.get("objective", "byol")) != "byol":
+    return f"{name}: {kind}, {objective}, {provenance.get('step')} steps"
   if views:
     seconds = round(
       config["views"]["crop_frames"]
