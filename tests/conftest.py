@@ -31,11 +31,12 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 import jax
 import numpy as np
 import pytest
-from preparing import write_inline
 
 from atst_jax.pretraining import job
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util.logs import log
+from tests.evaluation import write_encoder
+from tests.preparing import write_inline
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
@@ -97,6 +98,12 @@ def golden(shared):
       return dict(arrays)
 
   return load
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+  """The folder of a tiny exported transformer."""
+  return write_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import pytest
 
 from atst_jax.artifacts import export
 from atst_jax.audio.frontend import FRONTENDS
-from atst_jax.data.dataset import SCHEMA_VERSION, Clip, write_json, write_shard
+from atst_jax.data.dataset import Clip
 from atst_jax.downstream.linear import job
 from atst_jax.models.encoders import make_encoder
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
-from tests.tiny import ROOT
+from tests.tiny import ROOT, write_shards
 
 CNN = {"kind": "cnn", "version": "AudioNTT2022", "width": 1032, "hidden": 8, "dropout": 0.3}
 ENCODER = {
@@ -32,6 +32,8 @@ ENCODER = {
   "max_frames": 32,
 }
 
+
+MIN_MAX = {"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0}
 
 SESSION = tempfile.TemporaryDirectory()
 
@@ -46,7 +48,7 @@ def write_encoder(folder, *, kind="transformer", frontend="atst"):
 def _exported(kind, frontend):
   folder = f"{SESSION.name}/{kind}_{frontend}"
   encoder, normalization = {
-    "transformer": (ENCODER, {"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0}),
+    "transformer": (ENCODER, MIN_MAX),
     "cnn": (CNN, {"kind": "standard", "mean": -5.0, "std": 4.0}),
   }[kind]
   variables = jax.jit(make_encoder(encoder).init)(jax.random.key(77), jnp.zeros((1, 32, 64)))
@@ -65,48 +67,11 @@ def _exported(kind, frontend):
 
 def write_clips(root, clips, *, frontend="atst", names=("low", "mid", "high"), name="tones"):
   """A prepared dataset of the given clips, a shard for each split. Returns root."""
-  os.makedirs(root)
-  splits = {}
-  for split in sorted({clip.split for clip in clips}):
-    part = [clip for clip in clips if clip.split == split]
-    file = f"{split}-00000-of-00001.tfrecord"
-    shard = write_shard(os.path.join(root, file), (clip.encode() for clip in part))
-    entry = {
-      "file": file,
-      "num_clips": len(part),
-      "num_bytes": shard.num_bytes,
-      "sha256": shard.sha256,
-    }
-    lengths = [len(clip.mel) for clip in part]
-    splits[split] = {
-      "num_clips": len(part),
-      "min_frames": min(lengths),
-      "max_frames": max(lengths),
-      "shards": [entry],
-    }
-  write_json(
-    os.path.join(root, "dataset.json"),
-    {
-      "schema": SCHEMA_VERSION,
-      "name": name,
-      "frontend": FRONTENDS[frontend].to_json(),
-      "splits": splits,
-      "label_names": list(names),
-      "multi_label": any(clip.multi_label for clip in clips),
-      "fold_names": [],
-      "folds": [],
-      "statistics": {
-        "min": -100.0,
-        "max": 40.0,
-        "mean": -30.0,
-        "std": 15.0,
-        "log_mean": -7.0,
-        "log_std": 3.0,
-        "split": "train",
-      },
-    },
-  )
-  return str(root)
+  splits = {
+    split: [[clip for clip in clips if clip.split == split]]
+    for split in sorted({clip.split for clip in clips})
+  }
+  return write_shards(root, splits, name=name, names=names, frontend=frontend)
 
 
 def make_clips(n=36, *, folds=3, seed=0, loud=40.0):
@@ -120,6 +85,17 @@ def make_clips(n=36, *, folds=3, seed=0, loud=40.0):
     clips.append(
       Clip(f"{i}.wav", mel.astype(np.float16), (i % 3,), fold=i // 3 % folds if folds else -1)
     )
+  return clips
+
+
+def several_labels(n):
+  """Clips of one or two classes, each a loud third of the spectrum; every fourth is tested."""
+  clips = []
+  for i, clip in enumerate(make_clips(n)):
+    second = (i % 3 + i // 3 % 3) % 3
+    clip.mel[:, 21 * second : 21 * second + 21] += 40 * (second != i % 3)
+    labels = tuple(sorted({i % 3, second}))
+    clips.append(Clip(clip.id, clip.mel, labels, True, -1, "test" if i % 4 == 0 else "train"))
   return clips
 
 

@@ -7,7 +7,7 @@ import pytest
 from atst_jax.convert import main
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[torch]")
-torch_method = pytest.importorskip("torch_method")
+torch_method = pytest.importorskip("tests.torch_method")
 
 
 def convert(source, target, *flags):

@@ -9,11 +9,9 @@ import os
 import jax
 import numpy as np
 import pytest
-from evaluation import write_encoder
-from tiny import tiny_config
 
 from atst_jax import export as export_command
-from atst_jax.artifacts import export, model_card
+from atst_jax.artifacts import export, folder, model_card
 from atst_jax.artifacts.convert import to_torch
 from atst_jax.artifacts.embedding import get_scene_embeddings
 from atst_jax.artifacts.programs import jax_program, onnx_graph
@@ -25,6 +23,8 @@ from atst_jax.models.layers import Encoder
 from atst_jax.models.transformer import Transformer
 from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
+from tests.evaluation import write_encoder
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +248,10 @@ def test_the_card_tells_data_and_recipe(encoders):
   assert "noise, to try the code" in model_card.card(
     "x", {**config, "provenance": noise}, model.variables, license="mit", results=[], artifacts=[]
   )
+
+
+def test_the_export_is_read_without_a_model(encoders):
+  """Fine-tuning starts from the same variables that `load_model` embeds with."""
+  config, variables, _ = folder.read(encoders["transformer"])
+  model = load_model(encoders["transformer"])
+  assert config["params_hash"] == model.config["params_hash"] == folder.params_hash(variables)

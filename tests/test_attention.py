@@ -14,7 +14,7 @@ from atst_jax.figures.attention import attention_figure, cls_attention
 from atst_jax.models.encoders import make_encoder
 from atst_jax.util.errors import UserError
 from tests.evaluation import ENCODER, make_clips, write_clips, write_encoder
-from tests.test_plots import pixels
+from tests.pages import pixels
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import environment
 from atst_jax.util.errors import UserError
 from data_pipeline.shards.speed import bare_loop
-from tests.evaluation import write_encoder
 from tests.tiny import tiny_config, tiny_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -175,11 +174,6 @@ def test_beside_torch(capsys, monkeypatch):
   assert result["times_torch"] == pytest.approx(12 / (16 / 3))
   assert main(["step", "--torch", *tiny_flags()]) == 2
   assert "without the subtraction; take configs/atst_small.py" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("benchmark") / "encoder")
 
 
 def test_embed(encoder, tmp_path, monkeypatch, capsys):

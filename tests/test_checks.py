@@ -1,11 +1,11 @@
 """What a pre-training config may not say, alone or together with the rest."""
 
 import pytest
-from tiny import tiny_config
 
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
 from atst_jax.util.errors import UserError
+from tests.tiny import tiny_config
 
 
 @pytest.mark.parametrize(

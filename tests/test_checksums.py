@@ -8,10 +8,8 @@ import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
-from checkpoints import open_checkpoints
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tiny import ROOT, tiny_config
 
 from atst_jax.pretraining import recipe
 from atst_jax.runtime import checksums
@@ -21,6 +19,8 @@ from atst_jax.runtime.checksums import array_checksums, checksum_on_host, fetch
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.runtime.trees import restore_encoder
 from atst_jax.util import storage
+from tests.checkpoints import open_checkpoints
+from tests.tiny import ROOT, tiny_config
 
 
 def test_fault_07_restore_onto_other_device_counts(tmp_path):

@@ -11,12 +11,6 @@ from atst_jax.models import chunking
 from atst_jax.models.chunking import Budget, choose_sizes, padded_sizes
 from atst_jax.util.errors import UserError
 from atst_jax.util.prefetch import prefetch_each
-from tests.evaluation import write_encoder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("batches") / "encoder")
 
 
 @pytest.fixture(scope="module")

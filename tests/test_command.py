@@ -5,12 +5,12 @@ import importlib
 import logging
 
 import pytest
-from evaluation import write_encoder
-from tiny import ROOT, tiny_flags, write_dataset
 
 from atst_jax import main
 from atst_jax.util import cli, logs
 from atst_jax.util.errors import UserError
+from tests.evaluation import write_encoder
+from tests.tiny import ROOT, tiny_flags, write_dataset
 
 
 def _commands() -> list[str]:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
 
 from atst_jax.method import augment
 from atst_jax.method import train_step as method
@@ -20,6 +19,7 @@ from atst_jax.pretraining.checks import check
 from atst_jax.runtime.devices import compiler_options
 from atst_jax.runtime.mesh import make_mesh, put_batch
 from atst_jax.util.errors import UserError
+from tests.tiny import tiny_config
 
 CNN = {
   "file": "byola.py",

@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluation import write_encoder
 from ml_collections import ConfigDict
-from preparing import write_inline
-from tiny import ROOT, tiny_config
 
 from atst_jax import main
 from atst_jax.artifacts import export
@@ -26,6 +23,9 @@ from data_pipeline import prepare, synth
 from data_pipeline.sources import inputs
 from data_pipeline.sources.files import Listing, Source
 from data_pipeline.sources.owner_lists import OwnerFolder
+from tests.evaluation import MIN_MAX, write_encoder
+from tests.preparing import write_inline
+from tests.tiny import ROOT, tiny_config
 
 
 class Bands(Encoder):
@@ -75,7 +75,7 @@ def test_an_encoder_pre_trains_and_embeds(bands, tmp_path):
     chunk_frames=32,
     tail="weighted",
     provenance={"step": 1},
-    normalization={"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0},
+    normalization=MIN_MAX,
   )
   sound = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
   assert get_scene_embeddings(

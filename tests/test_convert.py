@@ -4,13 +4,13 @@ unchanged."""
 import jax
 import numpy as np
 import pytest
-from evaluation import write_encoder
-from released_files import backbone, convert, dino, lightning, torch, torch_method
 
 from atst_jax.artifacts import folder
 from atst_jax.artifacts.model import load_model
 from atst_jax.artifacts.torch_files import to_variables
 from atst_jax.audio.frontend import FRONTENDS, log_mel
+from tests.evaluation import write_encoder
+from tests.released_files import backbone, convert, dino, lightning, torch, torch_method
 
 NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high": 50.6842}
 

@@ -10,9 +10,10 @@ import subprocess
 import sys
 
 import pytest
-from evaluation import write_encoder
-from released_files import backbone, convert, dino, lightning, torch, torch_method
-from tiny import ROOT
+
+from tests.evaluation import write_encoder
+from tests.released_files import backbone, convert, dino, lightning, torch, torch_method
+from tests.tiny import ROOT
 
 
 class Payload:

@@ -19,15 +19,10 @@ from atst_jax.downstream.splits import Split
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from tests.evaluation import make_clips, write_clips, write_encoder
-from tests.tiny import ROOT
+from tests.tiny import ROOT, job_flags
 
 TITLES = ["Mix", "(a) 100%", "(b) 50%", "(c) 0%"]
-FAST = {"seeds": "2", "probe.epochs": "5", "probe.batch_size": "16"}
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
+FAST = {"seeds": "2", "probe__epochs": "5", "probe__batch_size": "16"}
 
 
 def write_set(root, *, name="bgknown_tones", frontend="atst", made_of=None, changed=None):
@@ -54,17 +49,8 @@ def write_set(root, *, name="bgknown_tones", frontend="atst", made_of=None, chan
 
 
 def flags(encoder, data, workdir, **overrides):
-  values = {
-    **FAST,
-    "encoder": encoder,
-    "data.path": data,
-    **{k.replace("__", "."): v for k, v in overrides.items()},
-  }
-  return [
-    f"--config={ROOT / 'configs' / 'bgknown.py'}",
-    f"--workdir={workdir}",
-    *[f"--config.{key}={value}" for key, value in values.items()],
-  ]
+  values = {**FAST, "encoder": encoder, "data__path": data, **overrides}
+  return job_flags("bgknown", workdir, **values)
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ RATE = 16000
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("windows") / "encoder")
-
-
-@pytest.fixture(scope="module")
 def model(encoder):
   return load_model(encoder, devices=jax.devices()[:1])
 

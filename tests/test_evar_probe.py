@@ -1,10 +1,20 @@
-"""EVAR's linear probe against a slow twin in numpy: Adam, scaling, early stopping."""
+"""EVAR's linear probe against a slow twin in numpy (Adam, scaling, early stopping), and an
+evaluation by its protocol."""
+
+import os
 
 import jax
 import numpy as np
 import pytest
 
+from atst_jax.artifacts.classifiers import scoring
+from atst_jax.artifacts.classifiers.scoring import head_of
+from atst_jax.artifacts.model import load_model
+from atst_jax.data.dataset import Dataset
+from atst_jax.downstream import features
 from atst_jax.downstream.linear import atst_probe, evar_probe
+from atst_jax.downstream.tables import table
+from tests.evaluation import evaluate, make_clips, refused, write_clips, write_encoder
 
 N, D, C = 70, 6, 3
 TRAIN, VALID = np.arange(45), np.arange(45, 70)
@@ -157,3 +167,45 @@ def test_clips_not_known_do_not_matter(data):
   spoilt = np.concatenate([data[0], np.full((3, D), 1e6, np.float32)])
   targets = np.concatenate([data[1], np.eye(C)])
   jax.tree.map(np.testing.assert_array_equal, fit(*data[:2]), fit(spoilt, targets))
+
+
+def test_evar_protocol(tmp_path):
+  """Clips cut or filled to the unit, standardised by the evaluated set, early stopping, confidence
+  intervals."""
+  cnn = write_encoder(tmp_path / "cnn", kind="cnn")
+  data = write_clips(tmp_path / "data", make_clips(36, loud=8.0))
+  overrides = {"seeds": "3", "probe__epochs": "30", "probe__learning_rates": "0.001,0.01"}
+  overrides |= {"export": str(tmp_path / "probe")}
+  results = evaluate(cnn, data, tmp_path / "run", variant="evar", unit_seconds="0.4", **overrides)
+  config = results["config"]
+  assert (config["crop"], config["statistics"], config["probe"]["refit"]) == ("unit", "data", False)
+  row = results["rows"][-1]
+  assert row["mean"] > 0.9 and row["ci95"] == pytest.approx(
+    4.302653 * row["std"] / 3**0.5, rel=1e-5
+  )
+  assert results["data"]["divisions"] == [{"train": 22, "valid": 2, "test": 12}] * 3
+  assert "± 95 % confidence interval over 3 seeds; protocol evar" in table(results)
+  mels = [
+    features.cut_or_fill(clip.mel.astype(np.float32), 41, silence=-100.0, rng=None)
+    for clip in make_clips(36, loud=8.0)
+  ]
+  expected = load_model(cnn).standardized(Dataset.load(data).statistics).embed(mels)
+  found = [
+    np.load(tmp_path / "run" / "features" / name)
+    for name in os.listdir(tmp_path / "run" / "features")
+  ]
+  assert any(x.shape == expected.shape and np.allclose(x, expected, atol=1e-4) for x in found)
+  model = load_model(str(tmp_path / "probe"))
+  weights, head = model.variables["head"], head_of(model)
+  logits = scoring.score(model, [clip.mel.astype(np.float32) for clip in make_clips(36, loud=8.0)])
+  np.testing.assert_allclose(logits, expected @ weights["kernel"] + weights["bias"], atol=1e-4)
+  assert head.probabilities(logits).sum(-1) == pytest.approx(1, abs=1e-6)
+  assert head.fill_frames == head.max_frames == 41 and head.crop == "start"
+  refused("'tones' is not in the table of tasks", cnn, data, tmp_path / "other", variant="evar")
+  more = {
+    "variant": "evar",
+    "unit_seconds": "0.4",
+    "export": str(tmp_path / "x"),
+    "export_clips": "all",
+  }
+  refused("evar stops by validation clips", cnn, data, tmp_path / "other", **more)

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import open_checkpoints, read_tree
-from tiny import tiny_config, tiny_flags
 
 from atst_jax import export, main
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
@@ -23,6 +21,8 @@ from atst_jax.pretraining import recipe
 from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.trees import restore_encoder
 from atst_jax.util.errors import UserError
+from tests.checkpoints import open_checkpoints, read_tree
+from tests.tiny import tiny_config, tiny_flags
 
 
 def write_run(folder, steps=(1, 2), **options):

@@ -7,13 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
-from checkpoints import flip, largest, restore, save, state_of
 
 from atst_jax.runtime import checksums
 from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.checkpoint_folder import UNFINISHED, CheckpointFolder
 from atst_jax.runtime.trees import restore_encoder
 from atst_jax.util.errors import UserError
+from tests.checkpoints import flip, largest, restore, save, state_of
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import read_tree
-from tiny import running, tiny_config, tiny_flags, two_processes, wait_for_step
 
 from atst_jax import main
 from atst_jax.pretraining import recipe
@@ -21,6 +19,8 @@ from atst_jax.runtime import devices, watchdog
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.runtime.metric_writer import MetricWriter
 from atst_jax.util.errors import UserError
+from tests.checkpoints import read_tree
+from tests.tiny import running, tiny_config, tiny_flags, two_processes, wait_for_step
 
 FLAGS = {
   "total_steps": "20",

@@ -9,12 +9,12 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import ABSTRACT, flip, open_checkpoints, restore, save, state_of
 
 from atst_jax.runtime import checkpoint, trees
 from atst_jax.runtime.checkpoint_folder import CheckpointFolder
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
+from tests.checkpoints import ABSTRACT, flip, open_checkpoints, restore, save, state_of
 
 
 class Killed(BaseException):

@@ -8,12 +8,12 @@ import signal
 import jax
 import numpy as np
 import pytest
-from checkpoints import read_tree
-from tiny import tiny_flags
 
 from atst_jax import main
 from atst_jax.pretraining import recipe
 from atst_jax.runtime.metric_writer import read_metrics
+from tests.checkpoints import read_tree
+from tests.tiny import tiny_flags
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -1,40 +1,25 @@
 """Fine-tuning from an export and a prepared set to its table: every kind of task, resuming, and
 what is refused."""
 
-import functools
 import json
 import os
-import pathlib
-import socket
-import subprocess
-import sys
 
-import jax
 import numpy as np
 import pytest
 
-from atst_jax import export, main
+from atst_jax import export
 from atst_jax.artifacts.classifiers import scoring
 from atst_jax.artifacts.classifiers.scoring import head_of
 from atst_jax.artifacts.model import load_model
-from atst_jax.data.dataset import Clip, Dataset
-from atst_jax.downstream.finetune import job, program, recipe
+from atst_jax.data.dataset import Dataset
+from atst_jax.downstream.finetune import job, program
 from atst_jax.downstream.tables import table
-from atst_jax.runtime import mesh, session
 from atst_jax.runtime.metric_writer import read_metrics
-from atst_jax.util import config as configs
+from atst_jax.runtime.preemption import StopRequest
 from atst_jax.util.errors import UserError
-from tests.evaluation import make_clips, write_clips, write_encoder
-from tests.tiny import ROOT
-
-OVERRIDES = {
-  "batch_size": "16",
-  "mixup.group": "2",
-  "epochs": "6",
-  "warmup_epochs": "1",
-  "optimizer.base_lr": "4",
-  "log.every_steps": "1",
-}
+from tests.evaluation import make_clips, several_labels, write_clips, write_encoder
+from tests.finetuning import OVERRIDES, refused, run, split_clips
+from tests.tiny import ONE_DEVICE, job_flags, running, two_processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,53 +43,18 @@ def _export(workdir, output, *flags):
   assert export.main([f"--workdir={workdir}", f"--output={output}", *flags]) == 0
 
 
-class Stop:
-  """Asks to stop when it was asked for the n-th time."""
-
-  def __init__(self, asked):
-    self.left = asked
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    pass
-
-  def begin(self):
-    pass
-
-  def agreed(self):
-    self.left -= 1
-    return self.left == 0
+def stop_at(patch, number):
+  """Asks to stop after so many steps."""
+  asked = iter([False] * (number - 1) + [True])
+  patch.setattr(StopRequest, "agreed", lambda self: next(asked))
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
-
-
-def split_clips(n=60, **options):
-  """Clips with splits of their own: every fifth is tested, every fifth validates."""
-  names = ("test", "valid", "train", "train", "train")
-  return [
-    Clip(c.id, c.mel, c.labels, False, -1, names[i % 5])
-    for i, c in enumerate(make_clips(n, folds=0, **options))
-  ]
-
-
-def run(encoder, data, workdir, variant="as20k", devices=1, **overrides):
-  """The exit code, and results.json if it is there."""
-  config = configs.load(f"{ROOT / 'configs' / 'finetune.py'}:{variant}")
-  values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
-  for key, value in {"encoder": encoder, "data.path": data, **values}.items():
-    configs.override(config, key, value)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      recipe, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:devices])
-    )
-    code = job.run(config, str(workdir), allow_changed_config=False)
-  path = pathlib.Path(workdir, "results.json")
-  return code, json.loads(path.read_text()) if path.exists() else None
+def losses(workdir, division):
+  """The losses of the first seed, from the first step on."""
+  records = read_metrics(workdir / f"seed0-division{division}" / "metrics.jsonl")
+  records = [record for record in records if "loss" in record]
+  assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+  return [record["loss"] for record in records]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +99,7 @@ def test_folds_give_rows_scores_and_provenance(done, encoder):
   assert "| pre-trained, best |" in (workdir / "results.md").read_text()
   records = read_metrics(workdir / "seed0-division1" / "metrics.jsonl")
   assert [r["step"] for r in records if "valid" in r] == [2, 4, 6, 8, 10, 12]
-  assert [r["step"] for r in records if "loss" in r] == list(range(1, 13))
+  assert len(losses(workdir, 1)) == 12
 
 
 def test_a_finished_run_is_only_tested_again(done, encoder, monkeypatch):
@@ -171,16 +121,11 @@ def test_fault_1_29_stopped_and_continued_is_the_uninterrupted_run_bit_for_bit(
   results, workdir, data = done
   with monkeypatch.context() as patch:
     for number in (17, 3):  # 12 steps of the first division and 5 of the second; then 3 more
-      patch.setattr(session, "StopRequest", lambda number=number, **_: Stop(number))
+      stop_at(patch, number)
       assert run(encoder, data, tmp_path / "run", devices=8)[0] == 75
   code, again = run(encoder, data, tmp_path / "run", devices=8)
   assert code == 0 and again["rows"] == results["rows"]
-  losses = lambda folder: [
-    (r["step"], r["loss"])
-    for r in read_metrics(folder / "seed0-division1" / "metrics.jsonl")
-    if "loss" in r
-  ]
-  assert losses(tmp_path / "run") == losses(workdir)
+  assert losses(tmp_path / "run", 1) == losses(workdir, 1)
 
 
 def probabilities_of_test_clips(folder, data, test):
@@ -192,13 +137,7 @@ def probabilities_of_test_clips(folder, data, test):
 
 
 def test_several_labels_give_map_and_d_prime(encoder, tmp_path, capsys):
-  clips = []
-  for i, clip in enumerate(make_clips(60)):
-    second = (i % 3 + i // 3 % 3) % 3
-    clip.mel[:, 21 * second : 21 * second + 21] += 40 * (second != i % 3)
-    labels = tuple(sorted({i % 3, second}))
-    clips.append(Clip(clip.id, clip.mel, labels, True, -1, "test" if i % 4 == 0 else "train"))
-  data = write_clips(tmp_path / "data", clips, name="audioset")
+  data = write_clips(tmp_path / "data", several_labels(60), name="audioset")
   _, results = run(encoder, data, tmp_path / "run", epochs="8")
   best = results["rows"][0]
   assert (
@@ -244,8 +183,7 @@ def test_splits_without_mixup_use_cross_entropy(encoder, tmp_path):
   _, results = run(
     encoder, data, tmp_path / "run", variant="vox1", epochs="4", optimizer__base_lr="0.5"
   )
-  first = read_metrics(tmp_path / "run" / "seed0-division0" / "metrics.jsonl")[0]["loss"]
-  assert first == pytest.approx(np.log(3), abs=0.1)
+  assert losses(tmp_path / "run", 0)[0] == pytest.approx(np.log(3), abs=0.1)
   assert results["rows"][0]["mean"] > 0.6 and results["data"]["divisions"] == [
     {"train": 36, "valid": 12, "test": 12}
   ]
@@ -289,76 +227,6 @@ def test_fresh_parameters_are_a_baseline_of_their_own(encoder, tmp_path):
   assert found == [("random, best", "random"), ("random, last", "random")]
 
 
-def refused(pattern, encoder, data, workdir, **overrides):
-  with pytest.raises(UserError, match=pattern):
-    run(encoder, data, workdir, **overrides)
-  assert not os.path.exists(os.path.join(workdir, "results.json"))
-
-
-def test_fault_24_38_39_data_that_cannot_be_used_is_refused_before_anything_is_computed(
-  encoder, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(job, "compile_for", None)
-  other = write_clips(tmp_path / "front-end", make_clips(), frontend="audiossl")
-  refused(
-    "'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst",
-    encoder,
-    other,
-    tmp_path / "run",
-  )
-  clips = make_clips()
-  clips[3] = Clip("0.wav#0000", clips[3].mel, clips[3].labels, fold=clips[3].fold)
-  clips[7] = Clip("0.wav#0001", clips[7].mel, clips[7].labels, fold=clips[7].fold)
-  refused(
-    "leaks: 1 source file .* '0.wav'",
-    encoder,
-    write_clips(tmp_path / "leak", clips),
-    tmp_path / "run",
-  )
-  clips = make_clips()
-  clips[4] = Clip("bare.wav", clips[4].mel, fold=0)
-  refused(
-    "1 of 36 clips have no label", encoder, write_clips(tmp_path / "bare", clips), tmp_path / "run"
-  )
-  one = [Clip(c.id, c.mel, (0,), False, -1, c.split) for c in split_clips()]
-  refused("hold 1 class of 3", encoder, write_clips(tmp_path / "one", one), tmp_path / "run")
-  new = [
-    Clip(c.id, c.mel, (2,) if c.split == "test" and i % 2 else (i // 5 % 2,), False, -1, c.split)
-    for i, c in enumerate(split_clips())
-  ]
-  refused(
-    "1 of 2 tested classes have no training clip: high",
-    encoder,
-    write_clips(tmp_path / "new", new),
-    tmp_path / "run",
-  )
-  few = write_clips(tmp_path / "few", split_clips(20))
-  refused(
-    "12 clips to train on are less than one batch of 16; lower", encoder, few, tmp_path / "run"
-  )
-
-
-@pytest.mark.parametrize(
-  ("overrides", "pattern"),
-  [
-    ({"batch_size": "12", "devices": 8}, "batch_size 12 is not divisible by 8 devices"),
-    ({"mixup__group": "3"}, "mixup.group 3 must be at least 2 and divide the 16 clips of a device"),
-    ({"epochs": "0"}, "epochs=0: must lie between 1"),
-    ({"warmup_epochs": "7"}, "warmup_epochs=7.0: must lie between 0"),
-    ({"tail": "cut"}, "tail=cut: choose one of released"),
-    ({"initial": "best"}, "choose one of pre-trained, random"),
-    ({"crop__freq_scale": "1.5,0.6"}, "crop.freq_scale=.* the smaller first"),
-    ({"seeds": "0"}, "seeds=0: must be at"),
-    ({"optimizer__layer_decay": "2"}, "layer_decay=2.0: must lie"),
-    ({"params_hash": "abc"}, "params_hash=abc, but what"),
-    ({"compute__attention": "cudnn"}, "compute.attention=cudnn needs"),
-    ({"platform": "tpu"}, "JAX found 'cpu'"),
-  ],
-)
-def test_values_that_cannot_work_are_refused(done, encoder, tmp_path, overrides, pattern):
-  refused(pattern, encoder, done[2], tmp_path / "run", **overrides)
-
-
 def test_fault_38_clips_that_are_not_numbers_are_named_or_stop_the_training(encoder, tmp_path):
   clips = split_clips()
   clips[5].mel[3, 7] = np.nan  # a test clip
@@ -378,17 +246,6 @@ def test_fault_38_clips_that_are_not_numbers_are_named_or_stop_the_training(enco
     run(encoder, data, tmp_path / "nan", epochs="1", mixup__probability="0", crop__enabled="False")
 
 
-def test_the_command_ends_with_2_and_one_message(done, tmp_path, capsys):
-  flags = [
-    f"--config={ROOT / 'configs' / 'finetune.py'}",
-    f"--workdir={tmp_path / 'run'}",
-    "--config.encoder=nowhere",
-    f"--config.data.path={done[2]}",
-  ]
-  assert main.main(flags) == 2
-  assert capsys.readouterr().err.startswith("error: ")
-
-
 def test_fault_8_a_workdir_of_another_run_is_refused(done, encoder):
   _, workdir, data = done
   with pytest.raises(UserError, match=r"belongs to a run with another config:\n  epochs: 6 -> 7"):
@@ -398,17 +255,10 @@ def test_fault_8_a_workdir_of_another_run_is_refused(done, encoder):
 def test_one_device_computes_what_eight_compute(done, encoder, tmp_path, monkeypatch):
   """Batch normalisation takes the statistics of the global batch."""
   _, workdir, data = done
-  monkeypatch.setattr(session, "StopRequest", lambda **_: Stop(5))
+  stop_at(monkeypatch, 5)
   assert run(encoder, data, tmp_path / "run")[0] == 75
-  read = lambda folder: {
-    r["step"]: r["loss"]
-    for r in read_metrics(folder / "seed0-division0" / "metrics.jsonl")
-    if "loss" in r
-  }
-  there, here = read(workdir), read(tmp_path / "run")
-  np.testing.assert_allclose(
-    [here[i] for i in range(1, 5)], [there[i] for i in range(1, 5)], rtol=2e-4
-  )
+  here, there = (losses(folder, 0)[:4] for folder in (tmp_path / "run", workdir))
+  np.testing.assert_allclose(here, there, rtol=2e-4)
 
 
 @pytest.mark.slow
@@ -416,46 +266,21 @@ def test_two_processes_equal_one(encoder, tmp_path):
   """Two processes of one device on localhost, each reading its rows, against one process."""
   data = write_clips(tmp_path / "data", split_clips())
   values = OVERRIDES | {"encoder": encoder, "data.path": data, "epochs": "3"}
-  flags = [
-    f"--config={ROOT / 'configs' / 'finetune.py'}",
-    *[f"--config.{k}={v}" for k, v in values.items()],
-  ]
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
-  env = {
-    **os.environ,
-    "XLA_FLAGS": "",
-    "JAX_NUM_CPU_DEVICES": "1",
-    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-  }
-
-  def start(name, *more):
-    command = [sys.executable, "-m", "atst_jax.main", *flags, f"--workdir={tmp_path / name}", *more]
-    return subprocess.Popen(
-      command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-  together = [
-    f"--coordinator=localhost:{port}",
-    "--num_processes=2",
-    f"--config.checkpoint.folder={tmp_path / 'saved'}",
-  ]
-  runs = [start("alone"), *(start(f"two{i}", *together, f"--process_id={i}") for i in (0, 1))]
-  for process in runs:
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output
+  flags = job_flags("finetune", tmp_path / "alone", **values)
+  together = job_flags(
+    "finetune", tmp_path / "two0", **values, checkpoint__folder=tmp_path / "saved"
+  )
+  with (
+    running(flags, env={**os.environ, **ONE_DEVICE}) as alone,
+    two_processes(together, second=[f"--workdir={tmp_path / 'two1'}"]) as ranks,
+  ):
+    for process in (alone, *ranks):
+      output, _ = process.communicate(timeout=500)
+      assert process.returncode == 0, output
   rows = [
     json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("alone", "two0")
   ]
   assert [row["per_seed"] for row in rows[0]] == [row["per_seed"] for row in rows[1]]
-  losses = [
-    [
-      r["loss"]
-      for r in read_metrics(tmp_path / name / "seed0-division0" / "metrics.jsonl")
-      if "loss" in r
-    ]
-    for name in ("alone", "two0")
-  ]
-  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+  alone, together = (losses(tmp_path / name, 0) for name in ("alone", "two0"))
+  np.testing.assert_allclose(together, alone, rtol=1e-4)
   assert not os.path.exists(tmp_path / "two1" / "results.json")

@@ -1,9 +1,6 @@
-"""One update of fine-tuning against slow twins, and the batches that it is given."""
+"""The classifier, and one update of fine-tuning against slow twins."""
 
 import functools
-import os
-import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,29 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from atst_jax.artifacts import folder
 from atst_jax.artifacts.model import TAILS, load_model
-from atst_jax.data.dataset import Dataset
-from atst_jax.data.labelled_batches import (
-  ClipReader,
-  all_clips,
-  epoch_order,
-  steps_per_epoch,
-  train_clips,
-)
-from atst_jax.data.tfrecord import RecordError
-from atst_jax.downstream.features import clips
-from atst_jax.downstream.finetune import program as programs
-from atst_jax.downstream.finetune import recipe
 from atst_jax.downstream.finetune import step as finetune_step
 from atst_jax.downstream.finetune.classifier import make_classifier
-from atst_jax.runtime.mesh import make_mesh
-from atst_jax.util import config as configs
-from atst_jax.util.errors import UserError
-from tests.evaluation import ENCODER, make_clips, write_clips, write_encoder
-from tests.tiny import ROOT
-
-NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0}
+from tests.evaluation import ENCODER, MIN_MAX, write_encoder
 
 
 def classifier(tail="weighted", drop_path=0.0, encoder=ENCODER):
@@ -85,7 +63,7 @@ def test_a_clip_is_embedded_as_the_exported_encoder_embeds_it(model, tail):
     for n in (5, 31, 32, 33, 47, 48, 49, 64, 65, 81, 90, 96)
   ]
   network = classifier(tail)
-  x, length = finetune_step.normalized(*batch_of(mels, 96), padding="mask", **NORMALIZATION)
+  x, length = finetune_step.normalized(*batch_of(mels, 96), padding="mask", **MIN_MAX)
   variables = {"params": {"encoder": model.variables["params"]}}
   y = embedded(network, variables, x, length)
   np.testing.assert_allclose(y, model.embed(mels, num_blocks=1, tail=tail), atol=2e-5)
@@ -195,7 +173,7 @@ def test_an_update_is_sgd_with_momentum_of_the_clipped_gradient():
       network=network,
       tx=tx,
       scales=scales,
-      normalization=NORMALIZATION,
+      normalization=MIN_MAX,
       mixup={"probability": 0.0},
       crop=None,
       padding="mask",
@@ -209,9 +187,7 @@ def test_an_update_is_sgd_with_momentum_of_the_clipped_gradient():
     "length": np.full(8, 32, np.int32),
     "target": np.eye(3, dtype=np.uint8)[rng.integers(3, size=8)],
   }
-  x, length = finetune_step.normalized(
-    batch["mel"], batch["length"], padding="mask", **NORMALIZATION
-  )
+  x, length = finetune_step.normalized(batch["mel"], batch["length"], padding="mask", **MIN_MAX)
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
@@ -268,131 +244,3 @@ def test_the_best_parameters_stay_when_training_goes_on():
   state = move(keep(state, np.float32(0.5), np.int32(3)))
   jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state.best.params), before)
   assert float(state.best.score) == 0.5 and int(state.best.epoch) == 3
-
-
-def test_learning_rates_rise_over_the_warm_up_and_fall_to_the_end():
-  config = configs.load(f"{ROOT / 'configs' / 'finetune.py'}:spcv2")
-  rates = programs.learning_rates(165, **recipe.schedule_settings(config))
-  assert len(rates) == 50 * 165 and rates[0] == 0 and rates[-1] == pytest.approx(1e-6, abs=1e-7)
-  assert rates.max() == rates[5 * 165] == pytest.approx(0.5 * 512 / 256)
-  assert np.all(np.diff(rates[: 5 * 165]) > 0) and np.all(np.diff(rates[5 * 165 :]) <= 0)
-
-
-@pytest.mark.parametrize("variant", ["as20k", "spcv2", "vox1"])
-def test_every_recipe_builds_at_full_size(variant):
-  """Shapes of a whole step of ATST Base's width, two chunks of six seconds where clips are of
-  ten."""
-  config = configs.load(f"{ROOT / 'configs' / 'finetune.py'}:{variant}")
-  config.dtype, config.padding, config.tail, config.drop_path = "bfloat16", "mask", "released", 0.1
-  encoder = configs.load(str(ROOT / "configs" / "atst_base.py")).encoder.to_dict()
-  encoder["depth"] = 2
-  exported = {"encoder": encoder, "chunk_frames": 601, "normalization": NORMALIZATION}
-  network = make_classifier(
-    encoder,
-    classes=1,
-    drop_path=0.1,
-    chunk_frames=601,
-    tail="released",
-    dtype=None,
-    attention="xla",
-    remat=False,
-  )
-  variables = jax.eval_shape(network.encoder.init, jax.random.key(0), jnp.zeros((1, 601, 64)))
-  classes, frames = {"as20k": (527, 1001), "spcv2": (35, 101), "vox1": (1251, 1201)}[variant]
-  program = programs.compile_for(
-    exported,
-    variables,
-    make_mesh(data=-1, fsdp=1),
-    frames=frames,
-    n_mels=64,
-    classes=classes,
-    multi_label=variant == "as20k",
-    **recipe.program_settings(config),
-  )
-  batch = {
-    "mel": jax.ShapeDtypeStruct((512, frames, 64), "float16"),
-    "length": jax.ShapeDtypeStruct((512,), "int32"),
-    "target": jax.ShapeDtypeStruct((512, classes), "uint8"),
-  }
-  after, metrics = jax.eval_shape(program.step, program.state, batch, np.float32(1), np.uint32(0))
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-    lambda x: (x.shape, x.dtype), program.state
-  )
-  assert metrics["loss"].shape == () and program.state.params["head"]["kernel"].shape == (
-    1536,
-    classes,
-  )
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-  """60 clips in two splits, so that a number is a place in one of two shards."""
-  made = make_clips(60)
-  for i, clip in enumerate(made):
-    object.__setattr__(clip, "split", "train" if i % 3 else "test")
-  return Dataset.load(write_clips(tmp_path_factory.mktemp("batches") / "data", made))
-
-
-def test_a_reader_gives_any_clips_with_their_targets_cropped_centrally(dataset):
-  everything = list(clips(dataset))
-  targets = np.arange(60, dtype=np.uint8)[:, None]
-  wanted = [np.array([3, 59, 0, 20, 19]), np.array([21, 21]), np.array([40])]
-  batches = list(ClipReader(dataset, 41).batches(wanted, targets))
-  assert [len(batch["mel"]) for batch in batches] == [5, 2, 1]
-  for numbers, batch in zip(wanted, batches, strict=True):
-    np.testing.assert_array_equal(batch["target"][:, 0], numbers)
-    for number, mel, length in zip(numbers, batch["mel"], batch["length"], strict=True):
-      clip = everything[number].mel
-      start = max(len(clip) - 41, 0) // 2
-      np.testing.assert_array_equal(mel[:length], clip[start : start + 41])
-      assert length == min(len(clip), 41) and not mel[length:].any()
-
-
-def test_epochs_visit_every_clip_once_in_an_order_of_their_own():
-  index = np.arange(100, 150)
-  take = lambda n, **options: [
-    next(stream) for stream in [train_clips(index, **options)] for _ in range(n)
-  ]
-  options = {"batch_size": 8, "seed": 3, "start_step": 0, "rows": (0, 8)}
-  first = take(25, **options)
-  epochs = np.concatenate(first).reshape(4, 50)  # 6.25 batches each
-  for epoch, numbers in enumerate(epochs):
-    np.testing.assert_array_equal(numbers, epoch_order(index, 3, epoch))
-    assert sorted(numbers) == index.tolist()
-  assert len(set(map(tuple, epochs))) == 4
-  resumed = take(18, **{**options, "start_step": 7})
-  np.testing.assert_array_equal(resumed, first[7:])
-  halves = [take(3, **{**options, "rows": rows}) for rows in ((0, 4), (4, 8))]
-  np.testing.assert_array_equal(np.concatenate(halves, 1), first[:3])
-  assert not np.array_equal(take(1, **{**options, "seed": 4}), first[:1])
-  with pytest.raises(UserError, match="7 clips to train on are less than one batch of 8"):
-    steps_per_epoch(7, 8)
-
-
-def test_evaluation_visits_every_clip_once():
-  index = np.arange(10, 30)
-  batches = list(all_clips(index, batch_size=8, rows=(0, 8)))
-  assert [len(b) for b in batches] == [8, 8, 8]
-  np.testing.assert_array_equal(np.concatenate(batches)[:20], index)
-  parts = [list(all_clips(index, batch_size=8, rows=rows)) for rows in ((0, 4), (4, 8))]
-  np.testing.assert_array_equal(np.concatenate(parts, 1), batches)
-
-
-def test_a_damaged_clip_ends_the_reading(dataset, tmp_path):
-  """No other clip takes its place: it would have another label."""
-  copy = pathlib.Path(shutil.copytree(dataset.root, tmp_path / "copy"))
-  file = copy / os.path.basename(dataset.shards("test")[0].path)
-  data = bytearray(file.read_bytes())
-  data[len(data) // 2] ^= 1
-  file.write_bytes(data)
-  with pytest.raises(RecordError, match=r"checksum|clip of this schema"):
-    list(
-      ClipReader(Dataset.load(str(copy)), 41).batches([np.arange(20)], np.zeros((60, 1), np.uint8))
-    )
-
-
-def test_the_export_is_read_without_a_model(model, tmp_path):
-  """Fine-tuning starts from the same variables that `load_model` embeds with."""
-  path = write_encoder(tmp_path / "encoder")
-  config, variables, _ = folder.read(path)
-  assert config["params_hash"] == model.config["params_hash"] == folder.params_hash(variables)

@@ -2,12 +2,12 @@
 
 import jax
 import pytest
-from tiny import tiny_config
 
 from atst_jax.models.transformer import Transformer
 from atst_jax.performance.cost import main
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.recipe import clip_flops
+from tests.tiny import tiny_config
 
 BASE = {
   "encoder__width": "192",

@@ -14,12 +14,8 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from hostile import bounded, damaged_trees, edits, fuzz, mutate
 from hypothesis import given
 from hypothesis import strategies as st
-from preparing import contents, write_inline
-from tiny import ROOT
-from tiny_clips import FRONTEND, make_clip
 
 from atst_jax.data.dataset import Clip, Dataset, Shard
 from atst_jax.data.shard_reader import Damage, ShardReader
@@ -40,6 +36,10 @@ from data_pipeline import prepare
 from data_pipeline.shards import merge, verify
 from data_pipeline.sources.files import inside
 from data_pipeline.sources.inputs import list_sources
+from tests.hostile import bounded, damaged_trees, edits, fuzz, mutate
+from tests.preparing import contents, write_inline
+from tests.tiny import ROOT
+from tests.tiny_clips import FRONTEND, make_clip
 
 RATE = 16000
 

@@ -7,8 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from evaluation import write_encoder
-from hostile import bounded, damaged_trees, edits, fuzz, mutate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +14,8 @@ from atst_jax.artifacts import folder
 from atst_jax.artifacts.model import Model
 from atst_jax.audio import decode
 from atst_jax.util.errors import UserError
+from tests.evaluation import write_encoder
+from tests.hostile import bounded, damaged_trees, edits, fuzz, mutate
 
 RATE = 16000
 

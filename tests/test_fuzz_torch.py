@@ -6,16 +6,16 @@ import json
 import os
 
 import pytest
-from hostile import bounded, damaged_trees, edits, fuzz, mutate
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_clips import FRONTEND
 
 from atst_jax.artifacts import convert, export
 from atst_jax.util.errors import UserError
+from tests.hostile import bounded, damaged_trees, edits, fuzz, mutate
+from tests.tiny_clips import FRONTEND
 
 torch = pytest.importorskip("torch")
-torch_method = pytest.importorskip("torch_method")
+torch_method = pytest.importorskip("tests.torch_method")
 
 
 def _checkpoints():

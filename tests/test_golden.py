@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from torch_layout import network_names, variables_in
 
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import FRONTENDS
@@ -18,6 +17,7 @@ from atst_jax.method.optimizer import decay_mask, make_optimizer
 from atst_jax.method.subtraction import Subtraction
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.transformer import Transformer
+from tests.torch_layout import network_names, variables_in
 
 ENCODER = {
   "width": 48,
@@ -119,6 +119,25 @@ def _largest_difference(tree, expected):
   return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), tree, expected)))
 
 
+def _largest_relative(ours, expected):
+  """The largest distance of two arrays, as a part of the expected one's length."""
+  relative = lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3))
+  return max(jax.tree.leaves(jax.tree.map(relative, ours, expected)))
+
+
+def _before(arrays, names, network, optimizer, decay, *, group):
+  """The state before the first step, which keeps the last gradients in `opt_state[0]`, and the
+  compiled update."""
+  spy = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (grads, grads))
+  tx, teacher = optax.chain(spy, optimizer), ema(decay)
+  update = method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, group=group)
+  params, batch_stats = variables_in(arrays, "before.student.", names)
+  teacher = teacher.init(*variables_in(arrays, "before.teacher.", names))
+  step = jnp.zeros((), jnp.int32)
+  state = method.TrainState(step, params, batch_stats, tx.init(params), teacher)
+  return state, jax.jit(update)
+
+
 def test_three_steps(golden):
   """Gradients of the first step and the state after three, through the project's own update."""
   arrays = golden("atst_step")
@@ -130,7 +149,6 @@ def test_three_steps(golden):
     dtype=jnp.float32,
     subtraction=Subtraction(),
   )
-  spy = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (grads, grads))
   adamw = optax.adamw(
     table(arrays["lr"]),
     b1=0.9,
@@ -139,19 +157,7 @@ def test_three_steps(golden):
     weight_decay=table(arrays["wd"]),
     mask=decay_mask,
   )
-  tx = optax.chain(spy, adamw)
-  teacher = ema(table(arrays["ema"]))
-  update = jax.jit(
-    method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, group=5)
-  )
-  params, batch_stats = variables_in(arrays, "before.student.", NAMES)
-  state = method.TrainState(
-    jnp.zeros((), jnp.int32),
-    params,
-    batch_stats,
-    tx.init(params),
-    teacher.init(*variables_in(arrays, "before.teacher.", NAMES)),
-  )
+  state, update = _before(arrays, NAMES, network, adamw, table(arrays["ema"]), group=5)
   for step in range(3):
     pair = jnp.asarray(arrays["views"][step]).swapaxes(0, 1)
     state, metrics = update(state, jax.random.key(0), pair)
@@ -164,10 +170,7 @@ def test_three_steps(golden):
       ours = jax.tree.map(np.asarray, state.opt_state[0])
       for tree in (ours, grads):
         assert np.abs(tree["encoder"]["norm"].pop("bias")).max() < 1e-6
-      gap = jax.tree.map(
-        lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads
-      )
-      assert max(jax.tree.leaves(gap)) < 1e-4
+      assert _largest_relative(ours, grads) < 1e-4
   expected, expected_stats = variables_in(arrays, "after.student.", NAMES)
   del state.params["encoder"]["norm"]["bias"], expected["encoder"]["norm"]["bias"]
   assert _largest_difference(state.params, expected) < 1e-4
@@ -212,7 +215,6 @@ def test_difference_step(golden):
     heads={"hidden": 48, "out": 16, "use_bias": True},
     subtraction=Subtraction(weight=float(arrays["lam"])),
   )
-  spy = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (grads, grads))
   adam, _ = make_optimizer(
     total_steps=10,
     batch_size=6,
@@ -228,20 +230,9 @@ def test_difference_step(golden):
     b2=0.999,
     eps=1e-8,
   )
-  tx = optax.chain(spy, adam)
-  teacher = ema(lambda _: jnp.float32(arrays["ema"]))
-  update = jax.jit(
-    method.make_update(network=network, tx=tx, teacher=teacher, schedules={}, group=6)
-  )
   names = network_names(make_encoder(CNN))
-  params, batch_stats = variables_in(arrays, "before.student.", names)
-  state = method.TrainState(
-    jnp.zeros((), jnp.int32),
-    params,
-    batch_stats,
-    tx.init(params),
-    teacher.init(*variables_in(arrays, "before.teacher.", names)),
-  )
+  decay = lambda _: jnp.float32(arrays["ema"])
+  state, update = _before(arrays, names, network, adam, decay, group=6)
   pair, gamma = jnp.asarray(arrays["views"]).swapaxes(0, 1), jnp.asarray(arrays["gamma"]).T
   mixed, _ = mixtures.mix_neighbours(pair, None, gamma, group=6, scale=1.0)
   mixed = mixtures.Mixtures(mixed, None, gamma)
@@ -249,7 +240,7 @@ def test_difference_step(golden):
   teacher_variables = {"params": state.teacher.params, "batch_stats": state.teacher.batch_stats}
   (z, y), _ = jax.jit(teach)(teacher_variables, pair, None)
   np.testing.assert_allclose(z.swapaxes(0, 1), arrays["z_teacher"], atol=1e-5)
-  student_variables = {"params": params, "batch_stats": batch_stats}
+  student_variables = {"params": state.params, "batch_stats": state.batch_stats}
   apply = functools.partial(network.apply, mutable=["batch_stats"])
   (p, p_difference), _ = jax.jit(apply, static_argnums=4)(
     student_variables, pair, None, mixed, 6, y
@@ -273,10 +264,7 @@ def test_difference_step(golden):
     ]
     noise += [tree["projector"]["out"].pop("bias")]  # the predictors' BatchNorm comes next
     assert tree is state.params or tree is expected or max(np.abs(x).max() for x in noise) < 2e-5
-  gap = jax.tree.map(
-    lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)), ours, grads
-  )
-  assert max(jax.tree.leaves(gap)) < 3e-4  # compiled without optimisations 1.2e-4
+  assert _largest_relative(ours, grads) < 3e-4  # compiled without optimisations 1.2e-4
   # Adam's first step is the rate times the gradient's sign: near 0 that is rounding noise too.
   clear = jax.tree.map(lambda g: np.abs(g) > 1e-2 * np.sqrt(np.mean(np.square(g))), grads)
   gap = jax.tree.map(

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import tiny_config
 
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.transformer import Transformer
@@ -21,6 +20,7 @@ from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from tests import gpu_programs
+from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = (

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
 
 from atst_jax.method import train_step as method
 from atst_jax.method.losses import output_rank
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.guard import deviations, init_guard, judge
 from atst_jax.pretraining.recovery import Recovery
+from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

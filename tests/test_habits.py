@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import yaml
-from tiny import ROOT
 
 import atst_jax
+from tests.tiny import ROOT
 
 
 def _yaml(path: str):

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from evaluation import write_encoder
 
 from atst_jax.artifacts import export, folder
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
@@ -19,11 +18,6 @@ from atst_jax.audio.decode import load_audio
 from atst_jax.audio.frontend import FRONTENDS, log_mel
 from atst_jax.models.chunking import BATCH
 from atst_jax.util.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
 
 
 @pytest.fixture(scope="module")

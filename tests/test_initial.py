@@ -6,7 +6,6 @@ import os
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_config
 
 from atst_jax.artifacts import folder
 from atst_jax.artifacts.export import write
@@ -15,6 +14,7 @@ from atst_jax.models.encoders import make_encoder
 from atst_jax.pretraining import initial, job, recipe
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util.errors import UserError
+from tests.tiny import tiny_config
 
 # Of a convolutional encoder, whose width follows from the mel bins.
 SMALL = {"byola.py": {"encoder__width": "1040", "encoder__hidden": "8"}}

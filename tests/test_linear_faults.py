@@ -8,13 +8,8 @@ import pytest
 from atst_jax import main
 from atst_jax.artifacts.model import Model
 from atst_jax.data.dataset import Clip
-from tests.evaluation import make_clips, refused, write_clips, write_encoder
-from tests.tiny import ROOT
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
+from tests.evaluation import make_clips, refused, write_clips
+from tests.tiny import job_flags
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +75,7 @@ def test_values_that_cannot_work_are_refused(encoder, data, tmp_path, key, value
   refused(pattern, encoder, data, tmp_path / "run", **{key.replace(".", "__"): value})
 
 
-def test_the_command_ends_with_2_and_one_message(data, tmp_path, capsys):
-  flags = [
-    f"--config={ROOT / 'configs' / 'linear.py'}",
-    f"--workdir={tmp_path / 'run'}",
-    "--config.encoder=nowhere",
-    f"--config.data.path={data}",
-  ]
-  assert main.main(flags) == 2
+@pytest.mark.parametrize("name", ["linear", "finetune"])
+def test_the_command_ends_with_2_and_one_message(data, tmp_path, capsys, name):
+  assert main.main(job_flags(name, tmp_path / "run", encoder="nowhere", data__path=data)) == 2
   assert capsys.readouterr().err.startswith("error: ")

@@ -9,12 +9,12 @@ import sys
 import threading
 
 import pytest
-from tiny import ROOT
 
 from atst_jax.artifacts import export
 from atst_jax.runtime.workdir import claim
 from atst_jax.util import lock as locks
 from atst_jax.util.errors import UserError
+from tests.tiny import ROOT
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import sys
 
 import jax
 import pytest
-from tiny import ROOT, tiny_flags, write_dataset
 
 from atst_jax import main
 from atst_jax.data import labelled_batches, order
 from atst_jax.runtime import workdir
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
+from tests.tiny import ROOT, tiny_flags, write_dataset
 
 BASE = str(ROOT / "configs" / "base.py")
 

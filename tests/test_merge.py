@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import soundfile
-from preparing import write_inline
 
 from atst_jax.data.dataset import Dataset
 from data_pipeline import prepare
+from tests.preparing import write_inline
 
 
 @pytest.fixture

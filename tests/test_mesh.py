@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config, tiny_flags, two_processes, wait_for_step, write_dataset
 
 from atst_jax import main
 from atst_jax.pretraining import recipe
@@ -18,6 +17,7 @@ from atst_jax.runtime.mesh import make_mesh, process_rows, put_batch
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.preemption import StopRequest
 from atst_jax.util.errors import UserError
+from tests.tiny import tiny_config, tiny_flags, two_processes, wait_for_step, write_dataset
 
 STEPS = 2
 DEVICES = {"base.py": 8, "byola.py": 4}

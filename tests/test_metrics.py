@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from atst_jax.downstream import metrics
+from atst_jax.downstream.splits import Split
 
 
 @pytest.fixture
@@ -184,3 +185,13 @@ def test_recall_of_equal_similarities_is_chance():
     metrics.recall_at(np.ones((2, 2)), np.arange(2), (0, 1))
   with pytest.raises(ValueError, match="similarity: 1 of 4"):
     metrics.recall_at(np.array([[np.nan, 1], [1, 1]]), np.arange(2), (1,))
+
+
+def test_chance_is_the_commonest_training_class_or_the_mean_prevalence():
+  split = Split(np.arange(5), np.arange(5, 6), np.arange(6, 10))
+  targets = np.eye(3, dtype=int)[[1, 1, 1, 0, 2, 2, 0, 1, 0, 0]]
+  assert metrics.chance(targets, [split], False) == pytest.approx(1 / 3)
+  common = np.eye(3, dtype=int)[[1, 1, 1, 0, 2, 2, 1, 1, 0, 2]]
+  assert metrics.chance(common, [split], False) == 0.5
+  targets[6:, 2] = [1, 1, 1, 0]
+  assert metrics.chance(targets, [split], True) == pytest.approx((0.75 + 0.25 + 0.75) / 3)

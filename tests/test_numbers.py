@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluation import write_encoder
-from tiny import tiny_config
 
 from atst_jax.embed import get_scene_embeddings, load_model
 from atst_jax.models.encoders import make_encoder
@@ -13,6 +11,8 @@ from atst_jax.pretraining import recipe
 from atst_jax.runtime import workdir
 from atst_jax.util import numbers
 from atst_jax.util.cli import Parser
+from tests.evaluation import write_encoder
+from tests.tiny import tiny_config
 
 OTHERS = {
   "jax_enable_x64": True,

@@ -8,7 +8,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from checkpoints import read_tree
 
 from atst_jax import main
 from atst_jax.artifacts import export
@@ -23,6 +22,7 @@ from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.preemption import StopRequest
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
+from tests.checkpoints import read_tree
 from tests.evaluation import make_clips, write_clips
 from tests.tiny import tiny_config, tiny_flags
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tiny import tiny_config
 
 from atst_jax.method.optimizer import (
   cosine_schedule,
@@ -15,6 +14,7 @@ from atst_jax.method.optimizer import (
   transformers_adamw,
 )
 from atst_jax.pretraining import recipe
+from tests.tiny import tiny_config
 
 
 def test_schedules_at_their_corners():

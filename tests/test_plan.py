@@ -10,7 +10,6 @@ import sys
 
 import jax
 import pytest
-from tiny import tiny_config, tiny_flags
 
 from atst_jax import plan
 from atst_jax.performance import gpus, hlo
@@ -20,6 +19,7 @@ from atst_jax.performance.collectives import Collective, find_collectives
 from atst_jax.pretraining import recipe
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
+from tests.tiny import tiny_config, tiny_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 WIDE = {

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import types
 
 import jax
@@ -19,37 +18,8 @@ from atst_jax.pretraining.checks import is_ragged
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from tests.evaluation import make_clips, write_clips, write_encoder
+from tests.pages import pixels, records
 from tests.tiny import tiny_config
-
-
-def pixels(path):
-  """(height, width, channels) of a PNG; every picture here has to show something."""
-  import matplotlib.image
-
-  image = matplotlib.image.imread(path)
-  assert image.shape[0] > 300 and image.shape[1] > 400 and image[..., :3].std() > 0.05
-  assert not [name for name in os.listdir(os.path.dirname(path)) if ".tmp-" in name]
-  return image
-
-
-def records(n=120, **changes):
-  rng = np.random.default_rng(0)
-  return [
-    {
-      "step": 10 * i,
-      "time": i,
-      "loss": 2 / (1 + i / 9) + 0.1 * rng.random(),
-      "loss_byol": 1.0,
-      "loss_difference": 1.5,
-      "std_student": 0.3,
-      "std_teacher": 0.25,
-      "learning_rate": 1e-3,
-      "ema_decay": 0.99 + i / n / 100,
-      "clips_per_second": 50.0,
-      **changes,
-    }
-    for i in range(n)
-  ]
 
 
 def test_training_curve_bridges_values_that_were_nan(tmp_path):

@@ -9,11 +9,11 @@ import sys
 import time
 
 import pytest
-from tiny import ONE_DEVICE, ROOT, running, tiny_flags
 
 from atst_jax import main
 from atst_jax.pretraining import recipe
 from atst_jax.runtime import preemption
+from tests.tiny import ONE_DEVICE, ROOT, running, tiny_flags
 
 FLAGS = {"total_steps": "1000000", "encoder__depth": "1", "difference__weight": "0"}
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")

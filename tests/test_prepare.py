@@ -12,13 +12,13 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from preparing import contents
 
 from atst_jax.audio.decode import load_audio
 from atst_jax.audio.frontend import get_frontend, log_mel
 from atst_jax.data.dataset import Dataset
 from data_pipeline import prepare
 from data_pipeline.shards.mel_statistics import MelStatistics, merge_statistics
+from tests.preparing import contents
 
 RATE = 16000
 KEYS = {

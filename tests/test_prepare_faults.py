@@ -9,13 +9,13 @@ import pathlib
 import numpy as np
 import pytest
 import soundfile
-from preparing import contents, run, small_set
 
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.tfrecord import frame_record, read_records
 from atst_jax.util.lock import Lock
 from data_pipeline import prepare
+from tests.preparing import contents, run, small_set
 
 RATE = 16000
 

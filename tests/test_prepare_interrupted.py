@@ -13,11 +13,11 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from preparing import contents
 
 from atst_jax.audio.frontend import get_frontend, mel_filters
 from data_pipeline import prepare
 from data_pipeline.shards import workers
+from tests.preparing import contents
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -7,7 +7,6 @@ import os
 import numpy as np
 import pytest
 import soundfile
-from preparing import contents, run, small_set
 
 from atst_jax.audio import decode as decoder
 from atst_jax.audio import sound_file
@@ -16,6 +15,7 @@ from atst_jax.util.errors import StoreError
 from data_pipeline import prepare
 from data_pipeline.shards import job, workers
 from data_pipeline.shards import shard as shards
+from tests.preparing import contents, run, small_set
 
 RATE = 16000
 

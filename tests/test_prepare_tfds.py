@@ -6,12 +6,12 @@ import warnings
 import numpy as np
 import pytest
 import soundfile
-from preparing import write_inline
 
 from atst_jax.data.dataset import Dataset
 from atst_jax.util.errors import UserError
 from data_pipeline import prepare
 from data_pipeline.sources import tfds as tfds_source
+from tests.preparing import write_inline
 
 
 def test_opens_with_tfds(tmp_path, monkeypatch):

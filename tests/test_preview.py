@@ -7,7 +7,7 @@ from atst_jax import preview
 from atst_jax.data.dataset import Dataset
 from atst_jax.figures.view_sheet import sample
 from atst_jax.util import config as configs
-from tests.test_plots import pixels
+from tests.pages import pixels
 from tests.tiny import tiny_config, tiny_flags, write_dataset
 
 

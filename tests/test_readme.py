@@ -10,12 +10,12 @@ import subprocess
 
 import numpy as np
 import pytest
-from documented import blocks, commands, examples, inline, parse_only, words
-from preparing import write_inline
-from tiny import OVERRIDES, ROOT
 
 from atst_jax.util import config as configs
 from data_pipeline.synth import write_wav
+from tests.documented import blocks, commands, examples, inline, parse_only, words
+from tests.preparing import write_inline
+from tests.tiny import OVERRIDES, ROOT
 
 DOCUMENTS = (
   *("README.md", "CONTRIBUTING.md", "SECURITY.md", "data_pipeline/README.md", "launch/README.md"),

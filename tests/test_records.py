@@ -6,13 +6,13 @@ import json
 import os
 
 import pytest
-from tiny_clips import FRONTEND, make_clip, same_clip, write_tiny_dataset
 
 from atst_jax.data.dataset import MANIFEST, SCHEMA_VERSION, Dataset, write_json, write_shard
 from atst_jax.data.tfrecord import RecordError, read_records
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from data_pipeline.shards import verify
+from tests.tiny_clips import FRONTEND, make_clip, same_clip, write_tiny_dataset
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The page about a prepared set: what is in it, what is not, and that it needs nothing from
 outside."""
 
-import html.parser
 import re
 
 import numpy as np
@@ -12,28 +11,7 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.data.dataset_page import bars
 from atst_jax.util.html_page import table
 from data_pipeline import prepare
-
-VOID = {"meta", "img", "path", "rect"}
-
-
-class Checker(html.parser.HTMLParser):
-  """Collects text and sources; raises where tags do not close."""
-
-  def __init__(self):
-    super().__init__()
-    self.open, self.sources, self.text = [], [], ""
-
-  def handle_starttag(self, tag, attrs):
-    self.sources += [value for name, value in attrs if name in ("src", "href")]
-    if tag not in VOID and self.get_starttag_text()[-2:] != "/>":
-      self.open.append(tag)
-
-  def handle_endtag(self, tag):
-    if tag not in VOID:
-      assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    self.text += data + "\n"
+from tests.pages import Checker
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import signal
 import jax
 import numpy as np
 import pytest
-from checkpoints import read_tree
-from tiny import running, tiny_flags, wait_for_step, write_dataset
 
 from atst_jax import main
 from atst_jax.pretraining import job, recipe
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.workdir import agree, continuation
 from atst_jax.util.errors import UserError
+from tests.checkpoints import read_tree
+from tests.tiny import running, tiny_flags, wait_for_step, write_dataset
 
 STEPS = 40
 

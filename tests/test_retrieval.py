@@ -1,7 +1,6 @@
 """Retrieval with auxiliary information: the adapters learn what needs both sound and text; the job
 end to end."""
 
-import csv
 import json
 import shutil
 import sys
@@ -10,15 +9,14 @@ import numpy as np
 import pytest
 
 from atst_jax import main
-from atst_jax.data.dataset import Clip, Dataset
-from atst_jax.downstream.features import read_labels
 from atst_jax.downstream.papers.comparison import compare, read_runs
 from atst_jax.downstream.papers.published import RECALLS
-from atst_jax.downstream.retrieval import pair_set, text
+from atst_jax.downstream.retrieval import text
 from atst_jax.downstream.tables import cells, intervals
 from atst_jax.util.errors import UserError
-from tests.evaluation import write_clips, write_encoder
-from tests.tiny import ROOT
+from tests.pair_sets import write_pairs
+from tests.test_vggish import write_vggish
+from tests.tiny import job_flags
 
 WORDS = ["add", "remove", "louder", "quieter", "low", "high", "the", "a"]
 
@@ -99,88 +97,25 @@ def test_text_models_that_will_not_do(bert, tmp_path, monkeypatch):
     text.load_text_encoder(bert)
 
 
-# The job.
-
-
-def write_pairs(root, *, sizes=(("train", 20), ("test", 6)), frontend="atst", seed=0):
-  """A prepared set of pairs in two scenes; the answer's event is a band of the spectrum."""
-  rng, clips, table = np.random.default_rng(seed), [], []
-  for scene, split, i in (
-    (scene, split, i) for scene in ("rain", "wind") for split, n in sizes for i in range(n)
-  ):
-    event = int(rng.integers(2))
-    for suffix, loud in (("s1", False), ("s2", True)):
-      mel = rng.normal(-60, 5, (40, 64)) + (20 if scene == "wind" else 0)
-      mel[:, 32 * event : 32 * event + 32] += 30 * loud
-      clips.append(
-        Clip(
-          f"{scene}_{split}_{i}_{suffix}",
-          mel.astype(np.float16),
-          (event,) if loud else (),
-          multi_label=True,
-          split=split,
-        )
-      )
-    name = f"{scene}_{split}_{i}"
-    table.append(
-      (
-        name,
-        f"{name}_s1",
-        f"{name}_s2",
-        f"add {('low', 'high')[event]}",
-        "add",
-        "low",
-        scene,
-        split,
-      )
-    )
-  write_clips(root, clips, names=("low", "high"), name="pairs", frontend=frontend)
-  write_table(
-    root / "pairs.csv", ("id", "id1", "id2", "text", "kind", "event", "scene", "split"), table
-  )
-  write_table(
-    root / "mixtures.csv",
-    ("clip", "split", "role", "source"),
-    [(clip.id, clip.split, "background", f"{clip.split}.wav") for clip in clips],
-  )
-  return root
-
-
-def write_table(path, columns, rows):
-  with open(path, "w", newline="") as file:
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    writer.writerows(rows)
-
-
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("encoder") / "encoder")
-
-
-@pytest.fixture
-def data(tmp_path):
-  return write_pairs(tmp_path / "data")
+def data(tmp_path_factory):
+  return write_pairs(tmp_path_factory.mktemp("pairs") / "data")
 
 
 def flags(encoder, data, bert, workdir, **values):
   values = {
     "encoder": encoder,
-    "data.path": data,
-    "text.model": bert,
-    "adapter.hidden": 8,
-    "adapter.width": 8,
-    "train.epochs": 3,
-    "train.batch_size": 8,
+    "data__path": data,
+    "text__model": bert,
+    "adapter__hidden": 8,
+    "adapter__width": 8,
+    "train__epochs": 3,
+    "train__batch_size": 8,
     "seeds": 2,
     "recall_at": "1,5",
-    **{key.replace("__", "."): value for key, value in values.items()},
+    **values,
   }
-  return [
-    f"--config={ROOT / 'configs' / 'retrieval.py'}",
-    f"--workdir={workdir}",
-    *(f"--config.{key}={value}" for key, value in values.items()),
-  ]
+  return job_flags("retrieval", workdir, **values)
 
 
 def test_job(encoder, data, bert, tmp_path, capsys):
@@ -288,75 +223,12 @@ def test_another_front_end_is_refused(encoder, bert, tmp_path, capsys):
   assert "prepare the data with --frontend=atst" in capsys.readouterr().err
 
 
-def change(path, function):
-  with open(path, newline="") as file:
-    head, *rows = list(csv.reader(file))
-  write_table(path, head, function(rows))
-
-
-def moved(rows):
-  return [[*row[:-1], "test"] if row[0] == "rain_train_0" else row for row in rows]
-
-
-@pytest.mark.parametrize(
-  ("spoil", "message"),
-  [
-    (
-      lambda d: (d / "pairs.csv").unlink(),
-      "holds no pairs; make them with `python -m data_pipeline.pairs`",
-    ),
-    (lambda d: (d / "pairs.csv").write_text("id,id1,id2,scene,split\n"), "no column text"),
-    (lambda d: change(d / "pairs.csv", lambda rows: []), "is empty or cut short"),
-    (
-      lambda d: change(d / "pairs.csv", moved),
-      "'rain_train_0' is in the split 'test', its clip 'rain_train_0_s1' in",
-    ),
-    (
-      lambda d: change(d / "pairs.csv", lambda rows: [[*rows[0][:2], "gone", *rows[0][3:]]]),
-      "the clip 'gone'",
-    ),
-    (
-      lambda d: change(d / "pairs.csv", lambda rows: [[*rows[0][:2], rows[0][1], *rows[0][3:]]]),
-      "one clip with itself",
-    ),
-    (
-      lambda d: change(d / "pairs.csv", lambda rows: [[*rows[0][:3], "", *rows[0][4:]], *rows[1:]]),
-      "has no text",
-    ),
-    (
-      lambda d: change(d / "pairs.csv", lambda rows: [row for row in rows if row[-1] == "train"]),
-      "0 test pairs",
-    ),
-    (
-      lambda d: change(d / "mixtures.csv", lambda rows: [[*row[:3], "train.wav"] for row in rows]),
-      "leaks: 1 recordings are mixed into test clips and into others, the first is 'train.wav'",
-    ),
-  ],
-)
-def test_pairs_that_will_not_do(data, spoil, message):
-  spoil(data)
-  dataset = Dataset.load(str(data))
-  with pytest.raises(UserError) as error:
-    pair_set.read_pairs(dataset, read_labels(dataset), seed=0)
-  assert message in str(error.value)
-
-
-def test_pairs_that_share_a_clip_are_held_out_together(data):
-  def share(rows):
-    # two and two ask with the same clip
-    for one, other in zip(rows[:20:2], rows[1:20:2], strict=True):
-      other[1] = one[1]
-    return rows
-
-  change(data / "pairs.csv", share)
-  dataset = Dataset.load(str(data))
-  labels = read_labels(dataset)
-  pairs = pair_set.read_pairs(dataset, labels, seed=0)
-  assert {split: len(pairs.rows(split, "rain")) for split in ("train", "valid", "test")} == {
-    "train": 18,
-    "valid": 2,
-    "test": 6,
-  }
-  assert not set(pairs.query[pairs.splits == "valid"]) & set(pairs.query[pairs.splits == "train"])
-  draws = {tuple(pair_set.read_pairs(dataset, labels, seed=seed).splits) for seed in range(8)}
-  assert len(draws) > 1
+def test_vggish_is_an_audio_model(bert, tmp_path):
+  """Of the paper's Table 2, on pairs of its front-end."""
+  data = write_pairs(tmp_path / "pairs", frontend="vggish", frames=96)
+  options = {"seeds": 1, "features": "'pre-trained',", "systems": "'audio',"}
+  encoder = write_vggish(tmp_path / "vggish")
+  assert main.main(flags(encoder, data, bert, tmp_path / "run", **options)) == 0
+  results = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert results["encoder"]["frontend"]["name"] == "vggish"
+  assert {row["features"] for row in results["rows"]} == {"", "pre-trained"}

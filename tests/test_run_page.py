@@ -17,8 +17,7 @@ from atst_jax.runtime.workdir import read_starts, record_start
 from atst_jax.util import config as configs
 from data_pipeline import prepare
 from tests.evaluation import write_encoder
-from tests.test_plots import pixels, records
-from tests.test_report_page import Checker
+from tests.pages import Checker, pixels, records
 from tests.tiny import tiny_config
 
 BROWSER = next(

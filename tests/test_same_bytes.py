@@ -10,14 +10,14 @@ import wave
 
 import numpy as np
 import pytest
-from preparing import run, write_inline
-from tiny import ROOT
 
 from atst_jax.artifacts import export, folder
 from atst_jax.artifacts.folder import params_hash
 from atst_jax.data.dataset import Clip, write_shard
 from atst_jax.data.tfrecord import read_records
 from atst_jax.embed import get_scene_embeddings, get_timestamp_embeddings, load_model
+from tests.preparing import run, write_inline
+from tests.tiny import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
 RATE = 16000

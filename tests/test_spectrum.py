@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from atst_jax.artifacts.collection import neighbours
+from atst_jax.downstream.linear import exact
 from atst_jax.downstream.metrics import spectrum
+from atst_jax.util.errors import UserError
 
 
 def vectors(variances, n=64, d=20, seed=0):
@@ -45,3 +47,8 @@ def test_whitening_of_wide_vectors_is_that_of_all_their_numbers(monkeypatch):
   half = neighbours.whitening(x)
   assert half.directions.shape == (200, 3)
   np.testing.assert_allclose(half.mean, x[::2].mean(0), rtol=1e-5)
+
+
+def test_vectors_that_do_not_vary_are_refused():
+  with pytest.raises(UserError, match=r"all 9 clips are the same.*an earlier checkpoint"):
+    exact.spectra("pre-trained", [np.full((9, 4), 0.1, np.float32)])

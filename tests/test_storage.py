@@ -8,7 +8,6 @@ from unittest import mock
 
 import fsspec
 import numpy as np
-import preparing
 import pytest
 import soundfile
 
@@ -19,6 +18,7 @@ from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 from data_pipeline import prepare
 from data_pipeline.sources.inputs import list_sources
+from tests import preparing
 
 STORE = "memory://bucket"
 RATE = 16000

@@ -4,12 +4,12 @@ that cancel each other. PyAV reads them whole; without it the report says what i
 import numpy as np
 import pytest
 import soundfile
-from preparing import run, write_inline
 
 from atst_jax.audio import sound_file, streams
 from atst_jax.audio.decode import Quality, Reject, load_audio, read_pieces
 from atst_jax.data.dataset import Dataset
 from data_pipeline.shards import shard
+from tests.preparing import run, write_inline
 
 RATE = 44100
 

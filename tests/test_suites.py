@@ -16,14 +16,14 @@ import types
 import numpy as np
 import pytest
 import soundfile
-from evaluation import write_encoder
-from tiny import ROOT
 
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.downstream import evar, hear, torch_arrays, xares
 from atst_jax.embed import load_model
 from atst_jax.method.normalization import LOG_EPS
 from atst_jax.util.errors import UserError
+from tests.evaluation import write_encoder
+from tests.tiny import ROOT
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[torch]")
 

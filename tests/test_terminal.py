@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from tiny import ROOT
 
 from atst_jax.util import cli
 from atst_jax.util.cli import Parser
+from tests.tiny import ROOT
 
 SCRIPT = """
 import sys

@@ -8,7 +8,6 @@ import struct
 
 import numpy as np
 import pytest
-from tiny_clips import FRONTEND, make_clip, same_clip, write_tiny_dataset
 
 from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.data.tfrecord import (
@@ -18,6 +17,7 @@ from atst_jax.data.tfrecord import (
   frame_record,
   read_records,
 )
+from tests.tiny_clips import FRONTEND, make_clip, same_clip, write_tiny_dataset
 
 INT64 = np.iinfo(np.int64)
 

@@ -3,11 +3,10 @@
 import ast
 import re
 
-from tiny import ROOT
-
 from atst_jax.runtime.preemption import EXIT_DIVERGED, EXIT_RESUME
 from atst_jax.runtime.watchdog import EXIT_STALLED
 from atst_jax.util.cli import EXIT_PIPE
+from tests.tiny import ROOT
 
 TEXT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 MESSAGES = re.findall(r"^\| `([^`]*)` \|", TEXT, re.M)

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from preparing import write_inline
-from tiny import ROOT
+
+from tests.preparing import write_inline
+from tests.tiny import ROOT
 
 NOTEBOOK = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))
 TINY = """

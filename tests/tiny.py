@@ -73,59 +73,64 @@ def tiny_flags(file="base.py", **overrides):
   ]
 
 
+def job_flags(name, workdir, **values):
+  """Flags of `atst_jax.main` for a config of `configs/`; values are given with `__` for dots."""
+  return [
+    f"--config={ROOT / 'configs' / name}.py",
+    f"--workdir={workdir}",
+    *[f"--config.{key.replace('__', '.')}={value}" for key, value in values.items()],
+  ]
+
+
 def write_dataset(
   root, *, shards=4, clips_per_shard=(7, 6, 5, 8), frames=(20, 90), seed=0, labels=0
 ):
   """A prepared dataset of noise: clip `s-i` of shard s; with `labels`, clip i has label i mod
   labels. Returns root."""
   rng = np.random.default_rng(seed)
-  os.makedirs(root, exist_ok=True)
-  written, lengths = [], []
-  for s in range(shards):
-    clips = []
+  found = [[] for _ in range(shards)]
+  for s, clips in enumerate(found):
     for i in range(clips_per_shard[s % len(clips_per_shard)]):
-      lengths.append(int(rng.integers(frames[0], frames[1] + 1)))
-      mel = rng.normal(-30, 15, (lengths[-1], 64)).astype(np.float16)
-      clips.append(
-        Clip(f"{s}-{i}", mel, (i % labels,) if labels else (), fold=i % 3 if labels else -1)
-      )
-    name = f"train-{s:05d}-of-{shards:05d}.tfrecord"
-    shard = write_shard(os.path.join(root, name), (clip.encode() for clip in clips))
-    written.append(
-      {
-        "file": name,
-        "num_clips": shard.num_clips,
-        "num_bytes": shard.num_bytes,
-        "sha256": shard.sha256,
-      }
-    )
-  split = {
-    "num_clips": len(lengths),
-    "min_frames": min(lengths),
-    "max_frames": max(lengths),
-    "shards": written,
-  }
-  statistics = {
-    "min": -100.0,
-    "max": 40.0,
-    "mean": -30.0,
-    "std": 15.0,
-    "log_mean": -7.0,
-    "log_std": 3.0,
-    "split": "train",
-  }
+      length = int(rng.integers(frames[0], frames[1] + 1))
+      mel = rng.normal(-30, 15, (length, 64)).astype(np.float16)
+      label, fold = ((i % labels,), i % 3) if labels else ((), -1)
+      clips.append(Clip(f"{s}-{i}", mel, label, fold=fold))
+  names = [f"class {i}" for i in range(labels)]
+  return write_shards(root, {"train": found}, name="tiny", names=names)
+
+
+def write_shards(root, splits, *, name, names, frontend="atst"):
+  """A prepared dataset of {split: clips of each of its shards}, with classes `names`. Returns
+  root."""
+  os.makedirs(root, exist_ok=True)
+  entries = {}
+  for split, shards in splits.items():
+    written = []
+    for i, clips in enumerate(shards):
+      file = f"{split}-{i:05d}-of-{len(shards):05d}.tfrecord"
+      shard = write_shard(os.path.join(root, file), (clip.encode() for clip in clips))
+      sizes = {"num_clips": shard.num_clips, "num_bytes": shard.num_bytes}
+      written.append({"file": file, **sizes, "sha256": shard.sha256})
+    lengths = [len(clip.mel) for clips in shards for clip in clips]
+    entries[split] = {
+      "num_clips": len(lengths),
+      "min_frames": min(lengths),
+      "max_frames": max(lengths),
+      "shards": written,
+    }
+  decibels = {"min": -100.0, "max": 40.0, "mean": -30.0, "std": 15.0}
   write_json(
     os.path.join(root, "dataset.json"),
     {
       "schema": SCHEMA_VERSION,
-      "name": "tiny",
-      "frontend": FRONTENDS["atst"].to_json(),
-      "splits": {"train": split},
-      "label_names": [f"class {i}" for i in range(labels)],
-      "multi_label": False,
+      "name": name,
+      "frontend": FRONTENDS[frontend].to_json(),
+      "splits": entries,
+      "label_names": list(names),
+      "multi_label": any(c.multi_label for shards in splits.values() for s in shards for c in s),
       "fold_names": [],
       "folds": [],
-      "statistics": statistics,
+      "statistics": {**decibels, "log_mean": -7.0, "log_std": 3.0, "split": "train"},
     },
   )
   return str(root)
@@ -149,8 +154,9 @@ def running(arguments, *, program=("-m", "atst_jax.main"), env=None):
 
 
 @contextlib.contextmanager
-def two_processes(arguments, *, devices=1, program=("-m", "atst_jax.main")):
-  """Both processes of a job on this machine, each with so many CPU devices."""
+def two_processes(arguments, *, devices=1, program=("-m", "atst_jax.main"), second=()):
+  """Both processes of a job on this machine, each with so many CPU devices. `second`: arguments of
+  the second alone."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
@@ -163,7 +169,7 @@ def two_processes(arguments, *, devices=1, program=("-m", "atst_jax.main")):
   arguments = [*arguments, f"--coordinator=localhost:{port}", "--num_processes=2"]
   with (
     running([*arguments, "--process_id=0"], program=program, env=env) as first,
-    running([*arguments, "--process_id=1"], program=program, env=env) as second,
+    running([*arguments, *second, "--process_id=1"], program=program, env=env) as second,
   ):
     yield first, second
 

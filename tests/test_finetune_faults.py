@@ -1,0 +1,77 @@
+"""What fine-tuning refuses before anything is computed."""
+
+import pytest
+
+from atst_jax.data.dataset import Clip
+from atst_jax.downstream.finetune import job
+from tests.evaluation import make_clips, write_clips
+from tests.finetuning import refused, split_clips
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return write_clips(tmp_path_factory.mktemp("finetune") / "data", make_clips(60))
+
+
+def test_fault_24_38_39_data_that_cannot_be_used_is_refused_before_anything_is_computed(
+  encoder, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(job, "compile_for", None)
+  other = write_clips(tmp_path / "front-end", make_clips(), frontend="audiossl")
+  refused(
+    "'audiossl' .* expects 'atst' .* prepare the data with --frontend=atst",
+    encoder,
+    other,
+    tmp_path / "run",
+  )
+  clips = make_clips()
+  clips[3] = Clip("0.wav#0000", clips[3].mel, clips[3].labels, fold=clips[3].fold)
+  clips[7] = Clip("0.wav#0001", clips[7].mel, clips[7].labels, fold=clips[7].fold)
+  refused(
+    "leaks: 1 source file .* '0.wav'",
+    encoder,
+    write_clips(tmp_path / "leak", clips),
+    tmp_path / "run",
+  )
+  clips = make_clips()
+  clips[4] = Clip("bare.wav", clips[4].mel, fold=0)
+  refused(
+    "1 of 36 clips have no label", encoder, write_clips(tmp_path / "bare", clips), tmp_path / "run"
+  )
+  one = [Clip(c.id, c.mel, (0,), False, -1, c.split) for c in split_clips()]
+  refused("hold 1 class of 3", encoder, write_clips(tmp_path / "one", one), tmp_path / "run")
+  new = [
+    Clip(c.id, c.mel, (2,) if c.split == "test" and i % 2 else (i // 5 % 2,), False, -1, c.split)
+    for i, c in enumerate(split_clips())
+  ]
+  refused(
+    "1 of 2 tested classes have no training clip: high",
+    encoder,
+    write_clips(tmp_path / "new", new),
+    tmp_path / "run",
+  )
+  few = write_clips(tmp_path / "few", split_clips(20))
+  refused(
+    "12 clips to train on are less than one batch of 16; lower", encoder, few, tmp_path / "run"
+  )
+
+
+@pytest.mark.parametrize(
+  ("overrides", "pattern"),
+  [
+    ({"batch_size": "12", "devices": 8}, "batch_size 12 is not divisible by 8 devices"),
+    ({"mixup__group": "3"}, "mixup.group 3 must be at least 2 and divide the 16 clips of a device"),
+    ({"epochs": "0"}, "epochs=0: must lie between 1"),
+    ({"warmup_epochs": "7"}, "warmup_epochs=7.0: must lie between 0"),
+    ({"tail": "cut"}, "tail=cut: choose one of released"),
+    ({"initial": "best"}, "choose one of pre-trained, random"),
+    ({"crop__freq_scale": "1.5,0.6"}, "crop.freq_scale=.* the smaller first"),
+    ({"seeds": "0"}, "seeds=0: must be at"),
+    ({"optimizer__layer_decay": "2"}, "layer_decay=2.0: must lie"),
+    ({"params_hash": "abc"}, "params_hash=abc, but what"),
+    ({"compute__attention": "cudnn"}, "compute.attention=cudnn needs"),
+    ({"platform": "tpu"}, "JAX found 'cpu'"),
+  ],
+)
+def test_values_that_cannot_work_are_refused(encoder, data, tmp_path, overrides, pattern):
+  refused(pattern, encoder, data, tmp_path / "run", **overrides)
