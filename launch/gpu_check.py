@@ -1,7 +1,6 @@
-"""What `launch/gpu_check.sh` runs: each check in a process of its own, within the time left.
+"""The checks of `launch/gpu_check.sh`, each in a process of its own, within the time left.
 
-A check that fails or runs out of time is a row of the table like the others; then the exit code is
-1.
+A check that fails or runs out of time has its row in the table; the exit code is then 1.
 """
 
 import json
@@ -30,7 +29,8 @@ def left() -> float:
 
 
 def run(*command: str, seconds: float) -> str:
-  """What a command prints, which is shown too. Raises RuntimeError with its end if it fails."""
+  """Runs a command, shows and returns its output. Raises RuntimeError with the last lines if it
+  fails."""
   seconds = min(seconds, left() - 5)
   if seconds < 5:
     raise RuntimeError("no time left")
@@ -59,7 +59,7 @@ def overrides(batch: int, small: bool) -> list[str]:
 
 
 def speed(name: str, batch: int, small: bool, torch: bool) -> str:
-  """A step beside torch.compile in the same call."""
+  """Measures a step, and torch.compile's in the same call."""
   flags = [f"--config=configs/{name}.py", *overrides(batch, small), "--repeats=3"]
   compared = ["--torch", "--torch_compile"] if torch else []
   text = python("-m", "atst_jax.benchmark", "step", *flags, *compared, seconds=110)
@@ -85,7 +85,8 @@ def types(small: bool) -> str:
 
 
 def whole_run(small: bool) -> str:
-  """Stopped by SIGTERM, continued: the same checkpoint as undisturbed. Then exported and used."""
+  """A run is stopped by SIGTERM and continued; its checkpoint must be that of an undisturbed run.
+  Then it is exported and used."""
   flags = ["--config=configs/atst_small.py", *overrides(96, small)]
   keys = (
     f"total_steps={STEPS}",
@@ -174,8 +175,8 @@ def _program(argv: list[str]):
 
 
 def _attention(B: int, N: int, H: int) -> float:
-  """How far cuDNN's attention and its gradients are from XLA's, as a share of the largest. Also
-  what it leaves at tokens that are padding has to be finite."""
+  """The distance of cuDNN's attention and gradients from XLA's, relative to the largest value.
+  Outputs at padded tokens have to be finite, too."""
   import jax
   import jax.numpy as jnp
 

@@ -1,11 +1,11 @@
-"""Whether a job of SLURM is queued again, and whether its limit is too short; for slurm.sh.
+"""Decides for slurm.sh whether a job is queued again, and whether its limit is too short.
 
-  launch/run.sh launch.restarts before --limit=3:00 -- FLAGS                  warns, if it must
+  launch/run.sh launch.restarts before --limit=3:00 -- FLAGS      warns of a short limit
   launch/run.sh launch.restarts after --limit=3:00 --code=75 --started=T -- FLAGS
 
-FLAGS are those of atst_jax.main, T is when the job began, in seconds since 1970. What the last
-starts came to is kept in restarts.json of the workdir. Exit codes: 0 queue it again, 4 do not,
-others: it cannot be told.
+FLAGS are those of atst_jax.main, T is the start of the job in seconds since 1970. The workdir's
+restarts.json keeps the results of the last starts. Exit codes: 0 queue it again, 4 do not, others:
+not known.
 """
 
 import argparse
@@ -25,19 +25,19 @@ ENDED, MISTAKE, DIVERGED, STOPPED = 0, 2, 3, 75
 FAILURES = 10  # restarts in a row after failures, without a new checkpoint between them
 EARLY = 3  # starts in a row that were asked to stop before they had a new checkpoint
 MARGIN = 120  # seconds before its end at which SLURM sends the signal (slurm.sh)
-SHARE = 10  # a job should last so many times as long as it takes to start and to save
+SHARE = 10  # a job should last so many times as long as its start and its save
 RECORD = "restarts.json"
 
 
 @dataclasses.dataclass
 class Starts:
-  """What is known of the starts of a run.
+  """The record of a run's starts.
 
   Attributes:
-    checkpoints: those there were at the end of the last start.
+    checkpoints: at the end of the last start.
     failed, early: starts in a row that failed, or were asked to stop, without a new checkpoint.
     starting, saving: seconds until the first step of the last start, and from its last step to its
-      end. `reached` is False where it had no first step: then it needs longer than `starting`.
+      end. `reached` is False if it had no first step: then it needs longer than `starting`.
   """
 
   checkpoints: list[str] = dataclasses.field(default_factory=list)
@@ -49,7 +49,7 @@ class Starts:
 
 
 def read(workdir: str) -> Starts:
-  """What the workdir holds; nothing if it holds none that can be read."""
+  """The record in the workdir; an empty one if there is none that can be read."""
   try:
     return Starts(**json.loads(storage.read_text(os.path.join(workdir, RECORD))))
   except (OSError, ValueError, TypeError):
@@ -57,7 +57,7 @@ def read(workdir: str) -> Starts:
 
 
 def checkpoints(workdir: str, folder: str | None) -> list[str]:
-  """The steps that are saved, of each run of a job: `4`, `seed0-division1/12`."""
+  """The saved steps of each run of a job: `4`, `seed0-division1/12`."""
   folder, found = folder or os.path.join(workdir, "checkpoints"), []
   for name in storage.names(folder):
     if name.isdigit():
@@ -69,7 +69,7 @@ def checkpoints(workdir: str, folder: str | None) -> list[str]:
 
 
 def seconds(limit: str) -> float:
-  """Of a limit as `squeue` writes it: 2:00, 1:30:00, 2-00:00:00; infinite for words."""
+  """Seconds of a limit in `squeue`'s form: 2:00, 1:30:00, 2-00:00:00; infinite for words."""
   days, _, rest = limit.rpartition("-")
   try:
     parts = [int(part) for part in rest.split(":")]
@@ -79,7 +79,7 @@ def seconds(limit: str) -> float:
 
 
 def warning(starts: Starts, limit: str) -> str:
-  """Why the limit is too short, or nothing."""
+  """A warning if the limit is too short, or ""."""
   left = seconds(limit) - MARGIN
   need = starts.starting + starts.saving
   ask = math.ceil((MARGIN + SHARE * need) / 60)
@@ -102,7 +102,7 @@ def warning(starts: Starts, limit: str) -> str:
 
 
 def update(starts: Starts, *, code: int, saved: list[str], workdir: str, started: float) -> Starts:
-  """What is known after another start, which ended now with `code`."""
+  """The record after another start, which has just ended with `code`."""
   now = time.time()
   new = bool(set(saved) - set(starts.checkpoints))
   failed, early = (0, 0) if new else (starts.failed, starts.early)
@@ -123,7 +123,7 @@ def update(starts: Starts, *, code: int, saved: list[str], workdir: str, started
 
 
 def verdict(starts: Starts, code: int, limit: str) -> tuple[bool, str]:
-  """(whether to queue the job again, what to tell)."""
+  """(whether to queue the job again, a message)."""
   if code in (ENDED, MISTAKE, DIVERGED):
     return False, ""
   if starts.early >= EARLY:

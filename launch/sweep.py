@@ -4,8 +4,8 @@
   python launch/sweep.py … --dry_run
   python launch/sweep.py … --with="sbatch --gpus-per-node=8 launch/slurm.sh"  one job for each run
 
-Here they run one after the other; a run that stops with 75 is started again, one that fails does
-not keep the others from running. The exit code is 1 if any failed.
+Here they run one after the other. A run that stops with 75 is started again. After a failed run the
+others still run. The exit code is 1 if any failed.
 """
 
 import argparse

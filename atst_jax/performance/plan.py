@@ -1,6 +1,7 @@
 """The train step compiled for a TPU slice or machines with GPUs that are only described, and the
 numbers of its program."""
 
+import collections
 import contextlib
 import os
 import re
@@ -152,6 +153,22 @@ def memory_of(compiled) -> int:
   )
 
 
+def _common(config, compiled, devices: list, name: str, collectives: list) -> dict:
+  """The numbers of any compiled step, on chips called `name`."""
+  return {
+    "chip": name,
+    "chips": len(devices),
+    "mesh": dict(make_mesh(**config.mesh, devices=devices).shape),
+    "batch_size": config.batch_size,
+    "dtype": config.dtype,
+    "memory_bytes": memory_of(compiled),
+    "memory_limit_bytes": CHIPS[name].memory,
+    "state_bytes": compiled.memory_analysis().alias_size_in_bytes,
+    "collectives": dict(collections.Counter(collective.kind for collective in collectives)),
+    "sent_bytes": sum(collective.sent for collective in collectives),
+  }
+
+
 def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
   """The numbers of a step that fits. Raises DoesNotFit, UserError."""
   config, compiled = compile_step(config, devices)
@@ -168,24 +185,14 @@ def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
   across = sum(c.size for c in collectives if c.kind == ACROSS)
   if across:  # a sum over the slices
     network += 2 * across * (slices - 1) / slices / (HOST_NETWORK * hosts / count)
-  kinds = {c.kind: sum(other.kind == c.kind for other in collectives) for c in collectives}
   model, looped = clip_flops(config) * config.batch_size / count, config.compute.accumulation > 1
   program = None if looped else cost["flops"]  # the compiler counts a loop's body once
   return {
-    "chip": name,
-    "chips": count,
+    **_common(config, compiled, devices, name, collectives),
     "hosts": hosts,
     "slices": slices,
-    "mesh": dict(make_mesh(**config.mesh, devices=devices).shape),
-    "batch_size": config.batch_size,
-    "dtype": config.dtype,
-    "memory_bytes": memory_of(compiled),
-    "memory_limit_bytes": chip.memory,
-    "state_bytes": compiled.memory_analysis().alias_size_in_bytes,
     "program_flops": program,
     "model_flops": model,
-    "collectives": kinds,
-    "sent_bytes": sent,
     "across_bytes": across,
     "compute_seconds": max(program or 0, model) / chip.flops,
     "memory_seconds": None if looped else cost["bytes accessed"] / chip.bandwidth,
@@ -224,26 +231,16 @@ def on_gpus(config: ConfigDict, devices: list) -> dict:
   machines = -(-count // gpus.MACHINE)
   # Each machine sums up inside first.
   across = sent / gpus.MACHINE if machines > 1 else 0
-  kinds = {c.kind: sum(other.kind == c.kind for other in collectives) for c in collectives}
   model = clip_flops(config) * config.batch_size / count
   compute = max(work.flops, model) / (REACHED_FLOPS * chip.flops)
   memory = work.bytes / (REACHED_BANDWIDTH * chip.bandwidth)
   return {
-    "chip": name,
-    "chips": count,
+    **_common(config, compiled, devices, name, collectives),
     "hosts": machines,
     "slices": 1,
-    "mesh": dict(make_mesh(**config.mesh, devices=devices).shape),
-    "batch_size": config.batch_size,
-    "dtype": config.dtype,
-    "memory_bytes": memory_of(compiled),
-    "memory_limit_bytes": chip.memory,
-    "state_bytes": compiled.memory_analysis().alias_size_in_bytes,
     "program_flops": work.flops,
     "model_flops": model,
     "moved_bytes": work.bytes,
-    "collectives": kinds,
-    "sent_bytes": sent,
     "across_bytes": across,
     "compute_seconds": max(work.flops, model) / chip.flops,
     "memory_seconds": work.bytes / chip.bandwidth,
