@@ -1,11 +1,11 @@
-"""Floating-point operations of a pre-training config, and what they take on a chip at a stated
+"""Floating-point operations of a pre-training config, and their time on a chip at a stated
 utilisation.
 
   python -m atst_jax.performance.cost --config=configs/base.py --clips=1912134
 
-A multiplication with its addition counts as two. Counted are the matrix products and convolutions
-of student (forward, and twice that backward) and teacher (forward); not element-wise work, not the
-views, nothing twice. These are model FLOPs: what a model FLOP utilisation (MFU) refers to.
+A multiplication with its addition counts as two. Matrix products and convolutions of the student
+(forward, and twice that backward) and of the teacher (forward) are counted. Element-wise work and
+views are not. These are model FLOPs, as in model FLOP utilisation (MFU).
 """
 
 import math
@@ -20,7 +20,7 @@ from atst_jax.util.errors import UserError
 
 
 def find_steps(config, clips: int | None) -> int:
-  """Updates of a config on a data set of so many clips. Raises UserError where they are needed and
+  """Updates of a config on a data set of so many clips. Raises UserError if `clips` is needed and
   not given."""
   if config.total_steps is not None:
     return config.total_steps
@@ -36,7 +36,7 @@ def main(argv=None) -> int:
   parser = Parser("atst_jax.performance.cost", __doc__)
   parser.add_config()
   parser.add_argument(
-    "--clips", type=int, help="clips of the data set, where the steps follow from epochs"
+    "--clips", type=int, help="clips of the data set, if the steps follow from epochs"
   )
   parser.add_argument("--mfu", type=float, default=0.4, help="assumed utilisation (default 0.4)")
   return guard(lambda: _main(*parser.parse_with_overrides(argv)))
