@@ -1,4 +1,4 @@
-"""What the CLS token of a transformer looks at: its attention over the time of a clip.
+"""The attention of a transformer's CLS token over the time of a clip.
 
   python -m atst_jax.attention --encoder=encoders/base --input=dog.wav --output=attention.png
   python -m atst_jax.attention --encoder=encoders/base --data=data/esc10 --clip=ID \
@@ -6,7 +6,7 @@
 
 The weights are those of the forward pass: softmax(q_CLS kᵀ / √d) over the clip's valid tokens, of
 every head of every block. Clips longer than a chunk are shown chunk by chunk, as they are embedded:
-each has a CLS of its own.
+each chunk has a CLS of its own.
 """
 
 import numpy as np

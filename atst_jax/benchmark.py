@@ -1,5 +1,5 @@
-"""Speed, in a steady state: medians, without the warm-up, the device's queue empty at both ends of
-a measurement.
+"""Speed in a steady state: medians, without the warm-up. The device's queue is empty at both ends
+of a measurement.
 
   python -m atst_jax.benchmark step --config=configs/atst_small.py --config.batch_size=16 \
     --config.views.group=8 --torch
@@ -9,14 +9,13 @@ a measurement.
   python -m atst_jax.benchmark embed --frames=301,601,1001 --torch
   python -m atst_jax.benchmark embed --encoder=encoders/base --input=recordings
 
-`step` is the whole train step, views included, on a batch that lies on the device; its FLOPs are
-model FLOPs: student forward and backward, teacher forward, nothing that is computed twice. `input`
-is what the trainer receives from shards, `end_to_end` both together. `prepare` compares the job
-that writes shards with a bare loop of decoding, resampling and log-mel over the same files: one
-process with one, and the pool of processes, after its start, with as many loops side by side.
-`embed` is an encoder's work: log-mels of each length to vectors, many of one length together, and
-files to vectors. Without --encoder it is ATST Small with random parameters, without --input the
-files are 10 s of noise.
+`step` is the whole train step, with views, on a batch on the device. Its FLOPs are model FLOPs:
+student forward and backward, teacher forward, without recomputation. `input` measures the batches
+from shards, `end_to_end` both together. `prepare` compares the job that writes shards with a bare
+loop of decoding, resampling and log-mel over the same files: one process with one loop, and the
+pool of processes, after its start, with as many loops. `embed` measures an encoder: log-mels of
+each length to vectors, many of one length together, and files to vectors. Without --encoder it is
+ATST Small with random parameters; without --input the files are 10 s of noise.
 """
 
 import json
@@ -256,6 +255,6 @@ def _main(argv, flags, rest) -> None:
 
 
 if __name__ == "__main__":
-  if sys.argv[1:2] not in (["prepare"], ["embed"]):  # their jobs are not started anew either
+  if sys.argv[1:2] not in (["prepare"], ["embed"]):  # the commands of these two do not start anew
     start_anew("atst_jax.benchmark")
   leave(main())

@@ -152,9 +152,9 @@ def _main(argv) -> int:
 def end(code: int):
   """Ends the process.
 
-  If one of several processes fails, the others wait for its part of a sum, so it must not wait for
-  them: it ends at once, which they notice. But first it waits `LAST_WORDS` seconds, in which
-  processes that failed for the same reason can print it.
+  If one of several processes fails, the others wait for its part of a sum. It must not wait for
+  them, but ends, which they notice. Before that it waits `LAST_WORDS` seconds, in which other
+  processes that failed can print their reason.
   """
   jax = sys.modules.get("jax")
   several = jax is not None and jax.distributed.is_initialized()

@@ -1,20 +1,20 @@
-"""What pre-training will need on a TPU slice or on GPUs, compiled on a machine without any.
+"""Time and memory of pre-training on a TPU slice or on GPUs, from a machine without any.
 
   python -m atst_jax.plan --config=configs/base.py --topology=v5e:16x16 --clips=1912134
   python -m atst_jax.plan --config=configs/base.py --topology=v4:2x2x4 --slices=2
   python -m atst_jax.plan --config=configs/base.py --topology=h200:8 --clips=1912134
 
 The real train step is compiled for the described devices, by the TPU's compiler (pip install -e
-.[tpu]) or by XLA for GPUs (pip install -e .[cuda]; no GPU is needed): whether it fits, its memory,
-operations and collectives are the compiler's. Three times of a step are printed: all its operations
-at the chip's peak, all bytes between chips, and all bytes through the chip's memory. No step is
-faster than the first two, its bound. For a TPU the longest of all three is its roofline; with
-gradient accumulation there is none, as its compiler counts what stands in a loop once. For GPUs
-there is a forecast: products' time plus memory's time, at the rates that an H200 reached, times the
-factor by which two measured steps were slower (docs/speed.md). It was within 2 % of those two steps
-and is not tried on others.
+.[tpu]) or by XLA for GPUs (pip install -e .[cuda]; no GPU is needed). The compiler tells whether it
+fits, and its memory, operations and collectives. Three times of a step are printed: all its
+operations at the chip's peak, all bytes between chips, and all bytes through the chip's memory. The
+larger of the first two is its bound: no step is faster. For a TPU the longest of all three is its
+roofline; with gradient accumulation there is none, as the compiler counts a loop's body once. For
+GPUs there is a forecast: the time of products plus that of memory, at the rates that an H200
+reached, times the factor by which two measured steps were slower (docs/speed.md). It was within 2 %
+of those two steps and is not tried on others.
 
-Exit codes: 0 it fits, 1 it does not (what would help is compiled and said), 2 a mistake in what was
+Exit codes: 0 it fits, 1 it does not (remedies are compiled and named), 2 a mistake in what was
 asked.
 """
 
@@ -35,9 +35,9 @@ from atst_jax.util import config as configs
 from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
-FULL = 0.9  # of a chip's memory: what the search for the largest batch aims at
+FULL = 0.9  # of a chip's memory, for the search for the largest batch
 GIB = 2**30
-REMEDIES = (  # tried in this order, where they are not set
+REMEDIES = (  # tried in this order, unless set already
   {"compute.remat": "true"},
   {"compute.accumulation": "2"},
   {"compute.accumulation": "4"},
@@ -82,7 +82,7 @@ def time_of(plan: dict, steps: int | None, mfu: float) -> dict:
 
 
 def largest_batch(config: ConfigDict, devices: list, memory: int, state: int, tries: int) -> int:
-  """The largest global batch that compiled in so many tries. Memory grows about in proportion to a
+  """The largest global batch that compiled in so many tries. Memory is about proportional to a
   device's clips; the search ends once a batch fills most of it."""
   unit = math.lcm(
     len(devices) * math.lcm(get_objective(config).unit, config.compute.accumulation),

@@ -1,11 +1,11 @@
-"""Sheets of views before any training: what a config makes of its data.
+"""Sheets of a config's views of its data, before any training.
 
   python -m atst_jax.preview --config=configs/base.py --output=preview [--sheets=3]
     [--config.KEY=VALUE …]
 
-Checks the config as training would, then draws clips of the data with their crops, boxes, views and
-mixtures (`view_sheet`). Nothing is trained and no workdir is needed. `--devices` checks for so many
-devices, where the training will not run here.
+Checks the config as training does, then draws clips of the data with their crops, boxes, views and
+mixtures (`view_sheet`). Nothing is trained and no workdir is needed. `--devices` checks for another
+number of devices than this machine has.
 """
 
 import os

@@ -4,10 +4,10 @@ pictures beside it as PNG files.
   python -m atst_jax.report --workdir=runs/base [--results=runs/linear …] \
     [--encoder=encoders/base --data=data/esc10 [--audio=recordings/esc10]]
 
-How far the run is, its curves and speed, a sheet of its views, scores of the online and of other
-evaluations, a map of a labelled set's embeddings with players for some of its clips, what CLS
-attends to, the data, the config, and where it ran. The page is one file of at most 12 MiB,
-loads nothing, and says what it could not show.
+The page shows progress, curves and speed, a sheet of views, scores of the online and of other
+evaluations, a map of a labelled set's embeddings with players for some of its clips, the attention
+of CLS, the data, the config, and the place of every start. It is one file of at most 12 MiB, loads
+nothing, and names whatever it cannot show.
 """
 
 from atst_jax.figures.run_page import write_page
