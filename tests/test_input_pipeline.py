@@ -4,32 +4,19 @@ starts."""
 import contextlib
 import importlib.util
 import itertools
-import logging
-import os
 import pathlib
-import struct
 
 import numpy as np
 import pytest
-from tiny import write_dataset
 
-from atst_jax.data.dataset import Dataset, RecordError, Shard
-from atst_jax.data.input_pipeline import choose_reader, record_batches, synthetic_batches
+from atst_jax.data.dataset import Dataset, Shard
+from atst_jax.data.input_pipeline import choose_reader, synthetic_batches
 from atst_jax.data.order import Visit, check_streams, shard_order
 from atst_jax.data.shard_reader import Damage, ShardReader, rows
 from atst_jax.data.tfrecord import _field, _fields, encode_example, frame_record
 from atst_jax.util.errors import UserError
-
-PIPELINE = {
-  "split": "train",
-  "clip_frames": 64,
-  "streams": 4,
-  "shuffle_window": 3,
-  "batch_size": 8,
-  "seed": 5,
-  "with_ids": True,
-  "reader": "plain",
-}
+from tests.batches import READERS, same, take
+from tests.tiny import write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -37,34 +24,9 @@ def dataset(tmp_path_factory):
   return Dataset.load(write_dataset(tmp_path_factory.mktemp("order") / "data", shards=9))
 
 
-def _take(dataset, steps, **changes):
-  with contextlib.closing(record_batches(dataset, **{**PIPELINE, **changes})) as batches:
-    return list(itertools.islice(batches, steps))
-
-
 @pytest.fixture(scope="module")
 def reference(dataset):
-  return _take(dataset, 30)
-
-
-READERS = [
-  "plain",
-  pytest.param(
-    "tf.data",
-    marks=pytest.mark.skipif(
-      not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed: .[tfds]"
-    ),
-  ),
-]
-
-
-def _same(batches, expected):
-  """Byte for byte, and of the same types."""
-  for batch, other in zip(batches, expected, strict=True):
-    assert batch["id"].tolist() == other["id"].tolist()
-    for key in ("mel", "length"):
-      assert batch[key].dtype == other[key].dtype and batch[key].shape == other[key].shape
-      assert batch[key].tobytes() == other[key].tobytes()
+  return take(dataset, 30)
 
 
 def _expected_ids(dataset, steps, *, seed, streams, block, window):
@@ -95,19 +57,19 @@ def test_any_number_of_processes_gives_the_same_global_batch(dataset, reference,
   for processes in (1, 2, 4):
     share = 8 // processes
     parts = [
-      _take(dataset, 4, rows=(p * share, (p + 1) * share), reader=reader) for p in range(processes)
+      take(dataset, 4, rows=(p * share, (p + 1) * share), reader=reader) for p in range(processes)
     ]
     joined = [
       {key: np.concatenate([p[step][key] for p in parts]) for key in parts[0][0]}
       for step in range(4)
     ]
-    _same(joined, reference[:4])
+    same(joined, reference[:4])
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("start", [0, 1, 6, 13, 29])
 def test_fault_29_resuming_gives_the_same_batches(dataset, reference, start, reader):
-  _same(_take(dataset, 30 - start, start_step=start, reader=reader), reference[start:])
+  same(take(dataset, 30 - start, start_step=start, reader=reader), reference[start:])
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -115,8 +77,8 @@ def test_one_stream_gives_the_same_by_either_reader(dataset, reader):
   """All clips of an epoch one behind the other, cut on batches' and shards' borders alike; the
   longest clips fit, so none is cropped."""
   changes = {"streams": 1, "shuffle_window": 100, "clip_frames": 90, "batch_size": 7}
-  batches = _take(dataset, 18, start_step=3, reader=reader, **changes)
-  _same(batches, _take(dataset, 18, start_step=3, **changes))
+  batches = take(dataset, 18, start_step=3, reader=reader, **changes)
+  same(batches, take(dataset, 18, start_step=3, **changes))
   clips = {clip.id.encode(): clip.mel for clip in dataset.clips("train")}
   for batch in batches:
     for clip_id, mel, length in zip(batch["id"], batch["mel"], batch["length"], strict=True):
@@ -125,7 +87,7 @@ def test_one_stream_gives_the_same_by_either_reader(dataset, reader):
 
 def test_order_changes_with_the_seed(dataset, reference):
   assert (
-    np.concatenate([b["id"] for b in _take(dataset, 3, seed=6)])
+    np.concatenate([b["id"] for b in take(dataset, 3, seed=6)])
     != np.concatenate([b["id"] for b in reference[:3]])
   ).any()
 
@@ -164,70 +126,9 @@ def test_numbers_that_do_not_fit_are_refused(numbers, message):
     check_streams(**{"batch_size": 8, "streams": 4, "shards": 9, "processes": 1, **numbers})
 
 
-def _flip(path, position):
-  with open(path, "r+b") as file:
-    file.seek(position)
-    byte = file.read(1)
-    file.seek(position)
-    file.write(bytes([byte[0] ^ 4]))
-
-
-def _foreign(path, position):
-  """As many bytes of sound records that are no clips."""
-  size = os.path.getsize(path)
-  record = frame_record(encode_example({"id": "x", "mel": b"1"}))
-  with open(path, "wb") as file:
-    file.write(record)
-    file.write(frame_record(bytes(size - len(record) - 16)))
-
-
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize(
-  ("damage", "message"),
-  [
-    (_flip, r"train-00002-of-00004.tfrecord: record 0: checksum of the data"),
-    (_foreign, r"train-00002-of-00004.tfrecord: record 0: .* feature 'num_frames' is missing"),
-  ],
-)
-def test_fault_14_a_damaged_record_is_named(tmp_path, damage, message, reader):
-  root = write_dataset(tmp_path / "data", shards=4)
-  damage(os.path.join(root, "train-00002-of-00004.tfrecord"), 5000)
-  with pytest.raises(RecordError, match=message):
-    _take(Dataset.load(root), 8, reader=reader)
-
-
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("left", [5, 40])
-def test_a_shard_cut_short_is_noticed_by_its_count(tmp_path, reader, left):
-  """TensorFlow 2.21 takes a file that ends in a record's head (12 bytes) for a whole one."""
-  root = write_dataset(tmp_path / "data", shards=4)
-  path = os.path.join(root, "train-00003-of-00004.tfrecord")
-  dataset, start = Dataset.load(root), 0
-  with open(path, "rb") as file:
-    for _ in range(dataset.shards("train")[3].num_clips - 1):
-      start += 16 + struct.unpack("<Q", file.read(8))[0]
-      file.seek(start)
-  os.truncate(path, start + left)
-  with pytest.raises(RecordError, match=r"train-00003-of-00004.tfrecord: record 7: "):
-    _take(dataset, 30, reader=reader)
-
-
-def test_damage_that_comes_while_reading_is_named(tmp_path):
-  root = write_dataset(tmp_path / "data", shards=4)
-  batches = record_batches(Dataset.load(root), **PIPELINE)
-  next(batches)
-  path = os.path.join(root, "train-00001-of-00004.tfrecord")
-  os.truncate(path, os.path.getsize(path) // 2)
-  with pytest.raises(
-    RecordError, match=r"train-00001-of-00004.tfrecord: record \d+: file ends inside the record"
-  ):
-    for _ in range(30):
-      next(batches)
-
-
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_change_nothing(dataset, reference, threads):
-  for batch, expected in zip(_take(dataset, 12, threads=threads), reference, strict=False):
+  for batch, expected in zip(take(dataset, 12, threads=threads), reference, strict=False):
     for key in ("id", "mel", "length"):
       np.testing.assert_array_equal(batch[key], expected[key])
 
@@ -248,42 +149,6 @@ def test_records_of_other_writers_are_read(tmp_path):
     assert reader.read(0, np.float32(0.5), rows(out[None])[0]) == (40, 0)
     assert reader.clip(0).id == "x"
   np.testing.assert_array_equal(out, np.pad(mel, ((0, 10), (0, 0))))
-
-
-@pytest.mark.parametrize("reader", READERS)
-def test_fault_14_a_share_of_damaged_records_may_be_left_out(tmp_path, monkeypatch, reader):
-  """Replaced by others of their shard: the counts, and so the order of all other streams, stay."""
-  warnings = []
-  monkeypatch.setattr(
-    logging.getLogger("atst_jax"), "warning", lambda text, *args: warnings.append(text % args)
-  )
-  root = write_dataset(tmp_path / "data", shards=4)
-  dataset = Dataset.load(root)
-  sound = _take(dataset, 30)
-  path = os.path.join(root, "train-00002-of-00004.tfrecord")
-  _flip(path, 5000)
-  batches = _take(dataset, 30, max_damaged=0.1, reader=reader)
-  shown = {id for batch in batches for id in batch["id"].tolist()}
-  lost = {id for batch in sound for id in batch["id"].tolist()} - shown
-  assert lost == {b"2-0"}
-  shown = [
-    (was, now)
-    for a, b in zip(sound, batches, strict=True)
-    for was, now in zip(a["id"], b["id"], strict=True)
-  ]
-  ((was, now),) = {(was, now) for was, now in shown if was != now}
-  assert was == b"2-0" and now.startswith(b"2-")
-  # once, however often the record is met; tf.data leaves the rest to the plain reader
-  assert len(warnings) == 1 + (reader == "tf.data")
-  warning = next(text for text in warnings if "takes its place" in text)
-  assert f"{path}: record 0: checksum" in warning and "1 of this run so far (allowed: 2)" in warning
-  resumed = _take(dataset, 4, start_step=26, max_damaged=0.1, reader=reader)
-  assert [b["id"].tolist() for b in resumed] == [b["id"].tolist() for b in batches[26:]]
-  with pytest.raises(UserError, match=r"record 0: .* 1 damaged clips, data.max_damaged allows 0;"):
-    _take(dataset, 8, max_damaged=1e-6)
-  _flip(path, 2)  # the length of the first record: nothing of the shard is left
-  with pytest.raises(UserError, match="no sound record"):
-    _take(dataset, 8, max_damaged=0.5)
 
 
 def test_a_reader_is_chosen_by_what_is_there(monkeypatch):
