@@ -22,7 +22,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   clips, three seeds."""
   config = ConfigDict()
   config.job = "difference"
-  config.protocol = "difference"  # what results.json calls it
+  # the paper's probe, with the exact one beside it; or "exact": that one alone
+  config.protocol = "difference"
   config.seed = 0  # of random initialisations, probes and the tenth that is held out
   # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
   config.seeds = 3
@@ -42,8 +43,11 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.data.fingerprint = config_dict.placeholder(str)  # filled from the data
 
   config.exact = ConfigDict()
-  # of the exact probe beside it, x clips; the validation clips choose
+  # of the exact probe, x clips
   config.exact.penalties = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+  # what chooses the penalty: the "valid" clips, or "groups" of known clips, each left out in turn;
+  # "folds": a set of mixtures has none. Filled: by protocol "exact" groups if there are, else valid
+  config.exact.chosen_on = config_dict.placeholder(str)
 
   config.probe = ConfigDict()
   config.probe.learning_rates = (1e-3,)  # of several, the validation clips choose

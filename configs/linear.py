@@ -56,7 +56,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.select_on_test = False
 
   config.exact = ConfigDict()
-  # of the exact probe, x clips; the validation clips choose
+  # of the exact probe, x clips
   config.exact.penalties = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 
   config.probe = ConfigDict()  # of "atst" and "evar"
@@ -82,6 +82,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
     # of the exact probe, x clips: where each class has clips of one group, which choose nothing
     config.few.penalty = 1.0
   else:
+    # what chooses the penalty, each left out of the clips that are not tested in turn: their
+    # "folds" or "groups"; or the "valid" clips. Filled: by protocol "exact" the first that there
+    # is, else "valid"
+    config.exact.chosen_on = config_dict.placeholder(str)
     # folder to make: the encoder with a probe as a classifier for `python -m atst_jax.predict`,
     # whose rate or penalty is the one that all divisions' validation clips prefer
     config.export = config_dict.placeholder(str)

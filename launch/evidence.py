@@ -3,17 +3,18 @@
   python launch/evidence.py --recordings=recordings --output=runs/evidence
   python launch/evidence.py … --seeds=0,1,2 --only=base,lambda05
   python launch/evidence.py … --peer         also trains with PyTorch's update
+  python launch/evidence.py … --text=stand_in              also retrieval, with random words
   python launch/evidence.py … --encoders=encoders/mine     evaluates an export beside them
+  python launch/evidence.py … --trials       trials of the recipe, without what is tested
   python launch/evidence.py … --dry_run      prints the commands
   python launch/evidence.py … --tables       the tables of what is done so far
 
 `evidence_sets.py` says what lies in `recordings/`, what pre-training hears, and what is tested;
-configs/evidence.py has the variants. An encoder whose pre-training has heard a test clip is
-refused. With --allow_heard it is evaluated, and every table says so.
+configs/evidence.py has the variants, `evidence_trials.py` the trials. An encoder whose pre-training
+has heard a test clip is refused. With --allow_heard it is evaluated, and every table says so.
 
-Further flags, --config.KEY=VALUE, go to every pre-training: `--config.total_steps=4000` trains
-longer. Commands run one after the other, a variant at a time; what is done is skipped, and what was
-stopped goes on.
+Further flags, --config.KEY=VALUE, go to every pre-training. Commands run one after the other, a
+variant at a time; what is done is skipped, and what was stopped goes on.
 """
 
 import json
@@ -25,6 +26,7 @@ from typing import NamedTuple
 
 import evidence_sets as sets
 from evidence_tables import tables
+from evidence_trials import TRIALS, overrides, told
 
 from atst_jax.method.subtraction import SECTIONS
 from atst_jax.util.cli import Parser, guard
@@ -34,7 +36,9 @@ from atst_jax.util.errors import UserError
 EXIT_RESUME = 75
 VARIANTS = variants("configs/evidence.py")
 BASE, PEER = "base", "peer"
-SUBTRACTS = (BASE, "lambda02", "lambda05")  # also evaluated on BgKnown
+MOVES = ("encoder", "text.model")  # where things lie, of an evaluation
+SUBTRACTS = (BASE, "lambda02", "lambda05")
+STAND_IN = "stand_in"  # a text model with random parameters (`evidence_text.py`)
 
 
 class Run(NamedTuple):
@@ -45,6 +49,14 @@ class Run(NamedTuple):
   workdir: pathlib.Path
   encoder: pathlib.Path
   foreign: bool = False
+  variant: str = BASE  # of configs/evidence.py
+  changes: tuple[str, ...] = ()  # flags of a trial
+  subtracts: bool = False  # also evaluated on mixtures
+
+  @property
+  def params_hash(self) -> str | None:
+    """Of the encoder; None where it does not say."""
+    return (_read(self.encoder / "config.json") or {}).get("params_hash")
 
 
 class Step(NamedTuple):
@@ -54,19 +66,19 @@ class Step(NamedTuple):
   command: list[str]  # of Python
 
 
-def training(run: Run, output: pathlib.Path, overrides: list[str]) -> list[Step]:
-  """The pre-training of a run and its export."""
+def training(run: Run, output: pathlib.Path, more: list[str]) -> list[Step]:
+  """The pre-training of a run and its export. `more`: flags of all pre-trainings."""
   if run.foreign:
     return []
-  variant = BASE if run.name == PEER else run.name
   flags = [
-    f"--config=configs/evidence.py:{variant}",
+    f"--config=configs/evidence.py:{run.variant}",
     f"--workdir={run.workdir}",
     f"--config.seed={run.seed}",
     f"--config.data.path={output / 'sets' / sets.PRETRAIN}",
-    *overrides,
+    *run.changes,
+    *more,
   ]
-  agree(run.workdir, flags)
+  agree(run.workdir, flags, _read(run.workdir / "config.json"), "trained")
   done = run.encoder / "config.json"
   if run.name == PEER:
     return [Step(done, ["-m", "launch.evidence_peer", *flags])]
@@ -74,47 +86,91 @@ def training(run: Run, output: pathlib.Path, overrides: list[str]) -> list[Step]
   return [Step(run.encoder, ["-m", "atst_jax.main", *flags]), Step(done, export)]
 
 
-def evaluations(run: Run, output: pathlib.Path) -> list[Step]:
-  """By the exact probe. The random encoder beside a run is drawn with its seed."""
-  common = [f"--config.encoder={run.encoder}", f"--config.seed={run.seed}", "--config.seeds=1"]
-  asked = {task: ["linear.py", "--config.protocol=exact"] for task in sets.TASKS}
-  if run.name in SUBTRACTS:
-    asked[sets.BGKNOWN] = ["bgknown.py"]
+def evaluations(run: Run, output: pathlib.Path, text: str) -> list[Step]:
+  """By the exact probe. The random encoder beside a run is drawn with its seed.
+
+  Args:
+    text: model of retrieval; "" leaves it out.
+  """
+  probe = ["linear.py", "--config.protocol=exact", "--config.splits.way=split"]
+  asked = dict.fromkeys(sets.TASKS, probe)
+  if run.subtracts:
+    # mixtures have no folds: the second collection chooses
+    known = ["--config.protocol=exact", "--config.exact.chosen_on=valid"]
+    asked[sets.BGKNOWN] = ["bgknown.py", *known]
     if run.name != BASE:
-      asked[sets.BGKNOWN].append("--config.baselines=()")
-  return [
-    Step(
-      run.workdir / name / "results.json",
-      [
-        *("-m", "atst_jax.main", f"--config=configs/{config}", f"--workdir={run.workdir / name}"),
-        f"--config.data.path={output / 'sets' / name}",
-        *common,
-        *flags,
-      ],
-    )
-    for name, (config, *flags) in asked.items()
-  ]
-
-
-def agree(workdir: pathlib.Path, flags: list[str]) -> None:
-  """Raises UserError if a pre-training that has begun was given other values than `flags` say."""
-  path = workdir / "config.json"
-  if not path.is_file():
-    return
-  config, _, *overrides = flags
-  stored = flatten(json.loads(path.read_text(encoding="utf-8")))
-  asked = flatten(load_with_overrides(config.removeprefix("--config="), overrides, SECTIONS))
-  for key, value in asked.items():  # what is None is filled when a run begins
-    value = json.loads(json.dumps(value))
-    if value is not None and not key.startswith("data.") and value != stored.get(key, value):
+      asked[sets.BGKNOWN] += ["--config.baselines=()"]
+    if text:
+      few = ["--config.train.epochs=100", "--config.recall_at=1,5"]
+      words = [f"--config.text.model={text}", "--config.text.pooling=mean"]
+      asked[sets.PAIRS] = ["retrieval.py", *few, *words]
+      if run.name != BASE:
+        asked[sets.PAIRS] += ["--config.features=pre-trained"]
+  steps = []
+  for name, (config, *own) in asked.items():
+    workdir = run.workdir / name
+    flags = [
+      f"--config=configs/{config}",
+      f"--workdir={workdir}",
+      f"--config.data.path={output / 'sets' / name}",
+      f"--config.encoder={run.encoder}",
+      f"--config.seed={run.seed}",
+      "--config.seeds=1",
+      *own,
+    ]
+    results = _read(workdir / "results.json")
+    if results and results["encoder"]["params_hash"] != run.params_hash:
       raise UserError(
-        f"{workdir} was trained with {key}={stored[key]}, not {value}: choose another --output"
+        f"{workdir} was measured with another encoder than {run.encoder} is now; delete it, or "
+        "rename the encoder's folder"
+      )
+    agree(workdir, flags, results and results["config"], "measured")
+    steps.append(Step(workdir / "results.json", ["-m", "atst_jax.main", *flags]))
+  return steps
+
+
+def text_model(output: pathlib.Path, text: str) -> tuple[str, list[Step]]:
+  """The folder or name of the text model that --text asks for, and what makes it."""
+  if text != STAND_IN:
+    return text, []
+  folder, pairs = output / STAND_IN, output / "sets" / sets.PAIRS / "pairs.csv"
+  command = ["-m", "launch.evidence_text", f"--pairs={pairs}", f"--output={folder}"]
+  return str(folder), [Step(folder, command)]
+
+
+def _read(path: pathlib.Path) -> dict | None:
+  return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def agree(workdir: pathlib.Path, flags: list[str], stored: dict | None, done: str) -> None:
+  """Raises UserError if what has begun in a workdir had other values than `flags` say.
+
+  Args:
+    stored: the config that it has, if any.
+    done: "trained" or "measured".
+  """
+  if stored is None:
+    return
+  config, _, *more = flags
+  had = flatten(stored)
+  asked = flatten(load_with_overrides(config.removeprefix("--config="), more, SECTIONS))
+  for key, value in asked.items():
+    value = json.loads(json.dumps(value))
+    if done == "measured" and key not in had and not key.startswith("export"):
+      raise UserError(f"{workdir} was measured before there was {key}: delete it to measure anew")
+    # what is None is filled when a run begins
+    if value is None or key.startswith("data.") or key in MOVES:
+      continue
+    if value != had.get(key, value):
+      raise UserError(
+        f"{workdir} was {done} with {key}={had[key]}, not {value}: choose another --output, or "
+        "delete it"
       )
 
 
 def check_heard(run: Run, tested: sets.Tested, allowed: bool) -> None:
-  """Notes in the run's workdir which test clips its pre-training has heard. Raises UserError if
-  there are any, or if nobody knows, unless that is allowed."""
+  """Notes in the run's workdir which encoder it is and which test clips its pre-training has heard.
+  Raises UserError if there are any, or if nobody knows, unless that is allowed."""
   heard: list[str] | None
   try:
     heard = tested.heard_by(str(run.encoder))
@@ -128,7 +184,8 @@ def check_heard(run: Run, tested: sets.Tested, allowed: bool) -> None:
       f"{heard[0]!r}; train on a set without them, or give --allow_heard: then every table says so"
     )
   run.workdir.mkdir(parents=True, exist_ok=True)
-  (run.workdir / sets.HEARD).write_text(json.dumps(heard) + "\n", encoding="utf-8")
+  found = {"params_hash": run.params_hash, "heard": heard}
+  (run.workdir / sets.HEARD).write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 def execute(step: Step, dry_run: bool) -> None:
@@ -142,27 +199,63 @@ def execute(step: Step, dry_run: bool) -> None:
       raise SystemExit(f"exit code {code}: {shlex.join(command)}")
 
 
-def planned(flags, seeds: list[int]) -> list[Run]:
-  """The runs that the flags ask for, a variant at a time. Raises UserError."""
-  wanted = [name for name in flags.only.split(",") if name]
-  if unknown := set(wanted) - set(VARIANTS):
+def planned(flags, output: pathlib.Path) -> list[Run]:
+  """The runs that the flags ask for, a variant or trial at a time. Raises UserError."""
+  known = tuple(TRIALS) if flags.trials else VARIANTS
+  wanted = list(known) if flags.only is None else [name for name in flags.only.split(",") if name]
+  if unknown := set(wanted) - set(known):
     raise UserError(
-      f"--only={flags.only}: no variant {', '.join(sorted(unknown))}; there are "
-      f"{', '.join(VARIANTS)}"
+      f"--only={flags.only}: no {'trial' if flags.trials else 'variant'} "
+      f"{', '.join(sorted(unknown))}; there are {', '.join(known)}"
     )
+  if flags.trials and (flags.peer or flags.encoders or flags.text):
+    raise UserError("--trials tests the recipe alone: leave out --peer, --encoders and --text")
   runs = []
   for name in [*wanted, *([PEER] if flags.peer else [])]:
-    for seed in seeds:
-      workdir = flags.output / name / f"seed{seed}"
-      runs.append(Run(name, seed, workdir, workdir / "encoder"))
-  for folder in filter(None, flags.encoders.split(",")):
-    encoder = pathlib.Path(folder)
-    if encoder.name in (*VARIANTS, PEER, "sets", "manifests"):
-      raise UserError(f"--encoders={folder}: {encoder.name} is a folder of --output; rename it")
-    runs.append(
-      Run(encoder.name, seeds[0], flags.output / encoder.name / f"seed{seeds[0]}", encoder, True)
-    )
+    for seed in flags.seeds:
+      workdir = output / name / f"seed{seed}"
+      run = Run(name, seed, workdir, workdir / "encoder")
+      if flags.trials:
+        run = run._replace(changes=tuple(overrides(name)))
+      elif name != PEER:
+        run = run._replace(variant=name, subtracts=name in SUBTRACTS)
+      runs.append(run)
+  taken = {*VARIANTS, PEER, STAND_IN, "sets", "manifests", "trials"}
+  for encoder in map(pathlib.Path, filter(None, flags.encoders.split(","))):
+    if encoder.name in taken:
+      raise UserError(
+        f"--encoders={encoder}: {encoder.name} is a folder of --output, or of another encoder; "
+        "rename it"
+      )
+    taken.add(encoder.name)
+    workdir = output / encoder.name / f"seed{flags.seeds[0]}"
+    runs.append(Run(encoder.name, flags.seeds[0], workdir, encoder, True))
   return runs
+
+
+def whole_numbers(text: str) -> list[int]:
+  """With commas between."""
+  return [int(number) for number in text.split(",")]
+
+
+def run_all(flags, runs: list[Run], output: pathlib.Path, more: list[str]) -> None:
+  """Prepares the sets, then trains and evaluates every run."""
+  sets.write_manifests(flags.recordings, output, trials=flags.trials)
+  steps = [Step(*step) for step in sets.preparations(flags.recordings, output)]
+  model, made = text_model(output, flags.text)
+  if any(run.subtracts for run in runs):
+    mixed = sets.mixtures(flags.recordings, output, pairs=bool(model))
+    steps += [*(Step(*step) for step in mixed), *made]
+  for step in steps:
+    execute(step, flags.dry_run)
+  tested = None if flags.dry_run else sets.Tested(output)
+  for run in runs:
+    for step in training(run, output, more):
+      execute(step, flags.dry_run)
+    if tested:
+      check_heard(run, tested, flags.allow_heard)
+    for step in evaluations(run, output, model):
+      execute(step, flags.dry_run)
 
 
 def main(argv: list[str]) -> int:
@@ -172,35 +265,30 @@ def main(argv: list[str]) -> int:
   add("--recordings", required=True, type=pathlib.Path, help="folder with esc10/, fsdd/, notes/")
   folder = "folder of all sets and runs; made if need be"
   add("--output", required=True, type=pathlib.Path, help=folder)
-  add("--seeds", default="0,1,2", help="of the pre-trainings, with commas (default 0,1,2)")
-  add("--only", default=",".join(VARIANTS), help="variants, with commas between; default: all")
+  seeds = "of the pre-trainings, with commas (default 0,1,2; of trials 0)"
+  add("--seeds", type=whole_numbers, help=seeds)
+  add("--only", help="variants, or trials, with commas between; default: all")
   add("--peer", action="store_true", help="also train the base recipe with PyTorch's update")
+  text = f"also retrieval: folder or name of a text model, or {STAND_IN} for one drawn at random"
+  add("--text", default="", help=text)
   add("--encoders", default="", help="exported encoders to evaluate beside, with commas between")
+  trials = "trials of the recipe (evidence_trials.py), tested on what chooses otherwise"
+  add("--trials", action="store_true", help=trials)
   heard = "evaluate what has heard test clips, or may have; every table says so"
   add("--allow_heard", action="store_true", help=heard)
   add("--dry_run", action="store_true", help="print the commands that are left, and end")
   add("--tables", action="store_true", help="print the tables of what is done, and end")
-  flags, overrides = parser.parse_with_overrides(argv)
-  try:
-    seeds = [int(seed) for seed in flags.seeds.split(",")]
-  except ValueError:
-    raise UserError(f"--seeds={flags.seeds}: whole numbers with commas between") from None
-  runs, output = planned(flags, seeds), flags.output
+  flags, more = parser.parse_with_overrides(argv)
+  flags.seeds = flags.seeds or ([0] if flags.trials else [0, 1, 2])
+  output = flags.output / "trials" if flags.trials else flags.output
+  runs = planned(flags, output)
   if not flags.tables:
-    sets.write_manifests(flags.recordings, output)
-    for done, command in sets.preparations(flags.recordings, output):
-      execute(Step(done, command), flags.dry_run)
-    tested = None if flags.dry_run else sets.Tested(output)
-    for run in runs:
-      for step in training(run, output, overrides):
-        execute(step, flags.dry_run)
-      if tested:
-        check_heard(run, tested, flags.allow_heard)
-      for step in evaluations(run, output):
-        execute(step, flags.dry_run)
+    run_all(flags, runs, output, more)
   if flags.dry_run:
     return 0
-  text = tables(output, list(dict.fromkeys(run.name for run in runs)), seeds, BASE)
+  names = list(dict.fromkeys(run.name for run in runs))
+  changes = {name: told(name) for name in names} if flags.trials else {}
+  text = tables(output, names, flags.seeds, BASE, changes)
   if not flags.tables:
     (output / "evidence.md").write_text(text, encoding="utf-8")
   print(text)

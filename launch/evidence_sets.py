@@ -5,12 +5,16 @@ with rendered notes and their manifests family.csv and pitch.csv (columns path, 
 the fold is the collection, 0 to 2).
 
 Pre-training hears all of them without labels but for ESC-10's fold 5, one speaker of FSDD and the
-third collection: these are tested. Probes choose their penalty on fold 4, on another speaker and on
-the second collection, which pre-training has heard.
+third collection: these are tested. What chooses (fold 4, another speaker, the second collection)
+has been heard. A set's folds are the folds, the speakers and the collections.
+
+Trials of the recipe know nothing of what is tested: in their sets those clips are not there. They
+are tested on what chooses otherwise, and neither their pre-training nor their probes hear that.
 """
 
 import csv
 import hashlib
+import io
 import pathlib
 import re
 from collections.abc import Iterable
@@ -23,16 +27,25 @@ from atst_jax.util.errors import UserError
 FRONTEND = "atst"
 PRETRAIN = "pretrain"
 TASKS = ("digits", "family", "pitch", "esc10")
-BGKNOWN = "bgknown"
+BGKNOWN, PAIRS = "bgknown", "pairs"
+SIDES = {"foreground": "family", "background": "esc10"}  # of their mixtures
 TITLES = {
   "digits": "digits, speaker `theo`",
   "family": "instrument family, third collection",
   "pitch": "pitch, third collection",
   "esc10": "ESC-10, fold 5",
 }
+TRIAL_TITLES = {
+  "digits": "digits, speaker `yweweler`",
+  "family": "instrument family, second collection",
+  "pitch": "pitch, second collection",
+  "esc10": "ESC-10, fold 4",
+}
 VALID_SPEAKER, TEST_SPEAKER = "yweweler", "theo"
 NOTE_SPLITS = ("train", "valid", "test")  # of the three collections
-HEARD = "heard.json"  # of a run: ids of the test clips that it has heard; null where nobody knows
+# of a run: its encoder's params_hash, and the ids of the test clips that its pre-training has
+# heard; null where nobody knows
+HEARD = "heard.json"
 
 
 def _esc10(recordings: pathlib.Path) -> list[dict]:
@@ -41,17 +54,18 @@ def _esc10(recordings: pathlib.Path) -> list[dict]:
     fold, source, _ = path.stem.split("-")
     split = {"4": "valid", "5": "test"}.get(fold, "train")
     name = path.relative_to(recordings).as_posix()
-    rows.append({"path": name, "label": path.parent.name, "split": split, "group": source})
+    row = {"path": name, "label": path.parent.name, "split": split, "fold": fold, "group": source}
+    rows.append(row)
   return rows
 
 
 def _digits(recordings: pathlib.Path) -> list[dict]:
-  rows = []
-  for path in sorted((recordings / "fsdd").glob("*.flac")):
-    digit, speaker, _ = path.stem.split("_")
+  found = [(path, *path.stem.split("_")[:2]) for path in (recordings / "fsdd").glob("*.flac")]
+  speakers, rows = sorted({speaker for _, _, speaker in found}), []
+  for path, digit, speaker in sorted(found):
     split = {VALID_SPEAKER: "valid", TEST_SPEAKER: "test"}.get(speaker, "train")
-    name = path.relative_to(recordings).as_posix()
-    rows.append({"path": name, "label": digit, "split": split, "group": speaker})
+    row = {"path": path.relative_to(recordings).as_posix(), "label": digit, "split": split}
+    rows.append({**row, "fold": speakers.index(speaker), "group": speaker})
   return rows
 
 
@@ -65,42 +79,57 @@ def _notes(recordings: pathlib.Path, task: str) -> list[dict]:
         "path": f"notes/{row['path']}",
         "label": row["label"],
         "split": NOTE_SPLITS[int(row["fold"])],
+        "fold": row["fold"],
         "group": row["group"],
       }
       for row in csv.DictReader(file)
     ]
 
 
-def write_manifests(recordings: pathlib.Path, output: pathlib.Path) -> None:
-  """OUTPUT/manifests/: a CSV of each task, of what pre-training hears, and of the two sides of
-  BgKnown: notes over environmental sounds, divided as their tasks are. Raises UserError where
-  recordings are missing."""
+def write_manifests(recordings: pathlib.Path, output: pathlib.Path, *, trials: bool) -> None:
+  """OUTPUT/manifests/: a CSV of each task and of what pre-training hears, and, but for trials, of
+  the two sides of mixtures, notes over environmental sounds, divided as their tasks are.
+
+  Raises UserError where recordings are missing, or where a set was prepared from another list.
+  """
   tables = {
     "digits": _digits(recordings),
     "family": _notes(recordings, "family"),
     "pitch": _notes(recordings, "pitch"),
     "esc10": _esc10(recordings),
   }
-  if missing := [name for name, rows in tables.items() if not {"train", "test"} <= _splits(rows)]:
+  if missing := [name for name, rows in tables.items() if _splits(rows) != set(NOTE_SPLITS)]:
     raise UserError(
       f"--recordings={recordings}: no clips for {', '.join(missing)}; needed are "
       "esc10/CLASS/FOLD-ID-TAKE.ogg, fsdd/DIGIT_SPEAKER_INDEX.flac, and notes/family.csv and "
       "notes/pitch.csv with the columns path,label,fold,group and folds 0 to 2"
     )
+  if trials:
+    moved = {"train": "train", "valid": "test"}
+    tables = {
+      name: [{**row, "split": moved[row["split"]]} for row in rows if row["split"] in moved]
+      for name, rows in tables.items()
+    }
   heard = [
     {"path": row["path"]}
     for task in ("digits", "family", "esc10")
     for row in tables[task]
     if row["split"] != "test"
   ]
-  mixed = {f"{BGKNOWN}_foreground": tables["family"], f"{BGKNOWN}_background": tables["esc10"]}
-  folder = output / "manifests"
-  folder.mkdir(parents=True, exist_ok=True)
+  mixed = {} if trials else {f"{BGKNOWN}_{side}": tables[task] for side, task in SIDES.items()}
+  (output / "manifests").mkdir(parents=True, exist_ok=True)
   for name, rows in {PRETRAIN: heard, **tables, **mixed}.items():
-    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-      writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-      writer.writeheader()
-      writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path, folder = output / "manifests" / f"{name}.csv", output / "sets" / name.partition("_")[0]
+    if folder.exists() and path.is_file() and path.read_text(encoding="utf-8") != text.getvalue():
+      raise UserError(
+        f"{folder} was prepared from another list than that of today; delete it with what was "
+        f"measured on it ({output}/*/seed*/{folder.name}), or choose another --output"
+      )
+    path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _splits(rows: list[dict]) -> set[str]:
@@ -108,7 +137,7 @@ def _splits(rows: list[dict]) -> set[str]:
 
 
 def preparations(recordings: pathlib.Path, output: pathlib.Path) -> list[tuple]:
-  """(what is there when it is done, command) of every set."""
+  """(what is there when it is done, command) of the set for pre-training and of every task's."""
   steps = []
   for name in (PRETRAIN, *TASKS):
     folder = output / "sets" / name
@@ -120,15 +149,27 @@ def preparations(recordings: pathlib.Path, output: pathlib.Path) -> list[tuple]:
       f"--name=evidence_{name}",
     ]
     steps.append((folder / "dataset.json", ["-m", "data_pipeline.prepare", *flags]))
-  folder, manifests = output / "sets" / BGKNOWN, output / "manifests"
+  return steps
+
+
+def mixtures(recordings: pathlib.Path, output: pathlib.Path, *, pairs: bool) -> list[tuple]:
+  """The same of BgKnown and, if asked for, of the pairs of retrieval: notes over rain and over the
+  sea, of which each sentence changes one."""
+  manifests = output / "manifests"
   sides = [
     flag
-    for kind in ("foreground", "background")
+    for kind in SIDES
     for flag in (f"--{kind}={manifests / BGKNOWN}_{kind}.csv", f"--{kind}_root={recordings}")
   ]
-  flags = [*sides, "--seconds=2", "--name=evidence", f"--output={folder}"]
-  command = ["-m", "data_pipeline.bgknown", *flags, f"--frontend={FRONTEND}"]
-  steps.append((folder / "c" / "dataset.json", command))
+  folder, common = output / "sets" / BGKNOWN, [*sides, f"--frontend={FRONTEND}"]
+  command = ["-m", "data_pipeline.bgknown", *common, "--seconds=2", "--name=evidence"]
+  steps = [(folder / "c" / "dataset.json", [*command, f"--output={folder}"])]
+  if pairs:
+    folder = output / "sets" / PAIRS
+    numbers = ["--train_pairs=1000", "--valid_pairs=100", "--test_pairs=200", "--seconds=5"]
+    command = ["-m", "data_pipeline.pairs", *common, "--scenes=rain,sea_waves", *numbers]
+    command += ["--name=evidence_pairs", f"--output={folder}"]
+    steps.append((folder / "dataset.json", command))
   return steps
 
 

@@ -4,21 +4,23 @@ Cells are percent. "±" is the standard deviation over pre-trainings (random row
 parameters). "[low, high]" is a 95 % interval of the mean over pre-trainings, for other test clips:
 clips are drawn with replacement, those of a group together, the same ones for both sides of a
 difference (`atst_jax/downstream/bootstrap.py`). "(low, high)" is one for other pre-trainings
-(Student's t).
+(Student's t). Columns "runs" give the number of pre-trainings, of every task where they differ.
 """
 
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
-from evidence_sets import BGKNOWN, HEARD, TASKS, TITLES
+from evidence_sets import BGKNOWN, HEARD, PAIRS, TASKS, TITLES, TRIAL_TITLES
 
 from atst_jax.downstream import bootstrap
+from atst_jax.downstream.tables import column, line
 from atst_jax.util.markdown import table_lines
 
-MEL = "mel mean and std"
+MEL, PRETRAINED = "mel mean and std", "pre-trained"
 KINDS = (
   "pre-trained, all blocks",
   "pre-trained, last block",
@@ -28,6 +30,7 @@ KINDS = (
   "random",
   MEL,
 )
+MIXTURES = {BGKNOWN: "Sounds in known backgrounds", PAIRS: "Retrieval by a sound and a sentence"}
 
 
 class Row(NamedTuple):
@@ -46,22 +49,29 @@ class Row(NamedTuple):
     return 100 * bootstrap.read_resampled(self.workdir, self.values)
 
 
-# of a variant: task -> kind of features -> seed -> row
-Found = dict[str, dict[str, dict[int, Row]]]
+Rows = dict[int, Row]  # by seed
+Kinds = dict[str, Rows]  # by kind of features
+Found = dict[str, Kinds]  # of a variant, by task
+
+
+def read_columns(folder: pathlib.Path, seeds: list[int], task: str) -> dict[str, Kinds]:
+  """What is done so far of a task, by the columns of its table, of the runs `folder/seedN`."""
+  found: dict[str, Kinds] = {}
+  for seed in seeds:
+    workdir = folder / f"seed{seed}" / task
+    if (workdir / "results.json").is_file():
+      results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+      for values in results["rows"]:
+        if "test" in values:  # not chance
+          rows = found.setdefault(column(values), {}).setdefault(line(values), {})
+          rows[seed] = Row(str(workdir), values)
+  return found
 
 
 def read(folder: pathlib.Path, seeds: list[int]) -> Found:
-  """What is done so far of a variant, whose runs are `folder/seedN`."""
-  found: Found = {}
-  for seed in seeds:
-    for task in TASKS:
-      workdir = folder / f"seed{seed}" / task
-      if (workdir / "results.json").is_file():
-        results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-        for values in results["rows"]:
-          kinds = found.setdefault(task, {})
-          kinds.setdefault(values["name"], {})[seed] = Row(str(workdir), values)
-  return found
+  """What is done so far of a variant."""
+  found = {task: read_columns(folder, seeds, task) for task in TASKS}
+  return {task: columns[""] for task, columns in found.items() if columns}
 
 
 def spread(values: list[float]) -> str:
@@ -70,154 +80,219 @@ def spread(values: list[float]) -> str:
   return f"{np.mean(values):.1f}{deviation}" if values else ""
 
 
-def compared(one: dict[int, Row], other: dict[int, Row]) -> str:
+def runs(each: Iterable[Rows]) -> str:
+  """The number of pre-trainings in every cell of a line, said once where it is the same."""
+  numbers = [len(rows) for rows in each]
+  return str(numbers[0]) if len(set(numbers)) == 1 else "/".join(map(str, numbers))
+
+
+def scored(rows: Rows) -> str:
+  """The score with its interval."""
+  if not rows:
+    return ""
+  low, high = _interval([row.resampled() for row in rows.values()])
+  return f"{spread([row.score for row in rows.values()])} [{low:.1f}, {high:.1f}]"
+
+
+def _interval(resampled: list[np.ndarray]) -> list[float]:
+  return bootstrap.interval(np.mean(resampled, 0)) or [np.nan, np.nan]
+
+
+def paired(one: Rows, other: Rows) -> list[int]:
+  """The seeds that both have, on the same draws."""
+  both = [seed for seed in one if seed in other]
+  return [seed for seed in both if bootstrap.comparable(one[seed].values, other[seed].values)]
+
+
+def compared(one: Rows, other: Rows) -> str:
   """The first's score less the other's, with its interval, over the seeds that both have."""
-  seeds = [
-    seed
-    for seed in one
-    if seed in other and bootstrap.comparable(one[seed].values, other[seed].values)
-  ]
+  seeds = paired(one, other)
   if not seeds:
     return ""
-  differences = [one[seed].resampled() - other[seed].resampled() for seed in seeds]
-  low, high = bootstrap.interval(np.mean(differences, 0)) or (np.nan, np.nan)
+  low, high = _interval([one[seed].resampled() - other[seed].resampled() for seed in seeds])
   mean = np.mean([one[seed].score - other[seed].score for seed in seeds])
   return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def student(values: list[float]) -> str:
-  """Mean and, of several, the 95 % interval of Student's t."""
+def student(one: Rows, other: Rows) -> str:
+  """The 95 % interval of Student's t of the same difference for other pre-trainings."""
+  values = [one[seed].score - other[seed].score for seed in paired(one, other)]
   if len(values) < 2:
-    return "".join(f"{value:+.1f}" for value in values)
+    return ""
   half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-  mean = np.mean(values)
-  return f"{mean:+.1f} ({mean - half:+.1f}, {mean + half:+.1f})"
-
-
-def _head(*first: str) -> list[str]:
-  return [*first, *(TITLES[task] for task in TASKS)]
+  return f" ({np.mean(values) - half:+.1f}, {np.mean(values) + half:+.1f})"
 
 
 def _kinds(found: Found) -> list[str]:
   return [kind for kind in KINDS if any(kind in kinds for kinds in found.values())]
 
 
-def never_heard(found: Found) -> list[str]:
-  """Scores of every kind of features, what pre-training adds, and the spectra of the vectors."""
+def _of_tasks(found: Found, kind: str) -> list[Rows]:
+  return [found.get(task, {}).get(kind, {}) for task in TASKS]
+
+
+def _twins(kind: str) -> tuple[str, str]:
+  """What a kind of pre-trained features is compared with."""
+  return kind.replace(PRETRAINED, "random"), MEL
+
+
+def _penalties(rows: Rows) -> str:
+  """Those of every run; a star: at the end of the grid, and better than all between its ends."""
+  chosen = [run for row in rows.values() for run in row.values["runs"]]
+  return ", ".join(f"{run['penalty']:g}{'*' * run['penalty_at_edge']}" for run in chosen)
+
+
+def _neighbours(rows: Rows) -> str:
+  keys = ("knn", "knn_whitened")
+  found = [[100 * row.values[key] for row in rows.values()] for key in keys]
+  return "; ".join(map(spread, found)) if rows else ""
+
+
+def _spectrum(rows: Rows) -> str:
+  mean = lambda key: np.mean([row.values[key] for row in rows.values()])
+  if not rows:
+    return ""
+  directions = f"{mean('directions_90'):.0f}, {mean('directions_99'):.0f}"
+  return f"{directions}; {mean('effective_rank'):.1f}"
+
+
+def never_heard(found: Found, titles: list[str]) -> list[str]:
+  """Scores of every kind of features, what pre-training adds, nearest neighbours, penalties and the
+  spectra of the vectors."""
   kinds = _kinds(found)
-  rows = lambda task, kind: found.get(task, {}).get(kind, {})
-  scores = [_head("features", "runs")]
+  scores = [["exact probe", "runs", *titles]]
   for kind in kinds:
-    number = max(len(rows(task, kind)) for task in TASKS)
-    cells = [spread([row.score for row in rows(task, kind).values()]) for task in TASKS]
-    # the statistics are the same in every run
-    scores.append(
-      [kind, 1, *(c.split(" ±")[0] for c in cells)] if kind == MEL else [kind, number, *cells]
-    )
-  added = [_head("exact probe, points")]
+    cells = [spread([row.score for row in rows.values()]) for rows in _of_tasks(found, kind)]
+    if kind == MEL:  # the same in every run
+      cells = [cell.split(" ±")[0] for cell in cells]
+    scores.append([kind, "1" if kind == MEL else runs(_of_tasks(found, kind)), *cells])
+  added = [["exact probe, points", "runs", *titles]]
   for kind in kinds:
-    if kind.startswith("pre-trained"):
-      for other in (kind.replace("pre-trained", "random"), MEL):
-        cells = [compared(rows(task, kind), rows(task, other)) for task in TASKS]
-        added.append([f"{kind}, less {other}", *cells])
-  spectra = [_head("features: directions for 90 %, 99 %; effective rank")]
-  for kind in kinds:
-    cells = []
-    for task in TASKS:
-      values = [row.values for row in rows(task, kind).values()]
-      mean = lambda key, values=values: np.mean([v[key] for v in values])
-      cells.append(
-        f"{mean('directions_90'):.0f}, {mean('directions_99'):.0f}; {mean('effective_rank'):.1f}"
-        if values
-        else ""
-      )
-    spectra.append([kind, *cells])
+    for other in _twins(kind) if kind.startswith(PRETRAINED) else ():
+      both = list(zip(_of_tasks(found, kind), _of_tasks(found, other), strict=True))
+      number = runs(dict.fromkeys(paired(*rows)) for rows in both)
+      added.append([f"{kind}, less {other}", number, *(compared(*rows) for rows in both)])
+  tables = [scores, added]
+  for title, cell in (
+    ("nearest neighbours: raw; whitened", _neighbours),
+    ("penalties chosen (* at the end of the grid)", _penalties),
+    ("directions for 90 %, 99 %; effective rank", _spectrum),
+  ):
+    tables.append([[title, *titles], *([k, *map(cell, _of_tasks(found, k))] for k in kinds)])
+  return _lines(tables, len(TASKS))
+
+
+def _lines(tables: list[list[list[str]]], numbers: int) -> list[str]:
+  """Of those that have a line besides their head."""
   lines = []
-  for table in (scores, added, spectra):
-    lines += [*table_lines(table, numbers=len(TASKS)), ""]
+  for table in tables:
+    if len(table) > 1:
+      lines += [*table_lines(table, numbers=numbers), ""]
   return lines
 
 
 def _vectors(found: Found) -> str:
-  return next(iter(kind for kind in _kinds(found) if kind.startswith("pre-trained")), "")
+  return next(iter(kind for kind in _kinds(found) if kind.startswith(PRETRAINED)), "")
 
 
-def parts(found: dict[str, Found], base: str) -> list[str]:
-  """Scores of all blocks, a row for each variant, and their differences to `base`."""
-  scores, less = [_head("variant", "runs")], [_head(f"less {base}, points")]
+def parts(
+  found: dict[str, Found], base: str, titles: list[str], changes: dict[str, str]
+) -> list[str]:
+  """Scores of all blocks, a row for each variant, and their differences to `base`.
+
+  Args:
+    changes: of trials, by name: what each is. Their spectra stand beside.
+  """
+  more = ["values", "directions for 99 %"] if changes else []
+  scores = [["variant", *more, "runs", *titles]]
+  less = [[f"less {base}, points", "runs", *titles]]
+  first = _of_tasks(found[base], _vectors(found[base])) if base in found else []
   for name, each in found.items():
-    kind, first = _vectors(each), _vectors(found[base]) if base in found else ""
-    rows = {task: each.get(task, {}).get(kind, {}) for task in TASKS}
-    cells = [spread([row.score for row in rows[task].values()]) for task in TASKS]
-    scores.append([name, max(map(len, rows.values())), *cells])
-    if name != base and base in found:
-      others = {task: found[base].get(task, {}).get(first, {}) for task in TASKS}
-      less.append([name, *(compared(rows[task], others[task]) for task in TASKS)])
-  lines = [*table_lines(scores, numbers=len(TASKS)), ""]
-  return lines + ([*table_lines(less, numbers=len(TASKS)), ""] if len(less) > 1 else [])
+    rows = _of_tasks(each, _vectors(each))
+    cells = [spread([row.score for row in task.values()]) for task in rows]
+    about = []
+    if changes:
+      known = [row.values["directions_99"] for task in rows for row in task.values()]
+      about = [changes[name], f"{min(known):.0f} to {max(known):.0f}"]
+    scores.append([name, *about, runs(rows), *cells])
+    if name != base and first:
+      both = list(zip(rows, first, strict=True))
+      number = runs(dict.fromkeys(paired(*pair)) for pair in both)
+      less.append([name, number, *(compared(*pair) for pair in both)])
+  return _lines([scores, less], len(TASKS))
 
 
-def bgknown(output: pathlib.Path, variants: list[str], seeds: list[int], base: str) -> list[str]:
-  """Scores of the exact probe under every condition, and what a variant adds to `base` at the same
-  seed."""
-  found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-  for variant in variants:
-    for seed in seeds:
-      path = output / variant / f"seed{seed}" / BGKNOWN / "results.json"
-      if path.is_file():
-        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-          name = variant if row["features"].startswith("pre-trained") else ""
-          columns = found.setdefault((name, row["features"]), {})
-          columns.setdefault(row["name"], {})[seed] = 100 * row["exact"]["mean"]
-  conditions = list(dict.fromkeys(c for columns in found.values() for c in columns))
-  scores = [["variant", "features", *conditions]]
-  less = [["variant", f"features, less {base}, points", *conditions]]
-  for (variant, features), columns in found.items():
-    cells = [spread(list(columns.get(c, {}).values())) for c in conditions]
-    scores.append([variant, features, *cells])
-    others = found.get((base, features), {})
-    if variant not in ("", base) and others:
-      at = lambda c, columns=columns, others=others: [
-        value - others[c][seed]
-        for seed, value in columns.get(c, {}).items()
-        if seed in others.get(c, {})
-      ]
-      less.append([variant, features, *(student(at(c)) for c in conditions)])
-  if len(scores) == 1:
-    return []
-  lines = [*table_lines(scores, numbers=len(conditions)), ""]
-  return lines + ([*table_lines(less, numbers=len(conditions)), ""] if len(less) > 1 else [])
+def mixtures(
+  output: pathlib.Path, variants: list[str], seeds: list[int], base: str, task: str
+) -> list[str]:
+  """Scores under every condition with their intervals, what pre-training adds, and what a variant
+  adds to `base` at the same seed."""
+  every = {name: read_columns(output / name, seeds, task) for name in variants}
+  found = {name: each for name, each in every.items() if each}
+  columns = list(dict.fromkeys(c for each in found.values() for c in each))
+  scores = [["variant", "features", "runs", *columns]]
+  added = [["variant", "features, points", "runs", *columns]]
+  less = [["variant", f"features, less {base}, points", "runs", *columns]]
+  for name, each in found.items():
+    of = lambda variant, kind: [found[variant].get(c, {}).get(kind, {}) for c in columns]
+    for kind in dict.fromkeys(kind for kinds in each.values() for kind in kinds):
+      rows = of(name, kind)
+      scores.append([name, kind, runs(rows), *map(scored, rows)])
+      if not kind.startswith(PRETRAINED):
+        continue
+      twins = (kind.replace(PRETRAINED, "random"), kind.replace(PRETRAINED, "mel"), "mel")
+      for other in dict.fromkeys(twins):
+        both = list(zip(rows, of(name, other), strict=True))
+        if any(paired(*pair) for pair in both):
+          cells = [compared(*pair) for pair in both]
+          added.append([name, f"{kind}, less {other}", runs(of(name, other)), *cells])
+      if name != base and base in found:
+        both = list(zip(rows, of(base, kind), strict=True))
+        cells = [compared(*pair) + student(*pair) for pair in both]
+        less.append([name, kind, runs(dict.fromkeys(paired(*p)) for p in both), *cells])
+  return _lines([scores, added, less], len(columns))
 
 
 def mark(output: pathlib.Path, names: list[str], seeds: list[int]) -> list[str]:
-  """The line that stands above every table if a pre-training has heard test clips, or may have."""
+  """The line that stands above every table if a pre-training has heard test clips, or may have; it
+  may where what was measured is another encoder than the one that was looked at."""
   told = []
   for name in names:
     for seed in seeds:
       path = output / name / f"seed{seed}" / HEARD
-      if path.is_file() or any(path.parent.glob("*/results.json")):
-        heard = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if heard is None:
-          told.append(f"{name}, seed {seed}: not known")
-        elif heard:
-          told.append(f"{name}, seed {seed}: {len(heard)} clips, one is {heard[0]}")
+      read = lambda path: json.loads(path.read_text(encoding="utf-8"))
+      measured = [read(p)["encoder"]["params_hash"] for p in path.parent.glob("*/results.json")]
+      found = read(path) if path.is_file() else None
+      if not measured and found is None:
+        continue
+      known = isinstance(found, dict) and set(measured) <= {found["params_hash"]}
+      if not known or found["heard"] is None:
+        told.append(f"{name}, seed {seed}: not known")
+      elif found["heard"]:
+        clips = found["heard"]
+        told.append(f"{name}, seed {seed}: {len(clips)} clips, one is {clips[0]}")
   return [f"**Test clips were heard in pre-training** ({'; '.join(told)}).", ""] if told else []
 
 
-def tables(output: pathlib.Path, variants: list[str], seeds: list[int], base: str) -> str:
+def tables(
+  output: pathlib.Path, variants: list[str], seeds: list[int], base: str, changes: dict[str, str]
+) -> str:
   """Every table of what is done so far.
 
   Args:
     variants: folders of `output`; the base recipe, its changes, further encoders.
     base: of `variants`, that the others are compared with.
+    changes: of trials, by name: what each is; {} otherwise.
   """
+  titles = list((TRIAL_TITLES if changes else TITLES).values())
   found = {name: each for name in variants if (each := read(output / name, seeds))}
   marked, lines = mark(output, variants, seeds), []
   for name, each in found.items():
     if name == base or base not in found:
-      lines += [f"### {name}: clips never heard", "", *marked, *never_heard(each)]
+      lines += [f"### {name}: clips never heard", "", *marked, *never_heard(each, titles)]
   if len(found) > 1 and base in found:
-    lines += ["### One change at a time", "", *marked, *parts(found, base)]
-  if known := bgknown(output, variants, seeds, base):
-    lines += ["### Sounds in known backgrounds", "", *marked, *known]
+    lines += ["### One change at a time", "", *marked, *parts(found, base, titles, changes)]
+  for task, title in MIXTURES.items():
+    if known := mixtures(output, variants, seeds, base, task):
+      lines += [f"### {title}", "", *marked, *known]
   return "\n".join(lines)

@@ -1,22 +1,17 @@
-"""The evidence: what it runs, what pre-training may not hear, and the arithmetic of its tables."""
+"""The evidence: what it runs, and what pre-training may not hear."""
 
 import csv
 import json
 import sys
 
-import jax
 import numpy as np
 import pytest
 
 from atst_jax.data.dataset import Clip, Dataset
-from atst_jax.pretraining import job, recipe
-from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from tests.evaluation import write_clips
-from tests.tiny import ROOT, tiny_config, write_dataset
-
-SEEDS = [0, 1, 2]
+from tests.tiny import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +21,10 @@ def evidence():
     patch.chdir(ROOT)
     try:
       import evidence
-      import evidence_peer
       import evidence_sets
       import evidence_tables
 
-      evidence.peer, evidence.sets, evidence.of = evidence_peer, evidence_sets, evidence_tables
+      evidence.sets, evidence.of = evidence_sets, evidence_tables
       yield evidence
     finally:
       sys.path.remove(str(ROOT / "launch"))
@@ -55,28 +49,41 @@ def recordings(tmp_path):
   return root
 
 
-def test_what_is_tested_is_not_pretrained_on(evidence, recordings, tmp_path):
-  """Every other clip is; groups lie on one side; BgKnown is divided as its parts are."""
-  evidence.sets.write_manifests(recordings, tmp_path / "out")
+def manifest(output, name):
+  text = (output / "manifests" / f"{name}.csv").read_text(encoding="utf-8")
+  return list(csv.DictReader(text.splitlines()))
 
-  def read(name):
-    text = (tmp_path / "out" / "manifests" / f"{name}.csv").read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
 
-  heard = {row["path"] for row in read("pretrain")}
-  for task, tested in (("digits", 2), ("family", 2), ("pitch", 2), ("esc10", 2)):
-    rows = read(task)
+@pytest.mark.parametrize("trials", [False, True])
+def test_what_is_tested_is_not_pretrained_on(evidence, recordings, tmp_path, trials):
+  """Every other clip is; groups lie on one side. Trials have no clip of the final tests, and test
+  those that choose otherwise. Mixtures are divided as their parts are."""
+  output, final = tmp_path / "out", ("timgm", "theo", "/5-", "c2-")
+  evidence.sets.write_manifests(recordings, output, trials=trials)
+  heard = {row["path"] for row in manifest(output, "pretrain")}
+  for task in evidence.sets.TASKS:
+    rows = manifest(output, task)
     unheard = {row["path"] for row in rows if row["split"] == "test"}
-    assert len(unheard) == tested and not unheard & heard
+    assert len(unheard) == 2 and not unheard & heard
+    assert any(name in path for path in unheard for name in final) != trials
     assert {row["path"] for row in rows} - unheard <= heard
     assert len({(row["group"], row["split"]) for row in rows}) == len({r["group"] for r in rows})
-    assert {row["split"] for row in rows} == {"train", "valid", "test"}
-  assert len(heard) == 4 + 4 + 8
-  for kind, task in (("foreground", "family"), ("background", "esc10")):
-    assert read(f"bgknown_{kind}") == read(task)
+    assert {row["split"] for row in rows} == {"train", "test"} | ({*()} if trials else {"valid"})
+    # what is left out in turn: on each side other ones
+    assert len({(row["fold"], row["split"]) for row in rows}) == len({r["fold"] for r in rows})
+  assert len(heard) == (2 + 2 + 6 if trials else 4 + 4 + 8)
+  assert not any(name in path for path in heard for name in final)
+  if not trials:
+    for side, task in (("foreground", "family"), ("background", "esc10")):
+      assert manifest(output, f"bgknown_{side}") == manifest(output, task)
+  (output / "sets" / "pitch").mkdir(parents=True)
+  evidence.sets.write_manifests(recordings, output, trials=trials)  # the same
+  (output / "manifests" / "pitch.csv").write_text("another list")
+  with pytest.raises(UserError, match="pitch was prepared from another list than that of today"):
+    evidence.sets.write_manifests(recordings, output, trials=trials)
   (recordings / "notes" / "pitch.csv").unlink()
   with pytest.raises(UserError, match="no clips for pitch; needed are"):
-    evidence.sets.write_manifests(recordings, tmp_path / "out")
+    evidence.sets.write_manifests(recordings, output, trials=trials)
 
 
 def test_dry_run_names_every_step_and_skips_what_is_done(evidence, recordings, tmp_path, capfd):
@@ -92,26 +99,83 @@ def test_dry_run_names_every_step_and_skips_what_is_done(evidence, recordings, t
   assert "launch.evidence_peer --config=configs/evidence.py:base" in trained[2]
   encoder = output / "base" / "seed1" / "encoder"
   encoder.mkdir(parents=True)
-  (encoder / "config.json").touch()
+  (encoder / "config.json").write_text("{}")
   assert evidence.main(flags) == 0
   assert len(capfd.readouterr().out.splitlines()) == len(lines) - 2
+  assert evidence.main([*flags, "--only=lambda05", "--text=stand_in"]) == 0
+  more = capfd.readouterr().out
+  # pairs and the words' model; retrieval; a variant is evaluated beside no random encoder
+  assert len(more.splitlines()) == 6 + 2 + (2 + 6) + (1 + 4)
+  assert "--config.baselines=()" in more and f"--config.text.model={output}/stand_in" in more
   with pytest.raises(UserError, match="no variant cnm; there are base,"):
     evidence.main([*flags, "--only=cnm"])
+  with pytest.raises(UserError, match="mine is a folder of --output, or of another encoder"):
+    evidence.main([*flags, "--encoders=a/mine,b/mine"])
+
+
+def test_trials_are_tested_elsewhere(evidence, recordings, tmp_path, capfd):
+  output, named = tmp_path / "out", "--only=base,narrow_box"
+  flags = [f"--recordings={recordings}", f"--output={output}", "--trials", "--dry_run", named]
+  assert evidence.main(flags) == 0
+  lines = capfd.readouterr().out.splitlines()
+  assert len(lines) == 5 + 2 * (2 + 4) and all(f"{output}/trials/" in line for line in lines)
+  (trained,) = [line for line in lines if "freq_scale" in line]
+  assert "configs/evidence.py:base" in trained and "--config.seed=0" in trained
+  with pytest.raises(UserError, match="no trial lambda05; there are base, narrow_box,"):
+    evidence.main([*flags, "--only=lambda05"])
+  with pytest.raises(UserError, match="leave out --peer"):
+    evidence.main([*flags, "--peer"])
+
+
+def test_every_trial_changes_the_base_recipe(evidence):
+  """In nothing but what it names, to values of the same type, which pre-training accepts."""
+  path = str(ROOT / "configs/evidence.py")
+  base = configs.flatten(configs.load(path).to_dict())
+  for name, values in evidence.TRIALS.items():
+    flags = evidence.overrides(name)
+    found = configs.flatten(configs.load_with_overrides(path, flags, evidence.SECTIONS).to_dict())
+    changed = {key: value for key, value in found.items() if base.get(key, value) != value}
+    assert changed == values, name
+    assert all(f"`{key}=" in evidence.told(name) for key in values)
 
 
 def test_what_was_trained_otherwise_is_not_taken_for_the_result(evidence, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
   flags = ["--config=configs/evidence.py:cnn", f"--workdir={tmp_path}"]
-  evidence.agree(tmp_path, [*flags, "--config.total_steps=77"])  # nothing there yet
-  (tmp_path / "config.json").write_text(
-    json.dumps({"total_steps": 200, "encoder": {"hidden": 256}})
-  )
-  evidence.agree(tmp_path, [*flags, "--config.total_steps=200", "--config.encoder.hidden=256"])
+  agree = lambda stored, *more: evidence.agree(tmp_path, [*flags, *more], stored, "trained")
+  agree(None, "--config.total_steps=77")  # nothing there yet
+  stored = {"total_steps": 200, "encoder": {"hidden": 256}}
+  agree(stored, "--config.total_steps=200", "--config.encoder.hidden=256")
   with pytest.raises(UserError, match="was trained with total_steps=200, not"):
-    evidence.agree(tmp_path, [*flags, "--config.total_steps=77"])
-  (tmp_path / "config.json").write_text(json.dumps({"total_steps": 77}))  # a trial
+    agree(stored, "--config.total_steps=77")
   with pytest.raises(UserError, match="was trained with total_steps=77, not"):
-    evidence.agree(tmp_path, flags)
+    agree({"total_steps": 77})  # a trial
+
+
+def test_what_was_measured_otherwise_is_not_taken_for_the_result(evidence, tmp_path):
+  """Of another encoder, by another config, or by an earlier version's."""
+  run = evidence.Run("base", 0, tmp_path / "base" / "seed0", tmp_path / "encoder")
+  path, encoder = run.workdir / "digits" / "results.json", tmp_path / "encoder" / "config.json"
+  for folder in (path.parent, encoder.parent):
+    folder.mkdir(parents=True)
+  encoder.write_text(json.dumps({"params_hash": "one"}))
+  flags = ["--config.protocol=exact", "--config.splits.way=split", "--config.seeds=1"]
+  done = configs.load_with_overrides("configs/linear.py", flags).to_dict()
+  measured = lambda config, found="one": path.write_text(
+    json.dumps({"encoder": {"params_hash": found}, "config": config, "rows": []})
+  )
+  measured(done)
+  assert len(evidence.evaluations(run, tmp_path, "")) == 4
+  measured(done, "another")
+  with pytest.raises(UserError, match="measured with another encoder than"):
+    evidence.evaluations(run, tmp_path, "")
+  measured(done | {"knn": 3})
+  with pytest.raises(UserError, match="was measured with knn=3, not 10"):
+    evidence.evaluations(run, tmp_path, "")
+  del done["exact"]["chosen_on"]
+  measured(done)
+  with pytest.raises(UserError, match=r"measured before there was exact\.chosen_on: delete"):
+    evidence.evaluations(run, tmp_path, "")
 
 
 def clip(name, seed, split="train"):
@@ -137,10 +201,16 @@ def test_who_has_heard_a_test_clip_is_refused_or_marked(evidence, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     return evidence.Run(name, 0, tmp_path / name / "seed0", folder, True)
 
-  told = lambda run: evidence.of.mark(tmp_path, [run.name], [0])
+  def told(run):
+    return evidence.of.mark(tmp_path, [run.name], [0])
+
   clean = trained_on("clean", clip("a.flac", 50))
   evidence.check_heard(clean, tested, False)
   assert told(clean) == []
+  (clean.workdir / "pitch").mkdir()
+  results = {"encoder": {"params_hash": "another of the same name"}}
+  (clean.workdir / "pitch" / "results.json").write_text(json.dumps(results))
+  assert "clean, seed 0: not known" in told(clean)[0]
   for name, heard in (("name", clip("mine/pitch-1.wav", 51)), ("content", clip("a.flac", 21))):
     run = trained_on(name, clip("b.flac", 52), heard)
     with pytest.raises(UserError, match=r"has heard 1 test clips, the first is 'pitch/pitch-1"):
@@ -159,80 +229,9 @@ def test_who_has_heard_a_test_clip_is_refused_or_marked(evidence, tmp_path):
   segment = trained_on("segment", clip("sounds/pitch-1.flac#0.5-2", 53))
   assert tested.heard_by(str(segment.encoder)) == ["pitch/pitch-1.flac"]
   (segment.workdir / "pitch").mkdir(parents=True)
-  (segment.workdir / "pitch" / "results.json").touch()  # evaluated by hand
+  # evaluated by hand
+  (segment.workdir / "pitch" / "results.json").write_text(json.dumps(results))
   assert "not known" in told(segment)[0]
-
-
-def write_results(folder, scores, draws):
-  """results.json of a task with the scores of rows, and `draws` numbers for each."""
-  (folder / "predictions").mkdir(parents=True)
-  rows = []
-  for number, (name, score) in enumerate(scores.items()):
-    file = f"predictions/{number}.npz"
-    np.savez(folder / file, resampled=score + np.asarray(draws))
-    spectrum = {"directions_90": 4.0, "directions_99": 18.0, "effective_rank": 5.7}
-    test = {"file": file, "clips": "same", "draws": len(draws)}
-    rows.append({"name": name, "mean": score, "test": test, **spectrum})
-  (folder / "results.json").write_text(json.dumps({"rows": rows}))
-
-
-def test_tables_give_spreads_and_paired_differences(evidence, tmp_path):
-  draws = np.linspace(-0.1, 0.1, 201)
-  for variant, shift in (("base", 0.0), ("lambda05", 0.05)):
-    for seed in SEEDS:
-      for task in evidence.sets.TASKS:
-        scores = {"pre-trained, all blocks": 0.5 + 0.01 * seed + shift, "random, all blocks": 0.3}
-        # the same draws: only the difference of the scores is left
-        write_results(tmp_path / variant / f"seed{seed}" / task, scores, draws)
-      (tmp_path / variant / f"seed{seed}" / "heard.json").write_text("[]")
-  (tmp_path / "base" / "seed1" / "heard.json").write_text('["a.flac"]')
-  text = evidence.of.tables(tmp_path, ["base", "lambda05"], SEEDS, "base")
-  row = lambda *cells: "| " + " | ".join([*cells[:-1], *[cells[-1]] * 4]) + " |"
-  lines = text.splitlines()
-  assert row("pre-trained, all blocks", "3", "51.0 ± 1.0") in lines
-  assert row("pre-trained, all blocks, less random, all blocks", "+21.0 [+21.0, +21.0]") in lines
-  assert row("lambda05", "3", "56.0 ± 1.0") in lines
-  assert row("lambda05", "+5.0 [+5.0, +5.0]") in lines
-  assert row("random, all blocks", "4, 18; 5.7") in lines
-  # a table of what was heard never stands without its mark
-  assert text.count("heard in pre-training** (base, seed 1: 1 clips, one is a.flac)") == 2
-  assert evidence.of.student([1.0, 2.0, 3.0]) == "+2.0 (-0.5, +4.5)"  # 4.303 / sqrt(3)
-
-
-@pytest.mark.slow
-def test_pytorchs_update_is_ours(evidence, tmp_path):
-  """Three steps on clips shorter than the crop, too: the same losses and teachers."""
-  torch = pytest.importorskip("torch", reason="PyTorch is not installed: .[torch]")
-  data = write_dataset(str(tmp_path / "data"))
-  config = tiny_config(difference__weight="0", data__source="records", data__path=data)
-  config.encoder.drop_path, config.total_steps = 0.0, 3
-  config, dataset = job.settle(config)
-  mesh = make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
-  program = recipe.compile_for(config, mesh, ragged=True)
-  state, step = job.fresh_state(config, program), recipe.compile_step(program)
-  peer = evidence.peer.Peer(torch, config, state)
-  rows = (0, config.batch_size)
-  theirs = evidence.peer.views_from(config, dataset, step=0, rows=rows)
-  ours = recipe.batches(config, dataset, start_step=0, rows=rows)
-  for number in range(config.total_steps):
-    state, metrics = step(state, next(ours))
-    loss = peer.step(number, *next(theirs))
-    assert loss == pytest.approx(float(metrics["loss"]), abs=1e-5)
-  found = evidence.peer.unload(peer.teacher, peer.depth)["params"]
-  wanted = dict(state.teacher.params["encoder"])
-  for params in (found, wanted):
-    # BatchNorm takes away what this bias adds: Adam makes steps of rounding
-    params["norm"] = {"scale": params["norm"]["scale"]}
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, wanted)
-
-
-def test_the_peer_refuses_what_it_does_not_compute(evidence):
-  for values, message in (
-    ({}, "a transformer's without the subtraction"),
-    ({"difference__weight": "0", "optimizer__form": "transformers"}, "optimizer.form=transformers"),
-  ):
-    with pytest.raises(UserError, match=message):
-      evidence.peer.check(tiny_config(**values))
 
 
 @pytest.mark.parametrize("variant", configs.variants(str(ROOT / "configs/evidence.py"))[1:-1])

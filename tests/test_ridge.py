@@ -122,6 +122,39 @@ def test_a_large_refit_adds_the_validation_clips(change, monkeypatch):
   np.testing.assert_allclose(found.test_scores, layer(x[60:]), atol=1e-9)
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(("d", "number"), [(10, 4), (10, 13), (200, 13)])
+def test_groups_that_are_left_out_choose_as_a_loop_of_scikit_learn(d, number, large, monkeypatch):
+  """Each group in turn; of more than ten, ten parts of whole groups. Test clips play no part."""
+  from sklearn.linear_model import Ridge
+  from sklearn.model_selection import GroupKFold
+  from sklearn.preprocessing import StandardScaler
+
+  if large:
+    by_cholesky(monkeypatch)
+  groups = np.repeat(np.arange(number), np.arange(1, number + 1))  # each of another size
+  n = len(groups)
+  x, targets = data(n=n + 20, d=d)
+  x[:n] += 4 * np.random.default_rng(1).normal(size=(number, d))[groups]
+  groups = np.concatenate([groups, np.zeros(20, int)])
+  order = np.random.default_rng(2).permutation(n)
+  split = Split(np.sort(order[: n // 2]), np.sort(order[n // 2 :]), np.arange(n, n + 20))
+  score, grid = lambda s, t: -np.mean((s - t) ** 2), (1e-4, 1e-2, 1.0, 100.0)
+  found = ridge.evaluate(x, targets, split, score, grid, groups=groups)
+  z = StandardScaler().fit(x[:n].astype(np.float64)).transform(x.astype(np.float64))
+  model = lambda penalty, rows: Ridge(alpha=penalty * n).fit(z[rows], targets[rows])
+  valid = []
+  for penalty in grid:
+    scores = np.zeros((n, 3))
+    for rows, out in GroupKFold(min(number, 10)).split(z[:n], groups=groups[:n]):
+      scores[out] = model(penalty, rows).predict(z[out])
+    valid.append(score(scores, targets[:n]))
+  assert found.valid_scores == pytest.approx(valid, rel=1e-6)
+  assert found.penalty == grid[ridge.last_best(valid)]
+  tested = model(found.penalty, np.arange(n)).predict(z[n:])
+  np.testing.assert_allclose(found.test_scores, tested, atol=1e-6)
+
+
 def test_the_validation_clips_choose_and_the_test_clips_do_not():
   x, targets = data(n=90, d=40)
   split = Split(np.arange(30), np.arange(30, 60), np.arange(60, 90))

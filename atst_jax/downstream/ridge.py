@@ -23,10 +23,11 @@ from atst_jax.downstream.splits import Split
 
 EIGEN = 2048  # size of a system, up to which it is decomposed once
 BLOCK = 1024  # clips, or features, that are in float64 at a time
+PARTS = 10  # at most, of groups that are left out in turn
 
 
 class Result(NamedTuple):
-  """Of one division: the test clips' score, and what the validation clips said of the penalties."""
+  """Of one division: the test clips' score, and what known clips said of the penalties."""
 
   score: float
   penalty: float
@@ -62,37 +63,68 @@ def fit(x: np.ndarray, targets: np.ndarray, penalties: Sequence[float]) -> Itera
   return _System.of(x, targets).layers(penalties)
 
 
-def leave_out(
-  x: np.ndarray, targets: np.ndarray, groups: np.ndarray, penalties: Sequence[float]
-) -> Iterator[np.ndarray]:
-  """Yields for each α scores (N, C) of every clip by the ridge regression of the clips of other
-  groups, in closed form: of the hat matrix H of all clips and the residuals R, those of a group g
-  are (I - H_gg)⁻¹ R_g without it (leave-one-out is a group of one).
+def parts_of(groups: np.ndarray) -> np.ndarray:
+  """(N,) groups -> (N,) parts from 0: the groups, or where there are more than PARTS, that many
+  parts of whole groups; the next largest group goes to the smallest part, as in scikit-learn's
+  GroupKFold."""
+  names, members, counts = np.unique(groups, return_inverse=True, return_counts=True)
+  if len(names) <= PARTS:
+    return members
+  part, sizes = np.zeros(len(names), int), np.zeros(PARTS, int)
+  for group in np.argsort(counts)[::-1]:
+    part[group] = sizes.argmin()
+    sizes[part[group]] += counts[group]
+  return part[members]
 
-  The standardisation and the penalty α·N stay those of all clips. For a few hundred or thousand
-  clips: an N x N matrix is decomposed.
+
+def leave_out(
+  x: np.ndarray, targets: np.ndarray, parts: np.ndarray, penalties: Sequence[float]
+) -> Iterator[np.ndarray]:
+  """Yields for each α scores (N, C) of every clip by the ridge regression of the clips of the other
+  parts. The scale of the features and the penalty α·N stay those of all clips.
+
+  Up to EIGEN in closed form: of the hat matrix H of all clips and the residuals R, those of a part
+  g are (I - H_gg)⁻¹ R_g without it (leave-one-out is a part of one).
 
   Args:
     x: (N, D) features.
     targets: (N, C) 0 or 1.
-    groups: (N,) int, at least two different ones.
+    parts: (N,) int, at least two different ones.
     penalties: α, above 0.
   """
-  N = len(x)
-  standardised = _Standardised(x, *scale_of(x))
-  gram = np.zeros((N, N), order="F")
-  for _, block in standardised.columns():
-    gram = dsyrk(1.0, block, beta=1.0, c=gram, lower=1, overwrite_c=1)
-  values, vectors = scipy.linalg.eigh(gram, lower=True, overwrite_a=True, check_finite=False)
-  members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+  members = [np.flatnonzero(parts == part) for part in np.unique(parts)]
+  if max(min(x.shape), *map(len, members)) > EIGEN:
+    yield from _one_by_one(x, targets, members, penalties)
+    return
+  system = _System.of(x, targets)
+  values, vectors = scipy.linalg.eigh(system.gram, lower=True, overwrite_a=True, check_finite=False)
+  values, centred = np.maximum(values, 0), targets - system.base
+  basis, powers = vectors, values  # H = basis · powers / (values + α·N) · basisᵀ + 1/N
+  if not system.dual:
+    standardised = _Standardised(x, system.mean, system.factor)
+    basis = np.concatenate([block @ vectors for _, block in standardised.rows()])
+    powers = np.ones_like(values)
+  projected = basis.T @ centred
   for penalty in penalties:
-    shrunk = np.maximum(values, 0) / (np.maximum(values, 0) + penalty * N)
-    hat = (vectors * shrunk) @ vectors.T + 1 / N
-    residuals, scores = targets - hat @ targets, np.empty(targets.shape)
+    weights = powers / (values + penalty * len(x))
+    residuals, scores = centred - basis @ (weights[:, None] * projected), np.empty(targets.shape)
     for rows in members:
-      alone = np.eye(len(rows)) - hat[np.ix_(rows, rows)]
+      alone = np.eye(len(rows)) - (basis[rows] * weights) @ basis[rows].T - 1 / len(x)
       scores[rows] = targets[rows] - np.linalg.solve(alone, residuals[rows])
     yield scores
+
+
+def _one_by_one(x, targets, members: list[np.ndarray], penalties) -> np.ndarray:
+  """(penalties, N, C) of `leave_out`, by a regression for each part."""
+  N, (_, factor) = len(x), scale_of(x)
+  scores = np.empty((len(penalties), *targets.shape))
+  for rows in members:
+    others = np.setdiff1d(np.arange(N), rows)
+    system = _System.of(x[others], targets[others], factor)
+    layers = system.layers([penalty * N / len(others) for penalty in penalties])
+    for place, layer in enumerate(layers):
+      scores[place, rows] = layer(x[rows])
+  return scores
 
 
 class _Standardised(NamedTuple):
@@ -144,16 +176,19 @@ class _System(NamedTuple):
   dual: _Standardised | None  # the features, where there are fewer clips than features
 
   @classmethod
-  def of(cls, x: np.ndarray, targets: np.ndarray) -> "_System":
-    """Of (N, D) features and (N, C) targets."""
-    standardised, base = _Standardised(x, *scale_of(x)), targets.mean(0)
+  def of(cls, x: np.ndarray, targets: np.ndarray, factor: np.ndarray | None = None) -> "_System":
+    """Of (N, D) features and (N, C) targets. `factor`: that scales the features, if not their
+    own."""
+    mean, own = scale_of(x)
+    standardised = _Standardised(x, mean, own if factor is None else factor)
+    base = targets.mean(0)
     gram, side = standardised.normal_equations(targets - base)
     dual = standardised if len(x) < x.shape[1] else None
     return cls(len(x), standardised.mean, standardised.factor, base, gram, side, dual)
 
   def layers(self, penalties: Sequence[float]) -> Iterator[Layer]:
-    """What `fit` gives. Of a small system the matrix is lost."""
-    small = len(self.gram) <= EIGEN
+    """What `fit` gives. Of a small system the matrix is lost, but for a single penalty."""
+    small = len(self.gram) <= EIGEN and len(penalties) > 1
     solve = _decompose(self.gram, self.side) if small else _factorise(self.gram, self.side)
     for penalty in penalties:
       weights = solve(penalty * self.clips)
@@ -218,8 +253,10 @@ def evaluate(
   penalties: Sequence[float],
   *,
   refit: bool = True,
+  groups: np.ndarray | None = None,
 ) -> Result:
-  """Takes the α that the validation clips prefer, and scores the test clips with it.
+  """Takes the α that the validation clips prefer, or with `groups` all known clips, and scores the
+  test clips with it.
 
   Args:
     x, targets: (N, D) and (N, C).
@@ -228,25 +265,35 @@ def evaluate(
     score: of (scores, targets); higher is better. Of equal penalties the largest is taken.
     penalties: α, ascending.
     refit: fit once more with that α, on training and validation clips together.
+    groups: (N,) int: the training and validation clips of each are left out in turn (`parts_of`,
+      `leave_out`), and all their scores together choose. Needs `refit`.
   """
+  rows = np.sort(np.concatenate([split.train, split.valid]))
+  if groups is not None:
+    assert refit, "what is left out in turn is known in the end"
+    known, y = x[rows], targets[rows]
+    found = leave_out(known, y, parts_of(groups[rows]), penalties)
+    chosen = tuple(score(scores, y) for scores in found)
+    (layer,) = _System.of(known, y).layers([penalties[last_best(chosen)]])
+    return _result(layer(x[split.test]), targets[split.test], score, penalties, chosen)
   system, known, valid = _System.of(x[split.train], targets[split.train]), x[split.valid], []
   for layer in system.layers(penalties):
     valid.append(score(layer(known), targets[split.valid]))
     if valid[-1] >= max(valid):
-      chosen = layer
-  best = last_best(valid)
+      chosen_layer = layer
   if refit:
     more = system.added(known, targets[split.valid])
     if more is None:
-      rows = np.sort(np.concatenate([split.train, split.valid]))
       more = _System.of(x[rows], targets[rows])
-    (chosen,) = more.layers([penalties[best]])
+    (chosen_layer,) = more.layers([penalties[last_best(valid)]])
+  found = chosen_layer(x[split.test])
+  return _result(found, targets[split.test], score, penalties, tuple(valid))
+
+
+def _result(found, targets, score, penalties, valid: tuple[float, ...]) -> Result:
+  """Of the test clips' scores and what the penalties were chosen by."""
+  best = last_best(valid)
   at_end = len(valid) > 2 and best in (0, len(valid) - 1)
-  found = chosen(x[split.test])
   return Result(
-    score(found, targets[split.test]),
-    penalties[best],
-    at_end and valid[best] > max(valid[1:-1]),
-    tuple(valid),
-    found,
+    score(found, targets), penalties[best], at_end and valid[best] > max(valid[1:-1]), valid, found
   )

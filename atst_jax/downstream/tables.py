@@ -132,7 +132,7 @@ def notes(results: dict) -> list[str]:
       "Loss above optimum: cross entropy of the probe on its training clips, less that of the best "
       "linear layer on the same vectors. Exact probe: ridge regression in closed form."
     )
-  if "exact" in results["rows"][0] or "knn_whitened" in results["rows"][0]:
+  if results["protocol"] == "exact" or {"exact", "knn_whitened"} & results["rows"][0].keys():
     out.append(_known_to_the_exact_probe(results))
   tested = [row["test"] for row in results["rows"] if row.get("test")]
   if tested:
@@ -162,8 +162,10 @@ def _known_to_the_exact_probe(results: dict) -> str:
   who = "it and the nearest neighbours know" if near else "it knows"
   refitted = results["config"].get("probe", {}).get("refit", False)
   beside = "" if results["protocol"] == "exact" or refitted else "; the other probe does not"
-  chosen = "The validation clips choose the exact probe's penalty"
-  return f"{chosen}; then {who} them as well as the training clips{beside}."
+  on = results["config"]["exact"].get("chosen_on", "valid")
+  by = "the validation clips" if on == "valid" else f"leaving out the known {on} in turn"
+  chosen = f"The exact probe's penalty is chosen by {by}"
+  return f"{chosen}; then {who} the validation clips as well as the training clips{beside}."
 
 
 def write_markdown(path: str, results: dict) -> None:

@@ -30,6 +30,7 @@ from atst_jax.util.errors import UserError
 FREE_KEYS = ("encoder", "data.path")  # params_hash and data.fingerprint say what they are
 VECTORS = {"y": "", "last": ", last block", "all": ", all blocks"}  # and what they add to a name
 BASELINES = ("random", "mel")
+PROTOCOLS = ("difference", "exact")  # the paper's probe with the exact one beside it, or that alone
 BENCHMARK = "bgknown_esc50"  # what the published scores are of
 
 
@@ -48,6 +49,7 @@ class Evaluation:
   weight: float  # of the background that is subtracted
   training: Training
   penalties: tuple[float, ...]  # of the exact probe
+  groups: np.ndarray | None = None  # of `ridge.evaluate`, that choose among them
 
 
 def resolve(config: ConfigDict) -> Evaluation:
@@ -61,7 +63,7 @@ def resolve(config: ConfigDict) -> Evaluation:
   check_values(
     config,
     one_of={
-      "protocol": ("difference",),
+      "protocol": PROTOCOLS,
       "statistics": ("encoder", "data"),
       "probe.monitor": evar_probe.MONITORS,
     },
@@ -79,6 +81,10 @@ def resolve(config: ConfigDict) -> Evaluation:
   (split,) = evaluation.divide(
     mix, labels, seed=config.seed, way="split", num_folds=2, hold_out="tenth"
   )
+  alone = config.protocol == "exact"
+  config.exact.chosen_on, groups = exact.chosen_on(
+    config.exact.chosen_on, labels, [split], exact=alone, on_test=False
+  )
   return Evaluation(
     record=configs.to_json(config),
     model=model.standardized(mix.statistics) if config.statistics == "data" else model,
@@ -90,8 +96,9 @@ def resolve(config: ConfigDict) -> Evaluation:
     baselines=tuple(config.baselines),
     weight=config.weight,
     penalties=tuple(config.exact.penalties),
+    groups=groups,
     training=Training(
-      protocol="evar",
+      protocol="exact" if alone else "evar",
       rates=tuple(config.probe.learning_rates),
       epochs=config.probe.epochs,
       batch_size=config.probe.batch_size,
@@ -160,15 +167,26 @@ def run_row(
 ) -> list[dict]:
   """Probes one kind of features under one condition: its row, in a list."""
   score, test, targets = score_of(job.labels), job.split.test, job.labels.targets
-  arrays = subtracted(vectors_of, condition, job.weight)
-  probed = probe(arrays, job.labels, [job.split], job.seeds, job.training, score)
-  told = described(probed, job.labels, [job.split], job.training.refit, score)
-  exactly: dict[int, dict] = {}  # by seed
-  for x, seeds in features.with_seeds(arrays, job.seeds):
-    found = exact.told(ridge.evaluate(x, targets, job.split, score, job.penalties))
-    exactly |= dict.fromkeys(seeds, found)
-  runs = [{**run, "fold": None, **exactly[run["seed"]]} for run in told]
-  title = f"{name}, {CONDITIONS[condition]}"
+  arrays, title = subtracted(vectors_of, condition, job.weight), f"{name}, {CONDITIONS[condition]}"
+  alone = job.training.protocol == "exact"
+  # the exact probe draws nothing
+  seeds = job.seeds[:1] if alone and len(arrays) == 1 else job.seeds
+  found: dict[int, ridge.Result] = {}  # by seed
+  for x, group in features.with_seeds(arrays, seeds):
+    result = ridge.evaluate(x, targets, job.split, score, job.penalties, groups=job.groups)
+    found |= dict.fromkeys(group, result)
+  exactly = {seed: {"seed": seed, "fold": None, **exact.told(r)} for seed, r in found.items()}
+  of_exact = exact.summarised(title, list(exactly.values())[: len(arrays)])
+  if alone:
+    runs = [{**run, "score": run["exact"]} for run in exactly.values()]
+    logits = [np.stack([found[seed].test_scores for seed in seeds])]
+    beside = {"penalties_at_edge": of_exact["at_edge"]}
+  else:
+    probed = probe(arrays, job.labels, [job.split], seeds, job.training, score)
+    told = described(probed, job.labels, [job.split], job.training.refit, score)
+    runs = [{**exactly[run["seed"]], **run, "fold": None} for run in told]
+    logits = test_logits(probed, seeds, 1)
+    beside = {"exact": of_exact, **convergence(title, runs)}
   row = {
     "name": CONDITIONS[condition],
     "features": name,
@@ -176,13 +194,11 @@ def run_row(
     "dimensions": arrays[0].shape[1],
     "weight": None if condition == "mix" else job.weight,
     **summary([run["score"] for run in runs]),
-    # one run for each array
-    "exact": exact.summarised(title, runs[: len(arrays)]),
-    **convergence(title, runs),
+    **beside,
     "runs": runs,
     "tested": bootstrap.of_logits(
       bootstrap.design([test], job.labels.ids, job.labels.groups),
-      test_logits(probed, job.seeds, 1),
+      logits,
       [targets[test]],
       job.labels.multi_label,
     ),
@@ -212,6 +228,11 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   )
 
 
+def _compares(job: Evaluation) -> bool:
+  """Whether scores compare with the published ones."""
+  return job.record["protocol"] == "difference" and job.sets["mix"].manifest["name"] == BENCHMARK
+
+
 def _results(job: Evaluation, rows: list[dict]) -> dict:
   mix, labels = job.sets["mix"], job.labels
   return evaluation.results_of(
@@ -222,7 +243,7 @@ def _results(job: Evaluation, rows: list[dict]) -> dict:
       "mixtures": mix.manifest["preparation"]["mixtures"],
     },
     metric="mAP" if labels.multi_label else "accuracy",
-    published=published("difference") if mix.manifest["name"] == BENCHMARK else [],
+    published=published("difference") if _compares(job) else [],
     chance=chance(labels.targets, [job.split], labels.multi_label),
     rows=rows,
   )
@@ -232,14 +253,18 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   """Encoder, mixtures and what is probed of an evaluation of BgKnown."""
   job = resolve(config)
   mix = job.sets["mix"]
+  probes = (
+    f"{len(job.seeds)} seeds x {len(job.training.rates)} rates of each kind of features, "
+    f"{job.training.epochs} epochs"
+  )
+  if job.training.protocol == "exact":
+    probes = f"{len(job.penalties)} penalties of each kind of features"
   counts = ", ".join(f"{split} {mix.num_clips(split)}" for split in mix.splits)
   return [
     f"workdir     {evaluation.belongs(job.record, workdir, FREE_KEYS)}",
     describe_encoder(job.record["encoder"], job.model.config),
     f"data        {job.record['data']['path']}: mixtures of {counts}, "
     f"{len(mix.label_names)} classes; sets {', '.join(job.sets)}",
-    f"probes      {len(job.seeds)} seeds x {len(job.training.rates)} rates of each kind of "
-    "features, "
-    f"{job.training.epochs} epochs; baselines {', '.join(job.baselines) or 'none'}",
+    f"probes      {probes}; baselines {', '.join(job.baselines) or 'none'}",
     f"writes      {os.path.join(workdir, 'results.json')}, results.md, features/, predictions/",
   ]

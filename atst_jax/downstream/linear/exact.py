@@ -13,10 +13,13 @@ import numpy as np
 
 from atst_jax.artifacts.collection import neighbours
 from atst_jax.downstream import features, ridge
+from atst_jax.downstream.features import Labels
 from atst_jax.downstream.metrics import Spectrum, knn_scores, spectrum, summary
-from atst_jax.downstream.splits import Split
+from atst_jax.downstream.splits import Split, sources_of
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
+
+CHOSEN_ON = ("folds", "groups", "valid")
 
 
 class Reading(NamedTuple):
@@ -26,6 +29,53 @@ class Reading(NamedTuple):
   fold: int
   values: dict
   test_scores: np.ndarray  # (M, C) of the exact probe
+
+
+def chosen_on(
+  wanted: str | None, labels: Labels, splits: list[Split], *, exact: bool, on_test: bool
+) -> tuple[str, np.ndarray | None]:
+  """What chooses the exact probe's penalty, of CHOSEN_ON, and the `groups` of `ridge.evaluate`.
+
+  Args:
+    wanted: what the config asks for. By default the probe of the protocol "exact" leaves out the
+      folds of its known clips in turn, or their groups where they lie in a single fold; where
+      there are no groups either, and beside other protocols, the validation clips choose.
+    labels, splits: of the set; clips that are not tested are known.
+    exact: the protocol is "exact".
+    on_test: the test clips choose.
+
+  Raises:
+    UserError: folds or groups are asked for, and the known clips of a division lie in one.
+  """
+  groups = sources_of(labels.ids, labels.groups)
+  nothing = np.zeros_like(groups)
+  named = {
+    "folds": labels.folds if (labels.folds >= 0).all() else nothing,
+    "groups": groups if any(labels.groups) else nothing,
+  }
+  counts = {
+    key: min(len(np.unique(values[np.concatenate(split[:2])])) for split in splits)
+    for key, values in named.items()
+  }
+  if wanted is None:
+    several = [key for key, count in counts.items() if count > 1]
+    wanted = several[0] if several and exact and not on_test else "valid"
+  if wanted not in CHOSEN_ON:
+    raise UserError(f"--config.exact.chosen_on={wanted}: choose one of {', '.join(CHOSEN_ON)}")
+  if wanted == "valid":
+    return wanted, None
+  if on_test:
+    raise UserError(
+      f"--config.exact.chosen_on={wanted}: with --config.select_on_test the test clips choose; "
+      "leave one of them out"
+    )
+  if counts[wanted] < 2:
+    raise UserError(
+      f"--config.exact.chosen_on={wanted}: the clips that are not tested lie in one of the "
+      f"{wanted}, so that none can be left out; take --config.exact.chosen_on=valid, or prepare "
+      f"the set with a column `{wanted.removesuffix('s')}`"
+    )
+  return wanted, named[wanted]
 
 
 def read(
@@ -38,6 +88,7 @@ def read(
   penalties: tuple[float, ...],
   knn: int,
   refit: bool,
+  groups: np.ndarray | None = None,
 ) -> list[Reading]:
   """Reads (N, D) vectors on every division. Where they are shared by all seeds, so is what is read.
 
@@ -47,11 +98,12 @@ def read(
     penalties: of `ridge.evaluate`.
     knn: neighbours, at most as many as there are known clips.
     refit: the validation clips are known as well, once they have chosen.
+    groups: of `ridge.evaluate`.
   """
   readings = []
   for x, group in features.with_seeds(arrays, seeds):
     for fold, split in enumerate(splits):
-      found = ridge.evaluate(x, targets, split, score, penalties, refit=refit)
+      found = ridge.evaluate(x, targets, split, score, penalties, refit=refit, groups=groups)
       values = {**told(found), **_neighbours(x, targets, split, score, knn, refit)}
       readings += [Reading(seed, fold, values, found.test_scores) for seed in group]
   return readings

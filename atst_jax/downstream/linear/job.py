@@ -48,6 +48,7 @@ def run_row(name: str, arrays: list[np.ndarray], job: Evaluation) -> list[dict]:
     penalties=job.penalties,
     knn=job.knn,
     refit=not job.select_on_test,
+    groups=job.groups,
   )
   found = {(r.seed, r.fold): {"seed": r.seed, "fold": r.fold, **r.values} for r in readings}
   distinct = [run for run in found.values() if len(arrays) > 1 or run["seed"] == seeds[0]]
@@ -139,11 +140,12 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   )
   if job.training.protocol == "exact":
     probes = f"{folds} divisions x {len(job.penalties)} penalties of each kind of features"
+  chosen = job.record["exact"]["chosen_on"]
   return [
     f"workdir     {evaluation.belongs(job.record, workdir, FREE_KEYS)}",
     describe_encoder(job.record["encoder"], job.model.config),
     *describe_labelled(job.dataset, job.labels, job.splits),
-    f"probes      {probes}, protocol {job.training.protocol}",
+    f"probes      {probes}, protocol {job.training.protocol}, exact.chosen_on={chosen}",
     f"writes      {os.path.join(workdir, 'results.json')}, results.md, features/, predictions/",
     *([f"classifier  {settings.folder}{there}"] if settings.folder else []),
   ]

@@ -13,7 +13,7 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import evaluation, features
 from atst_jax.downstream.evaluation import check_values, divide
 from atst_jax.downstream.features import Labels
-from atst_jax.downstream.linear import evar_probe
+from atst_jax.downstream.linear import evar_probe, exact
 from atst_jax.downstream.linear.probing import Training
 from atst_jax.downstream.papers.published import is_evaluated
 from atst_jax.downstream.papers.tasks import TASKS, known_rates
@@ -42,6 +42,7 @@ class Evaluation:
   unit: int | None  # frames that clips are cut or filled to, in place of that crop
   knn: int
   penalties: tuple[float, ...]  # of the exact probe
+  groups: np.ndarray | None  # of `ridge.evaluate`, that choose among them
   training: Training
   select_on_test: bool
 
@@ -96,6 +97,15 @@ def resolve(config: ConfigDict) -> Evaluation:
   splits = divide(
     dataset, labels, seed=config.seed, select_on_test=config.select_on_test, **config.splits
   )
+  groups = None
+  if config.job == "linear":  # the drawn clips of few labels choose
+    config.exact.chosen_on, groups = exact.chosen_on(
+      config.exact.chosen_on,
+      labels,
+      splits,
+      exact=config.protocol == "exact",
+      on_test=config.select_on_test,
+    )
   frames = lambda seconds: model.frontend.num_frames(round(seconds * model.frontend.sample_rate))
   return Evaluation(
     record=configs.to_json(config),
@@ -109,6 +119,7 @@ def resolve(config: ConfigDict) -> Evaluation:
     unit=frames(config.unit_seconds) if config.crop == "unit" else None,
     knn=config.knn,
     penalties=tuple(config.exact.penalties),
+    groups=groups,
     training=Training(
       protocol=config.protocol,
       rates=tuple(config.probe.learning_rates),

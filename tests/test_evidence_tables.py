@@ -1,0 +1,91 @@
+"""The arithmetic of the tables of the evidence."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from tests.tiny import ROOT
+
+SEEDS = [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def tables():
+  sys.path.insert(0, str(ROOT / "launch"))
+  try:
+    import evidence_tables
+
+    yield evidence_tables
+  finally:
+    sys.path.remove(str(ROOT / "launch"))
+
+
+def write_results(folder, scores, draws):
+  """results.json of a task with the scores of rows, and `draws` numbers for each."""
+  (folder / "predictions").mkdir(parents=True)
+  rows = []
+  for number, (name, score) in enumerate(scores.items()):
+    file = f"predictions/{number}.npz"
+    np.savez(folder / file, resampled=score + np.asarray(draws))
+    about = {"directions_90": 4.0, "directions_99": 18.0, "effective_rank": 5.7}
+    about |= {"knn": 0.2, "knn_whitened": 0.4}
+    about["runs"] = [{"penalty": 1e-6, "penalty_at_edge": number == 0}]
+    test = {"file": file, "clips": "same", "draws": len(draws)}
+    name, *condition = name.split(" under ")
+    where = {"features": name, "vector": "y", "name": condition[0]} if condition else {"name": name}
+    rows.append({"mean": score, "test": test, **where, **about})
+  results = {"rows": [*rows, {"name": "chance", "mean": 0.1}], "encoder": {"params_hash": "one"}}
+  (folder / "results.json").write_text(json.dumps(results))
+
+
+def heard(folder, clips=()):
+  (folder / "heard.json").write_text(json.dumps({"params_hash": "one", "heard": [*clips]}))
+
+
+def test_tables_give_spreads_and_paired_differences(tables, tmp_path):
+  draws = np.linspace(-0.1, 0.1, 201)
+  for variant, shift in (("base", 0.0), ("lambda05", 0.05)):
+    for seed in SEEDS:
+      for task in tables.TASKS[: 3 if seed == 2 else 4]:
+        scores = {"pre-trained, all blocks": 0.5 + 0.01 * seed + shift, "random, all blocks": 0.3}
+        # the same draws: only the difference of the scores is left
+        write_results(tmp_path / variant / f"seed{seed}" / task, scores, draws)
+      heard(tmp_path / variant / f"seed{seed}")
+  heard(tmp_path / "base" / "seed1", ["a.flac"])
+  text = tables.tables(tmp_path, ["base", "lambda05"], SEEDS, "base", {})
+  row = lambda *cells: "| " + " | ".join([*cells[:-2], *[cells[-2]] * 3, cells[-1]]) + " |"
+  lines = text.splitlines()
+  assert row("pre-trained, all blocks", "3/3/3/2", "51.0 ± 1.0", "50.5 ± 0.7") in lines
+  added, less = ["+21.0 [+21.0, +21.0]", "+20.5 [+20.5, +20.5]"], ["+5.0 [+5.0, +5.0]"] * 2
+  assert row("pre-trained, all blocks, less random, all blocks", "3/3/3/2", *added) in lines
+  assert row("lambda05", "3/3/3/2", "56.0 ± 1.0", "55.5 ± 0.7") in lines
+  assert row("lambda05", "3/3/3/2", *less) in lines
+  assert row("random, all blocks", "4, 18; 5.7", "4, 18; 5.7") in lines
+  near = ["20.0 ± 0.0; 40.0 ± 0.0"] * 2
+  assert row("pre-trained, all blocks", *near) in lines
+  assert row("pre-trained, all blocks", "1e-06*, 1e-06*, 1e-06*", "1e-06*, 1e-06*") in lines
+  assert row("random, all blocks", "1e-06, 1e-06, 1e-06", "1e-06, 1e-06") in lines
+  # a table of what was heard never stands without its mark
+  assert text.count("heard in pre-training** (base, seed 1: 1 clips, one is a.flac)") == 2
+  trials = tables.tables(
+    tmp_path, ["base", "lambda05"], [0], "base", {"base": "", "lambda05": "`x=1`"}
+  )
+  assert "| lambda05 | `x=1` | 18 to 18 | 1 | 55.0 |" in trials and "`yweweler`" in trials
+
+
+def test_tables_of_mixtures_give_intervals(tables, tmp_path):
+  """Over other test clips, and over other pre-trainings."""
+  draws = np.linspace(-0.1, 0.1, 201)
+  for seed in SEEDS:
+    for variant, gain in (("base", 0.0), ("lambda05", 0.01 * (1 + seed))):
+      scores = {f"{kind} under Mix": at for kind, at in (("pre-trained", 0.5), ("random", 0.4))}
+      scores = scores if variant == "base" else {"pre-trained under Mix": 0.5}
+      scores["pre-trained under (a)"] = 0.6 + gain
+      write_results(tmp_path / variant / f"seed{seed}" / "bgknown", scores, draws)
+  lines = tables.mixtures(tmp_path, ["base", "lambda05"], SEEDS, "base", "bgknown")
+  assert "| base | random | 3/0 | 40.0 ± 0.0 [30.5, 49.5] |  |" in lines
+  assert "| base | pre-trained, less random | 3/0 | +10.0 [+10.0, +10.0] |  |" in lines
+  less = "+2.0 [+2.0, +2.0] (-0.5, +4.5)"  # 4.303 / sqrt(3)
+  assert f"| lambda05 | pre-trained | 3 | +0.0 [+0.0, +0.0] (+0.0, +0.0) | {less} |" in lines

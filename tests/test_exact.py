@@ -1,0 +1,76 @@
+"""The exact probe in the evaluations: what chooses its penalty, and BgKnown by it alone."""
+
+import numpy as np
+import pytest
+
+from atst_jax.downstream import features, ridge
+from atst_jax.downstream.bgknown import job as bgknown
+from atst_jax.downstream.evaluation import score_of
+from atst_jax.downstream.linear.exact import chosen_on
+from atst_jax.downstream.linear.probing import Training
+from atst_jax.downstream.splits import Split
+from atst_jax.util.errors import UserError
+
+N = 24
+SPLIT = Split(np.arange(8), np.arange(8, 16), np.arange(16, N))
+
+
+def labels(folds=(-1,), groups=("",)):
+  """Of clips that have these folds and groups by turns."""
+  repeat = lambda values: np.resize(values, N)
+  targets = np.eye(3, dtype=np.uint8)[np.arange(N) % 3]
+  ids = [f"{i}.wav" for i in range(N)]
+  return features.Labels(
+    ids, targets, False, repeat(folds), repeat("train"), repeat(groups).tolist()
+  )
+
+
+@pytest.mark.parametrize(
+  ("found", "options", "chosen", "parts"),
+  [
+    (labels((0, 1, 2)), {}, "folds", 3),
+    (labels((0, 1, 2), ("a", "b")), {}, "folds", 3),
+    (labels((4,), ("a", "b")), {}, "groups", 2),  # of one fold none can be left out
+    (labels((0, -1), ("a", "b")), {}, "groups", 2),  # not all clips have one
+    (labels(), {}, "valid", None),
+    (labels((0, 1)), {"exact": False}, "valid", None),  # beside a paper's protocol
+    (labels((0, 1)), {"on_test": True}, "valid", None),
+    (labels((0, 1), ("a", "b", "c")), {"wanted": "groups"}, "groups", 3),
+    (labels((0, 1)), {"wanted": "valid"}, "valid", None),
+  ],
+)
+def test_what_chooses_the_penalty(found, options, chosen, parts):
+  options = {"wanted": None, "exact": True, "on_test": False} | options
+  name, groups = chosen_on(labels=found, splits=[SPLIT], **options)
+  assert name == chosen and (groups is None) == (parts is None)
+  assert parts is None or len(np.unique(groups)) == parts
+
+
+@pytest.mark.parametrize(
+  ("wanted", "on_test", "message"),
+  [
+    ("fold", False, "chosen_on=fold: choose one of folds, groups, valid"),
+    ("groups", False, "lie in one of the groups, so that none can be left out; take"),
+    ("folds", True, "the test clips choose; leave one of them out"),
+  ],
+)
+def test_what_cannot_choose_it(wanted, on_test, message):
+  with pytest.raises(UserError, match=message):
+    chosen_on(wanted, labels((0, 1)), [SPLIT], exact=True, on_test=on_test)
+
+
+def test_known_backgrounds_by_the_exact_probe_alone():
+  found, rng = labels(groups=("a", "b", "c", "d")), np.random.default_rng(0)
+  arrays = {condition: [rng.normal(size=(N, 5))] for condition in ("mix", "a")}
+  training = Training("exact", (1e-3,), 1, 9, False, 1, "loss", False)
+  groups = np.arange(N) % 4
+  job = bgknown.Evaluation(
+    {}, None, {}, found, SPLIT, [0, 1], ("y",), (), 0.5, training, (1e-3, 1.0), groups
+  )
+  (row,) = bgknown.run_row("pre-trained", "y", "a", arrays, job)
+  x, score = arrays["mix"][0] - 0.5 * arrays["a"][0], score_of(found)
+  wanted = ridge.evaluate(x, found.targets, SPLIT, score, (1e-3, 1.0), groups=groups)
+  assert row["mean"] == wanted.score and row["weight"] == 0.5 and row["std"] is None
+  assert row["runs"][0]["penalty_valid_scores"] == list(wanted.valid_scores)
+  assert len(row["runs"]) == 1 and "above_optimum" not in row and "exact" not in row
+  assert row["tested"].kept["predicted"].tolist() == [wanted.test_scores.argmax(1).tolist()]
