@@ -42,7 +42,8 @@ def _block(state, i):
       "norm": norm("conv_module.layer_norm"),
       "in": dense(f"{conv}.0"),
       "depthwise": {
-        "conv": {"kernel": x[f"{conv}.2.weight"].transpose(2, 1, 0), "bias": x[f"{conv}.2.bias"]}
+        "kernel": x[f"{conv}.2.weight"].transpose(2, 1, 0)[:, None],
+        "bias": x[f"{conv}.2.bias"],
       },
       "batch_norm": norm(f"{conv}.3"),
       "out": dense(f"{conv}.5"),

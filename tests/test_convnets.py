@@ -1,4 +1,4 @@
-"""EfficientNet-B0 and ResNet-50: sizes, padding, operations, and values beside other libraries."""
+"""EfficientNet-B0 and ResNet-50: sizes, padding, operations; every kind in a step."""
 
 import functools
 
@@ -6,15 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from atst_jax.artifacts import export
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
-from atst_jax.artifacts.model import load_model
+from atst_jax.artifacts.model import Model, load_model
 from atst_jax.audio.frontend import FRONTENDS
-from atst_jax.export import main as export_main
+from atst_jax.models import depthwise
 from atst_jax.models.convnets import efficientnet
 from atst_jax.models.convnets.parts import Conv
 from atst_jax.models.encoders import check_encoder, make_encoder
+from atst_jax.pretraining import recipe
+from atst_jax.pretraining.checks import check
+from atst_jax.util.errors import UserError
+from tests.test_conformer import TINY as CONFORMER
+from tests.test_vggish import SMALL as VGGISH
+from tests.tiny import tiny_config
 
 B0 = {"kind": "efficientnet", "width": 1280, "stem": 32, "depth": 4, "drop_path": 0.2}
 RESNET = {"kind": "resnet50", "width": 512, "stem": 64, "stem_stride": 2, "depth": 6}
@@ -22,6 +29,9 @@ TINY = {
   "efficientnet": {**B0, "width": 24, "stem": 4, "depth": 1},
   "resnet50": {**RESNET, "width": 12, "stem": 4, "stem_stride": 1, "depth": 1},
 }
+
+
+ALL = TINY | {"conformer": CONFORMER, "vggish": VGGISH}
 
 
 def _count(tree):
@@ -48,7 +58,7 @@ def test_parameter_counts(encoder, trained, statistics):
 
 
 @functools.cache
-def _tiny(kind):
+def tiny_network(kind):
   """A network with statistics that are not those of the beginning, and its function."""
   module = make_encoder(TINY[kind])
   variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 40, 64)))
@@ -61,7 +71,7 @@ def _tiny(kind):
 def test_padding_does_not_change_a_clip(kind):
   """Of odd and even lengths at every stride. Seen red without the shift of odd clips, without zeros
   behind the end, and with a squeeze over the padding."""
-  _, variables, apply = _tiny(kind)
+  _, variables, apply = tiny_network(kind)
   rng = np.random.default_rng(1)
   lengths = np.array([98, 77])
   padded = 40 * rng.normal(size=(len(lengths), 101, 64)).astype(np.float32)
@@ -117,131 +127,32 @@ def test_initialisation_is_that_of_keras():
 
 def test_statistics_are_of_the_global_batch():
   """Eight devices give what one gives, running statistics too, which move by Keras's hundredth."""
-  module, variables, _ = _tiny("efficientnet")
-  x = 40 * np.random.default_rng(3).normal(size=(8, 64, 64)).astype(np.float32)
-  train = functools.partial(module.apply, train=True, mutable=["batch_stats"])
-  rngs = {"drop_path": jax.random.key(1)}
+  sizes = list(make_encoder(TINY["efficientnet"]).plan())[4]
+  block = efficientnet.Block(sizes, 0.5, jnp.float32)
+  x = np.random.default_rng(3).normal(2, 3, size=(8, 9, 8, sizes.inside)).astype(np.float32)
+  options = {"length": None, "train": True, "track": True}
+  rngs = {"params": jax.random.key(0), "drop_path": jax.random.key(1)}
+  variables = jax.jit(lambda x: block.init(rngs, x, **options))(x)
+  train = jax.jit(lambda x: block.apply(variables, x, rngs=rngs, mutable="batch_stats", **options))
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
-  (y, _), new = jax.jit(train)(variables, x, rngs=rngs)
-  (sharded, _), new_sharded = jax.jit(train)(variables, jax.device_put(x, rows), rngs=rngs)
-  np.testing.assert_allclose(y, sharded, atol=1e-4)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new, new_sharded)
-  stem, before = new["batch_stats"]["stem_norm"], variables["batch_stats"]["stem_norm"]
-  kernel = variables["params"]["stem_conv"]["kernel"]
-  h = jax.lax.conv_general_dilated(
-    x[..., None] * efficientnet.RESCALING,
-    kernel,
-    (2, 2),
-    "SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-  np.testing.assert_allclose(
-    stem["mean"], 0.99 * before["mean"] + 0.01 * h.mean((0, 1, 2)), rtol=1e-4
-  )
+  y, new = train(x)
+  sharded, new_sharded = train(jax.device_put(x, rows))
+  np.testing.assert_allclose(y, sharded, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new, new_sharded)
+  h = x @ np.asarray(variables["params"]["expand"]["kernel"])[0, 0]
+  moved = new["batch_stats"]["expand_norm"]
+  np.testing.assert_allclose(moved["mean"], 0.01 * h.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
+  variance = h.var((0, 1, 2), ddof=1)
+  np.testing.assert_allclose(moved["var"], 0.99 + 0.01 * variance, rtol=1e-3)
 
 
-def test_resnet_is_pytorchs():
-  """The same operations by PyTorch, whose padding is symmetric, on an odd number of frames."""
-  torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[torch]")
-  module, variables, apply = _tiny("resnet50")
-  weights, statistics = variables["params"], variables["batch_stats"]
-  tensor = lambda x: torch.from_numpy(np.array(x))
-
-  def conv(x, name, stride=1):
-    kernel = functools.reduce(lambda node, key: node[key], name.split("/"), weights)["kernel"]
-    kernel = tensor(kernel).permute(3, 2, 0, 1)
-    return torch.nn.functional.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
-
-  def norm(x, name):
-    at = lambda tree: functools.reduce(lambda node, key: node[key], name.split("/"), tree)
-    mean, var, scale, bias = (
-      tensor(at(tree)[key])
-      for tree, key in (
-        (statistics, "mean"),
-        (statistics, "var"),
-        (weights, "scale"),
-        (weights, "bias"),
-      )
-    )
-    return torch.nn.functional.batch_norm(x, mean, var, scale, bias)
-
-  mel = np.random.default_rng(5).normal(size=(2, 75, 64)).astype(np.float32)
-  x = torch.relu(norm(conv(tensor(mel)[:, None], "stem_conv"), "stem_norm"))
-  x = torch.nn.functional.max_pool2d(x, 3, 2, 1)
-  for i, sizes in enumerate(module.plan()):
-    block = f"block_{i:02d}"
-    h = torch.relu(norm(conv(x, f"{block}/conv_0"), f"{block}/norm_0"))
-    h = torch.relu(norm(conv(h, f"{block}/conv_1", sizes.stride), f"{block}/norm_1"))
-    h = norm(conv(h, f"{block}/conv_2"), f"{block}/norm_2")
-    if sizes.projected:
-      x = norm(conv(x, f"{block}/shortcut", sizes.stride), f"{block}/shortcut_norm")
-    x = torch.relu(x + h)
-  expected = x.mean((2, 3)) @ tensor(weights["out"]["kernel"]) + tensor(weights["out"]["bias"])
-  np.testing.assert_allclose(apply(variables, mel)[0], expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("frames", [98, 75])
-def test_efficientnet_is_keras(frames):
-  """B0 with Keras's random weights and other statistics; its number of parameters."""
-  pytest.importorskip("tensorflow", reason="TensorFlow is not installed: .[tfds]")
-  keras = pytest.importorskip("keras")
-  keras.utils.set_random_seed(0)
-  shape = (frames, 64, 1)
-  net = keras.applications.EfficientNetB0(False, None, input_shape=shape, pooling="max")
-  assert net.count_params() == 4_048_991
-  rng = np.random.default_rng(0)
-  params, statistics = {}, {}
-
-  def norm(path, layer):
-    gamma, beta, mean, var = layer.get_weights()
-    gamma, beta = (x + rng.normal(0, 0.1, x.shape).astype(np.float32) for x in (gamma, beta))
-    mean = mean + rng.normal(0, 0.1, mean.shape).astype(np.float32)
-    var = var * rng.uniform(0.01, 1, var.shape).astype(np.float32)
-    layer.set_weights([gamma, beta, mean, var])
-    assert (layer.momentum, layer.epsilon) == (0.99, 1e-3)
-    return {"scale": gamma, "bias": beta}, {"mean": mean, "var": var}
-
-  names = {
-    **{"expand_conv": "expand", "expand_bn": "expand_norm", "dwconv": "depthwise"},
-    **{"bn": "depthwise_norm", "se_reduce": "squeeze", "se_expand": "excite"},
-    **{"project_conv": "project", "project_bn": "project_norm"},
-  }
-  blocks, drops = [], {}
-  for layer in net.layers:
-    block, _, part = layer.name.partition("_")
-    if not block.startswith("block") or part not in names:
-      if layer.name.endswith("_drop"):
-        drops[block] = layer.rate
-      if layer.name in ("stem_conv", "top_conv"):
-        params[layer.name] = {"kernel": layer.get_weights()[0]}
-      elif layer.name in ("stem_bn", "top_bn"):
-        name = layer.name.replace("_bn", "_norm")
-        params[name], statistics[name] = norm(name, layer)
-      continue
-    blocks += [] if block in blocks else [block]
-    ours, name = f"block_{blocks.index(block):02d}", names[part]
-    node = params.setdefault(ours, {})
-    if name.endswith("norm"):
-      node[name], statistics.setdefault(ours, {})[name] = norm(name, layer)
-    elif name == "depthwise":
-      node[name] = {"kernel": layer.get_weights()[0].transpose(0, 1, 3, 2)}
-    else:
-      node[name] = dict(zip(("kernel", "bias"), layer.get_weights(), strict=False))
-  module = make_encoder(B0)
-  assert len(blocks) == len(list(module.plan()))
-  for block, rate in drops.items():
-    assert abs(rate - 0.2 * blocks.index(block) / len(blocks)) < 1e-9
-  mel = (8 * rng.normal(size=(2, frames, 64)) - 5).astype(np.float32)
-  y, _ = jax.jit(module.apply)({"params": params, "batch_stats": statistics}, mel)
-  expected = net.predict(mel[..., None], verbose=0)
-  np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
-
-
-def test_an_export_embeds(tmp_path):
+@pytest.mark.parametrize(
+  "artifacts", [(), pytest.param(("jax",), marks=pytest.mark.slow)], ids=["weights", "program"]
+)
+def test_an_export_embeds(artifacts, tmp_path):
   """As any encoder: written, read back, run as a program of its own, and over a long sound."""
-  module, variables, _ = _tiny("efficientnet")
+  module, variables, _ = tiny_network("efficientnet")
   export.write(
     str(tmp_path / "encoder"),
     jax.tree.map(np.asarray, variables),
@@ -251,7 +162,7 @@ def test_an_export_embeds(tmp_path):
     tail="weighted",
     normalization={"kind": "log_magnitude", "floor": 1e-5, "offset": 0.0},
     provenance={"step": 1},
-    artifacts=("safetensors", "card", "jax"),
+    artifacts=("safetensors", "card", *artifacts),
   )
   model = load_model(str(tmp_path / "encoder"))
   sound = np.random.default_rng(0).normal(0, 0.1, 40_000).astype(np.float32)
@@ -259,5 +170,89 @@ def test_an_export_embeds(tmp_path):
   over_time, times = get_timestamp_embeddings([sound], model, 16_000)
   assert vectors.shape == (1, module.width) and np.isfinite(vectors).all()
   assert over_time.shape[1] == times.shape[1] > 0 and over_time.shape[2] == module.width
-  flags = [f"--encoder={tmp_path / 'encoder'}", f"--output={tmp_path / 'again'}"]
-  assert export_main([*flags, "--artifacts=onnx"]) == 2
+
+
+@pytest.mark.parametrize("kernel, stride", [((3, 3), 2), ((5, 1), 1)])
+def test_both_ways_of_a_depthwise_convolution_agree(kernel, stride):
+  """Values and gradients, with more zeros on one side than on the other."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 9, 8, 3)).astype(np.float32)
+  taps = rng.normal(size=(*kernel, 1, 3)).astype(np.float32)
+  pads = tuple((size // 2 - (stride == 2), size // 2) for size in kernel)
+  found = []
+  for function in (depthwise._of_taps, depthwise._of_groups, depthwise.depthwise):
+
+    @jax.jit
+    def both(x, taps, function=function):
+      y, pull = jax.vjp(lambda x, taps: function(x, taps, stride, pads), x, taps)
+      return y, *pull(jnp.cos(y))
+
+    found.append(both(x, taps))
+  for way in found[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found[0], way)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_each_kind_is_pre_trained(kind):
+  """Checked, and VGGish, which no objective is told to have, traced as part of a step."""
+  crop = {"efficientnet": 32, "resnet50": 16, "conformer": 16, "vggish": 96}[kind]
+  config = tiny_config(
+    views__padding="silence",
+    warmup_steps="0",
+    views__crop_frames=str(crop),
+    data__clip_frames=str(2 * crop),
+  )
+  config.unlock()
+  config.encoder = ConfigDict(ALL[kind])
+  config = recipe.resolve(config, None)
+  check(config, None, devices=8, processes=1)
+  if kind == "vggish":
+    init, step = recipe.build(config, ragged=False)
+    state = jax.eval_shape(init, jax.random.key(0))
+    batch = next(recipe.batches(config, None, start_step=0, rows=(0, 16)))
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
+  config.views.crop_frames = make_encoder(ALL[kind]).hop - 1
+  with pytest.raises(UserError, match="frames"):
+    check(config, None, devices=8, processes=1)
+
+
+def test_numbers_of_the_post_processor_are_not_trained():
+  config = tiny_config(views__crop_frames="96", data__clip_frames="96", views__padding="silence")
+  config.unlock()
+  config.encoder = ConfigDict(ALL["vggish"] | {"output": "quantized"})
+  with pytest.raises(UserError, match=r"encoder\.output=quantized"):
+    check(recipe.resolve(config, None), None, devices=8, processes=1)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [("efficientnet", "depth", 65), ("resnet50", "depth", 65), ("resnet50", "stem_stride", 3)],
+)
+def test_sizes_that_are_none(changes):
+  kind, key, value = changes
+  with pytest.raises(ValueError, match=f"encoder.{key} {value} must be"):
+    check_encoder(TINY[kind] | {key: value}, 64)
+
+
+@pytest.mark.parametrize("kind", ["efficientnet", "resnet50", "conformer"])
+def test_onnx_nodes(kind, tmp_path):
+  """The graph's vectors are the model's, of odd and even lengths, alone and padded. Seen red
+  without the shift of odd clips, and with flax's epsilon in the Conformer."""
+  pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[onnx]")
+  if kind in TINY:
+    _, variables, _ = tiny_network(kind)
+  else:
+    init = jax.jit(make_encoder(ALL[kind]).init)
+    variables = init(jax.random.key(0), jnp.zeros((1, 96, 64)))
+  config = {
+    "encoder": ALL[kind],
+    "frontend": FRONTENDS["atst"].to_json(),
+    "normalization": {"kind": "standard", "mean": -4.0, "std": 2.0},
+    "chunk_frames": 200,
+    "tail": "weighted",
+    "max_seconds": None,
+    "head": None,
+  }
+  model = Model(config, jax.tree.map(np.asarray, variables), None)
+  export.add_program(str(tmp_path), "onnx", model)

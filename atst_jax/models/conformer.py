@@ -2,7 +2,9 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
+from atst_jax.models.depthwise import depthwise
 from atst_jax.models.layers import (
   BatchNorm,
   Encoder,
@@ -61,18 +63,12 @@ class Depthwise(nn.Module):
   @nn.compact
   def __call__(self, x):
     """(B, N, D) -> (B, N, D)."""
-    D = x.shape[-1]
-    conv = nn.Conv(
-      D,
-      (self.kernel,),
-      padding=self.kernel // 2,
-      feature_group_count=D,
-      dtype=self.dtype,
-      kernel_init=torch_kernel_init,
-      bias_init=torch_bias_init(self.kernel),
-      name="conv",
-    )
-    return conv(x)
+    D, half = x.shape[-1], self.kernel // 2
+    kernel = self.param("kernel", torch_kernel_init, (self.kernel, 1, 1, D), jnp.float32)
+    bias = self.param("bias", torch_bias_init(self.kernel), (D,), jnp.float32)
+    x, kernel = x[:, :, None].astype(self.dtype), kernel.astype(self.dtype)
+    x = depthwise(x, kernel, 1, ((half, half), (0, 0)))[:, :, 0]
+    return x + bias.astype(self.dtype)[None, None]
 
 
 class Convolution(nn.Module):
@@ -225,3 +221,66 @@ class Conformer(Encoder):
     N, D = frames // STACKED, self.width
     block = 8 * D * self.feed_forward + 14 * D**2 + 4 * N * D + 2 * self.kernel * D
     return N * (2 * STACKED * n_mels * D + 2 * self.position_kernel * D + self.depth * block)
+
+  def onnx(self, g, x, length, variables, n_mels, mean_over=None, num_blocks=1):
+    """The nodes of `__call__`."""
+    del mean_over, num_blocks
+    params, statistics = variables["params"], variables["batch_stats"]
+    length = g.op("Div", length, g.const(STACKED, np.int64))
+    whole = g.op("Mul", g.op("Div", g.size(x, 1), g.ints(STACKED)), g.ints(STACKED))
+    x = g.op("Slice", x, g.ints(0), whole, g.ints(1))
+    x = g.op("Reshape", x, g.ints(0, -1, STACKED, n_mels))
+    x = g.op("Reshape", g.op("Transpose", x, perm=[0, 1, 3, 2]), g.ints(0, 0, n_mels * STACKED))
+    x = g.dense(x, params["features"]["linear"])
+    valid = g.mask(x, 1, length, [2])
+    x = g.op("Where", valid, x, g.const(0))
+    x = g.op("Add", x, g.gelu(_depthwise_nodes(g, x, params["positions"])))
+    for i in range(self.depth):
+      name = f"block_{i:02d}"
+      x = self._block_nodes(g, x, length, valid, params[name], statistics[name])
+    return g.mean(x, valid, g.op("Cast", length, to=1)), x
+
+  def _block_nodes(self, g, x, length, valid, params: dict, statistics: dict) -> str:
+    """Those of `Block`."""
+    D, H = self.width, self.heads
+
+    def forward(x, weights):
+      h = g.dense(g.norm(x, weights["norm"], EPSILON), weights["in"]["linear"])
+      h = g.dense(g.op("Mul", h, g.op("Sigmoid", h)), weights["out"]["linear"])
+      return g.op("Add", x, g.op("Mul", h, g.const(0.5)))
+
+    def heads(y, perm):
+      return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, H, D // H)), perm=perm)
+
+    x = forward(x, params["first"])
+    attention = params["attention"]
+    qkv = g.dense(g.norm(x, attention["norm"], EPSILON), attention["qkv"]["linear"])
+    q, k, v = g.op("Split", qkv, g.ints(D, D, D), outputs=3, axis=-1)
+    scores = g.op("MatMul", heads(q, [0, 2, 1, 3]), heads(k, [0, 2, 3, 1]))
+    scores = g.op("Mul", scores, g.const((D // H) ** -0.5))
+    seen = g.mask(x, 1, length, [1, 2])
+    scores = g.op("Where", seen, scores, g.const(np.finfo(np.float32).min))
+    y = g.op("MatMul", g.op("Softmax", scores, axis=-1), heads(v, [0, 2, 1, 3]))
+    y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, D))
+    x = g.op("Add", x, g.dense(y, attention["proj"]["linear"]))
+    module, running = params["convolution"], statistics["convolution"]["batch_norm"]
+    h = g.dense(g.norm(x, module["norm"], EPSILON), module["in"]["linear"])
+    h, gate = g.op("Split", h, g.ints(D, D), outputs=2, axis=-1)
+    h = g.op("Where", valid, g.op("Mul", h, g.op("Sigmoid", gate)), g.const(0))
+    norm = module["batch_norm"]
+    arrays = (norm["scale"], norm["bias"], running["mean"], running["var"])
+    h = g.op("Transpose", _depthwise_nodes(g, h, module["depthwise"]), perm=[0, 2, 1])
+    h = g.op("BatchNormalization", h, *map(g.const, arrays), epsilon=BatchNorm.epsilon)
+    h = g.op("Transpose", g.op("Mul", h, g.op("Sigmoid", h)), perm=[0, 2, 1])
+    x = forward(g.op("Add", x, g.dense(h, module["out"]["linear"])), params["second"])
+    return g.norm(x, params["norm"], EPSILON)
+
+
+def _depthwise_nodes(g, x, weights: dict) -> str:
+  """Those of `Depthwise`: (B, N, D) -> (B, N, D)."""
+  kernel = np.asarray(weights["kernel"])[:, 0].transpose(2, 1, 0)
+  half = kernel.shape[-1] // 2
+  x = g.op("Transpose", x, perm=[0, 2, 1])
+  options = {"pads": [half, half], "group": len(kernel)}
+  x = g.op("Conv", x, g.const(kernel), g.const(weights["bias"]), **options)
+  return g.op("Transpose", x, perm=[0, 2, 1])

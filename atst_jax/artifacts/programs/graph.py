@@ -91,10 +91,10 @@ class Graph:
       "Add", self.op("MatMul", x, self.const(weights["kernel"])), self.const(weights["bias"])
     )
 
-  def norm(self, x: str, weights: dict) -> str:
-    """LayerNorm over the last axis, epsilon 1e-6 as flax has it."""
+  def norm(self, x: str, weights: dict, epsilon: float = 1e-6) -> str:
+    """LayerNorm over the last axis; flax's epsilon by default."""
     scale, bias = self.const(weights["scale"]), self.const(weights["bias"])
-    return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-6)
+    return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
 
   def gelu(self, x: str) -> str:
     """Exact GELU, x/2 · (1 + erf(x / √2))."""

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
-from atst_jax.models.convnets.parts import Conv, conv_flops, halved, mean_within, within
+from atst_jax.models.convnets import nodes
+from atst_jax.models.convnets.parts import MOST_DEPTH, Conv, conv_flops, halved, mean_within, within
 from atst_jax.models.layers import BatchNorm, DropPath, Encoder
 
 RESCALING = 1 / 255  # Keras's first layer, meant for images; it is there for log-mel, too
@@ -25,7 +27,8 @@ STEM, DEEPEST = 32, 4  # B0's channels of the first convolution, and blocks of i
 # Keras's initialisation, by the fan of its kernels' shapes
 init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-Norm = functools.partial(BatchNorm, momentum=0.99, epsilon=1e-3)
+EPSILON = 1e-3
+Norm = functools.partial(BatchNorm, momentum=0.99, epsilon=EPSILON)
 
 
 class Sizes(NamedTuple):
@@ -113,6 +116,11 @@ class EfficientNet(Encoder):
     sizes = (self.width, self.stem, self.depth)
     return "EfficientNet-B0" if sizes == (1280, STEM, DEEPEST) else f"EfficientNet of {self.stem}"
 
+  def check(self, n_mels: int) -> None:
+    """Raises ValueError for more blocks than any network has."""
+    if self.depth > MOST_DEPTH:
+      raise ValueError(f"encoder.depth {self.depth} must be at most {MOST_DEPTH}")
+
   def plan(self) -> Iterator[Sizes]:
     """The sizes of every block."""
     inside = rounded(self.stem)
@@ -176,3 +184,52 @@ class EfficientNet(Encoder):
       outside = sizes.outside
       total += conv_flops(frames, n_mels, 1, sizes.wide, outside)
     return total + conv_flops(frames, n_mels, 1, outside, self.width)
+
+  def onnx(self, g, x, length, variables, n_mels, mean_over=None, num_blocks=1):
+    """The nodes of `__call__`."""
+    del mean_over, num_blocks
+    params, statistics = variables["params"], variables["batch_stats"]
+
+    def norm(x, name):
+      return nodes.silu(g, nodes.norm(g, x, params[name], statistics[name], EPSILON))
+
+    x = g.op("Mul", g.op("Unsqueeze", x, g.ints(1)), g.const(RESCALING))
+    x = nodes.conv(g, x, length, params["stem_conv"], bins=n_mels, stride=2)
+    x, length, bins = norm(x, "stem_norm"), nodes.halved(g, length), halved(n_mels)
+    for i, sizes in enumerate(self.plan()):
+      name = f"block_{i:02d}"
+      x = _block_nodes(g, x, length, sizes, params[name], statistics[name], bins)
+      if sizes.stride == 2:
+        length, bins = nodes.halved(g, length), halved(bins)
+    x = norm(nodes.conv(g, x, length, params["top_conv"], bins=bins), "top_norm")
+    frames = g.op("Transpose", g.op("ReduceMax", x, axes=[3], keepdims=0), perm=[0, 2, 1])
+    valid = g.mask(frames, 1, length, [2])
+    top = g.op("Where", valid, frames, g.const(-np.inf))
+    y = g.op("ReduceMax", top, axes=[1], keepdims=0)
+    return y, g.op("Where", valid, frames, g.const(0))
+
+
+def _block_nodes(g, x, length, sizes: Sizes, params: dict, statistics: dict, bins: int) -> str:
+  """The nodes of `Block`."""
+
+  def norm(x, name):
+    return nodes.norm(g, x, params[name], statistics[name], EPSILON)
+
+  h = x
+  if sizes.wide != sizes.inside:
+    h = nodes.conv(g, h, length, params["expand"], bins=bins)
+    h = nodes.silu(g, norm(h, "expand_norm"))
+  h = nodes.conv(g, h, length, params["depthwise"], bins=bins, stride=sizes.stride, depthwise=True)
+  h = nodes.silu(g, norm(h, "depthwise_norm"))
+  if sizes.stride == 2:
+    length, bins = nodes.halved(g, length), halved(bins)
+  count = g.op("Mul", g.op("Cast", length, to=1), g.const(bins))
+  total = g.op("ReduceSum", nodes.within(g, h, length), g.ints(2, 3), keepdims=1)
+  gate = g.op("Div", total, g.op("Unsqueeze", count, g.ints(1, 2, 3)))
+  gate = nodes.silu(g, nodes.conv(g, gate, length, params["squeeze"], bins=1))
+  gate = g.op("Sigmoid", nodes.conv(g, gate, length, params["excite"], bins=1))
+  h = nodes.conv(g, g.op("Mul", h, gate), length, params["project"], bins=bins)
+  h = norm(h, "project_norm")
+  if sizes.stride == 1 and sizes.inside == sizes.outside:
+    return g.op("Add", x, h)
+  return h

@@ -6,6 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from atst_jax.models.depthwise import depthwise
+
+MOST_DEPTH = 64  # of a network from a file, whose program takes time to trace
+
 
 def halved(size):
   """How many steps of 2 begin in `size` frames or bins."""
@@ -70,14 +74,13 @@ class Conv(nn.Module):
       time = (half - 1, half)
     elif shifted:
       time = (half - int(x.shape[1] % 2 == 0), half)
-    x = jax.lax.conv_general_dilated(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      (self.stride, self.stride),
-      (time, bins),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      feature_group_count=self.features if self.depthwise else 1,
-    )
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    if self.depthwise:
+      x = depthwise(x, kernel, self.stride, (time, bins))
+    else:
+      places = ("NHWC", "HWIO", "NHWC")
+      strides = (self.stride, self.stride)
+      x = jax.lax.conv_general_dilated(x, kernel, strides, (time, bins), dimension_numbers=places)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       x = x + bias.astype(self.dtype)[None, None, None]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from atst_jax.models.convnets.parts import Conv, conv_flops, halved, within
+from atst_jax.models.convnets import nodes
+from atst_jax.models.convnets.parts import MOST_DEPTH, Conv, conv_flops, halved, within
 from atst_jax.models.layers import BatchNorm, Encoder, torch_bias_init, torch_kernel_init
 
 BLOCKS, DEEPEST = (3, 4, 6, 3), 6  # of ResNet-50's stages
@@ -76,9 +77,11 @@ class ResNet(Encoder):
     return "ResNet-50" if (self.stem, self.depth) == (64, DEEPEST) else f"ResNet of {self.stem}"
 
   def check(self, n_mels: int) -> None:
-    """Raises ValueError for a stride that is none."""
+    """Raises ValueError for a stride that is none, and for more blocks than any network has."""
     if self.stem_stride > 2:
       raise ValueError(f"encoder.stem_stride {self.stem_stride} must be 1 or 2")
+    if self.depth > MOST_DEPTH:
+      raise ValueError(f"encoder.depth {self.depth} must be at most {MOST_DEPTH}")
 
   def plan(self) -> Iterator[Sizes]:
     """The sizes of every block."""
@@ -142,3 +145,31 @@ class ResNet(Encoder):
       if sizes.projected:
         total += conv_flops(frames, n_mels, 1, sizes.inside, outside)
     return total + 2 * frames * outside * self.width
+
+  def onnx(self, g, x, length, variables, n_mels, mean_over=None, num_blocks=1):
+    """The nodes of `__call__`."""
+    del mean_over, num_blocks
+    params, statistics = variables["params"], variables["batch_stats"]
+    conv = functools.partial(nodes.conv, g, bins=n_mels, same=False)
+    x = g.op("Unsqueeze", x, g.ints(1))
+    x = conv(x, length, params["stem_conv"], stride=self.stem_stride)
+    length = nodes.halved(g, length) if self.stem_stride == 2 else length
+    x = g.op("Relu", nodes.norm(g, x, params["stem_norm"], statistics["stem_norm"]))
+    x = nodes.within(g, x, length)
+    x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    length = nodes.halved(g, length)
+    for i, sizes in enumerate(self.plan()):
+      ours, running = params[f"block_{i:02d}"], statistics[f"block_{i:02d}"]
+      norm = lambda x, name, ours=ours, running=running: nodes.norm(g, x, ours[name], running[name])
+      h = g.op("Relu", norm(conv(x, length, ours["conv_0"]), "norm_0"))
+      h = conv(h, length, ours["conv_1"], stride=sizes.stride)
+      h = norm(conv(g.op("Relu", norm(h, "norm_1")), length, ours["conv_2"]), "norm_2")
+      if sizes.projected:
+        x = norm(conv(x, length, ours["shortcut"], stride=sizes.stride), "shortcut_norm")
+      x = g.op("Relu", g.op("Add", x, h))
+      length = nodes.halved(g, length) if sizes.stride == 2 else length
+    x = g.op("Transpose", g.op("ReduceMean", x, axes=[3], keepdims=0), perm=[0, 2, 1])
+    frames = g.dense(x, params["out"])
+    valid = g.mask(frames, 1, length, [2])
+    frames = g.op("Where", valid, frames, g.const(0))
+    return g.mean(frames, valid, g.op("Cast", length, to=1)), frames
