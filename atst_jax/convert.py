@@ -4,12 +4,13 @@
   python -m atst_jax.convert --from=AudioNTT2022.pth --to=encoders/byola --mean=-9.660 --std=4.722
   python -m atst_jax.convert --from=AudioNTT2020.pth --to=encoders/byola_v1 --frontend=byola_htk \
     --mean=-5.49 --std=5.04
+  python -m atst_jax.convert --from=SSAST-Base-Patch-400.pth --to=encoders/ssast
   python -m atst_jax.convert --from=vggish-10086976.pth --to=encoders/vggish
   python -m atst_jax.convert --from=encoders/mine --to=mine.pth [--layout=lightning]
 
-Reads both layouts of ATST's checkpoints (the teacher's encoder), BYOL-A's v1 and v2, and VGGish's
-(harritaylor/torchvggish). Sizes follow from the tensors, but for the heads of other than the
-released sizes. Every tensor of the encoder must be there, and no other. Writes the layouts that
+Reads both layouts of ATST's checkpoints (the teacher's encoder), BYOL-A's v1 and v2, SSAST's, and
+VGGish's (harritaylor/torchvggish). Sizes follow from the tensors, but for the heads of other than
+the released sizes. Every tensor of the encoder must be there, and no other. Writes the layouts that
 EVAR and audiossl load. Needs PyTorch: pip install -e .[torch]
 """
 
@@ -17,9 +18,9 @@ import os
 import sys
 
 from atst_jax.artifacts.convert import (
-  ATST_NORMALIZATION,
   LAYOUTS,
   RELEASED_FRONTENDS,
+  RELEASED_NORMALIZATIONS,
   from_torch,
   to_torch,
 )
@@ -77,9 +78,10 @@ def _main(flags) -> None:
         f"with {config['frontend']['name']!r}; its vectors will differ there",
         file=sys.stderr,
       )
-    if family == "atst" and config["normalization"] != ATST_NORMALIZATION:
+    released = RELEASED_NORMALIZATIONS.get(family, config["normalization"])
+    if config["normalization"] != released:
       print(
-        f"note: released loaders normalise by {ATST_NORMALIZATION}, this encoder by "
+        f"note: released loaders normalise by {released}, this encoder by "
         f"{config['normalization']}; its vectors will differ there",
         file=sys.stderr,
       )

@@ -9,14 +9,15 @@ import sys
 
 import jax
 import pytest
-from tiny import ROOT, tiny_config
 
+from atst_jax.audio.frontend import get_frontend
 from atst_jax.method.subtraction import SECTIONS, Subtraction
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from docs import configuration
+from tests.tiny import ROOT, tiny_config
 
 BASE = str(ROOT / "configs" / "base.py")
 GOLDEN = ROOT / "tests" / "golden"
@@ -121,14 +122,15 @@ def test_every_pretraining_config_builds(path):
   if "depth" in config.encoder:
     config.encoder.depth = 2
   config.data.source = "synthetic"
-  config.total_steps, config.warmup_steps = config.total_steps or 100, config.warmup_steps or 10
+  config.total_steps, config.warmup_steps = config.total_steps or 1000, config.warmup_steps or 10
   config = recipe.resolve(config, None)
   check(config, None, devices=8, processes=1)
   init, step = recipe.build(config, ragged=True)
   state = jax.eval_shape(init, jax.random.key(0))
   B, T = config.batch_size, config.data.clip_frames
+  n_mels = get_frontend(config.data.frontend).n_mels
   batch = {
-    "mel": jax.ShapeDtypeStruct((B, T, 64), "float16"),
+    "mel": jax.ShapeDtypeStruct((B, T, n_mels), "float16"),
     "length": jax.ShapeDtypeStruct((B,), "int32"),
   }
   after, metrics = jax.eval_shape(step, state, batch)

@@ -10,12 +10,14 @@ import numpy as np
 import atst_jax
 from atst_jax.artifacts import export
 from atst_jax.artifacts.families.byola import read_byola
+from atst_jax.artifacts.families.ssast import SSAST_NORMALIZATION, read_ssast
 from atst_jax.artifacts.families.vggish import read_vggish
 from atst_jax.artifacts.folder import check_length
 from atst_jax.artifacts.torch_files import (
   LIGHTNING,
   check_shapes,
   find_encoder,
+  heads_of,
   import_torch,
   load_torch,
   to_variables,
@@ -32,13 +34,15 @@ ATST_NORMALIZATION = {"kind": "min_max", "top_db": 80.0, "low": -79.6482, "high"
 RELEASED_PATCH = 4  # frames
 RELEASED_SECONDS = 12.0  # the middle of longer sounds, which the released evaluations embed
 RELEASED_SIZES = {(384, 12, 6): "small", (768, 12, 12): "base"}  # width, depth, heads
-RELEASED_HEADS = {size[:2]: size[2] for size in RELEASED_SIZES}
 # of each family's loaders
-RELEASED_FRONTENDS = {"atst": "audiossl", "byola": "byola", "vggish": "vggish"}
+RELEASED_FRONTENDS = {"atst": "audiossl", "byola": "byola", "ssast": "ssast", "vggish": "vggish"}
+# of those that have one of their own
+RELEASED_NORMALIZATIONS = {"atst": ATST_NORMALIZATION, "ssast": SSAST_NORMALIZATION}
 # the flags that say what a family's files do not
 TAKEN = {
   "atst": ("--heads", "--chunk_seconds"),
   "byola": ("--mean", "--std", "--frontend"),
+  "ssast": ("--heads", "--chunk_seconds"),
   "vggish": ("--postprocess",),
 }
 OURS = "atst_jax"  # key of the arguments under which files written here say the rest
@@ -74,26 +78,6 @@ def _is_ours(value) -> bool:
   if not isinstance(value, dict) or value.keys() - {*PARTS, "heads", "patch_frames", LENGTH}:
     return False
   return not value or all(type(value.get(key)) is kind for key, kind in PARTS.items())
-
-
-def heads_of(width: int, depth: int, stated: int | None) -> int:
-  """Attention heads of a file: what the user or the file states, or those of a released size.
-
-  Raises:
-    UserError: nothing says it, or it does not divide the width. A wrong number would run and give
-      wrong vectors.
-  """
-  heads = RELEASED_HEADS.get((width, depth)) if stated is None else stated
-  if heads is None:
-    candidates = [n for n in range(1, width + 1) if width % n == 0 and width // n >= 8]
-    raise UserError(
-      f"the encoder is {width} wide and {depth} blocks deep, no released size, and nothing in the "
-      f"file says how many heads it has: state --heads, one of "
-      f"{', '.join(map(str, candidates or [1]))}"
-    )
-  if type(heads) is not int or heads < 1 or width % heads:
-    raise UserError(f"--heads={heads}: must divide the encoder's width {width}")
-  return heads
 
 
 def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | None) -> dict:
@@ -177,6 +161,8 @@ def from_torch(
       parts = read_atst(tensors, hyper, heads, seconds)
     elif family == "byola":
       parts = read_byola(tensors, mean, std, frontend)
+    elif family == "ssast":
+      parts = read_ssast(tensors, heads, seconds)
     else:
       parts = read_vggish(tensors, postprocess)
     check_encoder(parts["encoder"], parts["frontend"].n_mels)
@@ -248,6 +234,9 @@ def to_torch(folder: str, path: str, layout: str) -> dict:
   if module.family == "atst":
     state["mask_embed"] = torch.zeros(1, 1, module.width)  # released loaders look for it
     content = _atst_content(state, config, module, layout)
+  elif module.family == "ssast":
+    sizes = {"fdim": config["frontend"]["n_mels"], "tdim": module.position_frames}
+    content = state | {f"module.p_input_{key}": torch.tensor(n) for key, n in sizes.items()}
   else:
     content = state | {
       name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)

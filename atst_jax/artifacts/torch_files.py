@@ -15,6 +15,8 @@ import numpy as np
 from atst_jax.util.errors import UserError
 
 LIGHTNING = "pytorch-lightning_version"
+# (width, depth) of the sizes that ATST and SSAST released
+RELEASED_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12}
 
 
 def is_unused(name: str) -> bool:
@@ -158,14 +160,36 @@ def find_encoder(content: dict) -> tuple[str, dict[str, np.ndarray], dict]:
       raise UserError("holds a student but no teacher, whose encoder is the one to use")
     tensors = under("module.backbone.", content["teacher"], ("module.head.",))
     return "atst", tensors, _arguments(content.get("args"))
+  if "module.v.cls_token" in content:
+    return "ssast", to_arrays(content), {}
   if "embeddings.0.weight" in content:
     return "vggish", to_arrays(content), {}
   if "features.0.weight" in content:
     return "byola", to_arrays(content), {}
   raise UserError(
-    "not a checkpoint of ATST (two layouts), BYOL-A or VGGish; its keys are "
+    "not a checkpoint of ATST (two layouts), BYOL-A, SSAST or VGGish; its keys are "
     f"{', '.join(map(str, list(content)[:5]))}"
   )
+
+
+def heads_of(width: int, depth: int, stated: int | None) -> int:
+  """Attention heads of a file: what the user or the file states, or those of a released size.
+
+  Raises:
+    UserError: nothing says it, or it does not divide the width. A wrong number would run and give
+      wrong vectors.
+  """
+  heads = RELEASED_HEADS.get((width, depth)) if stated is None else stated
+  if heads is None:
+    candidates = [n for n in range(1, width + 1) if width % n == 0 and width // n >= 8]
+    raise UserError(
+      f"the encoder is {width} wide and {depth} blocks deep, no released size, and nothing in the "
+      f"file says how many heads it has: state --heads, one of "
+      f"{', '.join(map(str, candidates or [1]))}"
+    )
+  if type(heads) is not int or heads < 1 or width % heads:
+    raise UserError(f"--heads={heads}: must divide the encoder's width {width}")
+  return heads
 
 
 def to_variables(tensors: dict[str, np.ndarray], names: dict[str, tuple[str, ...]]) -> dict:

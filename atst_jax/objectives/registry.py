@@ -4,10 +4,20 @@ them."""
 from collections.abc import Mapping
 
 from atst_jax.objectives.byol import Byol
+from atst_jax.objectives.cola import Cola
 from atst_jax.objectives.objective import Objective
+from atst_jax.objectives.ssast import Ssast
+from atst_jax.objectives.trill import Trill
+from atst_jax.objectives.wav2vec import Wav2vec
 from atst_jax.util.errors import UserError
 
-OBJECTIVES: dict[str, type[Objective]] = {"byol": Byol}
+OBJECTIVES: dict[str, type[Objective]] = {
+  "byol": Byol,
+  "cola": Cola,
+  "trill": Trill,
+  "ssast": Ssast,
+  "wav2vec": Wav2vec,
+}
 FORMERLY = "byol"  # of configs of older versions, which have no such key
 
 
