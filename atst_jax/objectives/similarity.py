@@ -1,0 +1,49 @@
+"""What COLA and TRILL share: two windows of every clip, and a head on the encoder's vectors."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from atst_jax.method.accumulation import in_parts
+from atst_jax.models.layers import Encoder
+from atst_jax.util.errors import UserError
+
+
+class Embedder(nn.Module):
+  """Encoder, then a linear layer to `out` numbers; 0: the encoder's own."""
+
+  encoder: Encoder
+  out: int
+  dtype: jnp.dtype
+  accumulation: int
+
+  def setup(self):
+    """The linear layer, with Keras's initialisation."""
+    if self.out:
+      init = nn.initializers.glorot_uniform()
+      self.head = nn.Dense(self.out, dtype=self.dtype, kernel_init=init)
+
+  def embed(self, mel):
+    """(N, T, F) normalised -> (N, P) float32."""
+    parts = 1 if self.is_initializing() else self.accumulation
+    y = in_parts(lambda encoder, mel: encoder(mel, None, train=True)[0], self.encoder, parts, mel)
+    return self.head(y).astype(jnp.float32) if self.out else y
+
+  def __call__(self, mel):
+    """(N, T, F) normalised -> (N, P) float32."""
+    return self.embed(mel)
+
+
+def embed_pairs(student, windows, **options):
+  """(B, 2, T, F) -> (B, 2, P), both windows of a clip in one pass, where BatchNorm sees them."""
+  B, K = windows.shape[:2]
+  out = student(windows.reshape(B * K, *windows.shape[2:]), **options)
+  return out.reshape(B, K, -1)
+
+
+def check_negatives(objective: str, batch_size: int) -> None:
+  """Raises UserError for a batch without a negative."""
+  if batch_size < 2:
+    raise UserError(
+      f"--config.batch_size={batch_size}: objective {objective} tells the clips of a batch apart, "
+      "so it needs 2 or more"
+    )
