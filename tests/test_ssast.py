@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atst_jax.artifacts import export
 from atst_jax.artifacts.torch_files import turn
 from atst_jax.models.ssast import PatchTransformer, place, unfold
 from atst_jax.objectives.masking import as_bool, cluster_mask, uniform_mask
@@ -210,6 +211,11 @@ def test_released_weights_are_read_and_embed_by_the_mean_over_patches(golden, tm
   back = torch.load(tmp_path / "back.pth", weights_only=True)
   assert set(state) - set(back) == {name for name in state if "predlayer" in name}
   assert all(torch.equal(state[name], x) for name, x in back.items())
+  # 130 frames: longer than the table of positions; the writer compares the graph with the model
+  longer = ("--heads=3", "--chunk_seconds=1.32")
+  assert convert(tmp_path / "back.pth", tmp_path / "longer", *longer) == 0
+  pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[onnx]")
+  export.export_again(str(tmp_path / "longer"), str(tmp_path / "onnx"), artifacts=("onnx",))
   for change, message in (
     ({"module.mask_embed": None}, "lacks module.mask_embed"),
     ({"module.mlp_head.0.weight": state["module.v.norm.weight"]}, "keys of another model: module."),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from atst_jax.models import fused, pallas_kernels
 from atst_jax.models.fused import product
@@ -95,6 +96,36 @@ class Block(nn.Module):
     y = fused.gelu_product(h, bias, out, self.kernels)
     branch = Branch(y, DropPath(self.drop_path)(B, train=train), out_bias)
     return (fused.add(x, *branch), None) if self.whole else (x, branch)
+
+
+def block_nodes(g, x: str, valid: str, weights: dict, heads: int) -> str:
+  """The ONNX nodes of `Block`.
+
+  Args:
+    g: the `programs.graph.Graph`.
+    x, valid: names of (B, N, D), and of (B, 1, 1, N) bool: the tokens that are seen.
+    weights: of the block.
+
+  Returns:
+    The name of (B, N, D).
+  """
+  D = weights["proj"]["kernel"].shape[0]
+
+  def apart(y, perm):
+    return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, heads, D // heads)), perm=perm)
+
+  qkv = g.op("MatMul", g.norm(x, weights["norm1"]), g.const(weights["qkv"]["kernel"]))
+  if "bias" in weights["qkv"]:
+    qkv = g.op("Add", qkv, g.const(weights["qkv"]["bias"]))
+  q, k, v = g.op("Split", qkv, g.ints(D, D, D), outputs=3, axis=-1)
+  scores = g.op("MatMul", apart(q, [0, 2, 1, 3]), apart(k, [0, 2, 3, 1]))
+  scores = g.op("Mul", scores, g.const((D // heads) ** -0.5))
+  scores = g.op("Where", valid, scores, g.const(np.finfo(np.float32).min))
+  y = g.op("MatMul", g.op("Softmax", scores, axis=-1), apart(v, [0, 2, 1, 3]))
+  y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, D))
+  x = g.op("Add", x, g.dense(y, weights["proj"]))
+  y = g.gelu(g.dense(g.norm(x, weights["norm2"]), weights["fc1"]))
+  return g.op("Add", x, g.dense(y, weights["fc2"]))
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -2,9 +2,10 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from atst_jax.models import fused, pallas_kernels
-from atst_jax.models.blocks import Block, check_heads, unsuited
+from atst_jax.models.blocks import Block, block_nodes, check_heads, unsuited
 from atst_jax.models.layers import Encoder, linear_init, torch_bias_init, torch_kernel_init
 
 FIRST = 2  # tokens before the patches: CLS and DIST (DeiT's distillation token)
@@ -229,3 +230,53 @@ class PatchTransformer(Encoder):
       for theirs, ours in kinds.items():
         names[f"module.v.{name}.{theirs}"] = ("params", *path.split("/"), ours)
     return names
+
+  def onnx(self, g, x, length, variables, n_mels, mean_over=None, num_blocks=1):
+    """The nodes of `__call__`."""
+    del mean_over, num_blocks
+    params, P, D = variables["params"], self.patch_frames, self.width
+    rows, M = n_mels // self.patch_mels, self.position_frames // self.patch_frames
+    count = g.op("Div", length, g.const(P, np.int64))
+    whole = g.op("Mul", g.op("Div", g.size(x, 1), g.ints(P)), g.ints(P))
+    x = g.op("Slice", x, g.ints(0), whole, g.ints(1))
+    x = g.op("Reshape", x, g.ints(0, -1, P, rows, self.patch_mels))
+    x = g.op("Transpose", x, perm=[0, 1, 3, 4, 2])
+    times = g.range(g.size(x, 1))
+    x = g.op("Reshape", x, g.ints(0, -1, self.patch_mels * P))
+    embed = params["patch_embed"]
+    kernel = np.swapaxes(embed["kernel"], 0, 1).reshape(-1, D)
+    x = g.dense(x, {"kernel": kernel, "bias": embed["bias"]})
+    table = np.swapaxes(np.reshape(params["pos_embed"][0, FIRST:], (rows, M, D)), 0, 1)
+    placed = _place_nodes(g, table.reshape(M, rows * D), count, times)
+    x = g.op("Add", x, g.op("Reshape", placed, g.ints(0, -1, D)))
+    first = np.concatenate([params["cls_token"], params["dist_token"]], 1)
+    first = g.const(first + params["pos_embed"][:, :FIRST])
+    first = g.op("Expand", first, g.op("Concat", g.size(x, 0), g.ints(FIRST, D), axis=0))
+    x = g.op("Concat", first, x, axis=1)
+    seen = g.op("Add", g.op("Mul", count, g.const(rows, np.int64)), g.const(FIRST, np.int64))
+    seen = g.mask(x, 1, seen, [1, 2])
+    for i in range(self.depth):
+      x = block_nodes(g, x, seen, params[f"block_{i:02d}"], self.heads)
+    last = g.ints(np.iinfo(np.int64).max)
+    x = g.op("Slice", g.norm(x, params["norm"]), g.ints(FIRST), last, g.ints(1))
+    frames = g.op("ReduceMean", g.op("Reshape", x, g.ints(0, -1, rows, D)), axes=[2], keepdims=0)
+    return g.mean(frames, g.mask(frames, 1, count, [2]), g.op("Cast", count, to=1)), frames
+
+
+def _place_nodes(g, table, count: str, times: str) -> str:
+  """Those of `place`, of a table (M, D) and names of counts (B,) and places (T,), int64."""
+  M, one = len(table), g.const(1, np.int64)
+  count = g.op("Unsqueeze", g.op("Max", count, one), g.ints(1))
+  times = g.op("Unsqueeze", times, g.ints(0))
+  half = g.op("Sub", g.const(M // 2, np.int64), g.op("Div", count, g.const(2, np.int64)))
+  centre = g.op("Cast", g.op("Add", times, half), to=1)
+  spread = g.op("Mul", g.op("Add", g.op("Cast", times, to=1), g.const(0.5)), g.const(M))
+  spread = g.op("Sub", g.op("Div", spread, g.op("Cast", count, to=1)), g.const(0.5))
+  at = g.op("Where", g.op("Greater", count, g.const(M, np.int64)), spread, centre)
+  at = g.op("Clip", at, g.const(0), g.const(M - 1))
+  below = g.op("Floor", at)
+  share = g.op("Unsqueeze", g.op("Sub", at, below), g.ints(2))
+  below = g.op("Cast", below, to=7)
+  above = g.op("Min", g.op("Add", below, one), g.const(M - 1, np.int64))
+  low, high = (g.op("Gather", g.const(table), place, axis=0) for place in (below, above))
+  return g.op("Add", low, g.op("Mul", share, g.op("Sub", high, low)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.models import fused, pallas_kernels
-from atst_jax.models.blocks import Block, check_heads, unsuited
+from atst_jax.models.blocks import Block, block_nodes, check_heads, unsuited
 from atst_jax.models.layers import Encoder, linear_init, patchify, pool_blocks
 
 
@@ -169,7 +169,7 @@ class Transformer(Encoder):
 
   def onnx(self, g, x, length, variables, n_mels, mean_over=None, num_blocks=1):
     """The nodes of `__call__`, `pool` and `frames`."""
-    params, P, D, H = variables["params"], self.patch_frames, self.width, self.heads
+    params, P, D = variables["params"], self.patch_frames, self.width
     mean_over = g.op("Div", length if mean_over is None else mean_over, g.const(P, np.int64))
     length = g.op("Div", length, g.const(P, np.int64))  # whole patches
     whole = g.op("Mul", g.op("Div", g.size(x, 1), g.ints(P)), g.ints(P))
@@ -182,22 +182,9 @@ class Transformer(Encoder):
     x = g.op("Add", x, positions)
     valid = g.mask(x, 1, g.op("Add", length, g.const(1, np.int64)), [1, 2])
 
-    def heads(y, perm):
-      return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, H, D // H)), perm=perm)
-
     pooled = []
     for i in range(self.depth):
-      block = params[f"block_{i:02d}"]
-      qkv = g.op("MatMul", g.norm(x, block["norm1"]), g.const(block["qkv"]["kernel"]))
-      q, k, v = g.op("Split", qkv, g.ints(D, D, D), outputs=3, axis=-1)
-      scores = g.op("MatMul", heads(q, [0, 2, 1, 3]), heads(k, [0, 2, 3, 1]))
-      scores = g.op("Mul", scores, g.const((D // H) ** -0.5))
-      scores = g.op("Where", valid, scores, g.const(np.finfo(np.float32).min))
-      y = g.op("MatMul", g.op("Softmax", scores, axis=-1), heads(v, [0, 2, 1, 3]))
-      y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, D))
-      x = g.op("Add", x, g.dense(y, block["proj"]))
-      y = g.gelu(g.dense(g.norm(x, block["norm2"]), block["fc1"]))
-      x = g.op("Add", x, g.dense(y, block["fc2"]))
+      x = block_nodes(g, x, valid, params[f"block_{i:02d}"], self.heads)
       if i >= self.depth - num_blocks:
         pooled.append(g.pool(g.norm(x, params["norm"]), length, mean_over))
     cls, means, frames = zip(*pooled, strict=True)
