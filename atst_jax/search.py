@@ -60,9 +60,9 @@ def _main(flags) -> None:
     return
   table = vectors.read(flags.vectors)
   query = _query(flags, table)
-  searcher, whiten = _searcher(flags, table)
+  searcher = _searcher(flags, table)
   own = table.find(flags.query)
-  rows, cosines = searcher.nearest(neighbours.unit(query[None], whiten), flags.k + 1)
+  rows, cosines = searcher.nearest(neighbours.unit(query[None], searcher.whiten), flags.k + 1)
   found = [
     (row, float(cosine)) for row, cosine in zip(rows[0], cosines[0], strict=True) if row != own
   ][: flags.k]
@@ -73,16 +73,14 @@ def _main(flags) -> None:
 
 
 def _searcher(flags, table: vectors.Table):
-  whiten = neighbours.whitening(table.vectors) if flags.whiten else None
-  return neighbours.searcher(flags.vectors, table, whiten, flags.exact), whiten
+  return neighbours.searcher(flags.vectors, table, whitened=flags.whiten, exact=flags.exact)
 
 
 def _list_duplicates(flags) -> None:
   if not 0 < flags.duplicates <= 1:
     raise UserError(f"--duplicates={flags.duplicates}: a cosine above 0 and at most 1")
   table = vectors.read(flags.vectors)
-  searcher, _ = _searcher(flags, table)
-  pairs = sorted(searcher.duplicates(flags.duplicates), key=lambda pair: -pair[2])
+  pairs = sorted(_searcher(flags, table).duplicates(flags.duplicates), key=lambda pair: -pair[2])
   for i, j, cosine in pairs:
     print(f"{cosine:.4f}  {table.name(i)}  {table.name(j)}")
   print(f"{len(pairs)} pairs of {len(table.ids)} vectors", file=sys.stderr)
@@ -115,7 +113,6 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
         f"--encoder={flags.encoder} did not make {flags.vectors} ({key} {value}, there "
         f"{table.about[key]}); give the one that did"
       )
-
   if "length" in table.about:
     model = model.limited(parse_length(str(table.about["length"])))
   mel = file_mel(model, flags.query)

@@ -90,7 +90,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
     # whose rate or penalty is the one that all divisions' validation clips prefer
     config.export = config_dict.placeholder(str)
     # share of the given labels that shall be right, for which the classifier's thresholds are
-    # chosen; not set: the best F1
+    # chosen, where a sound may have several labels; not set: the best F1
     config.export_precision = config_dict.placeholder(float)
     # that it is fitted on: "all" labelled ones, or those that the first "division" does not test
     config.export_clips = "all"

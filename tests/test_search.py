@@ -85,14 +85,18 @@ def test_an_index_beside_the_file_finds_the_same(tmp_path, monkeypatch, capsys):
   table = vectors.read(path)
   whiten = neighbours.whitening(table.vectors)
   queries = neighbours.unit(values, whiten)
-  exact = neighbours.searcher(path, table, whiten, exact=True).nearest(queries, 10)
+  exact = neighbours.searcher(path, table, whitened=True, exact=True).nearest(queries, 10)
   for _ in ("built", "loaded"):
-    index = neighbours.searcher(path, table, whiten, exact=False)
+    index = neighbours.searcher(path, table, whitened=True, exact=False)
+    np.testing.assert_array_equal(index.whiten.directions, whiten.directions)
+    # computed once: a search of a million vectors has no time for it
+    monkeypatch.setattr(neighbours, "whitening", lambda _: pytest.fail("computed again"))
     rows, cosines = index.nearest(queries, 10)
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact[0], strict=True)])
     assert recall > 0.95 and next(iter(index.duplicates(0.999)))[:2] == (3, 7)
     np.testing.assert_allclose(cosines[:, 1], exact[1][:, 1], atol=2e-2)
   assert os.path.exists(f"{path}.whitened.usearch")
+  monkeypatch.setattr(neighbours, "whitening", lambda _: whiten)
   capsys.readouterr()
   collection(tmp_path, job="2")  # made anew: its index is old
   assert search.main([f"--vectors={path}", "--query=3.wav", "--whiten"]) == 2

@@ -7,6 +7,7 @@ of a trained encoder's vectors, and what tells sounds apart often lies in the ot
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -94,6 +95,7 @@ class Exact:
   """Compares with every vector of a collection."""
 
   def __init__(self, vectors: np.ndarray, whiten: Whitening | None):
+    self.whiten = whiten
     self.rows = np.concatenate([unit(block, whiten) for block in _blocks(vectors)])
 
   def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,35 +116,41 @@ class Exact:
 
 
 class Indexed:
-  """Searches a graph of near neighbours (usearch: HNSW, half precision) that lies beside the file.
+  """Searches a graph of near neighbours (usearch: HNSW, half precision) that lies beside the file,
+  with the whitening if there is one.
 
-  Built once. A file of vectors that was made anew needs its index made anew.
+  It is built once, and read where it lies: memory and time are those of a search. A file of vectors
+  that was made anew needs its index made anew.
+
+  Attributes:
+    whiten: of queries.
   """
 
-  def __init__(self, path: str, table: Table, whiten: Whitening | None):
+  def __init__(self, path: str, table: Table, whitened: bool):
     usearch = _import_usearch()
-    kind = "raw" if whiten is None else "whitened"
-    self.path = f"{path}.{kind}.usearch"
-    width = table.vectors.shape[1] if whiten is None else whiten.directions.shape[1]
+    self.path = f"{path}.{'whitened' if whitened else 'raw'}.usearch"
+    self._directions = f"{self.path}.npz"
+    is_there = os.path.exists(self.path)
     about = {
       "job": table.about["job"],
       "params_hash": table.about["params_hash"],
       "vectors": len(table.ids),
-      "dimensions": width,
     }
+    if is_there:
+      self._check(about, path)
+    self.whiten = self._whitening(table.vectors, is_there) if whitened else None
     self.index = usearch.Index(
-      ndim=width,
+      ndim=table.vectors.shape[1] if self.whiten is None else self.whiten.directions.shape[1],
       metric="cos",
       dtype="f16",
       connectivity=CONNECTIVITY,
       expansion_add=EXPANSION_ADD,
       expansion_search=EXPANSION_SEARCH,
     )
-    if os.path.exists(self.path):
-      self._check(about, path)
-      self.index.load(self.path)
+    if is_there:
+      self.index.view(self.path)
     else:
-      self._build(table.vectors, whiten, about)
+      self._build(table.vectors, about)
 
   def _check(self, about: dict, path: str) -> None:
     try:
@@ -155,11 +163,27 @@ class Indexed:
         f"{self.path} is not the index of {path} as it is now; remove the index and search again"
       )
 
-  def _build(self, vectors: np.ndarray, whiten: Whitening | None, about: dict) -> None:
+  def _whitening(self, vectors: np.ndarray, is_there: bool) -> Whitening:
+    """That of the index, which is as old as it; computed before it is built."""
+    if is_there:
+      try:
+        with np.load(self._directions, allow_pickle=False) as arrays:
+          return Whitening(arrays["mean"], arrays["directions"])
+      except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+          f"{self._directions}, the whitening of {self.path}, cannot be read; remove the index and "
+          "search again"
+        ) from error
+    found = whitening(vectors)
+    with storage.writing(self._directions) as file:
+      np.savez(file, **found._asdict())
+    return found
+
+  def _build(self, vectors: np.ndarray, about: dict) -> None:
     log.info("building the index of %d vectors, once: %s", len(vectors), self.path)
     for number, block in enumerate(_blocks(vectors)):
       rows = np.arange(number * BLOCK, number * BLOCK + len(block), dtype=np.uint64)
-      self.index.add(rows, unit(block, whiten))
+      self.index.add(rows, unit(block, self.whiten))
     part = f"{self.path}.part"
     self.index.save(part)
     with storage.writing(f"{self.path}.json") as file:
@@ -194,8 +218,9 @@ def _import_usearch():
   return usearch.index
 
 
-def searcher(path: str, table: Table, whiten: Whitening | None, exact: bool) -> Exact | Indexed:
-  """What searches the collection of a file: exact below EXACT_BELOW vectors or if asked for."""
+def searcher(path: str, table: Table, *, whitened: bool, exact: bool) -> Exact | Indexed:
+  """What searches the collection of a file: exact below EXACT_BELOW vectors or if asked for. Its
+  `whiten` is that of queries."""
   if exact or len(table.ids) < EXACT_BELOW:
-    return Exact(table.vectors, whiten)
-  return Indexed(path, table, whiten)
+    return Exact(table.vectors, whitening(table.vectors) if whitened else None)
+  return Indexed(path, table, whitened)
