@@ -1,4 +1,5 @@
-"""Checkpoints of a tiny state: saved, restored and compared, damaged."""
+"""Checkpoints of a tiny state: saved, restored and compared, damaged; and exports that a run begins
+with."""
 
 import pathlib
 
@@ -7,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from atst_jax.artifacts.export import write
+from atst_jax.audio.frontend import get_frontend
+from atst_jax.models.encoders import make_encoder
 from atst_jax.runtime.checkpoint import Checkpoints
+from tests.tiny import tiny_config
 
 
 def state_of(step):
@@ -70,3 +75,29 @@ def flip(checkpoint):
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
   path.write_bytes(data)
+
+
+# Of a convolutional encoder, whose width follows from the mel bins.
+SMALL = {"byola.py": {"encoder__width": "1040", "encoder__hidden": "8"}}
+
+
+MIN_MAX = {"kind": "min_max", "low": -90.0, "high": 30.0, "top_db": 80.0}
+
+
+def parent(path, file="base.py", normalization=MIN_MAX, chunk_frames=32):
+  """An export of random weights, sized as `tiny_config`."""
+  encoder = tiny_config(file, **SMALL.get(file, {})).encoder.to_dict()
+  module = make_encoder(encoder)
+  noise = np.zeros((1, 32, 64), np.float32)
+  variables = jax.jit(module.init)(jax.random.key(7), noise)
+  write(
+    str(path),
+    variables,
+    encoder=encoder,
+    frontend=get_frontend(tiny_config(file).data.frontend),
+    normalization=normalization,
+    chunk_frames=chunk_frames,
+    tail="weighted",
+    provenance={},
+  )
+  return str(path)

@@ -32,6 +32,7 @@ import jax
 import numpy as np
 import pytest
 
+from atst_jax.artifacts.model import load_model
 from atst_jax.pretraining import job
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util.logs import log
@@ -104,6 +105,12 @@ def golden(shared):
 def encoder(tmp_path_factory) -> str:
   """The folder of a tiny exported transformer."""
   return write_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(encoder):
+  """That transformer, to embed with."""
+  return load_model(encoder)
 
 
 @pytest.fixture

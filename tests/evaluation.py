@@ -88,6 +88,11 @@ def make_clips(n=36, *, folds=3, seed=0, loud=40.0):
   return clips
 
 
+def noise(seconds, seed=0):
+  """(N,) float32 at 16 kHz."""
+  return np.random.default_rng(seed).normal(0, 0.1, round(16000 * seconds)).astype(np.float32)
+
+
 def several_labels(n):
   """Clips of one or two classes, each a loud third of the spectrum; every fourth is tested."""
   clips = []

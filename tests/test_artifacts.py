@@ -23,7 +23,7 @@ from atst_jax.models.layers import Encoder
 from atst_jax.models.transformer import Transformer
 from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
-from tests.evaluation import write_encoder
+from tests.evaluation import noise, write_encoder
 from tests.tiny import tiny_config
 
 
@@ -31,10 +31,6 @@ from tests.tiny import tiny_config
 def encoders(tmp_path_factory):
   folder = tmp_path_factory.mktemp("artifacts")
   return {kind: write_encoder(folder / kind, kind=kind) for kind in ("transformer", "cnn")}
-
-
-def _audio(seconds, seed=0):
-  return np.random.default_rng(seed).normal(0, 0.1, round(16000 * seconds)).astype(np.float32)
 
 
 def _batch(sounds, frames):
@@ -54,7 +50,7 @@ def _check(model, encode):
   """Scene vectors and frames of a batch that is no power of two, with shorter clips than its
   frames; another batch and two lengths were compared when the export was written."""
   fade_in = lambda sound: sound * np.linspace(0, 1, len(sound), dtype=np.float32) ** 6
-  sounds = [_audio(0.14), _audio(0.2, 1), _audio(0.05, 2)]
+  sounds = [noise(0.14), noise(0.2, 1), noise(0.05, 2)]
   mel, length, peak = _batch(list(map(fade_in, sounds)), 21)
   out = {key: np.asarray(x) for key, x in encode(mel, length, peak).items()}
   clips = [row[:n] for row, n in zip(mel, length, strict=True)]
@@ -190,9 +186,9 @@ def test_model_card(encoders, tmp_path, capsys):
   ):
     assert words in text, words
   assert "model.safetensors" not in text
-  scene = get_scene_embeddings([_audio(1)], model, 16000)
+  scene = get_scene_embeddings([noise(1)], model, 16000)
   np.testing.assert_array_equal(
-    get_scene_embeddings([_audio(1)], load_model(f"{tmp_path}/my_model"), 16000), scene
+    get_scene_embeddings([noise(1)], load_model(f"{tmp_path}/my_model"), 16000), scene
   )
   path.write_text(json.dumps(_results("0" * 16)))
   (tmp_path / "other.json").write_text("{}")

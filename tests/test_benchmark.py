@@ -4,7 +4,6 @@ together is."""
 import io
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -23,9 +22,7 @@ from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import environment
 from atst_jax.util.errors import UserError
 from data_pipeline.shards.speed import bare_loop
-from tests.tiny import tiny_config, tiny_flags
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.tiny import ROOT, tiny_config, tiny_flags
 
 
 def test_prepare(tmp_path, capsys):

@@ -7,13 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from test_initial import parent
 
 from atst_jax import main
 from atst_jax.artifacts import export
 from atst_jax.pretraining import recipe
 from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.workdir import read_starts
+from tests.checkpoints import parent
 from tests.tiny import tiny_config, tiny_flags
 
 METRICS = (

@@ -13,28 +13,19 @@ import soundfile
 from atst_jax.artifacts.collection import pieces, vectors
 from atst_jax.artifacts.embedding import get_scene_embeddings
 from atst_jax.embed import load_model, main
-from tests.evaluation import write_encoder
+from tests.evaluation import noise
 from tests.preparing import contents
 from tests.tiny import ROOT
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("embed") / "encoder")
-
-
-def _audio(seconds, seed=0):
-  return np.random.default_rng(seed).normal(0, 0.1, round(16000 * seconds)).astype(np.float32)
 
 
 def _recordings(folder):
   """Six usable files of several kinds, one of them long, and one broken. Returns the folder."""
   folder.mkdir()
-  soundfile.write(folder / "a b.wav", np.stack([_audio(0.5)] * 2, 1), 44100)
-  soundfile.write(folder / "ü.flac", _audio(0.2), 16000)
-  soundfile.write(folder / "long.wav", _audio(2.5, 1), 8000)
+  soundfile.write(folder / "a b.wav", np.stack([noise(0.5)] * 2, 1), 44100)
+  soundfile.write(folder / "ü.flac", noise(0.2), 16000)
+  soundfile.write(folder / "long.wav", noise(2.5, 1), 8000)
   for i in range(3):
-    soundfile.write(folder / f"{i}.wav", _audio(0.3, i), 16000)
+    soundfile.write(folder / f"{i}.wav", noise(0.3, i), 16000)
   (folder / "broken.wav").write_text("no audio")
   soundfile.write(folder / "short.wav", np.zeros(100), 16000)
   return folder
@@ -62,7 +53,7 @@ def test_embed_command(encoder, tmp_path, capsys):
       "broken.wav",
       "short.wav",
     ]
-    expected = get_scene_embeddings([_audio(0.3, 1)], load_model(encoder), 16000, num_blocks=2)[0]
+    expected = get_scene_embeddings([noise(0.3, 1)], load_model(encoder), 16000, num_blocks=2)[0]
     np.testing.assert_allclose(out["vector"][1], expected, atol=1e-3)  # files of 16 bits
     one = [flags[0], f"--input={folder}/1.wav", f"--output={tmp_path}/one.npz", flags[3]]
     assert main(one) == 0 and "1 vectors" in capsys.readouterr().out

@@ -20,23 +20,8 @@ from atst_jax.audio import waveforms
 from atst_jax.audio.frontend import FRONTENDS, log_mel, log_mel_blocks, mel_filters
 from atst_jax.embed import load_model
 from atst_jax.util.errors import UserError
-from tests.evaluation import write_encoder
+from tests.evaluation import noise, write_encoder
 from tests.tiny import ROOT
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-  return write_encoder(tmp_path_factory.mktemp("embed") / "encoder")
-
-
-@pytest.fixture(scope="module")
-def model(encoder):
-  return load_model(encoder)
-
-
-def _audio(seconds, seed=0):
-  return np.random.default_rng(seed).normal(0, 0.1, round(16000 * seconds)).astype(np.float32)
-
 
 WIDE_HOP = dataclasses.replace(
   FRONTENDS["difference"], n_fft=256, win_length=256, hop_length=250, n_mels=16
@@ -56,14 +41,14 @@ def test_mel_of_pieces_is_that_of_the_whole(frontend):
     2 * group + 1,
     70_001,
   ):
-    audio, whole = _audio(number / 16000), log_mel(_audio(number / 16000), frontend)
+    audio, whole = noise(number / 16000), log_mel(noise(number / 16000), frontend)
     for size in (4001, 1 << 18) if number > 1000 else (97,):
       pieces = (audio[i : i + size] for i in range(0, number, size))
       np.testing.assert_array_equal(
         np.concatenate(list(log_mel_blocks(pieces, frontend, filters))), whole
       )
   with pytest.raises(ValueError, match="need at least"):
-    list(log_mel_blocks([_audio(0.005)], frontend, filters))
+    list(log_mel_blocks([noise(0.005)], frontend, filters))
 
 
 @pytest.mark.parametrize("kind", ["transformer", "cnn"])
@@ -73,7 +58,7 @@ def test_a_long_sound_is_embedded_like_a_short_one(kind, encoder, tmp_path, monk
     encoder if kind == "transformer" else write_encoder(tmp_path / "cnn", kind="cnn")
   )
   audio, tails = (
-    _audio(3.07) * np.linspace(1, 0, 49120, dtype=np.float32) ** 8,
+    noise(3.07) * np.linspace(1, 0, 49120, dtype=np.float32) ** 8,
     ("weighted", "released"),
   )
   results = []
@@ -135,7 +120,7 @@ def test_mistakes_are_refused(model, audio, rate, message):
 
 
 def test_a_batch_may_be_ragged(model):
-  sounds = [_audio(0.5), _audio(1.0, 1), _audio(0.3, 2)]
+  sounds = [noise(0.5), noise(1.0, 1), noise(0.3, 2)]
   vectors, times = get_timestamp_embeddings(sounds, model, 16000)
   assert vectors.shape == (3, 25, 8) and times.shape == (3, 25)
   for sound, rows, centres in zip(sounds, vectors, times, strict=True):
@@ -165,7 +150,7 @@ def test_exports_of_every_format_load(encoder, model, tmp_path):
   )
   assert sorted(os.listdir(folder)) == ["config.json", "mel_filters.npy", "params"]
   expected, stored = (
-    get_scene_embeddings([_audio(1)], model, 16000),
+    get_scene_embeddings([noise(1)], model, 16000),
     json.loads((folder / "config.json").read_text()),
   )
   nameless = {key: x for key, x in stored["normalization"].items() if key != "kind"}
@@ -177,7 +162,7 @@ def test_exports_of_every_format_load(encoder, model, tmp_path):
   ):
     (folder / "config.json").write_text(json.dumps({**stored, **old}))
     np.testing.assert_array_equal(
-      get_scene_embeddings([_audio(1)], load_model(str(folder)), 16000), expected
+      get_scene_embeddings([noise(1)], load_model(str(folder)), 16000), expected
     )
   (folder / "config.json").write_text(json.dumps({**stored, "format": 6}))
   with pytest.raises(UserError, match="format 6, this code reads 1 to 5; install a newer"):

@@ -22,6 +22,7 @@ from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.trees import restore_encoder
 from atst_jax.util.errors import UserError
 from tests.checkpoints import open_checkpoints, read_tree
+from tests.evaluation import noise
 from tests.tiny import tiny_config, tiny_flags
 
 
@@ -60,10 +61,6 @@ def encoder(workdir):
 @pytest.fixture(scope="module")
 def model(encoder):
   return load_model(str(encoder))
-
-
-def _audio(seconds, seed=0):
-  return np.random.default_rng(seed).normal(0, 0.1, round(16000 * seconds)).astype(np.float32)
 
 
 def test_export_is_the_teacher_of_the_newest_checkpoint(workdir, encoder, model):
@@ -110,7 +107,7 @@ def test_fault_40_embedding_is_that_of_the_training_model(workdir, model):
   """One chunk, by hand: front-end, clamp, scale, encoder, [CLS, mean of patches]. Seen red without
   the clamp."""
   variables = restore_encoder(find_checkpoint(workdir / "checkpoints")[1], network="teacher")
-  audio = _audio(0.3) * np.linspace(0, 1, 4800) ** 6
+  audio = noise(0.3) * np.linspace(0, 1, 4800) ** 6
   mel = log_mel(audio, FRONTENDS["atst"])
   x = 2 * (np.maximum(mel, mel.max() - 80) + 100) / 140 - 1
   encoder = Transformer(width=16, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=64)
@@ -124,8 +121,7 @@ def test_length_and_company_of_a_clip_do_not_matter(model):
   """A clip alone, among others, and longer audio as the weighted mean of its chunks of 32
   frames."""
   mels = [
-    log_mel(_audio(s, seed), FRONTENDS["atst"])
-    for seed, s in enumerate((0.05, 0.31, 0.2, 1.7, 0.1))
+    log_mel(noise(s, seed), FRONTENDS["atst"]) for seed, s in enumerate((0.05, 0.31, 0.2, 1.7, 0.1))
   ]
   together = model.embed(mels)
   assert together.shape == (5, 2 * 2 * 16) and together.dtype == np.float32
@@ -150,14 +146,14 @@ def test_length_and_company_of_a_clip_do_not_matter(model):
 
 
 def test_central_crop(model):
-  mel = log_mel(_audio(1.0), FRONTENDS["atst"])
+  mel = log_mel(noise(1.0), FRONTENDS["atst"])
   np.testing.assert_allclose(
     model.embed([mel], max_frames=31), model.embed([mel[35:66]]), atol=1e-5
   )
 
 
 def test_timestamps(model):
-  vectors, times = get_timestamp_embeddings(np.stack([_audio(1.0), _audio(1.0, 1)]), model, 16000)
+  vectors, times = get_timestamp_embeddings(np.stack([noise(1.0), noise(1.0, 1)]), model, 16000)
   assert vectors.shape == (2, 25, 16) and times.shape == (2, 25)
   np.testing.assert_allclose(times[0, :3], [15, 55, 95])
 
@@ -238,7 +234,7 @@ def test_byola_exports_the_student_with_its_running_statistics(tmp_path):
   )
   teacher = state["teacher"]["batch_stats"]["encoder"]["norm_0"]["mean"]
   assert not np.array_equal(model.variables["batch_stats"]["norm_0"]["mean"], teacher)
-  sounds = [_audio(0.04), _audio(3.0, 2)]
+  sounds = [noise(0.04), noise(3.0, 2)]
   vectors = get_scene_embeddings(sounds, model, 16000)
   assert vectors.shape == (2, 1040)
   # whole, whatever the padding: maximum plus mean over time

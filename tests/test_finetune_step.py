@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from atst_jax.artifacts.model import TAILS, load_model
+from atst_jax.artifacts.model import TAILS
 from atst_jax.downstream.finetune import step as finetune_step
 from atst_jax.downstream.finetune.classifier import make_classifier
-from tests.evaluation import ENCODER, MIN_MAX, write_encoder
+from tests.evaluation import ENCODER, MIN_MAX
 
 
 def classifier(tail="weighted", drop_path=0.0, encoder=ENCODER):
@@ -25,11 +25,6 @@ def classifier(tail="weighted", drop_path=0.0, encoder=ENCODER):
     attention="xla",
     remat=False,
   )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-  return load_model(write_encoder(tmp_path_factory.mktemp("step") / "encoder"))
 
 
 def embedded(network, variables, x, length, *, train=False):

@@ -1,7 +1,6 @@
 """Every config's program for a GPU that is not there: what "auto" chooses, traced, lowered, and
 compiled where jax's CUDA plugin is installed."""
 
-import pathlib
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -20,9 +19,8 @@ from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from tests import gpu_programs
-from tests.tiny import tiny_config
+from tests.tiny import ROOT, tiny_config
 
-ROOT = pathlib.Path(__file__).parents[1]
 NAMES = (
   *("atst_small.py", "atst_base.py", "base.py", "base.py:released", "real_small.py", "demo.py"),
   *("difference.py", "byola.py", "evidence.py", "evidence.py:cnn", "finetune.py"),

@@ -20,11 +20,6 @@ from atst_jax.models.chunking import BATCH
 from atst_jax.util.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def model(encoder):
-  return load_model(encoder)
-
-
 def noise(samples=6000, seed=0):
   return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
 

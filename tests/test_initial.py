@@ -8,36 +8,11 @@ import numpy as np
 import pytest
 
 from atst_jax.artifacts import folder
-from atst_jax.artifacts.export import write
-from atst_jax.audio.frontend import get_frontend
-from atst_jax.models.encoders import make_encoder
 from atst_jax.pretraining import initial, job, recipe
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util.errors import UserError
+from tests.checkpoints import MIN_MAX, SMALL, parent
 from tests.tiny import tiny_config
-
-# Of a convolutional encoder, whose width follows from the mel bins.
-SMALL = {"byola.py": {"encoder__width": "1040", "encoder__hidden": "8"}}
-MIN_MAX = {"kind": "min_max", "low": -90.0, "high": 30.0, "top_db": 80.0}
-
-
-def parent(path, file="base.py", normalization=MIN_MAX, chunk_frames=32):
-  """An export of random weights, sized as `tiny_config`."""
-  encoder = tiny_config(file, **SMALL.get(file, {})).encoder.to_dict()
-  module = make_encoder(encoder)
-  noise = np.zeros((1, 32, 64), np.float32)
-  variables = jax.jit(module.init)(jax.random.key(7), noise)
-  write(
-    str(path),
-    variables,
-    encoder=encoder,
-    frontend=get_frontend(tiny_config(file).data.frontend),
-    normalization=normalization,
-    chunk_frames=chunk_frames,
-    tail="weighted",
-    provenance={},
-  )
-  return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -10,24 +10,12 @@ import sys
 import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).parents[1]
-LAUNCH = ROOT / "launch"
+from tests.launching import LAUNCH, MAIN, fake, run_script
+from tests.tiny import ROOT
+
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
-MAIN = ["--config=configs/base.py", "--workdir=/tmp/a run"]
 TPU = ["--name=atst", "--zone=z", "--type=v5litepod-256"]
 GKE = ["--name=atst", "--image=i", "--accelerator=tpu-v5-lite-podslice", "--topology=16x16"]
-
-
-def run_script(script, *arguments, **env):
-  return subprocess.run(
-    [LAUNCH / script, *arguments], capture_output=True, text=True, env={**os.environ, **env}
-  )
-
-
-def fake(folder: pathlib.Path, name: str, body: str) -> None:
-  folder.mkdir(exist_ok=True)
-  (folder / name).write_text(f"#!{sys.executable}\n{body}")
-  (folder / name).chmod(0o755)
 
 
 def test_scripts_are_clean():

@@ -9,13 +9,13 @@ import sys
 import time
 
 import pytest
-from test_launch import LAUNCH, MAIN, ROOT, fake, run_script
 
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.util import environment
 from atst_jax.util.errors import UserError
 from launch import restarts
-from tests.tiny import tiny_flags
+from tests.launching import LAUNCH, MAIN, fake, run_script
+from tests.tiny import ROOT, tiny_flags
 
 
 def _after(capsys, workdir, code, *, steps=()):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.tiny import ROOT
 
 # What an evaluation may use, and all that stands on evaluations.
 EVALUATION = ("util", "models", "method", "objectives", "audio", "data", "runtime", "artifacts")

@@ -13,8 +13,7 @@ from data_pipeline import prepare
 from data_pipeline.sources.inputs import LAYOUTS, list_sources
 from tests.benchmark_sets import AUDIOSET, CASES, ESC50, GROUPS, touch, write_files
 from tests.preparing import write_inline
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.tiny import ROOT
 
 
 def test_every_layout_is_tested():

@@ -4,7 +4,6 @@ arithmetic."""
 import functools
 import importlib.util
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -19,9 +18,8 @@ from atst_jax.performance.collectives import Collective, find_collectives
 from atst_jax.pretraining import recipe
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
-from tests.tiny import tiny_config, tiny_flags
+from tests.tiny import ROOT, tiny_config, tiny_flags
 
-ROOT = pathlib.Path(__file__).parents[1]
 WIDE = {
   "encoder__width": "128",
   "heads__hidden": "256",

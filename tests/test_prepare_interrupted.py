@@ -3,7 +3,6 @@ same bytes."""
 
 import multiprocessing
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -18,9 +17,7 @@ from atst_jax.audio.frontend import get_frontend, mel_filters
 from data_pipeline import prepare
 from data_pipeline.shards import workers
 from tests.preparing import contents
-
-ROOT = pathlib.Path(__file__).parents[1]
-
+from tests.tiny import ROOT
 
 # The command in a process of its own. The filters are handed over: librosa takes seconds to load.
 COMMAND = """

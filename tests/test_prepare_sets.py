@@ -2,7 +2,6 @@
 clips."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -16,8 +15,7 @@ from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from data_pipeline.shards import plan
 from tests.preparing import run
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.tiny import ROOT
 
 
 @pytest.mark.slow

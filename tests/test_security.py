@@ -5,7 +5,6 @@ import ast
 import html.parser
 import json
 import logging
-import pathlib
 import shlex
 import subprocess
 
@@ -17,8 +16,8 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.util import logs
 from atst_jax.util.errors import UserError, plain
 from data_pipeline import prepare
+from tests.tiny import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(
   path
   for part in ("atst_jax", "configs", "data_pipeline", "launch")

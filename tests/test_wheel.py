@@ -1,6 +1,5 @@
 """The installed package: one name in site-packages, and everything it needs inside."""
 
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -8,7 +7,8 @@ import zipfile
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.tiny import ROOT
+
 LEFT_OUT = shutil.ignore_patterns(
   ".venv*", ".git", "build", "*.egg-info", "runs", "tests", ".*cache"
 )

@@ -152,7 +152,7 @@ def _decoder(path: str, handle, repair_headers: bool):
   import soundfile
 
   with contextlib.ExitStack() as stack:
-    raw = _as_file(handle, stack)
+    raw = stack.enter_context(open(handle, "rb")) if isinstance(handle, bytes) else handle
     streams = look(raw)
     raw.seek(0)
     if streams.several:
@@ -198,13 +198,6 @@ def _second_try(raw, stack: contextlib.ExitStack, error: Exception):
   except ValueError:
     raise error from None
   return file
-
-
-def _as_file(handle, stack: contextlib.ExitStack):
-  """A `_handle` as an object with read, seek and tell."""
-  if not isinstance(handle, bytes):
-    return handle
-  return stack.enter_context(open(handle, "rb"))
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ import subprocess
 import time
 
 import pytest
-from tiny import ONE_DEVICE, ROOT, tiny_flags
 
 from atst_jax.runtime.metric_writer import read_metrics
+from tests.tiny import ONE_DEVICE, ROOT, tiny_flags
 
 pytestmark = pytest.mark.slow
 CLUSTER = pathlib.Path(__file__).parent / "cluster.sh"
