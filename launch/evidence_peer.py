@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+import atst_jax
 from atst_jax.artifacts import export
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import write_json
@@ -266,6 +267,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
   provenance = {
     "step": config.total_steps,
     "network": "teacher",
+    "atst_jax": atst_jax.__version__,
     "trained_by": f"PyTorch {torch.__version__}",
     "config": stored,
   }
