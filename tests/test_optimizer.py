@@ -8,9 +8,11 @@ import numpy as np
 import optax
 
 from atst_jax.method.optimizer import (
+  adam_l2,
   cosine_schedule,
   decay_mask,
   make_optimizer,
+  stairs_schedule,
   transformers_adamw,
 )
 from atst_jax.pretraining import recipe
@@ -66,6 +68,34 @@ def test_transformers_adamw_by_hand():
       p[k] = p[k] - size * m[k] / (np.sqrt(v[k]) + 1e-3)
       p[k] -= lr(t) * wd(t) * p[k] * (k == "kernel")
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), params, p)
+
+
+def test_adam_l2_by_hand():
+  """PyTorch's Adam: the decay in the gradient, of biases, too."""
+  rng = np.random.default_rng(0)
+  params = {"kernel": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32), "bias": jnp.ones(2)}
+  tx = adam_l2(
+    lambda t: 1e-2, b1=0.95, b2=0.999, eps=1e-8, weight_decay=lambda t: 0.1, mask=decay_mask
+  )
+  state = tx.init(params)
+  p, m, v = ({k: np.asarray(x, np.float64) * f for k, x in params.items()} for f in (1, 0, 0))
+  for t in range(1, 4):
+    grads = {k: rng.normal(size=x.shape).astype(np.float32) for k, x in params.items()}
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    for k, g in grads.items():
+      g = g + 0.1 * p[k]
+      m[k], v[k] = 0.95 * m[k] + 0.05 * g, 0.999 * v[k] + 0.001 * g * g
+      p[k] = p[k] - 1e-2 * m[k] / (1 - 0.95**t) / (np.sqrt(v[k] / (1 - 0.999**t)) + 1e-8)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), params, p)
+
+
+def test_the_stairs_of_a_warm_up():
+  """SSAST's: at every 50th step of the first 1,000, from 0; seen red with a rate that rises at
+  every step."""
+  rate = stairs_schedule(1e-4, warmup_steps=1000)
+  found = [float(rate(step)) for step in (0, 49, 50, 99, 500, 999, 1000, 5000)]
+  np.testing.assert_allclose(found, [0, 0, 5e-6, 5e-6, 5e-5, 9.5e-5, 1e-4, 1e-4], rtol=1e-5)
 
 
 def test_constant_rate_and_unscaled_batch():

@@ -112,18 +112,18 @@ def test_clusters_are_distributed_as_the_released_code_s(golden, masked):
   alone, and with patch 0 among the hidden."""
   theirs = np.asarray(golden("ssast_masks")[f"patch_512_{masked}"])
   draw = jax.jit(jax.vmap(functools.partial(cluster_mask, patches=512, stride=64, masked=masked)))
-  ours = np.asarray(draw(jax.random.split(jax.random.key(1), 1500)))
-  assert ours.shape == (1500, masked) and (np.diff(ours, axis=1) > 0).all() and ours.min() > 0
+  ours = np.concatenate([draw(jax.random.split(jax.random.key(i), 1500)) for i in range(4)])
+  assert ours.shape == (6000, masked) and (np.diff(ours, axis=1) > 0).all() and ours.min() > 0
   hidden = [np.zeros((len(indices), 512), bool) for indices in (ours, theirs)]
   for rows, indices in zip(hidden, (ours, theirs), strict=True):
     np.put_along_axis(rows, indices.astype(int), True, 1)
   a, b = (rows.mean(0) for rows in hidden)
-  pooled = (1500 * a + 300 * b) / 1800
-  deviation = np.sqrt(pooled * (1 - pooled) * (1 / 1500 + 1 / 300))
+  pooled = (6000 * a + 300 * b) / 6300
+  deviation = np.sqrt(pooled * (1 - pooled) * (1 / 6000 + 1 / 300))
   assert (np.abs(a - b) <= 4 * deviation + 1e-9).all()
   for step in (1, 2, 3, 4, 64, 128, 192, 256):
     a, b = ((rows[:, step:] & rows[:, :-step]).sum(1) for rows in hidden)
-    assert abs(a.mean() - b.mean()) <= 4 * np.sqrt(a.var() / 1500 + b.var() / 300), step
+    assert abs(a.mean() - b.mean()) <= 4 * np.sqrt(a.var() / 6000 + b.var() / 300), step
 
 
 def test_uniform_masks_and_as_bool():
@@ -264,7 +264,11 @@ def test_one_loss_alone(task):
   "file, changes",
   [
     ("ssast.py:small", {"ssast__masked": "4"}),
-    ("conformer.py:small", {"wav2vec__span": "2", "wav2vec__probability": "0.2"}),
+    ("conformer.py:small_transformer", {"wav2vec__span": "2", "wav2vec__probability": "0.2"}),
+    pytest.param(
+      *("conformer.py:small", {"wav2vec__span": "2", "wav2vec__probability": "0.2"}),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_eight_devices_take_the_step_of_one_and_steps_learn(file, changes):
@@ -286,7 +290,7 @@ def test_eight_devices_take_the_step_of_one_and_steps_learn(file, changes):
   for name in found[0]:
     np.testing.assert_allclose(found[0][name], found[1][name], rtol=3e-4, err_msg=name)
   losses = [found[1]["loss"]]
-  for _ in range(50):
+  for _ in range(30):
     state, metrics = program.step(state, put_batch(mesh, batch))
     losses.append(float(metrics["loss"]))
-  assert len(set(losses)) == 51 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+  assert len(set(losses)) == 31 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
