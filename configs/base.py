@@ -46,7 +46,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.data.source = "records"  # or "synthetic": noise, where there is no data
   config.data.path = "data/audioset"  # prepared data set: a folder, or gs://…, s3://…
   config.data.split = "train"  # of the data set, to train on
-  # front-end that the data were prepared with: atst, audiossl, byola, difference
+  # front-end that the data were prepared with: atst, audiossl, byola, difference, cola, ssast,
+  # vggish
   config.data.frontend = "atst"
   config.data.clip_frames = 1001  # 10 s; of longer clips a random window is read
   config.data.streams = 64  # the data are read in; divides the batch, at most as many as shards
@@ -86,7 +87,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.views.post_norm = False  # one mean and deviation of all views of the batch
 
   config.encoder = ConfigDict()
-  config.encoder.kind = "transformer"  # or "cnn", whose keys are others
+  config.encoder.kind = "transformer"  # others, "cnn" for one, have other keys
   config.encoder.width = 768  # numbers of a token; of a "cnn": of its vector
   config.encoder.depth = 12  # blocks
   config.encoder.heads = 12  # of attention; divides the width
@@ -160,12 +161,14 @@ def get_config(variant: str = "paper") -> ConfigDict:
   # steps in a row, not finite or a spike, until the run goes back to a checkpoint
   config.guard.patience = 16
   config.guard.rollbacks = 3  # times at most that a run goes back; then it ends
-  # when the teacher's outputs are nearly one point, or on one line; or "stop"
+  # when the teacher's outputs (without a teacher, the student's) are nearly one point, or on one
+  # line; or "stop"
   config.guard.collapse = "warn"
-  config.guard.collapse_std = 0.1  # collapse: std_teacher * sqrt(heads.out) is below this
-  config.guard.collapse_rank = 1.1  # collapse: rank_teacher is below this
+  config.guard.collapse_std = 0.1  # collapse: std_teacher (std_student) * sqrt(P) is below this
+  config.guard.collapse_rank = 1.1  # collapse: rank_teacher (rank_student) is below this
   config.guard.collapse_steps = 200  # steps in a row with one of these, until it is reported
-  # also reported: rank_teacher (participation ratio) is below this share of heads.out; 0: never
+  # also reported: that rank (participation ratio) is below this share of P, the numbers that are
+  # compared; 0: never
   config.guard.narrow = 1 / 64
   config.guard.step_seconds = 900.0  # without a step, and the run ends with all stacks; 0: never
   config.guard.start_seconds = 7200.0  # the same for start, compilation and restore

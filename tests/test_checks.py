@@ -89,6 +89,43 @@ def test_fault_11_impossible_combinations_are_refused(changes, message):
     check(recipe.resolve(tiny_config(**changes), None), None, devices=8, processes=1)
 
 
+@pytest.mark.parametrize(
+  "file, changes, message",
+  [
+    ("base.py", {"objective": "simclr"}, "objective=simclr: choose one of byol, cola, trill"),
+    ("base.py", {"objective": "cola"}, r"needs the keys cola\.similarity, .*from configs/cola"),
+    ("cola.py:small", {"objective": "byol"}, r"needs joint_views, heads, .*configs/base"),
+    ("cola.py:small", {"batch_size": "1"}, "batch_size=1: objective cola .* it needs 2 or more"),
+    ("trill.py:small", {"batch_size": "1"}, "batch_size=1: objective trill"),
+    ("cola.py:small", {"cola__similarity": "dot"}, "choose one of bilinear, cosine"),
+    ("cola.py:small", {"cola__similarity": "cosine"}, "set --config.cola.temperature=0.2"),
+    ("cola.py:small", {"cola__temperature": "0.2"}, "set --config.cola.temperature=none"),
+    ("cola.py:small", {"views__crop_frames": "65"}, "and at most data.clip_frames 64"),
+    (
+      "trill.py:small",
+      {"export": "teacher"},
+      "objective trill has no teacher; set --config.export=",
+    ),
+    ("trill.py:small", {"trill__margin": "-1"}, "trill.margin=-1.0: must lie between 0 and 4"),
+  ],
+)
+def test_an_objective_is_refused_what_it_cannot_do(file, changes, message):
+  with pytest.raises(UserError, match=message):
+    check(recipe.resolve(tiny_config(file, **changes), None), None, devices=1, processes=1)
+
+
+def test_a_section_that_no_objective_reads_is_refused():
+  config = tiny_config("cola.py:small")
+  with config.unlocked():
+    config.heads = tiny_config().heads
+    with pytest.raises(UserError, match=r"has heads, which --config\.objective=cola does not"):
+      check(recipe.resolve(config, None), None, devices=1, processes=1)
+    del config.heads
+    config.cola.margin = 0.1
+    with pytest.raises(UserError, match=r"sets cola\.margin: no such key; did you mean cola"):
+      check(recipe.resolve(config, None), None, devices=1, processes=1)
+
+
 def test_steps_follow_from_epochs_unless_set():
   assert recipe.resolve(tiny_config(total_epochs="3"), None).total_steps == 6
   with pytest.raises(

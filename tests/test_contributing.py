@@ -1,5 +1,7 @@
-"""CONTRIBUTING.md does what it says: a toy encoder, a toy view and a toy task, added as its
-sections tell."""
+"""CONTRIBUTING.md does what it says: a toy encoder, objective, view and task, each added as its
+section tells."""
+
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,15 +19,20 @@ from atst_jax.embed import load_model
 from atst_jax.method import views
 from atst_jax.models import encoders
 from atst_jax.models.layers import Encoder, pool_frames
+from atst_jax.objectives import registry
+from atst_jax.objectives.objective import Loss, Objective
+from atst_jax.objectives.similarity import Embedder
+from atst_jax.objectives.windows import clip_keys, draw_starts, normalized, peaks, take_windows
 from atst_jax.pretraining import checks, recipe
 from atst_jax.pretraining.checks import check
+from atst_jax.runtime.metric_writer import read_metrics
 from data_pipeline import prepare, synth
 from data_pipeline.sources import inputs
 from data_pipeline.sources.files import Listing, Source
 from data_pipeline.sources.owner_lists import OwnerFolder
 from tests.evaluation import MIN_MAX, write_encoder
 from tests.preparing import write_inline
-from tests.tiny import ROOT, tiny_config
+from tests.tiny import ROOT, tiny_config, tiny_flags
 
 
 class Bands(Encoder):
@@ -81,6 +88,64 @@ def test_an_encoder_pre_trains_and_embeds(bands, tmp_path):
   assert get_scene_embeddings(
     [sound], load_model(str(tmp_path / "encoder")), sample_rate=16000
   ).shape == (1, 16)
+
+
+class Levels(Objective):
+  """A toy objective: the mean level of every mel bin of a crop is told from the crop."""
+
+  class Settings(NamedTuple):
+    """The section `levels`."""
+
+    weight: float
+
+  name, settings = "levels", Settings
+  ranges: ClassVar = {"levels.weight": (0, 10)}
+  outputs = 64
+
+  def make_network(self, encoder, *, dtype, accumulation):
+    """A linear layer on the encoder."""
+    return Embedder(encoder, self.outputs, dtype, accumulation)
+
+  def loss(self, student, batch, key):
+    """Mean squared error."""
+    mel, length, views = batch["mel"], batch["length"], self.config["views"]
+    starts = draw_starts(clip_keys(key, len(length), 1), length, views["crop_frames"])
+    windows = take_windows(mel, length, starts, views["crop_frames"])
+    crops = normalized(windows, peaks(mel, length), views["normalization"])[:, 0]
+    said = student(crops)
+    error = jnp.square(said - crops.mean(1)).mean()
+    return Loss(self.options.weight * error, {"loss_level": error}, said)
+
+  def flops(self, n_mels):
+    """Nothing is asked of it here."""
+    return 1.0
+
+
+def test_an_objective_trains_and_is_exported(monkeypatch, tmp_path, capsys):
+  """By the commands: train, stop and go on, export. Nothing but the registry knows of it."""
+  monkeypatch.setitem(registry.OBJECTIVES, "levels", Levels)
+  monkeypatch.setitem(checks.CHOICES, "objective", tuple(registry.OBJECTIVES))
+  mine = tmp_path / "levels.py"
+  mine.write_text(
+    "from ml_collections import ConfigDict\nfrom configs import base\nVARIANTS = ('paper',)\n\n"
+    "def get_config(variant='paper'):\n  config = base.common()\n"
+    "  config.objective = 'levels'\n  config.levels = ConfigDict({'weight': 1.0})\n"
+    "  return config\n"
+  )
+  flags = tiny_flags(str(mine), encoder__depth="1", online__every_steps="2")
+  run = [*flags, f"--workdir={tmp_path / 'run'}"]
+  assert main.main([*run, "--dry_run"]) == 0
+  told = capsys.readouterr().out
+  assert "objective   levels" in told and "teacher" not in told
+  assert main.main([*run, "--config.levels.weight=11"]) == 2
+  assert "must lie between 0 and 10" in capsys.readouterr().err
+  assert main.main(run) == 0
+  step = export.export_run(str(tmp_path / "run"), str(tmp_path / "encoder"))["step"]
+  records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  assert step == 6 and records[-1]["loss_level"] < records[0]["loss_level"]
+  sound = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+  vectors = get_scene_embeddings([sound], load_model(str(tmp_path / "encoder")), sample_rate=16000)
+  assert len(vectors) == 1 and np.isfinite(vectors).all()
 
 
 def mask_frames(key, x, length, *, share):

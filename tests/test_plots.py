@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -29,6 +30,21 @@ def test_training_curve_bridges_values_that_were_nan(tmp_path):
   curves.training_curve(found, str(tmp_path / "curve.png"), outputs=8)
   curves.training_curve([{**found[0], "loss": None}], str(tmp_path / "gone.png"), outputs=8)
   pixels(tmp_path / "curve.png")
+
+
+def test_a_curve_of_an_objective_without_a_teacher(tmp_path):
+  """One line of spread, terms by their names, and no axis of a teacher's decay."""
+  found = [
+    {"step": i, "loss": 2.0, "loss_one": 1.0, "loss_two": 1.0, "std_student": 0.3}
+    | {"learning_rate": 1e-3, "clips_per_second": 9.0}
+    for i in (1, 2)
+  ]
+  with mock.patch.object(curves, "save") as save:
+    curves.training_curve(found, str(tmp_path / "curve.png"), outputs=8)
+  axes = save.call_args.args[0].axes
+  assert len(axes) == 4 and axes[0].get_ylabel() == "loss"
+  named = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in axes[:2]]
+  assert named == [["total", "one", "two"], ["student", "1/√8, evenly spread"]]
 
 
 def test_training_curve_without_records_is_refused(tmp_path):

@@ -44,14 +44,17 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
     axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
     axis.plot(steps, _smooth(values), color=color, linewidth=1.6, label=label)
 
-  names = {"loss": "total", "loss_byol": "BYOL", "loss_difference": "difference"}
-  terms = [key for key in names if any(key in r for r in records)]
+  known = dict.fromkeys(key for r in records for key in r)
+  names = {"loss": "total", "loss_byol": "BYOL"}
+  terms = [key for key in known if key.startswith("loss")]
   shown = terms if len(terms) != 2 else terms[1:]  # with one term the total is that term
   for color, key in zip(COLORS, shown, strict=False):
-    draw(axes[0, 0], key, color, names[key])
-  axes[0, 0].set(title="Loss", ylabel="2 - 2·cos", ylim=(0, None))
-  draw(axes[0, 1], "std_student", COLORS[0], "student")
-  draw(axes[0, 1], "std_teacher", COLORS[1], "teacher")
+    draw(axes[0, 0], key, color, names.get(key, key.removeprefix("loss_")))
+  label = "2 - 2·cos" if "loss_byol" in known else "loss"
+  axes[0, 0].set(title="Loss", ylabel=label, ylim=(0, None))
+  networks = [name for name in ("student", "teacher") if f"std_{name}" in known]
+  for color, name in zip(COLORS, networks, strict=False):
+    draw(axes[0, 1], f"std_{name}", color, name)
   even = 1 / np.sqrt(outputs)
   axes[0, 1].axhline(
     even, color="0.35", linestyle="--", linewidth=1, label=f"1/√{outputs}, evenly spread"
@@ -60,9 +63,9 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
     title="Spread of the L2-normalised outputs (0: collapsed)", ylabel="standard deviation"
   )
   axes[0, 1].set_ylim(
-    0, 1.25 * max(even, *(np.nanmax(column(k), initial=0) for k in ("std_student", "std_teacher")))
+    0, 1.25 * max(even, *(np.nanmax(column(f"std_{name}"), initial=0) for name in networks))
   )
-  _schedules(axes[1, 0], steps, column)
+  _schedules(axes[1, 0], steps, column, averaged="ema_decay" in known)
   draw(axes[1, 1], "clips_per_second", COLORS[2], "clips/s")
   axes[1, 1].set(title="Speed", ylabel="clips per second", ylim=(0, None))
   if online:
@@ -94,12 +97,14 @@ def _online(axes, records) -> None:
   axes[1].set(title="Effective rank of the embeddings", ylabel="dimensions", ylim=(0, None))
 
 
-def _schedules(axis, steps, column) -> None:
-  """The learning rate to the left, the teacher's 1 - decay to the right."""
+def _schedules(axis, steps, column, *, averaged: bool) -> None:
+  """The learning rate to the left; if there is a teacher, its 1 - decay to the right."""
   axis.plot(steps, column("learning_rate"), color=COLORS[0])
   axis.set(title="Schedules", ylim=(0, None))
   axis.set_ylabel("learning rate", color=COLORS[0])
   axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+  if not averaged:
+    return
   right = axis.twinx()
   right.plot(steps, 1 - column("ema_decay"), color=COLORS[1])
   right.set_ylim(0, None)

@@ -4,7 +4,9 @@ COLA adds noise to waveforms; shards hold log-mel. A mel bin is taken for one bi
 with an unknown phase, and a complex normal number is added to it. So the mean power of the noise is
 right, and so is its interference with the sound. Its spread is right for the narrow filters at the
 bottom, and too large for the wide ones. Neighbouring frames and filters have noise of their own,
-though their windows overlap.
+though their windows overlap. The energy of the sound, which the level of the noise refers to, is
+that of its mel bins; what lies outside of them is not there. A filter over magnitudes does not tell
+it: it is taken as that of noise, so for tones it is too small.
 """
 
 import jax
@@ -54,15 +56,17 @@ def add_white_noise(key, windows, mel, length, *, level: float, frontend: FrontE
   height, total = (jnp.asarray(x, jnp.float32) for x in filter_sizes(frontend))
   magnitudes = frontend.spectrum == "magnitude"
   amplitude = lambda db: jnp.exp(NEPERS_PER_DB / 2 * db.astype(jnp.float32))
-  # Of a filter over magnitudes: their square over its sum, as of a flat spectrum.
-  weight = 1 / total if magnitudes else 1 / height
+  # Of a filter over magnitudes, the power that noise with a flat spectrum has in it.
+  weight = 4 / np.pi / total if magnitudes else 1 / height
   heard = valid_frames(length, mel.shape[1])[..., None]
-  energy = jnp.sum(jnp.where(heard, jnp.square(amplitude(mel)) * weight, 0), (1, 2))  # (B,)
+  power = jnp.square(amplitude(mel)) * weight[None, None]
+  energy = jnp.sum(jnp.where(heard, power, 0), (1, 2))  # (B,)
   # Parseval: the squares of half the spectrum, over all frames, against those of the samples
   variance = level**2 * 2 * frontend.hop_length / frontend.n_fft * energy
-  deviation = jnp.sqrt(variance)[:, None, None] * (total if magnitudes else jnp.sqrt(total))
+  deviation = jnp.sqrt(variance / 2)[:, None] * (total if magnitudes else jnp.sqrt(total))[None]
   draw = lambda key: jax.random.normal(key, (2, *windows.shape[1:]))
-  real, imaginary = jnp.moveaxis(jax.vmap(draw)(key), 1, 0) * deviation * jnp.sqrt(0.5)
+  drawn = jax.vmap(draw)(key) * deviation[:, None, None]  # (B, 2, T, F)
+  real, imaginary = drawn[:, 0], drawn[:, 1]
   noisy = jnp.square(amplitude(windows) + real) + jnp.square(imaginary)
   floor = POWER_FLOOR**2 if magnitudes else POWER_FLOOR
   return jnp.log(jnp.maximum(noisy, floor)) / NEPERS_PER_DB

@@ -50,7 +50,7 @@ def semi_hard_loss(pairs, margin: float):
   distances = jnp.maximum(2 - 2 * jnp.matmul(z, z.T, precision="highest"), 0)
   row, clip = jnp.arange(2 * B), jnp.arange(2 * B) // 2
   positive = distances[row, row ^ 1]
-  other = clip[:, None] != clip
+  other = clip[:, None] != clip[None]
   farther = other & (distances > positive[:, None])
   nearest = jnp.min(jnp.where(farther, distances, jnp.inf), 1)
   farthest = jnp.max(jnp.where(other, distances, -jnp.inf), 1)

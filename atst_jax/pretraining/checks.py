@@ -132,7 +132,8 @@ def check_encoder(encoder) -> None:
   if set(encoder) - {"kind"} != set(wanted):
     raise UserError(
       f"--config.encoder.kind={encoder.kind} needs the keys {', '.join(sorted(wanted))}; start "
-      "from a config of that kind (configs/base.py: transformer, configs/byola.py: cnn)"
+      "from a config of that kind (configs/base.py: transformer, byola.py: cnn, cola.py: "
+      "efficientnet, trill.py: resnet50, ssast.py: ssast, conformer.py: conformer)"
     )
 
 

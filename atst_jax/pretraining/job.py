@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from atst_jax.artifacts import export
 from atst_jax.data.dataset import Dataset
 from atst_jax.method.train_step import TrainState
-from atst_jax.objectives.registry import get_objective
+from atst_jax.objectives.registry import get_objective, name_of
 from atst_jax.pretraining import initial, recipe
 from atst_jax.pretraining.checks import check, is_ragged
 from atst_jax.pretraining.loop import Report, loop
@@ -256,7 +256,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   belongs = continuation(configs.to_json(config), workdir, FREE_KEYS, NAMED_KEYS, stored=stored)
   return [
     f"workdir     {belongs}{goes_on}",
-    f"objective   {config.objective}",
+    f"objective   {name_of(config)}",
     f"data        {data}",
     f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {axes}, "
     f"{config.dtype}",

@@ -16,11 +16,12 @@ from atst_jax.data.input_pipeline import record_batches, synthetic_batches
 from atst_jax.method.optimizer import make_optimizer
 from atst_jax.method.train_step import TrainState
 from atst_jax.models.encoders import make_encoder
-from atst_jax.objectives.registry import get_objective
+from atst_jax.objectives.registry import check_sections, get_objective
 from atst_jax.pretraining import initial
 from atst_jax.pretraining.guard import guarded, init_guard
 from atst_jax.runtime.devices import DTYPES, compiler_options, resolve_dtype, resolve_fused
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
+from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
@@ -219,6 +220,5 @@ def batches(
 
 def clip_flops(config) -> float:
   """Model FLOPs of one update per clip of the batch, of the config's objective."""
-  objective = get_objective(config)
-  objective.check_section()
-  return objective.flops(get_frontend(config["data"]["frontend"]).n_mels)
+  check_sections(config, flatten(config))
+  return get_objective(config).flops(get_frontend(config["data"]["frontend"]).n_mels)
