@@ -1,8 +1,8 @@
 """The reader by tf.data: it streams TFRecord shards, and Python only plans.
 
 Of every visit to a shard Python says where reading begins and how each window is shuffled
-(`order`). tf.data reads and verifies the records, shuffles, takes the streams in turn, parses,
-crops, pads and batches them. In memory are a window of each stream and about eleven copies of each
+(`order`). tf.data reads and verifies the records, shuffles, takes the streams in turn, batches,
+parses, crops and pads them. In memory are a window of each stream and about seven copies of each
 clip of a batch, beside TensorFlow's own 0.75 GB.
 """
 
@@ -91,11 +91,17 @@ def batches(
     window=window,
     position=start_step * block,
   )
-  clips = functools.partial(_visit_clips, tf, buffer=buffer_bytes(dataset.root), with_ids=with_ids)
-  longest = dataset.max_frames(split)
-  decode = functools.partial(_decode, tf, clip_frames=clip_frames, n_mels=n_mels, longest=longest)
+  records = functools.partial(_visit_records, tf, buffer=buffer_bytes(dataset.root))
+  decode = functools.partial(
+    _decode,
+    tf,
+    clip_frames=clip_frames,
+    n_mels=n_mels,
+    longest=dataset.max_frames(split),
+    with_ids=with_ids,
+  )
 
-  def stream_clips(stream):
+  def stream_records(stream):
     visited = tf.data.Dataset.from_generator(
       plan,
       output_signature={
@@ -106,14 +112,15 @@ def batches(
       },
       args=(stream,),
     )
-    return visited.flat_map(clips)
+    return visited.flat_map(records)
 
-  # A clip is copied as it is read, parsed, shuffled and decoded; between these it is moved.
+  # A clip is copied as it is read, shuffled, parsed and decoded; between these it is moved. A
+  # thread more than there are cores reads, for where others wait for a window.
   shuffled = tf.data.Dataset.from_tensor_slices(np.array(mine, np.int64)).interleave(
-    stream_clips,
+    stream_records,
     cycle_length=len(mine),
     block_length=block,
-    num_parallel_calls=min(cpus, len(mine)),
+    num_parallel_calls=min(cpus + 1, len(mine)),
     deterministic=True,
   )
   batched = shuffled.batch(len(mine) * block, drop_remainder=True).map(decode).prefetch(1)
@@ -155,19 +162,15 @@ def _plan(paths, counts, stream, *, seed, streams, window, position):
     }
 
 
-def _visit_clips(tf, visit, *, buffer, with_ids):
-  """The parsed clips of a visit in their order: "mel" (bytes), "where" it is cropped[, "id"].
+def _visit_records(tf, visit, *, buffer):
+  """The records of a visit in their order, (record, where its clip is cropped).
 
   TensorFlow (2.21) takes a file that ends inside a record's head for a whole one, so what is
   missing becomes an empty record, which `_decode` refuses."""
-  features = {"mel": tf.io.FixedLenFeature((), tf.string, "")}
-  if with_ids:
-    features["id"] = tf.io.FixedLenFeature((), tf.string, "")
 
   def shuffled(records, order):
     places, where = order
-    clips = tf.io.parse_example(records, features)
-    return {**{name: tf.gather(values, places) for name, values in clips.items()}, "where": where}
+    return tf.gather(records, places), where
 
   missing = tf.data.Dataset.from_tensors("").repeat()
   records = tf.data.TFRecordDataset(visit["path"], buffer_size=buffer).skip(visit["first"])
@@ -178,10 +181,14 @@ def _visit_clips(tf, visit, *, buffer, with_ids):
   return windows.map(shuffled).unbatch().skip(visit["used"])
 
 
-def _decode(tf, clips, *, clip_frames, n_mels, longest):
-  """Parsed clips -> "mel" (B, T F) uint16, cropped or padded with zeros, and "length" (B,)[, and
+def _decode(tf, records, where, *, clip_frames, n_mels, longest, with_ids):
+  """Records (B,) -> "mel" (B, T F) uint16, cropped or padded with zeros, and "length" (B,)[, and
   "id"]."""
-  where, mel, row_bytes = clips.pop("where"), clips.pop("mel"), 2 * n_mels
+  features = {"mel": tf.io.FixedLenFeature((), tf.string, "")}
+  if with_ids:
+    features["id"] = tf.io.FixedLenFeature((), tf.string, "")
+  clips = tf.io.parse_example(records, features)
+  mel, row_bytes = clips.pop("mel"), 2 * n_mels
   size = tf.strings.length(mel)
   whole = (size > 0) & (size % row_bytes == 0) & (size <= longest * row_bytes)
   if "id" in clips:
