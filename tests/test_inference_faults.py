@@ -138,7 +138,7 @@ def test_filters_that_claim_more_than_their_file_holds(encoder, tmp_path):
   copy = shutil.copytree(encoder, tmp_path / "copy")
   data = (copy / "mel_filters.npy").read_bytes()
   for claimed, message in (
-    (b"(513, 9999999999), ", "mmap|larger|size"),
+    (b"(513, 9999999999), ", "no .npy file"),
     (b"(64, 513), ", "no float32 array of shape"),
   ):
     header = data[:128].replace(b"(513, 64), ", claimed)
