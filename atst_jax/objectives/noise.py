@@ -28,7 +28,8 @@ def _edges(frontend: FrontEnd) -> np.ndarray:
   else:
     to_mel = lambda hz: 2595 * np.log10(1 + hz / 700)
     to_hz = lambda mel: 700 * (10 ** (mel / 2595) - 1)
-  return to_hz(np.linspace(*to_mel(np.maximum(ends, 1e-9)), frontend.n_mels + 2))
+  lowest, highest = map(float, to_mel(np.maximum(ends, 1e-9)))
+  return to_hz(np.linspace(lowest, highest, frontend.n_mels + 2))
 
 
 def filter_sizes(frontend: FrontEnd) -> tuple[np.ndarray, np.ndarray]:

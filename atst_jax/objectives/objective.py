@@ -82,7 +82,7 @@ class Objective:
     self.config = config
     section = config.get(self.name) if self.settings else None
     known = section is not None and set(section) == set(self.settings._fields)
-    self.options = self.settings(**section) if known else None
+    self.options: Any = self.settings(**section) if section and known else None
 
   @property
   def outputs(self) -> int:
@@ -110,7 +110,7 @@ class Objective:
         f"--config.objective={self.name} needs the keys "
         f"{', '.join(f'{self.name}.{key}' for key in missing)}; start from {self.start_from}"
       )
-    for key in section:
+    for key in section or ():
       if key not in wanted:
         near = difflib.get_close_matches(key, wanted, n=1, cutoff=0)[0]
         raise UserError(
@@ -140,7 +140,7 @@ class Objective:
 
   def initialise(self, network: nn.Module, rngs: dict, n_mels: int) -> dict:
     """The network's variables; by default those that its call on crops (2, T, F) makes."""
-    return network.init(rngs, jnp.zeros((2, self.config["views"]["crop_frames"], n_mels)))
+    return dict(network.init(rngs, jnp.zeros((2, self.config["views"]["crop_frames"], n_mels))))
 
   def loss(self, student: Student, batch: dict, key) -> Loss:
     """The loss of a batch.
