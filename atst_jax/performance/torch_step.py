@@ -209,8 +209,8 @@ def beside(config, argv: list[str], *, repeats: int, compiled: bool) -> dict:
     or not config["joint_views"]
   ):
     raise UserError(
-      "--torch compares a transformer's step of BYOL without the subtraction; take configs/atst_small.py, "
-      "or set --config.difference.weight=0"
+      "--torch compares a transformer's step of BYOL without the subtraction; take "
+      "configs/atst_small.py, or set --config.difference.weight=0"
     )
   argv = [flag for flag in argv if flag not in ("--torch", "--torch_compile", "--json")]
   ours = lambda: _child("atst_jax.benchmark", *argv, "--json", what="the step")
