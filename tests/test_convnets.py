@@ -238,7 +238,7 @@ def test_sizes_that_are_none(changes):
 @pytest.mark.parametrize("kind", ["efficientnet", "resnet50", "conformer"])
 def test_onnx_nodes(kind, tmp_path):
   """The graph's vectors are the model's, of odd and even lengths, alone and padded. Seen red
-  without the shift of odd clips, and with flax's epsilon in the Conformer."""
+  without the shift of odd clips, and with another epsilon in the Conformer."""
   pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[onnx]")
   if kind in TINY:
     _, variables, _ = tiny_network(kind)
