@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 
 import numpy as np
 import pytest
@@ -201,3 +202,50 @@ def test_files_that_are_not_of_embed(tmp_path):
   for name, message in (("x.npz", "not a file of vectors"), ("y.npz", "no such")):
     with pytest.raises(UserError, match=message):
       vectors.read(str(tmp_path / name))
+
+
+def many(path, count, width, clusters):
+  """Vectors with a spectrum as a trained encoder's have: the variance falls as 1 / rank, half of it
+  lies between clusters."""
+  rng = np.random.default_rng(0)
+  scale = np.sqrt(1 / np.arange(1, width + 1)).astype(np.float32)
+  centres = rng.standard_normal((clusters, width), np.float32)
+  found = np.lib.format.open_memmap(str(path), "w+", np.float32, (count, width))
+  for start in range(0, count, 20_000):
+    rows = min(20_000, count - start)
+    noise = rng.standard_normal((rows, width), np.float32)
+    found[start : start + rows] = (centres[rng.integers(0, clusters, rows)] + noise) * scale + 0.1
+  return found
+
+
+def nearest_of_all(values, queries, k):
+  """(Q, k) rows and cosines, exact, in memory for a block of rows."""
+  rows, best = np.zeros((len(queries), k), int), np.full((len(queries), k), -2, np.float32)
+  for start in range(0, len(values), 20_000):
+    found = neighbours.Exact(values[start : start + 20_000], None).nearest(queries, k)
+    rows, best = np.hstack([rows, found[0] + start]), np.hstack([best, found[1]])
+    order = np.argsort(-best, axis=1)[:, :k]
+    rows, best = np.take_along_axis(rows, order, 1), np.take_along_axis(best, order, 1)
+  return rows, best
+
+
+@pytest.mark.parametrize(
+  "count, width", [(5_000, 32), pytest.param(1_000_000, 768, marks=pytest.mark.slow)]
+)
+def test_an_index_of_many_vectors(tmp_path, count, width):
+  """Ten minutes on two cores to build, 50 ms a query, and 95 of 100 of the ten nearest."""
+  pytest.importorskip("usearch", reason="usearch is not installed: pip install -e .[search]")
+  values = many(tmp_path / "v.npy", count, width, clusters=count // 500)
+  about = {"job": "many", "params_hash": "h"}
+  table = vectors.Table([str(row) for row in range(count)], values, about)
+  begun = time.process_time()
+  index = neighbours.Indexed(str(tmp_path / "v.npz"), table, False)
+  built = time.process_time() - begun
+  queries = neighbours.unit(values[:: count // 500], None)
+  exact, _ = nearest_of_all(values, queries, 10)
+  begun = time.perf_counter()
+  found = [index.nearest(query[None], 10)[0][0] for query in queries]
+  asked = (time.perf_counter() - begun) / len(queries)
+  recall = np.mean([len({*a} & {*b}) / 10 for a, b in zip(found, exact, strict=True)])
+  print(f"{built:.0f} s of processor time, {1000 * asked:.2f} ms a query, recall@10 {recall:.4f}")
+  assert built < 2 * 600 and asked < 0.05 and recall >= 0.95
