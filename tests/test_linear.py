@@ -82,7 +82,8 @@ def test_every_row_has_the_exact_score_the_distance_from_the_optimum_and_the_spe
 def test_the_exact_protocol_is_the_default_where_no_paper_has_the_task(done, encoder, tmp_path):
   _, workdir, data = done
   shutil.copytree(workdir / "features", tmp_path / "run" / "features")
-  results = evaluate(encoder, data, tmp_path / "run", protocol="none", blocks="'last',")
+  values = {"protocol": "none", "blocks": "'last',"}
+  results = evaluate(encoder, data, tmp_path / "run", exact__chosen_on="valid", **values)
   assert results["protocol"] == results["config"]["protocol"] == "exact"
   assert not is_evaluated("tones") and not is_evaluated("esc10") and is_evaluated("esc50")
   for row, other in zip(results["rows"], done[0]["rows"][1::2] + done[0]["rows"][-1:], strict=True):
@@ -95,6 +96,13 @@ def test_the_exact_protocol_is_the_default_where_no_paper_has_the_task(done, enc
   runs = results["rows"][0]["runs"]
   assert all(run["score"] == run["exact"] and run["penalty"] in PENALTIES for run in runs)
   refused("exact.penalties=.*ascending", encoder, data, tmp_path / "x", exact__penalties="1,0.1")
+  shutil.copytree(workdir / "features", tmp_path / "folds" / "features")
+  by_folds = evaluate(encoder, data, tmp_path / "folds", **values)
+  chosen = [one["config"]["exact"]["chosen_on"] for one in (by_folds, results, done[0])]
+  assert chosen == ["folds", "valid", "valid"]
+  assert any("by leaving out the known folds in turn; then" in note for note in notes(by_folds))
+  scores = [one["rows"][0]["runs"][0]["penalty_valid_scores"] for one in (by_folds, results)]
+  assert scores[0] != scores[1]  # of twice as many clips
 
 
 def test_random_encoders_differ_between_seeds(done):
