@@ -20,12 +20,10 @@ class Encoder(nn.Module):
   {"frames": (B, N, D)}, or {"blocks": (depth, B, 1 + N, D)} of a kind with blocks.
   """
 
-  # a stack of blocks behind a CLS token: attention of CLS, layers to choose from, stochastic depth
-  has_blocks = False
+  has_blocks = False  # behind a CLS token: its attention, layers to choose from, stochastic depth
   has_batch_norm = False  # padding inside a batch would change its statistics
   maskable = False  # `__call__` takes `hidden`, which of its "features" a learned vector replaces
   any_length = False  # nothing is bound to the length of the training crop
-  rounding = 0.0  # what the numbers of a vector are rounded to
   # evaluated as BYOL-A is: clips of the task's length, standardised by the task's statistics
   unit_protocol = False
   choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # of fields that are names
@@ -47,6 +45,11 @@ class Encoder(nn.Module):
     return 1
 
   @property
+  def rounding(self) -> float:
+    """What the numbers of a vector are rounded to."""
+    return 0.0
+
+  @property
   def title(self) -> str:
     """What it is, for people."""
     return type(self).__name__
@@ -64,8 +67,7 @@ class Encoder(nn.Module):
     return self.width
 
   def pool(self, y, before, length, *, num_blocks, mean_over=None):
-    """The vectors (B, `size`) of clips, from what `__call__` returned for their valid frames
-    (B,)."""
+    """The vectors (B, `size`) of clips, from what `__call__` returned for `length` (B,) frames."""
     return y
 
   def frames(self, before):
@@ -187,8 +189,7 @@ class DropPath(nn.Module):
 
 
 def attention_weights(q, k, num_tokens):
-  """softmax(q·kᵀ / √(D / H)) over the first `num_tokens` (B,) of each clip, or all if None, in
-  float32.
+  """softmax(q·kᵀ / √(D / H)) in float32 over the first `num_tokens` (B,) of each clip, or all.
 
   Args:
     q: (B, M, H, D / H).
@@ -240,8 +241,7 @@ class MLPHead(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train):
-    """(..., D) -> (..., out) float32; `train` normalises by the batch and updates the running
-    statistics."""
+    """(..., D) -> (..., out) float32; `train` normalises by the batch and updates statistics."""
     dense = functools.partial(
       nn.Dense, use_bias=self.use_bias, dtype=self.dtype, kernel_init=torch_kernel_init
     )
