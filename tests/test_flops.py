@@ -34,6 +34,8 @@ HIDING = {
   "data__clip_frames": "96",
 }
 CHANGES = {"base.py": BASE, "byola.py": BYOLA, "ssast.py:small": HIDING}
+PAIRS = HIDING | {"encoder__max_frames": "96"}
+CHANGES |= {"cola.py:small_transformer": PAIRS, "trill.py:small_transformer": PAIRS}
 CHANGES["conformer.py:small"] = HIDING | {"encoder__feed_forward": "512"}
 
 
@@ -44,6 +46,8 @@ CHANGES["conformer.py:small"] = HIDING | {"encoder__feed_forward": "512"}
     ("base.py", {"difference__weight": "0"}),
     ("base.py", {"difference__symmetric": "false"}),
     ("byola.py", {}),
+    ("cola.py:small_transformer", {}),
+    ("trill.py:small_transformer", {}),
     ("ssast.py:small", {}),
     ("ssast.py:small", {"ssast__task": "generative"}),
     ("conformer.py:small", {}),
