@@ -128,12 +128,7 @@ def _write_page(flags, table: vectors.Table, found: list[tuple[int, float]]) -> 
 
   recordings = dict(files_of(flags.input))
   finds = [
-    Find(
-      table.name(row),
-      cosine,
-      recordings[table.ids[row]],
-      None if table.spans is None else tuple(table.spans[row].tolist()),
-    )
+    Find(table.name(row), cosine, recordings[table.ids[row]], table.span(row))
     for row, cosine in found
     if table.ids[row] in recordings
   ]

@@ -33,6 +33,13 @@ class Table(NamedTuple):
     start, end = (f"{time:.3f}".rstrip("0").rstrip(".") for time in self.spans[row])
     return f"{self.ids[row]} [{start}-{end} s]"
 
+  def span(self, row: int) -> tuple[float, float] | None:
+    """Start and end of a window in seconds; None where vectors are of files."""
+    if self.spans is None:
+      return None
+    start, end = self.spans[row]
+    return float(start), float(end)
+
   def find(self, name: str) -> int | None:
     """The row of a name, or the first one of an id; None if there is none."""
     id = name

@@ -75,7 +75,7 @@ def is_written(settings: Settings, job: Evaluation) -> bool:
   check_precision(settings.precision, "--config.export_precision", multi_label=multi_label)
   if not settings.folder or not os.path.exists(settings.folder):
     return False
-  about = {}
+  about: dict = {}
   with contextlib.suppress(UserError):  # of no export, or a damaged one
     about = (read(settings.folder)[0][HEAD] or {"about": {}})["about"]
   if _identity(about) != _identity(_made_of(settings, job)):
