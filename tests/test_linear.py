@@ -296,6 +296,5 @@ def test_published_scores_stand_beside_ours(encoder, tmp_path):
 
 
 def test_a_workdir_of_another_evaluation_is_refused(done, encoder, tmp_path):
-  _, workdir, data = done
   with pytest.raises(UserError, match=r"belongs to a run with another config:\n  knn: 3 -> 4"):
-    evaluate(encoder, data, workdir, knn="4")
+    evaluate(encoder, done[2], done[1], knn="4")

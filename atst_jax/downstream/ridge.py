@@ -272,8 +272,8 @@ def evaluate(
   if groups is not None:
     assert refit, "what is left out in turn is known in the end"
     known, y = x[rows], targets[rows]
-    found = leave_out(known, y, parts_of(groups[rows]), penalties)
-    chosen = tuple(score(scores, y) for scores in found)
+    left_out = leave_out(known, y, parts_of(groups[rows]), penalties)
+    chosen = tuple(score(scores, y) for scores in left_out)
     (layer,) = _System.of(known, y).layers([penalties[last_best(chosen)]])
     return _result(layer(x[split.test]), targets[split.test], score, penalties, chosen)
   system, known, valid = _System.of(x[split.train], targets[split.train]), x[split.valid], []

@@ -212,7 +212,7 @@ class Conformer(Encoder):
       )
       x = block(x, num_tokens, valid, train=train, track=track)
     before = {"frames": x, "features": features}
-    if num_tokens is None:
+    if num_tokens is None or valid is None:
       return x.mean(1), before
     return jnp.where(valid, x, 0).sum(1) / jnp.maximum(num_tokens, 1)[:, None], before
 

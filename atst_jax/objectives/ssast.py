@@ -175,8 +175,10 @@ class Ssast(Objective):
 
   def make_network(self, encoder, *, dtype, accumulation: int) -> Network:
     """The encoder, with a head for each loss that there is."""
-    heads = [Head(self.outputs, dtype) if task in self.tasks else None for task in TASKS[1:]]
-    return Network(encoder, *heads, accumulation)
+    discriminative, generative = (
+      Head(self.outputs, dtype) if task in self.tasks else None for task in TASKS[1:]
+    )
+    return Network(encoder, discriminative, generative, accumulation)
 
   def draw(self, key, n_mels: int):
     """(M,) indices of patches to hide."""

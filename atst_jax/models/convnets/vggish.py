@@ -121,7 +121,7 @@ class VGGish(Encoder):
     """Of harritaylor/torchvggish."""
     layers = {f"features.{place}": f"conv_{i}" for i, (place, _, _) in enumerate(CONVOLUTIONS)}
     layers |= {f"embeddings.{place}": f"fc_{i}" for i, place in enumerate(DENSE)}
-    names = {}
+    names: dict[str, tuple[str, ...]] = {}
     for theirs, ours in layers.items():
       names[f"{theirs}.weight"] = ("params", ours, "kernel")
       names[f"{theirs}.bias"] = ("params", ours, "bias")
