@@ -108,6 +108,7 @@ def _rows(flags, model: Model):
   if flags.frames:
     others = {
       "--window": flags.window is not None,
+      "--hop": flags.hop is not None,
       "--tail": flags.tail is not None,
       "--length": flags.length is not None,
       "--blocks": flags.blocks != 1,

@@ -56,6 +56,8 @@ def _main(flags) -> None:
   if flags.k < 1:
     raise UserError(f"--k={flags.k}: must be at least 1")
   if flags.duplicates is not None:
+    if flags.page is not None:
+      raise UserError("--page shows what a --query finds; leave it out with --duplicates")
     _list_duplicates(flags)
     return
   table = vectors.read(flags.vectors)
@@ -89,6 +91,11 @@ def _list_duplicates(flags) -> None:
 def _query(flags, table: vectors.Table) -> np.ndarray:
   """(D,) vector of the query."""
   if (own := table.find(flags.query)) is not None:
+    if (of_it := table.ids.count(flags.query)) > 1:
+      raise UserError(
+        f"--query={flags.query}: {of_it} vectors of {flags.vectors} are of it; name one, such as "
+        f"--query='{table.name(own)}'"
+      )
     return np.asarray(table.vectors[own])
   if not os.path.isfile(flags.query):
     raise UserError(

@@ -16,6 +16,7 @@ from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.downstream.finetune import program as finetuning
 from atst_jax.downstream.finetune.recipe import program_settings
+from atst_jax.objectives.registry import get_objective
 from atst_jax.performance import gpus, hlo, speed
 from atst_jax.performance.chips import CHIPS
 from atst_jax.pretraining import recipe
@@ -55,11 +56,12 @@ def pretraining(path: str, mesh) -> dict:
   config = configs.load_with_overrides(f"configs/{path}", ["--config.dtype=bfloat16"])
   config.data.source = "synthetic"
   config = speed.resolved(config, None)
-  transformer = "depth" in config.encoder
-  if transformer:
+  if "depth" in config.encoder:
     config.encoder.depth = 2
-  config.batch_size = 2 * config.views.group * config.compute.accumulation
-  program = recipe.compile_for(config, mesh, ragged=transformer)
+  objective = get_objective(config)
+  config.batch_size = 2 * objective.unit * config.compute.accumulation
+  ragged = objective.has_views and config.encoder.kind == "transformer"
+  program = recipe.compile_for(config, mesh, ragged=ragged)
   return {"step": (program.step, (program.state, program.batch))}
 
 

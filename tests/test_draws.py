@@ -124,7 +124,7 @@ def test_gamma_is_uniform_between_the_configs_bounds():
   np.testing.assert_allclose(share, gamma, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ("optax", "transformers"))  # "adam_l2" decays by the gradient
 def test_weight_decay_runs_from_its_start_to_its_end(form):
   """What is logged and what parameters without a gradient lose. Seen red with start and end
   exchanged."""

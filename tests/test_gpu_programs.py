@@ -24,6 +24,7 @@ from tests.tiny import ROOT, tiny_config
 NAMES = (
   *("atst_small.py", "atst_base.py", "base.py", "base.py:released", "real_small.py", "demo.py"),
   *("difference.py", "byola.py", "evidence.py", "evidence.py:cnn", "finetune.py"),
+  *("cola.py", "trill.py", "ssast.py", "conformer.py"),
   *gpu_programs.INFERENCE,
 )
 ATTENTION, GRADIENT, KERNEL = "__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward(", "gpu.triton"

@@ -2,6 +2,7 @@
 end to end."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -151,7 +152,7 @@ def test_job(encoder, data, bert, tmp_path, capsys):
   )
   (comparison,) = compare(read_runs([str(tmp_path / "run")]))
   lines = {line.name: line for line in comparison.lines if line.kind != "published"}
-  assert lines["encoder"].cells["pairs rain R@5"].score == pytest.approx(
+  assert lines[os.path.basename(encoder)].cells["pairs rain R@5"].score == pytest.approx(
     100 * rows["pre-trained", "audio + text", "rain", "R@5"]["mean"]
   )
   assert lines["chance"].cells["pairs wind R@5"].score == pytest.approx(500 / 6)

@@ -123,7 +123,9 @@ def _streamed(dataset, step, plain, options) -> Generator[dict, None, None]:
     following = plain(step)
     try:
       yield next(following)  # raises where no damage is allowed
-      log.warning("tf.data stops at a damaged record (%s); the plain reader goes on", error)
+      log.warning(
+        "tf.data cannot read on (%s); the plain reader does, and names what is damaged", error
+      )
       yield from following
     finally:
       following.close()

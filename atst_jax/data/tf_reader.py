@@ -3,7 +3,7 @@
 Of every visit to a shard Python says where reading begins and how each window is shuffled
 (`order`). tf.data reads and verifies the records, shuffles, takes the streams in turn, batches,
 parses, crops and pads them. In memory are a window of each stream and about seven copies of each
-clip of a batch, beside TensorFlow's own 0.75 GB.
+clip of a batch, beside TensorFlow's own 0.6 GB.
 """
 
 import contextlib

@@ -184,7 +184,7 @@ class Indexed:
     for number, block in enumerate(_blocks(vectors)):
       rows = np.arange(number * BLOCK, number * BLOCK + len(block), dtype=np.uint64)
       self.index.add(rows, unit(block, self.whiten))
-    part = f"{self.path}.part"
+    part = storage.temporary_name(self.path)
     self.index.save(part)
     with storage.writing(f"{self.path}.json") as file:
       file.write(json.dumps(about).encode())
@@ -198,13 +198,24 @@ class Indexed:
 
   def duplicates(self, cosine: float) -> Iterator[tuple[int, int, float]]:
     """As `Exact.duplicates`, among the DUPLICATES_SEEN nearest of each vector."""
+    found, full = {}, 0
     for start in range(0, len(self.index), BLOCK):
       keys = np.arange(start, min(start + BLOCK, len(self.index)), dtype=np.uint64)
       rows, cosines = self.nearest(np.asarray(self.index.get(keys), np.float32), DUPLICATES_SEEN)
-      for i, near, values in zip(keys, rows, cosines, strict=True):
+      full += int((cosines[:, DUPLICATES_SEEN - 1 :] >= cosine - ROUNDING).sum())
+      for i, near, values in zip(keys.tolist(), rows.tolist(), cosines.tolist(), strict=True):
         for j, value in zip(near, values, strict=True):
-          if i < j and value >= cosine - ROUNDING:
-            yield int(i), int(j), float(value)
+          if i != j and value >= cosine - ROUNDING:
+            found[min(i, j), max(i, j)] = value
+    if full:
+      log.warning(
+        "%d vectors have %d or more such neighbours, of which the index looked at no more; "
+        "--exact lists all pairs",
+        full,
+        DUPLICATES_SEEN - 1,
+      )
+    for (i, j), value in found.items():
+      yield i, j, value
 
 
 def _import_usearch():

@@ -118,7 +118,7 @@ def write(settings: Settings, job: Evaluation, workdir: str) -> None:
   split = job.splits[0]
   if whole:
     split = Split(np.arange(len(job.labels.ids)), split.valid, split.test)
-  weights = _fit(job, x, split, chosen.place, refit=not whole and job.training.refit, last=whole)
+  weights = _fit(job, x, split, chosen.place, refit=not whole and _refits(job), last=whole)
   head = _head(job, chosen, x.shape[1], split, whole)
   head = dataclasses.replace(head, about={**head.about, **_made_of(settings, job)})
   if head.multi_label:
@@ -190,6 +190,11 @@ def _fit(job: Evaluation, x, split: Split, place: int, *, refit: bool, last: boo
   return folded(probe.weights[0, 0], probe.bias[0, 0], probe.mean[0], probe.std[0])
 
 
+def _refits(job: Evaluation) -> bool:
+  """Whether the tested probe also knew the validation clips."""
+  return not job.select_on_test if job.training.protocol == "exact" else job.training.refit
+
+
 def _validated(job: Evaluation, x, split: Split, place: int) -> np.ndarray:
   """(V, C) logits of a division's validation clips, by a probe that does not know them."""
   weights = _fit(job, x, split, place, refit=False, last=False)
@@ -200,7 +205,7 @@ def _head(job: Evaluation, chosen: Chosen, width: int, split: Split, whole: bool
   """The head, its thresholds not chosen yet."""
   labels, protocol = job.labels, job.training.protocol
   name, grid = _grid(job)
-  known = len(trained_on(split, not whole and job.training.refit))
+  known = len(trained_on(split, not whole and _refits(job)))
   metric = "mAP" if labels.multi_label else "accuracy"
   tested = chosen.row["mean"] if whole else chosen.row["runs"][0]["score"]
   activation = "sigmoid" if labels.multi_label else "softmax"
