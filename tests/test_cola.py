@@ -31,7 +31,6 @@ class Given(Encoder):
 
 @pytest.mark.parametrize("similarity", cola.SIMILARITIES)
 def test_similarities_loss_and_gradients_are_the_released_codes(golden, similarity):
-  """Seen red with the softmax over anchors, and with W transposed."""
   arrays = golden("cola")
   name, bilinear = {"bilinear": "bilinear", "cosine": "dot"}[similarity], similarity == "bilinear"
   network = cola.Network(Given(), arrays["weight"].shape[0], jnp.float32, 1, bilinear)
@@ -75,7 +74,6 @@ def _slow_semi_hard(pairs, margin):
 
 @pytest.mark.parametrize("spread", [0.3, 3.0])  # with the wider one, some have no farther negative
 def test_triplets_are_semi_hard(spread):
-  """Seen red with the hardest negative in place of the nearest farther one."""
   rng = np.random.default_rng(0)
   clips = rng.normal(size=(6, 1, 5))
   pairs = (clips + spread * rng.normal(size=(6, 2, 5))).astype(np.float32)
@@ -102,7 +100,7 @@ def test_windows_lie_inside_the_clip_and_short_ones_in_silence():
 
 @pytest.mark.parametrize("name", ["atst", "cola", "byola"])
 def test_noise_is_as_strong_as_that_of_a_waveform(name):
-  """The mean of every mel bin, within 0.5 dB. Seen red without the factor of half a spectrum."""
+  """The mean of every mel bin, within 0.5 dB."""
   frontend, rng = FRONTENDS[name], np.random.default_rng(0)
   height, total = filter_sizes(frontend)
   wide = total / height > 4  # bins of the spectrum
@@ -145,8 +143,7 @@ def _step(file, devices):
 
 @pytest.mark.parametrize("file", ["cola", "trill"])
 def test_eight_devices_have_the_negatives_of_one(file):
-  """Loss, gradient and the parameters after a step. There is no teacher. Seen red with negatives
-  of groups of four clips."""
+  """Loss, gradient and the parameters after a step. There is no teacher."""
   config, before, after, metrics = _step(file, 8)
   _, _, one, alone = _step(file, 1)
   assert before.teacher == () == after.teacher and int(after.updates) == 1

@@ -91,8 +91,7 @@ def test_adam_l2_by_hand():
 
 
 def test_the_stairs_of_a_warm_up():
-  """SSAST's: at every 50th step of the first 1,000, from 0; seen red with a rate that rises at
-  every step."""
+  """SSAST's: at every 50th step of the first 1,000, from 0."""
   rate = stairs_schedule(1e-4, warmup_steps=1000)
   found = [float(rate(step)) for step in (0, 49, 50, 99, 500, 999, 1000, 5000)]
   np.testing.assert_allclose(found, [0, 0, 5e-6, 5e-6, 5e-5, 9.5e-5, 1e-4, 1e-4], rtol=1e-5)

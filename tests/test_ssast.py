@@ -62,8 +62,6 @@ def tree_of(arrays, prefix, names) -> dict:
 
 @pytest.mark.parametrize("kind", PATCHES)
 def test_losses_and_gradients_are_the_released_code_s(golden, kind):
-  """Seen red with the other direction of the softmax, with time-major patches, and with one draw
-  for both losses."""
   arrays, objective = golden(f"ssast_{kind}"), objective_of(kind)
   encoder = PatchTransformer(
     **{k: v for k, v in objective.config["encoder"].items() if k != "kind"}
@@ -108,8 +106,7 @@ def test_the_paper_s_softmax_chooses_among_targets():
 @pytest.mark.parametrize("masked", [100, 250, 400])
 def test_clusters_are_distributed_as_the_released_code_s(golden, masked):
   """How often each patch is hidden, and how many of a clip with their right, lower and distant
-  neighbours, as sides of 3, 4 and 5 make them. Seen red without the cut, with sides of 3 and 4
-  alone, and with patch 0 among the hidden."""
+  neighbours, as sides of 3, 4 and 5 make them."""
   theirs = np.asarray(golden("ssast_masks")[f"patch_512_{masked}"])
   draw = jax.jit(jax.vmap(functools.partial(cluster_mask, patches=512, stride=64, masked=masked)))
   ours = np.concatenate([draw(jax.random.split(jax.random.key(i), 1500)) for i in range(4)])
@@ -184,8 +181,7 @@ def _fbank(wave, n_mels):
 
 
 def test_released_weights_are_read_and_embed_by_the_mean_over_patches(golden, tmp_path, capsys):
-  """From the waveform, and back to a file of the same tensors. Seen red with a window that is
-  periodic, with one deviation in place of two, and with CLS in place of the mean."""
+  """From the waveform, and back to a file of the same tensors."""
   from atst_jax.artifacts.model import load_model
   from tests.released_files import convert, torch
 
@@ -273,7 +269,7 @@ def test_one_loss_alone(task):
 )
 def test_eight_devices_take_the_step_of_one_and_steps_learn(file, changes):
   """Every draw is the clip's, whichever device it lies on, and another in every step; on one batch
-  the loss falls. Seen red with the key of the run in place of the step's."""
+  the loss falls."""
   changes |= {"encoder__depth": "1", "total_steps": "60", "optimizer__schedule": "constant"}
   config, found, first = recipe.resolve(tiny_config(file, **changes), None), [], None
   check(config, None, devices=8, processes=1)

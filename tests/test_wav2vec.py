@@ -18,8 +18,7 @@ from tests.tiny import tiny_config
 
 @pytest.mark.parametrize("count", [60, 25])
 def test_spans_lie_inside_the_clip_and_hide_their_share(count):
-  """A share of 0.065 begins them, without replacement; seen red with spans of one vector less, and
-  with starts among all vectors."""
+  """A share of 0.065 begins them, without replacement."""
   draw = functools.partial(span_mask, count=count, vectors=60, probability=0.065, span=10)
   hidden = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4000)))
   assert not hidden[:, count:].any() and hidden[:, :count].any(1).all()
