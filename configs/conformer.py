@@ -61,7 +61,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.encoder.width, config.encoder.depth, config.encoder.heads = 128, 4, 2
     config.encoder.feed_forward = 256
     config.encoder.kernel, config.encoder.position_kernel = 15, 15
-    config.wav2vec.span = 5  # 0.1 s: of 48 vectors
+    config.wav2vec.span = 5  # of 48 vectors of 20 ms; of 24 of 40 ms with `small_transformer`
     config.optimizer.base_lr = 1e-3
   if variant == "small_transformer":
     config.encoder = ssast.get_config("small_frame").encoder

@@ -107,6 +107,27 @@ def test_fault_11_impossible_combinations_are_refused(changes, message):
       "objective trill has no teacher; set --config.export=",
     ),
     ("trill.py:small", {"trill__margin": "-1"}, "trill.margin=-1.0: must lie between 0 and 4"),
+    (
+      "cola.py:small",
+      {"data__frontend": "ssast"},
+      "frontend=ssast filters first; set --config.cola",
+    ),
+    ("cola.py:small", {"views__normalization__offset": "-1.0"}, "takes the logarithm of nothing"),
+    (
+      "base.py",
+      {"views__normalization__kind": "log_magnitude"},
+      "log_magnitude needs floor, offset",
+    ),
+    (
+      "ssast.py:small",
+      {"ssast__task": "generative", "ssast__softmax": "targets"},
+      "softmax=targets",
+    ),
+    (
+      "ssast.py:small",
+      {"ssast__task": "discriminative", "ssast__generative_weight": "1.0"},
+      "generative_weight=1.0 does nothing with --config.ssast.task=discriminative",
+    ),
   ],
 )
 def test_an_objective_is_refused_what_it_cannot_do(file, changes, message):

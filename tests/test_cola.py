@@ -15,6 +15,7 @@ from atst_jax.models.layers import Encoder
 from atst_jax.objectives import cola, trill
 from atst_jax.objectives.noise import add_white_noise, filter_sizes
 from atst_jax.objectives.registry import get_objective
+from atst_jax.objectives.similarity import Embedder
 from atst_jax.objectives.windows import draw_starts, take_windows
 from atst_jax.pretraining import recipe
 from atst_jax.runtime.mesh import make_mesh, put_batch
@@ -70,6 +71,24 @@ def _slow_semi_hard(pairs, margin):
     farther = [d for d in negatives if d > distance(p)]
     losses.append(max(0, margin + distance(p) - (min(farther) if farther else max(negatives))))
   return np.mean(losses), np.mean(np.array(losses) > 0)
+
+
+class Centred(Encoder):
+  """What a batch normalisation would see: the first frame less its mean over the batch."""
+
+  def __call__(self, mel, length=None, *, train=False, track=True, tokens=False):
+    """(B, T, F) -> (B, F), {}."""
+    return mel[:, 0] - mel[:, 0].mean(0, keepdims=True), {}
+
+
+def test_both_windows_of_a_clip_lie_in_one_part():
+  """Seen red with rows in the order of clips and windows, which parts of an even number tear
+  apart."""
+  windows = np.zeros((4, 2, 3, 5), np.float32)
+  windows[:, 1] = 1
+  network = Embedder(Centred(), 0, jnp.float32, accumulation=2)
+  found = network.apply({}, windows)
+  np.testing.assert_allclose(found, np.broadcast_to([[[-0.5], [0.5]]], (4, 2, 5)))
 
 
 @pytest.mark.parametrize("spread", [0.3, 3.0])  # with the wider one, some have no farther negative

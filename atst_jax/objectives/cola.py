@@ -21,7 +21,7 @@ from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import Encoder
 from atst_jax.objectives.noise import add_white_noise
 from atst_jax.objectives.objective import Loss, Objective
-from atst_jax.objectives.similarity import Embedder, check_negatives, embed_pairs
+from atst_jax.objectives.similarity import Embedder, check_negatives
 from atst_jax.objectives.windows import clip_keys, draw_starts, normalized, peaks, take_windows
 from atst_jax.util.errors import UserError
 
@@ -50,7 +50,7 @@ class Network(Embedder):
       self.weight = self.param("weight", nn.initializers.normal(0.05), (self.out, self.out))
 
   def __call__(self, mel):
-    """(N, T, F) normalised -> (N, P)."""
+    """(B, …, T, F) normalised -> (B, …, P)."""
     z = self.embed(mel)
     return jnp.tanh(self.norm(z)) if self.bilinear else z
 
@@ -92,6 +92,12 @@ class Cola(Objective):
     """Raises UserError for a batch without negatives, or a temperature that is missing or not
     used."""
     check_negatives(self.name, self.config["batch_size"])
+    frontend = self.config["data"]["frontend"]
+    if self.options.noise and get_frontend(frontend).spectrum == "kaldi":
+      raise UserError(
+        f"--config.cola.noise={self.options.noise} is of the samples, which --config.data.frontend="
+        f"{frontend} filters first; set --config.cola.noise=0, or take another front-end"
+      )
     cosine, temperature = self.options.similarity == "cosine", self.options.temperature
     if cosine != (temperature is not None):
       wanted = "=0.2" if cosine else "=none"
@@ -121,7 +127,7 @@ class Cola(Objective):
 
   def loss(self, student, batch: dict, key) -> Loss:
     """Cross-entropy of every anchor's own positive among those of the global batch."""
-    z = embed_pairs(student, self.draw(batch, key))
+    z = student(self.draw(batch, key))
     similarities = student(z[:, 0], z[:, 1], self.options.temperature, method=Network.similarities)
     value, accuracy = contrastive_loss(similarities)
     return Loss(value, {"accuracy": accuracy}, z.reshape(-1, self.outputs))

@@ -23,21 +23,20 @@ class Embedder(nn.Module):
       self.head = nn.Dense(self.out, dtype=self.dtype, kernel_init=init)
 
   def embed(self, mel):
-    """(N, T, F) normalised -> (N, P) float32."""
+    """(B, …, T, F) normalised -> (B, …, P) float32. All windows of a clip pass the encoder in one
+    part, where BatchNorm sees them together."""
     parts = 1 if self.is_initializing() else self.accumulation
-    y = in_parts(lambda encoder, mel: encoder(mel, None, train=True)[0], self.encoder, parts, mel)
+    y = in_parts(_encode, self.encoder, parts, mel)
     return self.head(y).astype(jnp.float32) if self.out else y
 
   def __call__(self, mel):
-    """(N, T, F) normalised -> (N, P) float32."""
+    """(B, …, T, F) normalised -> (B, …, P) float32."""
     return self.embed(mel)
 
 
-def embed_pairs(student, windows, **options):
-  """(B, 2, T, F) -> (B, 2, P), both windows of a clip in one pass, where BatchNorm sees them."""
-  B, K = windows.shape[:2]
-  out = student(windows.reshape(B * K, *windows.shape[2:]), **options)
-  return out.reshape(B, K, -1)
+def _encode(encoder, mel):
+  y, _ = encoder(mel.reshape(-1, *mel.shape[-2:]), None, train=True)
+  return y.reshape(*mel.shape[:-2], -1)
 
 
 def check_negatives(objective: str, batch_size: int) -> None:

@@ -159,6 +159,16 @@ class Ssast(Objective):
           f"--config.encoder.{key}={encoder[key]} does not divide the {size} {whole}; take a "
           "divisor"
         )
+    unread = {
+      "generative_weight": (self.options.task != "joint", 10.0),
+      "softmax": (self.options.task == "generative", "predictions"),
+    }
+    for key, (is_unread, default) in unread.items():
+      if is_unread and getattr(self.options, key) != default:
+        raise UserError(
+          f"--config.ssast.{key}={getattr(self.options, key)} does nothing with "
+          f"--config.ssast.task={self.options.task}; leave it out"
+        )
     rows, times = self.grid(n_mels)
     if self.options.masking == "cluster" and rows == 1:
       raise UserError(

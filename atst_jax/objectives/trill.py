@@ -17,7 +17,7 @@ from atst_jax.method.losses import l2_normalize
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import Encoder
 from atst_jax.objectives.objective import Loss, Objective
-from atst_jax.objectives.similarity import Embedder, check_negatives, embed_pairs
+from atst_jax.objectives.similarity import Embedder, check_negatives
 from atst_jax.objectives.windows import clip_keys, draw_starts, normalized, peaks, take_windows
 
 
@@ -95,7 +95,7 @@ class Trill(Objective):
 
   def loss(self, student, batch: dict, key) -> Loss:
     """`semi_hard_loss` of the batch's windows; `violated` is the share of triplets that count."""
-    z = embed_pairs(student, self.draw(batch, key))
+    z = student(self.draw(batch, key))
     value, violated = semi_hard_loss(z, self.options.margin)
     return Loss(value, {"violated": violated}, z.reshape(-1, self.outputs))
 

@@ -71,7 +71,9 @@ def contrastive_loss(said, features, hidden, others, temperature: float):
     "bnd,bmd->bnm", l2_normalize(said), l2_normalize(features), precision="highest"
   )
   right = jnp.diagonal(cosines, axis1=1, axis2=2)[..., None]
-  wrong = jnp.take_along_axis(cosines, others, 2)
+  # What equals the right one, as in digital silence, is no distractor: so wav2vec 2.0's code.
+  alike = (features[:, :, None] == features[:, None]).all(-1)
+  wrong = jnp.take_along_axis(jnp.where(alike, -jnp.inf, cosines), others, 2)
   chances = jax.nn.log_softmax(jnp.concatenate([right, wrong], -1) / temperature)[..., 0]
   found = (right > wrong).all(-1)
   count = jnp.maximum(hidden.sum(), 1)

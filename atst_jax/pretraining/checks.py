@@ -9,7 +9,7 @@ from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import READERS
 from atst_jax.data.order import VERSION, check_streams
-from atst_jax.method.normalization import NORMALIZATIONS
+from atst_jax.method.normalization import NORMALIZATIONS, check_normalization
 from atst_jax.method.optimizer import FORMS, SCHEDULES
 from atst_jax.models.encoders import ENCODERS, fields_of, make_encoder
 from atst_jax.objectives.objective import Objective
@@ -88,6 +88,17 @@ RANGES = {  # both ends included
   "optimizer.reference_batch": (0, 1e9),
   **{key: ends for objective in OBJECTIVES.values() for key, ends in objective.ranges.items()},
 }
+
+
+def _check_normalization(normalization: ConfigDict) -> None:
+  """Raises UserError for constants that are missing, too many or no numbers."""
+  try:
+    check_normalization(**normalization)
+  except (ValueError, TypeError) as error:
+    raise UserError(
+      f"views.normalization: {error}; start from a config of that kind (configs/base.py: min_max, "
+      "configs/byola.py: standard, configs/ssast.py: half_standard, configs/cola.py: log_magnitude)"
+    ) from error
 
 
 def check_values(config: ConfigDict, objective: Objective) -> None:
@@ -186,6 +197,7 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
       f"batch_size {batch} is not divisible by {devices} devices; use a multiple of {devices}"
     )
   check_encoder(encoder)
+  _check_normalization(config.views.normalization)
   check_crop(config)
   n_mels = get_frontend(config.data.frontend).n_mels
   shortest_clip = _shortest_clip(config, dataset)

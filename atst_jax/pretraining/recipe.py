@@ -68,8 +68,8 @@ def resolve(config: ConfigDict, dataset: Dataset | None, begun: dict | None = No
     if key not in normalization:
       raise UserError(
         f"views.normalization has no {key!r}, which kind {normalization.kind!r} needs; start from "
-        "a "
-        "config of that kind (configs/base.py: min_max, configs/byola.py: standard)"
+        "a config of that kind (configs/base.py: min_max, configs/byola.py: standard, "
+        "configs/ssast.py: half_standard)"
       )
     if normalization[key] is None:
       normalization[key] = float(statistics[name])
