@@ -25,18 +25,17 @@ import sys
 from typing import NamedTuple
 
 import evidence_sets as sets
+from evidence_done import check_measured, check_trained, read
 from evidence_tables import tables
 from evidence_trials import TRIALS, overrides, told
 
-from atst_jax.method.subtraction import SECTIONS
 from atst_jax.util.cli import Parser, guard
-from atst_jax.util.config import flatten, load_with_overrides, variants
+from atst_jax.util.config import variants
 from atst_jax.util.errors import UserError
 
 EXIT_RESUME = 75
 VARIANTS = variants("configs/evidence.py")
 BASE, PEER = "base", "peer"
-MOVES = ("encoder", "text.model")  # where things lie, of an evaluation
 SUBTRACTS = (BASE, "lambda02", "lambda05")
 STAND_IN = "stand_in"  # a text model with random parameters (`evidence_text.py`)
 
@@ -56,7 +55,7 @@ class Run(NamedTuple):
   @property
   def params_hash(self) -> str | None:
     """Of the encoder; None where it does not say."""
-    return (_read(self.encoder / "config.json") or {}).get("params_hash")
+    return (read(self.encoder / "config.json") or {}).get("params_hash")
 
 
 class Step(NamedTuple):
@@ -78,7 +77,7 @@ def training(run: Run, output: pathlib.Path, more: list[str]) -> list[Step]:
     *run.changes,
     *more,
   ]
-  agree(run.workdir, flags, _read(run.workdir / "config.json"), "trained")
+  check_trained(run.workdir, flags)
   done = run.encoder / "config.json"
   if run.name == PEER:
     return [Step(done, ["-m", "launch.evidence_peer", *flags])]
@@ -118,13 +117,7 @@ def evaluations(run: Run, output: pathlib.Path, text: str) -> list[Step]:
       "--config.seeds=1",
       *own,
     ]
-    results = _read(workdir / "results.json")
-    if results and results["encoder"]["params_hash"] != run.params_hash:
-      raise UserError(
-        f"{workdir} was measured with another encoder than {run.encoder} is now; delete it, or "
-        "rename the encoder's folder"
-      )
-    agree(workdir, flags, results and results["config"], "measured")
+    check_measured(workdir, flags, run.params_hash, sets.fingerprint(output, name))
     steps.append(Step(workdir / "results.json", ["-m", "atst_jax.main", *flags]))
   return steps
 
@@ -136,36 +129,6 @@ def text_model(output: pathlib.Path, text: str) -> tuple[str, list[Step]]:
   folder, pairs = output / STAND_IN, output / "sets" / sets.PAIRS / "pairs.csv"
   command = ["-m", "launch.evidence_text", f"--pairs={pairs}", f"--output={folder}"]
   return str(folder), [Step(folder, command)]
-
-
-def _read(path: pathlib.Path) -> dict | None:
-  return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def agree(workdir: pathlib.Path, flags: list[str], stored: dict | None, done: str) -> None:
-  """Raises UserError if what has begun in a workdir had other values than `flags` say.
-
-  Args:
-    stored: the config that it has, if any.
-    done: "trained" or "measured".
-  """
-  if stored is None:
-    return
-  config, _, *more = flags
-  had = flatten(stored)
-  asked = flatten(load_with_overrides(config.removeprefix("--config="), more, SECTIONS))
-  for key, value in asked.items():
-    value = json.loads(json.dumps(value))
-    if done == "measured" and key not in had and not key.startswith("export"):
-      raise UserError(f"{workdir} was measured before there was {key}: delete it to measure anew")
-    # what is None is filled when a run begins
-    if value is None or key.startswith("data.") or key in MOVES:
-      continue
-    if value != had.get(key, value):
-      raise UserError(
-        f"{workdir} was {done} with {key}={had[key]}, not {value}: choose another --output, or "
-        "delete it"
-      )
 
 
 def check_heard(run: Run, tested: sets.Tested, allowed: bool) -> None:
@@ -220,6 +183,11 @@ def planned(flags, output: pathlib.Path) -> list[Run]:
       elif name != PEER:
         run = run._replace(variant=name, subtracts=name in SUBTRACTS)
       runs.append(run)
+  if flags.text and not any(run.subtracts for run in runs):
+    raise UserError(
+      f"--text={flags.text}: none of these runs is evaluated by retrieval; leave it out, or take "
+      f"one of --only={','.join(SUBTRACTS)}"
+    )
   taken = {*VARIANTS, PEER, STAND_IN, "sets", "manifests", "trials"}
   for encoder in map(pathlib.Path, filter(None, flags.encoders.split(","))):
     if encoder.name in taken:
@@ -240,7 +208,7 @@ def whole_numbers(text: str) -> list[int]:
 
 def run_all(flags, runs: list[Run], output: pathlib.Path, more: list[str]) -> None:
   """Prepares the sets, then trains and evaluates every run."""
-  sets.write_manifests(flags.recordings, output, trials=flags.trials)
+  sets.write_manifests(flags.recordings, output, trials=flags.trials, dry_run=flags.dry_run)
   steps = [Step(*step) for step in sets.preparations(flags.recordings, output)]
   model, made = text_model(output, flags.text)
   if any(run.subtracts for run in runs):

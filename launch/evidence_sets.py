@@ -21,6 +21,9 @@ from collections.abc import Iterable
 
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.dataset import Clip, Dataset
+from atst_jax.downstream import features
+from atst_jax.downstream.bgknown.sets import fingerprint as of_conditions
+from atst_jax.downstream.bgknown.sets import load as load_conditions
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
@@ -86,9 +89,12 @@ def _notes(recordings: pathlib.Path, task: str) -> list[dict]:
     ]
 
 
-def write_manifests(recordings: pathlib.Path, output: pathlib.Path, *, trials: bool) -> None:
+def write_manifests(
+  recordings: pathlib.Path, output: pathlib.Path, *, trials: bool, dry_run: bool = False
+) -> None:
   """OUTPUT/manifests/: a CSV of each task and of what pre-training hears, and, but for trials, of
-  the two sides of mixtures, notes over environmental sounds, divided as their tasks are.
+  the two sides of mixtures, notes over environmental sounds, divided as their tasks are. With
+  `dry_run` they are checked and not written.
 
   Raises UserError where recordings are missing, or where a set was prepared from another list.
   """
@@ -117,7 +123,8 @@ def write_manifests(recordings: pathlib.Path, output: pathlib.Path, *, trials: b
     if row["split"] != "test"
   ]
   mixed = {} if trials else {f"{BGKNOWN}_{side}": tables[task] for side, task in SIDES.items()}
-  (output / "manifests").mkdir(parents=True, exist_ok=True)
+  if not dry_run:
+    (output / "manifests").mkdir(parents=True, exist_ok=True)
   for name, rows in {PRETRAIN: heard, **tables, **mixed}.items():
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -129,7 +136,8 @@ def write_manifests(recordings: pathlib.Path, output: pathlib.Path, *, trials: b
         f"{folder} was prepared from another list than that of today; delete it with what was "
         f"measured on it ({output}/*/seed*/{folder.name}), or choose another --output"
       )
-    path.write_text(text.getvalue(), encoding="utf-8")
+    if not dry_run:
+      path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _splits(rows: list[dict]) -> set[str]:
@@ -171,6 +179,17 @@ def mixtures(recordings: pathlib.Path, output: pathlib.Path, *, pairs: bool) -> 
     command += ["--name=evidence_pairs", f"--output={folder}"]
     steps.append((folder / "dataset.json", command))
   return steps
+
+
+def fingerprint(output: pathlib.Path, name: str) -> str | None:
+  """Of a prepared set, as its results have it; None where it is not there."""
+  folder = output / "sets" / name
+  done = folder / "c" if name == BGKNOWN else folder
+  if not (done / "dataset.json").is_file():
+    return None
+  if name == BGKNOWN:
+    return of_conditions(load_conditions(str(folder)))
+  return features.fingerprint(Dataset.load(str(folder)))
 
 
 def _stem(id: str) -> str:

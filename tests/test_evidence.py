@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from atst_jax.data.dataset import Clip, Dataset
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from tests.evaluation import write_clips
@@ -21,10 +22,11 @@ def evidence():
     patch.chdir(ROOT)
     try:
       import evidence
+      import evidence_done
       import evidence_sets
       import evidence_tables
 
-      evidence.sets, evidence.of = evidence_sets, evidence_tables
+      evidence.sets, evidence.of, evidence.done = evidence_sets, evidence_tables, evidence_done
       yield evidence
     finally:
       sys.path.remove(str(ROOT / "launch"))
@@ -91,6 +93,7 @@ def test_dry_run_names_every_step_and_skips_what_is_done(evidence, recordings, t
   flags = [f"--recordings={recordings}", f"--output={output}", "--seeds=1", "--only=base,cnn"]
   flags += ["--peer", "--dry_run", "--config.total_steps=77"]
   assert evidence.main(flags) == 0
+  assert not output.exists()  # nothing is written
   lines = capfd.readouterr().out.splitlines()
   # sets; training, export and evaluations of base (with BgKnown) and cnn; the peer exports itself
   assert len(lines) == 6 + (2 + 5) + (2 + 4) + (1 + 4)
@@ -107,6 +110,8 @@ def test_dry_run_names_every_step_and_skips_what_is_done(evidence, recordings, t
   # pairs and the words' model; retrieval; a variant is evaluated beside no random encoder
   assert len(more.splitlines()) == 6 + 2 + (2 + 6) + (1 + 4)
   assert "--config.baselines=()" in more and f"--config.text.model={output}/stand_in" in more
+  with pytest.raises(UserError, match="--text=stand_in: none of these runs is evaluated by retr"):
+    evidence.main([*flags, "--only=cnn", "--text=stand_in"])
   with pytest.raises(UserError, match="no variant cnm; there are base,"):
     evidence.main([*flags, "--only=cnm"])
   with pytest.raises(UserError, match="mine is a folder of --output, or of another encoder"):
@@ -133,49 +138,84 @@ def test_every_trial_changes_the_base_recipe(evidence):
   base = configs.flatten(configs.load(path).to_dict())
   for name, values in evidence.TRIALS.items():
     flags = evidence.overrides(name)
-    found = configs.flatten(configs.load_with_overrides(path, flags, evidence.SECTIONS).to_dict())
+    found = configs.flatten(configs.load_with_overrides(path, flags, SECTIONS).to_dict())
     changed = {key: value for key, value in found.items() if base.get(key, value) != value}
     assert changed == values, name
     assert all(f"`{key}=" in evidence.told(name) for key in values)
 
 
 def test_what_was_trained_otherwise_is_not_taken_for_the_result(evidence, tmp_path, monkeypatch):
+  """By any key but places and what nothing depends on."""
   monkeypatch.chdir(ROOT)
   flags = ["--config=configs/evidence.py:cnn", f"--workdir={tmp_path}"]
-  agree = lambda stored, *more: evidence.agree(tmp_path, [*flags, *more], stored, "trained")
-  agree(None, "--config.total_steps=77")  # nothing there yet
-  stored = {"total_steps": 200, "encoder": {"hidden": 256}}
-  agree(stored, "--config.total_steps=200", "--config.encoder.hidden=256")
-  with pytest.raises(UserError, match="was trained with total_steps=200, not"):
-    agree(stored, "--config.total_steps=77")
-  with pytest.raises(UserError, match="was trained with total_steps=77, not"):
-    agree({"total_steps": 77})  # a trial
+  evidence.check_trained(tmp_path, flags)  # nothing there yet
+  asked = configs.load_with_overrides("configs/evidence.py:cnn", [], SECTIONS)
+  filled = {"data.fingerprint": "one", "views.normalization.mean": -9.0, "dtype": "float32"}
+  asked.update_from_flattened_dict(filled | {"data.path": "/mine", "guard.step_seconds": 900.0})
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(asked.to_dict()))
+  evidence.check_trained(tmp_path, flags)
+  evidence.check_trained(tmp_path, [*flags, "--config.encoder.hidden=256"])
+  for change, message in (
+    ("data.clip_frames=77", r"trained with another config \(data\.clip_frames: 501 -> 77\)"),
+    ("total_steps=77", "total_steps: 200 -> 77"),
+    ("data.order=1", "data.order: 2 -> 1"),
+    ("dtype=bfloat16", "dtype: 'float32' -> 'bfloat16'"),
+  ):
+    with pytest.raises(UserError, match=message):
+      evidence.check_trained(tmp_path, [*flags, f"--config.{change}"])
+  path.write_text(json.dumps(asked.to_dict() | {"total_steps": 77, "seed": 3}))  # a trial
+  with pytest.raises(UserError, match="seed: 3 -> 0; total_steps: 77 -> 200"):
+    evidence.check_trained(tmp_path, flags)
 
 
-def test_what_was_measured_otherwise_is_not_taken_for_the_result(evidence, tmp_path):
-  """Of another encoder, by another config, or by an earlier version's."""
-  run = evidence.Run("base", 0, tmp_path / "base" / "seed0", tmp_path / "encoder")
-  path, encoder = run.workdir / "digits" / "results.json", tmp_path / "encoder" / "config.json"
-  for folder in (path.parent, encoder.parent):
-    folder.mkdir(parents=True)
-  encoder.write_text(json.dumps({"params_hash": "one"}))
-  flags = ["--config.protocol=exact", "--config.splits.way=split", "--config.seeds=1"]
-  done = configs.load_with_overrides("configs/linear.py", flags).to_dict()
-  measured = lambda config, found="one": path.write_text(
-    json.dumps({"encoder": {"params_hash": found}, "config": config, "rows": []})
-  )
-  measured(done)
-  assert len(evidence.evaluations(run, tmp_path, "")) == 4
-  measured(done, "another")
-  with pytest.raises(UserError, match="measured with another encoder than"):
-    evidence.evaluations(run, tmp_path, "")
-  measured(done | {"knn": 3})
-  with pytest.raises(UserError, match="was measured with knn=3, not 10"):
-    evidence.evaluations(run, tmp_path, "")
-  del done["exact"]["chosen_on"]
-  measured(done)
-  with pytest.raises(UserError, match=r"measured before there was exact\.chosen_on: delete"):
-    evidence.evaluations(run, tmp_path, "")
+def test_what_was_measured_otherwise_is_not_taken_for_the_result(evidence, tmp_path, monkeypatch):
+  """Of another encoder, set or text model, by another config, or by an earlier version's."""
+  run = evidence.Run("base", 0, tmp_path / "base" / "seed0", tmp_path / "encoder", subtracts=True)
+  for name in ("family", "pairs"):
+    (run.workdir / name).mkdir(parents=True)
+  run.encoder.mkdir()
+  (run.encoder / "config.json").write_text(json.dumps({"params_hash": "one"}))
+  evaluations = {
+    path.parent.name: command[2:]
+    for path, command in evidence.evaluations(run, tmp_path, str(tmp_path / "words"))
+  }
+
+  def measured(task, *, without="", **values):
+    """A call for results of what is asked now with other values."""
+    file, _, *overrides = evaluations[task]
+    config = configs.load_with_overrides(file.removeprefix("--config="), overrides)
+    config.statistics, config.params_hash = "encoder", "one"
+    config.data.fingerprint = "set"
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
+    stored = configs.flatten(config.to_dict())
+    stored.pop(without, None)
+    results = {"encoder": {"params_hash": config.params_hash}, "config": stored}
+    (run.workdir / task / "results.json").write_text(json.dumps(results))
+    return lambda: evidence.evaluations(run, tmp_path, str(tmp_path / "words"))
+
+  assert len(measured("family", crop="center", exact__chosen_on="folds")()) == 6
+  assert len(measured("family", crop="center", data__path="/mine", encoder="/it")()) == 6
+  for values, message in (
+    ({"params_hash": "two"}, r"measured with another encoder \(two\) than there is now \(one\)"),
+    ({"knn": 3}, "measured with another config .*knn: 3 -> 10"),
+    ({"statistics": "data"}, "statistics: 'data' -> 'encoder'"),
+    ({"without": "exact.chosen_on"}, r"exact\.chosen_on: \(absent\) -> None"),
+  ):
+    with pytest.raises(UserError, match=message):
+      measured("family", crop="center", **values)()
+  again = measured("family", crop="center")
+  monkeypatch.setattr(evidence.sets, "fingerprint", lambda output, name: f"{name} of today")
+  with pytest.raises(UserError, match=r"data\.fingerprint: 'set' -> 'family of today'"):
+    again()
+  monkeypatch.undo()
+  words = tmp_path / "words"
+  assert len(measured("pairs", text__hash="any", text__model="/words")()) == 6  # not there to ask
+  words.mkdir()
+  monkeypatch.setattr(evidence.done, "_text_hash", lambda model: f"hash of {model}")
+  measured("pairs", text__hash=f"hash of {words}")()
+  with pytest.raises(UserError, match=rf"text\.hash: 'other' -> 'hash of {words}'"):
+    measured("pairs", text__hash="other")()
 
 
 def clip(name, seed, split="train"):

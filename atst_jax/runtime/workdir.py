@@ -77,8 +77,9 @@ def read_config(workdir: str) -> dict:
   return config
 
 
-def _differences(stored: dict, config: dict, ignore: tuple[str, ...]) -> dict[str, str]:
-  """{key: "key: old -> new"} of the changes since the stored config, without `ignore`."""
+def differences(stored: dict, config: dict, ignore: tuple[str, ...]) -> dict[str, str]:
+  """{key: "key: old -> new"} of the changes since the stored config, without the keys of `ignore`
+  and what lies in its sections, which end with a dot."""
   former = {key: value for key, value in FORMERLY.items() if key in flatten(config)}
   stored, config = former | flatten(stored), flatten(config)
   lines = {line.partition(":")[0]: line for line in changes(stored, config)}
@@ -113,19 +114,17 @@ def compare(
   Raises:
     UserError: other keys have changed; it lists them.
   """
-  differences = _differences(stored, config, ignore)
-  refused = [line for key, line in differences.items() if not _among(key, named)]
+  found = differences(stored, config, ignore)
+  refused = [line for key, line in found.items() if not _among(key, named)]
   if refused and not allow_changes:
     raise UserError(
       f"{workdir} belongs to a run with another config:\n  "
       + "\n  ".join(refused)
       + "\nchoose a new workdir, or pass --allow_changed_config to go on with the new values"
     )
-  if differences:
-    log.warning(
-      "%s: the run goes on with other values: %s", workdir, "; ".join(differences.values())
-    )
-  return list(differences.values())
+  if found:
+    log.warning("%s: the run goes on with other values: %s", workdir, "; ".join(found.values()))
+  return list(found.values())
 
 
 def keep_config(places: Iterable[str], config: dict) -> None:
@@ -291,8 +290,8 @@ def continuation(
   refuse_other_job(workdir, config)
   if stored is None:
     return f"{workdir}: a new run"
-  differences = _differences(stored, config, (*ignore, *named))
-  if differences:
-    lines = [f"{workdir} belongs to a run with another config:", *differences.values()]
+  found = differences(stored, config, (*ignore, *named))
+  if found:
+    lines = [f"{workdir} belongs to a run with another config:", *found.values()]
     raise UserError("\n  ".join(lines))
   return f"{workdir}: belongs to this run"
