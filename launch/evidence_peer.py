@@ -4,7 +4,7 @@
     --config.data.path=data/real
 
 Order of the clips, views, initial parameters and schedules are ours; networks, gradients, AdamW and
-the teacher's average are PyTorch's (`atst_jax/performance/torch_step.py`). The teacher's encoder
+the teacher's average are PyTorch's (`atst_jax/performance/torch_update.py`). The teacher's encoder
 lies in WORKDIR/encoder afterwards, as an export. So what an evaluation finds can be set beside our
 own run of the same config. Stopped at any moment, the same command goes on from the last of the
 states that it keeps every `checkpoint.every_steps`. On the CPU; needs pip install -e .[torch].
@@ -26,11 +26,11 @@ from atst_jax.artifacts import export
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import write_json
 from atst_jax.method.ema import EmaState
+from atst_jax.method.mixtures import make_mixtures
 from atst_jax.method.optimizer import cosine_schedule, make_optimizer
 from atst_jax.method.subtraction import SECTIONS
 from atst_jax.method.views import make_views
-from atst_jax.models.encoders import ENCODERS
-from atst_jax.performance import torch_step
+from atst_jax.performance import torch_update
 from atst_jax.pretraining import job, recipe
 from atst_jax.pretraining.checks import is_ragged
 from atst_jax.runtime.mesh import make_mesh, process_rows
@@ -40,6 +40,7 @@ from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
 STATE = "state.pt"
+COMPUTED = {**torch_update.COMPUTED, "optimizer.form": ("optax",), "export": ("teacher",)}
 LINEAR = {"weight": "kernel", "bias": "bias"}
 NORM = {"weight": "scale", "bias": "bias"}
 HEAD = {
@@ -58,7 +59,7 @@ class Schedules(NamedTuple):
 
 
 def names(depth: int, parts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-  """Name of every parameter of `torch_step.make_networks` -> its path in ours.
+  """Name of every parameter of `torch_update.make_networks` -> its path in ours.
 
   Args:
     parts: "encoder", and the heads.
@@ -121,19 +122,6 @@ def unload(network, depth: int) -> dict:
   return {"params": params}
 
 
-def check(config: ConfigDict) -> None:
-  """Raises UserError for a config whose update PyTorch's does not compute."""
-  if not ENCODERS[config.encoder.kind].has_blocks or config.difference.weight:
-    raise UserError(
-      "PyTorch's update is a transformer's without the subtraction; take another config, or set "
-      "--config.difference.weight=0"
-    )
-  for key, wanted in (("joint_views", True), ("optimizer.form", "optax"), ("export", "teacher")):
-    value = configs.flatten(config.to_dict())[key]
-    if value != wanted:
-      raise UserError(f"--config.{key}={value}: PyTorch's update has {wanted}; leave it out")
-
-
 def schedules(config: ConfigDict) -> Schedules:
   """Of a resolved config, for all of its steps."""
   steps = np.arange(config.total_steps)
@@ -152,24 +140,30 @@ def schedules(config: ConfigDict) -> Schedules:
 
 
 def views_from(config: ConfigDict, dataset, *, step: int, rows) -> Iterator[tuple]:
-  """Yields (2 * B, T, F) and valid frames (2 * B,) or None of every step, as `train_step` draws
-  them; the first views of all clips come before the second ones."""
+  """Yields (2 * B, T, F), valid frames (2 * B,) or None, and with λ > 0 γ (2 * B,) and `post_std`
+  of every step, as `train_step` draws them; the first views of all clips come before the second
+  ones."""
   ragged, options = is_ragged(config, dataset), config.views.to_dict()
+  mixing = torch_update.mixing_of(config)
 
   def views(step, batch):
     key = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), step)
-    view_key, _, _ = jax.random.split(key, 3)
-    pair, length, _ = make_views(
+    view_key, mix_key, _ = jax.random.split(key, 3)
+    pair, length, drawn = make_views(
       view_key,
       batch["mel"],
       batch["length"],
       ragged=ragged,
-      apart=False,
+      apart=mixing is not None,
       resize=config.compute.resize,
       **options,
     )
     first = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-    return first(pair), None if length is None else first(length)
+    found = (first(pair), None if length is None else first(length))
+    if mixing is None:
+      return found
+    mixtures = make_mixtures(mix_key, pair, length, drawn["post_std"], **mixing)
+    return (*found, first(mixtures.gamma), drawn["post_std"])
 
   views = jax.jit(views)
   for number, batch in enumerate(recipe.batches(config, dataset, start_step=step, rows=rows), step):
@@ -182,12 +176,14 @@ class Peer:
   def __init__(self, torch, config: ConfigDict, state):
     encoder = {key: value for key, value in config.encoder.items() if key != "kind"}
     self.torch, self.depth, self.schedules = torch, config.encoder.depth, schedules(config)
+    mixing = torch_update.mixing_of(config)
     torch.manual_seed(config.seed)
-    self.student, self.teacher = torch_step.make_networks(
+    self.student, self.teacher = torch_update.make_networks(
       torch,
       n_mels=get_frontend(config.data.frontend).n_mels,
       hidden=config.heads.hidden,
       out=config.heads.out,
+      differences=mixing is not None,
       **encoder,
     )
     load(torch, self.student, state.params, self.depth)
@@ -202,7 +198,7 @@ class Peer:
     self.optimizer = torch.optim.AdamW(
       groups, lr=0.0, betas=(optimizer.b1, optimizer.b2), eps=optimizer.eps, fused=True
     )
-    self._update = torch_step.make_update(
+    self._update = torch_update.make_update(
       torch,
       self.student,
       self.teacher,
@@ -210,16 +206,18 @@ class Peer:
       device="cpu",
       bfloat16=config.dtype == "bfloat16",
       compiled=False,
+      mixing=mixing,
     )
 
-  def step(self, number: int, views, length) -> float:
+  def step(self, number: int, views, length, *drawn) -> float:
     """One update on what `views_from` yields for a step: its loss."""
     rates = self.schedules
     for group in self.optimizer.param_groups:
       group["lr"] = float(rates.learning_rate[number])
       group["weight_decay"] = float(rates.weight_decay[number]) if group["decays"] else 0.0
     tensor = lambda x: None if x is None else self.torch.from_numpy(np.array(x))
-    return float(self._update(tensor(views), tensor(length), float(rates.decay[number])))
+    given = tensor(views), tensor(length), float(rates.decay[number])
+    return float(self._update(*given, *map(tensor, drawn)))
 
   def save(self, path: pathlib.Path, step: int) -> None:
     """Keeps all that evolves."""
@@ -243,7 +241,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
   except ImportError:
     raise UserError("PyTorch is not installed: pip install -e .[torch]") from None
   config, dataset = job.settle(config)
-  check(config)
+  torch_update.check(config, COMPUTED)
   workdir.mkdir(parents=True, exist_ok=True)
   stored, path = configs.to_json(config), workdir / "config.json"
   if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != stored:

@@ -59,10 +59,9 @@ def overrides(batch: int, small: bool) -> list[str]:
 
 
 def speed(name: str, batch: int, small: bool, torch: bool) -> str:
-  """Measures a step, and torch.compile's in the same call; base.py's alone, as the step in PyTorch
-  has no subtraction."""
+  """Measures a step, and torch.compile's in the same call."""
   flags = [f"--config=configs/{name}.py", *overrides(batch, small), "--repeats=3"]
-  compared = ["--torch", "--torch_compile"] if torch and name != "base" else []
+  compared = ["--torch", "--torch_compile"] if torch else []
   text = python("-m", "atst_jax.benchmark", "step", *flags, *compared, seconds=110)
   return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 

@@ -15,7 +15,8 @@ import soundfile
 from atst_jax.artifacts.model import load_model
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.benchmark import main
-from atst_jax.performance import embed_speed, speed, torch_encoder, torch_step
+from atst_jax.method.subtraction import Subtraction
+from atst_jax.performance import embed_speed, speed, torch_encoder, torch_step, torch_update
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.recipe import clip_flops
 from atst_jax.runtime.mesh import make_mesh
@@ -125,28 +126,31 @@ def test_a_data_set_that_is_not_there(capsys):
 
 
 def test_torch_has_the_same_sizes():
-  """Its parameters are as many as ours; the teacher follows the student; a step moves both."""
+  """Its parameters are as many as ours, and the child's request is answered."""
   torch = pytest.importorskip("torch", reason="PyTorch is not installed: .[torch]")
-  config = tiny_config(difference__weight="0")
+  config = recipe.resolve(tiny_config(), None)
   sizes = {k: v for k, v in config.encoder.items() if k != "kind"} | {
     "n_mels": 64,
     "hidden": 32,
     "out": 8,
   }
-  student, teacher = torch_step.make_networks(torch, **sizes)
+  student, teacher = torch_update.make_networks(torch, **sizes, differences=True)
   count = lambda module: sum(p.numel() for p in module.parameters())
-  init, _ = recipe.build(recipe.resolve(config, None), ragged=False)
+  init, _ = recipe.build(config, ragged=False)
   state = jax.eval_shape(init, jax.random.key(0))
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   assert (count(student), count(teacher)) == (size(state.params), size(state.teacher.params))
+  mixing = torch_update.mixing_of(config)
+  request = {"batch": 4, "frames": 32, "mixing": {**mixing, "options": mixing["options"]._asdict()}}
   seconds = torch_step.measure(
-    batch=4, frames=32, bfloat16=False, compiled=False, device="cpu", repeats=2, **sizes
+    bfloat16=False, compiled=False, device="cpu", repeats=2, **request, **sizes
   )
   assert len(seconds) == 2 and min(seconds) > 0
 
 
 def test_beside_torch(capsys, monkeypatch):
-  """Ours, PyTorch's, ours: the ratio is to the mean of ours."""
+  """Ours, PyTorch's, ours: the ratio is to the mean of ours. PyTorch's is asked for the mixtures of
+  the config; what it does not compute is refused before anything is measured."""
   answers = iter(
     (
       {"devices": 1, "device": "cpu", "dtype": "float32", "clips_per_second": 8.0},
@@ -158,9 +162,7 @@ def test_beside_torch(capsys, monkeypatch):
   monkeypatch.setattr(
     torch_step, "_child", lambda *command, what: asked.append(command) or next(answers)
   )
-  result = torch_step.beside(
-    tiny_config(difference__weight="0"), ["step", "--torch"], repeats=3, compiled=False
-  )
+  result = torch_step.beside(tiny_config(), ["step", "--torch"], repeats=3, compiled=False)
   assert [command[0] for command in asked] == [
     "atst_jax.benchmark",
     "atst_jax.performance.torch_step",
@@ -169,8 +171,17 @@ def test_beside_torch(capsys, monkeypatch):
   assert asked[0] == ("atst_jax.benchmark", "step", "--json")
   assert result["torch_clips_per_second"] == pytest.approx(16 / 3)
   assert result["times_torch"] == pytest.approx(12 / (16 / 3))
-  assert main(["step", "--torch", *tiny_flags()]) == 2
-  assert "without the subtraction; take configs/atst_small.py" in capsys.readouterr().err
+  mixing = json.loads(asked[1][1])["mixing"]
+  assert mixing["options"] == Subtraction(weight=0.2, mix_domain="energy")._asdict()
+  assert (mixing["k"], mixing["group"]) == (pytest.approx(7 * np.log(10)), 2)
+  for flags, message in (
+    (tiny_flags("byola.py"), "encoder.kind=cnn: PyTorch's update knows transformer alone"),
+    (tiny_flags(joint_views="false"), "joint_views=False"),
+    (tiny_flags(difference__level="frame"), "difference.level=frame"),
+    (tiny_flags(views__first_frames="16,32"), "views of one length; leave out views.first_frames"),
+  ):
+    assert main(["step", "--torch", *flags]) == 2 and message in capsys.readouterr().err
+  assert len(asked) == 3
 
 
 def test_embed(encoder, tmp_path, monkeypatch, capsys):

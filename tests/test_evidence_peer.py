@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from atst_jax.artifacts.model import load_model
+from atst_jax.performance import torch_update
 from atst_jax.pretraining import job, recipe
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util.errors import UserError
@@ -15,7 +16,8 @@ from tests.tiny import tiny_config, write_dataset
 def config_of(folder, **values):
   """Of three steps, on clips shorter than the crop too."""
   data = write_dataset(str(folder / "data"))
-  config = tiny_config(difference__weight="0", data__source="records", data__path=data, **values)
+  values = {"difference__weight": "0", **values}
+  config = tiny_config(data__source="records", data__path=data, **values)
   config.encoder.drop_path, config.total_steps = 0.0, 3
   return config
 
@@ -39,13 +41,14 @@ def trained(config):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("weight", ["0", "0.2"])
 @pytest.mark.parametrize("decay", [(0.04, 0.4), (100.0, 300.0)])
-def test_pytorchs_update_is_ours(tmp_path, decay):
+def test_pytorchs_update_is_ours(tmp_path, decay, weight):
   """Three steps: the same losses and teachers. The second decay takes a tenth of a parameter in a
   step: another schedule, or another choice of parameters, would show."""
   start, end = map(str, decay)
   decay = {"optimizer__weight_decay_start": start, "optimizer__weight_decay_end": end}
-  peer, state = trained(config_of(tmp_path, **decay))
+  peer, state = trained(config_of(tmp_path, difference__weight=weight, **decay))
   networks = (peer.student, state.params), (peer.teacher, state.teacher.params)
   for network, params in networks:
     found = evidence_peer.unload(network, peer.depth)["params"]
@@ -83,8 +86,9 @@ def test_a_stopped_peer_goes_on_to_the_same_encoder(tmp_path, monkeypatch):
 
 def test_the_peer_refuses_what_it_does_not_compute():
   for values, message in (
-    ({}, "a transformer's without the subtraction"),
-    ({"difference__weight": "0", "optimizer__form": "transformers"}, "optimizer.form=transformers"),
+    ({"heads__use_bias": "true"}, "heads.use_bias=True: PyTorch's update knows False alone"),
+    ({"optimizer__form": "transformers"}, "optimizer.form=transformers"),
+    ({"export": "student"}, "export=student"),
   ):
     with pytest.raises(UserError, match=message):
-      evidence_peer.check(tiny_config(**values))
+      torch_update.check(tiny_config(**values), evidence_peer.COMPUTED)

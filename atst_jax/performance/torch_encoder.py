@@ -1,7 +1,7 @@
 """An encoder in eager PyTorch for `benchmark embed --torch`: a process that answers requests, so
 that both are measured in turns.
 
-The network is that of `torch_step`, the rule that of `Model.embed`: a longer clip is cut into
+The network is that of `torch_update`, the rule that of `Model.embed`: a longer clip is cut into
 chunks. Each batch has chunks of one length, without padding.
 """
 
@@ -22,11 +22,11 @@ def serve(*, device: str, bfloat16: bool, **sizes) -> None:
   Args:
     device: "cpu" or "cuda".
     bfloat16: autocast.
-    sizes: of `torch_step.make_networks`.
+    sizes: of `torch_update.make_networks`.
   """
   import torch
 
-  from atst_jax.performance.torch_step import make_networks
+  from atst_jax.performance.torch_update import make_networks
 
   encoder = make_networks(torch, **sizes, drop_path=0.0, hidden=8, out=8)[0]["encoder"]
   encoder.to(device).eval()
