@@ -8,7 +8,7 @@ import pytest
 
 from atst_jax.method import train_step
 from atst_jax.method.ema import ema
-from atst_jax.method.mixtures import make_mixtures
+from atst_jax.method.mixtures import draw_gamma, make_mixtures
 from atst_jax.method.subtraction import Subtraction
 from atst_jax.performance import torch_step, torch_update
 from launch.evidence_peer import load, names
@@ -97,9 +97,7 @@ def test_shares_are_drawn_as_ours(per, shared, numbers):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed: .[torch]")
   options = Subtraction(gamma_per=per, gamma_shared=shared, gamma_min=0.2, gamma_max=0.3)
   gamma = torch_step.draw_gamma(torch, 5, options, "cpu").numpy()
-  ours = make_mixtures(
-    jax.random.key(0), jnp.zeros((5, 2, 1, 1)), None, 1.0, options=options, k=1.0, group=5
-  ).gamma.T.ravel()
+  ours = draw_gamma(jax.random.key(0), 5, low=0.2, high=0.3, per=per, shared=shared).T.ravel()
   assert gamma.shape == ours.shape and len(set(gamma)) == numbers
   assert 0.2 <= gamma.min() <= gamma.max() <= 0.3
   same = lambda x: x[:, None] == x
