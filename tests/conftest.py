@@ -33,9 +33,10 @@ import numpy as np
 import pytest
 
 from atst_jax.artifacts.model import load_model
-from atst_jax.pretraining import job
+from atst_jax.pretraining import job, recipe
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util.logs import log
+from tests import programs
 from tests.evaluation import write_encoder
 from tests.preparing import write_inline
 
@@ -77,6 +78,7 @@ def free_programs(request):
   for value in vars(request.module).values():
     if hasattr(value, "cache_clear") and not isinstance(value, type):
       value.cache_clear()
+  programs.PROGRAMS.clear()
   jax.clear_caches()
   gc.collect()
 
@@ -129,7 +131,10 @@ def inline(monkeypatch):
 
 @pytest.fixture
 def one_device(monkeypatch):
-  """Training in this process on one device of the eight, which is faster."""
+  """Training in this process on one device of the eight, which is faster; a file's runs share what
+  they compile."""
   monkeypatch.setattr(
     job, "make_mesh", lambda **_: make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
   )
+  monkeypatch.setattr(recipe, "compile_for", programs.compile_for)
+  monkeypatch.setattr(recipe, "compile_step", programs.compile_step)

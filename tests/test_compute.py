@@ -39,15 +39,27 @@ def _lowered(devices=1, **changes):
 
 
 @functools.cache
-def _run(devices=1, **changes):
-  """(compiled step, state and metrics after one update) with no randomness inside the encoder."""
+def _program(**changes):
+  """(program, batch) on one device with no randomness inside the encoder."""
   small = {"encoder__width": "32", "encoder__depth": "1", "encoder__drop_path": "0"}
   config = recipe.resolve(tiny_config(**{**small, **changes}), None)
-  mesh = make_mesh(data=-1, fsdp=1, devices=jax.devices()[:devices])
-  check(config, None, devices, 1)
-  program = recipe.compile_for(config, mesh, ragged=False)
+  mesh = make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+  check(config, None, 1, 1)
   batch = put_batch(mesh, next(recipe.batches(config, None, start_step=0, rows=None)))
-  state = program.init(jax.random.key(0))
+  return recipe.compile_for(config, mesh, ragged=False), batch
+
+
+@functools.cache
+def _fresh():
+  """The state that all of them begin with."""
+  return jax.device_get(_program()[0].init(jax.random.key(0)))
+
+
+@functools.cache
+def _run(**changes):
+  """(compiled step, state and metrics after one update)."""
+  program, batch = _program(**changes)
+  state = jax.device_put(_fresh(), jax.tree.map(lambda x: x.sharding, program.state))
   step = program.step.lower(state, batch).compile()
   return step, *jax.device_get(step(state, batch))
 

@@ -121,7 +121,7 @@ class Levels(Objective):
     return 1.0
 
 
-def test_an_objective_trains_and_is_exported(monkeypatch, tmp_path, capsys):
+def test_an_objective_trains_and_is_exported(monkeypatch, tmp_path, capsys, one_device):
   """By the commands: train, stop and go on, export. Nothing but the registry knows of it."""
   monkeypatch.setitem(registry.OBJECTIVES, "levels", Levels)
   monkeypatch.setitem(checks.CHOICES, "objective", tuple(registry.OBJECTIVES))

@@ -19,11 +19,12 @@ from atst_jax.runtime import devices, watchdog
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.runtime.metric_writer import MetricWriter
 from atst_jax.util.errors import UserError
+from tests import programs
 from tests.checkpoints import read_tree
 from tests.tiny import running, tiny_config, tiny_flags, two_processes, wait_for_step
 
 FLAGS = {
-  "total_steps": "20",
+  "total_steps": "8",
   "warmup_steps": "2",
   "checkpoint__every_steps": "4",
   "guard__window": "8",
@@ -53,8 +54,8 @@ def _at(monkeypatch, actions):
 def test_fault_31_two_runs_are_equal_bit_for_bit(tmp_path, one_device):
   states = []
   for name in ("a", "b"):
-    assert _run(tmp_path / name, total_steps="5") == 0
-    states.append(read_tree(tmp_path / name / "checkpoints" / "5" / "default"))
+    assert _run(tmp_path / name) == 0
+    states.append(read_tree(tmp_path / name / "checkpoints" / "8" / "default"))
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -102,7 +103,7 @@ def test_fault_32_stalled_input_is_noticed_and_the_heartbeat_tells(
     lambda self, limit: (beats.append((self._phase, self._step)), moved.set()),
   )
   _at(monkeypatch, {6: lambda: moved.wait(60)})
-  assert _run(tmp_path, guard__step_seconds="1.0", total_steps="8") == 0
+  assert _run(tmp_path, guard__step_seconds="1.0") == 0
   # the step that is known to have ended: 5 is looked at after 6 is dispatched
   assert beats[0] == ("step", 4)
   beat = json.loads((tmp_path / "heartbeat.json").read_text())
@@ -155,7 +156,7 @@ def test_fault_36_when_one_process_dies_or_raises_the_other_ends(tmp_path, fault
 @pytest.fixture(scope="module")
 def program():
   config = recipe.resolve(tiny_config(**FLAGS), None)
-  return config, recipe.compile_for(
+  return config, programs.compile_for(
     config, make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]), ragged=False
   )
 
@@ -188,7 +189,7 @@ def test_fault_37_the_step_is_compiled_once(program):
   """What was compiled cannot be compiled again: another shape or type is an error, not a slow
   step."""
   config, tiny = program
-  compiled = recipe.compile_step(tiny)
+  compiled = programs.compile_step(tiny)
   state = tiny.init(jax.random.key(0))
   batch = jax.device_put(
     next(recipe.batches(config, None, start_step=0, rows=None)),

@@ -36,35 +36,6 @@ def _poisoned(monkeypatch, steps, at=None):
   monkeypatch.setattr(recipe, "batches", batches)
 
 
-class Programs(dict):
-  """What `_run` compiled, shared by its runs; freed after the file (`free_programs`)."""
-
-  cache_clear = dict.clear
-
-
-PROGRAMS = Programs()
-
-
-@pytest.fixture
-def compiled_once(monkeypatch):
-  """Runs with the same config share what is compiled."""
-  compile_for, compile_step = recipe.compile_for, recipe.compile_step
-
-  def shared_program(config, mesh, **options):
-    key = repr(config)
-    if key not in PROGRAMS:
-      PROGRAMS[key] = compile_for(config, mesh, **options)
-    return PROGRAMS[key]
-
-  def shared_step(program):
-    if id(program) not in PROGRAMS:
-      PROGRAMS[id(program)] = compile_step(program)
-    return PROGRAMS[id(program)]
-
-  monkeypatch.setattr(recipe, "compile_for", shared_program)
-  monkeypatch.setattr(recipe, "compile_step", shared_step)
-
-
 def _run(workdir, **overrides):
   small = {
     "total_steps": "16",
@@ -85,7 +56,6 @@ def _state(workdir, step):
   return read_tree(workdir / "checkpoints" / str(step) / "default")
 
 
-@pytest.mark.usefixtures("compiled_once")
 def test_fault_26_the_run_goes_back_and_skips_the_window(tmp_path, monkeypatch, warnings):
   """Steps 10 to 12 are bad: back to the checkpoint of 8, and on with batch 13; 9 to 12 are lost. A
   run that is stopped at 11, in the middle of the bad steps, ends bit for bit as one that is not,
@@ -120,7 +90,6 @@ def test_fault_26_the_run_goes_back_and_skips_the_window(tmp_path, monkeypatch, 
   jax.tree.map(np.testing.assert_array_equal, _state(tmp_path / "stopped", 16), state)
 
 
-@pytest.mark.usefixtures("compiled_once")
 def test_fault_26_a_run_that_stays_bad_ends_with_a_dump(tmp_path, monkeypatch, warnings, capsys):
   """From the initial state, since there is no checkpoint yet; then exit code 3, with whole
   checkpoints."""

@@ -219,7 +219,7 @@ def test_a_stop_at_a_step_of_the_evaluation_does_not_lose_it(
   """The next start makes up for it, and writes nothing twice; in the last step there is no next
   start."""
   small = {
-    "total_steps": "4",
+    "total_steps": "5",
     "checkpoint__every_steps": "5",
     "difference__weight": "0",
     "encoder__depth": "1",
@@ -236,6 +236,6 @@ def test_a_stop_at_a_step_of_the_evaluation_does_not_lose_it(
     patch.setattr(StopRequest, "agreed", lambda self: next(asked))
     assert main.main(command) == 75 and steps() == [0]
   with monkeypatch.context() as patch:
-    asked = iter((False, True))
+    asked = iter((False, False, True))
     patch.setattr(StopRequest, "agreed", lambda self: next(asked))
-    assert main.main(command) == 0 and steps() == [0, 2, 4]
+    assert main.main(command) == 0 and steps() == [0, 2, 4, 5]
