@@ -92,14 +92,14 @@ def get_config(variant: str = "paper") -> ConfigDict:
     # share of the given labels that shall be right, for which the classifier's thresholds are
     # chosen, where a sound may have several labels; not set: the best F1
     config.export_precision = config_dict.placeholder(float)
-    # that it is fitted on: "all" labelled ones, or those that the first "division" does not test
-    config.export_clips = "all"
+    # that it is fitted on: "all" labelled ones, or those that the first "division" does not test.
+    # Filled: "all"; by protocol "evar", whose probe stops by validation clips, "division"
+    config.export_clips = config_dict.placeholder(str)
   if variant == "released":
     config.protocol = "atst"
     config.probe.refit, config.probe.tested_epoch = False, "best"
   if variant == "evar":
     config.protocol = "evar"
-    config.export_clips = "division"  # a probe that stops by validation clips cannot know them
     config.splits.hold_out = "tenth"
     config.probe.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     config.probe.epochs = 200

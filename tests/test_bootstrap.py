@@ -36,6 +36,39 @@ def test_clips_of_a_group_are_drawn_together():
   assert together.digest != design(400).digest
 
 
+def test_mixtures_of_a_recording_are_drawn_together():
+  """Ten backgrounds under 40 clips each hold ten answers. Recordings of one clip, or of all, change
+  nothing."""
+  ids = [f"{i}" for i in range(400)]
+  hits = (np.arange(400)[None] // 40) < 7
+  background = [{f"rain {i // 40}", "hum"} for i in range(400)]
+  width = lambda design: np.ptp(bootstrap.interval(bootstrap.of_hits(design, [hits]).resampled))
+  found = bootstrap.of_recordings(ids, [background, [{f"note {i}"} for i in range(400)]])
+  assert found.by == "recordings" and found.digest != design(400).digest
+  assert width(found) == pytest.approx(2 * 1.96 * np.sqrt(0.21 / 10), rel=0.1)
+  assert width(found) > 5 * width(design(400))
+  single = [{"hum"}] * 400, [{f"note {i}"} for i in range(400)]
+  assert bootstrap.of_recordings(ids, list(single)) is None
+
+
+def test_a_mixture_counts_as_often_as_all_its_recordings():
+  """Backgrounds and events are drawn apart; a clip that shares nothing is drawn by itself."""
+  background = [{"a", "b"}, {"b", "c"}, {"a", "c"}, {"a"}, {"z"}, {"y"}]
+  event = [{"1"}, {"2", "3"}, {"2"}, {"4"}, {"5"}, set()]
+  found = bootstrap.of_recordings([*"pqrstu"], [background, event])
+  (counts,) = found.draws(0, 2000)
+  assert found.numbers == ((3, 1, 2, 1),)  # a, b, c; note 2; two alone; one that fills
+  assert np.array_equal(counts[:, 4] + counts[:, 5], np.full(2000, 2.0))
+  # of the counts of a, b, c, which add up to 3, the products of two and one of them
+  triples = {(a, b, 3 - a - b) for a in range(4) for b in range(4 - a)}
+  expected = {(a * b, b * c, a * c, a) for a, b, c in triples}
+  assert {tuple(map(int, row)) for row in counts[:, :4]} == expected
+  few = bootstrap.of_recordings(["p", "q"], [[{"a", "b"}, {"b", "c"}]])
+  assert few is None  # "b" is in all, the others in one
+  nothing = bootstrap.of_hits(found, [np.ones((1, 6))]).resampled  # a draw without any clip
+  assert bootstrap.interval(nothing) == [1.0, 1.0]
+
+
 def test_draws_stay_inside_their_division():
   (counts,) = design(30, parts=3).draws(1, 50)
   assert counts.shape == (50, 10) and set(counts.sum(-1)) == {10.0}
@@ -108,6 +141,25 @@ def test_a_report_compares_runs_of_the_same_test_clips(tmp_path):
   )
   (tmp_path / "theirs" / "predictions" / "0.npz").unlink()
   assert differences(comparison) == []
+
+
+def test_a_group_in_several_divisions_is_drawn_for_all_of_them():
+  """Ten speakers with 20 clips in each of two divisions: the mean over both varies as that of ten
+  answers."""
+  tests, ids = [np.arange(200), np.arange(200, 400)], [f"{i}" for i in range(400)]
+  speakers = np.arange(200) // 20
+  hits = [(speakers < 7)[None]] * 2
+  width = lambda design: np.ptp(bootstrap.interval(bootstrap.of_hits(design, hits).resampled))
+  parted = bootstrap.design(tests, ids, [f"speaker {i}" for i in (*speakers, *speakers)])
+  assert parted.joint and parted.by == "groups"
+  one, two = (next(parted.draws(division, 30)) for division in range(2))
+  np.testing.assert_array_equal(one, two)
+  apart = [f"{division} {i}" for division in range(2) for i in speakers]
+  assert not bootstrap.design(tests, ids, apart).joint
+  assert width(parted) == pytest.approx(2 * 1.96 * np.sqrt(0.21 / 10), rel=0.1)
+  assert width(parted) == pytest.approx(
+    2**0.5 * width(bootstrap.design(tests, ids, apart)), rel=0.1
+  )
 
 
 def test_a_division_of_a_single_group_draws_its_clips():

@@ -10,6 +10,8 @@ from atst_jax import export
 from atst_jax.artifacts.classifiers.scoring import head_of
 from atst_jax.artifacts.model import load_model
 from atst_jax.downstream.linear import job
+from atst_jax.downstream.linear.exporting import take
+from atst_jax.util.config import load_with_overrides
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 from tests.evaluation import evaluate, make_clips, resolved, write_clips, write_encoder
@@ -44,6 +46,18 @@ def test_one_label_has_no_thresholds_and_takes_no_precision(probe):
   config["head"]["thresholds"] = [0.5] * 3
   (folder / "old" / "config.json").write_text(json.dumps(config))
   assert head_of(load_model(str(folder / "old"))) == head
+
+
+@pytest.mark.parametrize("flag", ["export_precision=0.9", "export_clips=all"])
+@pytest.mark.parametrize("variant", ["paper", "evar"])
+def test_what_is_of_a_classifier_needs_one(flag, variant):
+  flags = [f"--config.{flag}"]
+  config = load_with_overrides(f"configs/linear.py:{variant}", flags)
+  with pytest.raises(UserError, match=f"{flag} is of the classifier that --config.export=FOLDER"):
+    take(config)
+  settings, rest = take(load_with_overrides(f"configs/linear.py:{variant}", ["--config.export=x"]))
+  assert settings.clips == ("all" if variant == "paper" else "division")
+  assert not [key for key in rest if key.startswith("export")]
 
 
 def test_the_same_evaluation_finds_its_classifier_there(probe, monkeypatch):

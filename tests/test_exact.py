@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from atst_jax.downstream import features, ridge
+from atst_jax.downstream import bootstrap, features, ridge
 from atst_jax.downstream.bgknown import job as bgknown
 from atst_jax.downstream.evaluation import score_of
 from atst_jax.downstream.linear.exact import chosen_on
 from atst_jax.downstream.linear.probing import Training
 from atst_jax.downstream.splits import Split
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 N = 24
 SPLIT = Split(np.arange(8), np.arange(8, 16), np.arange(16, N))
@@ -44,6 +45,28 @@ def test_what_chooses_the_penalty(found, options, chosen, parts):
   name, groups = chosen_on(labels=found, splits=[SPLIT], **options)
   assert name == chosen and (groups is None) == (parts is None)
   assert parts is None or len(np.unique(groups)) == parts
+
+
+def test_folds_that_part_groups_are_kept_and_said(caplog, monkeypatch):
+  """Of the 16 known clips: four speakers in three folds are parted, in four folds they are not."""
+  monkeypatch.setattr(log, "propagate", True)
+  choose = lambda found: chosen_on(None, found, [SPLIT], exact=True, on_test=False)
+  name, groups = choose(labels((0, 1, 2), tuple("abcd")))
+  assert name == "folds" and len(np.unique(groups)) == 3
+  (message,) = caplog.messages
+  assert message.startswith(
+    "4 of 4 groups (16 of 16 clips that are not tested) lie in several fold"
+  )
+  assert "the first is 'a'; the folds are kept" in message and "chosen_on=groups" in message
+  caplog.clear()
+  choose(labels((0, 1, 2, 3), tuple("abcd")))
+  choose(labels((0, 1, 2)))
+  assert not caplog.messages
+  # the interval is by speaker all the same, whose clips lie in several divisions
+  found = labels((0, 1, 2), tuple("abcd"))
+  tests = [np.flatnonzero(found.folds == fold) for fold in range(3)]
+  design = bootstrap.design(tests, found.ids, found.groups)
+  assert design.by == "groups" and design.joint and design.numbers == ((4,),) * 3
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 the same clips.
 
 Test clips are drawn with replacement inside every division; clips of a group (a speaker, a
-recording) are drawn together. On every draw the score is computed anew, as the mean over seeds and
-divisions. The draws depend only on clips and groups, so that rows of the same test clips are
-compared on the same draws. The interval is the middle 95 % of the draws (percentile method, Efron
-and Tibshirani, 1993). It does not cover another pre-training of the encoder.
+recording) are drawn together. Of mixtures the recordings are drawn (`of_recordings`). On every draw
+the score is computed anew, as the mean over seeds and divisions. The draws depend only on clips and
+groups, so that rows of the same test clips are compared on the same draws. The interval is the
+middle 95 % of the draws (percentile method, Efron and Tibshirani, 1993). It does not cover another
+pre-training of the encoder.
 """
 
+import collections
 import hashlib
 import itertools
 import os
@@ -32,23 +34,45 @@ LEVEL = 95.0  # percent of the draws inside an interval
 
 
 class Design(NamedTuple):
-  """The test clips that are drawn together."""
+  """The test clips that are drawn together. A unit is a clip, a group or a recording. A clip counts
+  as often as all of its units are drawn: the product."""
 
-  units: tuple[np.ndarray, ...]  # of each division (N,): the unit of every test clip, from 0
-  by: str  # "clips", "groups", or "clips of a single group"
+  units: tuple[np.ndarray, ...]  # of each division (U, N): units of every test clip, from 0
+  # of each division: how many units there are of each kind; each kind is drawn by itself. The last
+  # one of a single unit is always drawn.
+  numbers: tuple[tuple[int, ...], ...]
+  by: str  # "clips", "groups", "clips of a single group" or "recordings"
   digest: str  # of clips and units; rows of equal digests are compared draw by draw
+  joint: bool = False  # divisions share units, and their draws
 
   def draws(self, division: int, number: int) -> Iterator[np.ndarray]:
     """Yields blocks (b, N) float32 of `number` draws: how often each draws every test clip of a
     division."""
-    units = self.units[division]
-    count, rng = int(units.max()) + 1, np.random.default_rng(division)
-    size = max(1, BLOCK // len(units))
+    units, numbers = self.units[division], self.numbers[division]
+    rng = np.random.default_rng(0 if self.joint else division)
+    size = max(1, BLOCK // units.shape[1])
     for start in range(0, number, size):
       rows = min(size, number - start)
-      drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
-      times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-      yield times[:, units].astype(np.float32)
+      times = np.concatenate([_times(rng, rows, count) for count in numbers], 1)
+      counts = times[:, units[0]].astype(np.float32)
+      for more in units[1:]:
+        counts *= times[:, more]
+      yield counts
+
+
+def _times(rng: np.random.Generator, rows: int, count: int) -> np.ndarray:
+  """(rows, count): how often each of `count` units is drawn, in `count` draws with replacement."""
+  drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+  return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+
+
+def _digest(ids: list[list[str]], units: tuple[np.ndarray, ...]) -> str:
+  digest = hashlib.sha256()
+  for names, unit in zip(ids, units, strict=True):
+    lines = (f"{id}\t{','.join(map(str, u))}" for id, u in zip(names, unit.T, strict=True))
+    digest.update("\n".join(lines).encode())
+    digest.update(b"\n\n")
+  return digest.hexdigest()[:16]
 
 
 def design(tests: list[np.ndarray], ids: list[str], groups: list[str]) -> Design:
@@ -56,20 +80,63 @@ def design(tests: list[np.ndarray], ids: list[str], groups: list[str]) -> Design
 
   Args:
     tests: of each division, the rows of its test clips.
-    ids, groups: (N,) of all clips; "" is an unknown group. Pieces of a file stay together too. If a
-      division tests a single group, such as one speaker, all draws of groups would be the same:
-      then clips are drawn everywhere, and the interval says nothing about other groups.
+    ids, groups: (N,) of all clips; "" is an unknown group. Pieces of a file stay together too. A
+      group that several divisions test is drawn for all of them at once. If a division tests a
+      single group, such as one speaker, all draws of groups would be the same: then clips are drawn
+      everywhere, and the interval says nothing about other groups.
   """
   sources = sources_of(ids, groups)
-  units = tuple(np.unique(sources[test], return_inverse=True)[1] for test in tests)
-  by = "clips" if all(len(np.unique(u)) == len(u) for u in units) else "groups"
-  if by == "groups" and any(len(np.unique(u)) == 1 for u in units):
-    units, by = tuple(np.arange(len(test)) for test in tests), "clips of a single group"
-  digest = hashlib.sha256()
-  for test, unit in zip(tests, units, strict=True):
-    digest.update("\n".join(f"{ids[i]}\t{u}" for i, u in zip(test, unit, strict=True)).encode())
-    digest.update(b"\n\n")
-  return Design(units, by, digest.hexdigest()[:16])
+  tested = [np.unique(sources[test]) for test in tests]
+  joint = len(np.unique(np.concatenate(tested))) < sum(map(len, tested))
+  if joint:
+    tested = [np.unique(np.concatenate(tested))] * len(tests)
+  units = tuple(
+    np.searchsorted(known, sources[test])[None] for known, test in zip(tested, tests, strict=True)
+  )
+  numbers = tuple((len(known),) for known in tested)
+  by = (
+    "groups"
+    if joint or any(u.size > n for u, (n,) in zip(units, numbers, strict=True))
+    else "clips"
+  )
+  if by == "groups" and any(len(np.unique(unit)) == 1 for unit in units):
+    units = tuple(np.arange(len(test))[None] for test in tests)
+    numbers = tuple((len(test),) for test in tests)
+    by, joint = "clips of a single group", False
+  named = [[ids[i] for i in test] for test in tests]
+  return Design(units, numbers, by, _digest(named, units), joint)
+
+
+def of_recordings(ids: list[str], used: list[list[set[str]]]) -> Design | None:
+  """The design of clips that are mixed from recordings; None where no two share one.
+
+  Recordings of every role are drawn with replacement, and a clip counts as often as the product
+  over its recordings (the pigeonhole bootstrap: Owen, 2007). Of recordings only those matter that
+  several clips share. One that is in all of them is not drawn: nothing can be said of others.
+
+  Args:
+    ids: (N,) of one division's test clips.
+    used: of every role (background, event), the recordings of each clip.
+  """
+  units: list[list[int]] = [[] for _ in ids]
+  numbers: list[int] = []
+  for role in used:
+    times = collections.Counter(itertools.chain.from_iterable(role))
+    shared = sorted(name for name, count in times.items() if 1 < count < len(ids))
+    place = {name: sum(numbers) + number for number, name in enumerate(shared)}
+    for own, names in zip(units, role, strict=True):
+      own += sorted(place[name] for name in names if name in place)
+    numbers += [len(shared)] if shared else []
+  if not numbers:
+    return None
+  alone = [own for own in units if not own]
+  for number, own in enumerate(alone):
+    own.append(sum(numbers) + number)
+  numbers += [len(alone), 1] if alone else [1]
+  # a clip of fewer recordings counts once more by the last unit, which is always drawn
+  most, last = max(map(len, units)), sum(numbers) - 1
+  columns = np.array([own + [last] * (most - len(own)) for own in units]).T
+  return Design((columns,), (tuple(numbers),), "recordings", _digest([ids], (columns,)))
 
 
 class Tested(NamedTuple):
@@ -90,7 +157,8 @@ def of_hits(design: Design, hits: list[np.ndarray], **kept: np.ndarray) -> Teste
   scores = []
   for number, part in enumerate(hits):
     mean = part.mean(0).astype(np.float32)
-    found = [counts @ mean / counts.sum(-1) for counts in design.draws(number, DRAWS)]
+    with np.errstate(invalid="ignore"):  # NaN where no clip is drawn
+      found = [counts @ mean / counts.sum(-1) for counts in design.draws(number, DRAWS)]
     scores.append(np.concatenate(found))
   kept = {"hits": np.concatenate(hits, 1).astype(np.float32), **kept}
   return Tested(design, kept, np.asarray(np.mean(scores, 0, dtype=np.float64)))

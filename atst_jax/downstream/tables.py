@@ -124,9 +124,7 @@ def notes(results: dict) -> list[str]:
       what = "over random encoders (the exact probe draws nothing)"
     out.append(f"±: {_spread(results)[1]} {what}. It holds neither other clips nor other encoders.")
   if "directions_99" in results["rows"][0]:
-    out.append(
-      "90 % in, 99 % in: the fewest directions that hold so much of the vectors' variance."
-    )
+    out.append("90 % in, 99 % in: the fewest directions with that share of the variance.")
   if "above_optimum" in results["rows"][0]:
     out.append(
       "Loss above optimum: cross entropy of the probe on its training clips, less that of the best "
@@ -136,9 +134,11 @@ def notes(results: dict) -> list[str]:
     out.append(_known_to_the_exact_probe(results))
   tested = [row["test"] for row in results["rows"] if row.get("test")]
   if tested:
-    by = {"clips": "", "groups": f", by {data.get('groups') or 'file'}"}.get(
-      tested[0]["by"], " (a division tests a single group: nothing is said of other groups)"
-    )
+    by = {
+      "clips": "",
+      "groups": f", by {data.get('groups') or 'file'}",
+      "recordings": ", by the recordings that they are mixed from",
+    }.get(tested[0]["by"], " (a division tests a single group: nothing is said of other groups)")
     out.append(
       f"Intervals: 95 % of {tested[0]['draws']} draws of the test clips with replacement{by} "
       "(bootstrap), of the mean over seeds; differences on the same draws. Rows differ where the "

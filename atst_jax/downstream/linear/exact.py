@@ -15,7 +15,7 @@ from atst_jax.artifacts.collection import neighbours
 from atst_jax.downstream import features, ridge
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.metrics import Spectrum, knn_scores, spectrum, summary
-from atst_jax.downstream.splits import Split, sources_of
+from atst_jax.downstream.splits import Split, source_of, sources_of
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
@@ -75,7 +75,30 @@ def chosen_on(
       f"{wanted}, so that none can be left out; take --config.exact.chosen_on=valid, or prepare "
       f"the set with a column `{wanted.removesuffix('s')}`"
     )
+  if wanted == "folds":
+    _tell_of_parted(groups, labels, splits)
   return wanted, named[wanted]
+
+
+def _tell_of_parted(groups: np.ndarray, labels: Labels, splits: list[Split]) -> None:
+  """Warns of groups of known clips that lie in several folds: a probe that leaves one fold out has
+  heard them. The folds stay as they are."""
+  known = np.unique(np.concatenate([part for split in splits for part in split[:2]]))
+  pairs = np.unique(np.stack([groups[known], labels.folds[known]]), axis=1)  # (2, M)
+  found, times = np.unique(pairs[0], return_counts=True)
+  parted = found[times > 1]
+  if len(parted):
+    first = int(np.flatnonzero(groups == parted[0])[0])
+    log.warning(
+      "%d of %d groups (%d of %d clips that are not tested) lie in several folds, the first is %r; "
+      "the folds are kept, and the penalty may be chosen too small for unheard groups: "
+      "--config.exact.chosen_on=groups leaves whole groups out",
+      len(parted),
+      len(found),
+      int(np.isin(groups[known], parted).sum()),
+      len(known),
+      labels.groups[first] or source_of(labels.ids[first]),
+    )
 
 
 def read(

@@ -21,7 +21,6 @@ from atst_jax.artifacts.classifiers.thresholds import (
 )
 from atst_jax.artifacts.folder import HEAD, read
 from atst_jax.downstream import ridge
-from atst_jax.downstream.evaluation import check_values
 from atst_jax.downstream.features import silence_db
 from atst_jax.downstream.linear.probing import fitter
 from atst_jax.downstream.linear.recipe import Evaluation, vectors
@@ -53,14 +52,22 @@ class Chosen(NamedTuple):
 def take(config: ConfigDict) -> tuple[Settings, ConfigDict]:
   """The settings, and the config without them: they do not enter what is measured. Raises UserError
   for what they cannot be."""
-  check_values(config, one_of={"export_clips": CLIPS})
+  for key in ("export_clips", "export_precision"):
+    if config.export is None and config[key] is not None:
+      raise UserError(
+        f"--config.{key}={config[key]} is of the classifier that --config.export=FOLDER writes; "
+        "give that too, or leave it out"
+      )
+  clips = config.export_clips or ("division" if config.protocol == "evar" else "all")
+  if clips not in CLIPS:
+    raise UserError(f"--config.export_clips={clips}: choose one of {', '.join(CLIPS)}")
   check_precision(config.export_precision, "--config.export_precision")
-  if config.protocol == "evar" and config.export_clips == "all":
+  if config.protocol == "evar" and clips == "all":
     raise UserError(
       "--config.export_clips=all: the protocol evar stops by validation clips, and none would be "
       "left; set --config.export_clips=division"
     )
-  settings = Settings(config.export, config.export_precision, config.export_clips)
+  settings = Settings(config.export, config.export_precision, clips)
   rest = config.copy_and_resolve_references()
   with rest.unlocked():
     for key in ("export", "export_precision", "export_clips"):

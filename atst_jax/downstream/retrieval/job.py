@@ -97,9 +97,13 @@ def run_rows(name: str, system: str, arrays, words, job: Retrieval) -> list[dict
 
 
 def _design(job: Retrieval, scene: str) -> bootstrap.Design:
-  """The design of draws of queries; those that share a clip are drawn together."""
-  linked = groups(job.pairs.query, job.pairs.target)
-  return bootstrap.design([job.galleries[scene][0]], job.pairs.ids, [f"{i}" for i in linked])
+  """The design of draws of a scene's queries: recordings are drawn where queries share some, else
+  those that share a clip are drawn together."""
+  pairs, asked = job.pairs, job.galleries[scene][0]
+  used = [[role[i] for i in asked] for role in pairs.recordings.values()]
+  linked = [str(group) for group in groups(pairs.query, pairs.target)]
+  found = bootstrap.of_recordings([pairs.ids[i] for i in asked], used)
+  return found or bootstrap.design([asked], pairs.ids, linked)
 
 
 def _data(array, words, targets, pairs: PairSet, train, standardize: bool) -> adapters.Data:

@@ -10,10 +10,12 @@ import numpy as np
 
 from atst_jax.data.dataset import Dataset
 from atst_jax.downstream.features import Labels
+from atst_jax.downstream.splits import source_of
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 PAIRS, MIXTURES = "pairs.csv", "mixtures.csv"
+ROLES = ("background", "event")  # of the recordings that a clip is mixed from
 COLUMNS = ("id", "id1", "id2", "text", "scene", "split")
 SPLITS = ("train", "valid", "test")
 HELD_OUT = 10  # without a validation split, one group of pairs in ten
@@ -29,6 +31,8 @@ class PairSet(NamedTuple):
   texts: list[str]  # each once, in order
   scenes: np.ndarray  # (P,) strings
   splits: np.ndarray  # (P,) strings
+  # of every role: the recordings of both clips of each pair; {} if the set does not say
+  recordings: dict[str, list[set[str]]]
 
   def rows(self, split: str, scene: str | None = None) -> np.ndarray:
     """The pairs of a split, and of a scene if it is named."""
@@ -68,7 +72,7 @@ def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
         )
     if row["id1"] == row["id2"]:
       raise UserError(f"{dataset.root}: the pair {row['id']!r} is one clip with itself")
-  _check_recordings(dataset.root)
+  recordings = _recordings(dataset.root)
   texts = sorted({row["text"] for row in table})
   if "" in texts:
     raise UserError(f"{dataset.root}: a pair has no text; make the pairs again")
@@ -82,6 +86,10 @@ def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
     texts=texts,
     scenes=np.array([row["scene"] for row in table]),
     splits=np.array([row["split"] for row in table]),
+    recordings={
+      role: [found.get(row["id1"], set()) | found.get(row["id2"], set()) for row in table]
+      for role, found in recordings.items()
+    },
   )
   if "valid" not in pairs.splits:
     pairs = pairs._replace(splits=_hold_out(pairs, seed))
@@ -112,19 +120,24 @@ def _read(path: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
   return rows
 
 
-def _check_recordings(root: str) -> None:
+def _recordings(root: str) -> dict[str, dict[str, set[str]]]:
+  """{role: {clip: the recordings that it is mixed from}}; {} where the set does not say. Raises
+  UserError if a recording is mixed into test clips and into others."""
   path = os.path.join(root, MIXTURES)
   if not storage.is_file(path):
-    return
+    return {}
   owners = collections.defaultdict(set)
-  for row in _read(path, ("split", "role", "source")):
+  found: dict[str, dict[str, set[str]]] = {role: {} for role in ROLES}
+  for row in _read(path, ("clip", "split", "role", "source")):
     owners[row["role"], row["source"]].add(row["split"] == "test")
-  if shared := sorted(source for (_, source), found in owners.items() if len(found) > 1):
+    if row["role"] in found:
+      found[row["role"]].setdefault(row["clip"], set()).add(source_of(row["source"]))
+  if shared := sorted(source for (_, source), sides in owners.items() if len(sides) > 1):
     raise UserError(
       f"{root} leaks: {len(shared)} recordings are mixed into test clips and into others, the "
-      "first is "
-      f"{shared[0]!r}; make the pairs again"
+      f"first is {shared[0]!r}; make the pairs again"
     )
+  return found
 
 
 def _hold_out(pairs: PairSet, seed: int) -> np.ndarray:
