@@ -177,8 +177,8 @@ class _System(NamedTuple):
 
   @classmethod
   def of(cls, x: np.ndarray, targets: np.ndarray, factor: np.ndarray | None = None) -> "_System":
-    """Of (N, D) features and (N, C) targets. `factor`: that scales the features, if not their
-    own."""
+    """Of (N, D) features and (N, C) targets. `factor` (D,) scales the features, by default to a
+    standard deviation of 1."""
     mean, own = scale_of(x)
     standardised = _Standardised(x, mean, own if factor is None else factor)
     base = targets.mean(0)
@@ -187,7 +187,7 @@ class _System(NamedTuple):
     return cls(len(x), standardised.mean, standardised.factor, base, gram, side, dual)
 
   def layers(self, penalties: Sequence[float]) -> Iterator[Layer]:
-    """What `fit` gives. Of a small system the matrix is lost, but for a single penalty."""
+    """As `fit`. The matrix of a small system is overwritten, unless there is one penalty."""
     small = len(self.gram) <= EIGEN and len(penalties) > 1
     solve = _decompose(self.gram, self.side) if small else _factorise(self.gram, self.side)
     for penalty in penalties:
@@ -197,8 +197,8 @@ class _System(NamedTuple):
       yield Layer(self.mean, self.factor[:, None] * weights, self.base)
 
   def added(self, x: np.ndarray, targets: np.ndarray) -> "_System | None":
-    """The system of these clips as well, in place, without the clips before them: nine tenths of
-    the products of a large set are not repeated. None where that cannot be: for small systems,
+    """Adds clips in place; returns the new system. Earlier clips are not read again, which saves
+    nine tenths of the products of a large set. None where this cannot be done: for small systems,
     more features than clips, and features that were constant before."""
     constant, more = self.factor == 0, _Standardised(x, self.mean, self.factor)
     if self.dual or len(self.gram) <= EIGEN or (x[:, constant] != self.mean[constant]).any():
@@ -255,8 +255,8 @@ def evaluate(
   refit: bool = True,
   groups: np.ndarray | None = None,
 ) -> Result:
-  """Takes the α that the validation clips prefer, or with `groups` all known clips, and scores the
-  test clips with it.
+  """Scores the test clips with the best α of the validation clips, or with `groups` of all known
+  clips.
 
   Args:
     x, targets: (N, D) and (N, C).
@@ -291,7 +291,7 @@ def evaluate(
 
 
 def _result(found, targets, score, penalties, valid: tuple[float, ...]) -> Result:
-  """Of the test clips' scores and what the penalties were chosen by."""
+  """`found` are the test clips' scores, `valid` the score of each penalty."""
   best = last_best(valid)
   at_end = len(valid) > 2 and best in (0, len(valid) - 1)
   return Result(

@@ -50,7 +50,7 @@ def table(results: dict) -> str:
 
 
 def text(results: dict) -> str:
-  """The table, and what else the results say, for a terminal."""
+  """The table and its notes, for a terminal."""
   return "\n".join([table(results), "", *notes(results)])
 
 
@@ -71,7 +71,7 @@ def column(row: dict) -> str:
 
 
 def line(row: dict) -> str:
-  """What a row of results is called beside the others of its column."""
+  """The name of a row of results among those of its column."""
   if "system" in row:
     return ", ".join(filter(None, (row["features"], row["system"])))
   return row["features"] if column(row) else row["name"]
@@ -105,8 +105,8 @@ def intervals(results: dict) -> list[list[str]]:
 
 
 def notes(results: dict) -> list[str]:
-  """What "±" is of, what intervals are, by what groups clips were kept together, and over how many
-  classes a mean is."""
+  """Sentences below the table: what "±" and the intervals mean, which groups keep clips together,
+  and over how many classes a mean is."""
   out, data, config = [], results["data"], results["config"]
   if results["job"] == "few":
     out.append(
@@ -244,7 +244,7 @@ def _difference_title(results: dict) -> str:
 
 
 def _cells_by_column(results: dict) -> list[list[str]]:
-  """A line for each kind of features, and others for what stands beside its scores."""
+  """A line for each kind of features, and lines for its neighbours, exact probe and loss."""
   spread, knn = _spread(results)[0], results["config"].get("knn")
   found = {(row["features"], row["name"]): row for row in results["rows"]}
   names = list(dict.fromkeys(row["features"] for row in results["rows"]))

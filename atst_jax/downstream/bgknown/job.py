@@ -1,7 +1,10 @@
-"""BgKnown: whether what is left of a mixture's vector, once that of its background is subtracted,
-tells the foreground.
+"""BgKnown: subtracts the vector of a known background from a mixture's, and classifies the
+foreground by the difference.
 
-Source: the difference-aware paper (5.2, Table 1). `data_pipeline.bgknown` makes the set.
+Source: the difference-aware paper (5.2, Table 1). `data_pipeline.bgknown` makes the set. It divides
+backgrounds in two, as the paper does: those of the tested mixtures, and all others. So validation
+mixtures, which choose epoch and penalty, lie over backgrounds of the training mixtures. Tested
+scores do not gain by that: their backgrounds are unheard.
 """
 
 import dataclasses
@@ -154,8 +157,8 @@ def choose(x: np.ndarray, vector: str, depth: int) -> np.ndarray:
 def subtracted(
   found: dict[str, list[np.ndarray]], condition: str, weight: float
 ) -> list[np.ndarray]:
-  """The mixtures' vectors less `weight` times those of a known background; as they are for
-  "mix"."""
+  """The mixtures' vectors less `weight` times those of the background that a condition knows; under
+  "mix" the vectors themselves."""
   if condition == "mix":
     return found["mix"]
   pairs = zip(found["mix"], found[condition], strict=True)

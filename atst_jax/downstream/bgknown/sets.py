@@ -19,8 +19,7 @@ def load(root: str) -> dict[str, Dataset]:
   if not storage.is_folder(os.path.join(root, "mix")):
     raise UserError(
       f"--config.data.path={root} holds no folder `mix`: it is not a set of known backgrounds; "
-      "make one "
-      "with `python -m data_pipeline.bgknown`"
+      "make one with `python -m data_pipeline.bgknown`"
     )
   sets = {condition: Dataset.load(os.path.join(root, condition)) for condition in CONDITIONS}
   made_of = {key: dataset.manifest["preparation"].get("mixtures") for key, dataset in sets.items()}
@@ -31,8 +30,7 @@ def load(root: str) -> dict[str, Dataset]:
   ):
     raise UserError(
       f"the sets in {root} are not of the same mixtures or front-end: {made_of}; make them again "
-      "with "
-      "`python -m data_pipeline.bgknown`"
+      "with `python -m data_pipeline.bgknown`"
     )
   return sets
 
@@ -44,8 +42,7 @@ def read_labels(sets: dict[str, Dataset]) -> features.Labels:
     if labels.ids != found["mix"].ids or not np.array_equal(labels.targets, found["mix"].targets):
       raise UserError(
         f"{sets[condition].root} holds other clips or labels than {sets['mix'].root}; make the "
-        "sets "
-        "again with `python -m data_pipeline.bgknown`"
+        "sets again with `python -m data_pipeline.bgknown`"
       )
   return found["mix"]
 

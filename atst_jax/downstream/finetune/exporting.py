@@ -1,5 +1,5 @@
-"""A fine-tuning run as an exported classifier: the network of one epoch, seed and division, with
-thresholds that its validation clips choose."""
+"""Exports a fine-tuning run as a classifier: the network of one epoch, seed and division. Its
+validation clips choose the thresholds."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from atst_jax.util import storage
 from atst_jax.util.logs import log
 
 BATCH = 32  # clips read at a time
-FAR = 0.005  # between scores that should be the same
+FAR = 0.005  # a larger difference of scores that should be equal is reported
 
 
 def export_run(
@@ -44,18 +44,18 @@ def export_run(
   encoder: str | None = None,
   **options,
 ) -> str:
-  """Exports a classifier of a fine-tuning run. Returns words about which one.
+  """Exports a classifier of a fine-tuning run. Returns a description of it.
 
   Args:
     workdir: may also be the run's `checkpoint.folder`.
-    epoch: "best", which the validation clips liked best, or "last".
-    seed, fold: of several runs; by default the one whose validation score is the highest.
+    epoch: "best" on the validation clips, or "last".
+    seed, fold: which of several runs; by default the one with the highest validation score.
     precision: that thresholds are chosen for; None: the best F1.
-    data, encoder: the prepared set and the encoder of the run, where they lie elsewhere now.
+    data, encoder: paths of the run's prepared set and encoder, if they have moved.
     options: of `export.write`, without a length rule.
 
   Raises:
-    UserError: there is no such run, or what it was made of is not at hand.
+    UserError: there is no such run, or its data or encoder is missing.
   """
   check_precision(precision, "--precision")
   export.refuse_length(options)

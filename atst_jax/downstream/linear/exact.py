@@ -1,9 +1,8 @@
-"""What every row of a linear evaluation holds, whatever the protocol: the exact probe's score, that
-of nearest neighbours, and the spectrum of the vectors.
+"""What the rows of a linear evaluation have by every protocol: the scores of the exact probe and of
+nearest neighbours, and the spectrum of the vectors.
 
-The exact probe (`ridge`) is a protocol of its own, and the default for sets that are not in the
-papers: on small sets the papers' optimisers do not reach the directions in which the classes
-differ.
+The exact probe (`ridge`) is also a protocol, the default for sets that are not in the papers. On
+small sets the papers' optimisers do not reach the directions in which the classes differ.
 """
 
 from collections.abc import Callable
@@ -34,7 +33,7 @@ class Reading(NamedTuple):
 def chosen_on(
   wanted: str | None, labels: Labels, splits: list[Split], *, exact: bool, on_test: bool
 ) -> tuple[str, np.ndarray | None]:
-  """What chooses the exact probe's penalty, of CHOSEN_ON, and the `groups` of `ridge.evaluate`.
+  """What chooses the exact probe's penalty, one of CHOSEN_ON, and `groups` for `ridge.evaluate`.
 
   Args:
     wanted: what the config asks for. By default the probe of the protocol "exact" leaves out the
@@ -113,7 +112,8 @@ def read(
   refit: bool,
   groups: np.ndarray | None = None,
 ) -> list[Reading]:
-  """Reads (N, D) vectors on every division. Where they are shared by all seeds, so is what is read.
+  """The readings of (N, D) vectors on every division. Vectors that do not depend on the seed are
+  read once.
 
   Args:
     targets: (N, C) of all clips.
@@ -133,8 +133,8 @@ def read(
 
 
 def told(found: ridge.Result) -> dict:
-  """What results.json says of an exact probe: `exact` (its score), `penalty`, `penalty_at_edge` and
-  `penalty_valid_scores`."""
+  """The entries of results.json about an exact probe: `exact` (its score), `penalty`,
+  `penalty_at_edge` and `penalty_valid_scores`."""
   return {
     "exact": found.score,
     "penalty": found.penalty,
@@ -160,7 +160,8 @@ def _neighbours(x, targets, split: Split, score, knn: int, refit: bool) -> dict:
 
 
 def spectra(name: str, arrays: list[np.ndarray]) -> dict:
-  """The mean spectrum of a row's arrays (N, D) as JSON: of random encoders, over their seeds.
+  """The spectrum of a row's arrays (N, D) as JSON, the mean over arrays (one for each seed of a
+  random encoder).
 
   Raises:
     UserError: all vectors of an array are the same.
@@ -188,8 +189,8 @@ def spectra(name: str, arrays: list[np.ndarray]) -> dict:
 
 
 def summarised(name: str, runs: list[dict]) -> dict:
-  """The exact probe's score over the seeds of `runs`, where each seed has read every division, and
-  a warning where the grid of penalties was too short."""
+  """The exact probe's score over the seeds of `runs`; each seed has read every division. Warns if
+  the grid of penalties was too short."""
   edges = [run["penalty"] for run in runs if run["penalty_at_edge"]]
   if edges:
     log.warning(

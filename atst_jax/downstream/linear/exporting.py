@@ -1,5 +1,5 @@
-"""The probe of a linear evaluation as an exported classifier: the rate or penalty that validation
-clips prefer, fitted once more on all labelled clips."""
+"""Exports the probe of a linear evaluation as a classifier. Validation clips choose its rate or
+penalty. It is fitted once more on all labelled clips, or on those of the first division."""
 
 import contextlib
 import dataclasses
@@ -50,8 +50,8 @@ class Chosen(NamedTuple):
 
 
 def take(config: ConfigDict) -> tuple[Settings, ConfigDict]:
-  """The settings, and the config without them: they do not enter what is measured. Raises UserError
-  for what they cannot be."""
+  """The settings of the export, and the config without them, since they do not change what is
+  measured. Raises UserError for values that cannot be, and for settings of no export."""
   for key in ("export_clips", "export_precision"):
     if config.export is None and config[key] is not None:
       raise UserError(
@@ -94,7 +94,7 @@ def is_written(settings: Settings, job: Evaluation) -> bool:
 
 
 def _made_of(settings: Settings, job: Evaluation) -> dict:
-  """The entries of a head's `about` that decide everything else."""
+  """The entries of a head's `about` on which all others depend."""
   return {
     "config": job.record,
     "export": {"precision": settings.precision, "clips": settings.clips},
@@ -102,8 +102,7 @@ def _made_of(settings: Settings, job: Evaluation) -> dict:
 
 
 def _identity(about: dict) -> str:
-  """The same of an `about`, without where things lie: `params_hash` and the fingerprint say what
-  they are."""
+  """Those entries as text that can be compared, without paths: hashes identify encoder and data."""
   config = about.get("config")
   config = flatten(config) if isinstance(config, dict) else {}
   kept = {key: x for key, x in config.items() if key not in ("encoder", "data.path")}
@@ -161,8 +160,8 @@ def _grid(job: Evaluation) -> tuple[str, tuple[float, ...]]:
 
 
 def _choose(rows: list[dict], job: Evaluation, clips: str) -> Chosen:
-  """The kind of vectors and the rate or penalty with the best mean over all divisions and seeds of
-  the validation score, or those of the first division and seed."""
+  """The kind of vectors and the rate or penalty with the best validation score: the mean over all
+  divisions and seeds, or that of the first division and seed."""
   name, _ = _grid(job)
   key = "penalty_valid_scores" if name == "penalty" else "valid_scores"
   best: dict[float, Chosen] = {}

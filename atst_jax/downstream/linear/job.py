@@ -1,14 +1,13 @@
-"""Linear evaluation: what a linear layer can read off an encoder, beside what it reads off two
-baselines.
+"""Linear evaluation: linear classifiers on the frozen vectors of an encoder and of two baselines.
 
-A score means little alone: on small sets an encoder with random parameters, or the mean and
-standard deviation of the log-mel spectrogram, come far. So every evaluation measures all three with
-the same probe, divisions and seeds.
+A score alone means little: on small sets an encoder with random parameters, or the mean and
+standard deviation of the log-mel spectrogram, score high as well. So every evaluation measures all
+three with the same probe, divisions and seeds.
 
-Three protocols: "exact" (`exact`), "atst" (ATST 3.2 and the released scripts; `atst_probe`) and
-"evar" (BYOL-A's and the difference-aware paper's; `evar_probe`). The last two say how far they
-stayed from the optimum of what they minimise (`optimum`), and the exact probe's score stands beside
-theirs. What a task asks for and what was published comes from `papers`.
+There are three protocols: "exact" (`exact`), "atst" (ATST 3.2 and the released scripts;
+`atst_probe`) and "evar" (BYOL-A's and the difference-aware paper's; `evar_probe`). Rows of the last
+two also have the exact probe's score, and the training loss's distance to its optimum (`optimum`).
+Settings of tasks and published scores come from `papers`.
 """
 
 import functools
@@ -27,8 +26,7 @@ from atst_jax.downstream.linear.recipe import Evaluation, resolve, vectors
 from atst_jax.downstream.metrics import chance, summary
 from atst_jax.downstream.papers.published import published
 
-# Where things lie does not enter what is computed: params_hash and data.fingerprint say what they
-# are.
+# Paths do not change the computation; hashes identify encoder and data.
 FREE_KEYS = ("encoder", "data.path")
 
 
@@ -94,9 +92,9 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   """Evaluates, prints the table and writes results.json and results.md into the workdir, and the
   classifier where one is asked for. Returns 0.
 
-  With `statistics` "data" the encoder is given the mean and deviation of the prepared set's
-  training split, as BYOL-A does. A set with folds has one split, so that these two numbers (no
-  labels) are of the tested clips too.
+  With `statistics` "data" the encoder normalises by the mean and deviation of the prepared set's
+  training split, as BYOL-A does. A set with folds has a single split: there these two numbers (no
+  labels) include the tested clips.
   """
   evaluation.one_process("the linear evaluation")
   settings, config = exporting.take(config)

@@ -1,5 +1,5 @@
-"""A linear evaluation's config made concrete: what it opens, filled in and checked, and the vectors
-that are probed."""
+"""Resolves the config of a linear evaluation: opens encoder and data, fills and checks values.
+Computes the vectors that are probed."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ class Evaluation:
   seeds: list[int]
   blocks: tuple[str, ...]
   max_frames: int  # of the central crop
-  unit: int | None  # frames that clips are cut or filled to, in place of that crop
+  unit: int | None  # frames to which clips are cut or filled, in place of that crop
   knn: int
   penalties: tuple[float, ...]  # of the exact probe
   groups: np.ndarray | None  # of `ridge.evaluate`, that choose among them
@@ -137,8 +137,8 @@ def resolve(config: ConfigDict) -> Evaluation:
 
 
 def vectors(job: Evaluation, folder: str) -> Iterator[tuple[str, list[np.ndarray]]]:
-  """Yields (name of the row, features): one (N, D) array where the seed makes no difference, else
-  one for each."""
+  """Yields (name of the row, features): one (N, D) array if the seed does not change it, else one
+  for each seed."""
   key = {
     "data": job.record["data"]["fingerprint"],
     "frontend": job.model.frontend.hash,

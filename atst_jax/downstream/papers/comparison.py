@@ -1,5 +1,4 @@
-"""Our results in the rows and columns of the papers' tables: what belongs where, and which run each
-score is from."""
+"""Puts our results into the rows and columns of the papers' tables, with the run of each score."""
 
 import hashlib
 import itertools
@@ -27,9 +26,8 @@ class Run(NamedTuple):
   @property
   def config_hash(self) -> str:
     """8 hexadecimal digits over the whole config."""
-    return hashlib.sha256(json.dumps(self.results["config"], sort_keys=True).encode()).hexdigest()[
-      :8
-    ]
+    text = json.dumps(self.results["config"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Cell(NamedTuple):
@@ -142,8 +140,8 @@ def _architecture(encoder: dict) -> str:
 
 
 def describe(results: dict, *, views: bool) -> str:
-  """What the encoder is, as far as its provenance says: name, size, λ and steps; with `views` what
-  the views were."""
+  """The encoder in words, as far as its provenance says: name, size, λ and steps; with `views` its
+  segments in place of λ and steps."""
   encoder = results["encoder"]
   name, provenance = os.path.basename(encoder["path"].rstrip("/")), encoder["provenance"]
   config = provenance.get("config")
@@ -153,12 +151,8 @@ def describe(results: dict, *, views: bool) -> str:
   if (objective := config.get("objective", "byol")) != "byol":
     return f"{name}: {kind}, {objective}, {provenance.get('step')} steps"
   if views:
-    seconds = round(
-      config["views"]["crop_frames"]
-      * results["encoder"]["frontend"]["hop_length"]
-      / results["encoder"]["frontend"]["sample_rate"],
-      1,
-    )
+    frontend, frames = encoder["frontend"], config["views"]["crop_frames"]
+    seconds = round(frames * frontend["hop_length"] / frontend["sample_rate"], 1)
     segments = {"single": "single segment", "two": "two segments"}[config["views"]["segments"]]
     return f"{name}: {kind}, {segments}, {seconds:g} s"
   return f"{name}: {kind}, λ = {config['difference']['weight']:g}, {provenance.get('step')} steps"
@@ -184,8 +178,6 @@ def _label(results: dict, row: dict, views: bool) -> tuple[str, str]:
     parts = [
       encoder if features == "pre-trained" else features,
       data if protocol == "difference" else "",
-    ]
-    parts += [
       "" if ours else row.get("system", ""),
       f"weight {row['weight']:g}" if row.get("weight", 1) != 1 else "",
     ]
@@ -271,8 +263,8 @@ def average(comparison: Comparison, line: Line) -> float | None:
 
 
 def differences(comparison: Comparison) -> list[Difference]:
-  """In each column, what our first line is more than each of the others that were scored on the
-  same test clips, draw by draw. Runs whose predictions are not at hand are left out."""
+  """In each column, the score of our first line less that of every other line on the same test
+  clips, draw by draw. Runs without their predictions are left out."""
   out = []
   for column in comparison.columns:
     cells = [(line.name, line.cells[column]) for line in comparison.lines if column in line.cells]
