@@ -23,6 +23,7 @@ OVERRIDES = {
   "warmup_epochs": "1",
   "optimizer.base_lr": "4",
   "log.every_steps": "1",
+  "checkpoint.every_epochs": "3",
 }
 
 

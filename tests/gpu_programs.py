@@ -3,7 +3,7 @@
   python -m tests.gpu_programs base.py finetune.py transformer
 
 compiles them for one H200 by jax's CUDA plugin (pip install -e .[cuda]) and prints what each moves
-through memory. Their networks are two blocks deep.
+through memory. Their networks are as shallow as `make_shallow` has them.
 """
 
 import sys
@@ -22,16 +22,16 @@ from atst_jax.performance.chips import CHIPS
 from atst_jax.pretraining import recipe
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import config as configs
+from tests.tiny import make_shallow
 
 MIN_MAX = {"kind": "min_max", "top_db": 80.0, "low": -100.0, "high": 40.0}
 STANDARD = {"kind": "standard", "mean": -5.0, "std": 4.0}
 
 
 def exported(path: str) -> dict:
-  """What an export of a pre-training config says of its encoder, two blocks deep."""
+  """What an export of a pre-training config says of its encoder, made shallow."""
   encoder = configs.load(f"configs/{path}").encoder.to_dict()
-  if "depth" in encoder:
-    encoder["depth"] = 2
+  make_shallow(encoder)
   return {
     "encoder": encoder,
     "chunk_frames": 601,
@@ -56,8 +56,7 @@ def pretraining(path: str, mesh) -> dict:
   config = configs.load_with_overrides(f"configs/{path}", ["--config.dtype=bfloat16"])
   config.data.source = "synthetic"
   config = speed.resolved(config, None)
-  if "depth" in config.encoder:
-    config.encoder.depth = 2
+  make_shallow(config.encoder)
   objective = get_objective(config)
   config.batch_size = 2 * objective.unit * config.compute.accumulation
   ragged = objective.has_views and config.encoder.kind == "transformer"

@@ -42,6 +42,7 @@ def idle(monkeypatch):
 
 def _run(*more, **overrides):
   small = {"total_steps": "2", "encoder__depth": "1", "difference__weight": "0"}
+  small["checkpoint__every_steps"] = "2"
   return main.main([*tiny_flags(**small | overrides), *more])
 
 

@@ -129,7 +129,7 @@ def test_dry_run_of_pretraining(tmp_path, capsys, monkeypatch):
   assert shown["steps"].startswith(
     "6 of 16 clips (2 on a device), warm-up 2; views of 32 frames, some shorter"
   )
-  assert "parameters" in shown["network"] and "every 2 steps, 3 kept" in shown["writes"]
+  assert "parameters" in shown["network"] and "every 6 steps, 3 kept" in shown["writes"]
   (workdir / "checkpoints" / "4").mkdir(parents=True)
   assert "goes on from step 4" in _dry_run(flags, capsys)["workdir"]
   assert main.main([*flags, "--config.batch_size=12", "--dry_run"]) == 2

@@ -17,7 +17,7 @@ from atst_jax.pretraining.checks import check
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from docs import configuration
-from tests.tiny import ROOT, tiny_config
+from tests.tiny import ROOT, make_shallow, tiny_config
 
 BASE = str(ROOT / "configs" / "base.py")
 GOLDEN = ROOT / "tests" / "golden"
@@ -117,10 +117,9 @@ def _pretraining(path):
 
 @pytest.mark.parametrize("path", [p for p in ALL if _pretraining(p)], ids=os.path.basename)
 def test_every_pretraining_config_builds(path):
-  """Shapes of a whole step at full width; two blocks stand for all."""
+  """Shapes of a whole step at full width."""
   config = _pretraining(path)
-  if "depth" in config.encoder:
-    config.encoder.depth = 2
+  make_shallow(config.encoder)
   config.data.source = "synthetic"
   config.total_steps, config.warmup_steps = config.total_steps or 1000, config.warmup_steps or 10
   config = recipe.resolve(config, None)
