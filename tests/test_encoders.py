@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax.models.layers import DropPath, MLPHead, patchify, pool_blocks
+from atst_jax.models.blocks import pool_blocks
+from atst_jax.models.layers import DropPath, MLPHead, patchify
 from atst_jax.models.transformer import Transformer
 
 TINY = Transformer(width=16, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=101)

@@ -12,6 +12,7 @@ from atst_jax.models.layers import (
   Encoder,
   pool_frames,
   torch_bias_init,
+  torch_dense,
   torch_kernel_init,
 )
 
@@ -137,15 +138,7 @@ class AudioNTT(Encoder):
     features = x.reshape(*x.shape[:2], -1)  # (B, N, F' · C), mel-major
 
     def dense(x, features, name):
-      return nn.relu(
-        nn.Dense(
-          features,
-          dtype=self.dtype,
-          kernel_init=torch_kernel_init,
-          bias_init=torch_bias_init(x.shape[-1]),
-          name=name,
-        )(x)
-      )
+      return nn.relu(torch_dense(x, features, dtype=self.dtype, name=name))
 
     stacked = self.version == "AudioNTT2022"
     h = nn.Dropout(self.dropout, deterministic=not train)(dense(features, self.hidden, "fc1"))

@@ -9,7 +9,15 @@ import numpy as np
 
 from atst_jax.models import fused, pallas_kernels
 from atst_jax.models.fused import product
-from atst_jax.models.layers import DropPath, Linear, Norm, attend, attention_weights, linear_init
+from atst_jax.models.layers import (
+  DropPath,
+  Encoder,
+  Linear,
+  Norm,
+  attend,
+  attention_weights,
+  linear_init,
+)
 
 
 class Projections(nn.Module):
@@ -98,6 +106,29 @@ class Block(nn.Module):
     return (fused.add(x, *branch), None) if self.whole else (x, branch)
 
 
+def pool_blocks(blocks, length, *, patch_frames, num_blocks, mean_over=None):
+  """The released code's embedding: [CLS of each block…, mean of each block's valid patches…],
+  shallow to deep.
+
+  Args:
+    blocks: (depth, B, 1 + N, D) of `Transformer`.
+    length: (B,) valid frames.
+    num_blocks: how many of the last blocks to take.
+    mean_over: (B,) frames whose patches the sum is divided by; `length` by default.
+
+  Returns:
+    (B, 2 · num_blocks · D).
+  """
+  blocks = blocks[-num_blocks:]
+  _, B, tokens, _ = blocks.shape
+  valid = (jnp.arange(tokens - 1)[None] < length[:, None] // patch_frames).astype(blocks.dtype)
+  count = (length if mean_over is None else mean_over) // patch_frames + 1e-6
+  mean = (
+    jnp.einsum("lbnd,bn->lbd", blocks[:, :, 1:], valid, precision="highest") / count[None, :, None]
+  )
+  return jnp.concatenate([blocks[:, :, 0], mean]).swapaxes(0, 1).reshape(B, -1)
+
+
 def block_nodes(g, x: str, valid: str, weights: dict, heads: int) -> str:
   """The ONNX nodes of `Block`.
 
@@ -128,18 +159,54 @@ def block_nodes(g, x: str, valid: str, weights: dict, heads: int) -> str:
   return g.op("Add", x, g.dense(y, weights["fc2"]))
 
 
-def check_heads(width: int, heads: int) -> None:
-  """Raises ValueError if the heads do not divide the width."""
-  if width % heads:
-    raise ValueError(f"encoder.width {width} is not divisible by encoder.heads {heads}")
+class BlockEncoder(Encoder, kw_only=True):
+  """What the transformers share: their sizes, how their blocks are computed, and the blocks."""
 
+  width: int
+  depth: int
+  heads: int
+  drop_path: float
+  patch_frames: int
+  dtype: jnp.dtype = jnp.float32
+  attention: str = "xla"  # or "cudnn" (`attend`)
+  kernels: str = "xla"  # or "pallas" (`fused`)
+  # the backward pass keeps the inputs of the blocks only, and computes the rest again
+  remat: bool = False
 
-def unsuited(width: int, heads: int) -> dict[str, str]:
-  """What `Encoder.unsuited` says of blocks: cuDNN takes heads of some sizes, the kernels take
-  widths of whole tiles."""
-  needs, head = {}, width // heads
-  if head % 8 or head > 128:
-    needs["cudnn"] = f"heads of a multiple of 8, up to 128 (encoder.width / heads is {head})"
-  if not pallas_kernels.fits_width(width):
-    needs["pallas"] = f"an encoder.width that 64 divides (it is {width})"
-  return needs
+  @property
+  def hop(self) -> int:
+    """Frames of a patch."""
+    return self.patch_frames
+
+  def check(self, n_mels: int) -> None:
+    """Raises ValueError if the heads do not divide the width."""
+    if self.width % self.heads:
+      raise ValueError(f"encoder.width {self.width} is not divisible by encoder.heads {self.heads}")
+
+  def unsuited(self) -> dict[str, str]:
+    """cuDNN takes heads of some sizes, the kernels take widths of whole tiles."""
+    needs, head = {}, self.width // self.heads
+    if head % 8 or head > 128:
+      needs["cudnn"] = f"heads of a multiple of 8, up to 128 (encoder.width / heads is {head})"
+    if not pallas_kernels.fits_width(self.width):
+      needs["pallas"] = f"an encoder.width that 64 divides (it is {self.width})"
+    return needs
+
+  def filled(self, x, num_tokens):
+    """(B, N, D) and valid tokens (B,) or None -> the same with whole tiles of tokens for the
+    kernels, which is an even number of them for cuDNN."""
+    B, N, _ = x.shape
+    missing = -N % pallas_kernels.ROWS
+    if not missing or (self.attention, self.kernels) == ("xla", "xla"):
+      return x, num_tokens
+    num_tokens = jnp.full((B,), N, jnp.int32) if num_tokens is None else num_tokens
+    return jnp.pad(x, ((0, 0), (0, missing), (0, 0))), num_tokens
+
+  def make_blocks(self, **options) -> list[Block]:
+    """All blocks; the rate of stochastic depth grows from 0. `__call__` calls it."""
+    make = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
+    how = (self.dtype, self.attention, self.kernels, self.remat)
+    rates = [self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth)]
+    return [
+      make(self.heads, rate, *how, name=f"block_{i:02d}", **options) for i, rate in enumerate(rates)
+    ]

@@ -11,6 +11,7 @@ from atst_jax.models.layers import (
   attend,
   patchify,
   torch_bias_init,
+  torch_dense,
   torch_kernel_init,
 )
 
@@ -32,11 +33,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     """(..., D) -> (..., features)."""
-    bias = torch_bias_init(x.shape[-1])
-    layer = nn.Dense(
-      self.features, dtype=self.dtype, kernel_init=torch_kernel_init, bias_init=bias, name="linear"
-    )
-    return layer(x)
+    return torch_dense(x, self.features, dtype=self.dtype, name="linear")
 
 
 class FeedForward(nn.Module):

@@ -127,29 +127,6 @@ def patchify(mel, frames):
   return mel[:, : N * frames].reshape(B, N, frames, F).swapaxes(2, 3).reshape(B, N, F * frames)
 
 
-def pool_blocks(blocks, length, *, patch_frames, num_blocks, mean_over=None):
-  """The released code's embedding: [CLS of each block…, mean of each block's valid patches…],
-  shallow to deep.
-
-  Args:
-    blocks: (depth, B, 1 + N, D) of `Transformer`.
-    length: (B,) valid frames.
-    num_blocks: how many of the last blocks to take.
-    mean_over: (B,) frames whose patches the sum is divided by; `length` by default.
-
-  Returns:
-    (B, 2 · num_blocks · D).
-  """
-  blocks = blocks[-num_blocks:]
-  _, B, tokens, _ = blocks.shape
-  valid = (jnp.arange(tokens - 1)[None] < length[:, None] // patch_frames).astype(blocks.dtype)
-  count = (length if mean_over is None else mean_over) // patch_frames + 1e-6
-  mean = (
-    jnp.einsum("lbnd,bn->lbd", blocks[:, :, 1:], valid, precision="highest") / count[None, :, None]
-  )
-  return jnp.concatenate([blocks[:, :, 0], mean]).swapaxes(0, 1).reshape(B, -1)
-
-
 class Linear(nn.Module):
   """The parameters of a linear layer, whose product and bias are computed apart."""
 
@@ -242,13 +219,9 @@ class MLPHead(nn.Module):
   @nn.compact
   def __call__(self, x, *, train):
     """(..., D) -> (..., out) float32; `train` normalises by the batch and updates statistics."""
-    dense = functools.partial(
-      nn.Dense, use_bias=self.use_bias, dtype=self.dtype, kernel_init=torch_kernel_init
-    )
-    hidden = dense(self.hidden, bias_init=torch_bias_init(x.shape[-1]), name="hidden")
-    out = dense(self.out, bias_init=torch_bias_init(self.hidden), name="out")
-    h = nn.relu(BatchNorm(name="norm")(hidden(x), train=train)).astype(self.dtype)
-    return out(h).astype(jnp.float32)
+    dense = functools.partial(torch_dense, use_bias=self.use_bias, dtype=self.dtype)
+    h = BatchNorm(name="norm")(dense(x, self.hidden, name="hidden"), train=train)
+    return dense(nn.relu(h).astype(self.dtype), self.out, name="out").astype(jnp.float32)
 
 
 class BatchNorm(nn.Module):
@@ -298,3 +271,16 @@ def torch_bias_init(fan_in):
   """U(±1 / sqrt(fan_in)), for the bias of a layer of `fan_in` inputs."""
   limit = fan_in**-0.5
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def torch_dense(x, features, *, name, dtype=None, use_bias=True):
+  """(..., D) -> (..., features) by a linear layer `name` of the module that calls this, with
+  PyTorch's initialisation."""
+  return nn.Dense(
+    features,
+    use_bias,
+    dtype=dtype,
+    kernel_init=torch_kernel_init,
+    bias_init=torch_bias_init(x.shape[-1]),
+    name=name,
+  )(x)

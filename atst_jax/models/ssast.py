@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax.models import fused, pallas_kernels
-from atst_jax.models.blocks import Block, block_nodes, check_heads, unsuited
-from atst_jax.models.layers import Encoder, linear_init, torch_bias_init, torch_kernel_init
+from atst_jax.models import fused
+from atst_jax.models.blocks import BlockEncoder, block_nodes
+from atst_jax.models.layers import linear_init, torch_bias_init, torch_kernel_init
 
 FIRST = 2  # tokens before the patches: CLS and DIST (DeiT's distillation token)
 
@@ -74,33 +74,18 @@ class PatchEmbed(nn.Module):
     return y + bias.astype(self.dtype).reshape([1] * (y.ndim - 1) + [D])
 
 
-class PatchTransformer(Encoder):
+class PatchTransformer(BlockEncoder):
   """SSAST's encoder (paper 2.1, released code): patches of `patch_mels` bins and `patch_frames`
   frames, CLS and DIST, learned positions, pre-norm blocks. A vector is the mean over patches.
 
   `position_frames` sizes the table of positions (`place`): the frames of a clip of pre-training.
   """
 
-  width: int
-  depth: int
-  heads: int
-  drop_path: float
   patch_mels: int
-  patch_frames: int
   position_frames: int
-  dtype: jnp.dtype = jnp.float32
-  attention: str = "xla"  # or "cudnn" (`attend`)
-  kernels: str = "xla"  # or "pallas" (`fused`)
-  # the backward pass keeps the inputs of the blocks only, and computes the rest again
-  remat: bool = False
 
   maskable = True
   family = "ssast"
-
-  @property
-  def hop(self) -> int:
-    """Frames of a patch."""
-    return self.patch_frames
 
   @property
   def title(self) -> str:
@@ -109,7 +94,7 @@ class PatchTransformer(Encoder):
 
   def check(self, n_mels: int) -> None:
     """Raises ValueError if patches do not divide the mel bins, or heads the width."""
-    check_heads(self.width, self.heads)
+    super().check(n_mels)
     if n_mels % self.patch_mels:
       raise ValueError(
         f"encoder.patch_mels {self.patch_mels} does not divide the {n_mels} mel bins"
@@ -119,10 +104,6 @@ class PatchTransformer(Encoder):
         f"encoder.position_frames {self.position_frames} is shorter than a patch of "
         f"{self.patch_frames} frames"
       )
-
-  def unsuited(self) -> dict[str, str]:
-    """`blocks.unsuited`."""
-    return unsuited(self.width, self.heads)
 
   @nn.compact
   def __call__(self, mel, length=None, *, train=False, track=True, tokens=False, hidden=None):
@@ -183,24 +164,9 @@ class PatchTransformer(Encoder):
 
   def _through_blocks(self, x, num_tokens, train):
     """(B, N, D) -> (B, N, D): every block, of which the first `num_tokens` (B,) are seen."""
-    B, N, _ = x.shape
-    missing = -N % pallas_kernels.ROWS
-    if missing and (self.attention, self.kernels) != ("xla", "xla"):
-      # whole tiles for the kernels, and an even number of tokens for cuDNN
-      num_tokens = jnp.full((B,), N, jnp.int32) if num_tokens is None else num_tokens
-      x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
-    make_block, branch = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block, None
-    for i in range(self.depth):
-      block = make_block(
-        self.heads,
-        self.drop_path * i / max(self.depth - 1, 1),  # 0 for the first block
-        self.dtype,
-        self.attention,
-        self.kernels,
-        self.remat,
-        qkv_bias=True,
-        name=f"block_{i:02d}",
-      )
+    N, branch = x.shape[1], None
+    x, num_tokens = self.filled(x, num_tokens)
+    for block in self.make_blocks(qkv_bias=True):
       x, branch = block(x, branch, num_tokens, x.shape[1], train)
     return (x if branch is None else fused.add(x, *branch))[:, :N]
 

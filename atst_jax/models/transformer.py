@@ -4,12 +4,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax.models import fused, pallas_kernels
-from atst_jax.models.blocks import Block, block_nodes, check_heads, unsuited
-from atst_jax.models.layers import Encoder, linear_init, patchify, pool_blocks
+from atst_jax.models import fused
+from atst_jax.models.blocks import BlockEncoder, block_nodes, pool_blocks
+from atst_jax.models.layers import linear_init, patchify
 
 
-class Transformer(Encoder):
+class Transformer(BlockEncoder):
   """ATST's encoder (paper 2.2.2, sizes of 3.1): patches of 4 frames, CLS, learned positions,
   pre-norm blocks.
 
@@ -17,25 +17,10 @@ class Transformer(Encoder):
   training crop are never trained: longer audio has to be cut into chunks of the crop's length.
   """
 
-  width: int
-  depth: int
-  heads: int
-  drop_path: float
-  patch_frames: int
   max_frames: int
-  dtype: jnp.dtype = jnp.float32
-  attention: str = "xla"  # or "cudnn" (`attend`)
-  kernels: str = "xla"  # or "pallas" (`fused`)
-  # the backward pass keeps the inputs of the blocks only, and computes the rest again
-  remat: bool = False
 
   has_blocks = True
   family = "atst"
-
-  @property
-  def hop(self) -> int:
-    """Frames of a patch."""
-    return self.patch_frames
 
   @property
   def blocks(self) -> int:
@@ -46,14 +31,6 @@ class Transformer(Encoder):
   def title(self) -> str:
     """Its kind and depth."""
     return f"transformer of {self.depth} blocks"
-
-  def check(self, n_mels: int) -> None:
-    """Raises ValueError if the heads do not divide the width."""
-    check_heads(self.width, self.heads)
-
-  def unsuited(self) -> dict[str, str]:
-    """`blocks.unsuited`."""
-    return unsuited(self.width, self.heads)
 
   def size(self, num_blocks: int) -> int:
     """CLS and mean of each block."""
@@ -107,24 +84,10 @@ class Transformer(Encoder):
     x = jnp.concatenate([jnp.broadcast_to(cls_token, (B, 1, D)).astype(self.dtype), x], 1)
     x = x + pos_embed[:, : N + 1].astype(self.dtype)
     num_tokens = None if length is None else length // self.patch_frames + 1
-    missing = -(N + 1) % pallas_kernels.ROWS
-    if missing and (self.attention, self.kernels) != ("xla", "xla"):
-      # whole tiles for the kernels, and an even number of tokens for cuDNN
-      num_tokens = jnp.full((B,), N + 1, jnp.int32) if num_tokens is None else num_tokens
-      x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
+    x, num_tokens = self.filled(x, num_tokens)
     norm = nn.LayerNorm(1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")
-    make_block = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
     only_cls, blocks, branch = train and not tokens, [], None
-    for i in range(self.depth):
-      block = make_block(
-        self.heads,
-        self.drop_path * i / max(self.depth - 1, 1),  # 0 for the first block
-        self.dtype,
-        self.attention,
-        self.kernels,
-        self.remat,
-        name=f"block_{i:02d}",
-      )
+    for i, block in enumerate(self.make_blocks()):
       queries = 1 if only_cls and i == self.depth - 1 else x.shape[1]
       x, branch = block(x, branch, num_tokens, queries, train)
       if not only_cls or i == self.depth - 1:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from atst_jax.method.accumulation import in_parts
 from atst_jax.models.encoders import ENCODERS, make_encoder
-from atst_jax.models.layers import torch_bias_init, torch_kernel_init
+from atst_jax.models.layers import torch_dense
 from atst_jax.models.ssast import PatchTransformer, unfold
 from atst_jax.objectives.masking import as_bool, cluster_mask, uniform_mask
 from atst_jax.objectives.objective import Loss, Objective
@@ -50,12 +50,8 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, x):
     """(..., D) -> (..., out) float32."""
-    bias = torch_bias_init(x.shape[-1])
-    dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=torch_kernel_init, bias_init=bias
-    )
-    h = nn.relu(dense(x.shape[-1], name="hidden")(x.astype(self.dtype)))
-    return dense(self.out, name="out")(h).astype(jnp.float32)
+    h = torch_dense(x.astype(self.dtype), x.shape[-1], dtype=self.dtype, name="hidden")
+    return torch_dense(nn.relu(h), self.out, dtype=self.dtype, name="out").astype(jnp.float32)
 
 
 class Network(nn.Module):

@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from atst_jax.downstream.linear.atst_probe import INIT_STD
+from atst_jax.models.blocks import pool_blocks
 from atst_jax.models.encoders import ENCODERS, make_encoder
-from atst_jax.models.layers import BatchNorm, pool_blocks
+from atst_jax.models.layers import BatchNorm
 
 
 def chunk_rule(length, *, frames, chunk_frames, hop, tail):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.models.convnets import nodes
-from atst_jax.models.convnets.parts import MOST_DEPTH, Conv, conv_flops, halved, mean_within, within
-from atst_jax.models.layers import BatchNorm, DropPath, Encoder
+from atst_jax.models.convnets.parts import Conv, ConvNet, conv_flops, halved, mean_within, within
+from atst_jax.models.layers import BatchNorm, DropPath
 
 RESCALING = 1 / 255  # Keras's first layer, meant for images; it is there for log-mel, too
 # B0's: kernel, blocks, channels, expansion, stride
@@ -88,7 +88,7 @@ class Block(nn.Module):
     return h
 
 
-class EfficientNet(Encoder):
+class EfficientNet(ConvNet):
   """EfficientNet-B0 (Tan and Le, 2019) of one channel, global maximum over time and bins (COLA).
 
   Keras's: input times 1/255, stochastic depth that grows with the block, BatchNorm of momentum 0.99
@@ -97,13 +97,7 @@ class EfficientNet(Encoder):
   proportion (Keras's `width_coefficient` and `depth_coefficient`).
   """
 
-  width: int
-  stem: int
-  depth: int
   drop_path: float
-  dtype: jnp.dtype = jnp.float32
-
-  has_batch_norm = True
 
   @property
   def hop(self) -> int:
@@ -115,11 +109,6 @@ class EfficientNet(Encoder):
     """Its size."""
     sizes = (self.width, self.stem, self.depth)
     return "EfficientNet-B0" if sizes == (1280, STEM, DEEPEST) else f"EfficientNet of {self.stem}"
-
-  def check(self, n_mels: int) -> None:
-    """Raises ValueError for more blocks than any network has."""
-    if self.depth > MOST_DEPTH:
-      raise ValueError(f"encoder.depth {self.depth} must be at most {MOST_DEPTH}")
 
   def plan(self) -> Iterator[Sizes]:
     """The sizes of every block."""

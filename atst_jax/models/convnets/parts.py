@@ -7,8 +7,25 @@ import jax
 import jax.numpy as jnp
 
 from atst_jax.models.depthwise import depthwise
+from atst_jax.models.layers import Encoder
 
 MOST_DEPTH = 64  # of a network from a file, whose program takes time to trace
+
+
+class ConvNet(Encoder, kw_only=True):
+  """What the networks for images share, of one channel and any size."""
+
+  width: int
+  stem: int  # channels of the first convolution
+  depth: int  # blocks of the deepest stage
+  dtype: jnp.dtype = jnp.float32
+
+  has_batch_norm = True
+
+  def check(self, n_mels: int) -> None:
+    """Raises ValueError for more blocks than any network has."""
+    if self.depth > MOST_DEPTH:
+      raise ValueError(f"encoder.depth {self.depth} must be at most {MOST_DEPTH}")
 
 
 def halved(size):

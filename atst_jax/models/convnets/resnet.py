@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from atst_jax.models.convnets import nodes
-from atst_jax.models.convnets.parts import MOST_DEPTH, Conv, conv_flops, halved, within
-from atst_jax.models.layers import BatchNorm, Encoder, torch_bias_init, torch_kernel_init
+from atst_jax.models.convnets.parts import Conv, ConvNet, conv_flops, halved, within
+from atst_jax.models.layers import BatchNorm, torch_dense
 
 BLOCKS, DEEPEST = (3, 4, 6, 3), 6  # of ResNet-50's stages
 EXPANSION = 4  # a block's output, in its inner channels
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
     return nn.relu(x + h)
 
 
-class ResNet(Encoder):
+class ResNet(ConvNet):
   """ResNet-50 (He et al., 2016; v1.5) of one channel, mean over time and bins, a linear layer.
 
   `width` 512, `stem` 64 and `depth` 6 are ResNet-50 with TRILL's 512 numbers. Other values of
@@ -58,13 +58,7 @@ class ResNet(Encoder):
   `stem_stride` is 2 for images; 1, as in Hershey et al. (2017), leaves 6 x 4 places of 96 x 64.
   """
 
-  width: int
-  stem: int
   stem_stride: int
-  depth: int
-  dtype: jnp.dtype = jnp.float32
-
-  has_batch_norm = True
 
   @property
   def hop(self) -> int:
@@ -80,8 +74,7 @@ class ResNet(Encoder):
     """Raises ValueError for a stride that is none, and for more blocks than any network has."""
     if self.stem_stride > 2:
       raise ValueError(f"encoder.stem_stride {self.stem_stride} must be 1 or 2")
-    if self.depth > MOST_DEPTH:
-      raise ValueError(f"encoder.depth {self.depth} must be at most {MOST_DEPTH}")
+    super().check(n_mels)
 
   def plan(self) -> Iterator[Sizes]:
     """The sizes of every block."""
@@ -121,10 +114,7 @@ class ResNet(Encoder):
       if length is not None and sizes.stride == 2:
         length = halved(length)
     x = x.astype(jnp.float32).mean(2)  # (B, N, C)
-    dense = nn.Dense(
-      self.width, kernel_init=torch_kernel_init, bias_init=torch_bias_init(x.shape[-1]), name="out"
-    )
-    frames = within(dense(x)[:, :, None], length)[:, :, 0]
+    frames = within(torch_dense(x, self.width, name="out")[:, :, None], length)[:, :, 0]
     if length is None:
       return frames.mean(1), {"frames": frames}
     return frames.sum(1) / jnp.maximum(length, 1)[:, None], {"frames": frames}
