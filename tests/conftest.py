@@ -32,6 +32,7 @@ import jax
 import numpy as np
 import pytest
 
+from atst_jax.artifacts.batches import Program
 from atst_jax.artifacts.model import load_model
 from atst_jax.pretraining import job, recipe
 from atst_jax.runtime.mesh import make_mesh
@@ -72,9 +73,11 @@ def pytest_collection_finish(session):
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs(request):
-  """Frees what a file of tests compiled. The programs of all files together would need more memory
-  mappings than Linux gives a process (65,530)."""
-  yield
+  """Models of a file share what they compile. It is freed after the file: the programs of all files
+  together would need more memory mappings than Linux gives a process (65,530)."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Program, "__init__", programs.make_program)
+    yield
   for value in vars(request.module).values():
     if hasattr(value, "cache_clear") and not isinstance(value, type):
       value.cache_clear()

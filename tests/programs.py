@@ -1,11 +1,15 @@
 """What runs of this process compile, shared by those whose programs are the same; freed after each
 file of tests (`conftest.free_programs`)."""
 
+import jax
+
+from atst_jax.artifacts.batches import Program
 from atst_jax.pretraining import recipe
 from atst_jax.util import config as configs
 
 PROGRAMS: dict = {}
 _compile_for, _compile_step = recipe.compile_for, recipe.compile_step
+_make_program = Program.__init__
 
 # What a program does not depend on: sections, and all keys of two sections but these.
 SECTIONS = ("log", "checkpoint", "online")
@@ -35,3 +39,14 @@ def compile_step(program):
   if key not in PROGRAMS:
     PROGRAMS[key] = (program.step, _compile_step(program))  # of what is kept no other has the id
   return PROGRAMS[key][1]
+
+
+def make_program(self, compute, variables, devices):
+  """As `Program` of `artifacts.batches`; models that differ in their arrays alone share what is
+  compiled."""
+  _make_program(self, compute, variables, devices)
+  model = compute.__self__
+  network = [model.config[name] for name in ("encoder", "normalization")]
+  places = [device.id for device in devices or jax.local_devices()]
+  key = repr((compute.__name__, type(model.encoder), network, model.dtype, places))
+  self._compiled = PROGRAMS.setdefault(key, self._compiled)
