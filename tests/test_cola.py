@@ -61,17 +61,18 @@ def test_similarities_loss_and_gradients_are_the_released_codes(golden, similari
 
 
 def _slow_semi_hard(pairs, margin):
-  """As TensorFlow Addons has it, in float64."""
+  """As TensorFlow Addons has it, in float64; and how many anchors have no farther negative."""
   z = np.float64(pairs)
   z = (z / np.linalg.norm(z, axis=-1, keepdims=True)).reshape(-1, z.shape[-1])
-  losses = []
+  losses, without = [], 0
   for a in range(len(z)):
     p = a + 1 if a % 2 == 0 else a - 1
     distance = lambda i, a=a: ((z[a] - z[i]) ** 2).sum()
     negatives = [distance(n) for n in range(len(z)) if n // 2 != a // 2]
     farther = [d for d in negatives if d > distance(p)]
     losses.append(max(0, margin + distance(p) - (min(farther) if farther else max(negatives))))
-  return np.mean(losses), np.mean(np.array(losses) > 0)
+    without += not farther
+  return np.mean(losses), np.mean(np.array(losses) > 0), without
 
 
 class Centred(Encoder):
@@ -92,13 +93,16 @@ def test_both_windows_of_a_clip_lie_in_one_part():
   np.testing.assert_allclose(found, np.broadcast_to([[[-0.5], [0.5]]], (4, 2, 5)))
 
 
-@pytest.mark.parametrize("spread", [0.3, 3.0])  # with the wider one, some have no farther negative
-def test_triplets_are_semi_hard(spread):
+@pytest.mark.parametrize("spread, alone", [(1.0, 0), (10.0, 1)])
+def test_triplets_are_semi_hard(spread, alone):
+  """Seen red with the nearest of all negatives, with the farthest of them, and with no fallback."""
   rng = np.random.default_rng(0)
   clips = rng.normal(size=(6, 1, 5))
   pairs = (clips + spread * rng.normal(size=(6, 2, 5))).astype(np.float32)
   found = jax.jit(trill.semi_hard_loss)(pairs, 0.1)
-  np.testing.assert_allclose(found, _slow_semi_hard(pairs, 0.1), rtol=1e-5)
+  loss, violated, without = _slow_semi_hard(pairs, 0.1)
+  np.testing.assert_allclose(found, (loss, violated), rtol=1e-4)
+  assert loss > 0 and without == alone
 
 
 def test_windows_lie_inside_the_clip_and_short_ones_in_silence():

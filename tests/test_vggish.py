@@ -104,7 +104,7 @@ def test_a_clip_is_the_mean_of_its_whole_examples(output):
 
 
 def test_flops_are_xlas():
-  module = make_encoder({**SMALL, "width": 128, "hidden": 512, "channels": 32})
+  module = make_encoder({**SMALL, "width": 128, "hidden": 2048, "channels": 8})
   mel = jax.ShapeDtypeStruct((1, 192, 64), np.float32)
   shapes = jax.eval_shape(module.init, jax.random.key(0), mel)
   counted = jax.jit(module.apply).lower(shapes, mel).cost_analysis()["flops"]
