@@ -54,7 +54,7 @@ def test_mixtures_of_a_recording_are_drawn_together():
 def test_a_mixture_counts_as_often_as_all_its_recordings():
   """Backgrounds and events are drawn apart; a clip that shares nothing is drawn by itself."""
   background = [{"a", "b"}, {"b", "c"}, {"a", "c"}, {"a"}, {"z"}, {"y"}]
-  event = [{"1"}, {"2", "3"}, {"2"}, {"4"}, {"5"}, set()]
+  event = [{"1"}, {"2", "3"}, {"2"}, {"2"}, {"5"}, set()]
   found = bootstrap.of_recordings([*"pqrstu"], [background, event])
   (counts,) = found.draws(0, 2000)
   assert found.numbers == ((3, 1, 2, 1),)  # a, b, c; note 2; two alone; one that fills
@@ -65,6 +65,10 @@ def test_a_mixture_counts_as_often_as_all_its_recordings():
   assert {tuple(map(int, row)) for row in counts[:, :4]} == expected
   few = bootstrap.of_recordings(["p", "q"], [[{"a", "b"}, {"b", "c"}]])
   assert few is None  # "b" is in all, the others in one
+  # of events that hardly any clips share nothing is drawn beside those backgrounds
+  lightly = [{"1"}, {"2"}, {"2"}, {"4"}, {"5"}, set()]
+  assert bootstrap.of_recordings([*"pqrstu"], [background, lightly]).numbers == ((3, 2, 1),)
+  assert bootstrap.of_recordings([*"pqrstu"], [lightly]).numbers == ((1, 4, 1),)
   nothing = bootstrap.of_hits(found, [np.ones((1, 6))]).resampled  # a draw without any clip
   assert bootstrap.interval(nothing) == [1.0, 1.0]
 

@@ -1,12 +1,15 @@
 """A prepared set of pairs: what is read of it, and what will not do."""
 
 import csv
+import types
 
+import numpy as np
 import pytest
 
 from atst_jax.data.dataset import Dataset
+from atst_jax.downstream import bootstrap
 from atst_jax.downstream.features import read_labels
-from atst_jax.downstream.retrieval import pair_set
+from atst_jax.downstream.retrieval import job, pair_set
 from atst_jax.util.errors import UserError
 from tests.pair_sets import write_pairs, write_table
 
@@ -88,3 +91,20 @@ def test_pairs_that_share_a_clip_are_held_out_together(data):
   assert not set(pairs.query[pairs.splits == "valid"]) & set(pairs.query[pairs.splits == "train"])
   draws = {tuple(pair_set.read_pairs(dataset, labels, seed=seed).splits) for seed in range(8)}
   assert len(draws) > 1
+
+
+def test_intervals_draw_the_recordings_that_queries_share(data):
+  """Two and two of the six tested pairs have a background in common: they hold three answers."""
+  names = {f"rain_test_{i}": f"background {i // 2}.wav" for i in range(6)}
+  change(
+    data / "mixtures.csv", lambda rows: [[*row[:3], names.get(row[0][:-3], row[3])] for row in rows]
+  )
+  dataset = Dataset.load(str(data))
+  pairs = pair_set.read_pairs(dataset, read_labels(dataset), seed=0)
+  galleries = {scene: (pairs.rows("test", scene),) * 2 for scene in ("rain", "wind")}
+  retrieval = types.SimpleNamespace(pairs=pairs, galleries=galleries)
+  shared, apart = (job._design(retrieval, scene) for scene in galleries)
+  assert (shared.by, apart.by) == ("recordings", "clips")  # "wind": one recording is in all
+  hits = [np.array([[1, 1, 0, 0, 1, 1]])]
+  spread = lambda design: bootstrap.of_hits(design, hits).resampled.std()
+  assert spread(shared) == pytest.approx(2**0.5 * spread(apart), rel=0.1)

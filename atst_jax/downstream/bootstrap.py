@@ -111,8 +111,10 @@ def of_recordings(ids: list[str], used: list[list[set[str]]]) -> Design | None:
   """The design of clips that are mixed from recordings; None where no two share one.
 
   Recordings of every role are drawn with replacement, and a clip counts as often as the product
-  over its recordings (the pigeonhole bootstrap: Owen, 2007). Of recordings only those matter that
-  several clips share. One that is in all of them is not drawn: nothing can be said of others.
+  over its recordings (the pigeonhole bootstrap: Owen, 2007). Only recordings that several clips
+  share are drawn. One that is in all clips is not: nothing can be said of others. A role whose
+  recordings an average clip shares with less than one other clip is left out beside a role that is
+  shared more: with it intervals are far too wide, without it at most 1.4 times too narrow.
 
   Args:
     ids: (N,) of one division's test clips.
@@ -120,8 +122,11 @@ def of_recordings(ids: list[str], used: list[list[set[str]]]) -> Design | None:
   """
   units: list[list[int]] = [[] for _ in ids]
   numbers: list[int] = []
-  for role in used:
-    times = collections.Counter(itertools.chain.from_iterable(role))
+  counts = [collections.Counter(itertools.chain.from_iterable(role)) for role in used]
+  partners = [sum(n * (n - 1) for n in times.values() if n < len(ids)) for times in counts]
+  for role, times, number in zip(used, counts, partners, strict=True):
+    if number < len(ids) <= max(partners):
+      continue
     shared = sorted(name for name, count in times.items() if 1 < count < len(ids))
     place = {name: sum(numbers) + number for number, name in enumerate(shared)}
     for own, names in zip(units, role, strict=True):

@@ -87,8 +87,7 @@ def adapter(base: type) -> type:
         if getattr(cfg, key) != value:
           raise UserError(
             f"{key} is {getattr(cfg, key)} in the config and {value} in {cfg.weight_file} with "
-            "n_blocks: "
-            f"{cfg.n_blocks}; print the config again"
+            f"n_blocks: {cfg.n_blocks}; print the config again"
           )
 
     def precompute(self, device, data_loader):

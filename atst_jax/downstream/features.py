@@ -50,8 +50,7 @@ def read_labels(dataset: Dataset) -> Labels:
   if bare and (not any(multi) or len(bare) == len(ids)):
     raise UserError(
       f"{dataset.root}: {len(bare)} of {len(ids)} clips have no label, the first is {bare[0]!r}; "
-      "prepare "
-      "the data from class folders, or from a manifest with a column `label`"
+      "prepare the data from class folders, or from a manifest with a column `label`"
     )
   targets = np.zeros((len(ids), len(dataset.label_names)), np.uint8)
   for row, label in zip(targets, labels, strict=True):

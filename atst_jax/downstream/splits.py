@@ -108,16 +108,14 @@ def _way(way: str, folds: np.ndarray, splits: np.ndarray) -> str:
   if way == "fold" and not has_folds:
     raise UserError(
       f"{int((folds < 0).sum())} of {len(folds)} clips have no fold; prepare the data from a "
-      "manifest "
-      "with a column `fold`, or set --config.splits.way=random"
+      "manifest with a column `fold`, or set --config.splits.way=random"
     )
   if way == "split" and (
     not has_test or "train" not in found or set(found) - {"train", "valid", "test"}
   ):
     raise UserError(
       f"the data set has the splits {found}; needed are `train`, `test` and perhaps `valid`: "
-      "prepare "
-      "it from a manifest with a column `split`, or set --config.splits.way=random"
+      "prepare it from a manifest with a column `split`, or set --config.splits.way=random"
     )
   return way
 
@@ -227,8 +225,7 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
         f"{name} leaks: {len(shared)} {what}{'s' * (len(shared) > 1)} in more than one part, the "
         "first "
         f"is {shared[0]!r} in {' and '.join(sorted(owners[shared[0]]))} ({sizes} clips); give all "
-        "pieces "
-        "of a file, and all clips of a group, the same fold and split"
+        "pieces of a file, and all clips of a group, the same fold and split"
       )
   tested, trained = targets[split.test].any(0), targets[split.train].any(0)
   missing = [label_names[c] for c in np.flatnonzero(tested & ~trained)]
@@ -236,8 +233,7 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
     raise UserError(
       f"{name}: {len(missing)} of {int(tested.sum())} tested classes have no training clip: "
       f"{', '.join(missing[:10])} ({sizes} clips); a class needs files to train on, to choose by "
-      "and "
-      "to test: add some, or prepare the set again without its clips"
+      "and to test: add some, or prepare the set again without its clips"
     )
   chosen = targets[split.valid].any(0)
   strange = [label_names[c] for c in np.flatnonzero(chosen & ~trained)]
@@ -246,8 +242,7 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
     raise UserError(
       f"{name}: the {len(split.valid)} validation clips cannot choose anything: of their classes "
       f"{why} ({sizes} clips); give clips of trained classes the split `valid`, or none of them, "
-      "and "
-      "a tenth of the training clips is held out"
+      "and a tenth of the training clips is held out"
     )
   if strange:
     log.warning(
@@ -260,6 +255,5 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
   if tested.sum() < 2:
     raise UserError(
       f"{name}: the test clips hold {int(tested.sum())} class of {len(label_names)}; a probe "
-      "needs 2 "
-      f"({sizes} clips)"
+      f"needs 2 ({sizes} clips)"
     )

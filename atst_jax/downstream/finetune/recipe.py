@@ -103,8 +103,7 @@ def resolve(config: ConfigDict) -> Recipe:
       if value not in (plain, "silence"):
         raise UserError(
           f"--config.{key}={value} is for transformers; {config.encoder} is a convolutional "
-          "encoder, "
-          "which is trained on clips that are filled up with silence: leave it out"
+          "encoder, which is trained on clips that are filled up with silence: leave it out"
         )
   if config.drop_path is None and transformer:
     config.drop_path = 0.1
@@ -191,6 +190,5 @@ def _check(config: ConfigDict, devices: int) -> None:
   if config.mixup.probability and (group < 2 or config.batch_size // devices % group):
     raise UserError(
       f"mixup.group {group} must be at least 2 and divide the {config.batch_size // devices} "
-      "clips of a "
-      f"device (batch_size {config.batch_size} on {devices} devices)"
+      f"clips of a device (batch_size {config.batch_size} on {devices} devices)"
     )

@@ -67,8 +67,7 @@ def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
       if row["split"] not in SPLITS or labels.splits[place[id]] != row["split"]:
         raise UserError(
           f"{dataset.root}: the pair {row['id']!r} is in the split {row['split']!r}, its clip "
-          f"{id!r} in "
-          f"{labels.splits[place[id]]!r}: that would leak; make the pairs again"
+          f"{id!r} in {labels.splits[place[id]]!r}: that would leak; make the pairs again"
         )
     if row["id1"] == row["id2"]:
       raise UserError(f"{dataset.root}: the pair {row['id']!r} is one clip with itself")

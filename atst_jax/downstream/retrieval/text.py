@@ -39,8 +39,7 @@ def load_text_encoder(name: str) -> TextEncoder:
   if not is_folder and (os.path.isabs(name) or name.count("/") > 1 or name.startswith((".", "~"))):
     raise UserError(
       f"--config.text.model={name} is not a folder; name one that holds config.json, the weights "
-      "and the "
-      "tokenizer, or a model of the hub such as distilbert-base-uncased"
+      "and the tokenizer, or a model of the hub such as distilbert-base-uncased"
     )
   transformers.logging.set_verbosity_error()  # no warnings about unused heads of a checkpoint
   transformers.logging.disable_progress_bar()
@@ -113,7 +112,6 @@ def _embed(texts: list[str], encoder: TextEncoder, pooling: str) -> np.ndarray:
   if len(bad):
     raise UserError(
       f"the text model gives NaN or infinity for {len(bad)} of {len(texts)} sentences, the first "
-      "is "
-      f"{texts[bad[0]]!r}; choose another --config.text.model"
+      f"is {texts[bad[0]]!r}; choose another --config.text.model"
     )
   return vectors
