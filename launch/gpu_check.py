@@ -18,10 +18,10 @@ OUT = pathlib.Path(os.environ.get("OUT", "runs/gpu_check")).resolve()
 STEPS = 40  # of the run that is stopped and continued
 STARTED = time.monotonic()
 # Configs, batches, and seconds of a measured step: ours, torch.compile's and ours again.
-STEP_SHARES = (("atst_small", 768, 100), ("atst_base", 384, 100), ("base", 192, 100))
+STEP_SHARES = (("atst_small", 768, 90), ("atst_base", 384, 90), ("base", 192, 90))
 LARGEST = ("atst_small", 1536)
-# Seconds of the other checks; with the steps 475 in all.
-SHARES = {"kernels": 50, "run": 60, "trace": 10, "types": 20, "largest": 15}
+# Seconds of the other checks; with the steps 474 in all.
+SHARES = {"kernels": 45, "run": 55, "trace": 18, "types": 30, "largest": 20}
 TINY = (
   *("encoder.width=64", "encoder.depth=2", "encoder.heads=2", "heads.hidden=64", "heads.out=32"),
   *("views.crop_frames=60", "data.clip_frames=80", "views.group=4", "data.streams=8"),
@@ -175,7 +175,7 @@ def main(argv: list[str]) -> int:
       os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     for name, seconds, check in checks_of(small):
       started = time.monotonic()
-      CLOCK.grant(2 * seconds if small else seconds)  # CPUs are slower
+      CLOCK.grant(5 * seconds if small else seconds)  # without a GPU there is no hurry
       try:
         found = check()
       except Exception as error:  # the others still run

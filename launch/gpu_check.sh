@@ -3,7 +3,7 @@
 #   OUT=results launch/gpu_check.sh [--small]
 # Speed beside torch.compile (where PyTorch is installed), the longest kernels, the kernels against their twins,
 # bfloat16 against float32, and a run that is stopped, continued, exported and used. Writes $OUT/gpu_check.log as it
-# goes, and $OUT/gpu_check.md at its end. --small takes tiny networks, and twice the time: the same on a machine without
+# goes, and $OUT/gpu_check.md at its end. --small takes tiny networks, and five times the time: the same on a machine without
 # a GPU. PYTHON names another interpreter than .venv's or python3.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2

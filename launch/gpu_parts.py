@@ -102,6 +102,9 @@ def _trace(argv: list[str]) -> None:
         for line in plane.lines:
           for event in line.events if "Stream" in line.name else ():
             spent[event.name] += event.duration_ns
+  if not spent:
+    print("no kernels of a GPU were seen")
+    sys.exit(int(jax.default_backend() == "gpu"))
   for name, nanoseconds in spent.most_common(15):
     print(f"{nanoseconds / 1e6:.2f} ms {name[:60]}")
 
