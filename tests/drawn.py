@@ -26,9 +26,9 @@ def drawn(shapes) -> dict:
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def drawn_encoder(module, n_mels: int) -> dict:
+def drawn_encoder(module, n_mels: int, frames: int = 96) -> dict:
   """`drawn` variables of an encoder."""
-  return drawn(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 96, n_mels))))
+  return drawn(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, frames, n_mels))))
 
 
 def first_loss(config, devices: int, batch: dict, variables: dict | None = None) -> Loss:

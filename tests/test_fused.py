@@ -13,6 +13,7 @@ from atst_jax.models import blocks, fused, pallas_kernels
 from atst_jax.models.transformer import Transformer
 from atst_jax.pretraining import recipe
 from atst_jax.runtime.mesh import make_mesh, put_batch
+from tests.drawn import drawn_encoder
 from tests.tiny import tiny_config
 
 B, N, D, E = 4, 16, 192, 256  # 192 is three tiles of 64
@@ -119,7 +120,7 @@ def test_padding_for_the_kernels_changes_nothing(attention, monkeypatch):
   monkeypatch.setattr(blocks, "attend", lambda q, k, v, n, _: xla(q, k, v, n, "xla"))
   mel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 48, 64)), jnp.float32)
   length = jnp.array([48, 33, 7]) if attention == "cudnn" else None  # or all of 13 tokens
-  variables = jax.jit(PLAIN.init)(jax.random.key(0), mel)
+  variables = drawn_encoder(PLAIN, 64, 48)
   padded = PLAIN.clone(attention=attention, kernels="pallas")
   pads = str(jax.make_jaxpr(padded.apply)(variables, mel))
   assert "3,16,64" in pads and "3,16,64" not in str(jax.make_jaxpr(PLAIN.apply)(variables, mel))

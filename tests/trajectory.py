@@ -127,12 +127,18 @@ def _tensors(config, params):
   }
 
 
+def _beginning(shapes):
+  """A fresh state but for its weights: variances 1, all else 0."""
+  values = lambda path, x: np.full(x.shape, getattr(path[-1], "key", None) == "var", x.dtype)
+  return jax.tree_util.tree_map_with_path(values, shapes)
+
+
 @functools.cache
 def product(kind):
   """What this project computes: {name: array} over the steps, and the weights it began from."""
   config = config_of(kind)
   init, step = recipe.build(config, ragged=False)
-  state, step = jax.jit(init)(jax.random.key(1)), jax.jit(step)
+  state, step = _beginning(jax.eval_shape(init, jax.random.key(1))), jax.jit(step)
   weights = weights_of(config, state.params, state.batch_stats)
   variables = {p: to_variables(weights[p], names) for p, names in names_of(config).items()}
   params = {part: tree["params"] for part, tree in variables.items()}
