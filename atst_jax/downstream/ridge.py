@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from scipy.linalg.blas import dsyr, dsyrk
+from scipy.linalg.blas import dsyr
 
 from atst_jax.downstream.metrics import scale_of
 from atst_jax.downstream.splits import Split
@@ -31,8 +31,7 @@ class Result(NamedTuple):
 
   score: float
   penalty: float
-  # the penalty is the smallest or the largest of the grid, and better than all between them
-  at_edge: bool
+  at_edge: bool  # it is the smallest or the largest of the grid, and better than all between
   valid_scores: tuple[float, ...]  # one for each penalty
   test_scores: np.ndarray  # (M, C), of the test clips
 
@@ -46,10 +45,8 @@ class Layer(NamedTuple):
 
   def __call__(self, x: np.ndarray) -> np.ndarray:
     """(M, D) features -> (M, C) scores, a block of clips at a time."""
-    starts = range(0, len(x), BLOCK)
-    return np.concatenate(
-      [(x[i : i + BLOCK] - self.mean) @ self.weights + self.base for i in starts]
-    )
+    blocks = (x[i : i + BLOCK] for i in range(0, len(x), BLOCK))
+    return np.concatenate([(block - self.mean) @ self.weights + self.base for block in blocks])
 
 
 def fit(x: np.ndarray, targets: np.ndarray, penalties: Sequence[float]) -> Iterator[Layer]:
@@ -148,20 +145,28 @@ class _Standardised(NamedTuple):
     """(n, n) of which the lower triangle is filled, and (n, C): XXᵀ and the targets if N < D, else
     XᵀX and Xᵀ targets."""
     N, D = self.x.shape
-    gram = np.zeros((min(N, D),) * 2, order="F")  # BLAS adds to it in place
+    gram = np.zeros((min(N, D),) * 2, order="F")  # LAPACK works on it in place
     if N < D:
       for _, block in self.columns():
-        gram = dsyrk(1.0, block, beta=1.0, c=gram, lower=1, overwrite_c=1)
+        _add_products(gram, block.T)
       return gram, targets
     side = np.zeros((D, targets.shape[1]))
     for part, block in self.rows():
-      gram = dsyrk(1.0, block.T, beta=1.0, c=gram, lower=1, overwrite_c=1)
+      _add_products(gram, block)
       side += block.T @ targets[part]
     return gram, side
 
   def transposed_times(self, y: np.ndarray) -> np.ndarray:
     """Xᵀy, (N, C) -> (D, C)."""
     return np.concatenate([block.T @ y for _, block in self.columns()])
+
+
+def _add_products(gram: np.ndarray, block: np.ndarray) -> None:
+  """Adds blockᵀ·block of (k, n) to the lower triangle of (n, n). By panels, since OpenBLAS's dsyrk
+  ends with a segmentation fault on several threads at n = 18,432."""
+  for start in range(0, len(gram), BLOCK):
+    panel, end = slice(start, start + BLOCK), start + BLOCK
+    gram[panel, :end] += (block[:, :end].T @ block[:, panel]).T
 
 
 class _System(NamedTuple):
@@ -205,14 +210,13 @@ class _System(NamedTuple):
       return None
     N, gram, side, total = self.clips + len(x), self.gram, self.side, np.zeros(len(self.mean))
     for part, block in more.rows():
-      gram = dsyrk(1.0, block.T, beta=1.0, c=gram, lower=1, overwrite_c=1)
+      _add_products(gram, block)
       side += block.T @ targets[part]
       total += block.sum(0)
     base, shift = (self.base * self.clips + targets.sum(0)) / N, total / N
     gram = dsyr(-float(N), shift, lower=1, a=gram, overwrite_a=1)
     side -= N * np.outer(shift, base)
-    # in the units of the clips before
-    deviation = np.sqrt(gram.diagonal() / N)
+    deviation = np.sqrt(gram.diagonal() / N)  # in the units of the clips before
     factor = np.divide(1, deviation, out=np.zeros_like(deviation), where=~constant)
     for array in (gram, side):
       array *= factor[:, None]
@@ -282,12 +286,9 @@ def evaluate(
     if valid[-1] >= max(valid):
       chosen_layer = layer
   if refit:
-    more = system.added(known, targets[split.valid])
-    if more is None:
-      more = _System.of(x[rows], targets[rows])
+    more = system.added(known, targets[split.valid]) or _System.of(x[rows], targets[rows])
     (chosen_layer,) = more.layers([penalties[last_best(valid)]])
-  found = chosen_layer(x[split.test])
-  return _result(found, targets[split.test], score, penalties, tuple(valid))
+  return _result(chosen_layer(x[split.test]), targets[split.test], score, penalties, tuple(valid))
 
 
 def _result(found, targets, score, penalties, valid: tuple[float, ...]) -> Result:
