@@ -18,7 +18,7 @@ def config_of(folder, **values):
   data = write_dataset(str(folder / "data"))
   values = {"difference__weight": "0", **values}
   config = tiny_config(data__source="records", data__path=data, **values)
-  config.encoder.drop_path, config.total_steps = 0.0, 3
+  config.encoder.drop_path, config.total_steps, config.checkpoint.every_steps = 0.0, 3, 2
   return config
 
 
