@@ -1,12 +1,13 @@
 # `make` lists the targets. PYTHON=... chooses the interpreter of a new .venv; ARGS=... is passed on to pytest;
-# WORKERS=1 tests one file at a time; by default two, where there are two cores and 12 GB of memory.
+# WORKERS=1 tests one file at a time; by default two, where there are two cores and 12 GB of memory, and three with 20 GB:
+# files wait for programs that they start.
 
 SHELL := /bin/sh
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 RUNS := runs/demo
-WORKERS := $(shell awk '/^MemTotal/ { enough = $$2 >= 12e6 } END { print 1 + enough }' /proc/meminfo 2>/dev/null || echo 1)
+WORKERS := $(shell awk '/^MemTotal/ { kb = $$2 } END { print 1 + (kb >= 12e6) + (kb >= 20e6) }' /proc/meminfo 2>/dev/null || echo 1)
 ifeq ($(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1),1)
 WORKERS := 1
 endif

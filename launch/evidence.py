@@ -2,6 +2,7 @@
 
   python launch/evidence.py --recordings=recordings --output=runs/evidence
   python launch/evidence.py … --seeds=0,1,2 --only=base,lambda05
+  python launch/evidence.py … --only=base,cola,cola_transformer        other objectives beside it
   python launch/evidence.py … --peer         also trains with PyTorch's update
   python launch/evidence.py … --text=stand_in              also retrieval, with random words
   python launch/evidence.py … --encoders=encoders/mine     evaluates an export beside them
@@ -10,8 +11,9 @@
   python launch/evidence.py … --tables       the tables of what is done so far
 
 `evidence_sets.py` says what lies in `recordings/`, what pre-training hears, and what is tested;
-configs/evidence.py has the variants, `evidence_trials.py` the trials. An encoder whose pre-training
-has heard a test clip is refused. With --allow_heard it is evaluated, and every table says so.
+configs/evidence.py has the variants, `COMPARATORS` the other objectives, `evidence_trials.py` the
+trials. An encoder whose pre-training has heard a test clip is refused. With --allow_heard it is
+evaluated, and every table says so.
 
 Further flags, --config.KEY=VALUE, go to every pre-training. Commands run one after the other, a
 variant at a time; what is done is skipped, and what was stopped goes on.
@@ -35,6 +37,17 @@ from atst_jax.util.errors import UserError
 
 EXIT_RESUME = 75
 VARIANTS = variants("configs/evidence.py")
+# Other objectives, by their configs: the same clips, steps and batch. No trial chose their values.
+COMPARATORS = {
+  "cola": "cola.py:small",
+  "cola_transformer": "cola.py:small_transformer",
+  "trill": "trill.py:small",
+  "trill_transformer": "trill.py:small_transformer",
+  "ssast": "ssast.py:small",
+  "ssast_frame": "ssast.py:small_frame",
+  "wav2vec": "conformer.py:small",
+  "wav2vec_transformer": "conformer.py:small_transformer",
+}
 BASE, PEER = "base", "peer"
 SUBTRACTS = (BASE, "lambda02", "lambda05")
 STAND_IN = "stand_in"  # a text model with random parameters (`evidence_text.py`)
@@ -48,7 +61,7 @@ class Run(NamedTuple):
   workdir: pathlib.Path
   encoder: pathlib.Path
   foreign: bool = False
-  variant: str = BASE  # of configs/evidence.py
+  config: str = f"evidence.py:{BASE}"  # of configs/
   changes: tuple[str, ...] = ()  # flags of a trial
   subtracts: bool = False  # also evaluated on mixtures
 
@@ -70,7 +83,7 @@ def training(run: Run, output: pathlib.Path, more: list[str]) -> list[Step]:
   if run.foreign:
     return []
   flags = [
-    f"--config=configs/evidence.py:{run.variant}",
+    f"--config=configs/{run.config}",
     f"--workdir={run.workdir}",
     f"--config.seed={run.seed}",
     f"--config.data.path={output / 'sets' / sets.PRETRAIN}",
@@ -164,7 +177,7 @@ def execute(step: Step, dry_run: bool) -> None:
 
 def planned(flags, output: pathlib.Path) -> list[Run]:
   """The runs that the flags ask for, a variant or trial at a time. Raises UserError."""
-  known = tuple(TRIALS) if flags.trials else VARIANTS
+  known = tuple(TRIALS) if flags.trials else (*VARIANTS, *COMPARATORS)
   wanted = list(known) if flags.only is None else [name for name in flags.only.split(",") if name]
   if unknown := set(wanted) - set(known):
     raise UserError(
@@ -181,14 +194,15 @@ def planned(flags, output: pathlib.Path) -> list[Run]:
       if flags.trials:
         run = run._replace(changes=tuple(overrides(name)))
       elif name != PEER:
-        run = run._replace(variant=name, subtracts=name in SUBTRACTS)
+        config = COMPARATORS.get(name, f"evidence.py:{name}")
+        run = run._replace(config=config, subtracts=name in SUBTRACTS)
       runs.append(run)
   if flags.text and not any(run.subtracts for run in runs):
     raise UserError(
       f"--text={flags.text}: none of these runs is evaluated by retrieval; leave it out, or take "
       f"one of --only={','.join(SUBTRACTS)}"
     )
-  taken = {*VARIANTS, PEER, STAND_IN, "sets", "manifests", "trials"}
+  taken = {*VARIANTS, *COMPARATORS, PEER, STAND_IN, "sets", "manifests", "trials"}
   for encoder in map(pathlib.Path, filter(None, flags.encoders.split(","))):
     if encoder.name in taken:
       raise UserError(
@@ -256,7 +270,7 @@ def main(argv: list[str]) -> int:
     return 0
   names = list(dict.fromkeys(run.name for run in runs))
   changes = {name: told(name) for name in names} if flags.trials else {}
-  text = tables(output, names, flags.seeds, BASE, changes)
+  text = tables(output, names, flags.seeds, BASE, changes, tuple(COMPARATORS))
   if not flags.tables:
     (output / "evidence.md").write_text(text, encoding="utf-8")
   print(text)

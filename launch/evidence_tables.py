@@ -10,14 +10,22 @@ difference (`atst_jax/downstream/bootstrap.py`). "(low, high)" is one for other 
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+from evidence_rows import (
+  Found,
+  Rows,
+  compared,
+  paired,
+  read,
+  read_columns,
+  runs,
+  scored,
+  spread,
+  student,
+)
 from evidence_sets import BGKNOWN, HEARD, PAIRS, TASKS, TITLES, TRIAL_TITLES
 
-from atst_jax.downstream import bootstrap
-from atst_jax.downstream.tables import column, line
 from atst_jax.util.markdown import table_lines
 
 MEL, PRETRAINED = "mel mean and std", "pre-trained"
@@ -31,96 +39,6 @@ KINDS = (
   MEL,
 )
 MIXTURES = {BGKNOWN: "Sounds in known backgrounds", PAIRS: "Retrieval by a sound and a sentence"}
-
-
-class Row(NamedTuple):
-  """A kind of features on the test clips of a task, of one pre-training."""
-
-  workdir: str
-  values: dict  # of results.json
-
-  @property
-  def score(self) -> float:
-    """Percent."""
-    return 100 * self.values["mean"]
-
-  def resampled(self) -> np.ndarray:
-    """(draws,) percent on other test clips."""
-    return 100 * bootstrap.read_resampled(self.workdir, self.values)
-
-
-Rows = dict[int, Row]  # by seed
-Kinds = dict[str, Rows]  # by kind of features
-Found = dict[str, Kinds]  # of a variant, by task
-
-
-def read_columns(folder: pathlib.Path, seeds: list[int], task: str) -> dict[str, Kinds]:
-  """What is done so far of a task, by the columns of its table, of the runs `folder/seedN`."""
-  found: dict[str, Kinds] = {}
-  for seed in seeds:
-    workdir = folder / f"seed{seed}" / task
-    if (workdir / "results.json").is_file():
-      results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-      for values in results["rows"]:
-        if "test" in values:  # not chance
-          rows = found.setdefault(column(values), {}).setdefault(line(values), {})
-          rows[seed] = Row(str(workdir), values)
-  return found
-
-
-def read(folder: pathlib.Path, seeds: list[int]) -> Found:
-  """What is done so far of a variant."""
-  found = {task: read_columns(folder, seeds, task) for task in TASKS}
-  return {task: columns[""] for task, columns in found.items() if columns}
-
-
-def spread(values: list[float]) -> str:
-  """Mean and, of several, standard deviation."""
-  deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-  return f"{np.mean(values):.1f}{deviation}" if values else ""
-
-
-def runs(each: Iterable[Rows]) -> str:
-  """The number of pre-trainings in every cell of a line, said once where it is the same."""
-  numbers = [len(rows) for rows in each]
-  return str(numbers[0]) if len(set(numbers)) == 1 else "/".join(map(str, numbers))
-
-
-def scored(rows: Rows) -> str:
-  """The score with its interval."""
-  if not rows:
-    return ""
-  low, high = _interval([row.resampled() for row in rows.values()])
-  return f"{spread([row.score for row in rows.values()])} [{low:.1f}, {high:.1f}]"
-
-
-def _interval(resampled: list[np.ndarray]) -> list[float]:
-  return bootstrap.interval(np.mean(resampled, 0)) or [np.nan, np.nan]
-
-
-def paired(one: Rows, other: Rows) -> list[int]:
-  """The seeds that both have, on the same draws."""
-  both = [seed for seed in one if seed in other]
-  return [seed for seed in both if bootstrap.comparable(one[seed].values, other[seed].values)]
-
-
-def compared(one: Rows, other: Rows) -> str:
-  """The first's score less the other's, with its interval, over the seeds that both have."""
-  seeds = paired(one, other)
-  if not seeds:
-    return ""
-  low, high = _interval([one[seed].resampled() - other[seed].resampled() for seed in seeds])
-  mean = np.mean([one[seed].score - other[seed].score for seed in seeds])
-  return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def student(one: Rows, other: Rows) -> str:
-  """The 95 % interval of Student's t of the same difference for other pre-trainings."""
-  values = [one[seed].score - other[seed].score for seed in paired(one, other)]
-  if len(values) < 2:
-    return ""
-  half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-  return f" ({np.mean(values) - half:+.1f}, {np.mean(values) + half:+.1f})"
 
 
 def _kinds(found: Found) -> list[str]:
@@ -222,6 +140,26 @@ def parts(
   return _lines([scores, less], len(TASKS))
 
 
+def objectives(found: dict[str, Found], base: str, titles: list[str]) -> list[str]:
+  """Scores of each objective beside its encoder with random parameters, and what it adds to that
+  and to `base`. `found` has `base` too."""
+  scores = [["objective", "features", "runs", *titles]]
+  added = [["objective", "points", "runs", *titles]]
+  for name, each in found.items():
+    vectors = _vectors(each)
+    rows, twin = _of_tasks(each, vectors), _of_tasks(each, _twins(vectors)[0])
+    for kind, cells in ((vectors, rows), (_twins(vectors)[0], twin)):
+      scores.append([name, kind, runs(cells), *map(scored, cells)])
+    others = {_twins(vectors)[0]: twin, MEL: _of_tasks(each, MEL)}
+    if name != base and base in found:
+      others[base] = _of_tasks(found[base], _vectors(found[base]))
+    for other, against in others.items():
+      both = list(zip(rows, against, strict=True))
+      cells = [compared(*pair) + student(*pair) for pair in both]
+      added.append([name, f"less {other}", runs(dict.fromkeys(paired(*p)) for p in both), *cells])
+  return _lines([scores, added], len(TASKS))
+
+
 def mixtures(
   output: pathlib.Path, variants: list[str], seeds: list[int], base: str, task: str
 ) -> list[str]:
@@ -275,7 +213,12 @@ def mark(output: pathlib.Path, names: list[str], seeds: list[int]) -> list[str]:
 
 
 def tables(
-  output: pathlib.Path, variants: list[str], seeds: list[int], base: str, changes: dict[str, str]
+  output: pathlib.Path,
+  variants: list[str],
+  seeds: list[int],
+  base: str,
+  changes: dict[str, str],
+  comparators: Iterable[str] = (),
 ) -> str:
   """Every table of what is done so far.
 
@@ -283,6 +226,7 @@ def tables(
     variants: folders of `output`; the base recipe, its changes, further encoders.
     base: of `variants`, that the others are compared with.
     changes: of trials, by name: what each is; {} otherwise.
+    comparators: those of `variants` with an objective of their own.
   """
   titles = list((TRIAL_TITLES if changes else TITLES).values())
   found = {name: each for name in variants if (each := read(output / name, seeds))}
@@ -290,8 +234,12 @@ def tables(
   for name, each in found.items():
     if name == base or base not in found:
       lines += [f"### {name}: clips never heard", "", *marked, *never_heard(each, titles)]
-  if len(found) > 1 and base in found:
-    lines += ["### One change at a time", "", *marked, *parts(found, base, titles, changes)]
+  changed = {name: each for name, each in found.items() if name not in comparators}
+  if len(changed) > 1 and base in changed:
+    lines += ["### One change at a time", "", *marked, *parts(changed, base, titles, changes)]
+  if any(name in comparators for name in found):
+    others = {name: found[name] for name in found if name == base or name in comparators}
+    lines += ["### Other objectives", "", *marked, *objectives(others, base, titles)]
   for task, title in MIXTURES.items():
     if known := mixtures(output, variants, seeds, base, task):
       lines += [f"### {title}", "", *marked, *known]

@@ -289,3 +289,12 @@ def test_a_variant_changes_what_it_names(variant):
     "no_rrc": {"views.freq_scale", "views.time_scale", "views.canvas_time"},
   }
   assert {key for key in base if base[key] != other[key]} == wanted[variant]
+
+
+def test_other_objectives_have_the_clips_steps_and_batch_of_the_base(evidence):
+  flat = lambda name: configs.flatten(configs.load(str(ROOT / "configs" / name)).to_dict())
+  base = flat("evidence.py:base")
+  same = ("batch_size", "total_steps", "warmup_steps", "data.clip_frames", "views.crop_frames")
+  for name, config in evidence.COMPARATORS.items():
+    other = flat(config)
+    assert {key: other[key] for key in same} == {key: base[key] for key in same}, name

@@ -75,6 +75,27 @@ def test_tables_give_spreads_and_paired_differences(tables, tmp_path):
   assert "| lambda05 | `x=1` | 18 to 18 | 1 | 55.0 |" in trials and "`yweweler`" in trials
 
 
+def test_other_objectives_stand_beside_their_encoders_and_the_base(tables, tmp_path):
+  draws = np.linspace(-0.1, 0.1, 201)
+  for seed in SEEDS:
+    for variant, kind, score in (("base", ", all blocks", 0.5), ("cola", "", 0.45)):
+      scores = {f"pre-trained{kind}": score, f"random{kind}": 0.3, tables.MEL: 0.2}
+      for task in tables.TASKS:
+        write_results(tmp_path / variant / f"seed{seed}" / task, scores, draws)
+      heard(tmp_path / variant / f"seed{seed}")
+  text = tables.tables(tmp_path, ["base", "cola"], SEEDS, "base", {}, ["cola"])
+  assert "One change at a time" not in text
+  row = lambda *cells: "| " + " | ".join([*cells[:-1], *[cells[-1]] * 4]) + " |"
+  for cells in (
+    ("cola", "pre-trained", "3", "45.0 ± 0.0 [35.5, 54.5]"),
+    ("cola", "random", "3", "30.0 ± 0.0 [20.5, 39.5]"),
+    ("cola", "less random", "3", "+15.0 [+15.0, +15.0] (+15.0, +15.0)"),
+    ("cola", "less base", "3", "-5.0 [-5.0, -5.0] (-5.0, -5.0)"),
+    ("base", f"less {tables.MEL}", "3", "+30.0 [+30.0, +30.0] (+30.0, +30.0)"),
+  ):
+    assert row(*cells) in text.splitlines()
+
+
 def test_tables_of_mixtures_give_intervals(tables, tmp_path):
   """Over other test clips, and over other pre-trainings."""
   draws = np.linspace(-0.1, 0.1, 201)
