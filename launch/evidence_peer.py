@@ -7,7 +7,8 @@ Order of the clips, views, initial parameters and schedules are ours; networks, 
 the teacher's average are PyTorch's (`atst_jax/performance/torch_update.py`). The teacher's encoder
 lies in WORKDIR/encoder afterwards, as an export. So what an evaluation finds can be set beside our
 own run of the same config. Stopped at any moment, the same command goes on from the last of the
-states that it keeps every `checkpoint.every_steps`. On the CPU; needs pip install -e .[torch].
+states that it keeps every `checkpoint.every_steps`. A step that ours would leave out as a spike
+(`guard.spike`) is taken. On the CPU; needs pip install -e .[torch].
 """
 
 import json

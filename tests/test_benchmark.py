@@ -178,6 +178,7 @@ def test_beside_torch(capsys, monkeypatch):
     (tiny_flags("byola.py"), "encoder.kind=cnn: PyTorch's update knows transformer alone"),
     (tiny_flags(joint_views="false"), "joint_views=False"),
     (tiny_flags(difference__level="frame"), "difference.level=frame"),
+    (tiny_flags(compute__accumulation=2), "compute.accumulation=2"),
     (tiny_flags(views__first_frames="16,32"), "views of one length; leave out views.first_frames"),
   ):
     assert main(["step", "--torch", *flags]) == 2 and message in capsys.readouterr().err

@@ -26,6 +26,8 @@ COMPUTED = {
   "difference.level": ("clip",),
   "optimizer.form": ("optax", "transformers"),
   "teacher.before_step": (False,),
+  "compute.accumulation": (1,),
+  "compute.remat": (False,),
 }
 
 
