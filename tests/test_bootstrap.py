@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from atst_jax.downstream import bootstrap, metrics
+from atst_jax.downstream import bootstrap, metrics, tables
 from atst_jax.downstream.papers.comparison import Cell, Comparison, Line, Run, differences
 from atst_jax.downstream.papers.published import TABLES
 
@@ -43,34 +43,89 @@ def test_mixtures_of_a_recording_are_drawn_together():
   hits = (np.arange(400)[None] // 40) < 7
   background = [{f"rain {i // 40}", "hum"} for i in range(400)]
   width = lambda design: np.ptp(bootstrap.interval(bootstrap.of_hits(design, [hits]).resampled))
-  found = bootstrap.of_recordings(ids, [background, [{f"note {i}"} for i in range(400)]])
-  assert found.by == "recordings" and found.digest != design(400).digest
+  notes = [{f"note {i}"} for i in range(400)]
+  found = bootstrap.of_recordings(ids, {"background": background, "event": notes})
+  assert found.by == "background recordings" and found.digest != design(400).digest
   assert width(found) == pytest.approx(2 * 1.96 * np.sqrt(0.21 / 10), rel=0.1)
   assert width(found) > 5 * width(design(400))
-  single = [{"hum"}] * 400, [{f"note {i}"} for i in range(400)]
-  assert bootstrap.of_recordings(ids, list(single)) is None
+  assert bootstrap.of_recordings(ids, {"background": [{"hum"}] * 400, "event": notes}) is None
 
 
 def test_a_mixture_counts_as_often_as_all_its_recordings():
-  """Backgrounds and events are drawn apart; a clip that shares nothing is drawn by itself."""
+  """Backgrounds and events are drawn apart; a clip that shares none is drawn among them."""
   background = [{"a", "b"}, {"b", "c"}, {"a", "c"}, {"a"}, {"z"}, {"y"}]
   event = [{"1"}, {"2", "3"}, {"2"}, {"2"}, {"5"}, set()]
-  found = bootstrap.of_recordings([*"pqrstu"], [background, event])
+  ids = [*"pqrstu"]
+  found = bootstrap.of_recordings(ids, {"background": background, "event": event})
   (counts,) = found.draws(0, 2000)
-  assert found.numbers == ((3, 1, 2, 1),)  # a, b, c; note 2; two alone; one that fills
-  assert np.array_equal(counts[:, 4] + counts[:, 5], np.full(2000, 2.0))
-  # of the counts of a, b, c, which add up to 3, the products of two and one of them
-  triples = {(a, b, 3 - a - b) for a in range(4) for b in range(4 - a)}
-  expected = {(a * b, b * c, a * c, a) for a, b, c in triples}
-  assert {tuple(map(int, row)) for row in counts[:, :4]} == expected
-  few = bootstrap.of_recordings(["p", "q"], [[{"a", "b"}, {"b", "c"}]])
+  assert found.by == "background and event recordings"
+  # a, b, c and the two clips that share none; note 2 and three clips; one that fills
+  assert found.numbers == ((5, 4, 1),)
+  of_background, of_event = counts_of(found, 2000)
+  a, b, c, z, y = of_background.T
+  note, first, fifth, none = of_event.T
+  expected = [a * b * first, b * c * note, a * c * note, a * note, z * fifth, y * none]
+  np.testing.assert_array_equal(counts, np.stack(expected, 1))
+  few = bootstrap.of_recordings(["p", "q"], {"background": [{"a", "b"}, {"b", "c"}]})
   assert few is None  # "b" is in all, the others in one
   # of events that hardly any clips share nothing is drawn beside those backgrounds
   lightly = [{"1"}, {"2"}, {"2"}, {"4"}, {"5"}, set()]
-  assert bootstrap.of_recordings([*"pqrstu"], [background, lightly]).numbers == ((3, 2, 1),)
-  assert bootstrap.of_recordings([*"pqrstu"], [lightly]).numbers == ((1, 4, 1),)
+  both = bootstrap.of_recordings(ids, {"background": background, "event": lightly})
+  assert both.by == "background recordings" and both.numbers == ((5, 1),)
+  assert bootstrap.of_recordings(ids, {"event": lightly}).numbers == ((5, 1),)
   nothing = bootstrap.of_hits(found, [np.ones((1, 6))]).resampled  # a draw without any clip
-  assert bootstrap.interval(nothing) == [1.0, 1.0]
+  assert np.isnan(nothing).any() and bootstrap.interval(nothing) == [1.0, 1.0]
+
+
+def counts_of(found, number):
+  """How often each unit of every kind is drawn."""
+  rng = np.random.default_rng(0)
+  return [bootstrap._times(rng, number, count) for count in found.numbers[0][:-1]]
+
+
+@pytest.mark.parametrize("shared", [199, 100])
+def test_the_only_shared_recording_is_drawn_among_the_others(shared):
+  """One recording under most clips, or half of them, does not fix any clip's count."""
+  background = [{"rain"} if i < shared else {f"rain {i}"} for i in range(200)]
+  event = [{f"note {i // 2 if i < 4 else i}"} for i in range(200)]
+  ids = [f"{i}" for i in range(200)]
+  found = bootstrap.of_recordings(ids, {"background": background, "event": event})
+  times = np.concatenate(list(found.draws(0, 200)))
+  assert found.by == "background recordings" and times.std(0).min() > 0.3
+  low, high = bootstrap.interval(
+    bootstrap.of_hits(found, [np.arange(200)[None] < shared]).resampled
+  )
+  assert high - low > 0.3
+
+
+def test_roles_that_clips_hardly_share_are_not_both_drawn():
+  """Two pairs share a background and two others an event: the interval is that of 400 clips."""
+  background = [{f"rain {max(i, 1)}"} for i in range(400)]
+  event = [{f"note {min(i, 398)}"} for i in range(400)]
+  found = bootstrap.of_recordings(
+    [f"{i}" for i in range(400)], {"background": background, "event": event}
+  )
+  hits = [np.arange(400)[None] % 10 < 7]
+  width = lambda design: np.ptp(bootstrap.interval(bootstrap.of_hits(design, hits).resampled))
+  assert width(found) == pytest.approx(width(design(400)), rel=0.1)
+
+
+def test_the_note_says_for_every_scene_what_is_drawn():
+  row = lambda scene, by, draws=1000: {
+    "scene": scene,
+    "name": "R@1",
+    "test": {"by": by, "draws": draws},
+  }
+  rows = [{"scene": "rain", "name": "R@1"}, *[row("rain", "background recordings")] * 2]
+  results = {"job": "retrieval", "protocol": "", "data": {}, "config": {"seeds": 1}, "rows": rows}
+  (same,) = tables.notes(results)
+  said = "1000 draws of the test clips with replacement"
+  assert f"95 % of {said}, by the background recordings that they are mixed from (boot" in same
+  more = [row("sea", "clips", 990), row("wind", "groups")]
+  (differ,) = tables.notes({**results, "rows": rows + more})
+  assert f"rain: {said}, by the background recordings that they are mixed from; " in differ
+  assert "sea: 990 draws of the test clips with replacement; " in differ
+  assert f"wind: {said}, by pairs that share a clip (bootstrap)" in differ
 
 
 def test_draws_stay_inside_their_division():
@@ -164,6 +219,35 @@ def test_a_group_in_several_divisions_is_drawn_for_all_of_them():
   assert width(parted) == pytest.approx(
     2**0.5 * width(bootstrap.design(tests, ids, apart)), rel=0.1
   )
+
+
+def test_a_draw_without_the_groups_of_a_division_keeps_the_other_divisions():
+  """Of three folds with two of four parted speakers each, a draw may leave one out."""
+  speakers = [np.repeat(pair, 10) for pair in ([0, 1], [1, 2], [2, 3])]
+  tests = np.split(np.arange(60), 3)
+  groups = [f"speaker {i}" for i in np.concatenate(speakers)]
+  parted = bootstrap.design(tests, [f"{i}" for i in range(60)], groups)
+  hits = [(part >= 2)[None] for part in speakers]
+  resampled = bootstrap.of_hits(parted, hits).resampled
+  times = np.stack([next(parted.draws(division, 1000)) for division in range(3)])
+  left_out = (times.sum(-1) == 0).any(0)
+  assert 0.1 < left_out.mean() < 0.25 and np.isfinite(resampled).all()
+  only_first = (times.sum(-1) == 0)[2] & ~(times.sum(-1) == 0)[1] & (times[1, :, 10:].sum(-1) == 0)
+  assert only_first.any() and (resampled[only_first] == 0).all()
+  labels = np.eye(2)[np.concatenate([part >= 2 for part in speakers]).astype(int)]
+  logits = [labels[None, test] for test in tests]
+  for multi_label in (False, True):
+    targets = [labels[test] for test in tests]
+    right = bootstrap.of_logits(parted, logits, targets, multi_label).resampled
+    np.testing.assert_allclose(right, 1)
+
+
+def test_draws_without_a_score_are_not_counted(tmp_path):
+  background = [{"a", "b"}, {"b", "c"}, {"a", "c"}]
+  found = bootstrap.of_recordings([*"pqr"], {"background": background})
+  tested = bootstrap.of_hits(found, [np.array([[1, 0, 1]])])
+  row = bootstrap.keep(str(tmp_path), {"name": "", "tested": tested}, "0.npz")
+  assert row["test"]["draws"] == np.isfinite(tested.resampled).sum() < 1000
 
 
 def test_a_division_of_a_single_group_draws_its_clips():

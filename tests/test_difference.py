@@ -108,6 +108,7 @@ def test_published_scores_stand_below_ours(done):
     "| features | size | Mix | (a) 100% | (b) 50% | (c) 0% |" in text
     and text.count("|\n") == 2 + 3 * 5 + 1 + 5 + 2 + 20  # the table, and that of intervals
   )
+  assert "Intervals are for other foregrounds over the same backgrounds" in text
   own = {**results, "published": []}
   assert "Takeuchi" not in tables.markdown(own) and "1 x background subtracted" in text
 

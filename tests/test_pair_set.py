@@ -104,7 +104,10 @@ def test_intervals_draw_the_recordings_that_queries_share(data):
   galleries = {scene: (pairs.rows("test", scene),) * 2 for scene in ("rain", "wind")}
   retrieval = types.SimpleNamespace(pairs=pairs, galleries=galleries)
   shared, apart = (job._design(retrieval, scene) for scene in galleries)
-  assert (shared.by, apart.by) == ("recordings", "clips")  # "wind": one recording is in all
+  assert (shared.by, apart.by) == (
+    "background recordings",
+    "clips",
+  )  # "wind": one recording is in all
   hits = [np.array([[1, 1, 0, 0, 1, 1]])]
   spread = lambda design: bootstrap.of_hits(design, hits).resampled.std()
   assert spread(shared) == pytest.approx(2**0.5 * spread(apart), rel=0.1)

@@ -1,12 +1,14 @@
 """Bootstrap intervals over test clips: of a row's score, and of the difference between two rows on
 the same clips.
 
-Test clips are drawn with replacement inside every division; clips of a group (a speaker, a
-recording) are drawn together. Of mixtures the recordings are drawn (`of_recordings`). On every draw
-the score is computed anew, as the mean over seeds and divisions. The draws depend only on clips and
-groups, so that rows of the same test clips are compared on the same draws. The interval is the
-middle 95 % of the draws (percentile method, Efron and Tibshirani, 1993). It does not cover another
-pre-training of the encoder.
+Test clips are drawn with replacement inside every division. Clips of a group (a speaker, a
+recording) are drawn together; a group that several divisions test is drawn once for all of them. Of
+the pairs of a retrieval the recordings are drawn (`of_recordings`), of BgKnown's mixtures the
+foregrounds alone. On every draw the score is computed anew, as the mean over seeds and over the
+divisions of which clips are drawn. The draws depend only on clips and groups, so that rows of the
+same test clips are compared on the same draws. The interval is the middle 95 % of the draws
+(percentile method, Efron and Tibshirani, 1993). It does not cover another pre-training of the
+encoder.
 """
 
 import collections
@@ -41,7 +43,8 @@ class Design(NamedTuple):
   # of each division: how many units there are of each kind; each kind is drawn by itself. The last
   # one of a single unit is always drawn.
   numbers: tuple[tuple[int, ...], ...]
-  by: str  # "clips", "groups", "clips of a single group" or "recordings"
+  # "clips", "groups", "clips of a single group", or roles: "background and event recordings"
+  by: str
   digest: str  # of clips and units; rows of equal digests are compared draw by draw
   joint: bool = False  # divisions share units, and their draws
 
@@ -66,8 +69,8 @@ def _times(rng: np.random.Generator, rows: int, count: int) -> np.ndarray:
   return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
 
 
-def _digest(ids: list[list[str]], units: tuple[np.ndarray, ...]) -> str:
-  digest = hashlib.sha256()
+def _digest(ids: list[list[str]], units: tuple[np.ndarray, ...], of: str = "") -> str:
+  digest = hashlib.sha256(of.encode())
   for names, unit in zip(ids, units, strict=True):
     lines = (f"{id}\t{','.join(map(str, u))}" for id, u in zip(names, unit.T, strict=True))
     digest.update("\n".join(lines).encode())
@@ -107,41 +110,48 @@ def design(tests: list[np.ndarray], ids: list[str], groups: list[str]) -> Design
   return Design(units, numbers, by, _digest(named, units), joint)
 
 
-def of_recordings(ids: list[str], used: list[list[set[str]]]) -> Design | None:
+def of_recordings(ids: list[str], used: dict[str, list[set[str]]]) -> Design | None:
   """The design of clips that are mixed from recordings; None where no two share one.
 
   Recordings of every role are drawn with replacement, and a clip counts as often as the product
-  over its recordings (the pigeonhole bootstrap: Owen, 2007). Only recordings that several clips
-  share are drawn. One that is in all clips is not: nothing can be said of others. A role whose
-  recordings an average clip shares with less than one other clip is left out beside a role that is
-  shared more: with it intervals are far too wide, without it at most 1.4 times too narrow.
+  over its recordings (the pigeonhole bootstrap: Owen, 2007). A clip that shares none of a role is
+  drawn among the role's recordings, in place of its own. A recording that is in all clips is not
+  drawn: nothing can be said of others.
+
+  Beside the role that clips share most, only roles are drawn of which an average clip shares
+  recordings with one other clip or more. Another one would make the count of most clips a product
+  of two independent counts, whose variance is 3 in place of 1. Without it an interval is too narrow
+  by at most sqrt(1 + shared), where `shared` is that average, below 1: by 1.4, if clips that share
+  a recording always score alike.
 
   Args:
     ids: (N,) of one division's test clips.
     used: of every role (background, event), the recordings of each clip.
   """
+  counts = {
+    role: collections.Counter(itertools.chain.from_iterable(names)) for role, names in used.items()
+  }
+  partners = {
+    role: sum(n * (n - 1) for n in times.values() if n < len(ids)) for role, times in counts.items()
+  }
+  if not any(partners.values()):
+    return None
+  most_shared = max(partners, key=lambda role: partners[role])
+  roles = [role for role, n in partners.items() if n >= len(ids) or role == most_shared]
   units: list[list[int]] = [[] for _ in ids]
   numbers: list[int] = []
-  counts = [collections.Counter(itertools.chain.from_iterable(role)) for role in used]
-  partners = [sum(n * (n - 1) for n in times.values() if n < len(ids)) for times in counts]
-  for role, times, number in zip(used, counts, partners, strict=True):
-    if number < len(ids) <= max(partners):
-      continue
-    shared = sorted(name for name, count in times.items() if 1 < count < len(ids))
-    place = {name: sum(numbers) + number for number, name in enumerate(shared)}
-    for own, names in zip(units, role, strict=True):
-      own += sorted(place[name] for name in names if name in place)
-    numbers += [len(shared)] if shared else []
-  if not numbers:
-    return None
-  alone = [own for own in units if not own]
-  for number, own in enumerate(alone):
-    own.append(sum(numbers) + number)
-  numbers += [len(alone), 1] if alone else [1]
+  for role in roles:
+    shared = sorted(name for name, count in counts[role].items() if 1 < count < len(ids))
+    place = {name: number for number, name in enumerate(shared, sum(numbers))}
+    alone = itertools.count(sum(numbers) + len(shared))
+    for own, names in zip(units, used[role], strict=True):
+      own += sorted(place[name] for name in names if name in place) or [next(alone)]
+    numbers.append(next(alone) - sum(numbers))
   # a clip of fewer recordings counts once more by the last unit, which is always drawn
-  most, last = max(map(len, units)), sum(numbers) - 1
+  most, last = max(map(len, units)), sum(numbers)
   columns = np.array([own + [last] * (most - len(own)) for own in units]).T
-  return Design((columns,), (tuple(numbers),), "recordings", _digest([ids], (columns,)))
+  digest = _digest([ids], (columns,), f"{numbers}\n")
+  return Design((columns,), ((*numbers, 1),), f"{' and '.join(roles)} recordings", digest)
 
 
 class Tested(NamedTuple):
@@ -149,7 +159,14 @@ class Tested(NamedTuple):
 
   design: Design
   kept: dict[str, np.ndarray]  # (S, N, …): seeds, test clips of one division after the other
-  resampled: np.ndarray  # (B,)
+  resampled: np.ndarray  # (B,); NaN where no clip, or no label, is drawn
+
+
+def _mean(scores: list[np.ndarray]) -> np.ndarray:
+  """(B,) of every division -> (B,), the mean over the divisions that have a score; NaN if none
+  has."""
+  known, total = np.isfinite(scores).sum(0), np.nansum(np.asarray(scores, np.float64), 0)
+  return np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0)
 
 
 def of_hits(design: Design, hits: list[np.ndarray], **kept: np.ndarray) -> Tested:
@@ -166,7 +183,7 @@ def of_hits(design: Design, hits: list[np.ndarray], **kept: np.ndarray) -> Teste
       found = [counts @ mean / counts.sum(-1) for counts in design.draws(number, DRAWS)]
     scores.append(np.concatenate(found))
   kept = {"hits": np.concatenate(hits, 1).astype(np.float32), **kept}
-  return Tested(design, kept, np.asarray(np.mean(scores, 0, dtype=np.float64)))
+  return Tested(design, kept, _mean(scores))
 
 
 def of_logits(
@@ -190,7 +207,7 @@ def of_logits(
       found.append(np.mean([_mean_average_precision(counts, seed, target) for seed in part], 0))
     scores.append(np.concatenate(found))
   kept = {"scores": np.concatenate(logits, 1).astype(np.float32)}
-  return Tested(design, kept, np.asarray(np.mean(scores, 0, dtype=np.float64)))
+  return Tested(design, kept, _mean(scores))
 
 
 def _mean_average_precision(
@@ -226,7 +243,7 @@ def keep(workdir: str, row: dict, name: str) -> dict:
     np.savez_compressed(out, **arrays)
   account = {
     "interval": interval(tested.resampled),
-    "draws": len(tested.resampled),
+    "draws": int(np.isfinite(tested.resampled).sum()),
     "by": tested.design.by,
     "clips": tested.design.digest,
     "file": file,

@@ -282,7 +282,7 @@ def write_results(workdir: str, results: dict) -> None:
   differences between rows."""
   results = {**results, "differences": bootstrap.differences(workdir, results["rows"])}
   write_json(os.path.join(workdir, RESULTS), results)
-  tables.write_markdown(os.path.join(workdir, "results.md"), results)
+  storage.write_text(os.path.join(workdir, "results.md"), tables.markdown(results))
   print(tables.text(results))
 
 

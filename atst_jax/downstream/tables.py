@@ -5,11 +5,9 @@ Markdown in results.md. Scores are shares of 1 in `results`, and percent in a ta
 scores are percent.
 """
 
-from atst_jax.util import storage
 from atst_jax.util.markdown import table_lines
 
-# Columns besides the name and the score of a linear evaluation or a fine-tuning: key of a row, its
-# heading, its format.
+# Columns besides name and score (linear evaluation, fine-tuning): key of a row, heading, format.
 BEFORE = {"dimensions": ("size", str)}
 AFTER = {
   "valid": ("validation", lambda x: f"{100 * x:.1f}"),
@@ -93,25 +91,20 @@ def intervals(results: dict) -> list[list[str]]:
   for row in rows:
     reference = first.setdefault(column(row), row)
     name = ": ".join(filter(None, (column(row), line(row))))
-    cells = [name, f"{100 * row['mean']:.1f}", _range(row["test"]["interval"])]
-    found = known.get((column(row), line(reference), line(row)))
-    if found is None:
-      cells += ["", "", ""]
-    else:
-      cells += [f"{100 * found['mean']:.1f}", _range(found["interval"])]
-      cells.append("yes" if found["is_difference"] else "no")
-    lines.append(cells)
+    beside = ["", "", ""]
+    if found := known.get((column(row), line(reference), line(row))):
+      differ = "yes" if found["is_difference"] else "no"
+      beside = [f"{100 * found['mean']:.1f}", _range(found["interval"]), differ]
+    lines.append([name, f"{100 * row['mean']:.1f}", _range(row["test"]["interval"]), *beside])
   return lines
 
 
 def notes(results: dict) -> list[str]:
   """Sentences below the table: what "±" and the intervals mean, which groups keep clips together,
   and over how many classes a mean is."""
-  out, data, config = [], results["data"], results["config"]
+  out, data, config, spread = [], results["data"], results["config"], _spread(results)[1]
   if results["job"] == "few":
-    out.append(
-      f"±: {_spread(results)[1]} of the mean over {config['few']['draws']} draws of clips."
-    )
+    out.append(f"±: {spread} of the mean over {config['few']['draws']} draws of clips.")
   elif config["seeds"] > 1:
     what = {
       "finetune": "over trainings with other seeds of head, order and augmentation",
@@ -122,7 +115,7 @@ def notes(results: dict) -> list[str]:
     )
     if results["protocol"] == "exact":
       what = "over random encoders (the exact probe draws nothing)"
-    out.append(f"±: {_spread(results)[1]} {what}. It holds neither other clips nor other encoders.")
+    out.append(f"±: {spread} {what}. It holds neither other clips nor other encoders.")
   if "directions_99" in results["rows"][0]:
     out.append("90 % in, 99 % in: the fewest directions with that share of the variance.")
   if "above_optimum" in results["rows"][0]:
@@ -132,17 +125,10 @@ def notes(results: dict) -> list[str]:
     )
   if results["protocol"] == "exact" or {"exact", "knn_whitened"} & results["rows"][0].keys():
     out.append(_known_to_the_exact_probe(results))
-  tested = [row["test"] for row in results["rows"] if row.get("test")]
-  if tested:
-    by = {
-      "clips": "",
-      "groups": f", by {data.get('groups') or 'file'}",
-      "recordings": ", by the recordings that they are mixed from",
-    }.get(tested[0]["by"], " (a division tests a single group: nothing is said of other groups)")
+  if any(row.get("test") for row in results["rows"]):
     out.append(
-      f"Intervals: 95 % of {tested[0]['draws']} draws of the test clips with replacement{by} "
-      "(bootstrap), of the mean over seeds; differences on the same draws. Rows differ where the "
-      "interval of their difference does not contain 0."
+      f"Intervals: 95 % of {_draws(results)} (bootstrap), of the mean over seeds; differences on "
+      "the same draws. Rows differ where the interval of their difference does not contain 0."
     )
   if data.get("groups"):
     out.append(f"Divisions that are drawn keep the clips of each {data['groups']} together.")
@@ -152,6 +138,25 @@ def notes(results: dict) -> list[str]:
     what = "means are over" if data.get("multi_label") else "the test clips are of"
     out.append(f"In each division {what} {number} of {data['classes']} classes.")
   return out + results.get("notes", [])
+
+
+def _draws(results: dict) -> str:
+  """How the test clips were drawn; scenes may differ."""
+  file = "pairs that share a clip" if results["job"] == "retrieval" else "file"
+  how = {
+    "clips": "",
+    "groups": f", by {results['data'].get('groups') or file}",
+    "clips of a single group": " (a division tests a single group: nothing is said of others)",
+  }
+  found: dict[str, dict] = {}  # how -> columns
+  for row in results["rows"]:
+    if test := row.get("test"):
+      by = how.get(test["by"], f", by the {test['by']} that they are mixed from")
+      said = f"{test['draws']} draws of the test clips with replacement{by}"
+      found.setdefault(said, {})[row.get("scene", column(row) or line(row))] = None
+  if len(found) == 1:
+    return next(iter(found))
+  return "; ".join(f"{', '.join(columns)}: {said}" for said, columns in found.items())
 
 
 def _known_to_the_exact_probe(results: dict) -> str:
@@ -166,11 +171,6 @@ def _known_to_the_exact_probe(results: dict) -> str:
   by = "the validation clips" if on == "valid" else f"leaving out the known {on} in turn"
   chosen = f"The exact probe's penalty is chosen by {by}"
   return f"{chosen}; then {who} the validation clips as well as the training clips{beside}."
-
-
-def write_markdown(path: str, results: dict) -> None:
-  """Writes the Markdown table, whole or not at all."""
-  storage.write_text(path, markdown(results))
 
 
 def _words(results: dict) -> int:

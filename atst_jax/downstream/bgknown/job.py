@@ -30,6 +30,10 @@ from atst_jax.downstream.splits import Split
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 
+NOTE = (
+  "Intervals are for other foregrounds over the same backgrounds: a background that several "
+  "mixtures share is not drawn, so that intervals are too narrow where backgrounds are few."
+)
 FREE_KEYS = ("encoder", "data.path")  # params_hash and data.fingerprint say what they are
 VECTORS = {"y": "", "last": ", last block", "all": ", all blocks"}  # and what they add to a name
 BASELINES = ("random", "mel")
@@ -238,7 +242,7 @@ def _compares(job: Evaluation) -> bool:
 
 def _results(job: Evaluation, rows: list[dict]) -> dict:
   mix, labels = job.sets["mix"], job.labels
-  return evaluation.results_of(
+  results = evaluation.results_of(
     job.record,
     job.model.config,
     data={
@@ -250,6 +254,7 @@ def _results(job: Evaluation, rows: list[dict]) -> dict:
     chance=chance(labels.targets, [job.split], labels.multi_label),
     rows=rows,
   )
+  return {**results, "notes": [NOTE]}
 
 
 def describe(config: ConfigDict, workdir: str) -> list[str]:

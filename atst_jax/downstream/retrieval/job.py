@@ -100,7 +100,7 @@ def _design(job: Retrieval, scene: str) -> bootstrap.Design:
   """The design of draws of a scene's queries: recordings are drawn where queries share some, else
   those that share a clip are drawn together."""
   pairs, asked = job.pairs, job.galleries[scene][0]
-  used = [[role[i] for i in asked] for role in pairs.recordings.values()]
+  used = {role: [names[i] for i in asked] for role, names in pairs.recordings.items()}
   linked = [str(group) for group in groups(pairs.query, pairs.target)]
   found = bootstrap.of_recordings([pairs.ids[i] for i in asked], used)
   return found or bootstrap.design([asked], pairs.ids, linked)
