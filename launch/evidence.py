@@ -15,8 +15,9 @@ configs/evidence.py has the variants, `COMPARATORS` the other objectives, `evide
 trials. An encoder whose pre-training has heard a test clip is refused. With --allow_heard it is
 evaluated, and every table says so.
 
-Further flags, --config.KEY=VALUE, go to every pre-training. Commands run one after the other, a
-variant at a time; what is done is skipped, and what was stopped goes on.
+Without --only the variants are trained; other objectives only where --only names them. Further
+flags, --config.KEY=VALUE, go to every pre-training, and every config must have their keys. Commands
+run one after the other, a variant at a time; what is done is skipped, and what was stopped goes on.
 """
 
 import json
@@ -31,8 +32,9 @@ from evidence_done import check_measured, check_trained, read
 from evidence_tables import tables
 from evidence_trials import TRIALS, overrides, told
 
+from atst_jax.method.subtraction import SECTIONS
 from atst_jax.util.cli import Parser, guard
-from atst_jax.util.config import variants
+from atst_jax.util.config import load_with_overrides, variants
 from atst_jax.util.errors import UserError
 
 EXIT_RESUME = 75
@@ -48,6 +50,8 @@ COMPARATORS = {
   "wav2vec": "conformer.py:small",
   "wav2vec_transformer": "conformer.py:small_transformer",
 }
+# As the variants: a run in the background may be paused for long.
+PATIENT = ("--config.guard.step_seconds=0",)
 BASE, PEER = "base", "peer"
 SUBTRACTS = (BASE, "lambda02", "lambda05")
 STAND_IN = "stand_in"  # a text model with random parameters (`evidence_text.py`)
@@ -62,7 +66,7 @@ class Run(NamedTuple):
   encoder: pathlib.Path
   foreign: bool = False
   config: str = f"evidence.py:{BASE}"  # of configs/
-  changes: tuple[str, ...] = ()  # flags of a trial
+  changes: tuple[str, ...] = ()  # flags of its own
   subtracts: bool = False  # also evaluated on mixtures
 
   @property
@@ -130,7 +134,7 @@ def evaluations(run: Run, output: pathlib.Path, text: str) -> list[Step]:
       "--config.seeds=1",
       *own,
     ]
-    check_measured(workdir, flags, run.params_hash, sets.fingerprint(output, name))
+    check_measured(workdir, flags, run.encoder, sets.fingerprint(output, name))
     steps.append(Step(workdir / "results.json", ["-m", "atst_jax.main", *flags]))
   return steps
 
@@ -175,10 +179,21 @@ def execute(step: Step, dry_run: bool) -> None:
       raise SystemExit(f"exit code {code}: {shlex.join(command)}")
 
 
-def planned(flags, output: pathlib.Path) -> list[Run]:
-  """The runs that the flags ask for, a variant or trial at a time. Raises UserError."""
+def check_flags(run: Run, more: list[str]) -> None:
+  """Raises UserError if the run's config does not take its flags."""
+  path = f"configs/{run.config}"
+  try:
+    load_with_overrides(path, [*run.changes, *more], SECTIONS)
+  except UserError as error:
+    raise UserError(f"{error} ({path})") from error
+
+
+def planned(flags, output: pathlib.Path, more: list[str]) -> list[Run]:
+  """The runs that the flags ask for, a variant or trial at a time. `more`: flags of all
+  pre-trainings. Raises UserError."""
   known = tuple(TRIALS) if flags.trials else (*VARIANTS, *COMPARATORS)
-  wanted = list(known) if flags.only is None else [name for name in flags.only.split(",") if name]
+  default = TRIALS if flags.trials else VARIANTS
+  wanted = list(default) if flags.only is None else [x for x in flags.only.split(",") if x]
   if unknown := set(wanted) - set(known):
     raise UserError(
       f"--only={flags.only}: no {'trial' if flags.trials else 'variant'} "
@@ -193,9 +208,11 @@ def planned(flags, output: pathlib.Path) -> list[Run]:
       run = Run(name, seed, workdir, workdir / "encoder")
       if flags.trials:
         run = run._replace(changes=tuple(overrides(name)))
+      elif name in COMPARATORS:
+        run = run._replace(config=COMPARATORS[name], changes=PATIENT)
       elif name != PEER:
-        config = COMPARATORS.get(name, f"evidence.py:{name}")
-        run = run._replace(config=config, subtracts=name in SUBTRACTS)
+        run = run._replace(config=f"evidence.py:{name}", subtracts=name in SUBTRACTS)
+      check_flags(run, more)
       runs.append(run)
   if flags.text and not any(run.subtracts for run in runs):
     raise UserError(
@@ -249,7 +266,8 @@ def main(argv: list[str]) -> int:
   add("--output", required=True, type=pathlib.Path, help=folder)
   seeds = "of the pre-trainings, with commas (default 0,1,2; of trials 0)"
   add("--seeds", type=whole_numbers, help=seeds)
-  add("--only", help="variants, or trials, with commas between; default: all")
+  only = "variants and other objectives, or trials, with commas between; default: every variant"
+  add("--only", help=only)
   add("--peer", action="store_true", help="also train the base recipe with PyTorch's update")
   text = f"also retrieval: folder or name of a text model, or {STAND_IN} for one drawn at random"
   add("--text", default="", help=text)
@@ -263,7 +281,7 @@ def main(argv: list[str]) -> int:
   flags, more = parser.parse_with_overrides(argv)
   flags.seeds = flags.seeds or ([0] if flags.trials else [0, 1, 2])
   output = flags.output / "trials" if flags.trials else flags.output
-  runs = planned(flags, output)
+  runs = planned(flags, output, more)
   if not flags.tables:
     run_all(flags, runs, output, more)
   if flags.dry_run:

@@ -132,9 +132,13 @@ def write_manifests(
     writer.writerows(rows)
     path, folder = output / "manifests" / f"{name}.csv", output / "sets" / name.partition("_")[0]
     if folder.exists() and path.is_file() and path.read_text(encoding="utf-8") != text.getvalue():
+      runs = f"{output}/*/seed*"
+      used = (
+        f"trained on it ({runs})" if name == PRETRAIN else f"measured on it ({runs}/{folder.name})"
+      )
       raise UserError(
         f"{folder} was prepared from another list than that of today; delete it with what was "
-        f"measured on it ({output}/*/seed*/{folder.name}), or choose another --output"
+        f"{used}, or choose another --output"
       )
     if not dry_run:
       path.write_text(text.getvalue(), encoding="utf-8")

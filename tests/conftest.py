@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import pathlib
 import signal
+import sys
 
 # Before jax is imported, and in the environment, so that the subprocesses of tests see the same
 # platform.
@@ -40,6 +41,7 @@ from atst_jax.util.logs import log
 from tests import programs
 from tests.evaluation import write_encoder
 from tests.preparing import write_inline
+from tests.tiny import ROOT
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
@@ -116,6 +118,24 @@ def encoder(tmp_path_factory) -> str:
 def model(encoder):
   """That transformer, to embed with."""
   return load_model(encoder)
+
+
+@pytest.fixture(scope="module")
+def evidence():
+  """launch/evidence.py, with the modules beside it."""
+  sys.path.insert(0, str(ROOT / "launch"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(ROOT)
+    try:
+      import evidence
+      import evidence_done
+      import evidence_sets
+      import evidence_tables
+
+      evidence.sets, evidence.of, evidence.done = evidence_sets, evidence_tables, evidence_done
+      yield evidence
+    finally:
+      sys.path.remove(str(ROOT / "launch"))
 
 
 @pytest.fixture

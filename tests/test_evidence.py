@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -13,23 +12,6 @@ from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from tests.evaluation import write_clips
 from tests.tiny import ROOT
-
-
-@pytest.fixture(scope="module")
-def evidence():
-  sys.path.insert(0, str(ROOT / "launch"))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.chdir(ROOT)
-    try:
-      import evidence
-      import evidence_done
-      import evidence_sets
-      import evidence_tables
-
-      evidence.sets, evidence.of, evidence.done = evidence_sets, evidence_tables, evidence_done
-      yield evidence
-    finally:
-      sys.path.remove(str(ROOT / "launch"))
 
 
 @pytest.fixture
@@ -81,7 +63,12 @@ def test_what_is_tested_is_not_pretrained_on(evidence, recordings, tmp_path, tri
   (output / "sets" / "pitch").mkdir(parents=True)
   evidence.sets.write_manifests(recordings, output, trials=trials)  # the same
   (output / "manifests" / "pitch.csv").write_text("another list")
-  with pytest.raises(UserError, match="pitch was prepared from another list than that of today"):
+  measured = rf"pitch was prepared from another .* measured on it \({output}/\*/seed\*/pitch\)"
+  with pytest.raises(UserError, match=measured):
+    evidence.sets.write_manifests(recordings, output, trials=trials)
+  (output / "sets" / "pretrain").mkdir()
+  (output / "manifests" / "pretrain.csv").write_text("another list")
+  with pytest.raises(UserError, match=rf"with what was trained on it \({output}/\*/seed\*\), or"):
     evidence.sets.write_manifests(recordings, output, trials=trials)
   (recordings / "notes" / "pitch.csv").unlink()
   with pytest.raises(UserError, match="no clips for pitch; needed are"):
@@ -102,7 +89,9 @@ def test_dry_run_names_every_step_and_skips_what_is_done(evidence, recordings, t
   assert "launch.evidence_peer --config=configs/evidence.py:base" in trained[2]
   encoder = output / "base" / "seed1" / "encoder"
   encoder.mkdir(parents=True)
-  (encoder / "config.json").write_text("{}")
+  of_run = ["--config.seed=1", "--config.total_steps=77"]
+  config = configs.load_with_overrides("configs/evidence.py", of_run, SECTIONS).to_dict()
+  (encoder / "config.json").write_text(json.dumps({"provenance": {"config": config}}))
   assert evidence.main(flags) == 0
   assert len(capfd.readouterr().out.splitlines()) == len(lines) - 2
   assert evidence.main([*flags, "--only=lambda05", "--text=stand_in"]) == 0
@@ -142,80 +131,6 @@ def test_every_trial_changes_the_base_recipe(evidence):
     changed = {key: value for key, value in found.items() if base.get(key, value) != value}
     assert changed == values, name
     assert all(f"`{key}=" in evidence.told(name) for key in values)
-
-
-def test_what_was_trained_otherwise_is_not_taken_for_the_result(evidence, tmp_path, monkeypatch):
-  """By any key but places and what nothing depends on."""
-  monkeypatch.chdir(ROOT)
-  flags = ["--config=configs/evidence.py:cnn", f"--workdir={tmp_path}"]
-  evidence.check_trained(tmp_path, flags)  # nothing there yet
-  asked = configs.load_with_overrides("configs/evidence.py:cnn", [], SECTIONS)
-  filled = {"data.fingerprint": "one", "views.normalization.mean": -9.0, "dtype": "float32"}
-  asked.update_from_flattened_dict(filled | {"data.path": "/mine", "guard.step_seconds": 900.0})
-  path = tmp_path / "config.json"
-  path.write_text(json.dumps(asked.to_dict()))
-  evidence.check_trained(tmp_path, flags)
-  evidence.check_trained(tmp_path, [*flags, "--config.encoder.hidden=256"])
-  for change, message in (
-    ("data.clip_frames=77", r"trained with another config \(data\.clip_frames: 501 -> 77\)"),
-    ("total_steps=77", "total_steps: 200 -> 77"),
-    ("data.order=1", "data.order: 2 -> 1"),
-    ("dtype=bfloat16", "dtype: 'float32' -> 'bfloat16'"),
-  ):
-    with pytest.raises(UserError, match=message):
-      evidence.check_trained(tmp_path, [*flags, f"--config.{change}"])
-  path.write_text(json.dumps(asked.to_dict() | {"total_steps": 77, "seed": 3}))  # a trial
-  with pytest.raises(UserError, match="seed: 3 -> 0; total_steps: 77 -> 200"):
-    evidence.check_trained(tmp_path, flags)
-
-
-def test_what_was_measured_otherwise_is_not_taken_for_the_result(evidence, tmp_path, monkeypatch):
-  """Of another encoder, set or text model, by another config, or by an earlier version's."""
-  run = evidence.Run("base", 0, tmp_path / "base" / "seed0", tmp_path / "encoder", subtracts=True)
-  for name in ("family", "pairs"):
-    (run.workdir / name).mkdir(parents=True)
-  run.encoder.mkdir()
-  (run.encoder / "config.json").write_text(json.dumps({"params_hash": "one"}))
-  evaluations = {
-    path.parent.name: command[2:]
-    for path, command in evidence.evaluations(run, tmp_path, str(tmp_path / "words"))
-  }
-
-  def measured(task, *, without="", **values):
-    """A call for results of what is asked now with other values."""
-    file, _, *overrides = evaluations[task]
-    config = configs.load_with_overrides(file.removeprefix("--config="), overrides)
-    config.statistics, config.params_hash = "encoder", "one"
-    config.data.fingerprint = "set"
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
-    stored = configs.flatten(config.to_dict())
-    stored.pop(without, None)
-    results = {"encoder": {"params_hash": config.params_hash}, "config": stored}
-    (run.workdir / task / "results.json").write_text(json.dumps(results))
-    return lambda: evidence.evaluations(run, tmp_path, str(tmp_path / "words"))
-
-  assert len(measured("family", crop="center", exact__chosen_on="folds")()) == 6
-  assert len(measured("family", crop="center", data__path="/mine", encoder="/it")()) == 6
-  for values, message in (
-    ({"params_hash": "two"}, r"measured with another encoder \(two\) than there is now \(one\)"),
-    ({"knn": 3}, "measured with another config .*knn: 3 -> 10"),
-    ({"statistics": "data"}, "statistics: 'data' -> 'encoder'"),
-    ({"without": "exact.chosen_on"}, r"exact\.chosen_on: \(absent\) -> None"),
-  ):
-    with pytest.raises(UserError, match=message):
-      measured("family", crop="center", **values)()
-  again = measured("family", crop="center")
-  monkeypatch.setattr(evidence.sets, "fingerprint", lambda output, name: f"{name} of today")
-  with pytest.raises(UserError, match=r"data\.fingerprint: 'set' -> 'family of today'"):
-    again()
-  monkeypatch.undo()
-  words = tmp_path / "words"
-  assert len(measured("pairs", text__hash="any", text__model="/words")()) == 6  # not there to ask
-  words.mkdir()
-  monkeypatch.setattr(evidence.done, "_text_hash", lambda model: f"hash of {model}")
-  measured("pairs", text__hash=f"hash of {words}")()
-  with pytest.raises(UserError, match=rf"text\.hash: 'other' -> 'hash of {words}'"):
-    measured("pairs", text__hash="other")()
 
 
 def clip(name, seed, split="train"):
@@ -289,6 +204,21 @@ def test_a_variant_changes_what_it_names(variant):
     "no_rrc": {"views.freq_scale", "views.time_scale", "views.canvas_time"},
   }
   assert {key for key in base if base[key] != other[key]} == wanted[variant]
+
+
+def test_every_config_takes_the_flags_before_anything_runs(evidence, recordings, tmp_path, capfd):
+  """Without --only these are the variants; other objectives have no limit of a step either."""
+  flags = [f"--recordings={recordings}", f"--output={tmp_path / 'out'}", "--seeds=1", "--dry_run"]
+  assert evidence.main(flags) == 0
+  out = capfd.readouterr().out
+  assert out.count("atst_jax.export") == len(evidence.VARIANTS) and "cola" not in out
+  message = r"^--config\.difference\.weight: no such key; .* \(configs/cola\.py:small\)$"
+  with pytest.raises(UserError, match=message):
+    evidence.main([*flags, "--only=base,cola", "--config.difference.weight=0.1"])
+  assert not capfd.readouterr().out
+  assert evidence.main([*flags, "--only=cola"]) == 0
+  (trained,) = [line for line in capfd.readouterr().out.splitlines() if "cola.py" in line]
+  assert "--config.guard.step_seconds=0" in trained
 
 
 def test_other_objectives_have_the_clips_steps_and_batch_of_the_base(evidence):
