@@ -6,9 +6,8 @@ nothing has to converge. The online evaluation and the linear evaluation both us
 
 The smaller of the two systems of equations is solved, that of the D features or that of the N
 clips; n is its size. Up to EIGEN one eigendecomposition serves all penalties. A larger system is
-factorised anew for each penalty: Cholesky's n³/3 operations are then far fewer than the about 9 n³
-of an eigendecomposition. Features are standardised in blocks, so that memory holds two n x n
-matrices of float64 beside the features: 5.4 GB for 18,432 features.
+factorised for each penalty: Cholesky's n³/3 operations are far fewer than about 9 n³. Features are
+standardised in blocks: beside them lie two n x n matrices of float64, 5.4 GB for 18,432.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 from scipy.linalg.blas import dsyr
+from threadpoolctl import threadpool_limits
 
 from atst_jax.downstream.metrics import scale_of
 from atst_jax.downstream.splits import Split
 
 EIGEN = 2048  # size of a system, up to which it is decomposed once
+# Rows that two threads factorise: OpenBLAS 0.3.30 (SciPy 1.17) crashes at 16,000, not at 12,000.
+THREADED = 8192
 BLOCK = 1024  # clips, or features, that are in float64 at a time
 PARTS = 10  # at most, of groups that are left out in turn
 
@@ -61,9 +63,8 @@ def fit(x: np.ndarray, targets: np.ndarray, penalties: Sequence[float]) -> Itera
 
 
 def parts_of(groups: np.ndarray) -> np.ndarray:
-  """(N,) groups -> (N,) parts from 0: the groups, or where there are more than PARTS, that many
-  parts of whole groups; the next largest group goes to the smallest part, as in scikit-learn's
-  GroupKFold."""
+  """(N,) groups -> (N,) parts from 0: the groups, or PARTS parts of whole ones if there are more;
+  the next largest goes to the smallest part, as in scikit-learn's GroupKFold."""
   names, members, counts = np.unique(groups, return_inverse=True, return_counts=True)
   if len(names) <= PARTS:
     return members
@@ -162,8 +163,7 @@ class _Standardised(NamedTuple):
 
 
 def _add_products(gram: np.ndarray, block: np.ndarray) -> None:
-  """Adds blockᵀ·block of (k, n) to the lower triangle of (n, n). By panels, since OpenBLAS's dsyrk
-  ends with a segmentation fault on several threads at n = 18,432."""
+  """Adds blockᵀ·block of (k, n) to (n, n)'s lower triangle; by panels, as dsyrk has that fault."""
   for start in range(0, len(gram), BLOCK):
     panel, end = slice(start, start + BLOCK), start + BLOCK
     gram[panel, :end] += (block[:, :end].T @ block[:, panel]).T
@@ -238,8 +238,9 @@ def _factorise(gram: np.ndarray, side: np.ndarray) -> Callable[[float], np.ndarr
   def solve(shift):
     shifted = gram.copy(order="F")
     shifted.ravel(order="K")[:: len(gram) + 1] += shift  # the diagonal
-    factor = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
-    return scipy.linalg.cho_solve(factor, side, check_finite=False)
+    with threadpool_limits(1 if len(gram) > THREADED else None, "blas"):
+      factor = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
+      return scipy.linalg.cho_solve(factor, side, check_finite=False)
 
   return solve
 
@@ -259,8 +260,7 @@ def evaluate(
   refit: bool = True,
   groups: np.ndarray | None = None,
 ) -> Result:
-  """Scores the test clips with the best α of the validation clips, or with `groups` of all known
-  clips.
+  """Scores the test clips with the best α of the validation clips, or by `groups` of all known.
 
   Args:
     x, targets: (N, D) and (N, C).
