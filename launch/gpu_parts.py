@@ -11,7 +11,7 @@ import tempfile
 
 
 def _program(argv: list[str]):
-  """(resolved config, mesh, program, batch) of a config's flags."""
+  """(program, batch) of a config's flags."""
   from atst_jax.method.subtraction import SECTIONS
   from atst_jax.performance import speed as measured
   from atst_jax.pretraining import recipe
@@ -19,9 +19,8 @@ def _program(argv: list[str]):
   from atst_jax.util import config as configs
 
   path = argv[0].removeprefix("--config=")
-  config, mesh, program = measured._prepare(
-    configs.load_with_overrides(path, argv[1:], SECTIONS), None
-  )
+  asked = configs.load_with_overrides(path, argv[1:], SECTIONS)
+  config, mesh, program = measured._prepare(asked, None)
   rows = process_rows(mesh, config.batch_size)
   batch = put_batch(mesh, next(recipe.batches(config, None, start_step=0, rows=rows)))
   return program, batch
