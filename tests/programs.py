@@ -9,7 +9,7 @@ from atst_jax.util import config as configs
 
 PROGRAMS: dict = {}
 _compile_for, _compile_step = recipe.compile_for, recipe.compile_step
-_make_program = Program.__init__
+make_apart = Program.__init__
 
 # What a program does not depend on: sections, and all keys of two sections but these.
 SECTIONS = ("log", "checkpoint", "online")
@@ -44,7 +44,7 @@ def compile_step(program):
 def make_program(self, compute, variables, devices):
   """As `Program` of `artifacts.batches`; models that differ in their arrays alone share what is
   compiled."""
-  _make_program(self, compute, variables, devices)
+  make_apart(self, compute, variables, devices)
   model = compute.__self__
   network = [model.config[name] for name in ("encoder", "normalization")]
   places = [device.id for device in devices or jax.local_devices()]

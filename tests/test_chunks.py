@@ -11,6 +11,7 @@ from atst_jax.models import chunking
 from atst_jax.models.chunking import Budget, choose_sizes, padded_sizes
 from atst_jax.util.errors import UserError
 from atst_jax.util.prefetch import prefetch_each
+from tests import programs
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,21 @@ def test_threads_read_ahead_in_order():
   with pytest.raises(ValueError, match="three"):
     list(next(each))
   each.close()
+
+
+def test_random_twins_compile_nothing_anew(encoder, monkeypatch, caplog):
+  """An evaluation draws a twin for each seed, and gives it a length rule of its own."""
+  monkeypatch.setattr(batches.Program, "__init__", programs.make_apart)
+  model, mels = load_model(encoder, devices=jax.devices()[:1]), _mels([40])
+
+  def twin(seed):
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+      vectors = model.reinitialized(seed).limited(None).embed(mels)
+    return vectors, sum("Compiling" in message for message in caplog.messages)
+
+  (first, compiled), (second, anew) = twin(1), twin(2)
+  assert compiled >= 2 and not anew  # its parameters and its vectors
+  assert np.abs(first - second).max() > 0.1
+  np.testing.assert_array_equal(twin(1)[0], first)
+  assert np.abs(model.embed(mels) - first).max() > 0.1

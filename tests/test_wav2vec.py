@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from atst_jax.objectives.masking import draw_others, span_mask
+from atst_jax.objectives.registry import get_objective
 from atst_jax.objectives.wav2vec import contrastive_loss
+from atst_jax.objectives.windows import take_windows
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
 from atst_jax.util.errors import UserError
@@ -35,6 +37,27 @@ def test_spans_lie_inside_the_clip_and_hide_their_share(count):
   expected = np.mean(shares, 0)
   deviation = np.sqrt(2 * expected * (1 - expected) / 4000)
   assert (np.abs(hidden[:, :count].mean(0) - expected) < 4.5 * deviation).all()
+
+
+@pytest.mark.parametrize(
+  "file, hop", [("conformer.py:small", 2), ("conformer.py:small_transformer", 4)]
+)
+def test_silence_around_a_short_clip_is_not_hidden(file, hop):
+  """Where the sound lies is asked of `take_windows`."""
+  objective = get_objective(recipe.resolve(tiny_config(file, wav2vec__probability="0.4"), None))
+  frames = objective.config["views"]["crop_frames"]
+  lengths = jnp.array([frames + 9, frames, 21, 18, 13, 3])
+  clips = jnp.zeros((len(lengths), frames + 9, 1))
+  windows = take_windows(clips, lengths, jnp.zeros((len(lengths), 1), int), frames)[:, 0, :, 0]
+  heard = np.asarray(windows == 0).reshape(len(lengths), -1, hop).all(-1)
+  drawn = jax.jit(jax.vmap(objective.spans, (0, None)))(
+    jax.random.split(jax.random.key(0), (200, len(lengths))), lengths
+  )
+  hidden = np.asarray(drawn)
+  assert (hidden.sum(-1) >= 2).all() and hidden.shape[-1] == frames // hop
+  for clip, inside in enumerate(heard[:-1]):
+    np.testing.assert_array_equal(hidden[:, clip].any(0), inside)
+  assert heard[-1].sum() < 2 and (hidden[:, -1].sum(-1) == 2).all()  # too short for a distractor
 
 
 def test_distractors_are_the_other_hidden_vectors():

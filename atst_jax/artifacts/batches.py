@@ -63,6 +63,14 @@ class Program:
     self._compute, self._variables, self._devices = compute, variables, devices
     self._compiled: dict[Hashable, Callable] = {}
 
+  def of(self, variables) -> "Program":
+    """The same function of other arrays of the same shapes; both share what they compile."""
+    if variables is self._variables:
+      return self
+    other = Program(self._compute, variables, self._devices)
+    other._compiled = self._compiled
+    return other
+
   @functools.cached_property
   def _mesh(self) -> Mesh:
     return Mesh(np.array(self._devices or jax.local_devices()), ("data",))

@@ -14,10 +14,9 @@ from atst_jax.audio.frontend import FrontEnd, mel_filters
 from atst_jax.audio.waveforms import Mel, central, central_samples, cut, mel_of, peak_of, pieces
 from atst_jax.method.normalization import normalize
 from atst_jax.models.chunking import TAILS, weighted_chunks
-from atst_jax.models.encoders import make_encoder
+from atst_jax.models.encoders import fresh_variables, make_encoder
 from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
 from atst_jax.util.errors import UserError
-from atst_jax.util.numbers import as_written
 
 
 class Model:
@@ -116,10 +115,8 @@ class Model:
   def reinitialized(self, seed: int) -> "Model":
     """The same architecture, front-end and normalisation with fresh random parameters: the baseline
     of every probe."""
-    noise = jnp.zeros((1, self.chunk_frames, self.frontend.n_mels), jnp.float32)
-    init = as_written(jax.jit(self.encoder.init))
-    variables = init(jax.random.key(seed, impl="threefry2x32"), noise)
-    return self._with({}, variables)
+    frames, n_mels = self.chunk_frames, self.frontend.n_mels
+    return self._with({}, fresh_variables(self.encoder, frames, n_mels, seed))
 
   def standardized(self, statistics: dict) -> "Model":
     """The same encoder with other constants of normalisation: BYOL-A standardises by those of the
@@ -146,9 +143,13 @@ class Model:
     return self._with({"max_seconds": max_seconds})
 
   def _with(self, changes: dict, variables=None) -> "Model":
-    """The same with other entries of the config, or with other variables."""
+    """The same with other entries of the config, or with other variables. What a model has compiled
+    serves the other too, where they compute the same."""
     config, variables = {**self.config, **changes}, variables or self.variables
-    return Model(config, variables, self._filters, dtype=self.dtype, devices=self._devices)
+    other = Model(config, variables, self._filters, dtype=self.dtype, devices=self._devices)
+    if other.config["normalization"] == self.config["normalization"]:
+      other._pool, other._over_time = self._pool.of(variables), self._over_time.of(variables)
+    return other
 
   def mel(self, audio: np.ndarray, sample_rate: float, *, whole: bool = False) -> Mel:
     """(N,) samples at `sample_rate` Hz -> log-mel dB: (T, F), or what stands for it where it is

@@ -5,7 +5,11 @@ This is the only place that knows them. What else is asked of a kind, its class 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
 
 from atst_jax.models.audiontt import AudioNTT
 from atst_jax.models.conformer import Conformer
@@ -15,6 +19,7 @@ from atst_jax.models.convnets.vggish import VGGish
 from atst_jax.models.layers import Encoder
 from atst_jax.models.ssast import PatchTransformer
 from atst_jax.models.transformer import Transformer
+from atst_jax.util.numbers import as_written
 
 ENCODERS: dict[str, type[Encoder]] = {
   "transformer": Transformer,
@@ -45,6 +50,18 @@ def make_encoder(encoder: Mapping, **options) -> Encoder:
   module = ENCODERS[fields.pop("kind")]
   known = {field.name for field in dataclasses.fields(module)}
   return module(**fields, **{key: options[key] for key in options if key in known})
+
+
+def fresh_variables(encoder: Encoder, frames: int, n_mels: int, seed: int) -> dict:
+  """Random variables of an encoder of clips of (frames, n_mels), drawn from a seed. Compiled once
+  for all seeds."""
+  return _initial(encoder, (1, frames, n_mels), jax.random.key(seed, impl="threefry2x32"))
+
+
+@as_written
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _initial(encoder, shape, key):
+  return encoder.init(key, jnp.zeros(shape, jnp.float32))
 
 
 def check_encoder(encoder: dict, n_mels: int) -> None:

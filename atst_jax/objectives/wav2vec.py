@@ -136,20 +136,27 @@ class Wav2vec(Objective):
     """The encoder with a linear layer of its width."""
     return Network(encoder, nn.Dense(self.outputs, dtype=dtype), accumulation)
 
+  def spans(self, keys, length):
+    """(B,) keys, (B,) valid frames of clips -> (B, N) bool, the vectors to hide: of a clip shorter
+    than the crop those of its sound alone, or two at least."""
+    frames = self.config["views"]["crop_frames"]
+    hop = frames // self.vectors
+    sound = jnp.minimum(length, frames)
+    before = (frames - sound) // 2  # silence, as `take_windows` puts it
+    first = -(-before // hop)
+    draw = functools.partial(
+      span_mask, vectors=self.vectors, probability=self.options.probability, span=self.options.span
+    )
+    hidden = jax.vmap(draw)(keys, jnp.maximum((before + sound) // hop - first, 2))
+    return jax.vmap(jnp.roll)(hidden, first)
+
   def loss(self, student, batch, key) -> Loss:
     """A crop of every clip, its spans and their distractors."""
     mel, length, frames = batch["mel"], batch["length"], self.config["views"]["crop_frames"]
     keys, options = clip_keys(key, mel.shape[0], 3), self.options
     windows = take_windows(mel, length, draw_starts(keys[:, :1], length, frames), frames)
     seen = normalized(windows, peaks(mel, length), self.config["views"]["normalization"])[:, 0]
-    spans = functools.partial(
-      span_mask,
-      count=self.vectors,
-      vectors=self.vectors,
-      probability=options.probability,
-      span=options.span,
-    )
-    hidden = jax.vmap(spans)(keys[:, 1])
+    hidden = self.spans(keys[:, 1], length)
     others = jax.vmap(functools.partial(draw_others, number=options.distractors))(
       keys[:, 2], hidden
     )

@@ -15,7 +15,7 @@ from atst_jax.downstream.finetune.recipe import Recipe
 from atst_jax.downstream.finetune.step import FinetuneState
 from atst_jax.downstream.metrics import d_prime
 from atst_jax.downstream.splits import Split
-from atst_jax.models.encoders import make_encoder
+from atst_jax.models.encoders import fresh_variables, make_encoder
 from atst_jax.runtime.mesh import process_rows, put_batch
 from atst_jax.runtime.preemption import EXIT_RESUME
 from atst_jax.runtime.session import Session
@@ -44,10 +44,8 @@ class Runner:
     exported = self.recipe.exported
     if self.recipe.initial == "pre-trained":
       return self.recipe.encoder
-    noise = np.zeros((1, exported["chunk_frames"], exported["frontend"]["n_mels"]), np.float32)
-    return jax.jit(make_encoder(exported["encoder"]).init)(
-      jax.random.key(seed, impl="threefry2x32"), noise
-    )
+    frames, n_mels = exported["chunk_frames"], exported["frontend"]["n_mels"]
+    return fresh_variables(make_encoder(exported["encoder"]), frames, n_mels, seed)
 
   def fit(self, seed: int, fold: int, split: Split) -> dict[str, dict]:
     """Trains one run, or goes on with it, and tests it: for "best" and "last" a run of
