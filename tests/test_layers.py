@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import pathlib
 import subprocess
 import sys
@@ -63,6 +64,12 @@ def _modules() -> dict[str, pathlib.Path]:
 MODULES = _modules()
 
 
+def _called(function) -> str:
+  """The last part of the name of what is called, or ""."""
+  return getattr(function, "attr", getattr(function, "id", ""))
+
+
+@functools.cache
 def _imports(module: str) -> list[Import]:
   """Every import of a module with its absolute target, wherever it stands; `top_level` means run by
   importing."""
@@ -79,10 +86,7 @@ def _imports(module: str) -> list[Import]:
       source = ".".join(base + ([node.module] if node.module else []))
       submodules = [f"{source}.{alias.name}" for alias in node.names]
       targets = [name if name in MODULES else source for name in submodules]
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
-      "importlib.import_module",
-      "import_module",
-    ):
+    elif isinstance(node, ast.Call) and _called(node.func) == "import_module":
       targets = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
     found.extend(Import(target, top_level, node.lineno) for target in targets)
     inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
