@@ -221,10 +221,11 @@ class Peer:
     return float(self._update(*given, *map(tensor, drawn)))
 
   def save(self, path: pathlib.Path, step: int) -> None:
-    """Keeps all that evolves."""
+    """Keeps all that evolves, PyTorch's random numbers too: stochastic depth draws them."""
     parts = {name: getattr(self, name).state_dict() for name in ("student", "teacher", "optimizer")}
     temporary = path.with_suffix(".part")
-    self.torch.save({"step": step, **parts}, temporary)
+    random = self.torch.get_rng_state()
+    self.torch.save({"step": step, "random": random, **parts}, temporary)
     os.replace(temporary, path)
 
   def restore(self, path: pathlib.Path) -> int:
@@ -232,6 +233,7 @@ class Peer:
     found = self.torch.load(path, weights_only=True)
     for name in ("student", "teacher", "optimizer"):
       getattr(self, name).load_state_dict(found[name])
+    self.torch.set_rng_state(found["random"])
     return found["step"]
 
 

@@ -86,18 +86,18 @@ def paired(one: Rows, other: Rows) -> list[int]:
 
 
 def compared(one: Rows, other: Rows) -> str:
-  """The first's score less the other's, with its interval, over the seeds that both have."""
+  """The first's score less the other's over the seeds that both have, with its interval for other
+  test clips and, of several seeds, that for other pre-trainings."""
   seeds = paired(one, other)
   if not seeds:
     return ""
   low, high = _interval([one[seed].resampled() - other[seed].resampled() for seed in seeds])
-  mean = np.mean([one[seed].score - other[seed].score for seed in seeds])
-  return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+  values = [one[seed].score - other[seed].score for seed in seeds]
+  return f"{np.mean(values):+.1f} [{low:+.1f}, {high:+.1f}]{_student(values)}"
 
 
-def student(one: Rows, other: Rows) -> str:
-  """The 95 % interval of Student's t of the same difference for other pre-trainings."""
-  values = [one[seed].score - other[seed].score for seed in paired(one, other)]
+def _student(values: list[float]) -> str:
+  """The 95 % interval of Student's t of a mean."""
   if len(values) < 2:
     return ""
   half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5

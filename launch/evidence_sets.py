@@ -197,8 +197,11 @@ def fingerprint(output: pathlib.Path, name: str) -> str | None:
 
 
 def _stem(id: str) -> str:
-  """The name of a clip's file: of a piece `ID#0003` and of a segment `ID#START-END`, too."""
-  return pathlib.PurePosixPath(re.sub(r"#[^#/]*$", "", id)).stem
+  """The name of a clip's file: of a piece `ID#0003` and of a segment `ID#START-END`, too. Of
+  ESC-50's FOLD-ID-TAKE-CLASS the last part, which ESC-10 as it lies here does not have, is left
+  out."""
+  name = pathlib.PurePosixPath(re.sub(r"#[^#/]*$", "", id)).stem
+  return re.sub(r"^(\d-\d+-[A-Z])-\d+$", r"\1", name)
 
 
 def _contents(found: Iterable[Clip]) -> dict[str, str]:

@@ -3,8 +3,9 @@
 Cells are percent. "±" is the standard deviation over pre-trainings (random rows: over draws of the
 parameters). "[low, high]" is a 95 % interval of the mean over pre-trainings, for other test clips:
 clips are drawn with replacement, those of a group together, the same ones for both sides of a
-difference (`atst_jax/downstream/bootstrap.py`). "(low, high)" is one for other pre-trainings
-(Student's t). Columns "runs" give the number of pre-trainings, of every task where they differ.
+difference (`atst_jax/downstream/bootstrap.py`). "(low, high)" behind it is one for other
+pre-trainings (Student's t). Columns "runs" give the number of pre-trainings, of every task where
+they differ.
 """
 
 import json
@@ -12,18 +13,7 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
-from evidence_rows import (
-  Found,
-  Rows,
-  compared,
-  paired,
-  read,
-  read_columns,
-  runs,
-  scored,
-  spread,
-  student,
-)
+from evidence_rows import Found, Rows, compared, paired, read, read_columns, runs, scored, spread
 from evidence_sets import BGKNOWN, HEARD, PAIRS, TASKS, TITLES, TRIAL_TITLES
 
 from atst_jax.util.markdown import table_lines
@@ -155,7 +145,7 @@ def objectives(found: dict[str, Found], base: str, titles: list[str]) -> list[st
       others[base] = _of_tasks(found[base], _vectors(found[base]))
     for other, against in others.items():
       both = list(zip(rows, against, strict=True))
-      cells = [compared(*pair) + student(*pair) for pair in both]
+      cells = [compared(*pair) for pair in both]
       added.append([name, f"less {other}", runs(dict.fromkeys(paired(*p)) for p in both), *cells])
   return _lines([scores, added], len(TASKS))
 
@@ -186,7 +176,7 @@ def mixtures(
           added.append([name, f"{kind}, less {other}", runs(of(name, other)), *cells])
       if name != base and base in found:
         both = list(zip(rows, of(base, kind), strict=True))
-        cells = [compared(*pair) + student(*pair) for pair in both]
+        cells = [compared(*pair) for pair in both]
         less.append([name, kind, runs(dict.fromkeys(paired(*p)) for p in both), *cells])
   return _lines([scores, added, less], len(columns))
 

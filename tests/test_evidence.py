@@ -172,6 +172,10 @@ def test_who_has_heard_a_test_clip_is_refused_or_marked(evidence, tmp_path):
       evidence.check_heard(run, tested, False)
     evidence.check_heard(run, tested, True)
     assert "heard in pre-training** " in told(run)[0] and "pitch-1.flac" in told(run)[0]
+  # ESC-50's own names say the class as well
+  esc50 = trained_on("esc50", clip("audio/5-9032-A-0.wav", 54), clip("audio/5-9032-B-0.wav", 55))
+  tested.names |= {"5-9032-A": "dog/5-9032-A.ogg"}
+  assert tested.heard_by(str(esc50.encoder)) == ["dog/5-9032-A.ogg"]
   unknown = run_of("unknown", {"provenance": {"step": 1}})
   with pytest.raises(UserError, match="does not say what the encoder was pre-trained on"):
     evidence.check_heard(unknown, tested, False)

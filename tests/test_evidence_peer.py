@@ -64,6 +64,7 @@ def test_a_stopped_peer_goes_on_to_the_same_encoder(tmp_path, monkeypatch):
   """From the state of the step before the last, which is kept every two."""
   pytest.importorskip("torch", reason="PyTorch is not installed: .[torch]")
   config, step = config_of(tmp_path), evidence_peer.Peer.step
+  config.encoder.drop_path = 0.5  # drawn by PyTorch
   evidence_peer.train(config, tmp_path / "whole")
   done = []
 

@@ -58,7 +58,9 @@ def test_tables_give_spreads_and_paired_differences(tables, tmp_path):
   row = lambda *cells: "| " + " | ".join([*cells[:-2], *[cells[-2]] * 3, cells[-1]]) + " |"
   lines = text.splitlines()
   assert row("pre-trained, all blocks", "3/3/3/2", "51.0 ± 1.0", "50.5 ± 0.7") in lines
-  added, less = ["+21.0 [+21.0, +21.0]", "+20.5 [+20.5, +20.5]"], ["+5.0 [+5.0, +5.0]"] * 2
+  # of seeds 20, 21 and 22 points: 21 ± 4.303 · 1 / √3; of two 20.5 ± 12.706 · 0.707 / √2
+  added = ["+21.0 [+21.0, +21.0] (+18.5, +23.5)", "+20.5 [+20.5, +20.5] (+14.1, +26.9)"]
+  less = ["+5.0 [+5.0, +5.0] (+5.0, +5.0)"] * 2
   assert row("pre-trained, all blocks, less random, all blocks", "3/3/3/2", *added) in lines
   assert row("lambda05", "3/3/3/2", "56.0 ± 1.0", "55.5 ± 0.7") in lines
   assert row("lambda05", "3/3/3/2", *less) in lines
@@ -107,6 +109,8 @@ def test_tables_of_mixtures_give_intervals(tables, tmp_path):
       write_results(tmp_path / variant / f"seed{seed}" / "bgknown", scores, draws)
   lines = tables.mixtures(tmp_path, ["base", "lambda05"], SEEDS, "base", "bgknown")
   assert "| base | random | 3/0 | 40.0 ± 0.0 [30.5, 49.5] |  |" in lines
-  assert "| base | pre-trained, less random | 3/0 | +10.0 [+10.0, +10.0] |  |" in lines
+  assert (
+    "| base | pre-trained, less random | 3/0 | +10.0 [+10.0, +10.0] (+10.0, +10.0) |  |" in lines
+  )
   less = "+2.0 [+2.0, +2.0] (-0.5, +4.5)"  # 4.303 / sqrt(3)
   assert f"| lambda05 | pre-trained | 3 | +0.0 [+0.0, +0.0] (+0.0, +0.0) | {less} |" in lines
