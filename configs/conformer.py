@@ -61,8 +61,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.encoder.width, config.encoder.depth, config.encoder.heads = 128, 4, 2
     config.encoder.feed_forward = 256
     config.encoder.kernel, config.encoder.position_kernel = 15, 15
-    config.wav2vec.span = 5  # of 48 vectors of 20 ms; of 24 of 40 ms with `small_transformer`
+    config.wav2vec.span = 5  # of 48 vectors of 20 ms
     config.optimizer.base_lr = 1e-3
   if variant == "small_transformer":
+    # vectors of 40 ms: spans of 80 ms, so that short clips are not hidden whole; as many as above
+    config.wav2vec.span, config.wav2vec.probability = 2, 0.15
     config.encoder = ssast.get_config("small_frame").encoder
   return config

@@ -19,6 +19,7 @@ from evidence_sets import BGKNOWN, HEARD, PAIRS, TASKS, TITLES, TRIAL_TITLES
 from atst_jax.util.markdown import table_lines
 
 MEL, PRETRAINED = "mel mean and std", "pre-trained"
+LAST = "pre-trained, last block"
 KINDS = (
   "pre-trained, all blocks",
   "pre-trained, last block",
@@ -132,19 +133,24 @@ def parts(
 
 def objectives(found: dict[str, Found], base: str, titles: list[str]) -> list[str]:
   """Scores of each objective beside its encoder with random parameters, and what it adds to that
-  and to `base`. `found` has `base` too."""
-  scores = [["objective", "features", "runs", *titles]]
+  and to `base`, whose last block stands beside all blocks. `found` has `base` too."""
+  scores = [["objective", "features", "numbers", "runs", *titles]]
   added = [["objective", "points", "runs", *titles]]
   for name, each in found.items():
     vectors = _vectors(each)
     rows, twin = _of_tasks(each, vectors), _of_tasks(each, _twins(vectors)[0])
     for kind, cells in ((vectors, rows), (_twins(vectors)[0], twin)):
-      scores.append([name, kind, runs(cells), *map(scored, cells)])
+      sizes = {row.values["dimensions"] for task in cells for row in task.values()}
+      size = "/".join(map(str, sorted(sizes)))
+      scores.append([name, kind, size, runs(cells), *map(scored, cells)])
     others = {_twins(vectors)[0]: twin, MEL: _of_tasks(each, MEL)}
     if name != base and base in found:
-      others[base] = _of_tasks(found[base], _vectors(found[base]))
+      for kind in dict.fromkeys((_vectors(found[base]), LAST)):
+        others[f"{base}, {kind}"] = _of_tasks(found[base], kind)
     for other, against in others.items():
       both = list(zip(rows, against, strict=True))
+      if not any(paired(*pair) for pair in both):
+        continue
       cells = [compared(*pair) for pair in both]
       added.append([name, f"less {other}", runs(dict.fromkeys(paired(*p)) for p in both), *cells])
   return _lines([scores, added], len(TASKS))

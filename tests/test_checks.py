@@ -97,6 +97,8 @@ def test_fault_11_impossible_combinations_are_refused(changes, message):
     ("cola.py:small", {"objective": "byol"}, r"needs joint_views, heads, .*configs/base"),
     ("cola.py:small", {"batch_size": "1"}, "batch_size=1: objective cola .* it needs 2 or more"),
     ("trill.py:small", {"batch_size": "1"}, "batch_size=1: objective trill"),
+    ("cola.py:small", {"views.crop_frames": "64"}, "both windows of a clip of .*=64 would be the"),
+    ("trill.py:small", {"trill.distance_frames": "0"}, "distance_frames=0: both windows of a clip"),
     ("cola.py:small", {"cola__similarity": "dot"}, "choose one of bilinear, cosine"),
     ("cola.py:small", {"cola__similarity": "cosine"}, "set --config.cola.temperature=0.2"),
     ("cola.py:small", {"cola__temperature": "0.2"}, "set --config.cola.temperature=none"),

@@ -55,7 +55,9 @@ def test_parameter_counts(encoder, trained, statistics):
   assert _count(shapes["params"]) == trained and _count(shapes["batch_stats"]) == statistics
   y, before = jax.eval_shape(module.apply, shapes, jnp.zeros((2, 98, 64)))
   assert y.shape == (2, encoder["width"]) and y.dtype == jnp.float32
-  assert before["frames"].shape == (2, 4, encoder["width"])
+  # EfficientNet: 98, 49, 24, 12, 6, 3; ResNet: 98, 49, 25, 13, 7, 4
+  frames = 3 if encoder is B0 else 4
+  assert before["frames"].shape == (2, frames, encoder["width"])
 
 
 @functools.cache
@@ -67,8 +69,8 @@ def tiny_network(kind):
 
 @pytest.mark.parametrize("kind", TINY)
 def test_padding_does_not_change_a_clip(kind):
-  """Of odd and even lengths at every stride. Seen red without the shift of odd clips, without zeros
-  behind the end, and with a squeeze over the padding."""
+  """Of odd and even lengths at every stride. Seen red without zeros behind the
+  end, and with a squeeze over the padding."""
   _, variables, apply = tiny_network(kind)
   rng = np.random.default_rng(1)
   lengths = np.array([98, 77])
@@ -82,19 +84,19 @@ def test_padding_does_not_change_a_clip(kind):
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("same", [True, False])
-def test_a_convolution_is_the_sum_it_says(kernel, same):
-  """Against the sum over taps in float64, with TensorFlow's and PyTorch's zeros at the borders."""
+@pytest.mark.parametrize("later", [True, False])
+def test_a_convolution_is_the_sum_it_says(kernel, later):
+  """Against the sum over taps in float64, with Keras's and PyTorch's zeros at the borders."""
   rng = np.random.default_rng(0)
   for T, F in ((7, 6), (8, 5)):
     x = rng.normal(size=(1, T, F, 2)).astype(np.float32)
-    conv = Conv(3, kernel, jax.nn.initializers.normal(1.0), stride=2, same=same)
+    conv = Conv(3, kernel, jax.nn.initializers.normal(1.0), stride=2, later=later)
     variables = conv.init(jax.random.key(0), x)
     taps, half = np.asarray(variables["params"]["kernel"], np.float64), kernel // 2
-    pads = [half - (same and size % 2 == 0) for size in (T, F)]
-    expected = np.zeros((1, -(-T // 2), -(-F // 2), 3))
+    before = half - later
+    expected = np.zeros((1, (T + 1 - later) // 2, (F + 1 - later) // 2, 3))
     for t, f, dt, df in np.ndindex(*expected.shape[1:3], kernel, kernel):
-      at = (2 * t + dt - pads[0], 2 * f + df - pads[1])
+      at = (2 * t + dt - before, 2 * f + df - before)
       if 0 <= at[0] < T and 0 <= at[1] < F:
         expected[0, t, f] += x[0, *at] @ taps[dt, df]
     np.testing.assert_allclose(conv.apply(variables, x), expected, atol=1e-5)

@@ -30,7 +30,7 @@ def write_results(folder, scores, draws):
     file = f"predictions/{number}.npz"
     np.savez(folder / file, resampled=score + np.asarray(draws))
     about = {"directions_90": 4.0, "directions_99": 18.0, "effective_rank": 5.7}
-    about |= {"knn": 0.2, "knn_whitened": 0.4}
+    about |= {"dimensions": 256, "knn": 0.2, "knn_whitened": 0.4}
     about["runs"] = [{"penalty": 1e-6, "penalty_at_edge": number == 0}]
     test = {"file": file, "clips": "same", "draws": len(draws)}
     name, *condition = name.split(" under ")
@@ -89,10 +89,10 @@ def test_other_objectives_stand_beside_their_encoders_and_the_base(tables, tmp_p
   assert "One change at a time" not in text
   row = lambda *cells: "| " + " | ".join([*cells[:-1], *[cells[-1]] * 4]) + " |"
   for cells in (
-    ("cola", "pre-trained", "3", "45.0 ± 0.0 [35.5, 54.5]"),
-    ("cola", "random", "3", "30.0 ± 0.0 [20.5, 39.5]"),
+    ("cola", "pre-trained", "256", "3", "45.0 ± 0.0 [35.5, 54.5]"),
+    ("cola", "random", "256", "3", "30.0 ± 0.0 [20.5, 39.5]"),
     ("cola", "less random", "3", "+15.0 [+15.0, +15.0] (+15.0, +15.0)"),
-    ("cola", "less base", "3", "-5.0 [-5.0, -5.0] (-5.0, -5.0)"),
+    ("cola", "less base, pre-trained, all blocks", "3", "-5.0 [-5.0, -5.0] (-5.0, -5.0)"),
     ("base", f"less {tables.MEL}", "3", "+30.0 [+30.0, +30.0] (+30.0, +30.0)"),
   ):
     assert row(*cells) in text.splitlines()

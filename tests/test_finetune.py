@@ -216,7 +216,7 @@ def test_a_convolutional_encoder_is_trained_on_clips_filled_with_silence(tmp_pat
     "padding": "mask",
     "optimizer__layer_decay": "0.75",
   }.items():
-    with pytest.raises(UserError, match=f"{key.replace('__', '.')}={value} is for transformers"):
+    with pytest.raises(UserError, match=f"{key.replace('__', '.')}={value} is for ATST"):
       run(cnn, data, tmp_path / "no", **{key: value})
 
 

@@ -231,6 +231,7 @@ def test_released_weights_are_read_and_embed_by_the_mean_over_patches(golden, tm
     ({"encoder": real_small.get_config().encoder}, "encoder.kind=transformer does not have; set "),
     ({"views.crop_frames": 40}, "patch_frames=16 does not divide the 40 frames of views.crop_fram"),
     ({"encoder.patch_mels": 24}, "patch_mels=24 does not divide the 64 mel bins"),
+    ({"ssast.masked": 1}, "masked=1: the discriminative loss tells hidden patches of a clip apart"),
     (
       {"ssast.masked": 7},
       "masked=7: a crop has 8 patches .4 of mel bins x 2 over time., of which ",

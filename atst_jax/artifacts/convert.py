@@ -49,7 +49,8 @@ OURS = "atst_jax"  # key of the arguments under which files written here say the
 LONGEST = 3600.0  # seconds of a segment
 LAYOUTS = ("dino", "lightning")
 PARTS = {"frontend": dict, "normalization": dict, "chunk_frames": int, "tail": str}
-LENGTH = "max_seconds"  # not in files of older versions: sounds are embedded whole
+# not in files of older versions: sounds are embedded whole, and not filled up
+LENGTH, FILL = "max_seconds", "fill_frames"
 
 
 def seconds_of(hyper: dict) -> float:
@@ -75,7 +76,7 @@ def check_family(hyper: dict) -> None:
 
 def _is_ours(value) -> bool:
   """Whether a value is what this project writes under OURS, or empty."""
-  if not isinstance(value, dict) or value.keys() - {*PARTS, "heads", "patch_frames", LENGTH}:
+  if not isinstance(value, dict) or value.keys() - {*PARTS, "heads", "patch_frames", LENGTH, FILL}:
     return False
   return not value or all(type(value.get(key)) is kind for key, kind in PARTS.items())
 
@@ -133,6 +134,7 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
     "chunk_frames": chunk,
     "tail": ours.get("tail", "released"),
     LENGTH: ours.get(LENGTH) if ours else RELEASED_SECONDS,
+    FILL: ours.get(FILL),
   }
 
 
@@ -193,7 +195,7 @@ def _atst_content(state: dict, config: dict, encoder, layout: str) -> dict:
   size = (encoder.width, encoder.depth, encoder.heads)
   arch = RELEASED_SIZES.get(size, "x".join(map(str, size)))
   rest = {"heads": encoder.heads, "patch_frames": encoder.patch_frames}
-  rest |= {key: config[key] for key in (*PARTS, LENGTH)}
+  rest |= {key: config[key] for key in (*PARTS, LENGTH, FILL)}
   if layout == "lightning":
     return {
       LIGHTNING: "1.5.10",

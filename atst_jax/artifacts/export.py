@@ -54,6 +54,7 @@ def write(
   chunk_frames: int,
   tail: str,
   max_seconds: float | None = None,
+  fill_frames: int | None = None,
   head: Head | None = None,
   provenance: dict,
   artifacts: Collection[str] = DEFAULT,
@@ -73,6 +74,8 @@ def write(
     tail: how their embeddings are averaged (`embed.Model.embed`).
     max_seconds: the length rule: of longer sounds only the central seconds are embedded; None:
       sounds are embedded whole.
+    fill_frames: shorter sounds are filled with silence up to so many frames, half of it at each
+      end; None: they are not.
     head: of a classifier.
     provenance: where it comes from; any JSON.
     artifacts: some of ARTIFACTS, weights of one kind among them; programs alone get safetensors.
@@ -105,6 +108,7 @@ def write(
     "chunk_frames": chunk_frames,
     "tail": tail,
     "max_seconds": max_seconds,
+    "fill_frames": fill_frames,
     "params_hash": params_hash(variables),
     "provenance": provenance,
     HEAD: {**head.to_json(), "params_hash": head_hash(variables)} if head else None,
@@ -206,14 +210,16 @@ def add_program(folder: str, kind: str, model: Model) -> None:
 def settings(config: dict) -> dict:
   """What an encoder of a pre-training run needs beside its parameters: the keyword arguments of
   `write` that follow from the run's resolved config."""
-  any_length = make_encoder(config["encoder"]).any_length
+  any_length, views = make_encoder(config["encoder"]).any_length, config["views"]
   return {
     "encoder": config["encoder"],
     "frontend": get_frontend(config["data"]["frontend"]),
-    "normalization": config["views"]["normalization"],
+    "normalization": views["normalization"],
     "tail": config["tail"],
     "max_seconds": config.get("max_seconds"),  # runs of older versions have no rule
-    "chunk_frames": LONG_CHUNK if any_length else config["views"]["crop_frames"],
+    # where a config has no choice of padding, short clips were seen in silence (`windows`)
+    "fill_frames": None if "padding" in views else views["crop_frames"],
+    "chunk_frames": LONG_CHUNK if any_length else views["crop_frames"],
   }
 
 
@@ -277,8 +283,8 @@ def export_again(encoder: str, output: str, **options) -> dict:
   `write`). Returns its provenance."""
   config, variables, _ = read(encoder)
   model = Model(config, variables, None)
-  names = ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "provenance")
-  kept = {key: config[key] for key in names}
+  names = ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "fill_frames")
+  kept = {key: config[key] for key in (*names, "provenance")}
   kept[HEAD] = read_head(config[HEAD], hop=model.hop, depth=model.depth)
   if kept[HEAD]:
     refuse_length(options)

@@ -10,6 +10,7 @@ earlier format is still read:
 4: `max_seconds`, the length rule: of a longer sound its central seconds, as a waveform, are
   embedded; null: sounds are embedded whole.
 5: `head`, with which the encoder is a classifier (`classifiers.head`); null: an encoder alone.
+6: `fill_frames`: shorter sounds are filled with silence, half of it at each end; null: as they are.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
-FORMAT = 5
+FORMAT = 6
 CONFIG = "config.json"
 FILTERS = "mel_filters.npy"
 SAFETENSORS = "model.safetensors"
@@ -79,6 +80,8 @@ def upgrade(config: dict, path: str) -> dict:
     config = {**config, "max_seconds": None}
   if number < 5:
     config = {**config, HEAD: None}
+  if number < 6:
+    config = {**config, "fill_frames": None}
   return {**config, "format": FORMAT}
 
 
@@ -192,6 +195,9 @@ def _checked(config: dict, frontend: FrontEnd):
   if type(chunk) is not int or not encoder.hop <= chunk <= longest:
     raise ValueError(f"chunk_frames {chunk!r} do not fit the encoder")
   check_length(config["max_seconds"])
+  fill = config["fill_frames"]
+  if fill is not None and not (type(fill) is int and encoder.hop <= fill <= chunk):
+    raise ValueError(f"fill_frames {fill!r} do not fit the encoder")
   for key, kind in (("tail", str), ("params_hash", str), ("provenance", dict)):
     if not isinstance(config[key], kind):
       raise TypeError(f"{key} is a {type(config[key]).__name__}")

@@ -12,6 +12,7 @@ from atst_jax.artifacts.folder import check_length
 from atst_jax.audio.frontend import FrontEnd, mel_filters
 from atst_jax.audio.waveforms import Mel, central, central_samples, cut, mel_of, peak_of, pieces
 from atst_jax.method.normalization import normalize
+from atst_jax.method.views import FLOOR_DB
 from atst_jax.models.chunking import TAILS, weighted_chunks
 from atst_jax.models.encoders import fresh_variables, make_encoder
 from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
@@ -28,6 +29,8 @@ class Model:
     chunk_frames: frames of a chunk.
     max_seconds: the export's length rule: of longer sounds only the central `max_seconds` are
       embedded; None: sounds are embedded whole.
+    fill_frames: shorter sounds are filled with silence, as when the encoder was trained; None:
+      they are not.
     depth: blocks of a transformer; 1 for a convolutional encoder.
     hop: frames for each vector over time.
     encoder: the linen module, and `variables` its arrays.
@@ -52,6 +55,7 @@ class Model:
     self.sample_rate = self.frontend.sample_rate
     self.chunk_frames: int = config["chunk_frames"]
     self.max_seconds: float | None = config["max_seconds"]
+    self.fill_frames: int | None = config.get("fill_frames")
     self.dtype = resolve_dtype(dtype)
     self._devices = devices
     self.encoder = _make_encoder(config["encoder"], self.dtype)
@@ -174,7 +178,10 @@ class Model:
     return central(mel, len(mel))
 
   def chunks(self, mel, tail):
-    """`weighted_chunks` of a clip."""
+    """`weighted_chunks` of a clip, which is filled up first."""
+    if missing := max((self.fill_frames or 0) - len(mel), 0):
+      ends = (missing // 2, missing - missing // 2)
+      mel = np.pad(central(mel, len(mel)), (ends, (0, 0)), constant_values=FLOOR_DB)
     parts = cut(mel, self.chunk_frames)
     return weighted_chunks(parts, len(mel), chunk_frames=self.chunk_frames, hop=self.hop, tail=tail)
 
@@ -239,8 +246,8 @@ class Model:
       raise UserError(
         f"clip {index} has shape {mel.shape}; expected (frames, {self.frontend.n_mels})"
       )
-    if len(mel) < self.hop:
-      raise UserError(f"a clip of {len(mel)} frames; this encoder needs at least {self.hop}")
+    if len(mel) < self.shortest:
+      raise UserError(f"a clip of {len(mel)} frames; this encoder needs at least {self.shortest}")
 
   @property
   def rule_frames(self) -> int | None:
@@ -250,9 +257,14 @@ class Model:
     return self.frontend.num_frames(round(self.max_seconds * self.sample_rate))
 
   @property
+  def shortest(self) -> int:
+    """Frames of the shortest clip that can be embedded."""
+    return 1 if self.fill_frames else self.hop
+
+  @property
   def min_samples(self) -> int:
     """The shortest waveform at `sample_rate` that can be embedded."""
-    return self.frontend.samples_of(self.hop)
+    return self.frontend.samples_of(self.shortest)
 
   def width(self, num_blocks: int) -> int:
     """Numbers in a vector of `embed`."""
@@ -273,8 +285,11 @@ class Model:
     return np.concatenate(list(self.frame_blocks(mel)))
 
   def frame_blocks(self, mel: Mel) -> Iterator[np.ndarray]:
-    """Yields the same in consecutive (N, D) parts, in memory for a batch of chunks."""
+    """Yields the same in consecutive (N, D) parts, in memory for a batch of chunks. Nothing is
+    filled up."""
     self.check(mel)
+    if len(mel) < self.hop:
+      raise UserError(f"a clip of {len(mel)} frames; vectors over time need at least {self.hop}")
     return vectors_over_time(self._over_time, self.encoder, mel, peak_of(mel), self.chunk_frames)
 
 

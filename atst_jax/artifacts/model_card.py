@@ -11,6 +11,7 @@ import numpy as np
 
 from atst_jax.artifacts.classifiers.card_section import card_section
 from atst_jax.audio.frontend import FrontEnd
+from atst_jax.method.views import FLOOR_DB
 from atst_jax.models.encoders import make_encoder
 from atst_jax.util.errors import UserError
 from atst_jax.util.markdown import table_lines
@@ -84,7 +85,7 @@ vectors = get_scene_embeddings([waveform], model, sample_rate=44100)  # floats o
 ## Limits
 
 - Mono sound at {frontend.sample_rate} Hz; the caller states the rate and other rates are resampled.
-- At least {frontend.min_samples} samples and {encoder.hop} frames ({hop_seconds}).
+- At least {frontend.min_samples} samples and {least} frames ({least_seconds}).
 - {chunks}
 - {length}
 - Nothing below or above the mel bands is heard.
@@ -202,6 +203,16 @@ def _chunks(config: dict, encoder, frontend) -> str:
   )
 
 
+def _filled(fill_frames: int | None, frontend: FrontEnd) -> str:
+  """What becomes of short sounds."""
+  if fill_frames is None:
+    return ""
+  return (
+    f" Shorter ones than {_seconds(fill_frames, frontend)} are filled with silence "
+    f"({FLOOR_DB:g} dB), half of it at each end, as in training; vectors over time are not."
+  )
+
+
 def _length(max_seconds: float | None) -> str:
   """The length rule."""
   if max_seconds is None:
@@ -253,7 +264,7 @@ def card(
     ]
   )
   unstated = "None was stated when this was exported (`--license`)."
-  head = config["head"]
+  head, least = config["head"], 1 if config.get("fill_frames") else encoder.hop
   return CARD.format(
     name=name,
     task=TASKS[head is not None],
@@ -273,8 +284,10 @@ def card(
     table="\n".join(table),
     origin="\n\n".join(_origin(config["provenance"])),
     scores="\n\n".join(_scores(results)),
+    least=least,
     hop_seconds=_seconds(encoder.hop, frontend),
+    least_seconds=_seconds(least, frontend),
     chunks=_chunks(config, encoder, frontend),
-    length=_length(config["max_seconds"]),
+    length=_length(config["max_seconds"]) + _filled(config.get("fill_frames"), frontend),
     terms=unstated if license == "unknown" else f"`{license}`",
   )

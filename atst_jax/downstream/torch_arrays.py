@@ -25,8 +25,7 @@ def samples(audio, model: Model) -> np.ndarray:
   """(B, N) or (N,) tensor at the model's rate -> (B, N') float32. Clips that are too short for the
   encoder end in silence, with which the suites fill shorter clips of a batch, too."""
   array = np.atleast_2d(audio.detach().cpu().numpy().astype(np.float32, copy=False))
-  needed = model.frontend.samples_of(model.hop)
-  return np.pad(array, ((0, 0), (0, max(0, needed - array.shape[1]))))
+  return np.pad(array, ((0, 0), (0, max(0, model.min_samples - array.shape[1]))))
 
 
 def like(array: np.ndarray, audio):

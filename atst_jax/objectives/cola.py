@@ -21,7 +21,7 @@ from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import Encoder
 from atst_jax.objectives.noise import add_white_noise
 from atst_jax.objectives.objective import Loss, Objective
-from atst_jax.objectives.similarity import Embedder, check_negatives
+from atst_jax.objectives.similarity import Embedder, check_windows
 from atst_jax.objectives.windows import clip_keys, draw_starts, normalized, peaks, take_windows
 from atst_jax.util.errors import UserError
 
@@ -91,7 +91,7 @@ class Cola(Objective):
   def check(self, *, devices: int, shortest_clip: int, n_mels: int) -> None:
     """Raises UserError for a batch without negatives, or a temperature that is missing or not
     used."""
-    check_negatives(self.name, self.config["batch_size"])
+    check_windows(self.config)
     frontend = self.config["data"]["frontend"]
     if self.options.noise and get_frontend(frontend).spectrum == "kaldi":
       raise UserError(

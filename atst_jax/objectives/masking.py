@@ -56,7 +56,7 @@ def span_mask(key, count, *, vectors: int, probability: float, span: int):
     count: valid vectors; spans lie inside them.
     vectors: N.
     probability: share of the valid vectors that begin a span (rounded up or down by chance), drawn
-      without replacement; at least one does.
+      without replacement; at least one does, of spans of a single vector two.
     span: vectors of a span.
 
   Returns:
@@ -67,7 +67,7 @@ def span_mask(key, count, *, vectors: int, probability: float, span: int):
   number = jnp.floor(probability * count + jax.random.uniform(number_key)).astype(jnp.int32)
   at = jnp.arange(vectors)
   drawn = jnp.where(at < places, jax.random.uniform(start_key, (vectors,)), 2.0)
-  begins = jnp.argsort(jnp.argsort(drawn)) < jnp.clip(number, 1, places)
+  begins = jnp.argsort(jnp.argsort(drawn)) < jnp.clip(number, 1 + (span == 1), places)
   begins = jnp.pad(begins, (span - 1, 0))
   hidden = jnp.zeros((vectors,), bool)
   for back in range(span):

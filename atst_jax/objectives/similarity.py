@@ -1,5 +1,7 @@
 """What COLA and TRILL share: two windows of every clip, and a head on the encoder's vectors."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -39,10 +41,17 @@ def _encode(encoder, mel):
   return y.reshape(*mel.shape[:-2], -1)
 
 
-def check_negatives(objective: str, batch_size: int) -> None:
-  """Raises UserError for a batch without a negative."""
+def check_windows(config: Mapping) -> None:
+  """Raises UserError for a batch without a negative, and for windows as long as the clips."""
+  objective, batch_size = config["objective"], config["batch_size"]
+  crop, clip = config["views"]["crop_frames"], config["data"]["clip_frames"]
   if batch_size < 2:
     raise UserError(
       f"--config.batch_size={batch_size}: objective {objective} tells the clips of a batch apart, "
       "so it needs 2 or more"
+    )
+  if crop >= clip:
+    raise UserError(
+      f"--config.views.crop_frames={crop}: both windows of a clip of data.clip_frames={clip} would "
+      "be the same; take a smaller crop"
     )

@@ -155,6 +155,11 @@ class Ssast(Objective):
           f"--config.encoder.{key}={encoder[key]} does not divide the {size} {whole}; take a "
           "divisor"
         )
+    if masked == 1 and "discriminative" in self.tasks:
+      raise UserError(
+        "--config.ssast.masked=1: the discriminative loss tells hidden patches of a clip apart, so "
+        "it needs 2 or more"
+      )
     unread = {
       "generative_weight": (self.options.task != "joint", 10.0),
       "softmax": (self.options.task == "generative", "predictions"),

@@ -17,8 +17,9 @@ from atst_jax.method.losses import l2_normalize
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import Encoder
 from atst_jax.objectives.objective import Loss, Objective
-from atst_jax.objectives.similarity import Embedder, check_negatives
+from atst_jax.objectives.similarity import Embedder, check_windows
 from atst_jax.objectives.windows import clip_keys, draw_starts, normalized, peaks, take_windows
+from atst_jax.util.errors import UserError
 
 
 class Settings(NamedTuple):
@@ -77,8 +78,12 @@ class Trill(Objective):
     return self.options.out or self.config["encoder"]["width"]
 
   def check(self, *, devices: int, shortest_clip: int, n_mels: int) -> None:
-    """Raises UserError for a batch without negatives."""
-    check_negatives(self.name, self.config["batch_size"])
+    """Raises UserError for a batch without negatives, and for windows that are the same."""
+    check_windows(self.config)
+    if self.options.distance_frames == 0:
+      raise UserError(
+        "--config.trill.distance_frames=0: both windows of a clip would be the same; raise it"
+      )
 
   def make_network(self, encoder: Encoder, *, dtype, accumulation: int) -> Embedder:
     """Encoder, and a linear layer if `out` is set."""

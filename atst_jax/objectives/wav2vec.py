@@ -126,11 +126,6 @@ class Wav2vec(Objective):
         f"--config.wav2vec.span={self.options.span}: a crop has {self.vectors} vectors, and needs "
         f"{least}; raise views.crop_frames"
       )
-    if self.options.span == 1 and self.options.probability * self.vectors < 2:
-      raise UserError(
-        f"--config.wav2vec.probability={self.options.probability}: hides one vector of "
-        f"{self.vectors}, and its distractors come from the other hidden ones; raise it"
-      )
 
   def make_network(self, encoder, *, dtype, accumulation: int) -> Network:
     """The encoder with a linear layer of its width."""

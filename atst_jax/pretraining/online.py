@@ -147,10 +147,10 @@ class Online:
         start = max(len(clip.mel) - most, 0) // 2
         # not a view, which would keep the whole record
         found.append(clip.mel[start : start + most].copy())
-        if len(found[-1]) < self.model.hop:
+        if len(found[-1]) < self.model.shortest:
           raise UserError(
             f"--config.online.path={dataset.root}: {clip.id!r} has {len(found[-1])} frames, this "
-            f"encoder needs at least {self.model.hop}; leave the clip out"
+            f"encoder needs at least {self.model.shortest}; leave the clip out"
           )
     return found
 

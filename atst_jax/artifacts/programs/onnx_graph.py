@@ -13,7 +13,7 @@ from atst_jax.artifacts.model import Model
 from atst_jax.artifacts.programs.graph import Graph, encode, import_onnx, serialized, session
 
 # how sounds become mel, and chunks a sound's vector: this program sees one chunk
-TOLD = ("frontend", "normalization", "chunk_frames", "tail", "max_seconds", "head")
+TOLD = ("frontend", "normalization", "chunk_frames", "tail", "max_seconds", "fill_frames", "head")
 
 
 def build(model: Model) -> bytes:
@@ -45,7 +45,7 @@ def build(model: Model) -> bytes:
     g.name(probabilities(g, logits, head["activation"]), "probabilities")
     labels = len(head["labels"])
     outputs += [(name, np.float32, ["B", labels]) for name in ("logits", "probabilities")]
-  return serialized(g, inputs, outputs, {key: model.config[key] for key in TOLD})
+  return serialized(g, inputs, outputs, {key: model.config.get(key) for key in TOLD})
 
 
 def _last_block(g: Graph, model: Model, vectors: str, blocks: int) -> str:

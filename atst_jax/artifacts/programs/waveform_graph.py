@@ -189,6 +189,11 @@ def build(model: Model) -> bytes:
     raise UserError(
       f"the front-end {model.frontend.name!r} has no ONNX nodes; leave out --input=waveform"
     )
+  if model.fill_frames is not None:
+    raise UserError(
+      f"sounds shorter than {model.fill_frames} frames are filled with silence for this encoder, "
+      "which the nodes of --input=waveform do not; leave it out"
+    )
   g, head = Graph(), head_of(model) if model.config["head"] else None
   start, samples = crop(g, model.sample_rate, None if head else model.max_seconds)
   frames = g.op("Add", g.op("Div", samples, g.ints(model.frontend.hop_length)), g.ints(1))
@@ -205,7 +210,7 @@ def build(model: Model) -> bytes:
   for name, value in named.items():
     g.name(g.op("Where", enough, value, g.const(np.nan)), name)
   inputs = [("waveform", np.float32, ["B", "N"]), ("samples", np.int64, ["B"])]
-  told = {key: model.config[key] for key in TOLD}
+  told = {key: model.config.get(key) for key in TOLD}
   told |= {"sample_rate": model.sample_rate, "min_samples": model.min_samples}
   return serialized(g, inputs, [(name, np.float32, ["B", size]) for name in named], told)
 

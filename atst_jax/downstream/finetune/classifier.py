@@ -41,13 +41,13 @@ class Classifier(nn.Module):
 
   A transformer's embedding is [CLS, mean] of its last block after the final norm (ATST 3.2). Clips
   longer than `chunk_frames` are cut into chunks, whose embeddings are averaged, in training as in
-  evaluation (released code): positions beyond the pre-training's crop were never trained. A
-  convolutional encoder takes the whole clip.
+  evaluation (released code): positions beyond the pre-training's crop were never trained. Other
+  kinds of encoder take the whole clip.
   """
 
   encoder: nn.Module
   classes: int
-  patch_frames: int  # frames for each vector of a transformer; 0: a convolutional encoder
+  patch_frames: int  # frames for each vector of a transformer; 0: another kind
   chunk_frames: int
   tail: str
 

@@ -79,6 +79,7 @@ def export_run(
     **{key: run.exported[key] for key in ("encoder", "normalization", "chunk_frames")},
     "tail": record["tail"],
     "max_seconds": run.exported["max_seconds"],
+    "fill_frames": None,  # the head says how it was trained
   }
   split = run.splits[which.fold]
   config = {**run.exported, **settings, HEAD: head.to_json()}

@@ -102,8 +102,9 @@ def resolve(config: ConfigDict) -> Recipe:
     ):
       if value not in (plain, "silence"):
         raise UserError(
-          f"--config.{key}={value} is for transformers; {config.encoder} is a convolutional "
-          "encoder, which is trained on clips that are filled up with silence: leave it out"
+          f"--config.{key}={value} is for ATST's transformer; {config.encoder} is of the kind "
+          f"{exported['encoder']['kind']}, which is trained on clips that are filled up with "
+          "silence: leave it out"
         )
   if config.drop_path is None and transformer:
     config.drop_path = 0.1

@@ -138,9 +138,10 @@ def write(settings: Settings, job: Evaluation, workdir: str) -> None:
     {**job.model.variables, HEAD: weights},
     frontend=job.model.frontend,
     head=head,
+    provenance=config["provenance"],
     **{
       key: config[key]
-      for key in ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "provenance")
+      for key in ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "fill_frames")
     },
   )
   log.info(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.models.convnets import nodes
-from atst_jax.models.convnets.parts import Conv, ConvNet, conv_flops, halved, mean_within, within
+from atst_jax.models.convnets.parts import Conv, ConvNet, conv_flops, mean_within, within
 from atst_jax.models.layers import BatchNorm, DropPath
 
 RESCALING = 1 / 255  # Keras's first layer, meant for images; it is there for log-mel, too
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, length, *, train, track):
-    """(B, T, F, C) and valid frames (B,) or None -> (B, ceil(T / stride), …, C')."""
+    """(B, T, F, C) and valid frames (B,) or None -> (B, T // stride, …, C')."""
     sizes, conv = self.sizes, functools.partial(Conv, kernel_init=init, dtype=self.dtype)
 
     def norm(x, name):
@@ -71,13 +71,14 @@ class Block(nn.Module):
       sizes.kernel,
       depthwise_init,
       stride=sizes.stride,
+      later=True,
       depthwise=True,
       dtype=self.dtype,
       name="depthwise",
     )
     h = nn.silu(norm(depthwise(h, length), "depthwise_norm"))
     if length is not None and sizes.stride == 2:
-      length = halved(length)
+      length = length // 2
     gate = mean_within(h, length)[:, None, None]
     gate = nn.silu(conv(sizes.squeezed, 1, use_bias=True, name="squeeze")(gate))
     h = h * nn.sigmoid(conv(sizes.wide, 1, use_bias=True, name="excite")(gate))
@@ -92,9 +93,10 @@ class EfficientNet(ConvNet):
   """EfficientNet-B0 (Tan and Le, 2019) of one channel, global maximum over time and bins (COLA).
 
   Keras's: input times 1/255, stochastic depth that grows with the block, BatchNorm of momentum 0.99
-  and epsilon 1e-3, padding "SAME". `width` 1280, `stem` 32, `depth` 4 and `drop_path` 0.2 are B0.
-  Other values of `stem` and `depth` scale the channels and the number of blocks of every stage in
-  proportion (Keras's `width_coefficient` and `depth_coefficient`).
+  and epsilon 1e-3, zeros as for inputs of unknown length (COLA builds it so). `width` 1280, `stem`
+  32, `depth` 4 and `drop_path` 0.2 are B0. Other values of `stem` and `depth` scale the channels
+  and the number of blocks of every stage in proportion (Keras's `width_coefficient` and
+  `depth_coefficient`).
   """
 
   drop_path: float
@@ -133,8 +135,8 @@ class EfficientNet(ConvNet):
       tokens: not used, frames are always returned.
 
     Returns:
-      y (B, width) float32, the maximum over time and bins, and {"frames": (B, ceil(T / 32),
-      width)} float32, the maximum over bins.
+      y (B, width) float32, the maximum over time and bins, and {"frames": (B, T // 32, width)}
+      float32, the maximum over bins.
     """
     del tokens
     conv = functools.partial(Conv, kernel_init=init, dtype=self.dtype)
@@ -143,14 +145,16 @@ class EfficientNet(ConvNet):
       return nn.silu(Norm(name=name)(x, train=train, track=track)).astype(self.dtype)
 
     x = mel[..., None] * RESCALING
-    x = norm(conv(rounded(self.stem), 3, stride=2, name="stem_conv")(x, length), "stem_norm")
-    length = None if length is None else halved(length)
+    x = norm(
+      conv(rounded(self.stem), 3, stride=2, later=True, name="stem_conv")(x, length), "stem_norm"
+    )
+    length = None if length is None else length // 2
     blocks = list(self.plan())
     for i, sizes in enumerate(blocks):
       block = Block(sizes, self.drop_path * i / len(blocks), self.dtype, name=f"block_{i:02d}")
       x = block(x, length, train=train, track=track)
       if length is not None and sizes.stride == 2:
-        length = halved(length)
+        length = length // 2
     x = norm(conv(self.width, 1, name="top_conv")(x), "top_norm").astype(jnp.float32)
     frames = x.max(2)
     if length is None:
@@ -161,13 +165,13 @@ class EfficientNet(ConvNet):
 
   def flops(self, *, frames: int, n_mels: int) -> float:
     """Of the convolutions."""
-    frames, n_mels = halved(frames), halved(n_mels)
+    frames, n_mels = frames // 2, n_mels // 2
     total, outside = conv_flops(frames, n_mels, 3, 1, rounded(self.stem)), 0
     for sizes in self.plan():
       if sizes.wide != sizes.inside:
         total += conv_flops(frames, n_mels, 1, sizes.inside, sizes.wide)
       if sizes.stride == 2:
-        frames, n_mels = halved(frames), halved(n_mels)
+        frames, n_mels = frames // 2, n_mels // 2
       total += conv_flops(frames, n_mels, sizes.kernel, 1, sizes.wide)
       total += 4 * sizes.wide * sizes.squeezed
       outside = sizes.outside
@@ -183,19 +187,24 @@ class EfficientNet(ConvNet):
       return nodes.silu(g, nodes.norm(g, x, params[name], statistics[name], EPSILON))
 
     x = g.op("Mul", g.op("Unsqueeze", x, g.ints(1)), g.const(RESCALING))
-    x = nodes.conv(g, x, length, params["stem_conv"], bins=n_mels, stride=2)
-    x, length, bins = norm(x, "stem_norm"), nodes.halved(g, length), halved(n_mels)
+    x = nodes.conv(g, x, length, params["stem_conv"], stride=2, later=True)
+    x, length, bins = norm(x, "stem_norm"), _half(g, length), n_mels // 2
     for i, sizes in enumerate(self.plan()):
       name = f"block_{i:02d}"
       x = _block_nodes(g, x, length, sizes, params[name], statistics[name], bins)
       if sizes.stride == 2:
-        length, bins = nodes.halved(g, length), halved(bins)
-    x = norm(nodes.conv(g, x, length, params["top_conv"], bins=bins), "top_norm")
+        length, bins = _half(g, length), bins // 2
+    x = norm(nodes.conv(g, x, length, params["top_conv"]), "top_norm")
     frames = g.op("Transpose", g.op("ReduceMax", x, axes=[3], keepdims=0), perm=[0, 2, 1])
     valid = g.mask(frames, 1, length, [2])
     top = g.op("Where", valid, frames, g.const(-np.inf))
     y = g.op("ReduceMax", top, axes=[1], keepdims=0)
     return y, g.op("Where", valid, frames, g.const(0))
+
+
+def _half(g, length: str) -> str:
+  """The valid frames behind a stride of 2."""
+  return g.op("Div", length, g.const(2, np.int64))
 
 
 def _block_nodes(g, x, length, sizes: Sizes, params: dict, statistics: dict, bins: int) -> str:
@@ -206,18 +215,18 @@ def _block_nodes(g, x, length, sizes: Sizes, params: dict, statistics: dict, bin
 
   h = x
   if sizes.wide != sizes.inside:
-    h = nodes.conv(g, h, length, params["expand"], bins=bins)
+    h = nodes.conv(g, h, length, params["expand"])
     h = nodes.silu(g, norm(h, "expand_norm"))
-  h = nodes.conv(g, h, length, params["depthwise"], bins=bins, stride=sizes.stride, depthwise=True)
+  h = nodes.conv(g, h, length, params["depthwise"], stride=sizes.stride, later=True, depthwise=True)
   h = nodes.silu(g, norm(h, "depthwise_norm"))
   if sizes.stride == 2:
-    length, bins = nodes.halved(g, length), halved(bins)
+    length, bins = _half(g, length), bins // 2
   count = g.op("Mul", g.op("Cast", length, to=1), g.const(bins))
   total = g.op("ReduceSum", nodes.within(g, h, length), g.ints(2, 3), keepdims=1)
   gate = g.op("Div", total, g.op("Unsqueeze", count, g.ints(1, 2, 3)))
-  gate = nodes.silu(g, nodes.conv(g, gate, length, params["squeeze"], bins=1))
-  gate = g.op("Sigmoid", nodes.conv(g, gate, length, params["excite"], bins=1))
-  h = nodes.conv(g, g.op("Mul", h, gate), length, params["project"], bins=bins)
+  gate = nodes.silu(g, nodes.conv(g, gate, length, params["squeeze"]))
+  gate = g.op("Sigmoid", nodes.conv(g, gate, length, params["excite"]))
+  h = nodes.conv(g, g.op("Mul", h, gate), length, params["project"])
   h = norm(h, "project_norm")
   if sizes.stride == 1 and sizes.inside == sizes.outside:
     return g.op("Add", x, h)

@@ -18,33 +18,21 @@ def within(g, x: str, length: str) -> str:
   return g.op("Where", g.mask(x, 2, length, [1, 3]), x, g.const(0))
 
 
-def conv(
-  g, x: str, length: str, weights: dict, *, bins: int, stride=1, same=True, depthwise=False
-) -> str:
-  """`parts.Conv` with its kernel and, where there is one, its bias.
-
-  Args:
-    bins: F of x.
-    stride, same, depthwise: as of `Conv`.
-  """
+def conv(g, x: str, length: str, weights: dict, *, stride=1, later=False, depthwise=False) -> str:
+  """`parts.Conv` with its kernel and, where there is one, its bias. `stride`, `later`, `depthwise`:
+  as of `Conv`."""
   kernel = np.asarray(weights["kernel"]).transpose(3, 2, 0, 1)
   size, half = kernel.shape[-1], kernel.shape[-1] // 2
-  shifted = same and stride == 2 and size > 1
   if size > 1:
     x = within(g, x, length)
-  if shifted:
-    odd = g.op("Equal", g.op("Mod", length, g.const(2, np.int64)), g.const(1, np.int64))
-    later = g.op("Pad", x, g.ints(0, 0, 1, 0, 0, 0, 0, 0))
-    x = g.op("Pad", x, g.ints(0, 0, 0, 0, 0, 0, 1, 0))
-    x = g.op("Where", g.op("Unsqueeze", odd, g.ints(1, 2, 3)), later, x)
   bias = [g.const(weights["bias"])] if "bias" in weights else []
-  before = (half - int(shifted), half - int(shifted and bins % 2 == 0))
+  before = half - int(later and stride == 2)
   return g.op(
     "Conv",
     x,
     g.const(kernel),
     *bias,
-    pads=[*before, half, half],
+    pads=[before, before, half, half],
     strides=[stride, stride],
     group=kernel.shape[0] if depthwise else 1,
   )

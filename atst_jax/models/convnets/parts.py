@@ -56,11 +56,11 @@ def conv_flops(frames, bins, kernel, inside, outside):
 
 
 class Conv(nn.Module):
-  """A convolution of (B, T, F, C) whose output has ceil(T / stride) frames.
+  """A convolution of (B, T, F, C) with as many zeros before the first frame as behind the last:
+  ceil(T / stride) frames come out.
 
-  `same` places the grid as TensorFlow's padding "SAME" does: where a size is even and the stride 2,
-  one zero less stands at its beginning than at its end. Otherwise as many stand on both sides
-  (PyTorch). TensorFlow's grid depends on the clip's own length: here also where it is padded.
+  With `later`, the grid of a stride of 2 begins a frame and a bin later, and T // 2 come out, as
+  Keras's networks pad inputs of unknown length.
   """
 
   features: int
@@ -68,36 +68,28 @@ class Conv(nn.Module):
   kernel_init: Callable
   stride: int = 1
   depthwise: bool = False  # each channel for itself
-  same: bool = True
+  later: bool = False
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, length=None):
-    """(B, T, F, C) and valid frames (B,) or None -> (B, ceil(T / stride), ceil(F / stride),
-    features). What stands behind a clip's end is not looked at, and means nothing in the result."""
+    """(B, T, F, C) and valid frames (B,) or None -> (B, T', F', features). What stands behind a
+    clip's end is not looked at, and means nothing in the result."""
     inside = 1 if self.depthwise else x.shape[-1]
     shape = (self.kernel, self.kernel, inside, self.features)
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
     half = self.kernel // 2
     if self.kernel > 1:
       x = within(x, length)
-    shifted = self.same and self.stride == 2 and self.kernel > 1
-    time, bins = (half, half), (half - int(shifted and x.shape[2] % 2 == 0), half)
-    if shifted and length is not None:
-      odd = (length % 2 == 1)[:, None, None, None]
-      row = ((0, 0), (1, 0), (0, 0), (0, 0))
-      x = jnp.where(odd, jnp.pad(x, row), jnp.pad(x, [pair[::-1] for pair in row]))
-      time = (half - 1, half)
-    elif shifted:
-      time = (half - int(x.shape[1] % 2 == 0), half)
+    zeros = 2 * ((half - int(self.later and self.stride == 2), half),)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     if self.depthwise:
-      x = depthwise(x, kernel, self.stride, (time, bins))
+      x = depthwise(x, kernel, self.stride, zeros)
     else:
       places = ("NHWC", "HWIO", "NHWC")
       strides = (self.stride, self.stride)
-      x = jax.lax.conv_general_dilated(x, kernel, strides, (time, bins), dimension_numbers=places)
+      x = jax.lax.conv_general_dilated(x, kernel, strides, zeros, dimension_numbers=places)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       x = x + bias.astype(self.dtype)[None, None, None]

@@ -35,7 +35,7 @@ class Bottleneck(nn.Module):
   def __call__(self, x, length, *, train, track):
     """(B, T, F, C) and valid frames (B,) or None -> (B, ceil(T / stride), …, 4 · inner)."""
     sizes = self.sizes
-    conv = functools.partial(Conv, kernel_init=init, same=False, dtype=self.dtype)
+    conv = functools.partial(Conv, kernel_init=init, dtype=self.dtype)
 
     def norm(x, name):
       return BatchNorm(name=name)(x, train=train, track=track).astype(self.dtype)
@@ -101,7 +101,7 @@ class ResNet(ConvNet):
       y (B, width) float32 and {"frames": (B, ceil(T / hop), width)} float32, whose mean y is.
     """
     del tokens
-    conv = functools.partial(Conv, kernel_init=init, same=False, dtype=self.dtype)
+    conv = functools.partial(Conv, kernel_init=init, dtype=self.dtype)
     x = conv(self.stem, 7, stride=self.stem_stride, name="stem_conv")(mel[..., None], length)
     length = halved(length) if length is not None and self.stem_stride == 2 else length
     x = nn.relu(BatchNorm(name="stem_norm")(x, train=train, track=track)).astype(self.dtype)
@@ -140,7 +140,7 @@ class ResNet(ConvNet):
     """The nodes of `__call__`."""
     del mean_over, num_blocks
     params, statistics = variables["params"], variables["batch_stats"]
-    conv = functools.partial(nodes.conv, g, bins=n_mels, same=False)
+    conv = functools.partial(nodes.conv, g)
     x = g.op("Unsqueeze", x, g.ints(1))
     x = conv(x, length, params["stem_conv"], stride=self.stem_stride)
     length = nodes.halved(g, length) if self.stem_stride == 2 else length
