@@ -68,7 +68,7 @@ def test_efficientnet_is_keras(frames):
     gamma, beta, mean, var = layer.get_weights()
     gamma, beta = (x + rng.normal(0, 0.1, x.shape).astype(np.float32) for x in (gamma, beta))
     mean = mean + rng.normal(0, 0.1, mean.shape).astype(np.float32)
-    var = var * rng.uniform(0.01, 1, var.shape).astype(np.float32)
+    var = var * rng.uniform(0.3, 1, var.shape).astype(np.float32)
     layer.set_weights([gamma, beta, mean, var])
     assert (layer.momentum, layer.epsilon) == (0.99, 1e-3)
     return {"scale": gamma, "bias": beta}, {"mean": mean, "var": var}
@@ -106,4 +106,4 @@ def test_efficientnet_is_keras(frames):
   mel = (8 * rng.normal(size=(2, frames, 64)) - 5).astype(np.float32)
   y, _ = jax.jit(module.apply)({"params": params, "batch_stats": statistics}, mel)
   expected = net.predict(mel[..., None], verbose=0)
-  np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
+  np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)

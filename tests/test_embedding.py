@@ -155,6 +155,7 @@ def test_exports_of_every_format_load(encoder, model, tmp_path):
   )
   nameless = {key: x for key, x in stored["normalization"].items() if key != "kind"}
   for old in (
+    {"format": 5},
     {"format": 4},
     {"format": 3},
     {"format": 2},
@@ -164,8 +165,10 @@ def test_exports_of_every_format_load(encoder, model, tmp_path):
     np.testing.assert_array_equal(
       get_scene_embeddings([noise(1)], load_model(str(folder)), 16000), expected
     )
-  (folder / "config.json").write_text(json.dumps({**stored, "format": 6}))
-  with pytest.raises(UserError, match="format 6, this code reads 1 to 5; install a newer"):
+  (folder / "config.json").write_text(json.dumps({**stored, "format": exported.FORMAT + 1}))
+  with pytest.raises(
+    UserError, match=rf"format {exported.FORMAT + 1}, this code reads 1 to {exported.FORMAT}; inst"
+  ):
     load_model(str(folder))
 
 
