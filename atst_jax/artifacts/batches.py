@@ -16,10 +16,21 @@ from jax.sharding import PartitionSpec as P
 
 from atst_jax.audio.waveforms import Mel, windows
 from atst_jax.models.chunking import batch_rows, budget, choose_sizes, padded_sizes
+from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import Encoder
+from atst_jax.runtime.devices import DTYPES, resolve_fused
 from atst_jax.util.numbers import as_written
 
 IN_FLIGHT = 2  # batches that the devices have been given and not yet given back
+
+
+def fast_encoder(encoder: dict, dtype: str):
+  """The module that computes in `dtype`, as fast as JAX's device has it."""
+  if dtype == "float32":
+    return make_encoder(encoder)
+  unsuited = make_encoder(encoder).unsuited()
+  attention, kernels = resolve_fused("auto", "auto", dtype=dtype, unsuited=unsuited)
+  return make_encoder(encoder, dtype=DTYPES[dtype], attention=attention, kernels=kernels)
 
 
 class Chunk(NamedTuple):
@@ -248,3 +259,12 @@ def vectors_over_time(
         last = min((before + inner) // hop, len(chunk.mel) // hop)
         yield vectors[before // hop : last]
     waiting = []
+
+
+def maximum_plus_mean(vectors: Iterable[np.ndarray]) -> np.ndarray:
+  """(D,): over time, of a clip's consecutive (N, D) vectors."""
+  top, total, count = np.array(-np.inf), np.array(0.0), 0
+  for part in vectors:
+    top, total = np.maximum(top, part.max(0)), total + part.sum(0, dtype=np.float64)
+    count += len(part)
+  return top + total / count

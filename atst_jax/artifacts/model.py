@@ -5,17 +5,19 @@ from collections.abc import Callable, Iterable, Iterator
 import jax.numpy as jnp
 import numpy as np
 
+from atst_jax.artifacts import batches
 from atst_jax.artifacts import folder as exported
-from atst_jax.artifacts.batches import Chunk, Clips, Place, Program, Queue, vectors_over_time
+from atst_jax.artifacts.batches import Chunk, Clips, Place, Program, Queue
 from atst_jax.artifacts.classifiers.head import head_outputs
 from atst_jax.artifacts.folder import check_length
+from atst_jax.audio import waveforms
 from atst_jax.audio.frontend import FrontEnd, mel_filters
-from atst_jax.audio.waveforms import Mel, central, central_samples, cut, mel_of, peak_of, pieces
+from atst_jax.audio.waveforms import Mel
 from atst_jax.method.normalization import normalize
 from atst_jax.method.views import FLOOR_DB
 from atst_jax.models.chunking import TAILS, weighted_chunks
-from atst_jax.models.encoders import fresh_variables, make_encoder
-from atst_jax.runtime.devices import DTYPES, resolve_dtype, resolve_fused
+from atst_jax.models.encoders import fresh_variables
+from atst_jax.runtime.devices import resolve_dtype
 from atst_jax.util.errors import UserError
 
 
@@ -58,7 +60,7 @@ class Model:
     self.fill_frames: int | None = config.get("fill_frames")
     self.dtype = resolve_dtype(dtype)
     self._devices = devices
-    self.encoder = _make_encoder(config["encoder"], self.dtype)
+    self.encoder = batches.fast_encoder(config["encoder"], self.dtype)
     self.depth, self.hop = self.encoder.blocks, self.encoder.hop
     self._pool = Program(self.pooled, variables, devices)
     self._over_time = Program(self._frames, variables, devices)
@@ -163,26 +165,24 @@ class Model:
 
     Raises UserError for audio that is too short, not finite, not floats or not mono.
     """
-    return self.mel_of(lambda: pieces(audio, sample_rate, self.sample_rate), whole=whole)
+    return self.mel_of(lambda: waveforms.pieces(audio, sample_rate, self.sample_rate), whole=whole)
 
   def mel_of(self, waveform: Callable[[], Iterator[np.ndarray]], *, whole: bool = False) -> Mel:
     """The same of a sound that is read in pieces at the model's rate, from its start at every
     call."""
     if self.max_seconds is not None and not whole:
-      waveform = central_samples(waveform, round(self.max_seconds * self.sample_rate))
-    return mel_of(waveform, self.frontend, self._filters)
+      waveform = waveforms.central_samples(waveform, round(self.max_seconds * self.sample_rate))
+    return waveforms.mel_of(waveform, self.frontend, self._filters)
 
   def log_mel(self, audio: np.ndarray, sample_rate: float) -> np.ndarray:
     """The whole sound's log-mel as an array (T, F), however long."""
     mel = self.mel(audio, sample_rate, whole=True)
-    return central(mel, len(mel))
+    return waveforms.central(mel, len(mel))
 
   def chunks(self, mel, tail):
     """`weighted_chunks` of a clip, which is filled up first."""
-    if missing := max((self.fill_frames or 0) - len(mel), 0):
-      ends = (missing // 2, missing - missing // 2)
-      mel = np.pad(central(mel, len(mel)), (ends, (0, 0)), constant_values=FLOOR_DB)
-    parts = cut(mel, self.chunk_frames)
+    mel = waveforms.surrounded(mel, self.fill_frames or 0, FLOOR_DB)
+    parts = waveforms.cut(mel, self.chunk_frames)
     return weighted_chunks(parts, len(mel), chunk_frames=self.chunk_frames, hop=self.hop, tail=tail)
 
   def embed(
@@ -227,10 +227,10 @@ class Model:
     for index, mel in enumerate(mels):
       self.check(mel, index)
       clips.begin()
-      mel = mel if max_frames is None else central(mel, max_frames)
-      peak = peak_of(mel)
+      mel = mel if max_frames is None else waveforms.central(mel, max_frames)
+      peak = waveforms.peak_of(mel)
       if self.encoder.context is not None and len(mel) > self.chunk_frames:
-        clips.add([(Place(index, 1, True), self._one_pass(mel, peak))])
+        clips.add([(Place(index, 1, True), batches.maximum_plus_mean(self._vectors(mel, peak)))])
         continue
       for chunk, mean_over, weight in self.chunks(mel, tail):
         place = Place(index, weight, len(chunk) == self.chunk_frames)
@@ -270,14 +270,8 @@ class Model:
     """Numbers in a vector of `embed`."""
     return self.encoder.size(num_blocks)
 
-  def _one_pass(self, mel: Mel, peak: float) -> np.ndarray:
-    """(D,): maximum plus mean over time of a clip longer than a chunk, from its parts."""
-    width = self.encoder.width
-    top, total, count = np.full(width, -np.inf), np.zeros(width), 0
-    for frames in vectors_over_time(self._over_time, self.encoder, mel, peak, self.chunk_frames):
-      top, total = np.maximum(top, frames.max(0)), total + frames.sum(0, dtype=np.float64)
-      count += len(frames)
-    return top + total / count
+  def _vectors(self, mel: Mel, peak: float) -> Iterator[np.ndarray]:
+    return batches.vectors_over_time(self._over_time, self.encoder, mel, peak, self.chunk_frames)
 
   def embed_frames(self, mel: Mel) -> np.ndarray:
     """(T, F) dB -> (T // hop, D): the last block's patch tokens, or a convolutional encoder's
@@ -290,16 +284,7 @@ class Model:
     self.check(mel)
     if len(mel) < self.hop:
       raise UserError(f"a clip of {len(mel)} frames; vectors over time need at least {self.hop}")
-    return vectors_over_time(self._over_time, self.encoder, mel, peak_of(mel), self.chunk_frames)
-
-
-def _make_encoder(encoder: dict, dtype: str):
-  """The module that computes in `dtype`, as fast as JAX's device has it."""
-  if dtype == "float32":
-    return make_encoder(encoder)
-  unsuited = make_encoder(encoder).unsuited()
-  attention, kernels = resolve_fused("auto", "auto", dtype=dtype, unsuited=unsuited)
-  return make_encoder(encoder, dtype=DTYPES[dtype], attention=attention, kernels=kernels)
+    return self._vectors(mel, waveforms.peak_of(mel))
 
 
 def load_model(folder: str, *, dtype: str = "float32", devices: list | None = None) -> Model:

@@ -181,3 +181,13 @@ def central(mel: Mel, frames: int) -> np.ndarray:
     kept.append(block[max(start - position, 0) : max(start + frames - position, 0)])
     position += len(block)
   return np.concatenate(kept)
+
+
+def surrounded(mel: Mel, frames: int, silence: float) -> Mel:
+  """A spectrogram of fewer than so many frames with silence (dB), half of it at each end; a longer
+  one as it is."""
+  missing = frames - len(mel)
+  if missing <= 0:
+    return mel
+  ends = (missing // 2, missing - missing // 2)
+  return np.pad(central(mel, len(mel)), (ends, (0, 0)), constant_values=silence)
