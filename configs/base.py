@@ -130,7 +130,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
   # How it is computed, not what: all but accumulation may change between a run and its next start.
   config.compute = ConfigDict()
-  # parts of a batch that are encoded one after the other (gradient accumulation)
+  # parts of a batch that are encoded one after the other (gradient accumulation); BatchNorm of an
+  # encoder sees each part by itself
   config.compute.accumulation = 1
   # blocks of a transformer are computed again in the backward pass, to save memory
   config.compute.remat = False

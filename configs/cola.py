@@ -48,6 +48,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.optimizer.base_lr = 1e-3
   config.optimizer.reference_batch = 0
   config.optimizer.weight_decay_start = config.optimizer.weight_decay_end = 0.0  # Adam
+  config.optimizer.form = "transformers"  # Keras's: eps is added before the bias correction
   config.optimizer.eps = 1e-7  # Keras's
   if variant.startswith("small"):
     shrink(config)

@@ -52,7 +52,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.wav2vec.span = 10  # vectors that are hidden from there on
   config.wav2vec.distractors = 100  # for each hidden vector
   config.wav2vec.temperature = 0.1  # that a cosine is divided by
-  config.optimizer.base_lr = 5e-4  # ours, as the rest of the optimizer
+  config.optimizer.base_lr = 5e-4  # wav2vec 2.0's, as Adam's constants; the cosine is ours
   config.optimizer.reference_batch = 0
   config.optimizer.weight_decay_start = config.optimizer.weight_decay_end = 0.01
   config.optimizer.b2 = 0.98

@@ -231,6 +231,8 @@ class Peer:
   def restore(self, path: pathlib.Path) -> int:
     """The step to go on from."""
     found = self.torch.load(path, weights_only=True)
+    if "random" not in found:
+      raise UserError(f"{path} is of a build that did not keep its random numbers: delete it")
     for name in ("student", "teacher", "optimizer"):
       getattr(self, name).load_state_dict(found[name])
     self.torch.set_rng_state(found["random"])

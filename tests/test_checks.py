@@ -1,5 +1,7 @@
 """What a pre-training config may not say, alone or together with the rest."""
 
+from unittest import mock
+
 import pytest
 
 from atst_jax.pretraining import recipe
@@ -97,7 +99,12 @@ def test_fault_11_impossible_combinations_are_refused(changes, message):
     ("cola.py:small", {"objective": "byol"}, r"needs joint_views, heads, .*configs/base"),
     ("cola.py:small", {"batch_size": "1"}, "batch_size=1: objective cola .* it needs 2 or more"),
     ("trill.py:small", {"batch_size": "1"}, "batch_size=1: objective trill"),
-    ("cola.py:small", {"views.crop_frames": "64"}, "both windows of a clip of .*=64 would be the"),
+    (
+      "cola.py:small",
+      {"views.crop_frames": "64"},
+      "64 frames, so both windows of every clip would",
+    ),
+    ("cola.py:small", {"optimizer__end_lr": "1e-3"}, "end_lr=0.001 does nothing with .*=constant"),
     ("trill.py:small", {"trill.distance_frames": "0"}, "distance_frames=0: both windows of a clip"),
     ("cola.py:small", {"cola__similarity": "dot"}, "choose one of bilinear, cosine"),
     ("cola.py:small", {"cola__similarity": "cosine"}, "set --config.cola.temperature=0.2"),
@@ -156,3 +163,12 @@ def test_steps_follow_from_epochs_unless_set():
     match=r"total_steps is not set and cannot follow from total_epochs=200\.0 with the 'synthetic'",
   ):
     recipe.resolve(tiny_config(total_steps="none"), None)
+
+
+@pytest.mark.parametrize("file", ["cola.py:small", "trill.py:small"])
+def test_clips_that_are_no_longer_than_a_window(file):
+  """What the data set holds counts, not what the config allows."""
+  dataset = mock.Mock(min_frames=lambda split: 20, max_frames=lambda split: 32)
+  config = recipe.resolve(tiny_config(file), None)
+  with pytest.raises(UserError, match="the longest clip has 32 frames, so both windows of every"):
+    check(config, dataset, devices=8, processes=1)

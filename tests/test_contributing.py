@@ -122,7 +122,7 @@ class Levels(Objective):
 
 
 def test_an_objective_trains_and_is_exported(monkeypatch, tmp_path, capsys, one_device):
-  """By the commands: train, stop and go on, export. Nothing but the registry knows of it."""
+  """By the commands: train and export. Nothing but the registry knows of it."""
   monkeypatch.setitem(registry.OBJECTIVES, "levels", Levels)
   monkeypatch.setitem(checks.CHOICES, "objective", tuple(registry.OBJECTIVES))
   mine = tmp_path / "levels.py"

@@ -74,7 +74,7 @@ def test_a_run_from_an_encoder_is_known_by_its_hash(trained, tmp_path):
   place = tmp_path / "x"
   begins = [f"--config.initial={place}"]
   place.mkdir()
-  (place / "config.json").write_text(json.dumps({"format": 5, "params_hash": "one"}))
+  (place / "config.json").write_text(json.dumps({"format": 6, "params_hash": "one"}))
   trained(begins, initial_hash="one")()
   trained(begins, initial_hash="one", initial="/of/another/place")()
   with pytest.raises(UserError, match=r"initial_hash: 'two' -> 'one'"):

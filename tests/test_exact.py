@@ -80,8 +80,28 @@ def test_labels_of_one_part_alone_are_said(monkeypatch):
   chosen_on(None, found._replace(targets=targets), [SPLIT], exact=True, on_test=False)
   (message,) = said
   # 0 in fold 0 and in fold 1, 1 and 2 in fold 1, 3 in fold 0
-  assert message.startswith("3 of 4 labels have clips in one of the folds alone, the first is that")
+  assert message.startswith("3 of 4 labels have clips in one part of the folds alone, the first is")
   assert "'1.wav'" in message
+
+
+def test_many_groups_are_left_out_in_parts(monkeypatch):
+  """A label of two groups that are left out together is lonely, too."""
+  said = []
+  monkeypatch.setattr(log, "warning", lambda text, *values: said.append(text % values))
+  groups = tuple(f"{i:02d}" for i in range(15))
+  found = labels((0,), groups)
+  known = np.concatenate(SPLIT[:2])
+  parts = ridge.parts_of(np.unique(np.array(found.groups)[known], return_inverse=True)[1])
+  together = known[
+    parts == np.bincount(parts[1:15]).argmax()
+  ]  # the first and last are of one group
+  assert len({found.groups[i] for i in together}) > 1
+  targets = np.zeros((N, 2), np.uint8)
+  targets[:, 0] = 1
+  targets[together] = (0, 1)
+  chosen_on(None, found._replace(targets=targets), [SPLIT], exact=True, on_test=False)
+  (message,) = said
+  assert message.startswith("1 of 2 labels have clips in one part of the groups alone")
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,10 @@ def test_released_weights_are_read_and_embed_by_the_mean_over_patches(golden, tm
       {"ssast.masked": 7},
       "masked=7: a crop has 8 patches .4 of mel bins x 2 over time., of which ",
     ),
+    (
+      {"encoder.patch_mels": 64, "ssast.masking": "uniform", "ssast.masked": 2},
+      "masked=2: a crop has 2 patches .1 of mel bins x 2 over time., of which at most 1 can be",
+    ),
     ({"encoder.patch_mels": 64}, "masking=cluster needs more than one row of patches; set"),
     ({"ssast.softmax": "both"}, "ssast.softmax=both: choose one of predictions, targets"),
   ],

@@ -126,6 +126,11 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
       f"chunks of {chunk} frames do not fit the encoder's {encoder['max_frames']}; "
       "state --chunk_seconds"
     )
+  if (fill := ours.get(FILL)) and chunk < fill:
+    raise UserError(
+      f"chunks of {chunk} frames are shorter than the {fill} that this encoder's windows are "
+      "filled up to; state longer --chunk_seconds"
+    )
   return {
     "variables": to_variables(tensors, make_encoder(encoder).torch_names()),
     "encoder": encoder,
@@ -134,7 +139,7 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
     "chunk_frames": chunk,
     "tail": ours.get("tail", "released"),
     LENGTH: ours.get(LENGTH) if ours else RELEASED_SECONDS,
-    FILL: ours.get(FILL),
+    FILL: fill,
   }
 
 

@@ -13,6 +13,7 @@ from atst_jax.artifacts import model_card
 from atst_jax.artifacts.classifiers.head import Head, read_head
 from atst_jax.artifacts.folder import (
   CONFIG,
+  EMBEDDING,
   FILTERS,
   FORMAT,
   HEAD,
@@ -283,8 +284,7 @@ def export_again(encoder: str, output: str, **options) -> dict:
   `write`). Returns its provenance."""
   config, variables, _ = read(encoder)
   model = Model(config, variables, None)
-  names = ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "fill_frames")
-  kept = {key: config[key] for key in (*names, "provenance")}
+  kept = {key: config[key] for key in (*EMBEDDING, "provenance")}
   kept[HEAD] = read_head(config[HEAD], hop=model.hop, depth=model.depth)
   if kept[HEAD]:
     refuse_length(options)

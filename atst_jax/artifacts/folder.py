@@ -33,6 +33,8 @@ FILTERS = "mel_filters.npy"
 SAFETENSORS = "model.safetensors"
 ORBAX = "params"
 HEAD = "head"  # section of CONFIG, and part of the variables
+# of CONFIG, what vectors follow from beside the weights and the front-end
+EMBEDDING = ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "fill_frames")
 MAX_CHUNK = 1 << 20  # frames, three hours
 MOST_SECONDS = 86_400.0  # of a length rule
 MOST_WEIGHT = 1000.0  # of a mel filter: 1 in a triangle, more where a scale makes it
@@ -81,6 +83,11 @@ def upgrade(config: dict, path: str) -> dict:
   if number < 5:
     config = {**config, HEAD: None}
   if number < 6:
+    if config["encoder"]["kind"] == "efficientnet":
+      raise UserError(
+        f"{path}: format {number}; an EfficientNet of that time was padded otherwise, and is "
+        "another network here: pre-train it again"
+      )
     config = {**config, "fill_frames": None}
   return {**config, "format": FORMAT}
 

@@ -31,8 +31,8 @@ class Model:
     chunk_frames: frames of a chunk.
     max_seconds: the export's length rule: of longer sounds only the central `max_seconds` are
       embedded; None: sounds are embedded whole.
-    fill_frames: shorter sounds are filled with silence, as when the encoder was trained; None:
-      they are not.
+    fill_frames: shorter sounds, and shorter last chunks, are filled with silence, as when the
+      encoder was trained; None: they are not.
     depth: blocks of a transformer; 1 for a convolutional encoder.
     hop: frames for each vector over time.
     encoder: the linen module, and `variables` its arrays.
@@ -180,10 +180,13 @@ class Model:
     return waveforms.central(mel, len(mel))
 
   def chunks(self, mel, tail):
-    """`weighted_chunks` of a clip, which is filled up first."""
-    mel = waveforms.surrounded(mel, self.fill_frames or 0, FLOOR_DB)
-    parts = waveforms.cut(mel, self.chunk_frames)
-    return weighted_chunks(parts, len(mel), chunk_frames=self.chunk_frames, hop=self.hop, tail=tail)
+    """`weighted_chunks` of a clip. What is shorter than `fill_frames`, a whole clip or the last
+    chunk, is filled up; it has the weight of its sound."""
+    fill, size = self.fill_frames or 0, self.chunk_frames
+    parts = waveforms.cut(mel, size)
+    found = weighted_chunks(parts, len(mel), chunk_frames=size, hop=self.hop, tail=tail)
+    for chunk, mean_over, weight in found:
+      yield waveforms.surrounded(chunk, fill, FLOOR_DB), max(mean_over, fill), weight
 
   def embed(
     self,
@@ -240,14 +243,16 @@ class Model:
     clips.add(queue.flush())
     return clips.means(self.width(num_blocks))
 
-  def check(self, mel, index=0) -> None:
-    """Raises UserError for a spectrogram that cannot be embedded."""
+  def check(self, mel, index=0, *, over_time: bool = False) -> None:
+    """Raises UserError for a spectrogram that cannot be embedded, or with `over_time` has no
+    vector over time: for those nothing is filled up."""
     if isinstance(mel, np.ndarray) and (mel.ndim != 2 or mel.shape[1] != self.frontend.n_mels):
       raise UserError(
         f"clip {index} has shape {mel.shape}; expected (frames, {self.frontend.n_mels})"
       )
-    if len(mel) < self.shortest:
-      raise UserError(f"a clip of {len(mel)} frames; this encoder needs at least {self.shortest}")
+    if len(mel) < (least := self.hop if over_time else self.shortest):
+      needs = "vectors over time need" if over_time else "this encoder needs"
+      raise UserError(f"a clip of {len(mel)} frames; {needs} at least {least}")
 
   @property
   def rule_frames(self) -> int | None:
@@ -281,9 +286,7 @@ class Model:
   def frame_blocks(self, mel: Mel) -> Iterator[np.ndarray]:
     """Yields the same in consecutive (N, D) parts, in memory for a batch of chunks. Nothing is
     filled up."""
-    self.check(mel)
-    if len(mel) < self.hop:
-      raise UserError(f"a clip of {len(mel)} frames; vectors over time need at least {self.hop}")
+    self.check(mel, over_time=True)
     return self._vectors(mel, waveforms.peak_of(mel))
 
 

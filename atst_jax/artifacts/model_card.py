@@ -203,13 +203,15 @@ def _chunks(config: dict, encoder, frontend) -> str:
   )
 
 
-def _filled(fill_frames: int | None, frontend: FrontEnd) -> str:
+def _filled(fill_frames: int | None, hop: int, frontend: FrontEnd) -> str:
   """What becomes of short sounds."""
   if fill_frames is None:
     return ""
   return (
     f" Shorter ones than {_seconds(fill_frames, frontend)} are filled with silence "
-    f"({FLOOR_DB:g} dB), half of it at each end, as in training; vectors over time are not."
+    f"({FLOOR_DB:g} dB), half of it at each end, as in training, and so is the last chunk of a "
+    "longer one. Vectors over time are not filled, nor does an exported program fill: both need "
+    f"{hop} frames."
   )
 
 
@@ -250,8 +252,11 @@ def card(
     f"{frontend.mel_scale}, area normalisation {frontend.mel_norm}"
   )
   window = f"{frontend.window}, {frontend.win_length} samples in an FFT of {frontend.n_fft}"
-  if not frontend.is_centred:
-    window += ", of magnitudes, frames not centred"
+  window += {
+    "power": "",
+    "magnitude": ", of magnitudes, frames not centred",
+    "kaldi": ", without their mean and emphasised as Kaldi does, frames not centred",
+  }[frontend.spectrum]
   table = table_lines(
     [
       ["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
@@ -264,7 +269,7 @@ def card(
     ]
   )
   unstated = "None was stated when this was exported (`--license`)."
-  head, least = config["head"], 1 if config.get("fill_frames") else encoder.hop
+  head, least = config["head"], 1 if config["fill_frames"] else encoder.hop
   return CARD.format(
     name=name,
     task=TASKS[head is not None],
@@ -288,6 +293,6 @@ def card(
     hop_seconds=_seconds(encoder.hop, frontend),
     least_seconds=_seconds(least, frontend),
     chunks=_chunks(config, encoder, frontend),
-    length=_length(config["max_seconds"]) + _filled(config.get("fill_frames"), frontend),
+    length=_length(config["max_seconds"]) + _filled(config["fill_frames"], encoder.hop, frontend),
     terms=unstated if license == "unknown" else f"`{license}`",
   )

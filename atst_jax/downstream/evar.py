@@ -107,7 +107,7 @@ def adapter(base: type) -> type:
     def encode_frames(self, batch_audio):
       """(B, N) -> (B, D, T) float32: the last block's patches, or a convolutional encoder's
       frames."""
-      sounds = samples(batch_audio, self.encoder)
+      sounds = samples(batch_audio, self.encoder, over_time=True)
       vectors, _ = get_timestamp_embeddings(sounds, self.encoder, self.encoder.sample_rate)
       return like(vectors.swapaxes(1, 2), batch_audio)
 

@@ -17,6 +17,8 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log, progress_bar
 
+VECTORS = 2  # how vectors are computed; kept ones of another number are computed again
+
 
 class Labels(NamedTuple):
   """Labels, folds, splits and groups of the N clips of a data set, in the order of `clips`."""
@@ -89,6 +91,7 @@ class Vectors:
     settings = {k: v for k, v in encoder.config.items() if k not in ("provenance", "params_hash")}
     blocks = encoder.depth if num_blocks is None else num_blocks
     key = {**self.key, **settings, "params": params_hash(encoder.variables), "blocks": blocks}
+    key["vectors"] = VECTORS
     most = None if self.unit else self.max_frames
     # The rule for long clips is the evaluation's, not the export's.
     encoder = encoder.limited(None)

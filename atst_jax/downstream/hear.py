@@ -47,7 +47,6 @@ def get_scene_embeddings(audio, model):
 def get_timestamp_embeddings(audio, model):
   """(B, N) tensor -> (B, T, timestamp_embedding_size) float32, and (B, T) their centres in
   milliseconds."""
-  vectors, times = timestamps(
-    samples(audio, model.encoder), model.encoder, model.encoder.sample_rate
-  )
+  sounds, encoder = samples(audio, model.encoder, over_time=True), model.encoder
+  vectors, times = timestamps(sounds, encoder, encoder.sample_rate)
   return like(vectors, audio), like(times, audio)

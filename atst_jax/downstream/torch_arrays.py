@@ -21,11 +21,13 @@ def open_encoder(path: str = "") -> Model:
   return load_model(path)
 
 
-def samples(audio, model: Model) -> np.ndarray:
+def samples(audio, model: Model, *, over_time: bool = False) -> np.ndarray:
   """(B, N) or (N,) tensor at the model's rate -> (B, N') float32. Clips that are too short for the
-  encoder end in silence, with which the suites fill shorter clips of a batch, too."""
+  encoder, or with `over_time` for one vector over time, end in silence, with which the suites fill
+  shorter clips of a batch, too."""
   array = np.atleast_2d(audio.detach().cpu().numpy().astype(np.float32, copy=False))
-  return np.pad(array, ((0, 0), (0, max(0, model.min_samples - array.shape[1]))))
+  least = model.frontend.samples_of(model.hop) if over_time else model.min_samples
+  return np.pad(array, ((0, 0), (0, max(0, least - array.shape[1]))))
 
 
 def like(array: np.ndarray, audio):

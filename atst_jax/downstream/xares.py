@@ -24,7 +24,8 @@ def ATSTJAXEncoder():
   encoder = open_encoder()
 
   def forward(self, audio):
-    vectors, _ = get_timestamp_embeddings(samples(audio, encoder), encoder, encoder.sample_rate)
+    sounds = samples(audio, encoder, over_time=True)
+    vectors, _ = get_timestamp_embeddings(sounds, encoder, encoder.sample_rate)
     return like(vectors, audio)
 
   name = f"ATSTJAX{encoder.config['params_hash']}Encoder"

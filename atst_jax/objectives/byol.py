@@ -84,7 +84,7 @@ class Byol(Objective):
     keys = ("padding", "crop_frames", "first_frames", "second_frames")
     return view_lengths.is_ragged(shortest_clip, **{key: views[key] for key in keys})
 
-  def check(self, *, devices: int, shortest_clip: int, n_mels: int) -> None:
+  def check(self, *, devices: int, clip_lengths: tuple[int, int], n_mels: int) -> None:
     """Raises UserError for values, views or choices of the subtraction that do not fit."""
     self._check_values()
     group, batch = self.unit, self.config["batch_size"]
@@ -93,7 +93,7 @@ class Byol(Objective):
         f"views.group {group} must be at least 2 and divide the {batch // devices} clips of a "
         f"device (batch_size {batch} on {devices} devices)"
       )
-    self._check_views(shortest_clip)
+    self._check_views(clip_lengths[0])
     self._check_difference()
 
   def _check_values(self) -> None:

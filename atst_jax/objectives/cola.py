@@ -88,10 +88,10 @@ class Cola(Objective):
     """The head's."""
     return self.options.out
 
-  def check(self, *, devices: int, shortest_clip: int, n_mels: int) -> None:
-    """Raises UserError for a batch without negatives, or a temperature that is missing or not
-    used."""
-    check_windows(self.config)
+  def check(self, *, devices: int, clip_lengths: tuple[int, int], n_mels: int) -> None:
+    """Raises UserError for a batch without negatives, for windows that are the same, or a
+    temperature that is missing or not used."""
+    check_windows(self.config, longest_clip=clip_lengths[1])
     frontend = self.config["data"]["frontend"]
     if self.options.noise and get_frontend(frontend).spectrum == "kaldi":
       raise UserError(

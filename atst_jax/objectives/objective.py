@@ -117,7 +117,7 @@ class Objective:
           f"the config sets {self.name}.{key}: no such key; did you mean {self.name}.{near}?"
         )
 
-  def check(self, *, devices: int, shortest_clip: int, n_mels: int) -> None:
+  def check(self, *, devices: int, clip_lengths: tuple[int, int], n_mels: int) -> None:
     """Raises UserError for a config that it cannot work with, before anything is compiled.
 
     Keys are there, of their type and in their range, and the encoder's section is right. So much
@@ -125,7 +125,8 @@ class Objective:
 
     Args:
       devices: over all processes.
-      shortest_clip: frames of the data set's shortest clip.
+      clip_lengths: frames of the data set's shortest clip and of its longest, as it is read: at
+        most `data.clip_frames`.
       n_mels: F.
     """
 

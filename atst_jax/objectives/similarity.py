@@ -41,17 +41,18 @@ def _encode(encoder, mel):
   return y.reshape(*mel.shape[:-2], -1)
 
 
-def check_windows(config: Mapping) -> None:
-  """Raises UserError for a batch without a negative, and for windows as long as the clips."""
+def check_windows(config: Mapping, longest_clip: int) -> None:
+  """Raises UserError for a batch without a negative, and for windows as long as the longest
+  clip."""
   objective, batch_size = config["objective"], config["batch_size"]
-  crop, clip = config["views"]["crop_frames"], config["data"]["clip_frames"]
+  crop = config["views"]["crop_frames"]
   if batch_size < 2:
     raise UserError(
       f"--config.batch_size={batch_size}: objective {objective} tells the clips of a batch apart, "
       "so it needs 2 or more"
     )
-  if crop >= clip:
+  if crop >= longest_clip:
     raise UserError(
-      f"--config.views.crop_frames={crop}: both windows of a clip of data.clip_frames={clip} would "
-      "be the same; take a smaller crop"
+      f"--config.views.crop_frames={crop}: the longest clip has {longest_clip} frames, so both "
+      "windows of every clip would be the same; take a smaller crop"
     )

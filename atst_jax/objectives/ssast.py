@@ -137,7 +137,7 @@ class Ssast(Objective):
     rows = n_mels // encoder["patch_mels"]
     return rows, self.config["views"]["crop_frames"] // encoder["patch_frames"]
 
-  def check(self, *, devices: int, shortest_clip: int, n_mels: int) -> None:
+  def check(self, *, devices: int, clip_lengths: tuple[int, int], n_mels: int) -> None:
     """Raises UserError for an encoder without patches, patches that do not divide a crop, and more
     masked ones than it has."""
     encoder, crop, masked = self.config["encoder"], self.config["views"], self.options.masked
@@ -176,8 +176,9 @@ class Ssast(Objective):
         "--config.ssast.masking=cluster needs more than one row of patches; set "
         f"--config.ssast.masking=uniform, or a smaller encoder.patch_mels than {n_mels}"
       )
-    # of clusters: patch 0 is never hidden, and one more than `masked` must be hit
-    most = rows * times - (2 if self.options.masking == "cluster" else 0)
+    # One patch is seen. Of clusters: patch 0 is never hidden, and one more than `masked` must be
+    # hit.
+    most = rows * times - (2 if self.options.masking == "cluster" else 1)
     if masked > most:
       raise UserError(
         f"--config.ssast.masked={masked}: a crop has {rows * times} patches ({rows} of mel bins x "

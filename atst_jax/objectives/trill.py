@@ -77,9 +77,9 @@ class Trill(Objective):
     """Those that are compared."""
     return self.options.out or self.config["encoder"]["width"]
 
-  def check(self, *, devices: int, shortest_clip: int, n_mels: int) -> None:
+  def check(self, *, devices: int, clip_lengths: tuple[int, int], n_mels: int) -> None:
     """Raises UserError for a batch without negatives, and for windows that are the same."""
-    check_windows(self.config)
+    check_windows(self.config, longest_clip=clip_lengths[1])
     if self.options.distance_frames == 0:
       raise UserError(
         "--config.trill.distance_frames=0: both windows of a clip would be the same; raise it"

@@ -100,7 +100,7 @@ class Wav2vec(Objective):
     """N, of a crop."""
     return self.config["views"]["crop_frames"] // make_encoder(self.config["encoder"]).hop
 
-  def check(self, *, devices: int, shortest_clip: int, n_mels: int) -> None:
+  def check(self, *, devices: int, clip_lengths: tuple[int, int], n_mels: int) -> None:
     """Raises UserError for an encoder that can hide no vectors over time, and for spans that fit no
     crop."""
     encoder, crop = self.config["encoder"], self.config["views"]["crop_frames"]
@@ -120,7 +120,7 @@ class Wav2vec(Objective):
         f"--config.views.crop_frames={crop} is not divisible by the {hop} frames of a vector of "
         f"this encoder; take {crop // hop * hop}"
       )
-    least = max(2, self.options.span)
+    least = max(2, self.options.span + 1)  # one vector is seen
     if self.vectors < least:
       raise UserError(
         f"--config.wav2vec.span={self.options.span}: a crop has {self.vectors} vectors, and needs "

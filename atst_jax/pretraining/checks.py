@@ -19,6 +19,7 @@ from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
 
 LARGEST = 2**31 - 1  # of any whole number: the device counts in 32 bits
+END_LR = 1e-6  # configs/base.py's
 ENCODER_KEYS: dict[type, set[str]] = {int: set(), float: set(), str: set()}
 for kind in ENCODERS:
   for name, of in fields_of(kind).items():
@@ -158,6 +159,11 @@ def _shortest_clip(config: ConfigDict, dataset: Dataset | None) -> int:
   return config.data.clip_frames if dataset is None else dataset.min_frames(config.data.split)
 
 
+def _longest_clip(config: ConfigDict, dataset: Dataset | None) -> int:
+  most = config.data.clip_frames
+  return most if dataset is None else min(most, dataset.max_frames(config.data.split))
+
+
 def check_crop(config: ConfigDict) -> None:
   """Raises UserError for a crop that fits neither the clips nor the encoder."""
   encoder, crop = config.encoder, config.views.crop_frames
@@ -170,6 +176,14 @@ def check_crop(config: ConfigDict) -> None:
     raise UserError(
       f"views.crop_frames {crop} must be at least {shortest}, which make one vector of this "
       f"encoder, and at most {named}"
+    )
+
+
+def _check_optimizer(optimizer: ConfigDict) -> None:
+  if optimizer.schedule != "cosine" and optimizer.end_lr != END_LR:
+    raise UserError(
+      f"--config.optimizer.end_lr={optimizer.end_lr:g} does nothing with "
+      f"--config.optimizer.schedule={optimizer.schedule}; leave it out"
     )
 
 
@@ -197,11 +211,12 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
       f"batch_size {batch} is not divisible by {devices} devices; use a multiple of {devices}"
     )
   check_encoder(encoder)
+  _check_optimizer(config.optimizer)
   _check_normalization(config.views.normalization)
   check_crop(config)
   n_mels = get_frontend(config.data.frontend).n_mels
-  shortest_clip = _shortest_clip(config, dataset)
-  objective.check(devices=devices, shortest_clip=shortest_clip, n_mels=n_mels)
+  lengths = (_shortest_clip(config, dataset), _longest_clip(config, dataset))
+  objective.check(devices=devices, clip_lengths=lengths, n_mels=n_mels)
   check_compute(config, devices)
   try:
     make_encoder(encoder).check(n_mels)

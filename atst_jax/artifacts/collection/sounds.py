@@ -40,9 +40,10 @@ class Sound(NamedTuple):
 
 def settings_hash(model: Model) -> str:
   """16 hexadecimal digits over what decides a vector beside the weights: sizes, front-end,
-  normalisation, chunks."""
+  normalisation, chunks, and what short sounds are filled up to where they are."""
   keys = ("encoder", "frontend", "normalization", "chunk_frames")
-  return digest({key: model.config[key] for key in keys})
+  filled = ("fill_frames",) if model.fill_frames else ()
+  return digest({key: model.config[key] for key in (*keys, *filled)})
 
 
 def check_rows(model: Model, rows: Rows) -> None:
@@ -56,14 +57,14 @@ def check_rows(model: Model, rows: Rows) -> None:
       )
 
 
-def file_mel(model: Model, path: str, *, whole: bool = False) -> Mel | str:
-  """The log-mel of an audio file, or the reason why it cannot be used. `whole`: without the
-  export's length rule. Raises StoreError."""
+def file_mel(model: Model, path: str, *, over_time: bool = False) -> Mel | str:
+  """The log-mel of an audio file, or the reason why it cannot be used. `over_time`: for vectors
+  over time, of the whole file without the export's length rule. Raises StoreError."""
   from atst_jax.audio.decode import read_blocks
 
   try:
-    mel = model.mel_of(lambda: read_blocks(path, model.sample_rate), whole=whole)
-    model.check(mel)
+    mel = model.mel_of(lambda: read_blocks(path, model.sample_rate), whole=over_time)
+    model.check(mel, over_time=over_time)
   except StoreError:
     raise
   except UserError as error:
@@ -98,4 +99,4 @@ def sounds_of(model: Model, path: str, rows: Rows) -> Iterator[Sound]:
   """Yields what is to be embedded of a file."""
   if rows.kind == WINDOWS:
     return file_windows(model, path, rows)
-  return iter([Sound(file_mel(model, path, whole=rows.kind == FRAMES))])
+  return iter([Sound(file_mel(model, path, over_time=rows.kind == FRAMES))])

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from atst_jax.artifacts.folder import EMBEDDING
 from atst_jax.artifacts.model import Model
 from atst_jax.artifacts.programs.graph import Graph, encode, import_onnx, serialized, session
 
 # how sounds become mel, and chunks a sound's vector: this program sees one chunk
-TOLD = ("frontend", "normalization", "chunk_frames", "tail", "max_seconds", "fill_frames", "head")
+TOLD = ("frontend", *EMBEDDING[1:], "head")
 
 
 def build(model: Model) -> bytes:

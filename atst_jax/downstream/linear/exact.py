@@ -81,18 +81,19 @@ def chosen_on(
 
 
 def _tell_of_lonely(wanted: str, parts: np.ndarray, labels: Labels, splits: list[Split]) -> None:
-  """Warns of labels whose known clips lie in a single part: a probe that leaves it out has not seen
-  them, whatever the penalty."""
+  """Warns of labels whose known clips lie in a single part of those that are left out in turn: a
+  probe that leaves it out has not seen them, whatever the penalty."""
   lonely = {}
   for split in splits:
     known = np.concatenate(split[:2])
-    places = [np.unique(parts[known[has > 0]]) for has in labels.targets[known].T]
+    left_out = ridge.parts_of(parts[known])
+    places = [np.unique(left_out[has > 0]) for has in labels.targets[known].T]
     for label in (i for i, where in enumerate(places) if len(where) == 1):
       lonely[label] = labels.ids[known[labels.targets[known, label] > 0][0]]
   if lonely:
     log.warning(
-      "%d of %d labels have clips in one of the %s alone, the first is that of %r: with these left "
-      "out it is never recognised, and does not help to choose the penalty",
+      "%d of %d labels have clips in one part of the %s alone, the first is that of %r: with that "
+      "left out it is never recognised, and does not help to choose the penalty",
       len(lonely),
       labels.targets.shape[1],
       wanted,

@@ -19,7 +19,7 @@ from atst_jax.artifacts.classifiers.thresholds import (
   described,
   with_thresholds,
 )
-from atst_jax.artifacts.folder import HEAD, read
+from atst_jax.artifacts.folder import EMBEDDING, HEAD, read
 from atst_jax.downstream import ridge
 from atst_jax.downstream.features import silence_db
 from atst_jax.downstream.linear.probing import fitter
@@ -139,10 +139,7 @@ def write(settings: Settings, job: Evaluation, workdir: str) -> None:
     frontend=job.model.frontend,
     head=head,
     provenance=config["provenance"],
-    **{
-      key: config[key]
-      for key in ("encoder", "normalization", "chunk_frames", "tail", "max_seconds", "fill_frames")
-    },
+    **{key: config[key] for key in EMBEDDING},
   )
   log.info(
     "%s: the classifier of %s, %s; %s",
