@@ -54,7 +54,9 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.data.shuffle_window = 64  # records of a shard; tf.data holds as many of each stream
   config.data.reader = "auto"  # "tf.data" or "plain" (no TensorFlow): the same batches
   config.data.order = 2  # version of the order of clips; 1 was uneven
-  config.data.threads = 0  # that read shards; 0: 1 from a disk, 16 from a store
+  # that read shards; 0: as many as cores by tf.data; by the plain reader 1 from a disk, 16 from a
+  # store
+  config.data.threads = 0
   # share of the clips that may be damaged, and are replaced by others of their shards
   config.data.max_damaged = 0.0
   config.data.fingerprint = config_dict.placeholder(str)  # filled from the data

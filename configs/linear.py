@@ -25,7 +25,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   a grid around the rates that BYOL-A took for its tasks."""
   config = ConfigDict()
   config.job = "linear"
-  # "exact", "atst" or "evar"; filled: "atst" for the papers' tasks, else "exact"
+  # "exact", "atst" or "evar"; filled: "atst" for ATST's tasks, else "exact"
   config.protocol = config_dict.placeholder(str)
   config.seed = 0  # of random initialisations, probes and drawn divisions
   # runs, with seed, seed + 1, …; the table gives their mean and standard deviation
@@ -60,7 +60,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.exact.penalties = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 
   config.probe = ConfigDict()  # of "atst" and "evar"
-  # x batch_size / 256
+  # by "atst" x batch_size / 256
   config.probe.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
   config.probe.task_rates = True  # also those that the protocol's authors name for the task
   config.probe.epochs = 100  # passes over the training clips

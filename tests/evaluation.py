@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax.artifacts import export
-from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.artifacts import export, folder
+from atst_jax.artifacts.model import Model
+from atst_jax.audio.frontend import FRONTENDS, get_frontend
 from atst_jax.data.dataset import Clip
 from atst_jax.downstream.linear import job
-from atst_jax.models.encoders import make_encoder
+from atst_jax.models.encoders import fresh_variables, make_encoder
+from atst_jax.pretraining import recipe
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
-from tests.tiny import ROOT, write_shards
+from tests.tiny import ROOT, tiny_config, write_shards
 
 CNN = {"kind": "cnn", "version": "AudioNTT2022", "width": 1032, "hidden": 8, "dropout": 0.3}
 ENCODER = {
@@ -63,6 +65,23 @@ def _exported(kind, frontend):
     provenance={"step": 123},
   )
   return folder
+
+
+def model_of(file) -> Model:
+  """Of a run's export, with random parameters."""
+  config = recipe.resolve(tiny_config(file), None).to_dict()
+  settings = export.settings(config)
+  frontend = get_frontend(config["data"]["frontend"])
+  encoder = make_encoder(config["encoder"])
+  variables = fresh_variables(encoder, settings["chunk_frames"], frontend.n_mels, 0)
+  return Model({**settings, "frontend": frontend.to_json()}, variables, None)
+
+
+def write_model(path, model, **changes) -> str:
+  """The export of a model."""
+  settings = {key: model.config[key] for key in folder.EMBEDDING} | changes
+  export.write(str(path), model.variables, frontend=model.frontend, provenance={}, **settings)
+  return str(path)
 
 
 def write_clips(root, clips, *, frontend="atst", names=("low", "mid", "high"), name="tones"):

@@ -10,11 +10,31 @@ import pytest
 
 from atst_jax import main
 from atst_jax.artifacts import export
-from atst_jax.pretraining import recipe
+from atst_jax.pretraining import job, recipe
 from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.workdir import read_starts
+from atst_jax.util.errors import UserError
 from tests.checkpoints import parent
 from tests.tiny import tiny_config, tiny_flags
+
+
+def test_fault_05_checkpoints_that_lie_elsewhere_are_not_begun_anew(tmp_path):
+  """Whatever may change: the folder's name did, or the folder is not mounted."""
+  mine, other = str(tmp_path / "disk"), str(tmp_path / "other")
+  (tmp_path / "disk" / "7").mkdir(parents=True)
+  run = {"seed": 0, "checkpoint": {"folder": mine}}
+  (tmp_path / "config.json").write_text(json.dumps(run))
+  (tmp_path / "starts.jsonl").write_text('{"step": 0}\n{"step": 5}\n')
+  assert job.stored_config(str(tmp_path), mine) == run
+  for folder in (other, None):
+    with pytest.raises(UserError, match=rf"lie in {mine}, and .* has none; copy them there"):
+      job.stored_config(str(tmp_path), folder)
+  shutil.rmtree(mine)
+  with pytest.raises(UserError, match="has gone on from step 5; mount or copy the folder"):
+    job.stored_config(str(tmp_path), mine)
+  (tmp_path / "starts.jsonl").write_text('{"step": 0}\n')  # stopped before its first checkpoint
+  assert job.stored_config(str(tmp_path), mine) is None
+
 
 METRICS = (
   *("loss", "skipped", "bad", "collapsed", "learning_rate", "weight_decay", "ema_decay"),

@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 
+from atst_jax.data.order import check_streams
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
 from atst_jax.util.errors import UserError
@@ -163,6 +164,15 @@ def test_steps_follow_from_epochs_unless_set():
     match=r"total_steps is not set and cannot follow from total_epochs=200\.0 with the 'synthetic'",
   ):
     recipe.resolve(tiny_config(total_steps="none"), None)
+
+
+def test_fewer_shards_than_processes():
+  """The remedy that is named works."""
+  numbers = {"batch_size": 64, "streams": 32}
+  with pytest.raises(UserError, match=r"set data\.streams to at most 24, or prepare the data"):
+    check_streams(**numbers, shards=31, processes=8)
+  with pytest.raises(UserError, match=r"data.streams=32: prepare .* with --num_shards=32"):
+    check_streams(**numbers, shards=16, processes=32)
 
 
 @pytest.mark.parametrize("file", ["cola.py:small", "trill.py:small"])

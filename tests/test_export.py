@@ -85,7 +85,7 @@ def test_checkpoints_elsewhere(tmp_path, capsys, one_device):
   flags = tiny_flags(total_steps="1", warmup_steps="1", difference__weight="0", encoder__depth="1")
   assert main.main([*flags, folder, f"--workdir={tmp_path}/a"]) == 0
   assert (
-    sorted(os.listdir(tmp_path / "store")) == ["1", "config.json"]
+    sorted(os.listdir(tmp_path / "store")) == [".lock", "1", "config.json"]
     and not (tmp_path / "a/checkpoints").exists()
   )
   assert main.main([*flags, folder, f"--workdir={tmp_path}/b", "--config.seed=1"]) == 2

@@ -223,10 +223,15 @@ def test_fault_35_too_little_memory_names_what_helps(tmp_path, monkeypatch, one_
     assert knob in error
 
 
-def test_fault_35_an_accelerator_that_is_not_there():
+def test_fault_35_an_accelerator_that_is_not_there(monkeypatch):
+  """Asked for by the config, or by a launcher."""
   with pytest.raises(UserError, match="platform 'gpu' is asked for, but JAX found 'cpu'"):
     devices.check_platform("gpu")
   devices.check_platform("auto")
+  monkeypatch.setenv("ATST_PLATFORM", "tpu")
+  devices.check_platform("cpu")
+  with pytest.raises(UserError, match=r"'tpu' is asked for, .* or set --config.platform=cpu"):
+    devices.check_platform("auto")
 
 
 @pytest.mark.parametrize(

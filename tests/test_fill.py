@@ -12,26 +12,14 @@ import soundfile
 from atst_jax.artifacts import convert, export
 from atst_jax.artifacts import folder as exported
 from atst_jax.artifacts.collection.sounds import Rows, settings_hash, sounds_of
-from atst_jax.artifacts.model import Model, load_model
+from atst_jax.artifacts.model import load_model
 from atst_jax.artifacts.programs import onnx_graph, waveform_graph
-from atst_jax.audio.frontend import get_frontend
 from atst_jax.downstream import evar, hear, torch_arrays, xares
-from atst_jax.models.encoders import fresh_variables, make_encoder
 from atst_jax.objectives.windows import take_windows
 from atst_jax.pretraining import recipe
 from atst_jax.util.errors import UserError
-from tests.evaluation import write_encoder
+from tests.evaluation import model_of, write_encoder, write_model
 from tests.tiny import tiny_config
-
-
-def model_of(file) -> Model:
-  """Of a run's export, with random parameters."""
-  config = recipe.resolve(tiny_config(file), None).to_dict()
-  settings = export.settings(config)
-  frontend = get_frontend(config["data"]["frontend"])
-  encoder = make_encoder(config["encoder"])
-  variables = fresh_variables(encoder, settings["chunk_frames"], frontend.n_mels, 0)
-  return Model({**settings, "frontend": frontend.to_json()}, variables, None)
 
 
 @pytest.mark.parametrize("file", ["cola.py:small", "conformer.py:small"])
@@ -65,18 +53,11 @@ def test_the_last_chunk_of_a_longer_clip_too(file):
   assert rest or file == "trill.py:small"
 
 
-def written(path, model, **changes) -> str:
-  """The export of a model."""
-  settings = {key: model.config[key] for key in exported.EMBEDDING} | changes
-  export.write(str(path), model.variables, frontend=model.frontend, provenance={}, **settings)
-  return str(path)
-
-
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory):
   """The export of an encoder that is filled up."""
   model = model_of("cola.py:small_transformer")
-  return written(tmp_path_factory.mktemp("fill") / "filled", model)
+  return write_model(tmp_path_factory.mktemp("fill") / "filled", model)
 
 
 SHORT = [np.full((8, 64), -30, np.float32)]
@@ -85,7 +66,7 @@ SHORT = [np.full((8, 64), -30, np.float32)]
 def test_every_export_keeps_it(transformer, tmp_path):
   """Card, searches and graphs know it."""
   model = load_model(transformer)
-  plain = load_model(written(tmp_path / "plain", model, fill_frames=None))
+  plain = load_model(write_model(tmp_path / "plain", model, fill_frames=None))
   expected = model.embed(SHORT)
   assert np.abs(expected - plain.embed(SHORT)).max() > 1e-3
   assert settings_hash(model) != settings_hash(plain)
@@ -120,7 +101,7 @@ def test_vectors_over_time_are_of_sounds_that_are_long_enough(tmp_path):
 def test_suites_fill_sounds_up(monkeypatch, tmp_path):
   """HEAR's, X-ARES' and EVAR's vectors over time of a short sound."""
   torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e .[torch]")
-  path, sound = written(tmp_path / "trill", model_of("trill.py:small")), torch.zeros(1, 1600)
+  path, sound = write_model(tmp_path / "trill", model_of("trill.py:small")), torch.zeros(1, 1600)
   monkeypatch.setenv(torch_arrays.VARIABLE, path)
   vectors, _ = hear.get_timestamp_embeddings(sound, hear.load_model(path))
   width = vectors.shape[-1]

@@ -115,6 +115,17 @@ def test_names_that_downloaders_give(tmp_path, stem):
   ] == f"{stem}.wav"
 
 
+def test_names_in_milliseconds(tmp_path):
+  """As downloaders write them: int(1000 * seconds)."""
+  files = {**AUDIOSET, "clips/abcdefghijk_7500_17500.wav": "", "clips/zero0000000_0_10000.wav": ""}
+  name = "balanced_train_segments.csv"
+  files[name] += 'zero0000000, 0.000, 10.000, "/m/05zppz"\n'
+  listing = list_sources(write_files(tmp_path, files), layout="audioset")
+  found = {s.id: os.path.basename(s.path) for s in listing.sources}
+  assert found["abcdefghijk_7.500"] == "abcdefghijk_7500_17500.wav"
+  assert found["zero0000000_0.000"] == "zero0000000_0_10000.wav"
+
+
 def test_fault_23_audioset_with_clips_missing_on_disk(tmp_path, monkeypatch, capsys):
   """Prepared from what is there; the coverage of every class stands in dataset.json."""
   import soundfile

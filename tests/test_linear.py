@@ -16,7 +16,7 @@ from atst_jax.artifacts.model import Model, load_model
 from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.downstream import features, ridge
 from atst_jax.downstream.linear import job
-from atst_jax.downstream.papers.published import is_evaluated
+from atst_jax.downstream.papers.published import evaluated_by
 from atst_jax.downstream.tables import notes, table
 from atst_jax.util.errors import UserError
 from tests.evaluation import OVERRIDES, evaluate, make_clips, refused, several_labels, write_clips
@@ -85,7 +85,8 @@ def test_the_exact_protocol_is_the_default_where_no_paper_has_the_task(done, enc
   values = {"protocol": "none", "blocks": "'last',"}
   results = evaluate(encoder, data, tmp_path / "run", exact__chosen_on="valid", **values)
   assert results["protocol"] == results["config"]["protocol"] == "exact"
-  assert not is_evaluated("tones") and not is_evaluated("esc10") and is_evaluated("esc50")
+  assert evaluated_by("tones") == evaluated_by("esc10") == []
+  assert evaluated_by("esc50") == ["evar"] and evaluated_by("nsynth") == ["atst", "evar"]
   for row, other in zip(results["rows"], done[0]["rows"][1::2] + done[0]["rows"][-1:], strict=True):
     assert len(row["runs"]) == (6 if row["features"] == "random" else 3)
     assert row["mean"] == pytest.approx(other["exact"]["mean"])

@@ -1,6 +1,7 @@
 """TensorFlow's own readers agree with ours: TFDS on the whole dataset, tf.train.Example on every
 record."""
 
+import types
 import warnings
 
 import numpy as np
@@ -12,6 +13,15 @@ from atst_jax.util.errors import UserError
 from data_pipeline import prepare
 from data_pipeline.sources import tfds as tfds_source
 from tests.preparing import write_inline
+
+
+def test_classes_of_an_example():
+  """-1 is TFDS's mark of an example without one; a list of them is refused."""
+  assert tfds_source._label({"label": np.int64(1)}, "label", ["a", "b"]) == "b"
+  assert tfds_source._label({"label": np.int64(-1)}, "label", ["a", "b"]) == ""
+  several = types.SimpleNamespace(names=["a"], feature=None)
+  with pytest.raises(UserError, match="--tfds_label=label: each example of toy has a list"):
+    tfds_source._names("toy", {"label": several}, "label", "--tfds_label")
 
 
 def test_opens_with_tfds(tmp_path, monkeypatch):

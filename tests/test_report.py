@@ -13,6 +13,7 @@ from atst_jax.downstream import report
 from atst_jax.downstream.metrics import summary
 from atst_jax.downstream.papers.comparison import average, choose_rates, compare, read_runs
 from atst_jax.downstream.papers.published import TABLES
+from atst_jax.util.logs import log
 
 PRETRAINING = {
   "encoder": {"kind": "transformer", "width": 384, "depth": 12},
@@ -112,12 +113,16 @@ def runs(tmp_path_factory):
       pretraining=None,
     )
   )
+  out.append(write_run(root / "mine", "exact", "mine", linear, job="linear"))
   out += [
     finetuned(root / f"rate{rate}", rate, valid)
     for rate, valid in ((0.5, 0.1), (1.0, 0.3), (2.0, 0.2))
   ]
+  # as BgKnown's job writes them: nothing is subtracted from a mixture
   known = [
-    {**row(name), "features": kind} for kind in ("pre-trained", "random") for name in CONDITIONS
+    {**row(name), "features": kind, "weight": None if name == "Mix" else 1.0}
+    for kind in ("pre-trained", "pre-trained, last block", "random")
+    for name in CONDITIONS
   ]
   out.append(write_run(root / "known", "difference", "bgknown", known))
   pairs = [
@@ -148,7 +153,9 @@ def test_every_table_is_there_with_published_and_own_rows(runs):
   assert lines["atst-1"][0] == "ours: ATST Small, two segments, 6 s, all blocks"
   assert "single: ATST Small, single segment, 1 s, all blocks" in lines["atst-1"]
   assert lines["atst-3"] == [f"{small}, best", f"{small}, last"]
-  assert lines["difference-1"] == [f"{small}, bgknown"] and lines["difference-2"] == [small]
+  assert lines["difference-1"] == [f"{small}, bgknown", f"{small}, last block, bgknown"]
+  assert lines["difference-2"] == [small] and lines["exact"] == lines["atst-2"][:2]
+  assert found["exact"].columns == {"mine": "mine"}
   assert lines["difference-3"] == [small, "other"]
   for key, comparison in found.items():
     published = [line for line in comparison.lines if line.kind == "published"]
@@ -269,3 +276,11 @@ def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
   refused("cannot be read", old)
   (tmp_path / "old" / "results.json").write_text(json.dumps({**results, "protocol": "other"}))
   refused("none of the 1 runs belongs to a table; their protocols must be of atst, difference", old)
+
+
+def test_runs_of_no_table_are_named(runs, tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(log, "warning", lambda text, *values: said.append(text % values))
+  few = write_run(tmp_path / "few", "exact", "mine", [row("pre-trained")], job="few")
+  (comparison,) = compare(read_runs([runs[0], few]))[1:]
+  assert comparison.key == "atst-2" and said == [f"in no table, and left out: {few}"]

@@ -73,3 +73,7 @@ def test_fault_35_a_platform_that_is_not_there_is_one_sentence(monkeypatch, caps
   assert cli.guard(work) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: JAX_PLATFORMS=tpu: JAX finds no such device") and "unset" in error
+  # JAX says the same of a device that is there and does not start: another try may help
+  monkeypatch.delenv("JAX_PLATFORMS")
+  assert cli.guard(work) == 74
+  assert capsys.readouterr().err.startswith("error: JAX cannot start its device (")

@@ -118,8 +118,7 @@ class Model:
     return found | head_outputs(self.config["head"], variables, pool)
 
   def reinitialized(self, seed: int) -> "Model":
-    """The same architecture, front-end and normalisation with fresh random parameters: the baseline
-    of every probe."""
+    """The same with fresh random parameters: the baseline of every probe."""
     frames, n_mels = self.chunk_frames, self.frontend.n_mels
     return self._with({}, fresh_variables(self.encoder, frames, n_mels, seed))
 
@@ -244,15 +243,14 @@ class Model:
     return clips.means(self.width(num_blocks))
 
   def check(self, mel, index=0, *, over_time: bool = False) -> None:
-    """Raises UserError for a spectrogram that cannot be embedded, or with `over_time` has no
-    vector over time: for those nothing is filled up."""
+    """Raises UserError for a spectrogram that has no vector, or no vector over time."""
     if isinstance(mel, np.ndarray) and (mel.ndim != 2 or mel.shape[1] != self.frontend.n_mels):
       raise UserError(
         f"clip {index} has shape {mel.shape}; expected (frames, {self.frontend.n_mels})"
       )
     if len(mel) < (least := self.hop if over_time else self.shortest):
-      needs = "vectors over time need" if over_time else "this encoder needs"
-      raise UserError(f"a clip of {len(mel)} frames; {needs} at least {least}")
+      who = "vectors over time need" if over_time else "this encoder needs"
+      raise UserError(f"a clip of {len(mel)} frames; {who} at least {least}")
 
   @property
   def rule_frames(self) -> int | None:
@@ -280,12 +278,11 @@ class Model:
 
   def embed_frames(self, mel: Mel) -> np.ndarray:
     """(T, F) dB -> (T // hop, D): the last block's patch tokens, or a convolutional encoder's
-    frames."""
+    frames. Nothing is filled up."""
     return np.concatenate(list(self.frame_blocks(mel)))
 
   def frame_blocks(self, mel: Mel) -> Iterator[np.ndarray]:
-    """Yields the same in consecutive (N, D) parts, in memory for a batch of chunks. Nothing is
-    filled up."""
+    """Yields the same in consecutive (N, D) parts, in memory for a batch of chunks."""
     self.check(mel, over_time=True)
     return self._vectors(mel, waveforms.peak_of(mel))
 

@@ -66,8 +66,8 @@ def record_batches(
     seed: of the order.
     rows: (start, stop) of the global batch that this process supplies; whole streams. All by
       default.
-    max_damaged: share of the clips that may be damaged, of those this process reads; they are
-      replaced by others of their shard. At 0 the first one is an error.
+    max_damaged: share of the split's clips that may be damaged; they are replaced by others of
+      their shard. At 0 the first one is an error. Each process counts those that it has met.
     threads: that read; 0 chooses. Changes nothing in what is read.
     with_ids: also return the clips' ids.
     reader: of READERS. Changes nothing in what is read.

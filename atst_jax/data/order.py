@@ -135,7 +135,9 @@ def check_streams(*, batch_size, streams, shards, processes) -> None:
       f"use a multiple of {processes}"
     )
   if shards < streams:
+    most = shards // processes * processes  # all processes have as many
+    fewer = f"set data.streams to at most {most}, or " if most else ""
     raise UserError(
-      f"{shards} shards cannot feed data.streams={streams}: set data.streams to at most {shards}, "
-      f"or prepare the data again with --num_shards={streams}"
+      f"{shards} shards cannot feed data.streams={streams}: {fewer}prepare the data again with "
+      f"--num_shards={streams}"
     )

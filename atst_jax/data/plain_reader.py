@@ -41,8 +41,7 @@ def batches(
   """As `input_pipeline.record_batches`, of the streams `mine` with `block` clips each in a
   batch."""
   shards, n_mels = dataset.shards(split), dataset.frontend.n_mels
-  share = sum(shard.num_clips for shard in shards) * len(mine) // streams
-  damage = Damage(max_damaged, share)
+  damage = Damage(max_damaged, sum(shard.num_clips for shard in shards))
   position = start_step * block
   indices: dict[int, Index] = {}
   readers = [

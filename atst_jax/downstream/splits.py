@@ -202,7 +202,11 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
   parts = dict(zip(split._fields, split, strict=True))
   sizes = ", ".join(f"{len(part)} {key}" for key, part in parts.items())
   if not all(len(part) for part in split):
-    raise UserError(f"{name}: a part is empty ({sizes} clips)")
+    raise UserError(
+      f"{name}: a part is empty ({sizes} clips); training, choosing and testing each need clips, "
+      "and a group (speaker, recording) stays in one part: add groups or folds, or give some clips "
+      "the split `valid`"
+    )
   for what, names in (("id", ids), ("source file", list(map(source_of, ids))), ("group", groups)):
     owners = collections.defaultdict(set)
     for key, part in parts.items():
@@ -255,5 +259,5 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
   if tested.sum() < 2:
     raise UserError(
       f"{name}: the test clips hold {int(tested.sum())} class of {len(label_names)}; a probe "
-      f"needs 2 ({sizes} clips)"
+      f"needs 2 ({sizes} clips): give test clips of another class the split or fold"
     )

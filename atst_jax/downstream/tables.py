@@ -13,7 +13,7 @@ AFTER = {
   "valid": ("validation", lambda x: f"{100 * x:.1f}"),
   "d_prime": ("d′", lambda x: "∞" if x is None else f"{x:.3f}"),
   "epoch": ("epoch", lambda x: f"{x:g}"),
-  "exact": ("exact probe", lambda x: _percent(x)),
+  "exact": ("exact probe", str),  # `_cells` adds the spread
   "above_optimum": ("loss above optimum", lambda x: f"{x:.3f}"),
   "knn": ("{knn}-NN", lambda x: f"{100 * x:.1f}"),
   "knn_whitened": ("{knn}-NN whitened", lambda x: f"{100 * x:.1f}"),
@@ -178,7 +178,7 @@ def _words(results: dict) -> int:
   return 2 if results["job"] == "retrieval" else 1
 
 
-def _percent(row: dict, spread: str = "std") -> str:
+def _percent(row: dict, spread: str) -> str:
   """ "MEAN ± SPREAD" of a row in percent; a single run has no spread."""
   return f"{100 * row['mean']:.1f}" + ("" if row[spread] is None else f" ± {100 * row[spread]:.1f}")
 
@@ -216,21 +216,20 @@ def _title(results: dict) -> str:
 
 
 def _cells(results: dict) -> list[list[str]]:
-  has = lambda columns: {
-    k: v for k, v in columns.items() if all(k in row for row in results["rows"])
-  }
-  before, after = has(BEFORE), has(AFTER)
+  rows = results["rows"]
+  has = lambda columns: {k: v for k, v in columns.items() if all(k in row for row in rows)}
+  spread, task = _spread(results)[0], results["data"]["name"]
+  exact = {"exact": (AFTER["exact"][0], lambda x: _percent(x, spread))}
+  before, after = has(BEFORE), has(AFTER | exact)
   write = lambda row, columns: [how(row[key]) for key, (_, how) in columns.items()]
   heading = lambda columns: [name.format(**results["config"]) for name, _ in columns.values()]
   other = lambda name, score: [name, *[""] * len(before), score, *[""] * len(after)]
-  spread, task = _spread(results)[0], results["data"]["name"]
   lines = [["features", *heading(before), f"{results['job']} {results['metric']}", *heading(after)]]
-  for row in results["rows"]:
+  for row in rows:
     lines.append([row["name"], *write(row, before), _percent(row, spread), *write(row, after)])
   lines.append(other("chance", f"{100 * results['chance']:.1f}"))
-  for row in results["published"]:
-    lines.append(other(f"{row['name']} ({row['source']})", f"{row['scores'][task]:.1f}"))
-  return lines
+  shown = lambda row: other(f"{row['name']} ({row['source']})", f"{row['scores'][task]:.1f}")
+  return [*lines, *map(shown, results["published"])]
 
 
 def _difference_title(results: dict) -> str:
@@ -257,7 +256,7 @@ def _cells_by_column(results: dict) -> list[list[str]]:
     if all("knn" in row for row in rows):
       lines.append([f"{name}, {knn}-NN", "", *[f"{100 * row['knn']:.1f}" for row in rows]])
     if all("exact" in row for row in rows):
-      lines.append([f"{name}, exact probe", "", *[_percent(row["exact"]) for row in rows]])
+      lines.append([f"{name}, exact probe", "", *[_percent(row["exact"], spread) for row in rows]])
       above = [f"{row['above_optimum']:.3f}" for row in rows]
       lines.append([f"{name}, loss above optimum", "", *above])
   lines.append(["chance", "", *[f"{100 * results['chance']:.1f}"] * len(columns)])
@@ -287,7 +286,8 @@ def _retrieval_cells(results: dict) -> list[list[str]]:
   }
   lines = [["features", "query", *(f"{scene} {name}" for scene, name in columns)]]
   for name, system in systems:
-    lines.append([name, system, *(_percent(found[name, system, *column]) for column in columns)])
+    cells = (found[name, system, *column] for column in columns)
+    lines.append([name, system, *(_percent(cell, "std") for cell in cells)])
   for row in results["published"]:
     scores = [row["scores"].get(f"{scene} {name}") for scene, name in columns]
     if any(score is not None for score in scores):

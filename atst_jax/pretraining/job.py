@@ -23,9 +23,10 @@ from atst_jax.runtime.checkpoint_folder import newest_config, saved_steps
 from atst_jax.runtime.devices import check_platform
 from atst_jax.runtime.mesh import make_mesh, process_rows
 from atst_jax.runtime.session import open_session
-from atst_jax.runtime.workdir import CONFIG, continuation, read_config
+from atst_jax.runtime.workdir import CONFIG, continuation, read_config, read_starts
 from atst_jax.util import config as configs
 from atst_jax.util import storage
+from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
 # Keys and sections that may change between a run and its continuation: nothing that is computed
@@ -203,19 +204,31 @@ def fresh_state(config: ConfigDict, program: recipe.Program) -> TrainState:
 
 def stored_config(workdir: str, folder: str | None) -> dict | None:
   """The config that the run's newest checkpoint was made with; None if there is no checkpoint.
-
-  They lie in the run's folder of checkpoints, or in that of the config which the workdir holds.
   Checkpoints of older versions hold no config: the one beside them stands for it.
+
+  Raises UserError if the run has checkpoints elsewhere, or had some that are not there: it would
+  begin anew.
   """
   beside = read_config(workdir) if os.path.exists(os.path.join(workdir, CONFIG)) else None
-  places = [checkpoint_folder(workdir, folder)]
+  place = checkpoint_folder(workdir, folder)
+  if saved_steps(place):
+    if (config := newest_config(place)) is not None:
+      return config
+    return read_config(place) if storage.is_file(os.path.join(place, CONFIG)) else beside
   if beside is not None:
-    places.append(checkpoint_folder(workdir, (beside.get("checkpoint") or {}).get("folder")))
-  for place in places:
-    if saved_steps(place):
-      if (config := newest_config(place)) is not None:
-        return config
-      return read_config(place) if storage.is_file(os.path.join(place, CONFIG)) else beside
+    before = (beside.get("checkpoint") or {}).get("folder")
+    known = checkpoint_folder(workdir, before)
+    if saved_steps(known):
+      raise UserError(
+        f"{workdir}: the checkpoints of this run lie in {known}, and {place} has none; copy them "
+        "there, leave --config.checkpoint.folder as it was, or choose a new workdir"
+      )
+    reached = max((start["step"] for start in read_starts(workdir)), default=0)
+    if before and reached:
+      raise UserError(
+        f"{place} holds no checkpoint, but this run has gone on from step {reached}; mount or copy "
+        "the folder, or choose a new workdir"
+      )
   return None
 
 

@@ -1,6 +1,7 @@
 """The devices of a job: platform, type of numbers, kernels, and the message about short memory."""
 
 import contextlib
+import os
 import re
 from collections.abc import Mapping
 
@@ -13,12 +14,17 @@ DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def check_platform(platform: str) -> None:
-  """Raises UserError if JAX found another platform than the one asked for."""
-  if platform not in ("auto", jax.default_backend()):
+  """Raises UserError if JAX found another platform than the one asked for: by the config, or where
+  that is "auto" by ATST_PLATFORM, which the launchers set. JAX itself takes the CPU without a word
+  where a GPU's driver is missing."""
+  asked, found = platform, jax.default_backend()
+  if platform == "auto":
+    asked = os.environ.get("ATST_PLATFORM") or "auto"
+  if asked not in ("auto", found):
+    other = f"--config.platform={found}" if platform == "auto" else "--config.platform=auto"
     raise UserError(
-      f"platform {platform!r} is asked for, but JAX found {jax.default_backend()!r}; install JAX "
-      "for it "
-      "(pip install -e .[cuda] or .[tpu]) or set --config.platform=auto"
+      f"platform {asked!r} is asked for, but JAX found {found!r}; install JAX for it (pip install "
+      f"-e .[cuda] or .[tpu]), see whether the device is there (nvidia-smi), or set {other}"
     )
 
 

@@ -177,8 +177,8 @@ def own(
   allow_changes: bool,
   stored: Callable[[], dict | None],
 ) -> Iterator[list[str]]:
-  """Holds the workdir's lock and compares the config, in process 0; the others learn of an error.
-  Yields the changes.
+  """Holds the locks of the workdir and of a local folder of checkpoints, and compares the config,
+  in process 0; the others learn of an error. Yields the changes.
 
   The config of a new run is stored. The stored config of a run that goes on is replaced only when
   something is saved (`Session.checkpoints`): a job that fails or does nothing changes no record.
@@ -189,28 +189,28 @@ def own(
     stored: gives the config of the run's checkpoints; None if there are none. Called under the
       lock.
   """
-  error = lock = None
+  error, locks = None, contextlib.ExitStack()
   changed: list[str] = []
   if jax.process_index() == 0:
     try:
-      lock = claim(workdir)
+      locks.enter_context(contextlib.closing(claim(workdir)))
+      apart = os.path.realpath(folder or workdir) != os.path.realpath(workdir)
+      if folder and apart and not storage.is_remote(folder):  # a store has no locks
+        locks.enter_context(contextlib.closing(claim(folder, "config.checkpoint.folder")))
       places = [place for place in (folder, workdir) if place]
-      changed = agree(
-        places, config, stored(), ignore=ignore, named=named, allow_changes=allow_changes
-      )
+      options = {"ignore": ignore, "named": named, "allow_changes": allow_changes}
+      changed = agree(places, config, stored(), **options)
     except Exception as mistake:  # of any kind: the other processes wait for the result
       error = mistake
-  if (
-    jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None)) and error is None
-  ):
+  told = jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None))
+  if told and error is None:
     error = UserError("process 0 cannot use the workdir; its message says why")
   try:
     if error:
       raise error
     yield changed
   finally:
-    if lock:
-      lock.close()
+    locks.close()
 
 
 def keep_programs(workdir: str) -> None:
@@ -293,5 +293,8 @@ def continuation(
   found = differences(stored, config, (*ignore, *named))
   if found:
     lines = [f"{workdir} belongs to a run with another config:", *found.values()]
-    raise UserError("\n  ".join(lines))
+    raise UserError(
+      "\n  ".join(lines) + "\nchoose a new workdir; without --dry_run, --allow_changed_config goes "
+      "on with the new values"
+    )
   return f"{workdir}: belongs to this run"

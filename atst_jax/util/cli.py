@@ -191,13 +191,20 @@ def guard(work: Callable[[], int | None]) -> int:
       raise
     logs.log.debug("noticed here", exc_info=True)
     reason = plain(" ".join(str(error).split())[:300])
-    asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+    if asked := os.environ.get("JAX_PLATFORMS"):
+      print(
+        f"error: JAX_PLATFORMS={asked}: JAX finds no such device ({reason}); set JAX_PLATFORMS to "
+        "what this machine has, or unset it",
+        file=sys.stderr,
+      )
+      return UserError.exit_code
+    # JAX wraps every failure of a device that is there in these words.
     print(
-      f"error: {asked}: JAX finds no such device ({reason}); set JAX_PLATFORMS to what this "
-      "machine has, or unset it",
+      f"error: JAX cannot start its device ({reason}); see whether it is well (nvidia-smi) and "
+      "whether another process holds its memory, then run the same command again",
       file=sys.stderr,
     )
-    return UserError.exit_code
+    return StoreError.exit_code
   except KeyboardInterrupt as error:
     print(
       f"stopped: {str(error) or 'by a signal'}; run the same command again to continue",

@@ -71,16 +71,19 @@ def trimmed(waveform: np.ndarray, rate: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _recording(path: str, rate: int, loops: bool) -> np.ndarray:
+def _recording(path: str, rate: int, loops: bool, most: int | None) -> np.ndarray:
+  """Of a background, which may be long, its first `most` samples are kept."""
   waveform = load(path, rate)
-  return waveform if loops else trimmed(waveform, rate)
+  return waveform[:most].copy() if loops else trimmed(waveform, rate)
 
 
 def heard(part: Part, rate: int) -> np.ndarray:
   """(N,) the part of its recording that is heard, as it was recorded. Raises Reject if it is silent
   or too short."""
-  waveform, size = _recording(part.path, rate, part.loops), round(part.duration * rate)
-  start = round(part.source_time * rate)
+  start, size = round(part.source_time * rate), round(part.duration * rate)
+  # drawn backgrounds begin before their duration: one length for all of a set
+  most = max(2 * size, start + size) if part.loops else None
+  waveform = _recording(part.path, rate, part.loops, most)
   places = np.arange(start, start + size)
   out = waveform[places % len(waveform) if part.loops else places[places < len(waveform)]]
   if not len(out):

@@ -61,10 +61,14 @@ def _audioset_stems(video: str, start: float, end: float) -> Iterator[str]:
   front or not."""
   for begin in (video, f"Y{video}"):
     yield begin
-    for form in ("{:.3f}", "{:g}", "{:.1f}", "{:.0f}000"):
-      yield f"{begin}_{form.format(start)}"
+    for form in ("{:.3f}".format, "{:g}".format, "{:.1f}".format, _milliseconds):
+      yield f"{begin}_{form(start)}"
       for join in "_-":
-        yield f"{begin}_{form.format(start)}{join}{form.format(end)}"
+        yield f"{begin}_{form(start)}{join}{form(end)}"
+
+
+def _milliseconds(seconds: float) -> str:
+  return str(round(1000 * seconds))
 
 
 def _audioset_segments(path: str) -> Iterator[tuple[str, float, float, list[str]]]:

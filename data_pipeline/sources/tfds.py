@@ -128,6 +128,11 @@ def _names(name: str, features, label: str, flag: str) -> list[str] | None:
     feature = _feature(features, label)
   except (KeyError, TypeError) as error:
     raise UserError(f"{flag}={label}: {name} has the features {', '.join(features)}") from error
+  if hasattr(feature, "feature"):
+    raise UserError(
+      f"{flag}={label}: each example of {name} has a list of them; export the set's files and a "
+      "table with them, and prepare that"
+    )
   return getattr(feature, "names", None)
 
 
@@ -136,7 +141,7 @@ def _label(example, label: str, names: list[str] | None) -> str:
     return ""
   value = _feature(example, label)
   if names is not None:
-    return names[int(value)]
+    return names[int(value)] if value >= 0 else ""  # TFDS's mark of no label is -1
   return value.decode() if isinstance(value, bytes) else str(value)
 
 

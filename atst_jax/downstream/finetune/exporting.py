@@ -23,6 +23,7 @@ from atst_jax.data.labelled_batches import ClipReader, all_clips
 from atst_jax.downstream.evaluation import score_of
 from atst_jax.downstream.finetune.trained import Opened, choose, find_runs, open_run, restore
 from atst_jax.method.views import FLOOR_DB
+from atst_jax.models.encoders import make_encoder
 from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.workdir import read_config
 from atst_jax.util import storage
@@ -75,8 +76,12 @@ def export_run(
     "test": told.get("score"),
   }
   head = _head(record, run, {**which._asdict(), "number": number, "scores": scores})
+  chunk = run.exported["chunk_frames"]
+  if not make_encoder(run.exported["encoder"]).has_blocks:
+    chunk = max(chunk, run.frames)  # such kinds were trained on whole clips, in one pass
   settings = {
-    **{key: run.exported[key] for key in ("encoder", "normalization", "chunk_frames")},
+    **{key: run.exported[key] for key in ("encoder", "normalization")},
+    "chunk_frames": chunk,
     "tail": record["tail"],
     "max_seconds": run.exported["max_seconds"],
     "fill_frames": None,  # the head says how it was trained

@@ -97,6 +97,7 @@ def resolve(config: ConfigDict) -> Recipe:
     for key, value, plain in (
       ("drop_path", config.drop_path, None),
       ("padding", config.padding, None),
+      ("tail", config.tail, None),
       ("optimizer.layer_decay", config.optimizer.layer_decay, 1.0),
       ("compute.remat", config.compute.remat, False),
     ):

@@ -15,11 +15,12 @@ from atst_jax.downstream.evaluation import check_values, divide
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.linear import evar_probe, exact
 from atst_jax.downstream.linear.probing import Training
-from atst_jax.downstream.papers.published import is_evaluated
+from atst_jax.downstream.papers.published import evaluated_by
 from atst_jax.downstream.papers.tasks import TASKS, known_rates
 from atst_jax.downstream.splits import Split
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 BLOCKS = ("all", "last")
 PROTOCOLS = ("exact", "atst", "evar")
@@ -55,7 +56,10 @@ def resolve(config: ConfigDict) -> Evaluation:
   config = evaluation.filled(config, model.config["params_hash"], features.fingerprint(dataset))
   name = dataset.manifest["name"]
   unit, task = model.encoder.unit_protocol, TASKS.get(name)
-  config.protocol = config.protocol or ("atst" if is_evaluated(name) else "exact")
+  papers = evaluated_by(name)
+  if not config.protocol and papers == ["evar"]:
+    log.info("%s: the published scores are by EVAR's protocol: configs/linear.py:evar", name)
+  config.protocol = config.protocol or ("atst" if "atst" in papers else "exact")
   by_unit = unit and config.protocol == "evar"
   config.crop = config.crop or ("unit" if by_unit else "center")
   config.statistics = config.statistics or ("data" if by_unit else "encoder")
@@ -84,6 +88,11 @@ def resolve(config: ConfigDict) -> Evaluation:
     )
   if config.select_on_test:
     config.probe.refit = False
+  if config.protocol == "evar" and config.probe.refit:
+    raise UserError(
+      "--config.protocol=evar stops early by its validation clips, which a refit would train on; "
+      "take --config=configs/linear.py:evar, which has its rates, epochs and batch"
+    )
   if config.probe.tested_epoch == "best" and (config.probe.refit or config.protocol != "atst"):
     raise UserError(
       "--config.probe.tested_epoch=best is of the protocol atst, and a refit would leave no "

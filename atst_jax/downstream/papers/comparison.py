@@ -12,6 +12,7 @@ from atst_jax.downstream.papers.tasks import TASKS
 from atst_jax.models.encoders import ENCODERS
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 NEEDED = ("job", "protocol", "data", "encoder", "config", "metric", "selected_on_test", "rows")
 SIZES = {(384, 12): "ATST Small", (768, 12): "ATST Base"}
@@ -172,14 +173,14 @@ def _label(results: dict, row: dict, views: bool) -> tuple[str, str]:
   """(name, kind) of the line that a row of results belongs to."""
   protocol, encoder = results["protocol"], describe(results, views=views)
   features, name = row.get("features", "pre-trained"), row["name"]
-  ours = features == "pre-trained" and row.get("system", "audio + text") == "audio + text"
   if protocol in ("difference", "retrieval"):
-    data = results["data"]["name"]
+    data, (kind, _, part) = results["data"]["name"], features.partition(", ")
+    ours = kind == "pre-trained" and row.get("system", "audio + text") == "audio + text"
     parts = [
-      encoder if features == "pre-trained" else features,
+      *((encoder, part) if kind == "pre-trained" else (features,)),
       data if protocol == "difference" else "",
       "" if ours else row.get("system", ""),
-      f"weight {row['weight']:g}" if row.get("weight", 1) != 1 else "",
+      f"weight {row['weight']:g}" if row.get("weight") not in (None, 1) else "",
     ]
     return ", ".join(filter(None, parts)), "ours" if ours else "baseline"
   if features == "pre-trained":
@@ -195,7 +196,11 @@ def compare(runs: list[Run]) -> list[Comparison]:
   there is none."""
   found, chosen = [], choose_rates(runs)
   for key, table in TABLES.items():
-    mine = [(run, note) for run, note in chosen if run.results["protocol"] == table.protocol]
+    mine = [
+      (run, note)
+      for run, note in chosen
+      if run.results["protocol"] == table.protocol and run.results["job"] != "few"
+    ]
     if table.ablation:
       mine = [
         (run, note)
@@ -205,8 +210,11 @@ def compare(runs: list[Run]) -> list[Comparison]:
       ]
     if mine:
       found.append(_comparison(key, table, mine))
+  known = sorted({table.protocol for table in TABLES.values()})
+  is_left = lambda r: r["protocol"] not in known or r["job"] == "few"
+  if found and (left := [run.path for run in runs if is_left(run.results)]):
+    log.warning("in no table, and left out: %s", ", ".join(left))
   if not found:
-    known = sorted({table.protocol for table in TABLES.values()})
     raise UserError(
       f"none of the {len(runs)} runs belongs to a table; their protocols must be of "
       f"{', '.join(known)}"

@@ -169,6 +169,8 @@ TABLES = {
     ),
     averaged=tuple(NINE),
   ),
+  # of ours alone: runs by the exact probe, a column for each set
+  "exact": Table("Linear evaluation by the exact probe", "no paper", "exact", {}, ()),
 }
 
 
@@ -181,11 +183,10 @@ class Published(NamedTuple):
   scores: dict[str, float]
 
 
-def is_evaluated(task: str) -> bool:
-  """Whether a paper gives a score of linear evaluation for a task."""
-  return any(
-    task in table.columns for table in TABLES.values() if table.protocol in ("atst", "evar")
-  )
+def evaluated_by(task: str) -> list[str]:
+  """The protocols of linear evaluation by which a paper gives a score for a task."""
+  known = (table.protocol for table in TABLES.values() if task in table.columns)
+  return [protocol for protocol in dict.fromkeys(known) if protocol in ("atst", "evar")]
 
 
 def published(protocol: str, column: str | None = None) -> list[Published]:
