@@ -139,6 +139,9 @@ def _main(argv) -> int:
       ) from error
     preemption.retake()
   job = importlib.import_module(JOBS[config.job])
+  from atst_jax.runtime.devices import check_platform  # JAX takes long to import
+
+  check_platform(config.get("platform", "auto"))
   if flags.dry_run:
     print("\n".join(["nothing is run", *job.describe(config, flags.workdir)]))
     return 0

@@ -2,9 +2,9 @@
 from a sound as a sentence says.
 
   python -m data_pipeline.pairs --foreground=ESC-50 --foreground_layout=esc50 \
-      --background=FSD50K … --output=data/pairs
+      --background=FSD50K … --output=data/pairs --frontend=…   # the encoder's
   python -m atst_jax.main --config=configs/retrieval.py --workdir=runs/retrieval \
-    --config.encoder=encoders/byola --config.data.path=data/pairs \
+    --config.encoder=encoders/mine --config.data.path=data/pairs \
     --config.text.model=models/distilbert-base-uncased
 
 Prints R@1, R@5 and R@10 and writes results.json and results.md: the encoder with sound and

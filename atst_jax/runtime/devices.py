@@ -15,8 +15,8 @@ DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 def check_platform(platform: str) -> None:
   """Raises UserError if JAX found another platform than the one asked for: by the config, or where
-  that is "auto" by ATST_PLATFORM, which the launchers set. JAX itself takes the CPU without a word
-  where a GPU's driver is missing."""
+  that is "auto" by ATST_PLATFORM, which images and launchers set. JAX itself takes the CPU without
+  a word where a GPU's driver is missing."""
   asked, found = platform, jax.default_backend()
   if platform == "auto":
     asked = os.environ.get("ATST_PLATFORM") or "auto"
