@@ -55,22 +55,33 @@ def main(argv=None) -> int:
     help="VGGish: the file of its post-processor (vggish_pca_params-970ea276.pth); vectors are "
     "then principal components as whole numbers from 0 to 255",
   )
-  add(
-    "--layout",
-    choices=LAYOUTS,
-    default="dino",
-    help="of an ATST file to write (default dino, which EVAR reads)",
-  )
+  add("--layout", choices=LAYOUTS, help="of an ATST file to write (default dino, which EVAR reads)")
   return guard(lambda: _main(parser.parse(argv)))
 
 
+READING = ("heads", "chunk_seconds", "frontend", "mean", "std", "postprocess")
+
+
 def _main(flags) -> None:
-  if os.path.isdir(flags.source):
+  writes = os.path.isdir(flags.source)
+  for name in READING if writes else ("layout",):
+    if getattr(flags, name) is not None:
+      way = "reading" if writes else "writing"
+      raise UserError(f"--{name} is for {way} a PyTorch file; leave it out")
+  if writes:
     if os.path.exists(flags.to) or not flags.to.endswith((".pth", ".ckpt", ".pt")):
       raise UserError(f"--to={flags.to}: must be a new file that ends in .pth, .ckpt or .pt")
-    config = to_torch(flags.source, flags.to, flags.layout)
+    config = to_torch(flags.source, flags.to, flags.layout or LAYOUTS[0])
     print(f"{flags.to}: the encoder of {flags.source}")
     family = make_encoder(config["encoder"]).family
+    if family != "atst":
+      lost = [key for key in ("max_seconds", "fill_frames") if config[key] is not None]
+      if lost:
+        print(
+          f"note: such a file has no place for {' and '.join(lost)} of this export; sounds that "
+          "are longer or shorter get other vectors from it",
+          file=sys.stderr,
+        )
     released = FRONTENDS[RELEASED_FRONTENDS[family]]
     if FrontEnd.from_json(config["frontend"]).hash != released.hash:
       print(

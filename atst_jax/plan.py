@@ -35,6 +35,7 @@ from atst_jax.util import config as configs
 from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
+MFU = 0.4  # assumed of TPUs
 FULL = 0.9  # of a chip's memory, for the search for the largest batch
 GIB = 2**30
 REMEDIES = (  # tried in this order, unless set already
@@ -198,7 +199,7 @@ def _parser() -> Parser:
   add(
     "--clips", type=int, default=0, help="clips of the data set, where the steps follow from epochs"
   )
-  add("--mfu", type=float, default=0.4, help="assumed utilisation (default 0.4)")
+  add("--mfu", type=float, help="assumed utilisation of TPUs (default 0.4)")
   add("--tries", type=int, default=2, help="compilations spent on the largest batch (default 2)")
   add("--json", action="store_true", help="print JSON")
   return parser
@@ -212,7 +213,8 @@ def main(argv=None) -> int:
 def _main(flags, rest) -> int:
   jax.config.update("jax_platforms", "cpu")
   config = configs.load_with_overrides(flags.config, rest, SECTIONS)
-  if not 0 < flags.mfu <= 1 or flags.slices < 1 or flags.tries < 0:
+  mfu = MFU if flags.mfu is None else flags.mfu
+  if not 0 < mfu <= 1 or flags.slices < 1 or flags.tries < 0:
     raise UserError(
       "--mfu must lie between 0 and 1, --slices must be at least 1, --tries at least 0"
     )
@@ -223,6 +225,10 @@ def _main(flags, rest) -> int:
   if not of_gpus and not re.match(r"v\d|tpu", kind):
     known = ", ".join(name.lower() for name in gpus.FACTS)
     raise UserError(f"--topology={flags.topology}: write {known} or a TPU (v4, v5e, …), as h200:8")
+  if of_gpus and flags.mfu is not None:
+    raise UserError(
+      f"--mfu={flags.mfu:g} is for TPUs; a GPU's step is forecast from its program: leave it out"
+    )
   if of_gpus:
     devices = pod.describe_gpus(flags.topology, flags.slices)
   else:
@@ -236,7 +242,7 @@ def _main(flags, rest) -> int:
     plan["largest_batch"] = largest_batch(
       config, devices, plan["memory_bytes"], plan["state_bytes"], flags.tries
     )
-  plan = time_of(plan, steps, flags.mfu)
+  plan = time_of(plan, steps, mfu)
   print(json.dumps(plan) if flags.json else "\n".join(show(plan)))
   return 0
 

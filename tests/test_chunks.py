@@ -61,7 +61,7 @@ def test_every_length_fits_and_little_is_padding(seed):
 def test_padding_company_and_devices_change_nothing(one, eight, monkeypatch):
   """Each clip as if it were alone, whatever it is padded to; from eight devices the bits of one.
   Over time, too."""
-  monkeypatch.setattr(chunking, "CPU", Budget(batch=100, ahead=150, program=40))
+  monkeypatch.setattr(chunking, "CPU", Budget(batch=100, rows=32, ahead=150, program=40))
   mels = _mels([17, 32, 17, 70, 17, 100, 17])
   found = one.embed(mels, num_blocks=1)
   np.testing.assert_array_equal(found, eight.embed(mels, num_blocks=1))

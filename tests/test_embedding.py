@@ -188,3 +188,15 @@ def test_it_starts_quickly_and_without_tensorflow(encoder):
   )
   assert done.returncode == 0, done.stderr
   assert spent() - before < 6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_is_float32_on_accelerators(encoder, dtype):
+  """By JAX's default, products of float32 are TF32's on GPUs and bfloat16's on TPUs."""
+  model = load_model(encoder, dtype=dtype)
+  mel, ones = np.zeros((1, 16, 64), np.float32), np.ones(1, np.int32)
+  text = jax.jit(model.outputs).lower(model.variables, mel, 16 * ones, ones * 1.0).as_text()
+  products = [line for line in text.split("\n") if "dot_general" in line]
+  assert len(products) > 5
+  low = [line for line in products if "HIGHEST" not in line]
+  assert bool(low) == (dtype == "bfloat16")

@@ -14,6 +14,7 @@ from atst_jax.artifacts import folder as exported
 from atst_jax.artifacts.collection.sounds import Rows, settings_hash, sounds_of
 from atst_jax.artifacts.model import load_model
 from atst_jax.artifacts.programs import onnx_graph, waveform_graph
+from atst_jax.convert import main as convert_command
 from atst_jax.downstream import evar, hear, torch_arrays, xares
 from atst_jax.objectives.windows import take_windows
 from atst_jax.pretraining import recipe
@@ -137,3 +138,12 @@ def test_a_waveforms_graph_is_refused(tmp_path):
   pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[onnx]")
   with pytest.raises(UserError, match=r"sounds shorter than 32 frames are filled .* leave it out"):
     waveform_graph.build(model_of("conformer.py:small"))
+
+
+def test_flags_of_the_other_way_are_refused(transformer, tmp_path, capsys):
+  to = f"--to={tmp_path / 'x.pth'}"
+  assert convert_command([f"--from={transformer}", to, "--heads=2"]) == 2
+  assert "--heads is for reading a PyTorch file; leave it out" in capsys.readouterr().err
+  (tmp_path / "a.pth").write_bytes(b"")
+  assert convert_command([f"--from={tmp_path / 'a.pth'}", to, "--layout=dino"]) == 2
+  assert "--layout is for writing a PyTorch file" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from atst_jax.artifacts.model import load_model
 from atst_jax.audio import frontend
 from atst_jax.audio.decode import load_audio
 from atst_jax.audio.frontend import FRONTENDS, log_mel
-from atst_jax.models.chunking import BATCH
+from atst_jax.models.chunking import CPU
 from atst_jax.util.errors import UserError
 
 
@@ -60,12 +60,12 @@ def test_fault_18_silence_has_a_finite_vector(model):
 
 def test_fault_30_every_clip_of_a_partial_batch_once(model):
   """One more than fills a batch, of several lengths: in their order, each as if it were alone."""
-  mels = [log_mel(noise(1600 + 400 * (i % 5), i), FRONTENDS["atst"]) for i in range(BATCH + 1)]
+  mels = [log_mel(noise(1600 + 400 * (i % 5), i), FRONTENDS["atst"]) for i in range(CPU.rows + 1)]
   vectors = model.embed(mels)
-  assert len(vectors) == BATCH + 1
-  for i in (0, 4, BATCH - 1, BATCH):
+  assert len(vectors) == CPU.rows + 1
+  for i in (0, 4, CPU.rows - 1, CPU.rows):
     np.testing.assert_allclose(vectors[i], model.embed([mels[i]])[0], atol=1e-5)
-  assert len({vector.tobytes() for vector in vectors}) == BATCH + 1
+  assert len({vector.tobytes() for vector in vectors}) == CPU.rows + 1
 
 
 def test_fault_40_the_front_end_travels_with_the_export(encoder, tmp_path, monkeypatch):

@@ -228,7 +228,9 @@ ENTRY %main (x: f32[4]) -> f32[6] {
     (["--topology=h200:8", "--mfu=2"], "--mfu must lie"),
     (["--topology=h200:8", "--slices=2"], "write the number of all GPUs, for example h200:16"),
     (["--topology=b200:8"], "write a100, h100, h200 or a TPU"),
+    (["--topology=h200:8", "--mfu=0.5"], "--mfu=0.5 is for TPUs"),
     (["--topology=h200:9"], "give up to 8, or a multiple of 8"),
+    (["--topology=h200:12"], "machines have 8 GPUs; give up to 8, or a multiple of 8"),
     (["--topology=h200:16"], "jax's CUDA plugin is not installed; pip install -e .[cuda]"),
   ],
 )
@@ -288,6 +290,25 @@ def test_collectives_are_read_from_the_text():
     Collective("collective-permute", 8, 16),
     Collective("send", 16, 0),
   ]
+  loop = """HloModule step
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%part (x: f32[4]) -> f32[4] {
+  ROOT %r = f32[4]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+}
+
+%until (x: f32[4]) -> pred[] {
+  ROOT %p = pred[] compare(%x, %x), direction=LT
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %w = f32[4]{0} while(%x), condition=%until, body=%part, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %z = f32[4]{0} all-reduce(%w), replica_groups={{0,1}}, to_apply=%add
+}
+"""  # noqa: E501
+  assert find_collectives(loop, 2) == 4 * [Collective("all-reduce", 16, 2)]  # accumulation's loop
   assert Collective("all-reduce", 800, 8).sent == 1400
   assert Collective("all-gather", 800, 8).sent == 700
   assert Collective("collective-permute", 8, 16).sent == 8

@@ -17,7 +17,7 @@ from atst_jax.method.normalization import normalize
 from atst_jax.method.views import FLOOR_DB
 from atst_jax.models.chunking import TAILS, weighted_chunks
 from atst_jax.models.encoders import fresh_variables
-from atst_jax.runtime.devices import resolve_dtype
+from atst_jax.runtime.devices import full_precision, resolve_dtype
 from atst_jax.util.errors import UserError
 
 
@@ -77,7 +77,8 @@ class Model:
     return jnp.where((jnp.arange(mel.shape[1])[None] < length[:, None])[..., None], x, 0)
 
   def _encoded(self, variables, mel, peak, length):
-    return self.encoder.apply(variables, self.normalized(mel, peak, length), length)
+    with full_precision(self.dtype):
+      return self.encoder.apply(variables, self.normalized(mel, peak, length), length)
 
   def _frames(self, variables, mel, peak, length, mean_over):
     """(B, N, D): the vectors over time of chunks."""
@@ -181,10 +182,9 @@ class Model:
   def chunks(self, mel, tail):
     """`weighted_chunks` of a clip. What is shorter than `fill_frames`, a whole clip or the last
     chunk, is filled up; it has the weight of its sound."""
-    fill, size = self.fill_frames or 0, self.chunk_frames
-    parts = waveforms.cut(mel, size)
-    found = weighted_chunks(parts, len(mel), chunk_frames=size, hop=self.hop, tail=tail)
-    for chunk, mean_over, weight in found:
+    fill, size, frames = self.fill_frames or 0, self.chunk_frames, len(mel)
+    rule = {"chunk_frames": size, "hop": self.hop, "tail": tail}
+    for chunk, mean_over, weight in weighted_chunks(waveforms.cut(mel, size), frames, **rule):
       yield waveforms.surrounded(chunk, fill, FLOOR_DB), max(mean_over, fill), weight
 
   def embed(
@@ -282,7 +282,7 @@ class Model:
     return np.concatenate(list(self.frame_blocks(mel)))
 
   def frame_blocks(self, mel: Mel) -> Iterator[np.ndarray]:
-    """Yields the same in consecutive (N, D) parts, in memory for a batch of chunks."""
+    """Yields the same in parts (N, D), each in memory for a batch of chunks."""
     self.check(mel, over_time=True)
     return self._vectors(mel, waveforms.peak_of(mel))
 

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 TAILS = ("released", "drop", "keep", "weighted")
-BATCH = 32  # chunks encoded at a time by a device, at most
 STEPS = 12  # lengths that are always there
 FINE = 8  # frames; the lengths that clips share are multiples of it
 
@@ -26,17 +25,19 @@ class Budget(NamedTuple):
 
   Attributes:
     batch: of the chunks that are encoded at a time. A CPU is fastest with what its caches hold.
+    rows: of those chunks, at most.
     ahead: that are looked at before their lengths are chosen.
     program: that a length of its own must save, so that compiling a program for it is worth it.
   """
 
   batch: int
+  rows: int
   ahead: int
   program: int
 
 
-CPU = Budget(batch=2_500, ahead=128_000, program=2_000)
-ACCELERATOR = Budget(batch=20_000, ahead=512_000, program=64_000)
+CPU = Budget(batch=2_500, rows=32, ahead=128_000, program=2_000)
+ACCELERATOR = Budget(batch=20_000, rows=256, ahead=512_000, program=64_000)
 
 
 def budget() -> Budget:
@@ -46,7 +47,7 @@ def budget() -> Budget:
 
 def batch_rows(size: int) -> int:
   """Chunks of `size` frames that a device encodes at a time."""
-  return min(BATCH, max(1, budget().batch // size))
+  return min(budget().rows, max(1, budget().batch // size))
 
 
 def padded_sizes(chunk_frames: int) -> list[int]:

@@ -4,6 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
+from atst_jax.performance.hlo import times_run
+
 ACROSS = "send"  # between slices of TPUs, by their hosts
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", ACROSS)
 _OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\((.*)$", re.M)
@@ -35,14 +37,15 @@ class Collective(NamedTuple):
 
 
 def find_collectives(text: str, devices: int) -> list[Collective]:
-  """All collectives of a compiled program; one inside a loop counts once.
+  """All collectives of a compiled program; one inside a loop stands as often as it runs.
 
   Args:
     text: `compiled.as_text()`.
     devices: number of devices of the program, and of operations that name no group.
   """
-  found = []
-  for result, kind, start, rest in _OPERATION.findall(text):
+  found, runs = [], times_run(text)
+  for operation in _OPERATION.finditer(text):
+    result, kind, start, rest = operation.groups()
     sizes = [_bytes(*shape) for shape in _SHAPE.findall(result)]
     if kind == ACROSS or (start and kind == "collective-permute"):
       size = max(sizes)  # the others are tokens and flags
@@ -51,7 +54,8 @@ def find_collectives(text: str, devices: int) -> list[Collective]:
     else:
       size = sum(sizes)
     group = 0 if kind == ACROSS else _group(rest, devices)
-    found.append(Collective(kind, size * group if kind == "reduce-scatter" else size, group))
+    whole = size * group if kind == "reduce-scatter" else size
+    found += [Collective(kind, whole, group)] * runs(operation.start())
   return found
 
 

@@ -106,6 +106,7 @@ def _check_comparable(model: Model) -> None:
 
 
 def _measure_length(model: Model, theirs: TorchEncoder | None, frames: int, repeats: int) -> dict:
+  model = model.limited(None)  # clips as long as it says
   clips = _clips(model, frames)
   chunks = [len(chunk) for chunk, _, _ in model.chunks(clips[0], model.config["tail"])]
   _seconds(model, clips)  # compiles

@@ -77,10 +77,10 @@ def describe(name: str, count: int, chip) -> list:
   from jax.experimental import topologies
 
   machines = -(-count // MACHINE)
-  if count % machines:
+  if machines > 1 and count % MACHINE:
     raise UserError(
-      f"--topology={name.lower()}:{count}: {machines} machines of at most {MACHINE} GPUs do not "
-      f"share {count} evenly; give up to {MACHINE}, or a multiple of {MACHINE}"
+      f"--topology={name.lower()}:{count}: machines have {MACHINE} GPUs; give up to {MACHINE}, or "
+      f"a multiple of {MACHINE}"
     )
   if not installed():
     raise UserError(

@@ -1,9 +1,11 @@
 """The work of a compiled program for GPUs, read from its text: bytes through memory, and operations
 of its products. Work in a loop counts as often as it runs."""
 
+import bisect
 import functools
 import math
 import re
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
@@ -13,6 +15,9 @@ _SHAPE = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$", re.M)
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.*?) ([\w\-]+)\((.*)$", re.M)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# where an instruction names the computations that it runs
+_CALLS = ("body", "condition", "to_apply", "calls", "branch_computations", "true_computation")
+_CALLS += ("false_computation",)
 _CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
 
 
@@ -52,6 +57,38 @@ def count(text: str) -> Work:
   bodies = {m[1]: text[m.end() : end] for m, end in zip(starts, ends, strict=True)}
   entry = next(m[1] for m in starts if m[0].startswith("ENTRY"))
   return _of(entry, bodies, {})
+
+
+def times_run(text: str) -> Callable[[int], int]:
+  """A function of a place in a program's text: how often what stands there runs, by the loops
+  around it."""
+  starts = [*_COMPUTATION.finditer(text)]
+  places = [match.start() for match in starts]
+  ends = [*places[1:], len(text)][: len(places)]
+  runs = dict.fromkeys((match[1] for match in starts), 0)
+  called = {
+    match[1]: [pair for line in text[match.end() : end].split("\n") for pair in _calls(line)]
+    for match, end in zip(starts, ends, strict=True)
+  }
+
+  def visit(name: str, times: int) -> None:
+    if name in runs:
+      runs[name] += times
+      for other, trips in called[name]:
+        visit(other, times * trips)
+
+  for match in starts:
+    if match[0].startswith("ENTRY"):
+      visit(match[1], 1)
+  return lambda place: runs[starts[bisect.bisect_right(places, place) - 1][1]] if starts else 1
+
+
+def _calls(line: str) -> Iterator[tuple[str, int]]:
+  """Yields the computations that an instruction runs, and how often."""
+  trips = _TRIPS.search(line)
+  for key in _CALLS:
+    times = int(trips[1]) if trips and key == "body" else 1
+    yield from ((name, times) for name in _called(line, key))
 
 
 def _called(rest: str, key: str) -> list[str]:

@@ -38,6 +38,13 @@ def resolve_dtype(dtype: str) -> str:
   return dtype
 
 
+def full_precision(dtype: str):
+  """A context in which products of float32 are computed as such. By JAX's default, GPUs take TF32
+  and TPUs bfloat16 for them. Programs for CPUs are the same with it."""
+  wanted = dtype == "float32"
+  return jax.default_matmul_precision("highest") if wanted else contextlib.nullcontext()
+
+
 def compiler_options(device, dtype: str) -> dict[str, bool] | None:
   """XLA's options, beyond its defaults, for compiling a step for a device.
 
