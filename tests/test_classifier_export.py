@@ -7,14 +7,26 @@ import numpy as np
 import pytest
 
 from atst_jax import export
+from atst_jax.artifacts.classifiers import scoring
 from atst_jax.artifacts.classifiers.scoring import head_of
 from atst_jax.artifacts.model import load_model
+from atst_jax.data.dataset import Dataset
 from atst_jax.downstream.linear import job
 from atst_jax.downstream.linear.exporting import take
 from atst_jax.util.config import load_with_overrides
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
-from tests.evaluation import evaluate, make_clips, resolved, write_clips, write_encoder
+from tests.evaluation import (
+  evaluate,
+  make_clips,
+  model_of,
+  resolved,
+  write_clips,
+  write_encoder,
+  write_model,
+)
+from tests.finetuning import run as finetuned
+from tests.finetuning import split_clips
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +116,21 @@ def test_the_card_says_what_programs_leave_to_their_caller(probe, capsys):
   (line,) = [line for line in card.splitlines() if "a quarter of the bytes" in line]
   assert "vectors differ by" in line and "of 8 sounds have the same likeliest label" in line
   assert np.isfinite(float(line.split("differ by ")[1].split(" %")[0]))
+
+
+def test_whole_clips_are_exported_as_whole_clips(tmp_path):
+  """Of kinds that were trained on them in one pass, though vectors of sounds are of chunks."""
+  model = model_of("conformer.py:small")  # chunks of 32 frames; clips have 20 to 80
+  encoder = write_model(tmp_path / "encoder", model)
+  data = write_clips(tmp_path / "data", split_clips(30))
+  _, results = finetuned(encoder, data, tmp_path / "run", epochs="1", warmup_epochs="0")
+  flags = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'classifier'}"]
+  assert export.main(flags) == 0
+  exported = load_model(str(tmp_path / "classifier"))
+  assert exported.chunk_frames == head_of(exported).max_frames > model.chunk_frames
+  mels = [clip.mel.astype(np.float32) for clip in Dataset.load(data).clips("test")]
+  found = scoring.score(exported, mels)
+  with np.load(tmp_path / "run" / results["rows"][0]["test"]["file"]) as arrays:
+    np.testing.assert_array_equal(found.argmax(1), arrays["predicted"][0])
+  with pytest.raises(UserError, match="tail=keep is for ATST's transformer"):
+    finetuned(encoder, data, tmp_path / "no", tail="keep")

@@ -7,6 +7,7 @@ import pytest
 
 from atst_jax.models.blocks import pool_blocks
 from atst_jax.models.layers import DropPath, MLPHead, patchify
+from atst_jax.models.ssast import place
 from atst_jax.models.transformer import Transformer
 
 TINY = Transformer(width=16, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=101)
@@ -87,3 +88,15 @@ def test_drop_path_drops_whole_clips_and_keeps_the_mean():
   assert set(np.unique(scale)) == {0.0, np.float32(1 / 0.75)}
   assert scale.shape == (4000,) and abs(float(scale.mean()) - 1) < 0.05
   assert (DropPath(0.25).apply({}, 4000, train=False) == 1).all()
+
+
+def test_positions_of_a_free_length():
+  """As an exported program has them: also beyond the table."""
+  table, (t,) = jnp.arange(8.0).reshape(4, 2), jax.export.symbolic_shape("t")
+  put = lambda count, x: place(table, count, x.shape[1])
+  shapes = (jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((2, t), jnp.float32))
+  program = jax.export.export(jax.jit(put))(*shapes)
+  for size in (3, 4, 9):
+    count = jnp.array([size, 2])
+    expected = put(count, jnp.zeros((2, size)))
+    np.testing.assert_allclose(program.call(count, jnp.zeros((2, size))), expected, rtol=1e-6)

@@ -17,14 +17,7 @@ from atst_jax.downstream.tables import table
 from atst_jax.runtime.metric_writer import read_metrics
 from atst_jax.runtime.preemption import StopRequest
 from atst_jax.util.errors import UserError
-from tests.evaluation import (
-  make_clips,
-  model_of,
-  several_labels,
-  write_clips,
-  write_encoder,
-  write_model,
-)
+from tests.evaluation import make_clips, several_labels, write_clips, write_encoder
 from tests.finetuning import OVERRIDES, refused, run, split_clips
 from tests.tiny import ONE_DEVICE, job_flags, running, two_processes
 
@@ -225,22 +218,6 @@ def test_a_convolutional_encoder_is_trained_on_clips_filled_with_silence(tmp_pat
   }.items():
     with pytest.raises(UserError, match=f"{key.replace('__', '.')}={value} is for ATST"):
       run(cnn, data, tmp_path / "no", **{key: value})
-
-
-def test_whole_clips_are_exported_as_whole_clips(tmp_path):
-  """Of kinds that were trained on them in one pass, though vectors of sounds are of chunks."""
-  model = model_of("conformer.py:small")  # chunks of 32 frames; clips have 20 to 80
-  encoder = write_model(tmp_path / "encoder", model)
-  data = write_clips(tmp_path / "data", split_clips(30))
-  _, results = run(encoder, data, tmp_path / "run", epochs="1", warmup_epochs="0")
-  _export(tmp_path / "run", tmp_path / "classifier")
-  exported = load_model(str(tmp_path / "classifier"))
-  assert exported.chunk_frames == head_of(exported).max_frames > model.chunk_frames
-  _, found = probabilities_of_test_clips(tmp_path / "classifier", data, 6)
-  with np.load(tmp_path / "run" / results["rows"][0]["test"]["file"]) as arrays:
-    np.testing.assert_array_equal(found.argmax(1), arrays["predicted"][0])
-  with pytest.raises(UserError, match="tail=keep is for ATST's transformer"):
-    run(encoder, data, tmp_path / "no", tail="keep")
 
 
 def test_fresh_parameters_are_a_baseline_of_their_own(encoder, tmp_path):

@@ -85,8 +85,7 @@ def test_the_exact_protocol_is_the_default_where_no_paper_has_the_task(done, enc
   values = {"protocol": "none", "blocks": "'last',"}
   results = evaluate(encoder, data, tmp_path / "run", exact__chosen_on="valid", **values)
   assert results["protocol"] == results["config"]["protocol"] == "exact"
-  assert evaluated_by("tones") == evaluated_by("esc10") == []
-  assert evaluated_by("esc50") == ["evar"] and evaluated_by("nsynth") == ["atst", "evar"]
+  assert [*map(evaluated_by, ("tones", "esc50", "nsynth"))] == [[], ["evar"], ["atst", "evar"]]
   for row, other in zip(results["rows"], done[0]["rows"][1::2] + done[0]["rows"][-1:], strict=True):
     assert len(row["runs"]) == (6 if row["features"] == "random" else 3)
     assert row["mean"] == pytest.approx(other["exact"]["mean"])

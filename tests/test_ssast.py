@@ -295,15 +295,3 @@ def test_eight_devices_find_the_loss_of_one_and_steps_learn(file, changes):
     state, metrics = program.step(state, batch_of_one)
     losses.append(float(metrics["loss"]))
   assert len(set(losses)) == 31 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
-
-
-def test_positions_of_a_free_length():
-  """As an exported program has them: also beyond the table."""
-  table, (t,) = jnp.arange(8.0).reshape(4, 2), jax.export.symbolic_shape("t")
-  put = lambda count, x: place(table, count, x.shape[1])
-  shapes = (jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((2, t), jnp.float32))
-  program = jax.export.export(jax.jit(put))(*shapes)
-  for size in (3, 4, 9):
-    count = jnp.array([size, 2])
-    expected = put(count, jnp.zeros((2, size)))
-    np.testing.assert_allclose(program.call(count, jnp.zeros((2, size))), expected, rtol=1e-6)

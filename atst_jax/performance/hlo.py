@@ -61,7 +61,7 @@ def count(text: str) -> Work:
 
 def times_run(text: str) -> Callable[[int], int]:
   """A function of a place in a program's text: how often what stands there runs, by the loops
-  around it."""
+  around it; once where nothing says by whom it is run."""
   starts = [*_COMPUTATION.finditer(text)]
   places = [match.start() for match in starts]
   ends = [*places[1:], len(text)][: len(places)]
@@ -80,7 +80,8 @@ def times_run(text: str) -> Callable[[int], int]:
   for match in starts:
     if match[0].startswith("ENTRY"):
       visit(match[1], 1)
-  return lambda place: runs[starts[bisect.bisect_right(places, place) - 1][1]] if starts else 1
+  name = lambda place: starts[bisect.bisect_right(places, place) - 1][1]
+  return lambda place: max(1, runs[name(place)]) if starts else 1
 
 
 def _calls(line: str) -> Iterator[tuple[str, int]]:

@@ -20,7 +20,6 @@ from atst_jax.pretraining.recovery import Recovery
 from atst_jax.runtime import trackers
 from atst_jax.runtime.checkpoint import checkpoint_folder
 from atst_jax.runtime.checkpoint_folder import newest_config, saved_steps
-from atst_jax.runtime.devices import check_platform
 from atst_jax.runtime.mesh import make_mesh, process_rows
 from atst_jax.runtime.session import open_session
 from atst_jax.runtime.workdir import CONFIG, continuation, read_config, read_starts
@@ -69,7 +68,6 @@ def settle(config: ConfigDict, begun: dict | None = None) -> tuple[ConfigDict, D
   Args:
     begun: of `recipe.resolve`.
   """
-  check_platform(config.platform)
   dataset = Dataset.load(config.data.path) if config.data.source == "records" else None
   config = recipe.resolve(config, dataset, begun)
   check(config, dataset, jax.device_count(), jax.process_count())

@@ -16,7 +16,7 @@ from atst_jax.downstream.features import Labels
 from atst_jax.downstream.splits import Split
 from atst_jax.method.augment import RESIZES
 from atst_jax.models.encoders import ENCODERS
-from atst_jax.runtime.devices import check_platform, resolve_dtype
+from atst_jax.runtime.devices import resolve_dtype
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
@@ -86,7 +86,6 @@ def resolve(config: ConfigDict) -> Recipe:
 
   Raises UserError with key, value and remedy.
   """
-  check_platform(config.platform)
   exported, encoder, _ = read(config.encoder)
   dataset, mesh = Dataset.load(config.data.path), make_mesh(**config.mesh)
   dataset.check_frontend(FrontEnd.from_json(exported["frontend"]), config.encoder)
