@@ -234,6 +234,14 @@ def test_fault_35_an_accelerator_that_is_not_there(monkeypatch):
     devices.check_platform("auto")
 
 
+@pytest.mark.parametrize("job", ["base", "finetune"])
+def test_fault_35_a_job_on_another_platform_writes_nothing(job, tmp_path, capsys):
+  flags = [f"--config=configs/{job}.py", "--config.platform=tpu", f"--workdir={tmp_path / 'run'}"]
+  assert main.main(flags) == 2
+  assert "platform 'tpu' is asked for, but JAX found 'cpu'" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
   ("steps", "growth"), [(160, 1.03), pytest.param(500, 1.05, marks=pytest.mark.slow)]
 )
