@@ -1,6 +1,7 @@
 """COLA and TRILL: the released code's numbers, a slow oracle, windows, noise, and every device's
 negatives."""
 
+import dataclasses
 import functools
 
 import jax
@@ -122,30 +123,54 @@ def test_windows_lie_inside_the_clip_and_short_ones_in_silence():
   assert (windows[1, :, [0, 6, 7]] == FLOOR_DB).all()
 
 
-@pytest.mark.parametrize("name", ["atst", "cola", "byola"])
-def test_noise_is_as_strong_as_that_of_a_waveform(name):
+RECORDED = dataclasses.replace(FRONTENDS["cola"], level="recorded")
+
+
+def _noisy(clean, frontend):
+  """(T, F) dB -> the same with noise."""
+  key, mel = jax.random.split(jax.random.key(0), 1), jnp.asarray(clean[None])
+  length = jnp.array([len(clean)])
+  return add_white_noise(key, mel, mel, length, level=0.003, frontend=frontend)[0]
+
+
+def _mean_db(mel, frontend):
+  """(F,): the mean power or magnitude of every bin."""
+  unit = 20 if frontend.spectrum == "magnitude" else 10
+  return unit * np.log10((10 ** (np.float64(mel) / unit)).mean(0))
+
+
+@pytest.mark.parametrize("frontend", [*map(FRONTENDS.get, ("atst", "cola", "byola")), RECORDED])
+def test_noise_is_as_strong_as_that_of_a_waveform(frontend):
   """The mean of every mel bin, within 0.5 dB."""
-  frontend, rng = FRONTENDS[name], np.random.default_rng(0)
+  rng = np.random.default_rng(0)
   height, total = filter_sizes(frontend)
   wide = total / height > 4  # bins of the spectrum
   np.testing.assert_allclose(mel_filters(frontend).sum(0)[wide], total[wide], rtol=0.15)
   resonance = [1, -1.8 * np.cos(0.1 * np.pi), 0.81]  # at 800 Hz
   wave = scipy.signal.lfilter([1], resonance, rng.normal(size=32000) * np.linspace(0.2, 1, 32000))
+  wave /= np.linalg.norm(wave) / (1 if frontend.level == "unit" else 100)
   noise = 0.003 * np.linalg.norm(wave) * rng.normal(size=wave.shape)
-  expected, clean = (log_mel(np.float32(x), frontend) for x in (wave + noise, wave))
-  mel = jnp.asarray(clean[None])
-  found = add_white_noise(
-    jax.random.split(jax.random.key(0), 1),
-    mel,
-    mel,
-    jnp.array([len(clean)]),
-    level=0.003,
-    frontend=frontend,
-  )[0]
-  unit = 20 if frontend.spectrum == "magnitude" else 10
-  mean = lambda db: unit * np.log10((10 ** (np.float64(db) / unit)).mean(0))
-  assert (mean(found) - mean(clean)).max() > 6
-  assert np.abs(mean(found) - mean(expected))[wide].mean() < 0.5
+  as_given = dataclasses.replace(frontend, level="recorded")
+  expected, clean = (log_mel(np.float32(x), as_given) for x in (wave + noise, wave))
+  found, expected, clean = (
+    _mean_db(x, frontend) for x in (_noisy(clean, frontend), expected, clean)
+  )
+  assert (found - clean).max() > 6 and np.abs(found - expected)[wide].mean() < 0.5
+
+
+def test_noise_of_a_tone_is_as_strong_at_unit_level():
+  """The filters over magnitudes do not tell a tone's energy. There it is known."""
+  frontend, rng = FRONTENDS["cola"], np.random.default_rng(0)
+  wave = np.sin(2 * np.pi * 6000 / 16000 * np.arange(32000))
+  wave /= np.linalg.norm(wave)
+  noise = 0.003 * rng.normal(size=wave.shape)
+  expected, clean = (log_mel(np.float32(x), RECORDED) for x in (wave + noise, wave))
+  found, estimated, expected = (
+    _mean_db(x, frontend)[20:45]  # below the tone's filters
+    for x in (_noisy(clean, frontend), _noisy(clean, RECORDED), expected)
+  )
+  assert np.abs(found - expected).mean() < 0.5
+  assert (estimated - expected).mean() < -3
 
 
 # An update that is nearly linear in the gradient, whose rounding shows otherwise.

@@ -1,11 +1,14 @@
 """The released code's front-end (../shared/golden) against this project's, and both against
 float64."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import signal
 
+from atst_jax.audio import waveforms
 from atst_jax.audio.frontend import FRONTENDS, FrontEnd, log_mel, log_mel_blocks
 from atst_jax.method import normalization
 
@@ -65,7 +68,7 @@ def test_normalization(golden, clip):
 def test_magnitudes(golden, name, key, floor, offset, tolerance):
   """VGGish's and COLA's input: frames that are not centred, triangles over mel. Seen red with
   triangles over Hz, and with centred frames."""
-  arrays, frontend = golden(name), FRONTENDS[name]
+  arrays, frontend = golden(name), dataclasses.replace(FRONTENDS[name], level="recorded")
   mel = log_mel(arrays["waveform"], frontend)
   assert len(mel) == frontend.num_frames(len(arrays["waveform"]))
   ours = normalization.normalize(mel, kind="log_magnitude", peak=0, floor=floor, offset=offset)
@@ -76,7 +79,7 @@ def test_magnitudes(golden, name, key, floor, offset, tolerance):
 @pytest.mark.parametrize("number", [400, 700, 400 + 127 * 160, 400 + 128 * 160, 41_000])
 def test_magnitudes_of_pieces_are_those_of_the_whole(number):
   """To the bit, at the borders of a group of frames too; one sample less than a window is none."""
-  frontend, sound = FRONTENDS["cola"], np.random.default_rng(0).normal(0, 0.1, number)
+  frontend, sound = FRONTENDS["vggish"], np.random.default_rng(0).normal(0, 0.1, number)
   sound, whole = sound.astype(np.float32), log_mel(sound.astype(np.float32), frontend)
   assert len(whole) == frontend.num_frames(number)
   assert frontend.num_frames(frontend.samples_of(96)) == 96 == frontend.num_frames(15_600)
@@ -86,9 +89,28 @@ def test_magnitudes_of_pieces_are_those_of_the_whole(number):
     list(log_mel_blocks([sound[:399]], frontend))
 
 
+@pytest.mark.parametrize("held", [waveforms.HELD_FRAMES, 100])
+def test_a_sound_at_unit_level_is_divided_by_its_norm(held, monkeypatch):
+  """COLA's input: as the released code's `l2_normalize` with 1e-9, however loud the recording; in
+  pieces to the bit, also of a sound that is not held in memory."""
+  monkeypatch.setattr(waveforms, "HELD_FRAMES", held)
+  unit, sound = FRONTENDS["cola"], np.random.default_rng(0).normal(0, 0.1, 41_000)
+  sound = sound.astype(np.float32)
+  recorded = dataclasses.replace(unit, level="recorded")
+  expected = log_mel(sound / np.float32(np.linalg.norm(sound.astype(np.float64))), recorded)
+  np.testing.assert_array_equal(log_mel(sound, unit), expected)
+  np.testing.assert_allclose(log_mel(sound / 100, unit), expected, atol=1e-3)
+  assert np.abs(log_mel(sound, recorded) - expected).min() > 5
+  pieces = lambda: (sound[i : i + 997] for i in range(0, len(sound), 997))
+  mel = waveforms.mel_of(pieces, unit, None)
+  assert isinstance(mel, waveforms.LongMel) == (held == 100)
+  np.testing.assert_array_equal(waveforms.central(mel, len(mel)), expected)
+  assert np.isfinite(log_mel(np.zeros(8000, np.float32), unit)).all()
+
+
 def test_a_power_spectrum_is_written_as_ever():
   """Data and exports of older versions keep their hash; new front-ends are read back."""
-  assert "spectrum" not in FRONTENDS["atst"].to_json()
+  assert not {"spectrum", "level"} & set(FRONTENDS["atst"].to_json())
   assert FRONTENDS["atst"].hash == "79d9b11e18adde84"
   assert len({frontend.hash for frontend in FRONTENDS.values()}) == len(FRONTENDS) - 1
   for frontend in FRONTENDS.values():

@@ -257,6 +257,7 @@ def card(
     "magnitude": ", of magnitudes, frames not centred",
     "kaldi": ", without their mean and emphasised as Kaldi does, frames not centred",
   }[frontend.spectrum]
+  level = {"recorded": "", "unit": "; samples are divided by the L2 norm of the sound"}
   table = table_lines(
     [
       ["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
@@ -264,7 +265,7 @@ def card(
       ["window", window],
       ["hop", f"{frontend.hop_length} samples"],
       ["mel", mel],
-      ["unit", "dB of power; no clamp"],
+      ["unit", f"dB of power; no clamp{level[frontend.level]}"],
       ["normalisation", f"`{json.dumps(config['normalization'])}`"],
     ]
   )

@@ -18,6 +18,8 @@ from atst_jax.util.errors import UserError
 
 POWER_FLOOR = 1e-10  # torchaudio AmplitudeToDB, librosa power_to_db: -100 dB; of magnitudes -200
 SPECTRA = ("power", "magnitude", "kaldi")
+LEVELS = ("recorded", "unit")
+LEAST_ENERGY = 1e-9  # of a sound at unit level: COLA's epsilon
 SCALES = ("htk", "slaney", "htk_mel")
 WINDOWS = ("hamming", "hann", "blackman", "boxcar")  # scipy's, periodic
 BLOCK_FRAMES = 128  # frames transformed at a time: what they need stays in a core's cache
@@ -30,6 +32,8 @@ class FrontEnd:
   Of a power spectrum frames are centred and edges reflected. Of magnitudes frames begin with the
   waveform, as in TensorFlow: a frame that would end behind the waveform is left out. "kaldi" is a
   power spectrum of such frames, prepared by `emphasized`, with a symmetric window.
+
+  At level "unit" a sound is divided by the L2 norm of all its samples, as COLA does it with clips.
   """
 
   name: str
@@ -44,6 +48,7 @@ class FrontEnd:
   mel_scale: str  # "htk", "slaney", or "htk_mel": HTK's, triangles straight over mel, not over Hz
   mel_norm: str  # "none" or "slaney" (area normalisation)
   spectrum: str = "power"  # of SPECTRA
+  level: str = "recorded"  # of LEVELS
 
   @property
   def hash(self) -> str:
@@ -55,9 +60,9 @@ class FrontEnd:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   def _values(self) -> dict:
-    """All fields, without a power spectrum's `spectrum`: older files have no such field."""
-    values = dataclasses.asdict(self)
-    return {k: v for k, v in values.items() if (k, v) != ("spectrum", SPECTRA[0])}
+    """All fields, but for the usual `spectrum` and `level`: older files have no such fields."""
+    usual = {("spectrum", SPECTRA[0]), ("level", LEVELS[0])}
+    return {k: v for k, v in dataclasses.asdict(self).items() if (k, v) not in usual}
 
   @property
   def is_centred(self) -> bool:
@@ -93,7 +98,7 @@ class FrontEnd:
     fields = {f.name for f in dataclasses.fields(cls)}
     if not isinstance(values, dict):
       raise UserError(f"front-end is a {type(values).__name__}, expected its parameters")
-    if set(values) | {"spectrum"} != fields | {"hash"}:
+    if set(values) | {"spectrum", "level"} != fields | {"hash"}:
       raise UserError(
         f"front-end holds the keys {sorted(values)}, expected {sorted(fields | {'hash'})}"
       )
@@ -132,6 +137,7 @@ class FrontEnd:
       and self.mel_scale in SCALES
       and self.mel_norm in (("none",) if self.mel_scale == "htk_mel" else ("none", "slaney"))
       and self.spectrum in SPECTRA
+      and self.level in LEVELS
     )
 
 
@@ -147,7 +153,8 @@ FRONTENDS = {
     FrontEnd("byola_htk", 16000, 1024, 1024, 160, "hann", 64, 60.0, 7800.0, "htk", "none"),
     FrontEnd("difference", 16000, 400, 400, 160, "hann", 64, 50.0, 8000.0, "slaney", "slaney"),
     FrontEnd(
-      *("cola", 16000, 1024, 400, 160, "hann", 64, 60.0, 7800.0, "htk_mel", "none", "magnitude")
+      *("cola", 16000, 1024, 400, 160, "hann", 64, 60.0, 7800.0, "htk_mel", "none", "magnitude"),
+      level="unit",
     ),
     FrontEnd(
       *("vggish", 16000, 512, 400, 160, "hann", 64, 125.0, 7500.0, "htk_mel", "none", "magnitude")
@@ -200,13 +207,22 @@ def analysis_window(frontend: FrontEnd) -> np.ndarray:
   return np.pad(window, (before, after)).astype(np.float32)
 
 
+def divisor(pieces: Iterable[np.ndarray], frontend: FrontEnd) -> np.float32:
+  """What the samples of a sound, given in (n,) pieces, are divided by at the front-end's level."""
+  if frontend.level == "recorded":
+    return np.float32(1)
+  energy = sum(float(np.square(piece, dtype=np.float64).sum()) for piece in pieces)
+  return np.float32(np.sqrt(max(energy, LEAST_ENERGY)))
+
+
 def log_mel(
   waveform: np.ndarray, frontend: FrontEnd, filters: np.ndarray | None = None
 ) -> np.ndarray:
   """Log-mel spectrogram of a mono waveform at `frontend.sample_rate`.
 
   Args:
-    waveform: (N,) float samples, full scale 1.0, at least `frontend.min_samples` of them.
+    waveform: (N,) float samples, full scale 1.0, at least `frontend.min_samples` of them: a whole
+      sound, where the front-end's level is "unit".
     frontend: parameters.
     filters: (n_fft // 2 + 1, F) mel filters of an export; by default `mel_filters(frontend)`.
 
@@ -223,6 +239,8 @@ def log_mel(
     )
   filters = mel_filters(frontend) if filters is None else filters
   signal = waveform.astype(np.float32, copy=False)
+  if frontend.level != "recorded":
+    signal = signal / divisor([signal], frontend)
   if frontend.is_centred:
     signal = np.pad(signal, frontend.n_fft // 2, mode="reflect")
   frames = _frames(signal, frontend)
@@ -259,6 +277,7 @@ def log_mel_blocks(
 
   Args:
     pieces: (n,) float32 samples each, of any lengths; together at least `frontend.min_samples`.
+      They are at the front-end's level already (`divisor`).
     frontend, filters: as of `log_mel`.
 
   Yields:

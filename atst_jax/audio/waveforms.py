@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from atst_jax.audio.frontend import FrontEnd, log_mel_blocks
+from atst_jax.audio.frontend import FrontEnd, divisor, log_mel_blocks
 from atst_jax.util.errors import UserError
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; another number is a mistake (16 for 16 kHz)
@@ -112,11 +112,13 @@ def mel_of(
   """The log-mel of a sound: an array of at most HELD_FRAMES, or a LongMel.
 
   Args:
-    waveform: each call gives the sound's (n,) pieces at the front-end's rate, from the start.
+    waveform: each call gives the sound's (n,) pieces at the front-end's rate, from the start. For a
+      front-end with a level of its own it is read once more, before all else.
 
   Raises:
     UserError: fewer samples than the front-end needs.
   """
+  unit = divisor(waveform() if frontend.level != "recorded" else (), frontend)
 
   def blocks():
     read = 0
@@ -125,7 +127,7 @@ def mel_of(
       nonlocal read
       for piece in waveform():
         read += len(piece)
-        yield piece
+        yield piece if unit == 1 else piece / unit
 
     try:
       yield from log_mel_blocks(counted(), frontend, filters)

@@ -6,7 +6,7 @@ S        = A · (W Pᵀ)                       "bilinear"; head = tanh(LayerNorm
 L        = - mean over rows of log softmax(S)[i, i]
 
 Where the released code has the waveform, shards have log-mel (docs/paper_and_code.md): the noise is
-`noise.add_white_noise`, and clips are not divided by their L2 norm.
+`noise.add_white_noise`, and it is the front-end `cola` that divides clips by their L2 norm.
 """
 
 from typing import Any, ClassVar, NamedTuple

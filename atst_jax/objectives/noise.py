@@ -4,8 +4,10 @@ COLA adds noise to waveforms; shards hold log-mel. A mel bin is taken for one bi
 with an unknown phase, and a complex normal number is added to it. So the mean power of the noise is
 right, and so is its interference with the sound. Its spread is right for the narrow filters at the
 bottom, and too large for the wide ones. Neighbouring frames and filters have noise of their own,
-though their windows overlap. The energy of the sound, which the level of the noise refers to, is
-that of its mel bins; what lies outside of them is not there. A filter over magnitudes does not tell
+though their windows overlap.
+
+The noise is relative to the energy of the clip. For a front-end of level "unit" it is 1. Else it is
+that of the mel bins; what lies outside of them is not there. A filter over magnitudes does not tell
 it: it is taken as that of noise, so for tones it is too small.
 """
 
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atst_jax.audio.frontend import POWER_FLOOR, FrontEnd
+from atst_jax.audio.frontend import POWER_FLOOR, FrontEnd, analysis_window
 from atst_jax.method.groups import valid_frames
 from atst_jax.method.normalization import NEPERS_PER_DB
 
@@ -40,6 +42,26 @@ def filter_sizes(frontend: FrontEnd) -> tuple[np.ndarray, np.ndarray]:
   return height, height * width / 2 * frontend.n_fft / frontend.sample_rate
 
 
+def _window_energy(mel, length, frontend: FrontEnd):
+  """(B,) energies of the clips' waveforms, times the energy of a window: (B, T, F) dB, (B,) valid
+  frames."""
+  window = float(np.square(analysis_window(frontend), dtype=np.float64).sum())
+  if frontend.level == "unit":
+    return jnp.full(len(length), window, jnp.float32)
+  height, total = filter_sizes(frontend)
+  # Of a filter over magnitudes, the power that noise with a flat spectrum has in it.
+  weight = 4 / np.pi / total if frontend.spectrum == "magnitude" else 1 / height
+  power = jnp.square(_amplitude(mel)) * weight.astype(np.float32)[None, None]
+  heard = valid_frames(length, mel.shape[1])[..., None]
+  # Parseval: the squares of half the spectrum, over all frames, against those of the samples
+  energy = jnp.sum(jnp.where(heard, power, 0), (1, 2))
+  return 2 * frontend.hop_length / frontend.n_fft * energy
+
+
+def _amplitude(db):
+  return jnp.exp(NEPERS_PER_DB / 2 * db.astype(jnp.float32))
+
+
 def add_white_noise(key, windows, mel, length, *, level: float, frontend: FrontEnd):
   """Log-mel of waveforms with noise.
 
@@ -54,20 +76,13 @@ def add_white_noise(key, windows, mel, length, *, level: float, frontend: FrontE
   Returns:
     (B, T, F) float32 dB.
   """
-  height, total = (jnp.asarray(x, jnp.float32) for x in filter_sizes(frontend))
   magnitudes = frontend.spectrum == "magnitude"
-  amplitude = lambda db: jnp.exp(NEPERS_PER_DB / 2 * db.astype(jnp.float32))
-  # Of a filter over magnitudes, the power that noise with a flat spectrum has in it.
-  weight = 4 / np.pi / total if magnitudes else 1 / height
-  heard = valid_frames(length, mel.shape[1])[..., None]
-  power = jnp.square(amplitude(mel)) * weight[None, None]
-  energy = jnp.sum(jnp.where(heard, power, 0), (1, 2))  # (B,)
-  # Parseval: the squares of half the spectrum, over all frames, against those of the samples
-  variance = level**2 * 2 * frontend.hop_length / frontend.n_fft * energy
+  total = jnp.asarray(filter_sizes(frontend)[1], jnp.float32)
+  variance = level**2 * _window_energy(mel, length, frontend)  # of a bin of the spectrum
   deviation = jnp.sqrt(variance / 2)[:, None] * (total if magnitudes else jnp.sqrt(total))[None]
   draw = lambda key: jax.random.normal(key, (2, *windows.shape[1:]))
   drawn = jax.vmap(draw)(key) * deviation[:, None, None]  # (B, 2, T, F)
   real, imaginary = drawn[:, 0], drawn[:, 1]
-  noisy = jnp.square(amplitude(windows) + real) + jnp.square(imaginary)
+  noisy = jnp.square(_amplitude(windows) + real) + jnp.square(imaginary)
   floor = POWER_FLOOR**2 if magnitudes else POWER_FLOOR
   return jnp.log(jnp.maximum(noisy, floor)) / NEPERS_PER_DB
