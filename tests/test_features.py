@@ -64,6 +64,8 @@ def test_crops_of_the_unit(tmp_path):
     all(starts[str(i)] == 0 for i in (2, 5, 8))
     and len({starts[str(i)] for i in (0, 1, 3, 4, 6, 7)}) > 3
   )
+  train = list(features.mels(dataset, 3, "", split="train", unit=40))
+  assert sorted(x[0, 0] for x in train) == sorted(found[str(i)][0, 0] for i in (0, 3, 6))
   np.testing.assert_array_equal(found["s"][:5], clips[0].mel[:5])
   assert np.allclose(found["s"][5:], -100)
   assert all(map(np.array_equal, read(0), read(0))) and not all(

@@ -13,12 +13,10 @@ Needs pip install -e .[torch].
 
 import functools
 
-import numpy as np
-
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.artifacts.model import Model
+from atst_jax.downstream.features import log_statistics
 from atst_jax.downstream.torch_arrays import like, open_encoder, samples
-from atst_jax.method.normalization import LOG_EPS, NEPERS_PER_DB
 from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 
@@ -54,17 +52,9 @@ def config_text(path: str, blocks: int) -> str:
 
 
 def statistics(model: Model, batches) -> dict:
-  """`log_mean` and `log_std` of ln(power + 2^-23) over all frames of (audio, …) batches, for
-  `Model.standardized`."""
-  count = total = squares = 0.0
-  for batch in batches:
-    for sound in samples(batch[0], model):
-      x = np.logaddexp(
-        NEPERS_PER_DB * model.log_mel(sound, model.sample_rate).astype(np.float64), np.log(LOG_EPS)
-      )
-      count, total, squares = count + x.size, total + x.sum(), squares + np.square(x).sum()
-  mean = total / count
-  return {"log_mean": mean, "log_std": (squares / count - mean**2) ** 0.5}
+  """`log_statistics` over all frames of (audio, …) batches."""
+  sounds = (sound for batch in batches for sound in samples(batch[0], model))
+  return log_statistics(model.log_mel(sound, model.sample_rate) for sound in sounds)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from atst_jax.artifacts.folder import params_hash
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.frontend import FrontEnd, log_mel
 from atst_jax.data.dataset import Clip, Dataset
+from atst_jax.method.normalization import LOG_EPS, NEPERS_PER_DB
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log, progress_bar
@@ -149,6 +150,30 @@ def mel_statistics(mels: Iterable[np.ndarray], *, max_frames: int) -> np.ndarray
   return np.array(out, np.float32)
 
 
+def log_statistics(mels: Iterable[np.ndarray]) -> dict[str, float]:
+  """`log_mean` and `log_std` of ln(power + 2^-23) over all (T, F) dB arrays, for
+  `Model.standardized`."""
+  count = total = squares = 0.0
+  for mel in mels:
+    x = np.logaddexp(NEPERS_PER_DB * mel.astype(np.float64), np.log(LOG_EPS))
+    count, total, squares = count + x.size, total + x.sum(), squares + np.square(x).sum()
+  mean = total / count
+  return {"log_mean": mean, "log_std": (squares / count - mean**2) ** 0.5}
+
+
+def standardized(model: Model, dataset: Dataset, *, unit: int | None, seed: int) -> Model:
+  """The encoder with the statistics of a set's training split, which is all clips where folds are.
+
+  Args:
+    unit, seed: of `mels`: as in EVAR they are those of clips that are cut or filled.
+  """
+  if unit is None:
+    return model.standardized(dataset.statistics)
+  split = dataset.statistics["split"]
+  read = mels(dataset, dataset.num_clips(split), "statistics", split=split, unit=unit, seed=seed)
+  return model.standardized(log_statistics(read))
+
+
 def last_blocks(x: np.ndarray, *, depth: int, num_blocks: int) -> np.ndarray:
   """(N, 2·depth·D) of all blocks -> (N, 2·num_blocks·D) of the last ones, [CLS…, mean…] as
   `Model.embed` gives."""
@@ -228,11 +253,19 @@ def cut_or_fill(
 
 
 def mels(
-  dataset: Dataset, total: int, name: str, *, unit: int | None = None, seed: int = 0
+  dataset: Dataset,
+  total: int,
+  name: str,
+  *,
+  split: str | None = None,
+  unit: int | None = None,
+  seed: int = 0,
 ) -> Iterator[np.ndarray]:
   """The (T, F) float32 dB arrays of all clips, with a progress bar.
 
   Args:
+    total, name: of the bar.
+    split: only the clips of this one.
     unit: frames to which every clip is cut or filled, if given. As in EVAR, longer clips of the
       training and validation splits are cropped at random; those of a test split or with a fold
       (tested in turn) keep their start.
@@ -241,7 +274,7 @@ def mels(
   silence = silence_db(dataset.frontend)
   with progress_bar(total, 0, "clip") as bar:
     bar.set_description(name)
-    for clip in clips(dataset):
+    for clip in dataset.clips(split) if split else clips(dataset):
       mel = clip.mel.astype(np.float32)
       if unit:
         drawn = clip.split != "test" and clip.fold < 0

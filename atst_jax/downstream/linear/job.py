@@ -93,8 +93,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   classifier where one is asked for. Returns 0.
 
   With `statistics` "data" the encoder normalises by the mean and deviation of the prepared set's
-  training split, as BYOL-A does. A set with folds has a single split: there these two numbers (no
-  labels) include the tested clips.
+  training split, as BYOL-A does: of its clips as they are cut or filled, where they are. A set with
+  folds has a single split: there these two numbers (no labels) include the tested clips.
   """
   evaluation.one_process("the linear evaluation")
   settings, config = exporting.take(config)

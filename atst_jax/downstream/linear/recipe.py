@@ -116,16 +116,19 @@ def resolve(config: ConfigDict) -> Evaluation:
       on_test=config.select_on_test,
     )
   frames = lambda seconds: model.frontend.num_frames(round(seconds * model.frontend.sample_rate))
+  unit = frames(config.unit_seconds) if config.crop == "unit" else None
+  if config.statistics == "data":
+    model = features.standardized(model, dataset, unit=unit, seed=config.seed)
   return Evaluation(
     record=configs.to_json(config),
-    model=model.standardized(dataset.statistics) if config.statistics == "data" else model,
+    model=model,
     dataset=dataset,
     labels=labels,
     splits=splits,
     seeds=[config.seed + i for i in range(config.seeds)],
     blocks=tuple(config.blocks),
     max_frames=frames(config.max_seconds),
-    unit=frames(config.unit_seconds) if config.crop == "unit" else None,
+    unit=unit,
     knn=config.knn,
     penalties=tuple(config.exact.penalties),
     groups=groups,
