@@ -1,8 +1,17 @@
-"""What front-ends that follow neither librosa nor torchaudio's spectrogram do to frames."""
+"""What front-ends do to sounds and frames beyond what librosa and torchaudio do."""
+
+from collections.abc import Iterable
 
 import numpy as np
 
 EMPHASIS = 0.97  # Kaldi's
+LEAST_ENERGY = 1e-9  # COLA's epsilon
+
+
+def norm(pieces: Iterable[np.ndarray]) -> np.float32:
+  """The L2 norm of the samples of a sound, given in (n,) pieces; of silence a small number."""
+  energy = sum(float(np.square(piece, dtype=np.float64).sum()) for piece in pieces)
+  return np.float32(np.sqrt(max(energy, LEAST_ENERGY)))
 
 
 def emphasized(frames: np.ndarray) -> np.ndarray:

@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from atst_jax.audio.frames import emphasized, filters_over_mel
+from atst_jax.audio.frames import emphasized, filters_over_mel, norm
 from atst_jax.audio.librosa_import import import_librosa
 from atst_jax.util.errors import UserError
 
 POWER_FLOOR = 1e-10  # torchaudio AmplitudeToDB, librosa power_to_db: -100 dB; of magnitudes -200
 SPECTRA = ("power", "magnitude", "kaldi")
 LEVELS = ("recorded", "unit")
-LEAST_ENERGY = 1e-9  # of a sound at unit level: COLA's epsilon
 SCALES = ("htk", "slaney", "htk_mel")
 WINDOWS = ("hamming", "hann", "blackman", "boxcar")  # scipy's, periodic
 BLOCK_FRAMES = 128  # frames transformed at a time: what they need stays in a core's cache
@@ -207,14 +206,6 @@ def analysis_window(frontend: FrontEnd) -> np.ndarray:
   return np.pad(window, (before, after)).astype(np.float32)
 
 
-def divisor(pieces: Iterable[np.ndarray], frontend: FrontEnd) -> np.float32:
-  """What the samples of a sound, given in (n,) pieces, are divided by at the front-end's level."""
-  if frontend.level == "recorded":
-    return np.float32(1)
-  energy = sum(float(np.square(piece, dtype=np.float64).sum()) for piece in pieces)
-  return np.float32(np.sqrt(max(energy, LEAST_ENERGY)))
-
-
 def log_mel(
   waveform: np.ndarray, frontend: FrontEnd, filters: np.ndarray | None = None
 ) -> np.ndarray:
@@ -239,8 +230,8 @@ def log_mel(
     )
   filters = mel_filters(frontend) if filters is None else filters
   signal = waveform.astype(np.float32, copy=False)
-  if frontend.level != "recorded":
-    signal = signal / divisor([signal], frontend)
+  if frontend.level == "unit":
+    signal = signal / norm([signal])
   if frontend.is_centred:
     signal = np.pad(signal, frontend.n_fft // 2, mode="reflect")
   frames = _frames(signal, frontend)
@@ -277,7 +268,7 @@ def log_mel_blocks(
 
   Args:
     pieces: (n,) float32 samples each, of any lengths; together at least `frontend.min_samples`.
-      They are at the front-end's level already (`divisor`).
+      For a front-end of level "unit" they are divided by their `norm` already.
     frontend, filters: as of `log_mel`.
 
   Yields:
@@ -288,7 +279,7 @@ def log_mel_blocks(
     ValueError: the pieces are too short together.
   """
   filters = mel_filters(frontend) if filters is None else filters
-  half, hop = frontend.n_fft // 2 if frontend.is_centred else 0, frontend.hop_length
+  half, hop = frontend.n_fft // 2 * frontend.is_centred, frontend.hop_length
   # Frames are transformed in the groups of `log_mel`, because a product's rounding depends on its
   # rows. Half a window is held back behind each group: the end of the sound is reflected.
   group = frontend.frame_samples + (BLOCK_FRAMES - 1) * hop
@@ -303,8 +294,7 @@ def log_mel_blocks(
   if read < frontend.min_samples:
     raise ValueError(f"waveform of {read} samples: need at least {frontend.min_samples}")
   held = np.concatenate([held, held[-2 : -half - 2 : -1]])
-  if len(held) < frontend.frame_samples:  # the rest of frames that are not centred
-    return
-  frames = _frames(held, frontend)
+  # nothing may be left of frames that are not centred
+  frames = _frames(held, frontend) if len(held) >= frontend.frame_samples else held[:0]
   for start in range(0, len(frames), BLOCK_FRAMES):
     yield _transform(frames[start : start + BLOCK_FRAMES], frontend, filters)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from atst_jax.audio.frontend import FrontEnd, divisor, log_mel_blocks
+from atst_jax.audio.frames import norm
+from atst_jax.audio.frontend import FrontEnd, log_mel_blocks
 from atst_jax.util.errors import UserError
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; another number is a mistake (16 for 16 kHz)
@@ -113,12 +114,12 @@ def mel_of(
 
   Args:
     waveform: each call gives the sound's (n,) pieces at the front-end's rate, from the start. For a
-      front-end with a level of its own it is read once more, before all else.
+      front-end of level "unit" it is read once more, before all else.
 
   Raises:
     UserError: fewer samples than the front-end needs.
   """
-  unit = divisor(waveform() if frontend.level != "recorded" else (), frontend)
+  unit = norm(waveform()) if frontend.level == "unit" else None
 
   def blocks():
     read = 0
@@ -127,7 +128,7 @@ def mel_of(
       nonlocal read
       for piece in waveform():
         read += len(piece)
-        yield piece if unit == 1 else piece / unit
+        yield piece if unit is None else piece / unit
 
     try:
       yield from log_mel_blocks(counted(), frontend, filters)

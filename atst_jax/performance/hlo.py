@@ -16,8 +16,10 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$", re.M)
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.*?) ([\w\-]+)\((.*)$", re.M)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # where an instruction names the computations that it runs
-_CALLS = ("body", "condition", "to_apply", "calls", "branch_computations", "true_computation")
-_CALLS += ("false_computation",)
+_CALLS = (
+  *("body", "condition", "to_apply", "calls", "branch_computations"),
+  *("true_computation", "false_computation"),
+)
 _CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
 
 
