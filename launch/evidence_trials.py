@@ -8,12 +8,23 @@ Each trains `configs/evidence.py:base` with the values below on a set of its own
 added here joins the next start; the tables are in OUTPUT/trials/evidence.md.
 """
 
+_FLAT = {"views.freq_scale": (1.0, 1.0)}
+
 # Name -> values of the base recipe that it replaces. `batch_*` see as many clips as the base.
 TRIALS: dict[str, dict[str, object]] = {
   "base": {},
   # a box of random resize crop that shifts frequencies less, for pitch
   "narrow_box": {"views.freq_scale": (0.9, 1.1)},
-  "no_box_height": {"views.freq_scale": (1.0, 1.0)},
+  "no_box_height": _FLAT,
+  # second round, made when the first said that frequencies should not be shifted
+  "no_box": {**_FLAT, "views.time_scale": (1.0, 1.0), "views.canvas_time": 1.0},
+  "flat_no_mixup": {**_FLAT, "views.mixup_ratio": 0.0},
+  "flat_one_segment": {**_FLAT, "views.segments": "single"},
+  "flat_rate_half": {**_FLAT, "optimizer.base_lr": 2e-3},
+  "flat_teacher_996": {**_FLAT, "teacher.decay_start": 0.996},
+  "flat_norm_by_view": {**_FLAT, "joint_views": False},
+  "flat_crop_192": {**_FLAT, "views.crop_frames": 192, "encoder.max_frames": 193},
+  "flat_lambda02": {**_FLAT, "difference.weight": 0.2},
   # longer runs: 12 and 24 minutes of two idle cores
   "steps_3000": {"total_steps": 3000, "warmup_steps": 200},
   "steps_6000": {"total_steps": 6000, "warmup_steps": 300},
