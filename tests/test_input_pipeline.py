@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from atst_jax.data import tf_reader
 from atst_jax.data.dataset import Dataset, Shard
 from atst_jax.data.input_pipeline import choose_reader, synthetic_batches
 from atst_jax.data.order import Visit, check_streams, shard_order
@@ -41,8 +42,7 @@ def _expected_ids(dataset, steps, *, seed, streams, block, window):
       for shard, group in itertools.groupby(part, key=lambda clip: clip[0]):
         records = [i for _, i in group]
         visit = Visit(epoch, int(shard), records[0], records[-1] + 1, 0)
-        for begin, order, _ in visit.windows(seed, window)[0]:
-          out += [f"{shard}-{begin + i}" for i in order]
+        out += [f"{shard}-{visit.begin + i}" for i in visit.order(seed, window)]
     assert not clips
   return [[i for row in rows for i in row[s * block : (s + 1) * block]] for s in range(steps)]
 
@@ -167,6 +167,17 @@ def test_a_reader_is_chosen_by_what_is_there(monkeypatch):
   assert choose_reader("auto", "data") == "plain"
   with pytest.raises(UserError, match="needs TensorFlow: pip install"):
     choose_reader("tf.data", "data")
+
+
+def test_where_tensorflow_shuffles_otherwise_the_plain_reader_reads(
+  dataset, reference, monkeypatch, warnings
+):
+  pytest.importorskip("tensorflow", reason="TensorFlow is not installed: .[tfds]")
+  monkeypatch.setattr(tf_reader, "shuffles_as_planned", lambda: False)
+  same(take(dataset, 3, reader="auto"), reference[:3])
+  assert any("the plain reader takes its place" in line for line in warnings)
+  with pytest.raises(UserError, match="draws its shuffle otherwise"):
+    take(dataset, 1, reader="tf.data")
 
 
 def test_tensorflow_opens_the_stores_that_auto_gives_it():

@@ -179,10 +179,14 @@ def test_programs_are_kept_for_accelerators(monkeypatch):
   ("name", "version"), [("base", order.VERSION), ("finetune", labelled_batches.VERSION)]
 )
 def test_a_run_with_an_older_order_of_clips_is_refused_with_the_reason(tmp_path, name, version):
-  """Before `data.order` clips came in version 1 of the order; --allow_changed_config goes on."""
+  """Before `data.order` clips came in version 1 of the order; --allow_changed_config goes on. So
+  with those of the version before this one."""
   now, old = (configs.to_json(configs.load(name)) for _ in range(2))
   assert now["data"]["order"] == version
   del old["data"]["order"]
-  with pytest.raises(UserError, match=r"data.order: \(absent\) -> 2 \(clips came in another"):
-    workdir.agree([str(tmp_path)], now, old, ignore=(), allow_changes=False)
-  assert workdir.agree([str(tmp_path)], now, old, ignore=(), allow_changes=True)
+  before = configs.to_json(configs.load(name))
+  before["data"]["order"] = version - 1
+  for other, said in ((old, r"\(absent\)"), (before, version - 1)):
+    with pytest.raises(UserError, match=rf"data.order: {said} -> {version} \(clips came in anoth"):
+      workdir.agree([str(tmp_path)], now, other, ignore=(), allow_changes=False)
+    assert workdir.agree([str(tmp_path)], now, other, ignore=(), allow_changes=True)

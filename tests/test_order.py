@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from atst_jax.data.order import Visit, epoch_order, shard_order, visits
+from atst_jax.data import tf_reader
+from atst_jax.data.order import Visit, buffer_shuffle, epoch_order, shard_order, visits
 
 
 def _times(counts, streams, position):
@@ -15,8 +16,7 @@ def _times(counts, streams, position):
     left = position
     for visit in visits(7, stream, streams, counts, 0):
       if left < visit.end - visit.begin:
-        (windows, _) = visit.windows(7, 16)
-        used = np.concatenate([window.begin + window.order for window in windows])[:left]
+        used = visit.begin + visit.order(7, 16)[:left]
         times[begins[visit.shard] + used] += 1
         break
       times[begins[visit.shard] + visit.begin : begins[visit.shard] + visit.end] += 1
@@ -67,31 +67,43 @@ def test_a_late_start_costs_no_more_than_an_early_one():
   assert shard_order.cache_info().misses == 1
 
 
-def test_the_records_of_a_visit_are_shuffled_inside_windows():
-  visit = Visit(epoch=2, shard=5, begin=3, end=20, skip=0)
-  windows, used = visit.windows(3, 4)
-  edges = [window.begin for window in windows] + [20]
-  assert used == 0 and edges[0] == 3 and all(b - a == 4 for a, b in itertools.pairwise(edges[1:-1]))
-  for window, end in zip(windows, edges[1:], strict=True):
-    assert sorted(window.order) == list(range(end - window.begin))
-    assert window.where.min() >= 0 and window.where.max() < 1
-  for skip in range(1, 17):  # the same windows, from the one that is not used up
-    rest, used = visit._replace(skip=skip).windows(3, 4)
-    whole = windows[len(windows) - len(rest) :]
-    assert rest[0].begin + used == 3 + skip and used < len(rest[0].order)
-    for window, same in zip(rest, whole, strict=True):
-      np.testing.assert_array_equal(window.order, same.order)
+def test_the_records_of_a_visit_are_shuffled_through_a_buffer():
+  """Each once, none before it can be in the buffer; every record of it is as likely. The order is
+  another in other epochs and visits."""
+  visit = Visit(epoch=2, shard=5, begin=3, end=20, skip=4)
+  order = visit.order(3, 4)
+  assert sorted(order) == list(range(17)) and (order < np.arange(17) + 4).all()
+  others = (visit._replace(epoch=3), visit._replace(shard=4), visit._replace(begin=4, end=21))
+  assert len({tuple(order), *(tuple(other.order(3, 4)) for other in others)}) == 4
+  np.testing.assert_array_equal(visit._replace(skip=0).order(3, 4), order)
+  (seed, where), (again, same) = visit.drawn(3), visit._replace(skip=0).drawn(3)
+  assert seed == again and where.dtype == np.float32 and len(where) == 17
+  np.testing.assert_array_equal(where, same)
+  assert where.min() >= 0 and where.max() < 1 and len(set(where)) == 17
+  first = np.bincount([buffer_shuffle(9, 4, seed)[0] for seed in range(4000)])
+  assert len(first) == 4 and np.abs(first - 1000).max() < 120
 
 
-def test_a_clip_meets_others_in_other_epochs():
-  """The first window of a visit has a drawn size: of 64 records in fixed windows of 8 each would
-  meet the same 7 for ever."""
-  met = set()
-  for epoch in range(40):
-    for window in Visit(epoch, 0, 0, 64, 0).windows(0, 8)[0]:
-      records = set((window.begin + window.order).tolist())
-      met |= records if 30 in records else set()
-  assert met == set(range(23, 38))
+def test_the_shuffle_is_tensorflows():
+  """Also of fewer elements than the buffer holds, and inside a function. A seed of the whole
+  program changes it, which is found out. With a release that draws otherwise this fails."""
+  tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: .[tfds]")
+  shuffle = lambda count, size, seed: tf.data.Dataset.range(count).shuffle(
+    size, seed=seed, reshuffle_each_iteration=False
+  )
+  rng = np.random.default_rng(0)
+  for count, size, seed in zip(*rng.integers(1, (150, 70, 2**31 - 1), (20, 3)).T, strict=True):
+    expected = buffer_shuffle(int(count), int(size), int(seed))
+    assert list(shuffle(count, size, seed).as_numpy_iterator()) == expected.tolist()
+  inside = tf.data.Dataset.from_tensors(np.int64(7)).flat_map(lambda seed: shuffle(90, 16, seed))
+  assert list(inside.as_numpy_iterator()) == buffer_shuffle(90, 16, 7).tolist()
+  assert tf_reader.shuffles_as_planned.__wrapped__()
+  tf.random.set_seed(3)
+  try:
+    assert not tf_reader.shuffles_as_planned.__wrapped__()
+  finally:
+    tf.random.set_seed(None)
+  assert tf_reader.shuffles_as_planned.__wrapped__()
 
 
 def test_an_epoch_of_a_division_holds_each_clip_once():

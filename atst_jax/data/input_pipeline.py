@@ -61,7 +61,7 @@ def record_batches(
     split: its split.
     clip_frames: T; shorter clips are padded with zeros, of longer ones a random window is read.
     streams: S, logical streams.
-    shuffle_window: records shuffled together. tf.data holds S windows in memory.
+    shuffle_window: records in the buffer of a stream's shuffle. tf.data holds S of them in memory.
     batch_size: B of the global batch.
     seed: of the order.
     rows: (start, stop) of the global batch that this process supplies; whole streams. All by
@@ -76,8 +76,8 @@ def record_batches(
     {"mel": (rows, T, F) float16 dB, "length": (rows,) int32 valid frames[, "id": (rows,) bytes]}.
 
   Raises:
-    UserError: the numbers do not fit (`check_streams`); when they are reached: a damaged record,
-      naming file and record, or a store that does not answer.
+    UserError: the numbers do not fit (`check_streams`), or the reader is not possible here; when
+      they are reached: a damaged record, naming file and record, or a store that does not answer.
   """
   start, stop = rows or (0, batch_size)
   check_streams(
@@ -102,18 +102,25 @@ def record_batches(
     dataset, start_step=step, max_damaged=max_damaged, **options
   )
   chosen = choose_reader(reader, dataset.root)
+  if chosen == "tf.data":
+    from atst_jax.data import tf_reader  # TensorFlow may not be installed
+
+    if not tf_reader.shuffles_as_planned():
+      why = "TensorFlow draws its shuffle otherwise than planned (a new release, or a global seed)"
+      if reader == "tf.data":
+        raise UserError(f"--config.data.reader=tf.data: {why}; leave it out for the plain reader")
+      log.warning("%s: the plain reader takes its place", why)
+      chosen = "plain"
   log.info("data: %s, read by %s", dataset.root, chosen)
   if chosen == "plain":
     return plain(start_step)
-  return _streamed(dataset, start_step, plain, options)
+  return _streamed(tf_reader, dataset, start_step, plain, options)
 
 
-def _streamed(dataset, step, plain, options) -> Generator[dict, None, None]:
+def _streamed(tf_reader, dataset, step, plain, options) -> Generator[dict, None, None]:
   """tf.data's batches; from one that it cannot read on, those of the plain reader, which names the
   record, or replaces it where some damage is allowed. tf.data cannot go on behind a damaged
   record."""
-  from atst_jax.data import tf_reader
-
   batches = tf_reader.batches(dataset, start_step=step, **options)
   try:
     for batch in batches:

@@ -90,7 +90,7 @@ def batches(
 
 
 def _stream(shards, n_mels, damage, indices, *, seed, stream, streams, window, position):
-  """Yields (open shard, record, where a window begins) from `position` clips on. `indices` are
+  """Yields (open shard, record, where its clip is cropped) from `position` clips on. `indices` are
   shared by all streams, each of which comes to every shard in time."""
   counts = [shard.num_clips for shard in shards]
   small = sum(counts) <= INDEXED  # of a larger set the heads are read anew at each visit
@@ -99,8 +99,6 @@ def _stream(shards, n_mels, damage, indices, *, seed, stream, streams, window, p
     with contextlib.closing(opened) as reader:
       if small:
         indices[visit.shard] = reader.index
-      windows, used = visit.windows(seed, window)
-      for begin, order, where in windows:
-        for number, share in zip((begin + order[used:]).tolist(), where[used:], strict=True):
-          yield reader, number, share
-        used = 0
+      _, where = visit.drawn(seed)
+      for number in visit.order(seed, window)[visit.skip :].tolist():
+        yield reader, visit.begin + number, where[number]

@@ -1,12 +1,13 @@
 """The reader by tf.data: it streams TFRecord shards, and Python only plans.
 
-Of every visit to a shard Python says where reading begins and how each window is shuffled
-(`order`). tf.data reads and verifies the records, shuffles, takes the streams in turn, batches,
-parses, crops and pads them. In memory are a window of each stream and about seven copies of each
-clip of a batch, beside TensorFlow's own 0.6 GB.
+Of every visit to a shard Python says where reading begins and with which seed its records are
+shuffled (`order`). tf.data reads and verifies the records, shuffles, takes the streams in turn,
+batches, parses, crops and pads them. In memory are the shuffle's buffer of each stream and a few
+copies of each clip of a batch, beside TensorFlow's own 0.6 GB.
 """
 
 import contextlib
+import ctypes
 import functools
 import os
 from collections.abc import Generator
@@ -14,10 +15,12 @@ from collections.abc import Generator
 import numpy as np
 
 from atst_jax.data.dataset import Dataset
-from atst_jax.data.order import visits
+from atst_jax.data.order import buffer_shuffle, visits
 from atst_jax.util import storage
 
 STORE_BYTES = 1 << 20  # that a store is asked for at once
+# glibc's mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes
+KEPT = {-3: 1 << 25, -1: 2**31 - 1, -2: 1 << 26}
 
 
 class Unreadable(Exception):
@@ -56,6 +59,23 @@ def _silent():
     os.close(nothing)
 
 
+@functools.cache
+def shuffles_as_planned() -> bool:
+  """Whether TensorFlow draws as `order.buffer_shuffle` does: 2.21 does, unless the program has set
+  a global seed."""
+  clips = import_tensorflow().data.Dataset.range(100)
+  found = clips.shuffle(16, seed=5, reshuffle_each_iteration=False).as_numpy_iterator()
+  return list(found) == buffer_shuffle(100, 16, 5).tolist()
+
+
+def keep_memory() -> None:
+  """The process keeps the memory of records that are gone. By its defaults glibc (2.36) may give it
+  back to the system and ask for it again: then half of the time goes into empty pages."""
+  with contextlib.suppress(AttributeError, OSError):  # another C library
+    for option, value in KEPT.items():
+      ctypes.CDLL(None).mallopt(option, value)
+
+
 def buffer_bytes(root: str) -> int:
   """For `TFRecordDataset`: from a disk, records are read where they are wanted, without a copy (1.3
   times as fast); a store would be asked for each record's head, so much is read at once."""
@@ -79,6 +99,7 @@ def batches(
   """As `input_pipeline.record_batches`, of the streams `mine` with `block` clips each in a batch.
   Raises Unreadable."""
   tf = import_tensorflow()
+  keep_memory()
   shards, n_mels = dataset.shards(split), dataset.frontend.n_mels
   cpus = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
   shape = tf.TensorSpec
@@ -88,10 +109,9 @@ def batches(
     [shard.num_clips for shard in shards],
     seed=seed,
     streams=streams,
-    window=window,
     position=start_step * block,
   )
-  records = functools.partial(_visit_records, tf, buffer=buffer_bytes(dataset.root))
+  records = functools.partial(_visit_records, tf, window=window, buffer=buffer_bytes(dataset.root))
   decode = functools.partial(
     _decode,
     tf,
@@ -106,16 +126,15 @@ def batches(
       plan,
       output_signature={
         "path": shape((), tf.string),
-        **dict.fromkeys(("first", "size", "lead", "used"), shape((), tf.int64)),
-        "places": shape((None,), tf.int64),
+        **dict.fromkeys(("first", "seed", "used"), shape((), tf.int64)),
         "where": shape((None,), tf.float32),
       },
       args=(stream,),
     )
     return visited.flat_map(records)
 
-  # A clip is copied as it is read, shuffled, parsed and decoded; between these it is moved. A
-  # thread more than there are cores reads, for where others wait for a window.
+  # A clip is copied as it is read, parsed and decoded; between these it is moved. A thread more
+  # than there are cores reads, for where others fill a buffer.
   shuffled = tf.data.Dataset.from_tensor_slices(np.array(mine, np.int64)).interleave(
     stream_records,
     cycle_length=len(mine),
@@ -141,44 +160,26 @@ def batches(
     del iterator  # and with it TensorFlow's threads and files
 
 
-def _plan(paths, counts, stream, *, seed, streams, window, position):
-  """What a stream reads, visit by visit: from which record on, in windows of how many records, how
-  many of the first one are not there, the places inside the windows in their order, where clips are
-  cropped, and how many are already used."""
+def _plan(paths, counts, stream, *, seed, streams, position):
+  """What a stream reads, visit by visit: from which record on, the seed of their shuffle, how many
+  are already used, and where the clip of each record is cropped."""
   for visit in visits(seed, int(stream), streams, counts, position):
-    windows, used = visit.windows(seed, window)
-    size = max(len(part.order) for part in windows)
-    lead = size - len(windows[0].order)
-    places = [np.arange(lead), lead + windows[0].order, *(part.order for part in windows[1:])]
-    where = [np.zeros(lead, np.float32), *(part.where for part in windows)]
-    yield {
-      "path": paths[visit.shard],
-      "first": windows[0].begin,
-      "size": size,
-      "lead": lead,
-      "used": lead + used,
-      "places": np.concatenate(places),
-      "where": np.concatenate(where),
-    }
+    shuffle_seed, where = visit.drawn(seed)
+    path, first = paths[visit.shard], visit.begin
+    yield {"path": path, "first": first, "seed": shuffle_seed, "used": visit.skip, "where": where}
 
 
-def _visit_records(tf, visit, *, buffer):
+def _visit_records(tf, visit, *, window, buffer):
   """The records of a visit in their order, (record, where its clip is cropped).
 
   TensorFlow (2.21) takes a file that ends inside a record's head for a whole one, so what is
   missing becomes an empty record, which `_decode` refuses."""
-
-  def shuffled(records, order):
-    places, where = order
-    return tf.gather(records, places), where
-
   missing = tf.data.Dataset.from_tensors("").repeat()
   records = tf.data.TFRecordDataset(visit["path"], buffer_size=buffer).skip(visit["first"])
-  records = missing.take(visit["lead"]).concatenate(records).concatenate(missing)
-  records = records.take(tf.shape(visit["places"], tf.int64)[0])
-  order = tf.data.Dataset.from_tensor_slices((visit["places"], visit["where"]))
-  windows = tf.data.Dataset.zip((records.batch(visit["size"]), order.batch(visit["size"])))
-  return windows.map(shuffled).unbatch().skip(visit["used"])
+  where = tf.data.Dataset.from_tensor_slices(visit["where"])
+  clips = tf.data.Dataset.zip((records.concatenate(missing), where))  # as many as `where`
+  clips = clips.shuffle(window, seed=visit["seed"], reshuffle_each_iteration=False)
+  return clips.skip(visit["used"])
 
 
 def _decode(tf, records, where, *, clip_frames, n_mels, longest, with_ids):

@@ -24,7 +24,7 @@ from atst_jax.util.logs import log
 
 CONFIG = "config.json"
 # Added to the message about a key that older versions did not have.
-REASONS = {"data.order": " (clips came in another, uneven order: docs/shards.md)"}
+REASONS = {"data.order": " (clips came in another order: docs/shards.md)"}
 # Older versions did not have these keys, and worked with these values.
 FORMERLY = {
   "initial_hash": None,
