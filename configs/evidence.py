@@ -18,6 +18,7 @@ CHANGES = {
   "lambda02": {"difference.weight": 0.2},
   "lambda05": {"difference.weight": 0.5},
   "single": {"views.segments": "single"},
+  "no_box_height": {"views.freq_scale": (1.0, 1.0)},
   "no_mixup": {"views.mixup_ratio": 0.0},
   "no_rrc": {
     "views.freq_scale": (1.0, 1.0),
