@@ -99,9 +99,9 @@ class Visit(NamedTuple):
   def drawn(self, seed: int) -> tuple[int, np.ndarray]:
     """The seed of the shuffle; and (end - begin,) float32 in [0, 1), where each record's clip is
     cropped."""
-    size = self.end - self.begin
-    first, *bits = _draw(1 + size, seed, 0, self.epoch, 1 + (self.shard << 32) + self.begin)
-    return int(first % (2**31 - 1)), (np.array(bits) >> 40).astype(np.float32) / 2**24
+    number = 1 + self.end - self.begin
+    bits = _draw(number, seed, 0, self.epoch, 1 + (self.shard << 32) + self.begin)
+    return int(bits[0]) % (2**31 - 1), (bits[1:] >> 40).astype(np.float32) / 2**24
 
   def order(self, seed: int, window: int) -> np.ndarray:
     """(end - begin,) the records of the visit in their order, used ones too, less `begin`.
