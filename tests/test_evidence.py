@@ -204,6 +204,7 @@ def test_a_variant_changes_what_it_names(variant):
     "lambda02": {"difference.weight"},
     "lambda05": {"difference.weight"},
     "single": {"views.segments"},
+    "no_box_height": {"views.freq_scale"},
     "no_mixup": {"views.mixup_ratio"},
     "no_rrc": {"views.freq_scale", "views.time_scale", "views.canvas_time"},
   }
