@@ -51,9 +51,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.data.frontend = "atst"
   config.data.clip_frames = 1001  # 10 s; of longer clips a random window is read
   config.data.streams = 64  # the data are read in; divides the batch, at most as many as shards
-  config.data.shuffle_window = (
-    64  # records in the shuffle's buffer; tf.data holds one of each stream
-  )
+  config.data.shuffle_window = 64  # records in each stream's shuffle buffer, which tf.data holds
   config.data.reader = "auto"  # "tf.data" or "plain" (no TensorFlow): the same batches
   config.data.order = 3  # version of the order of clips; 1 was uneven, 2 had windows
   # that read shards; 0: as many as cores by tf.data; by the plain reader 1 from a disk, 16 from a

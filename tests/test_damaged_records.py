@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from atst_jax.data import tf_reader
 from atst_jax.data.dataset import Dataset, RecordError
 from atst_jax.data.input_pipeline import record_batches
 from atst_jax.data.tfrecord import encode_example, frame_record
@@ -60,6 +61,22 @@ def test_a_shard_cut_short_is_noticed_by_its_count(tmp_path, reader, left):
   os.truncate(path, start + left)
   with pytest.raises(RecordError, match=r"train-00003-of-00004.tfrecord: record 7: "):
     take(dataset, 30, reader=reader)
+
+
+def test_a_visit_reads_no_record_behind_its_end(tmp_path):
+  """What is damaged there is another stream's, or a later epoch's."""
+  tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: .[tfds]")
+  root = write_dataset(tmp_path / "data", shards=4)
+  path = os.path.join(root, "train-00002-of-00004.tfrecord")
+  with open(path, "rb") as file:
+    second = 16 + struct.unpack("<Q", file.read(8))[0]
+  _flip(path, second + 50)
+  numbers = {key: tf.constant(n, tf.int64) for key, n in (("first", 0), ("seed", 5), ("used", 0))}
+  visit = {"path": tf.constant(path), "where": tf.zeros(1), **numbers}
+  read = lambda visit: list(tf_reader._visit_records(tf, visit, window=4, buffer=0))
+  assert len(read(visit)) == 1
+  with pytest.raises(tf.errors.DataLossError):
+    read({**visit, "where": tf.zeros(2)})
 
 
 def test_damage_that_comes_while_reading_is_named(tmp_path):

@@ -97,13 +97,13 @@ def test_the_shuffle_is_tensorflows():
     assert list(shuffle(count, size, seed).as_numpy_iterator()) == expected.tolist()
   inside = tf.data.Dataset.from_tensors(np.int64(7)).flat_map(lambda seed: shuffle(90, 16, seed))
   assert list(inside.as_numpy_iterator()) == buffer_shuffle(90, 16, 7).tolist()
-  assert tf_reader.shuffles_as_planned.__wrapped__()
+  assert tf_reader.shuffles_as_planned()
   tf.random.set_seed(3)
   try:
-    assert not tf_reader.shuffles_as_planned.__wrapped__()
+    assert not tf_reader.shuffles_as_planned()
   finally:
     tf.random.set_seed(None)
-  assert tf_reader.shuffles_as_planned.__wrapped__()
+  assert tf_reader.shuffles_as_planned()
 
 
 def test_an_epoch_of_a_division_holds_each_clip_once():

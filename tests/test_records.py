@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.data.dataset import MANIFEST, SCHEMA_VERSION, Dataset, write_json, write_shard
 from atst_jax.data.tfrecord import RecordError, read_records
 from atst_jax.util import storage
@@ -283,3 +284,12 @@ def test_fault_24_missing_statistics(dataset):
     UserError, match=r"no statistics; run `python -m data_pipeline\.prepare stats"
   ):
     _ = Dataset.load(dataset).statistics
+
+
+def test_an_encoder_of_an_older_front_end_of_that_name_says_so(dataset):
+  """Preparing the data again would not help."""
+  other = dataclasses.replace(FRONTEND, name="cola")
+  with pytest.raises(UserError, match="its 'cola' is another version's: train it anew"):
+    Dataset.load(dataset).check_frontend(dataclasses.replace(other, hop_length=161), "mine")
+  with pytest.raises(UserError, match="prepare the data with --frontend=cola"):
+    Dataset.load(dataset).check_frontend(FRONTENDS["cola"], "mine")

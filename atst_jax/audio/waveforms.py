@@ -114,7 +114,7 @@ def mel_of(
 
   Args:
     waveform: each call gives the sound's (n,) pieces at the front-end's rate, from the start. For a
-      front-end of level "unit" it is read once more, before all else.
+      front-end of level "unit" all of it is read once more, for its norm.
 
   Raises:
     UserError: fewer samples than the front-end needs.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from atst_jax.audio.frontend import FrontEnd
+from atst_jax.audio.frontend import FRONTENDS, FrontEnd
 from atst_jax.data.schema import SCHEMA_VERSION, STATISTICS, check_manifest
 from atst_jax.data.tfrecord import (
   RecordError,
@@ -198,10 +198,14 @@ class Dataset:
     """Raises UserError if the shards hold another spectrogram than an encoder expects, which
     `encoder` names."""
     if self.frontend.hash != frontend.hash:
+      remedy = f"prepare the data with --frontend={frontend.name}"
+      known = FRONTENDS.get(frontend.name)
+      if known is not None and known.hash != frontend.hash:
+        remedy = f"its {frontend.name!r} is another version's: train it anew, or take data of then"
       raise UserError(
         f"{self.root} was prepared with the front-end {self.frontend.name!r} "
         f"({self.frontend.hash}), the encoder {encoder} expects {frontend.name!r} "
-        f"({frontend.hash}); prepare the data with --frontend={frontend.name}"
+        f"({frontend.hash}); {remedy}"
       )
 
   def min_frames(self, split: str) -> int:

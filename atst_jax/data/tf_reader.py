@@ -59,7 +59,6 @@ def _silent():
     os.close(nothing)
 
 
-@functools.cache
 def shuffles_as_planned() -> bool:
   """Whether TensorFlow draws as `order.buffer_shuffle` does: 2.21 does, unless the program has set
   a global seed."""
@@ -176,8 +175,9 @@ def _visit_records(tf, visit, *, window, buffer):
   missing becomes an empty record, which `_decode` refuses."""
   missing = tf.data.Dataset.from_tensors("").repeat()
   records = tf.data.TFRecordDataset(visit["path"], buffer_size=buffer).skip(visit["first"])
+  records = records.concatenate(missing).take(tf.size(visit["where"], tf.int64))
   where = tf.data.Dataset.from_tensor_slices(visit["where"])
-  clips = tf.data.Dataset.zip((records.concatenate(missing), where))  # as many as `where`
+  clips = tf.data.Dataset.zip((records, where))
   clips = clips.shuffle(window, seed=visit["seed"], reshuffle_each_iteration=False)
   return clips.skip(visit["used"])
 

@@ -29,7 +29,7 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
-ROWS = 5  # format of finished rows; rows of another format are computed again
+ROWS = 6  # format of finished rows; rows of another format are computed again
 RESULTS = "results.json"
 Part = tuple[str, Callable[[], list[dict]]]  # a name, and a function that computes its rows
 

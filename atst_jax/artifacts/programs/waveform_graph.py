@@ -185,7 +185,7 @@ def build(model: Model) -> bytes:
       many for one file.
   """
   import_onnx()
-  if not model.frontend.is_centred:
+  if not model.frontend.is_centred or model.frontend.level != "recorded":
     raise UserError(
       f"the front-end {model.frontend.name!r} has no ONNX nodes; leave out --input=waveform"
     )
