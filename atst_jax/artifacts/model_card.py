@@ -265,7 +265,7 @@ def card(
       ["window", window],
       ["hop", f"{frontend.hop_length} samples"],
       ["mel", mel],
-      ["unit", f"dB of power; no clamp{level[frontend.level]}"],
+      ["unit", f"dB; no clamp{level[frontend.level]}"],
       ["normalisation", f"`{json.dumps(config['normalization'])}`"],
     ]
   )

@@ -103,13 +103,15 @@ class Visit(NamedTuple):
     bits = _draw(number, seed, 0, self.epoch, 1 + (self.shard << 32) + self.begin)
     return int(bits[0]) % (2**31 - 1), (bits[1:] >> 40).astype(np.float32) / 2**24
 
-  def order(self, seed: int, window: int) -> np.ndarray:
-    """(end - begin,) the records of the visit in their order, used ones too, less `begin`.
+  def order(self, seed: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """(end - begin,) the records of the visit in their order, used ones too, less `begin`; and
+    where each record's clip is cropped, as of `drawn`.
 
     Args:
       window: records in the buffer of the shuffle.
     """
-    return buffer_shuffle(self.end - self.begin, window, self.drawn(seed)[0])
+    shuffle_seed, where = self.drawn(seed)
+    return buffer_shuffle(len(where), window, shuffle_seed), where
 
 
 def visits(

@@ -99,6 +99,6 @@ def _stream(shards, n_mels, damage, indices, *, seed, stream, streams, window, p
     with contextlib.closing(opened) as reader:
       if small:
         indices[visit.shard] = reader.index
-      _, where = visit.drawn(seed)
-      for number in visit.order(seed, window)[visit.skip :].tolist():
+      order, where = visit.order(seed, window)
+      for number in order[visit.skip :].tolist():
         yield reader, visit.begin + number, where[number]

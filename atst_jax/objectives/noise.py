@@ -3,9 +3,9 @@
 COLA adds noise to waveforms; shards hold log-mel. A mel bin is taken for one bin of the spectrum
 with an unknown phase, and a complex normal number is added to it. So the mean power of the noise is
 right, and so is its interference with the sound; in filters over magnitudes that hold a tone the
-sum is up to 2.6 dB too low. Its spread is right for the narrow filters at the
-bottom, and too large for the wide ones. Neighbouring frames and filters have noise of their own,
-though their windows overlap.
+sum is up to 2.6 dB too low. Its spread is right for the narrow filters at the bottom, and too large
+for the wide ones. Neighbouring frames and filters have noise of their own, though their windows
+overlap.
 
 The noise is relative to the energy of the clip. For a front-end of level "unit" it is 1. Else it is
 that of the mel bins; what lies outside of them is not there. A filter over magnitudes does not tell
