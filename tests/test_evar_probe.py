@@ -12,9 +12,9 @@ from atst_jax.artifacts.classifiers.scoring import head_of
 from atst_jax.artifacts.model import load_model
 from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import features
-from atst_jax.downstream.linear import atst_probe, evar_probe
+from atst_jax.downstream.linear import atst_probe, evar_probe, job
 from atst_jax.downstream.tables import table
-from tests.evaluation import evaluate, make_clips, refused, write_clips, write_encoder
+from tests.evaluation import evaluate, make_clips, refused, resolved, write_clips, write_encoder
 
 N, D, C = 70, 6, 3
 TRAIN, VALID = np.arange(45), np.arange(45, 70)
@@ -167,6 +167,16 @@ def test_clips_not_known_do_not_matter(data):
   spoilt = np.concatenate([data[0], np.full((3, D), 1e6, np.float32)])
   targets = np.concatenate([data[1], np.eye(C)])
   jax.tree.map(np.testing.assert_array_equal, fit(*data[:2]), fit(spoilt, targets))
+
+
+def test_a_dry_run_reads_no_clips_for_their_statistics(tmp_path, monkeypatch):
+  cnn = write_encoder(tmp_path / "cnn", kind="cnn")
+  data = write_clips(tmp_path / "data", make_clips(36))
+  monkeypatch.setattr(features, "log_statistics", None)
+  config = resolved(cnn, data, "evar", unit_seconds="0.4")
+  assert job.describe(config, str(tmp_path / "run"))
+  with pytest.raises(TypeError):
+    _ = job.resolve(resolved(cnn, data, "evar", unit_seconds="0.4")).model
 
 
 def test_evar_protocol(tmp_path):

@@ -167,9 +167,8 @@ def standardized(model: Model, dataset: Dataset, *, unit: int | None, seed: int)
   Args:
     unit, seed: of `mels`: as in EVAR they are those of clips that are cut or filled.
   """
-  as_prepared = model.standardized(dataset.statistics)  # refuses an encoder that does not
   if unit is None:
-    return as_prepared
+    return model.standardized(dataset.statistics)
   split = dataset.statistics["split"]
   read = mels(dataset, dataset.num_clips(split), "statistics", split=split, unit=unit, seed=seed)
   return model.standardized(log_statistics(read))

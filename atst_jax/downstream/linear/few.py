@@ -271,7 +271,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   numbers = ", ".join(map(str, few.numbers))
   return [
     f"workdir     {evaluation.belongs(job.record, workdir, FREE_KEYS)}",
-    describe_encoder(job.record["encoder"], job.model.config),
+    describe_encoder(job.record["encoder"], job.encoder.config),
     *describe_labelled(job.dataset, job.labels, job.splits),
     f"draws       {few.draws} of {numbers} clips per class in each division, protocol "
     f"{job.training.protocol}",

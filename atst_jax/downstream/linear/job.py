@@ -141,7 +141,7 @@ def describe(config: ConfigDict, workdir: str) -> list[str]:
   chosen = job.record["exact"]["chosen_on"]
   return [
     f"workdir     {evaluation.belongs(job.record, workdir, FREE_KEYS)}",
-    describe_encoder(job.record["encoder"], job.model.config),
+    describe_encoder(job.record["encoder"], job.encoder.config),
     *describe_labelled(job.dataset, job.labels, job.splits),
     f"probes      {probes}, protocol {job.training.protocol}, exact.chosen_on={chosen}",
     f"writes      {os.path.join(workdir, 'results.json')}, results.md, features/, predictions/",

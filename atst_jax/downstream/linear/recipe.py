@@ -33,7 +33,8 @@ class Evaluation:
   """A linear evaluation, resolved: what it opens, and its settings by name."""
 
   record: dict  # the resolved config as JSON
-  model: Model
+  encoder: Model  # as exported
+  standardized: bool  # by the statistics of the set
   dataset: Dataset
   labels: Labels
   splits: list[Split]
@@ -46,6 +47,15 @@ class Evaluation:
   groups: np.ndarray | None  # of `ridge.evaluate`, that choose among them
   training: Training
   select_on_test: bool
+
+  @functools.cached_property
+  def model(self) -> Model:
+    """The encoder that is evaluated. For the statistics of clips that are cut or filled all of them
+    are read, once."""
+    if not self.standardized:
+      return self.encoder
+    seed = self.seeds[0]
+    return features.standardized(self.encoder, self.dataset, unit=self.unit, seed=seed)
 
 
 def resolve(config: ConfigDict) -> Evaluation:
@@ -116,19 +126,19 @@ def resolve(config: ConfigDict) -> Evaluation:
       on_test=config.select_on_test,
     )
   frames = lambda seconds: model.frontend.num_frames(round(seconds * model.frontend.sample_rate))
-  unit = frames(config.unit_seconds) if config.crop == "unit" else None
   if config.statistics == "data":
-    model = features.standardized(model, dataset, unit=unit, seed=config.seed)
+    model.standardized(dataset.statistics)  # refuses an encoder that does not
   return Evaluation(
     record=configs.to_json(config),
-    model=model,
+    encoder=model,
+    standardized=config.statistics == "data",
     dataset=dataset,
     labels=labels,
     splits=splits,
     seeds=[config.seed + i for i in range(config.seeds)],
     blocks=tuple(config.blocks),
     max_frames=frames(config.max_seconds),
-    unit=unit,
+    unit=frames(config.unit_seconds) if config.crop == "unit" else None,
     knn=config.knn,
     penalties=tuple(config.exact.penalties),
     groups=groups,
