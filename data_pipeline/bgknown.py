@@ -27,7 +27,6 @@ import sys
 from atst_jax.audio.decode import Reject
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import write_json
-from atst_jax.data.dataset_page import write_report
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser
 from atst_jax.util.errors import UserError
@@ -40,7 +39,7 @@ from .mixing.recordings import check_classes, check_disjoint, list_set, long_eno
 from .shards import workers
 from .shards.job import Job
 from .shards.plan import hash_sources
-from .shards.summary import report
+from .shards.summary import print_page, report
 from .sources.files import Listing, Source
 from .sources.owner_lists import split_of
 
@@ -275,8 +274,8 @@ def _write_sets(
     )
     job.check()
     manifest = job.write()
-    write_report(job.output)
     print("\n".join([f"{job.output}:", *report(manifest)]))
+    print_page(job.output)
     if rejects := manifest["rejects"]:
       raise UserError(
         f"{job.output}: {len(rejects)} mixtures could not be made, the first is "

@@ -21,8 +21,6 @@ from collections.abc import Set
 
 from atst_jax.audio.channels import MEAN, check_channels
 from atst_jax.audio.frontend import get_frontend
-from atst_jax.data.dataset import RecordError
-from atst_jax.data.dataset_page import write_report
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser, nearest
 from atst_jax.util.errors import UserError
@@ -33,7 +31,7 @@ from .shards import beam, merge, verify, workers
 from .shards.job import Job, classes_hash
 from .shards.plan import hash_sources
 from .shards.shard import read_file, read_run
-from .shards.summary import report
+from .shards.summary import print_page, report
 from .sources.files import Listing, describe_skipped, printable
 from .sources.inputs import LAYOUTS, list_sources
 
@@ -188,10 +186,7 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
     return
   manifest = job.write(missing, again=again)
   print("\n".join([f"{args.output}:", *report(manifest)]))
-  try:
-    print(f"more in {write_report(args.output)}")
-  except (RecordError, OSError, ImportError) as error:
-    print(f"no report.html: {error}; `prepare verify {args.output}` looks closer", file=sys.stderr)
+  print_page(args.output)
   if "train" not in manifest["splits"]:
     print(
       "no split `train`, so no statistics; "

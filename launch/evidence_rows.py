@@ -61,6 +61,19 @@ def spread(values: list[float]) -> str:
   return f"{np.mean(values):.1f}{deviation}" if values else ""
 
 
+def known(rows: Rows) -> list[float]:
+  """Percent of the known clips at the penalty that they choose, parts of them left out of the probe
+  in turn; of every pre-training."""
+  best = lambda row: [max(run["penalty_valid_scores"]) for run in row.values["runs"]]
+  return [100 * float(np.mean(best(row))) for row in rows.values()]
+
+
+def directions(each: Iterable[Rows]) -> str:
+  """For 99 % of the variance, the fewest and the most of any task and pre-training."""
+  numbers = [row.values["directions_99"] for rows in each for row in rows.values()]
+  return f"{min(numbers):.0f} to {max(numbers):.0f}" if numbers else ""
+
+
 def runs(each: Iterable[Rows]) -> str:
   """The number of pre-trainings in every cell of a line, said once where it is the same."""
   numbers = [len(rows) for rows in each]

@@ -13,7 +13,19 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
-from evidence_rows import Found, Rows, compared, paired, read, read_columns, runs, scored, spread
+from evidence_rows import (
+  Found,
+  Rows,
+  compared,
+  directions,
+  known,
+  paired,
+  read,
+  read_columns,
+  runs,
+  scored,
+  spread,
+)
 from evidence_sets import BGKNOWN, HEARD, PAIRS, TASKS, TITLES, TRIAL_TITLES
 
 from atst_jax.util.markdown import table_lines
@@ -29,6 +41,8 @@ KINDS = (
   "random",
   MEL,
 )
+DIRECTIONS = "directions for 99 %"
+KNOWN = "known clips left out of the probe in turn"
 MIXTURES = {BGKNOWN: "Sounds in known backgrounds", PAIRS: "Retrieval by a sound and a sentence"}
 
 
@@ -61,13 +75,18 @@ def _spectrum(rows: Rows) -> str:
   mean = lambda key: np.mean([row.values[key] for row in rows.values()])
   if not rows:
     return ""
-  directions = f"{mean('directions_90'):.0f}, {mean('directions_99'):.0f}"
-  return f"{directions}; {mean('effective_rank'):.1f}"
+  numbers = f"{mean('directions_90'):.0f}, {mean('directions_99'):.0f}"
+  return f"{numbers}; {mean('effective_rank'):.1f}"
+
+
+def _tasks(titles: list[str]) -> list[str]:
+  """Without what is tested."""
+  return [title.partition(",")[0] for title in titles]
 
 
 def never_heard(found: Found, titles: list[str]) -> list[str]:
-  """Scores of every kind of features, what pre-training adds, nearest neighbours, penalties and the
-  spectra of the vectors."""
+  """Scores of every kind of features, what pre-training adds, scores of known clips, nearest
+  neighbours, penalties and the spectra of the vectors."""
   kinds = _kinds(found)
   scores = [["exact probe", "runs", *titles]]
   for kind in kinds:
@@ -83,11 +102,13 @@ def never_heard(found: Found, titles: list[str]) -> list[str]:
       added.append([f"{kind}, less {other}", number, *(compared(*rows) for rows in both)])
   tables = [scores, added]
   for title, cell in (
+    (KNOWN, lambda rows: spread(known(rows))),
     ("nearest neighbours: raw; whitened", _neighbours),
     ("penalties chosen (* at the end of the grid)", _penalties),
     ("directions for 90 %, 99 %; effective rank", _spectrum),
   ):
-    tables.append([[title, *titles], *([k, *map(cell, _of_tasks(found, k))] for k in kinds)])
+    heads = _tasks(titles) if title == KNOWN else titles
+    tables.append([[title, *heads], *([k, *map(cell, _of_tasks(found, k))] for k in kinds)])
   return _lines(tables, len(TASKS))
 
 
@@ -107,42 +128,45 @@ def _vectors(found: Found) -> str:
 def parts(
   found: dict[str, Found], base: str, titles: list[str], changes: dict[str, str]
 ) -> list[str]:
-  """Scores of all blocks, a row for each variant, and their differences to `base`.
+  """Scores of all blocks, a row for each variant, their differences to `base`, and scores of known
+  clips.
 
   Args:
-    changes: of trials, by name: what each is. Their spectra stand beside.
+    changes: of trials, by name: what each is.
   """
-  more = ["values", "directions for 99 %"] if changes else []
-  scores = [["variant", *more, "runs", *titles]]
+  more = ["values"] if changes else []
+  scores = [["variant", *more, DIRECTIONS, "runs", *titles]]
   less = [[f"less {base}, points", "runs", *titles]]
+  left_out = [[f"variant, {KNOWN}", "runs", *_tasks(titles)]]
   first = _of_tasks(found[base], _vectors(found[base])) if base in found else []
   for name, each in found.items():
     rows = _of_tasks(each, _vectors(each))
     cells = [spread([row.score for row in task.values()]) for task in rows]
-    about = []
-    if changes:
-      known = [row.values["directions_99"] for task in rows for row in task.values()]
-      about = [changes[name], f"{min(known):.0f} to {max(known):.0f}"]
-    scores.append([name, *about, runs(rows), *cells])
+    about = [changes[name]] if changes else []
+    scores.append([name, *about, directions(rows), runs(rows), *cells])
+    left_out.append([name, runs(rows), *(spread(known(task)) for task in rows)])
     if name != base and first:
       both = list(zip(rows, first, strict=True))
       number = runs(dict.fromkeys(paired(*pair)) for pair in both)
       less.append([name, number, *(compared(*pair) for pair in both)])
-  return _lines([scores, less], len(TASKS))
+  return _lines([scores, less, left_out], len(TASKS))
 
 
 def objectives(found: dict[str, Found], base: str, titles: list[str]) -> list[str]:
   """Scores of each objective beside its encoder with random parameters, and what it adds to that
-  and to `base`, whose last block stands beside all blocks. `found` has `base` too."""
-  scores = [["objective", "features", "numbers", "runs", *titles]]
+  and to `base`, whose last block stands beside all blocks; then scores of known clips. `found` has
+  `base` too."""
+  scores = [["objective", "features", "numbers", DIRECTIONS, "runs", *titles]]
   added = [["objective", "points", "runs", *titles]]
+  left_out = [[f"objective, {KNOWN}", "features", "runs", *_tasks(titles)]]
   for name, each in found.items():
     vectors = _vectors(each)
     rows, twin = _of_tasks(each, vectors), _of_tasks(each, _twins(vectors)[0])
     for kind, cells in ((vectors, rows), (_twins(vectors)[0], twin)):
       sizes = {row.values["dimensions"] for task in cells for row in task.values()}
       size = "/".join(map(str, sorted(sizes)))
-      scores.append([name, kind, size, runs(cells), *map(scored, cells)])
+      scores.append([name, kind, size, directions(cells), runs(cells), *map(scored, cells)])
+      left_out.append([name, kind, runs(cells), *(spread(known(task)) for task in cells)])
     others = {_twins(vectors)[0]: twin, MEL: _of_tasks(each, MEL)}
     if name != base and base in found:
       for kind in dict.fromkeys((_vectors(found[base]), LAST)):
@@ -153,7 +177,7 @@ def objectives(found: dict[str, Found], base: str, titles: list[str]) -> list[st
         continue
       cells = [compared(*pair) for pair in both]
       added.append([name, f"less {other}", runs(dict.fromkeys(paired(*p)) for p in both), *cells])
-  return _lines([scores, added], len(TASKS))
+  return _lines([scores, added, left_out], len(TASKS))
 
 
 def mixtures(

@@ -58,6 +58,9 @@ def test_rows_of_one_recording_are_in_one_group(tmp_path):
   assert groups("a.wav,0,1,\na.wav,1,2,theo\nb.wav,0,1,\n") == ["theo", "theo", "b.wav"]
   assert groups("a.wav,,,\na.wav,1,2,\n") == ["a.wav", "a.wav"]
   assert groups("a.wav,1,2,theo\na.wav,1,2,\n") == ["theo"]
+  # ids of one's own: rows of one file could else be parted
+  listing = list_sources(manifest(tmp_path, "path,id\na.wav,0\na.wav,1\nb.wav,2\n"))
+  assert [source.group for source in listing.sources] == ["a.wav", "a.wav", ""]
   told = r"line 4: the group of 'a\.wav' is 'eva' here and 'theo' in line 2; give rows of one file"
   with pytest.raises(UserError, match=told):
     groups("a.wav,0,1,theo\na.wav,1,2,\na.wav,2,3,eva\n")

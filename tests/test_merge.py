@@ -84,12 +84,28 @@ def test_an_interrupted_merge_leaves_nothing(sets, tmp_path, monkeypatch):
   assert prepare.main(["merge", *map(str, sets), f"--output={output}"]) == 0
 
 
+def test_a_page_that_fails_costs_no_set(sets, tmp_path, monkeypatch, capsys):
+  from data_pipeline.shards import summary
+
+  def full(root):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(summary, "write_report", full)
+  assert prepare.main(["merge", *map(str, sets), f"--output={tmp_path / 'both'}"]) == 0
+  assert "no report.html: [Errno 28] No space" in capsys.readouterr().err
+  assert Dataset.load(str(tmp_path / "both")).num_clips("train") == 10
+
+
 def test_what_cannot_be_one_is_refused(sets, tmp_path, capsys):
   a, b = map(str, sets)
   other = tmp_path / "other"
   flags = [f"--input={tmp_path / 'a'}", f"--output={other}"]
   assert prepare.main([*flags, "--frontend=byola"]) == 0
   capsys.readouterr()
+  case = tmp_path / "case"
+  (tmp_path / "case.csv").write_text("path,label\n0.wav,Dog\n")
+  made = [f"--input={tmp_path / 'case.csv'}", f"--root={tmp_path / 'a'}", f"--output={case}"]
+  assert prepare.main([*made, "--frontend=atst"]) == 0
   (tmp_path / "full").mkdir()
   (tmp_path / "full" / "file").touch()
   for arguments, message in (
@@ -97,6 +113,7 @@ def test_what_cannot_be_one_is_refused(sets, tmp_path, capsys):
     ([a, str(other), f"--output={tmp_path / 'x'}"], "has the front-end 'atst'"),
     ([a, a, f"--output={tmp_path / 'x'}"], "names must differ"),
     ([a, b, f"--output={tmp_path / 'full'}"], "holds something"),
+    ([a, str(case), f"--output={tmp_path / 'x'}"], "'Dog' and 'dog' differ in case"),
     ([a, str(tmp_path / "absent"), f"--output={tmp_path / 'x'}"], "is not a prepared dataset"),
   ):
     assert prepare.main(["merge", *arguments]) == 2

@@ -17,7 +17,10 @@ from atst_jax.audio.decode import load_audio
 from atst_jax.audio.frontend import get_frontend, log_mel
 from atst_jax.data.dataset import Dataset
 from data_pipeline import prepare
+from data_pipeline.shards.beam import load_task, store_task
 from data_pipeline.shards.mel_statistics import MelStatistics, merge_statistics
+from data_pipeline.shards.shard import ShardTask
+from data_pipeline.sources.files import Source
 from tests.preparing import contents
 
 RATE = 16000
@@ -251,3 +254,9 @@ def test_workers_need_neither_jax_nor_tensorflow(audio, tmp_path):
     command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, check=False
   )
   assert (done.stdout, done.stderr) == ("0 0\n1 1\n", "set()\n")  # before and after the file
+
+
+def test_a_task_of_beam_keeps_names_that_are_not_utf8(tmp_path):
+  source = Source(os.fsdecode(b"/in/caf\xe9.wav"), "caf\\xe9.wav", ("dog",), fold=1)
+  task = ShardTask("train-00000-of-00001.tfrecord", "train", (source,))
+  assert load_task(store_task(task, str(tmp_path))) == task

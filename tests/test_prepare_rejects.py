@@ -3,6 +3,7 @@ file's."""
 
 import errno
 import os
+import time
 
 import numpy as np
 import pytest
@@ -174,6 +175,44 @@ def test_duplicates_are_looked_for_once(small, tmp_path, monkeypatch):
   monkeypatch.setattr(job, "find_duplicates", None)
   next((tmp_path / "clean").glob("*.tfrecord")).unlink()
   assert run(*flags) == 0 and contents(tmp_path / "clean") == before
+
+
+def test_a_recording_newer_than_its_shard_is_read_again(small, capsys):
+  """An edited file keeps its name and, as plain PCM, its size."""
+  audio, output = small
+  flags = [f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=5"]
+  hashes = lambda: [shard.sha256 for shard in Dataset.load(str(output)).shards("train")]
+  before = hashes()
+  assert run(*flags) == 0 and hashes() == before  # what was copied is older
+  os.utime(audio / "7.wav", (4e9, 4e9))  # the clock of a recorder
+  assert run(*flags) == 0 and "older than their" not in capsys.readouterr().err
+  soundfile.write(audio / "7.wav", np.zeros(2000), RATE)
+  later = time.time() - 1
+  os.utime(audio / "7.wav", (later, later))
+  for sidecar in (output / ".work").iterdir():
+    os.utime(sidecar, (later - 60, later - 60))
+  for path in audio.glob("*.wav"):
+    os.utime(path, (later, later) if path.name == "7.wav" else (later - 90, later - 90))
+  assert run(*flags) == 0
+  assert "1 shards are older than their recordings" in capsys.readouterr().err
+  assert sum(one != other for one, other in zip(before, hashes(), strict=True)) == 1
+
+
+def test_what_waits_for_pyav_is_not_set_aside_for_good(small, tmp_path, monkeypatch):
+  """Files that nothing here can read, in a shard without any other: PyAV, installed later, reads
+  them."""
+  audio, output = small[0], tmp_path / "all"
+  (audio / "a.m4a").write_bytes(b"sound")
+  flags = [f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=21"]
+  monkeypatch.setattr(sound_file, "has_pyav", lambda: False)
+  assert run(*flags) == 0
+  (reject,) = Dataset.load(str(output)).manifest["rejects"]
+  assert reject["id"] == "a.m4a" and "needs PyAV" in reject["detail"]
+  monkeypatch.setattr(shards, "has_pyav", lambda: True)
+  read = shards.read_pieces
+  as_7 = lambda path, **options: read(path.replace("a.m4a", "7.wav"), **options)
+  monkeypatch.setattr(shards, "read_pieces", as_7)
+  assert run(*flags) == 0 and Dataset.load(str(output)).num_clips("train") == 21
 
 
 def test_of_duplicates_the_evaluation_clip_stays(tmp_path):

@@ -162,6 +162,22 @@ def test_rows_of_a_table_are_clips(recordings, tmp_path, monkeypatch, capsys):
   assert "6 files (manifest)" in capsys.readouterr().out
 
 
+def test_a_rest_without_a_clip_is_no_loss(tmp_path, monkeypatch):
+  """A recording whose one segment is too short, and what is left of it too, alone in its shard."""
+  write_inline(monkeypatch)
+  rows = ["path,start,end", "short.wav,0.5,0.51", *(f"{i}.wav,1,2" for i in range(3))]
+  (tmp_path / "table.csv").write_text("\n".join(rows))
+  for name, seconds in (("short", 1.4), *((i, 4.0) for i in range(3))):
+    noise(tmp_path / f"{name}.wav", seconds)
+  flags = [f"--input={tmp_path / 'table.csv'}", "--frontend=atst", f"--output={tmp_path / 'out'}"]
+  assert run(*flags, "--rest") == 0
+  dataset = Dataset.load(str(tmp_path / "out"))
+  assert [reject["id"] for reject in dataset.manifest["rejects"]] == ["short.wav#0.5-0.51"]
+  assert dataset.num_clips("train") == 9 and len(dataset.shards("train")) == 3
+  before = contents(tmp_path / "out")
+  assert run(*flags, "--rest") == 0 and contents(tmp_path / "out") == before
+
+
 def test_context_and_the_rest(recordings, tmp_path, monkeypatch):
   """What no row covers has no label, and is in the recording's split and group."""
   table = TABLE.replace("dog,\n", "dog,test\n").replace("cat,\n", "cat,test\n")

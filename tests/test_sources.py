@@ -127,11 +127,15 @@ def test_folders_of_splits_are_no_classes(tmp_path):
   assert classes.label_names == ["Val/dog", "eval/cat", "train/cat/a", "train/dog"]
   assert {s.split for s in classes.sources} == {"train"} and not classes.notes
   touch(tmp_path, "bus/5.wav")
-  with pytest.raises(UserError, match="beside them 'bus'; move it away"):
+  with pytest.raises(UserError, match="beside them is 'bus'; move it away"):
     list_sources(str(tmp_path))
   touch(tmp_path / "vehicles", "train/1.wav", "bus/2.wav")  # a train may be a class
   assert list_sources(str(tmp_path / "vehicles")).label_names == ["bus", "train"]
   shutil.rmtree(tmp_path / "vehicles")
+  touch(tmp_path / "held", "train/dog/1.wav", "holdout/dog/2.wav")  # but hardly a class of classes
+  with pytest.raises(UserError, match="beside them is 'holdout'; move it away, call it train"):
+    list_sources(str(tmp_path / "held"))
+  shutil.rmtree(tmp_path / "held")
   os.unlink(tmp_path / "bus/5.wav")
   touch(tmp_path, "test/dog/6.wav")
   with pytest.raises(UserError, match="'eval' and 'test' both mean 'test'; rename one"):

@@ -46,7 +46,8 @@ def store_task(task: ShardTask, work: str) -> str:
     {
       "file": task.file,
       "split": task.split,
-      "sources": [dataclasses.astuple(s) for s in task.sources],
+      # a name may hold bytes that are not UTF-8
+      "sources": [(os.fsencode(s.path).hex(), *dataclasses.astuple(s)[1:]) for s in task.sources],
     },
   )
   return path
@@ -56,7 +57,8 @@ def load_task(path: str) -> ShardTask:
   """The task that `store_task` wrote there. Raises OSError."""
   values = json.loads(storage.read_text(path))
   sources = (
-    Source(where, id, tuple(labels), *rest) for where, id, labels, *rest in values["sources"]
+    Source(os.fsdecode(bytes.fromhex(where)), id, tuple(labels), *rest)
+    for where, id, labels, *rest in values["sources"]
   )
   return ShardTask(values["file"], values["split"], tuple(sources))
 

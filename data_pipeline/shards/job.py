@@ -25,12 +25,21 @@ from .plan import (
   deal,
   find_duplicates,
   header_seconds,
+  is_older,
   measure,
   mel_bytes,
   open_output,
   shard_name,
 )
-from .shard import Settings, ShardTask, read_file, read_run, read_sidecar, read_sidecars
+from .shard import (
+  Settings,
+  ShardTask,
+  read_file,
+  read_run,
+  read_sidecar,
+  read_sidecars,
+  wait_for_pyav,
+)
 from .summary import describe
 from .tfds_info import write_tfds_info
 from .workers import write_tasks
@@ -132,8 +141,8 @@ class Job:
     """
     listing = self.listing
     with open_output(self.output, self.plan) as work:
-      aside = self._set_aside([*missing], work)
-      sidecars, rejects = self._write_shards(aside, work, again)
+      aside, left_out = self._set_aside([*missing], work)
+      sidecars, rejects = self._write_shards(aside, left_out, work, again)
       manifest = describe(
         name=self.name,
         frontend=self.frontend,
@@ -150,21 +159,24 @@ class Job:
       write_json(os.path.join(self.output, MANIFEST), manifest)
     return manifest
 
-  def _set_aside(self, missing: list[dict], work: str) -> list[dict]:
-    """The files to leave out, as an earlier start of this job found them."""
+  def _set_aside(self, missing: list[dict], work: str) -> tuple[list[dict], list[str]]:
+    """The rejects to leave out, and the ids of stretches without a clip, which are no rejects: as
+    an earlier start of this job found them."""
     path = os.path.join(work, REJECTS)
     if storage.is_file(path):
-      return json.loads(storage.read_text(path))["rejects"]
+      found = json.loads(storage.read_text(path))
+      if not wait_for_pyav(found["rejects"]):
+        return found["rejects"], found.get("left_out", [])
     if not self.reject_duplicates:
-      return missing
+      return missing, []
     log.info("looking for files of the same content")
     listing = self.listing
     aside = missing + find_duplicates(listing.sources, listing.root, workers=self.workers)
     write_json(path, {"rejects": aside})
-    return aside
+    return aside, []
 
-  def _deal(self, aside: list[dict]) -> tuple[list[ShardTask], float]:
-    ids = {reject["id"] for reject in aside}
+  def _deal(self, aside: list[dict], left_out: Iterable[str] = ()) -> tuple[list[ShardTask], float]:
+    ids = {reject["id"] for reject in aside}.union(left_out)
     return deal(
       [source for source in self.listing.sources if source.id not in ids],
       frontend=self.frontend,
@@ -175,14 +187,15 @@ class Job:
     )
 
   def _write_shards(
-    self, aside: list[dict], work: str, again: Set[str]
+    self, aside: list[dict], left_out: list[str], work: str, again: Set[str]
   ) -> tuple[list[dict], list[dict]]:
     """(sidecars in order, all rejects). Skips finished shards; deals a second time if a shard is
     empty."""
     for _ in range(2):
-      tasks, _ = self._deal(aside)
+      tasks, _ = self._deal(aside, left_out)
+      changed = self._older(tasks, work)
       unfinished = lambda task: read_sidecar(task, self.output, work) is None
-      todo = [task for task in tasks if task.file in again or unfinished(task)]
+      todo = [task for task in tasks if task.file in again | changed or unfinished(task)]
       again = frozenset()
       if todo:
         means = self.runner or f"{self.workers} workers"
@@ -192,15 +205,24 @@ class Job:
       rejects = aside + [reject for sidecar in sidecars for reject in sidecar["rejects"]]
       if all(sidecar["num_clips"] for sidecar in sidecars):
         return sidecars, rejects
-      if len(rejects) == len(self.listing.sources):
+      if not any(sidecar["num_clips"] for sidecar in sidecars):
         break
       aside = rejects
-      write_json(os.path.join(work, REJECTS), {"rejects": aside})
+      left_out = left_out + [id for sidecar in sidecars for id in sidecar.get("left_out", ())]
+      told = {"left_out": left_out} if left_out else {}
+      write_json(os.path.join(work, REJECTS), {"rejects": aside, **told})
     first = min(rejects, key=lambda reject: reject["id"])
     raise UserError(
       f"none of the {len(self.listing.sources)} files can be used; the first is {first['id']!r}: "
       f"{first['reason']} {first['detail']}".rstrip()
     )
+
+  def _older(self, tasks: list[ShardTask], work: str) -> Set[str]:
+    """File names of the shards that are older than what they are made of."""
+    older = {task.file for task in tasks if is_older(task, work)}
+    if older:
+      log.info("%d shards are older than their recordings, and are written again", len(older))
+    return older
 
   def _write_tasks(self, tasks: list[ShardTask], work: str) -> None:
     settings = Settings(

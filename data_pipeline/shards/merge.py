@@ -12,15 +12,14 @@ import os
 from collections.abc import Iterator
 
 from atst_jax.data.dataset import MANIFEST, Clip, Dataset, Shard, write_json, write_shard
-from atst_jax.data.dataset_page import write_report
 from atst_jax.data.schema import SCHEMA_VERSION, TOTALS
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser
 from atst_jax.util.errors import UserError
 
-from ..sources.files import printable
+from ..sources.files import check_labels, printable
 from .mel_statistics import MelStatistics, merge_statistics
-from .summary import report, sum_counts, totals
+from .summary import print_page, report, sum_counts, totals
 from .tfds_info import write_tfds_info
 
 KEYS = ("name", "multi_label", "folds", "fold_names", "rejects", "counts")
@@ -76,10 +75,16 @@ def renamed(
     )
 
 
-def merge(roots: list[str], output: str, name: str) -> dict:
-  """Writes the joined set; `dataset.json` comes last. Returns it. Raises UserError."""
+def merge(roots: list[str], output: str, name: str, *, exact_labels: bool = False) -> dict:
+  """Writes the joined set; `dataset.json` comes last. Returns it. Raises UserError.
+
+  Args:
+    exact_labels: classes may differ in case or spaces only.
+  """
   datasets = [Dataset.load(root) for root in roots]
   check(datasets, output)
+  if not exact_labels:
+    check_labels(_label_names(datasets))
   try:
     return _merge(datasets, output, name)
   except BaseException:  # so that the same command can be run again
@@ -88,8 +93,12 @@ def merge(roots: list[str], output: str, name: str) -> dict:
     raise
 
 
+def _label_names(datasets: list[Dataset]) -> list[str]:
+  return sorted({label for dataset in datasets for label in dataset.label_names})
+
+
 def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
-  label_names = sorted({label for dataset in datasets for label in dataset.label_names})
+  label_names = _label_names(datasets)
   multi_label = any(dataset.manifest["multi_label"] for dataset in datasets)
   folded = [dataset for dataset in datasets if dataset.manifest["folds"]]
   statistics, splits = MelStatistics(), {}
@@ -149,7 +158,6 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
   )
   write_tfds_info(output, manifest, labelled=labelled, folded=False)
   write_json(os.path.join(output, MANIFEST), manifest)
-  write_report(output)
   return manifest
 
 
@@ -206,7 +214,11 @@ def main(argv: list[str]) -> int:
   parser.add_argument("datasets", nargs="+")
   parser.add_argument("--output", required=True, help="folder to make")
   parser.add_argument("--name", default="", help="name of the result; by default its folder's")
+  exact = "classes may differ in case or spaces only"
+  parser.add_argument("--exact_labels", action="store_true", help=exact)
   args = parser.parse(argv)
   name = args.name or printable(os.path.basename(os.path.abspath(args.output)))
-  print("\n".join([f"{args.output}:", *report(merge(args.datasets, args.output, name))]))
+  manifest = merge(args.datasets, args.output, name, exact_labels=args.exact_labels)
+  print("\n".join([f"{args.output}:", *report(manifest)]))
+  print_page(args.output)
   return 0

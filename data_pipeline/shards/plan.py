@@ -22,7 +22,7 @@ from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.lock import Held, Lock
 
 from ..sources.files import Source
-from .shard import ShardTask, read_file
+from .shard import ShardTask, read_file, sidecar_path
 
 WORK = ".work"  # inside the output: the plan, and a sidecar for every finished shard
 PLAN = "plan.json"
@@ -187,6 +187,21 @@ def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[d
       if kept != source.id:
         rejects.append({"id": source.id, "reason": "duplicate", "detail": f"of {kept}"})
   return rejects
+
+
+def is_older(task: ShardTask, work: str) -> bool:
+  """Whether a finished shard is older than one of its recordings, which then may have changed.
+  Stores do not tell, nor does a time in the future."""
+  made, now = _modified(sidecar_path(task, work)), time.time()
+  return any(made < _modified(path) < now for path in {source.path for source in task.sources})
+
+
+def _modified(path: str) -> float:
+  """Seconds since 1970; NaN, which is neither older nor newer, where nothing tells."""
+  try:
+    return math.nan if storage.is_remote(path) else os.stat(path).st_mtime
+  except OSError:
+    return math.nan
 
 
 def check_plan(output: str, plan: dict) -> None:

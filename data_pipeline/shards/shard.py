@@ -23,6 +23,8 @@ from ..sources.rest import REST_SECONDS
 from .mel_statistics import is_current
 from .tally import Tally
 
+OPTIONAL = ("notes", "left_out")  # in a sidecar only if there are any
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
@@ -186,8 +188,9 @@ def _segments(run: tuple[Source, ...], settings: Settings, tally: Tally) -> Iter
       reject = _as_reject(source, reject)
       if kept[i]:
         reject = Reject(reject.reason, f"{reject.detail}; {kept[i]} pieces before it are kept")
-      # A short stretch behind the last segment is no loss.
-      if not source.rest or reject.reason not in ("too_short", "beyond_end"):
+      if source.rest and reject.reason in ("too_short", "beyond_end"):
+        tally.left_out.append(source.id)
+      else:
         tally.reject(source, reject)
     if piece.last:
       if i not in refused:
@@ -230,8 +233,7 @@ def write_task(task: ShardTask, settings: Settings, on_file: Callable[[int, int]
   if not shard.num_clips:
     storage.remove(path)
   content = {**vars(tally), "statistics": tally.statistics.to_json()}
-  if not tally.notes:
-    del content["notes"]
+  content = {key: value for key, value in content.items() if value or key not in OPTIONAL}
   write_json(
     sidecar_path(task, settings.work),
     {
@@ -261,6 +263,11 @@ def read_sidecars(tasks: list[ShardTask], output: str, work: str) -> list[dict]:
   return sidecars
 
 
+def wait_for_pyav(entries: list[dict]) -> bool:
+  """Whether any of these rejects or remarks asks for PyAV, which is there by now."""
+  return has_pyav() and any(GET_PYAV in entry["detail"] for entry in entries)
+
+
 def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
   """The sidecar of a finished shard. None if the shard is not finished, is made of other files, has
   another size, or lacks files that PyAV, installed since, can read."""
@@ -268,8 +275,7 @@ def read_sidecar(task: ShardTask, output: str, work: str) -> dict | None:
     sidecar = json.loads(storage.read_text(sidecar_path(task, work)))
     if sidecar["digest"] != task.digest or not is_current(sidecar["statistics"]):
       return None
-    told = [*sidecar["rejects"], *sidecar.get("remarks", [])]
-    if has_pyav() and any(GET_PYAV in entry["detail"] for entry in told):
+    if wait_for_pyav([*sidecar["rejects"], *sidecar.get("remarks", [])]):
       return None
     path = os.path.join(output, task.file)
     size = storage.size(path) if sidecar["num_clips"] else 0

@@ -1,9 +1,11 @@
-"""`dataset.json` from the sidecars of all shards, and a few lines for people."""
+"""`dataset.json` from the sidecars of all shards, a few lines for people, and the page."""
 
 import collections
+import sys
 
 from atst_jax.audio.frontend import FrontEnd
-from atst_jax.data.dataset import SCHEMA_VERSION
+from atst_jax.data.dataset import SCHEMA_VERSION, RecordError
+from atst_jax.data.dataset_page import write_report
 
 from ..sources.files import Listing, describe_skipped
 from .mel_statistics import merge_statistics
@@ -193,3 +195,11 @@ def report(manifest: dict, *, most: int = 10) -> list[str]:
         + ", ".join(f"{k} {absent[k][0]} of {absent[k][1]}" for k in worst[:most])
       )
   return lines
+
+
+def print_page(root: str) -> None:
+  """Writes `report.html` and says where. The set is complete without it: what fails is told."""
+  try:
+    print(f"more in {write_report(root)}")
+  except (RecordError, OSError, ImportError) as error:
+    print(f"no report.html: {error}; `prepare verify {root}` looks closer", file=sys.stderr)

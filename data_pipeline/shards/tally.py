@@ -26,6 +26,8 @@ class Tally:
   counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   sample_rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   rejects: list[dict] = dataclasses.field(default_factory=list)
+  # ids of stretches without a segment that are too short for a clip: no loss, and no reject
+  left_out: list[str] = dataclasses.field(default_factory=list)
   # faults of files that are used all the same
   remarks: list[dict] = dataclasses.field(default_factory=list)
   # histograms of clips, by the lower edge of a bin

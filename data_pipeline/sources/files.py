@@ -108,6 +108,34 @@ def known_splits(names: Iterable[str], where: str) -> dict[str, str]:
   return found
 
 
+def check_labels(names: Iterable[str]) -> None:
+  """Raises UserError for two classes that differ in case or spaces only."""
+  alike: dict[str, str] = {}
+  for name in names:
+    before = alike.setdefault("".join(name.split()).casefold(), name)
+    if before != name:
+      raise UserError(
+        f"the classes {before!r} and {name!r} differ in case or spaces only: write them alike, or "
+        "set --exact_labels if they are two"
+      )
+
+
+def with_groups(sources: list[Source], named: dict[str, str], root: str) -> list[Source]:
+  """Gives all sources of a file one group: that of `named`, or else the file, where it has several
+  rows or segments."""
+  rows = collections.Counter(source.path for source in sources)
+  several = [path for path, count in rows.items() if count > 1]
+  groups = {path: printable(os.path.relpath(path, root)) for path in several}
+  groups |= {source.path: source.group for source in sources if source.group} | named
+  group_of = lambda source: groups.get(source.path, "")
+  return [
+    source
+    if source.group == group_of(source)
+    else dataclasses.replace(source, group=group_of(source))
+    for source in sources
+  ]
+
+
 def said(splits: dict[str, str]) -> str:
   """Which split each name means, for a message."""
   return ", ".join(f"{name} is {split}" for name, split in sorted(splits.items()))

@@ -15,7 +15,7 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 from . import layouts
-from .files import Listing, Source, known_splits, printable, said, subset
+from .files import Listing, Source, check_labels, known_splits, printable, said, subset
 from .manifest import read_manifest
 from .owner_lists import OwnerFolder
 from .rest import add_rest
@@ -47,11 +47,14 @@ def folder(path: str, *, classes: bool = True, follow_links: bool = False) -> Li
   )
   tops = {relative.partition("/")[0] if "/" in relative else "" for relative, _ in found}
   splits = {} if classes else known_splits(tops, f"--input={path}")
-  if len(splits) > 1 and splits.keys() != tops:
+  # a class may be called `train`; beside other folders of folders, one of folders is a split
+  nested = bool(splits) and all(relative.count("/") > 1 for relative, _ in found)
+  if (len(splits) > 1 or nested) and splits.keys() != tops:
     others = sorted(tops - splits.keys())
     raise UserError(
-      f"--input={path}: has the folders {', '.join(sorted(splits))}, which are splits, and beside "
-      f"them {others[0] or 'files'!r}; move it away, or give --layout=folder if all are classes"
+      f"--input={path}: of its folders {', '.join(sorted(splits))} mean splits, and beside them is "
+      f"{others[0] or 'files'!r}; move it away, call it train, valid or test, or give "
+      "--layout=folder if all are classes"
     )
   if splits.keys() != tops:
     splits = {}
@@ -166,7 +169,7 @@ def list_sources(
         f"{one.path!r} and {other.path!r} have the same id {one.id!r}; rename one of them"
       )
   if not exact_labels and layout not in layouts.LAYOUTS:
-    _check_labels(listing)
+    check_labels(listing.label_names)
   return subset(listing, number) if number else listing
 
 
@@ -179,15 +182,3 @@ def list_files(path: str, **options) -> Listing:
       "columns of their times, or cut the segments out first"
     )
   return listing
-
-
-def _check_labels(listing: Listing) -> None:
-  """Raises UserError for two classes that differ in case or spaces only."""
-  alike: dict[str, str] = {}
-  for name in listing.label_names:
-    before = alike.setdefault("".join(name.split()).casefold(), name)
-    if before != name:
-      raise UserError(
-        f"the classes {before!r} and {name!r} differ in case or spaces only: write them alike, or "
-        "set --exact_labels if they are two"
-      )

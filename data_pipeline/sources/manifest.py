@@ -6,14 +6,14 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from atst_jax.data.schema import SPLIT
 from atst_jax.util import storage
 from atst_jax.util.cli import nearest
 from atst_jax.util.errors import UserError
 
-from .files import Listing, Source, inside, known_splits, printable, said
+from .files import Listing, Source, inside, known_splits, printable, said, with_groups
 from .segments import make_segment, seconds_of
 from .tables import Table
 
@@ -54,8 +54,9 @@ def read_manifest(
   A `label` with several names makes the whole manifest multi-label. `fold` is a whole number. An
   empty `split` is `train`, an empty `id` the path. `group` is a speaker, a session…, which
   divisions keep in one part. With `start` and `end` in seconds (or `onset` and `offset`) a row is a
-  segment of the file; its id is by default `PATH#START-END`, its group the file. All rows of a file
-  are in the group that one of them names. A row that stands twice counts once.
+  segment of the file; its id is by default `PATH#START-END`. All rows of a file are in the group
+  that one of them names; by default several rows, or segments, have the file as their group. A row
+  that stands twice counts once.
 
   Raises:
     UserError: with the line number, for an invalid path, fold, split, label, group, time or id, and
@@ -116,7 +117,8 @@ def read_manifest(
   _check_piece_ids(path, lines)
   if twice:
     notes.append(f"{path}: {twice} rows stand twice and count once")
-  sources = _with_groups(found.values(), {file: group for file, (group, _) in groups.items()})
+  named = {file: group for file, (group, _) in groups.items()}
+  sources = with_groups([*found.values()], named, root)
   sources = _with_known_splits(path, sources, notes)
   return Listing(sources, "manifest", grouped_by=grouped_by, notes=tuple(notes))
 
@@ -132,18 +134,6 @@ def _check_same(before: Source, source: Source, where: str, line: int) -> None:
       f"{where}: id {source.id!r} stands in line {line} already, and differs in {different[0]}; "
       f"{remedy}"
     )
-
-
-def _with_groups(sources: Iterable[Source], named: dict[str, str]) -> list[Source]:
-  """Gives all sources of a file one group: that of `named`, or else that of its segments."""
-  groups = {source.path: source.group for source in sources if source.group} | named
-  group_of = lambda source: groups.get(source.path, "")
-  return [
-    source
-    if source.group == group_of(source)
-    else dataclasses.replace(source, group=group_of(source))
-    for source in sources
-  ]
 
 
 def _with_known_splits(path: str, sources: list[Source], notes: list[str]) -> list[Source]:

@@ -3,6 +3,7 @@
 Segments of manifests have the columns `start` and `end` (`manifest`).
 """
 
+import collections
 import dataclasses
 import math
 import os
@@ -157,12 +158,13 @@ def _listing(
   root = root or (path if folder else os.path.dirname(storage.absolute(path)))
   files = audio_files(root, follow_links=follow_links)
   recordings = {relative: file for file, relative in files}
+  by_name, by_stem = _by(str, recordings), _by(lambda name: os.path.splitext(name)[0], recordings)
   found: dict[str, Source] = {}
   empty: set[str] = set()  # recordings whose tables have no row
   twice = 0
   for name in sorted(_texts(path)) if folder else [os.path.basename(path)]:
     table = os.path.join(path, name) if folder else path
-    own = _recordings_of(name, recordings)
+    own = _recordings_of(name, by_stem)
     if folder and not own and kind_of(table) != kind:
       continue  # a text of another kind
     rows = [*rows_of(table)]
@@ -171,7 +173,7 @@ def _listing(
     for row in rows:
       where = f"{table} line {row.line}"
       named = row.file.strip()
-      relative = _named(named, recordings, where) if named else _only(own, where, root)
+      relative = _named(named, by_name, where) if named else _only(own, where, root)
       one = Source(recordings[relative], "", tuple(filter(None, [row.label.strip()])))
       one = make_segment(
         one, start=row.start, end=row.end, line=row.line, relative=printable(relative)
@@ -218,20 +220,25 @@ def _texts(root: str) -> Iterator[str]:
   )
 
 
-def _recordings_of(table: str, recordings: dict[str, str]) -> list[str]:
+def _by(key: Callable[[str], str], names: Iterable[str]) -> dict[str, list[str]]:
+  """Relative paths by what `key` makes of their file names."""
+  found = collections.defaultdict(list)
+  for name in names:
+    found[key(os.path.basename(name))].append(name)
+  return found
+
+
+def _recordings_of(table: str, by_stem: dict[str, list[str]]) -> list[str]:
   """The recordings whose name, without its ending, begins the table's name: REC.wav for REC.txt and
   REC.Table.1.selections.txt. The longest name wins, then a recording beside the table."""
-  stem = lambda name: os.path.splitext(os.path.basename(name))[0]
-  folder = os.path.dirname(table)
-  names = [
-    name
-    for name in recordings
-    if (os.path.dirname(name) == folder or not folder)
-    and os.path.basename(table).startswith(f"{stem(name)}.")
-  ]
-  longest = max((len(stem(name)) for name in names), default=0)
-  names = [name for name in names if len(stem(name)) == longest]
-  return [name for name in names if os.path.dirname(name) == folder] or names
+  folder, stem = os.path.split(table)
+  while "." in stem:
+    stem = stem.rpartition(".")[0]
+    names = by_stem.get(stem, [])
+    beside = [name for name in names if os.path.dirname(name) == folder]
+    if beside or (names and not folder):
+      return beside or names
+  return []
 
 
 def _only(names: list[str], where: str, root: str) -> str:
@@ -249,10 +256,10 @@ def _only(names: list[str], where: str, root: str) -> str:
   return names[0]
 
 
-def _named(file: str, recordings: dict[str, str], where: str) -> str:
+def _named(file: str, by_name: dict[str, list[str]], where: str) -> str:
   """The recording that a row names, by its path on any machine. Raises UserError."""
   name = re.split(r"[/\\]", file.strip())[-1]
-  found = [relative for relative in recordings if os.path.basename(relative) == name]
+  found = by_name.get(name, [])
   if len(found) != 1:
     raise UserError(
       f"{where}: {len(found) or 'no'} recordings are called {name!r}; "
