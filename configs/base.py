@@ -15,6 +15,7 @@ slice of a pod.
 from ml_collections import ConfigDict, config_dict
 
 VARIANTS = ("paper", "released")
+# with λ = 0, Mixup may take the neighbours, which λ > 0 leaves out (views.partner_shifts)
 SWEEPS = {"lambda": [{"difference.weight": weight} for weight in (0.0, 0.1, 0.2, 0.5, 0.8)]}
 
 
@@ -46,8 +47,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.data.source = "records"  # or "synthetic": noise, where there is no data
   config.data.path = "data/audioset"  # prepared data set: a folder, or gs://…, s3://…
   config.data.split = "train"  # of the data set, to train on
-  # front-end that the data were prepared with: atst, audiossl, byola, difference, cola, ssast,
-  # vggish
+  # front-end that the data were prepared with: atst, audiossl, byola, byola_htk, difference, cola,
+  # ssast, vggish
   config.data.frontend = "atst"
   config.data.clip_frames = 1001  # 10 s; of longer clips a random window is read
   config.data.streams = 64  # the data are read in; divides the batch, at most as many as shards
@@ -78,7 +79,8 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.views.mixup_ratio = 0.4  # the largest share of another clip
   # of clips of other lengths Mixup's window may also lie at the very end
   config.views.mixup_last_offset = True
-  # clips mixed with each other, 5 or more; divides the batch of a device (256 devices: 6 each)
+  # clips mixed with each other, 5 or more (λ = 0: 3); divides the batch of a device (256 devices: 6
+  # each)
   config.views.group = 6
   # random resize crop: bounds of its height, of the clip's bins
   config.views.freq_scale = (0.6, 1.5)

@@ -1,4 +1,4 @@
-"""A small ATST for a few thousand short recordings on two CPU cores (about an hour).
+"""A small ATST for a few thousand short recordings on two CPU cores (25 minutes).
 
   python -m atst_jax.main --config=configs/real_small.py --workdir=runs/real_small
 

@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 
 from atst_jax.data.order import check_streams
+from atst_jax.objectives.registry import get_objective
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
 from atst_jax.util.errors import UserError
@@ -43,7 +44,7 @@ from tests.tiny import tiny_config
     ({"difference__mix_domain": "log"}, "choose one of normalized, energy"),
     ({"encoder__kind": "cnnn"}, "choose one of transformer"),
     ({"dtype": "float16"}, "choose one of auto, float32"),
-    ({"warmup_steps": "9"}, "warmup_steps=9: must lie between 0 and 6"),
+    ({"warmup_steps": "9"}, "warmup_steps=9: must lie between 0 and total_steps=6; set it"),
     (
       {"views__first_frames": "33,20"},
       r"first_frames=\(33, 20\): must be two numbers from 4 to views.crop_frames",
@@ -122,6 +123,7 @@ def test_fault_11_impossible_combinations_are_refused(changes, message):
       {"data__frontend": "ssast"},
       "frontend=ssast filters first; set --config.cola",
     ),
+    ("ssast.py:small", {"warmup_steps": "2"}, "warmup_steps=2: stairs have steps of 50; set 0"),
     ("cola.py:small", {"views__normalization__offset": "-1.0"}, "takes the logarithm of nothing"),
     (
       "base.py",
@@ -182,3 +184,29 @@ def test_clips_that_are_no_longer_than_a_window(file):
   config = recipe.resolve(tiny_config(file), None)
   with pytest.raises(UserError, match="the longest clip has 32 frames, so both windows of every"):
     check(config, dataset, devices=8, processes=1)
+
+
+def test_groups_whose_partners_are_no_strangers_are_told_of(warnings):
+  common = {"batch_size": "48", "data__streams": "16"}
+  told = lambda **changes: check(
+    recipe.resolve(tiny_config(**common, **changes), None), None, devices=8, processes=1
+  )
+  told(views__group="6", difference__weight="0.2")
+  told(views__group="3", difference__weight="0")
+  told(views__group="2", difference__weight="0", views__mixup_ratio="0")
+  assert not warnings
+  told(views__group="2", difference__weight="0")
+  told(views__group="3", difference__weight="0.2")
+  assert [text.partition("take ")[2] for text in warnings] == ["3 or more", "5 or more"]
+
+
+def test_a_clip_shorter_than_a_vector_is_refused():
+  """Masked, nothing would be left of it: its vector is 0."""
+  config = recipe.resolve(tiny_config(), None)
+  objective = get_objective(config)
+  options = {"devices": 8, "n_mels": 64}
+  objective.check(clip_lengths=(4, 64), **options)
+  with pytest.raises(UserError, match="has 3 frames, and a vector of this encoder sees 4"):
+    objective.check(clip_lengths=(3, 64), **options)
+  config.views.padding = "silence"
+  get_objective(config).check(clip_lengths=(3, 64), **options)

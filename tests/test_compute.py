@@ -112,6 +112,28 @@ def test_accumulation_with_batch_norm_in_the_encoder():
     assert np.abs(parts).max() > np.abs(whole).max()  # more updates away from zero
 
 
+def test_a_part_has_all_views_of_its_clips():
+  """Of BatchNorm over both views: parts of equal clips have the statistics of the whole."""
+  config = recipe.resolve(tiny_config(**CNN, encoder__dropout="0"), None)
+  clips = jax.random.normal(jax.random.key(0), (4, 2, config.views.crop_frames, 64))
+  views = jnp.repeat(clips, 2, 0) * jnp.array([1.0, 5.0])[None, :, None, None]
+  variables, encoded = None, []
+  for parts in (1, 2):
+    network = method.make_network(
+      encoder=config.encoder,
+      heads=config.heads,
+      joint_views=True,
+      dtype=jnp.float32,
+      subtraction=Subtraction(),
+      accumulation=parts,
+    )
+    if variables is None:
+      variables = network.init(jax.random.key(0), views, None, None, 2, None)
+    encode = functools.partial(network.apply, method="encode", mutable=["batch_stats"])
+    encoded.append(encode(variables, views, None)[0])
+  np.testing.assert_allclose(encoded[1], encoded[0], atol=1e-4)
+
+
 def test_accumulation_divides_memory_and_communicates_nothing_more():
   options = {
     "encoder__width": "128",
@@ -168,6 +190,15 @@ def test_transposed_products_in_bfloat16_are_onednns_where_jaxlib_has_it():
   x, options = jnp.ones((256, 256), "bfloat16"), compiler_options(jax.devices()[0], "bfloat16")
   program = jax.jit(lambda a, b: a.T @ b, compiler_options=options).lower(x, x).compile()
   assert ("__onednn$matmul" in program.as_text()) == (jax.__version_info__ >= (0, 12))
+
+
+def test_products_of_float32_are_not_left_to_the_device():
+  """GPUs would take TF32 and TPUs bfloat16; the released codes' are float32."""
+  for changes in ({}, CNN):
+    products = re.findall(r"(?:dot_general|convolution).*", _lowered(**changes).as_text())
+    assert len(products) > 20 and all(line.count("HIGHEST") == 2 for line in products)
+  products = re.findall(r"dot_general.*bf16.*", _lowered(dtype="bfloat16").as_text())
+  assert products and not any("HIGHEST" in line for line in products)
 
 
 def test_the_program_of_an_accelerator_and_of_float32_has_no_options():

@@ -165,6 +165,17 @@ def test_fault_27_collapse_is_caught_and_health_is_not(tmp_path, monkeypatch, wa
   assert not int(_judged([1.0] * 3)[2].collapsed)
 
 
+def test_steps_that_an_earlier_process_skipped_are_not_told_again(tmp_path, warnings):
+  options = dict.fromkeys(("checkpoints", "abstract_state", "fresh", "read"))
+  options |= {"outputs": 8, "patience": 9, "rollbacks": 1, "collapse_steps": 20, "narrow": 0.0}
+  recovery = Recovery(str(tmp_path), collapse="warn", skipped=3, **options)
+  spike = {"skipped": 3, "bad": 1, "collapsed": 0, "loss": 3.9, "grad_norm": 1.0}
+  recovery.needed(501, {**spike, "rank_teacher": 4.0})
+  assert not warnings
+  recovery.needed(502, {**spike, "skipped": 4, "bad": 2, "rank_teacher": 4.0})
+  assert [text.partition(":")[0] for text in warnings] == ["step 502 was skipped"]
+
+
 def test_few_axes_are_told_of_once_and_again_after_a_recovery(tmp_path, warnings):
   """3.5 of 256 for as many steps as a collapse takes; less than that gives no warning."""
   options = dict.fromkeys(("checkpoints", "abstract_state", "fresh", "read"))

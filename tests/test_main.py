@@ -77,7 +77,7 @@ def _edit(root, change):
     (lambda m, root: None, {"data__frontend": "byola"}, "was prepared with the front-end 'atst'"),
     (lambda m, root: None, {"data__split": "valid"}, "no split 'valid'; there are train"),
     (lambda m, root: None, {"data__streams": "8"}, "4 shards cannot feed data.streams=8"),
-    (lambda m, root: None, {"batch_size": "64"}, "holds 26 clips, less than one batch of 64"),
+    (lambda m, root: None, {"batch_size": "64"}, "one batch of 64; set --config.batch_size=16"),
     (
       lambda m, root: m.pop("statistics"),
       {"views__low": "none"},

@@ -97,6 +97,11 @@ def test_the_stairs_of_a_warm_up():
   np.testing.assert_allclose(found, [0, 0, 5e-6, 5e-6, 5e-5, 9.5e-5, 1e-4, 1e-4], rtol=1e-5)
 
 
+def test_stairs_without_a_warm_up_are_constant():
+  rate = stairs_schedule(1e-4, warmup_steps=0)
+  assert [float(rate(step)) for step in (0, 49, 50)] == [float(np.float32(1e-4))] * 3
+
+
 def test_constant_rate_and_unscaled_batch():
   common = {
     "total_steps": 100,

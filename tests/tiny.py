@@ -60,6 +60,8 @@ def make_shallow(encoder) -> None:
 def _values(file, overrides):
   keys = configs.flatten(configs.load(str(ROOT / "configs" / file), SECTIONS))
   values = {k: v for k, v in OVERRIDES.items() if k in keys}
+  if keys.get("optimizer.schedule") == "stairs":  # whose steps are longer than these runs
+    values["warmup_steps"] = "0"
   return values | {k.replace("__", "."): v for k, v in overrides.items()}
 
 

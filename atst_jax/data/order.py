@@ -153,7 +153,7 @@ def check_streams(*, batch_size, streams, shards, processes) -> None:
   if batch_size % streams:
     raise UserError(
       f"batch_size {batch_size} is not divisible by data.streams {streams}; "
-      f"use a multiple of {streams}"
+      f"use a multiple of {streams}, or lower data.streams"
     )
   if streams % processes:
     raise UserError(

@@ -28,8 +28,9 @@ def cosine_schedule(start, end, *, total_steps, warmup_steps=0):
 
 def stairs_schedule(peak, *, warmup_steps):
   """A linear warm-up whose rate changes at every 50th step only, beginning at 0; then constant
-  (SSAST's released code)."""
-  return lambda step: peak * jnp.minimum(step // STAIR * STAIR / max(warmup_steps, 1), 1.0)
+  (SSAST's released code). Without a warm-up constant from the first step on."""
+  rising = lambda step: step // STAIR * STAIR / warmup_steps if warmup_steps else 1.0
+  return lambda step: peak * jnp.minimum(rising(step), 1.0)
 
 
 def decay_mask(params):

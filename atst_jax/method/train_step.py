@@ -88,6 +88,9 @@ class Network(nn.Module):
       return y if self.subtraction.level == "clip" else before["frames"]
 
     parts = 1 if self.is_initializing() else self.accumulation
+    if self.joint_views and self.encoder.has_batch_norm:  # which sees all views of a part's clips
+      clips = lambda encoder, *arrays: self._each(functools.partial(encode, encoder), *arrays)
+      return in_parts(clips, self.encoder, parts, views, length)
     accumulated = functools.partial(in_parts, encode, self.encoder, parts)
     return self._each(accumulated, views, length)
 

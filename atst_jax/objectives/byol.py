@@ -14,6 +14,7 @@ from atst_jax.method.subtraction import Subtraction
 from atst_jax.models.encoders import ENCODERS, make_encoder
 from atst_jax.objectives.objective import Objective
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 
 def ranges_of(views) -> list[tuple[int, int]]:
@@ -91,7 +92,15 @@ class Byol(Objective):
     if group < 2 or batch // devices % group:
       raise UserError(
         f"views.group {group} must be at least 2 and divide the {batch // devices} clips of a "
-        f"device (batch_size {batch} on {devices} devices)"
+        f"device (batch_size {batch} on {devices} devices); use a multiple of {devices * group}"
+      )
+    least = 5 if self.subtraction.weight else 3
+    if group < least and self.config["views"]["mixup_ratio"]:
+      log.warning(
+        "views.group=%d is for tests: Mixup's partners are %s; take %d or more",
+        group,
+        "what the subtraction takes away, at times" if least == 5 else "the same in both views",
+        least,
       )
     self._check_views(clip_lengths[0])
     self._check_difference()
@@ -121,6 +130,12 @@ class Byol(Objective):
           "first"
         )
     crop, ranges, shortest = views["crop_frames"], ranges_of(views), make_encoder(encoder).hop
+    if views["padding"] == "mask" and shortest_clip < shortest:
+      raise UserError(
+        f"the shortest clip has {shortest_clip} frames, and a vector of this encoder sees "
+        f"{shortest}: nothing would be left of such clips; leave them out, or set "
+        "--config.views.padding=silence"
+      )
     for key, (low, high) in zip(("first_frames", "second_frames"), ranges, strict=True):
       if not shortest <= low <= high <= crop:
         raise UserError(

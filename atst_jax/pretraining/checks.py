@@ -1,6 +1,7 @@
 """What a resolved pre-training config may hold: ranges, choices, and what has to fit together."""
 
 import itertools
+import math
 
 from ml_collections import ConfigDict
 
@@ -10,7 +11,7 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import READERS
 from atst_jax.data.order import VERSION, check_streams
 from atst_jax.method.normalization import NORMALIZATIONS, check_normalization
-from atst_jax.method.optimizer import FORMS, SCHEDULES
+from atst_jax.method.optimizer import FORMS, SCHEDULES, STAIR
 from atst_jax.models.encoders import ENCODERS, fields_of, make_encoder
 from atst_jax.objectives.objective import Objective
 from atst_jax.objectives.registry import OBJECTIVES, check_sections, get_objective
@@ -116,8 +117,12 @@ def check_values(config: ConfigDict, objective: Objective) -> None:
   for key, allowed in present({**CHOICES, **objective.choices}):
     if values[key] not in allowed:
       raise UserError(f"--config.{key}={values[key]}: choose one of {', '.join(allowed)}")
-  ranges = {**RANGES, **objective.ranges, "warmup_steps": (0, config.total_steps)}
-  for key, (low, high) in present(ranges):
+  if not 0 <= config.warmup_steps <= config.total_steps:
+    raise UserError(
+      f"--config.warmup_steps={config.warmup_steps}: must lie between 0 and "
+      f"total_steps={config.total_steps}; set it too"
+    )
+  for key, (low, high) in present({**RANGES, **objective.ranges}):
     if not low <= values[key] <= high:
       raise UserError(f"--config.{key}={values[key]}: must lie between {low} and {high}")
   penalties = config.online.ridge
@@ -187,6 +192,14 @@ def _check_optimizer(optimizer: ConfigDict) -> None:
     )
 
 
+def _check_stairs(config: ConfigDict) -> None:
+  if config.optimizer.schedule == "stairs" and 0 < config.warmup_steps < STAIR:
+    raise UserError(
+      f"--config.warmup_steps={config.warmup_steps}: stairs have steps of {STAIR}; set 0, or "
+      f"{STAIR} and more"
+    )
+
+
 def check_compute(config: ConfigDict, devices: int) -> None:
   """Raises UserError for what the encoder or the number of clips on a device does not allow."""
   compute, clips = config.compute, config.batch_size // devices
@@ -201,6 +214,18 @@ def check_compute(config: ConfigDict, devices: int) -> None:
   resolve_fused(compute.attention, compute.kernels, dtype=config.dtype, unsuited=unsuited)
 
 
+def _smaller_batch(config: ConfigDict, clips: int, devices: int) -> str:
+  """The largest batch that works, for a message."""
+  on_device = math.lcm(get_objective(config).unit, config.compute.accumulation)
+  unit = math.lcm(config.data.streams, devices * on_device)
+  if clips >= unit:
+    return f"set --config.batch_size={clips // unit * unit}"
+  return (
+    f"a batch is a multiple of {unit} here (data.streams {config.data.streams}, and {on_device} on "
+    f"each of {devices} devices): add recordings, or lower these"
+  )
+
+
 def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: int) -> None:
   """Raises UserError for a resolved config that cannot work, before anything is compiled."""
   objective, encoder, batch = get_objective(config), config.encoder, config.batch_size
@@ -212,6 +237,7 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
     )
   check_encoder(encoder)
   _check_optimizer(config.optimizer)
+  _check_stairs(config)
   _check_normalization(config.views.normalization)
   check_crop(config)
   n_mels = get_frontend(config.data.frontend).n_mels
@@ -226,7 +252,8 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
     clips = dataset.num_clips(config.data.split)
     if clips < batch:
       raise UserError(
-        f"{dataset.root} holds {clips} clips, less than one batch of {batch}; lower batch_size"
+        f"{dataset.root} holds {clips} clips, less than one batch of {batch}; "
+        f"{_smaller_batch(config, clips, devices)}"
       )
     shards = len(dataset.shards(config.data.split))
     check_streams(batch_size=batch, streams=config.data.streams, shards=shards, processes=processes)

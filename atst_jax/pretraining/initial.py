@@ -21,7 +21,7 @@ from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
 # Keys of `encoder` that do not decide what its weights are.
-FREE = ("drop_path", "max_frames")
+FREE = ("drop_path", "dropout", "max_frames")
 
 
 def read_config(path: str) -> dict:

@@ -158,6 +158,7 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
       collapse=config.guard.collapse,
       collapse_steps=config.guard.collapse_steps,
       narrow=config.guard.narrow,
+      skipped=int(state.guard.skipped),
     )
     if start < config.total_steps:
       session.note_start(start)

@@ -19,7 +19,13 @@ from atst_jax.models.encoders import make_encoder
 from atst_jax.objectives.registry import check_sections, get_objective
 from atst_jax.pretraining import initial
 from atst_jax.pretraining.guard import guarded, init_guard
-from atst_jax.runtime.devices import DTYPES, compiler_options, resolve_dtype, resolve_fused
+from atst_jax.runtime.devices import (
+  DTYPES,
+  compiler_options,
+  precisely,
+  resolve_dtype,
+  resolve_fused,
+)
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
 from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
@@ -135,7 +141,7 @@ def build(config: ConfigDict, *, ragged: bool, fused: tuple[str, str] | None = N
     collapse_std=guard.collapse_std,
     collapse_rank=guard.collapse_rank,
   )
-  return init, step
+  return precisely(init, config.dtype), precisely(step, config.dtype)
 
 
 class Program(NamedTuple):

@@ -40,6 +40,7 @@ class Recovery:
     collapse_steps: int,
     narrow: float,
     judged: str = "teacher",
+    skipped: int = 0,
   ):
     """
     Args:
@@ -53,13 +54,14 @@ class Recovery:
       narrow: share of the outputs. After as many steps with a smaller participation ratio a warning
         says so, once until it recovers.
       judged: whose outputs are looked at (`guard.judge`).
+      skipped: steps without an update so far, of an earlier process.
     """
     self._workdir, self._checkpoints, self._abstract_state = workdir, checkpoints, abstract_state
     self._fresh, self._read, self._outputs = fresh, read, outputs
     self._patience, self._rollbacks = patience, rollbacks
     self._collapse, self._collapse_steps = collapse, collapse_steps
     self._narrow, self._judged = narrow, judged
-    self._skipped, self._warned, self._narrow_steps = 0, False, 0
+    self._skipped, self._warned, self._narrow_steps = skipped, False, 0
 
   def needed(self, step: int, metrics) -> bool:
     """Whether the run has to go back after this finished step.

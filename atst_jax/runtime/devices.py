@@ -1,9 +1,10 @@
 """The devices of a job: platform, type of numbers, kernels, and the message about short memory."""
 
 import contextlib
+import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,17 @@ def full_precision(dtype: str):
   and TPUs bfloat16 for them. Programs for CPUs are the same with it."""
   wanted = dtype == "float32"
   return jax.default_matmul_precision("highest") if wanted else contextlib.nullcontext()
+
+
+def precisely(function: Callable, dtype: str) -> Callable:
+  """`function`, which is traced in `full_precision(dtype)`, and so are its gradients."""
+
+  @functools.wraps(function)
+  def traced(*args, **kwargs):
+    with full_precision(dtype):
+      return function(*args, **kwargs)
+
+  return traced
 
 
 def compiler_options(device, dtype: str) -> dict[str, bool] | None:

@@ -12,7 +12,7 @@ from atst_jax.downstream.finetune import step as finetune_step
 from atst_jax.downstream.finetune.classifier import make_classifier
 from atst_jax.method.optimizer import cosine_schedule
 from atst_jax.models.encoders import make_encoder
-from atst_jax.runtime.devices import DTYPES, compiler_options, resolve_fused
+from atst_jax.runtime.devices import DTYPES, compiler_options, precisely, resolve_fused
 from atst_jax.runtime.mesh import batch_sharding, replicated, state_shardings
 
 
@@ -116,14 +116,14 @@ def compile_for(
   return Program(
     jax.jit(init, out_shardings=shardings),
     jax.jit(
-      step,
+      precisely(step, dtype),
       in_shardings=(shardings, rows, whole, whole),
       out_shardings=(shardings, whole),
       donate_argnums=0,
       compiler_options=compiler_options(mesh.devices.flat[0], dtype),
     ),
     jax.jit(
-      finetune_step.make_predict(**common),
+      precisely(finetune_step.make_predict(**common), dtype),
       in_shardings=(shardings.params, shardings.batch_stats, rows),
       out_shardings=whole,
     ),

@@ -173,9 +173,14 @@ def _check(config: ConfigDict, devices: int) -> None:
   for key in POSITIVE:
     if read(key) < 1:
       raise UserError(f"--config.{key}={read(key)}: must be at least 1")
-  for key, (low, high) in {**RANGES, "warmup_epochs": (0, config.epochs)}.items():
+  for key, (low, high) in RANGES.items():
     if read(key) is not None and not low <= read(key) <= high:
       raise UserError(f"--config.{key}={read(key)}: must lie between {low} and {high}")
+  if not 0 <= config.warmup_epochs <= config.epochs:
+    raise UserError(
+      f"--config.warmup_epochs={config.warmup_epochs}: must lie between 0 and "
+      f"epochs={config.epochs}; set it too"
+    )
   evaluation.check_values(config, one_of=CHOICES)
   for key in ("freq_scale", "time_scale"):
     if len(config.crop[key]) != 2 or not 0 < config.crop[key][0] <= config.crop[key][1]:
