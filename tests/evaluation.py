@@ -138,6 +138,10 @@ def resolved(encoder, data, variant="paper", **overrides):
   config = configs.load(f"{ROOT / 'configs' / 'linear.py'}:{variant}")
   values = {**OVERRIDES, "protocol": "evar" if variant == "evar" else "atst"}
   values |= {k.replace("__", "."): v for k, v in overrides.items()}
+  if values["protocol"] in ("exact", "none"):  # it has no use for the others' settings
+    idle = {key for key in OVERRIDES if key.startswith("probe.")}
+    values = {key: value for key, value in values.items() if key not in idle}
+    values |= {k.replace("__", "."): v for k, v in overrides.items()}
   for key, value in {"encoder": encoder, "data.path": data, **values}.items():
     configs.override(config, key, value)
   return config

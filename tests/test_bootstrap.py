@@ -6,8 +6,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from atst_jax.downstream import bootstrap, metrics, tables
-from atst_jax.downstream.papers.comparison import Cell, Comparison, Line, Run, differences
+from atst_jax.downstream.papers.comparison import Cell, Comparison, Line, differences
 from atst_jax.downstream.papers.published import TABLES
+from atst_jax.downstream.papers.runs import Run
 
 
 def design(n, groups=None, parts=1):

@@ -50,12 +50,34 @@ def test_thresholds_are_the_best_of_all(precision):
 
     every = [measure(value) for value in np.unique(scores[:, label])]
     f1, share, taken = measure(found.values[label])
-    if precision is None:
+    if label in found.taking_all:
+      best = every[0][0] if precision is None else every[0][1]  # of the lowest, which takes all
+      assert found.values[label] == 0.5 and best == max(one[precision is not None] for one in every)
+    elif precision is None:
       assert f1 == max(one[0] for one in every) and found.rule == "best F1"
     elif label in found.short:
       assert share == max(one[1] for one in every) < precision
     else:
       assert share >= precision and taken == max(one[2] for one in every if one[1] >= precision)
+
+
+@pytest.mark.parametrize("precision", [None, 0.7])
+def test_no_threshold_takes_clips_that_nothing_tells_apart(precision, monkeypatch):
+  """An exact probe scores the first label's clip 0, as most: with that threshold every sound would
+  have it. All clips have the second label, and the third is found."""
+  said = []
+  monkeypatch.setattr(thresholds.log, "warning", lambda text, *values: said.append(text % values))
+  scores = np.array(
+    [[0.0, 0.3, 0.8], [0.0, 0.2, 0.1], [0.2, 0.4, 0.0], [0.1, 0.9, 0.0]], np.float32
+  )
+  targets = np.array([[1, 1, 1], [0, 1, 0], [0, 1, 0], [0, 1, 0]])
+  head = dataclasses.replace(HEAD, activation="clip")
+  found = thresholds.with_thresholds(head, scores, targets, precision)
+  assert found.thresholds == pytest.approx((0.5, 0.2, 0.45))
+  assert found.about["thresholds"]["taking_all"] == ["ant"]
+  assert found.about["thresholds"]["short_of_precision"] == []
+  (sentence,) = said
+  assert "1 of 3 labels" in sentence and "theirs is 0.5, the first are ant" in sentence
 
 
 def test_a_head_travels_with_its_export(place, model, tmp_path):

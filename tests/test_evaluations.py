@@ -14,7 +14,10 @@ from atst_jax.util.errors import UserError
 ROOT = pathlib.Path(__file__).parents[1] / "atst_jax" / "downstream"
 
 # A job's entrances, which hand it on; `resolve`, and what that asks to fill and check.
-READERS = {"resolve", "filled", "take", "check_values", "schedule_settings", "program_settings"}
+READERS = {
+  *("resolve", "filled", "take", "check_values", "refuse_idle"),
+  *("schedule_settings", "program_settings"),
+}
 ENTRANCES = {"run", "describe"}
 
 

@@ -8,8 +8,10 @@ import pytest
 from atst_jax import main
 from atst_jax.artifacts.model import Model
 from atst_jax.data.dataset import Clip
-from tests.evaluation import make_clips, refused, write_clips
-from tests.tiny import job_flags
+from atst_jax.downstream.linear import recipe
+from atst_jax.util.config import load, override
+from tests.evaluation import make_clips, refused, resolved, write_clips
+from tests.tiny import ROOT, job_flags
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,32 @@ def test_clips_without_label_are_refused(encoder, tmp_path):
 )
 def test_values_that_cannot_work_are_refused(encoder, data, tmp_path, key, value, pattern):
   refused(pattern, encoder, data, tmp_path / "run", **{key.replace(".", "__"): value})
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "pattern"),
+  [
+    ("probe.epochs", "40", r"probe\.epochs=40 plays no part by the protocol exact.*protocol=atst"),
+    ("probe.refit", "false", r"probe\.refit=False plays no part by the protocol exact"),
+    ("probe.tested_epoch", "best", r"probe\.tested_epoch=best plays no part by the protocol exact"),
+    ("splits.num_folds", "4", r"num_folds=4 plays no part: .*splits\.way=random"),
+    ("unit_seconds", "0.5", r"unit_seconds=0\.5 plays no part with --config\.crop=center"),
+  ],
+)
+def test_settings_without_a_part_are_refused(encoder, data, tmp_path, key, value, pattern):
+  changes = {key.replace(".", "__"): value}
+  refused(pattern, encoder, data, tmp_path / "run", protocol="exact", **changes)
+
+
+def test_settings_of_the_config_files_are_let_pass(encoder, data):
+  for variant in ("paper", "evar"):
+    flags = {"encoder": encoder, "data.path": data, "protocol": "exact"}
+    config = load(f"{ROOT / 'configs' / 'linear.py'}:{variant}")
+    for key, value in flags.items():
+      override(config, key, value)
+    assert recipe.resolve(config).training.protocol == "exact"
+  drawn = resolved(encoder, data, protocol="exact", splits__way="random", splits__num_folds="4")
+  assert len(recipe.resolve(drawn).splits) == 4
 
 
 @pytest.mark.parametrize("name", ["linear", "finetune"])

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from atst_jax.downstream.linear import atst_probe, evar_probe, selection
+from atst_jax.downstream import features
+from atst_jax.downstream.linear import atst_probe, evar_probe, probing, selection
+from atst_jax.downstream.linear.probing import Training
 from atst_jax.downstream.metrics import accuracy, mean_average_precision
 from atst_jax.downstream.splits import Split
 from atst_jax.util.errors import UserError
@@ -171,6 +173,25 @@ def test_solves_a_separable_problem():
     multi_label=False,
   )
   assert score(result.test_logits, targets[split.test]) >= 0.98
+
+
+def test_vectors_far_below_the_epsilon_of_batch_norm_are_said(monkeypatch):
+  """Of the size that EfficientNet gives with random parameters: the same vectors, almost unseen."""
+  said, rng = [], np.random.default_rng(1)
+  monkeypatch.setattr(probing.log, "warning", lambda text, *values: said.append(text % values))
+  y = rng.integers(4, size=400)
+  x = (rng.normal(size=(400, 10)) + 4 * rng.normal(size=(4, 10))[y]).astype(np.float32)
+  nothing = np.full(400, -1), np.full(400, "train"), [""] * 400
+  labels = features.Labels([str(i) for i in range(400)], np.eye(4)[y], False, *nothing)
+  split = Split(np.arange(200), np.arange(200, 300), np.arange(300, 400))
+  training = Training("atst", (1e-3, 0.1, 1.0), 30, 64, True, 1, "loss", False)
+  score, found = lambda logits, targets: accuracy(logits, targets.argmax(-1)), []
+  for arrays in ([x], [1e-7 * x]):
+    probing.tell_of_small("random", arrays, training)
+    (run,) = probing.probe(arrays, labels, [split], [0], training, score)
+    found.append(score(run.result.test_logits, labels.targets[split.test]))
+  assert found[0] >= 0.98 and found[1] < 0.7
+  assert [text.partition(":")[0] for text in said if "a variance of" in text] == ["random"]
 
 
 def spy(data, valid_scores, *, refit=False):

@@ -49,9 +49,6 @@ TINY |= {
   "seeds": "1",
   "blocks": "last",
   "splits.num_folds": "2",
-  "probe.epochs": "2",
-  "probe.learning_rates": "0.01,0.1,1.0",
-  "probe.batch_size": "32",
 }
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from atst_jax import main
-from atst_jax.downstream.papers.comparison import compare, read_runs
+from atst_jax.downstream.papers.comparison import compare
 from atst_jax.downstream.papers.published import RECALLS
+from atst_jax.downstream.papers.runs import read_runs
 from atst_jax.downstream.retrieval import text
 from atst_jax.downstream.tables import cells, intervals
 from atst_jax.util.errors import UserError

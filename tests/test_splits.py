@@ -196,6 +196,11 @@ def test_fault_38_one_tested_class_is_refused():
   refusal("the test clips hold 1 class of 4; a probe needs 2", splits=names, targets=targets)
 
 
+def test_a_set_of_one_class_is_refused():
+  with pytest.raises(UserError, match=r"the set has one class \(dog\), and an evaluation needs two"):
+    make_splits(**{**columns(targets=np.ones((48, 1), int)), "label_names": ["dog"]})
+
+
 def test_an_empty_part_is_refused():
   part = np.arange(4)
   with pytest.raises(

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import atst_jax
 from atst_jax.data.dataset import Dataset, write_json
 from atst_jax.downstream import bootstrap, tables
-from atst_jax.downstream.features import Labels
+from atst_jax.downstream.features import Labels, task
 from atst_jax.downstream.metrics import accuracy, mean_average_precision
 from atst_jax.downstream.papers.tasks import TASKS
 from atst_jax.downstream.splits import Split, make_splits
@@ -231,6 +231,7 @@ def labelled_data(record: dict, dataset: Dataset, labels: Labels, splits: list[S
     "name": dataset.manifest["name"],
     "path": record["data"]["path"],
     "fingerprint": record["data"]["fingerprint"],
+    "task": task(dataset.label_names, labels),
     "clips": len(labels.ids),
     "classes": len(dataset.label_names),
     "multi_label": labels.multi_label,

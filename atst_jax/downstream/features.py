@@ -61,6 +61,17 @@ def read_labels(dataset: Dataset) -> Labels:
   return Labels(list(ids), targets, any(multi), np.array(folds), np.array(splits), list(groups))
 
 
+def task(label_names: list[str], labels: Labels, *more: str) -> str:
+  """16 hexadecimal digits of what is asked of the clips, in any order: names and labels; `more`
+  where more is asked. The clips may be prepared by any front-end."""
+  rows = sorted(
+    f"{id}\t{np.flatnonzero(own).tolist()}"
+    for id, own in zip(labels.ids, labels.targets, strict=True)
+  )
+  text = "\n".join([*label_names, "", *rows, *more])
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class Vectors:
   """The vectors of all clips of a set, computed once for each encoder and kept in a folder."""
 

@@ -12,15 +12,8 @@ import io
 import os
 import sys
 
-from atst_jax.downstream.papers.comparison import (
-  Cell,
-  Comparison,
-  Run,
-  average,
-  compare,
-  differences,
-  read_runs,
-)
+from atst_jax.downstream.papers.comparison import Cell, Comparison, average, compare, differences
+from atst_jax.downstream.papers.runs import Run, read_runs
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser, guard
 from atst_jax.util.markdown import table_lines

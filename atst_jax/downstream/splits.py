@@ -88,6 +88,11 @@ def sources_of(ids, groups) -> np.ndarray:
   return np.unique(names, return_inverse=True)[1]
 
 
+def is_drawn(way: str, folds: np.ndarray, splits: np.ndarray) -> bool:
+  """Whether `make_splits` draws folds of its own."""
+  return _way(way, folds, splits) == "random"
+
+
 def _way(way: str, folds: np.ndarray, splits: np.ndarray) -> str:
   """The way, with "auto" resolved. Raises UserError if the columns do not allow it."""
   if way not in WAYS:
@@ -255,6 +260,11 @@ def check(split: Split, *, ids, groups, targets, label_names, name, owned=False)
       len(strange),
       int(chosen.sum()),
       ", ".join(strange[:10]),
+    )
+  if len(label_names) < 2:
+    raise UserError(
+      f"the set has one class ({label_names[0]}), and an evaluation needs two: a sub-folder of "
+      "--input, or a label of the table, for each"
     )
   if tested.sum() < 2:
     raise UserError(

@@ -10,7 +10,7 @@ from atst_jax.artifacts.classifiers.head import Head
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
-NO_CLIP = 0.5  # of a label that no validation clip has
+NO_CLIP = 0.5  # of a label that no validation clip has, or whose clips nothing tells from others
 
 
 class Thresholds(NamedTuple):
@@ -19,6 +19,9 @@ class Thresholds(NamedTuple):
   values: tuple[float, ...]
   rule: str  # "best F1" or "precision 0.9"
   without_clips: list[int]  # labels that no validation clip has, whose threshold is NO_CLIP
+  # labels whose best threshold takes all validation clips, so that it says nothing; theirs is
+  # NO_CLIP too. An exact probe gives 0 to clips that have a label and to most others alike.
+  taking_all: list[int]
   # labels for which no threshold reaches the precision: theirs is the one that comes nearest
   short: list[int]
 
@@ -48,10 +51,16 @@ def with_thresholds(
     "rule": found.rule,
     "clips": len(targets),
     "without_clips": names(found.without_clips),
+    "taking_all": names(found.taking_all),
     "short_of_precision": names(found.short),
   }
   for places, text in (
     (found.without_clips, f"no validation clip, and the threshold {NO_CLIP:g}"),
+    (
+      found.taking_all,
+      "no threshold that parts the validation clips: the best one would give them to every sound; "
+      f"theirs is {NO_CLIP:g}",
+    ),
     (found.short, f"no threshold of {found.rule}, and the one that comes nearest"),
   ):
     if places:
@@ -75,25 +84,30 @@ def choose(probabilities: np.ndarray, targets: np.ndarray, precision: float | No
   """The threshold of every label that has the best F1, or the lowest one, which finds most clips,
   that has the `precision`.
 
-  A threshold lies in the middle between the last probability that it takes and the next one.
+  A threshold lies in the middle between the last probability that it takes and the next one. One
+  that takes all clips, with and without the label, is none, unless they have the precision.
 
   Args:
     probabilities: (N, C) of validation clips.
     targets: (N, C) 0 or 1.
     precision: above 0, at most 1; None: the best F1.
   """
-  values, without, short = [], [], []
+  values, without, all_taken, short = [], [], [], []
   for label, (scores, hits) in enumerate(zip(probabilities.T, targets.T, strict=True)):
     if not hits.any():
       values.append(NO_CLIP)
       without.append(label)
       continue
     value, reached = _threshold(scores.astype(np.float64), hits, precision)
-    values.append(value)
-    if not reached:
+    takes_all = (scores >= value).all() and not hits.all()
+    if takes_all and (precision is None or not reached):
+      value = NO_CLIP
+      all_taken.append(label)
+    elif not reached:
       short.append(label)
+    values.append(value)
   rule = "best F1" if precision is None else f"precision {precision:g}"
-  return Thresholds(tuple(values), rule, without, short)
+  return Thresholds(tuple(values), rule, without, all_taken, short)
 
 
 def _threshold(scores, hits, precision: float | None) -> tuple[float, bool]:

@@ -23,9 +23,10 @@ from atst_jax.downstream.bgknown.sets import CONDITIONS, fingerprint, load, read
 from atst_jax.downstream.evaluation import check_values, score_of
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.linear import evar_probe, exact
+from atst_jax.downstream.linear.defaults import refuse_idle
 from atst_jax.downstream.linear.probing import Training, convergence, described, probe, test_logits
 from atst_jax.downstream.metrics import chance, summary
-from atst_jax.downstream.papers.published import published
+from atst_jax.downstream.papers.published import BENCHMARK, published
 from atst_jax.downstream.splits import Split
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
@@ -38,7 +39,6 @@ FREE_KEYS = ("encoder", "data.path")  # params_hash and data.fingerprint say wha
 VECTORS = {"y": "", "last": ", last block", "all": ", all blocks"}  # and what they add to a name
 BASELINES = ("random", "mel")
 PROTOCOLS = ("difference", "exact")  # the paper's probe with the exact one beside it, or that alone
-BENCHMARK = "bgknown_esc50"  # what the published scores are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,14 @@ def resolve(config: ConfigDict) -> Evaluation:
     mix, labels, seed=config.seed, way="split", num_folds=2, hold_out="tenth"
   )
   alone = config.protocol == "exact"
+  if alone:
+    refuse_idle(
+      config,
+      "configs/bgknown.py",
+      ("probe.",),
+      "plays no part by the protocol exact, whose probe is solved in closed form; leave it out, or "
+      "set --config.protocol=difference",
+    )
   config.exact.chosen_on, groups = exact.chosen_on(
     config.exact.chosen_on, labels, [split], exact=alone, on_test=False
   )
@@ -242,12 +250,14 @@ def _compares(job: Evaluation) -> bool:
 
 def _results(job: Evaluation, rows: list[dict]) -> dict:
   mix, labels = job.sets["mix"], job.labels
+  mixtures = mix.manifest["preparation"]["mixtures"]
   results = evaluation.results_of(
     job.record,
     job.model.config,
     data={
       **evaluation.labelled_data(job.record, mix, labels, [job.split]),
-      "mixtures": mix.manifest["preparation"]["mixtures"],
+      "task": features.task(mix.label_names, labels, mixtures),
+      "mixtures": mixtures,
     },
     metric="mAP" if labels.multi_label else "accuracy",
     published=published("difference") if _compares(job) else [],

@@ -142,9 +142,10 @@ def write(settings: Settings, job: Evaluation, workdir: str) -> None:
     **{key: config[key] for key in EMBEDDING},
   )
   log.info(
-    "%s: the classifier of %s, %s; %s",
+    "%s: the classifier of %s (%.1f in the table), %s; %s",
     settings.folder,
     chosen.row["name"],
+    100 * chosen.row["mean"],
     head.about["fitted"],
     described(head.to_json()),
   )

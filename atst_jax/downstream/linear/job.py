@@ -21,7 +21,7 @@ from atst_jax.artifacts.folder import describe_encoder
 from atst_jax.downstream import bootstrap, evaluation
 from atst_jax.downstream.evaluation import describe_labelled, score_of
 from atst_jax.downstream.linear import exact, exporting
-from atst_jax.downstream.linear.probing import convergence, described, probe
+from atst_jax.downstream.linear.probing import convergence, described, probe, tell_of_small
 from atst_jax.downstream.linear.recipe import Evaluation, resolve, vectors
 from atst_jax.downstream.metrics import chance, summary
 from atst_jax.downstream.papers.published import published
@@ -56,6 +56,7 @@ def run_row(name: str, arrays: list[np.ndarray], job: Evaluation) -> list[dict]:
     logits = {(r.seed, r.fold): r.test_scores for r in readings}
     beside = {"penalties_at_edge": of_exact["at_edge"]}
   else:
+    tell_of_small(name, arrays, job.training)
     probed = probe(arrays, job.labels, splits, seeds, job.training, score)
     told = described(probed, job.labels, splits, job.training.refit, score)
     runs = [{**found[run["seed"], run["fold"]], **run} for run in told]

@@ -67,6 +67,21 @@ def probe(
   return runs
 
 
+def tell_of_small(name: str, arrays: list[np.ndarray], training: Training) -> None:
+  """Warns of vectors that are too small for the protocol "atst", whose probe adds a constant to
+  their variance: it sees almost nothing of them. The paper's constant stays."""
+  variance = float(np.median([x.var(0) for x in arrays]))
+  if training.protocol == "atst" and variance < atst_probe.EPSILON:
+    log.warning(
+      "%s: the vectors have a variance of %.1e (median), to which the protocol atst adds %g before "
+      "it divides: the probe sees little of them, and its score is too low for that reason alone; "
+      "compare the exact probe's",
+      name,
+      variance,
+      atst_probe.EPSILON,
+    )
+
+
 def described(
   runs: list[Run], labels: Labels, splits: list[Split], refit: bool, score
 ) -> list[dict]:

@@ -14,10 +14,11 @@ from atst_jax.downstream import evaluation, features
 from atst_jax.downstream.evaluation import check_values, divide
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.linear import evar_probe, exact
+from atst_jax.downstream.linear.defaults import refuse_idle
 from atst_jax.downstream.linear.probing import Training
 from atst_jax.downstream.papers.published import evaluated_by
 from atst_jax.downstream.papers.tasks import TASKS, known_rates
-from atst_jax.downstream.splits import Split
+from atst_jax.downstream.splits import Split, is_drawn
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
@@ -26,6 +27,7 @@ BLOCKS = ("all", "last")
 PROTOCOLS = ("exact", "atst", "evar")
 CROPS = ("center", "unit")
 MEL = "mel mean and std"
+FILE = "configs/linear.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,7 @@ def resolve(config: ConfigDict) -> Evaluation:
   by_unit = unit and config.protocol == "evar"
   config.crop = config.crop or ("unit" if by_unit else "center")
   config.statistics = config.statistics or ("data" if by_unit else "encoder")
+  _check(config)
   config.unit_seconds = config.unit_seconds or (task.unit_seconds if task else None)
   check_values(
     config,
@@ -116,6 +119,14 @@ def resolve(config: ConfigDict) -> Evaluation:
   splits = divide(
     dataset, labels, seed=config.seed, select_on_test=config.select_on_test, **config.splits
   )
+  if not is_drawn(config.splits.way, labels.folds, labels.splits):
+    refuse_idle(
+      config,
+      FILE,
+      ("splits.num_folds",),
+      "plays no part: the folds or splits of the set are taken; leave it out, or set "
+      "--config.splits.way=random",
+    )
   groups = None
   if config.job == "linear":  # the drawn clips of few labels choose
     config.exact.chosen_on, groups = exact.chosen_on(
@@ -156,6 +167,23 @@ def resolve(config: ConfigDict) -> Evaluation:
     ),
     select_on_test=config.select_on_test,
   )
+
+
+def _check(config: ConfigDict) -> None:
+  """Raises UserError for settings that the crop or the protocol has no use for."""
+  if config.unit_seconds and config.crop != "unit":
+    raise UserError(
+      f"--config.unit_seconds={config.unit_seconds:g} plays no part with --config.crop="
+      f"{config.crop}, which cuts clips to max_seconds; leave it out, or set --config.crop=unit"
+    )
+  if config.protocol == "exact":
+    refuse_idle(
+      config,
+      FILE,
+      ("probe.",),
+      "plays no part by the protocol exact, whose probe is solved in closed form; leave it out, or "
+      "set --config.protocol=atst or evar",
+    )
 
 
 def vectors(job: Evaluation, folder: str) -> Iterator[tuple[str, list[np.ndarray]]]:

@@ -1,34 +1,19 @@
 """Puts our results into the rows and columns of the papers' tables, with the run of each score."""
 
-import hashlib
+import collections
 import itertools
-import json
-import os
 from typing import NamedTuple
 
 from atst_jax.downstream import bootstrap
+from atst_jax.downstream.papers.places import Place, place
 from atst_jax.downstream.papers.published import TABLES, Table
+from atst_jax.downstream.papers.runs import Run, choose_rates
 from atst_jax.downstream.papers.tasks import TASKS
 from atst_jax.models.encoders import ENCODERS
-from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
-NEEDED = ("job", "protocol", "data", "encoder", "config", "metric", "selected_on_test", "rows")
-SIZES = {(384, 12): "ATST Small", (768, 12): "ATST Base"}
-
-
-class Run(NamedTuple):
-  """A results.json and where it lies."""
-
-  path: str
-  results: dict
-
-  @property
-  def config_hash(self) -> str:
-    """8 hexadecimal digits over the whole config."""
-    text = json.dumps(self.results["config"], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+CHANCE = "chance"
 
 
 class Cell(NamedTuple):
@@ -77,139 +62,34 @@ class Comparison(NamedTuple):
   lines: list[Line]
 
 
-def read_runs(paths: list[str]) -> list[Run]:
-  """The runs of workdirs, or of results.json files. Raises UserError for a path that is none, or
-  read twice."""
-  runs = []
-  for path in paths:
-    file = path if path.endswith(".json") else os.path.join(path, "results.json")
-    try:
-      results = json.loads(storage.read_text(file))
-    except (FileNotFoundError, NotADirectoryError):
-      raise UserError(
-        f"{file} does not exist: {path!r} is not the workdir of a finished evaluation"
-      ) from None
-    except (OSError, ValueError) as error:
-      raise UserError(f"{file}: cannot be read ({error}); run the evaluation again") from error
-    missing = [key for key in NEEDED if not isinstance(results, dict) or key not in results]
-    if missing:
-      raise UserError(
-        f"{file}: not results of this schema, it lacks {', '.join(missing)}; run the evaluation "
-        "again"
-      )
-    runs.append(Run(os.path.dirname(file) or ".", results))
-  names = [os.path.realpath(run.path) for run in runs]
-  for name in names:
-    if names.count(name) > 1:
-      raise UserError(f"{name} is given {names.count(name)} times; name every run once")
-  return runs
+class _Entry(NamedTuple):
+  """A row of results, and where it stands."""
 
-
-def choose_rates(runs: list[Run]) -> list[tuple[Run, str]]:
-  """Of fine-tunings that differ in nothing but the learning rate, the one that the validation clips
-  prefer, and a note that says of how many. All other runs as they are."""
-  groups: dict[str, list[Run]] = {}
-  for run in runs:
-    key = run.path
-    if run.results["protocol"] == "finetune":
-      config = json.loads(json.dumps(run.results["config"]))
-      config["optimizer"].pop("base_lr")
-      for free in ("encoder", "compute", "mesh", "log", "checkpoint", "platform"):
-        config.pop(free)
-      config["data"].pop("path")
-      key = json.dumps(config, sort_keys=True)
-    groups.setdefault(key, []).append(run)
-  rate = lambda run: run.results["config"]["optimizer"]["base_lr"]
-  chosen = []
-  for group in groups.values():
-    if len(group) == 1:
-      chosen.append((group[0], ""))
-      continue
-    # of equal ones the smaller rate
-    best = max(group, key=lambda run: (run.results["rows"][0]["valid"], -rate(run)))
-    tried = ", ".join(f"{r:g}" for r in sorted(map(rate, group)))
-    chosen.append((best, f"rate {rate(best):g} of {tried}, by validation"))
-  return chosen
-
-
-def _architecture(encoder: dict) -> str:
-  if not ENCODERS[encoder["kind"]].has_blocks:
-    return encoder.get("version", encoder["kind"])
-  return SIZES.get(
-    (encoder["width"], encoder["depth"]), f"ATST {encoder['depth']} x {encoder['width']}"
-  )
-
-
-def describe(results: dict, *, views: bool) -> str:
-  """The encoder in words, as far as its provenance says: name, size, λ and steps; with `views` its
-  segments in place of λ and steps."""
-  encoder = results["encoder"]
-  name, provenance = os.path.basename(encoder["path"].rstrip("/")), encoder["provenance"]
-  config = provenance.get("config")
-  if not config:
-    return name
-  kind = _architecture(config["encoder"])
-  if (objective := config.get("objective", "byol")) != "byol":
-    return f"{name}: {kind}, {objective}, {provenance.get('step')} steps"
-  if views:
-    frontend, frames = encoder["frontend"], config["views"]["crop_frames"]
-    seconds = round(frames * frontend["hop_length"] / frontend["sample_rate"], 1)
-    segments = {"single": "single segment", "two": "two segments"}[config["views"]["segments"]]
-    return f"{name}: {kind}, {segments}, {seconds:g} s"
-  return f"{name}: {kind}, λ = {config['difference']['weight']:g}, {provenance.get('step')} steps"
-
-
-def _column(results: dict, row: dict) -> str:
-  if results["protocol"] == "difference":
-    return row["name"]
-  name = results["data"]["name"]
-  # a scene of other pairs than the published ones is another column
-  if results["protocol"] == "retrieval":
-    return " ".join([*([] if name.startswith("apwd") else [name]), row["scene"], row["name"]])
-  return name
-
-
-def _label(results: dict, row: dict, views: bool) -> tuple[str, str]:
-  """(name, kind) of the line that a row of results belongs to."""
-  protocol, encoder = results["protocol"], describe(results, views=views)
-  features, name = row.get("features", "pre-trained"), row["name"]
-  if protocol in ("difference", "retrieval"):
-    data, (kind, _, part) = results["data"]["name"], features.partition(", ")
-    ours = kind == "pre-trained" and row.get("system", "audio + text") == "audio + text"
-    parts = [
-      *((encoder, part) if kind == "pre-trained" else (features,)),
-      data if protocol == "difference" else "",
-      "" if ours else row.get("system", ""),
-      f"weight {row['weight']:g}" if row.get("weight") not in (None, 1) else "",
-    ]
-    return ", ".join(filter(None, parts)), "ours" if ours else "baseline"
-  if features == "pre-trained":
-    rest = name.removeprefix("pre-trained").removeprefix(", ")
-    return f"{encoder}{', ' if rest else ''}{rest}", "ours"
-  config = results["encoder"]["provenance"].get("config")
-  size = f"{_architecture(config['encoder'])}, " if config and features == "random" else ""
-  return f"{size}{name}", "baseline"
+  run: Run
+  note: str  # of its cell
+  row: dict
+  place: Place
 
 
 def compare(runs: list[Run]) -> list[Comparison]:
-  """The papers' tables that any of the runs belongs to, published rows first. Raises UserError if
-  there is none."""
-  found, chosen = [], choose_rates(runs)
-  for key, table in TABLES.items():
-    mine = [
-      (run, note)
-      for run, note in chosen
-      if run.results["protocol"] == table.protocol and run.results["job"] != "few"
-    ]
-    if table.ablation:
-      mine = [
-        (run, note)
-        for run, note in mine
-        if "config" in run.results["encoder"]["provenance"]
-        and ENCODERS[run.results["encoder"]["provenance"]["config"]["encoder"]["kind"]].has_blocks
-      ]
-    if mine:
-      found.append(_comparison(key, table, mine))
+  """The papers' tables that any of the runs belongs to, published rows first.
+
+  Lines of one name whose features differ, such as those of two encoders that are called alike, end
+  with digits of them (`params_hash`). Tasks of one name that ask for other labels or clips are
+  columns of their own: the first has the name, the others end with digits.
+
+  Raises UserError if no run belongs to a table.
+  """
+  chosen = choose_rates(runs)
+  placed = {key: _entries(table, chosen) for key, table in TABLES.items()}
+  every = {entry.place[:3] for entries in placed.values() for entry in entries}
+  names = collections.Counter(line for line, _, _ in every)
+  shared, tasks = {name for name, times in names.items() if times > 1}, _tasks(runs)
+  found = [
+    _comparison(key, TABLES[key], entries, shared, tasks)
+    for key, entries in placed.items()
+    if entries
+  ]
   known = sorted({table.protocol for table in TABLES.values()})
   is_left = lambda r: r["protocol"] not in known or r["job"] == "few"
   if found and (left := [run.path for run in runs if is_left(run.results)]):
@@ -222,44 +102,81 @@ def compare(runs: list[Run]) -> list[Comparison]:
   return found
 
 
-def _comparison(key: str, table: Table, mine: list[tuple[Run, str]]) -> Comparison:
+def _entries(table: Table, chosen: list[tuple[Run, str]]) -> list[_Entry]:
+  """The rows of the runs that belong to a table."""
+  found = []
+  for run, note in chosen:
+    results, config = run.results, run.results["encoder"]["provenance"].get("config")
+    if results["protocol"] != table.protocol or results["job"] == "few":
+      continue
+    if table.ablation and not (config and ENCODERS[config["encoder"]["kind"]].has_blocks):
+      continue
+    places = [place(results, row, views=table.ablation) for row in results["rows"]]
+    found += [
+      _Entry(run, note, row, where)
+      for row, where in zip(results["rows"], places, strict=True)
+      if where.kind == "ours" or not table.ablation
+    ]
+  return found
+
+
+def _tasks(runs: list[Run]) -> dict[str, str]:
+  """What each run asks of its clips, by its path, as digits: those of the data where results of an
+  earlier version do not say."""
+  data = {run.path: run.results["data"] for run in runs}
+  found = {path: each.get("fingerprint", "") for path, each in data.items()}
+  known = {found[path]: each["task"] for path, each in data.items() if "task" in each}
+  return {path: known.get(fingerprint, fingerprint) for path, fingerprint in found.items()}
+
+
+def _comparison(
+  key: str, table: Table, entries: list[_Entry], shared: set[str], tasks: dict[str, str]
+) -> Comparison:
+  """Args:
+  shared: names of lines that several features have.
+  tasks: by the path of a run.
+  """
   columns, lines = dict(table.columns), []
-  for row in table.rows:
-    kind = "ci95" if row.spreads else ""
-    cells = {c: Cell(score, row.spreads.get(c), kind, None) for c, score in row.scores.items()}
-    lines.append(Line(row.name, "published", cells))
+  for method in table.rows:
+    of, kind = method.spreads, "ci95" if method.spreads else ""
+    cells = {c: Cell(score, of.get(c), kind, None) for c, score in method.scores.items()}
+    lines.append(Line(method.name, "published", cells))
   spread = "ci95" if table.protocol == "evar" else "std"
   ours: dict[str, Line] = {}
-  chances: dict[str, Cell] = {}
-  for run, note in mine:
-    results = run.results
-    for row in results["rows"]:
-      name, kind = _label(results, row, table.ablation)
-      if table.ablation and kind != "ours":
-        continue
-      column = _column(results, row)
-      task = TASKS.get(column)
-      columns.setdefault(column, task.title if task else column)
-      width = None if row[spread] is None else 100 * row[spread]
-      cell = Cell(100 * row["mean"], width, spread if width is not None else "", run, note, row)
-      before = ours.get(name, Line(name, kind, {})).cells.get(column)
-      if before and kind == "baseline" and before[:2] == cell[:2]:
-        continue  # the same baseline of another encoder's evaluation
-      if before:
-        name = f"{name} ({run.path})"  # evaluated twice: a line of its own
-      ours.setdefault(name, Line(name, kind, {})).cells[column] = cell
-      if exact := row.get("exact"):
-        beside = f"{name}, exact probe"
-        width = None if exact[spread] is None else 100 * exact[spread]
-        cell = Cell(100 * exact["mean"], width, spread if width is not None else "", run, note)
-        ours.setdefault(beside, Line(beside, kind, {})).cells[column] = cell
-      if results.get("chance") is not None and not table.ablation:
-        chances[column] = Cell(100 * results["chance"], None, "", run)
-  order = {"ours": 0, "baseline": 1}
-  lines += sorted(ours.values(), key=lambda line: order[line.kind])
-  if chances:
-    lines.append(Line("chance", "baseline", chances))
-  return Comparison(key, table, columns, lines)
+  asked: dict[str, dict[str, str]] = {}  # of a column's name: the column of every task
+  for run, note, row, (name, kind, features, column) in entries:
+    name, first, task = f"{name} ({features})" if name in shared else name, column, tasks[run.path]
+    columns.setdefault(first, TASKS[first].title if first in TASKS else first)
+    known = asked.setdefault(first, {})
+    column = known.setdefault(task, f"{first} ({task[:6]})" if known else first)
+    columns.setdefault(column, columns[first] + column.removeprefix(first))
+    _put(ours, name, kind, column, _cell(row, spread, run, note)._replace(row=row))
+    if exact := row.get("exact"):
+      _put(ours, f"{name}, exact probe", kind, column, _cell(exact, spread, run, note))
+    chance = run.results.get("chance")
+    if chance is not None and not table.ablation:
+      _put(ours, CHANCE, "baseline", column, Cell(100 * chance, None, "", run))
+  order = lambda line: (line.kind != "ours", line.name.startswith(CHANCE))
+  return Comparison(key, table, columns, lines + sorted(ours.values(), key=order))
+
+
+def _cell(scores: dict, spread: str, run: Run, note: str) -> Cell:
+  width = None if scores[spread] is None else 100 * scores[spread]
+  return Cell(100 * scores["mean"], width, spread if width is not None else "", run, note)
+
+
+def _put(lines: dict[str, Line], name: str, kind: str, column: str, cell: Cell) -> None:
+  """Puts a score into the line of that name, or, where another one stands there, into a line that
+  also names the run. No score replaces another; a baseline's same score is put once."""
+  of_name = [x for x in lines.values() if x.name == name or x.name.startswith(f"{name} (")]
+  there = [line.cells[column][:2] for line in of_name if column in line.cells]
+  if kind == "baseline" and cell[:2] in there:
+    return
+  run = cell.run.path if cell.run else ""
+  numbered = (f"{name} ({run}, {number})" for number in itertools.count(2))
+  names = itertools.chain((name, f"{name} ({run})"), numbered)
+  free = next(x for x in names if x not in lines or column not in lines[x].cells)
+  lines.setdefault(free, Line(free, kind, {})).cells[column] = cell
 
 
 def average(comparison: Comparison, line: Line) -> float | None:

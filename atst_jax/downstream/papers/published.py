@@ -56,6 +56,7 @@ NINE = {
   "nsynth": "NSYNTH",
   "surge": "Surge",
 }
+BENCHMARK = "bgknown_esc50"  # the set of the published scores of "difference"
 CONDITIONS = {name: name for name in ("Mix", "(a) 100%", "(b) 50%", "(c) 0%")}
 RECALLS = {f"{scene} R@{k}": f"{scene} R@{k}" for scene in ("rain", "traffic") for k in (1, 5, 10)}
 

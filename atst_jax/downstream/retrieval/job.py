@@ -178,6 +178,7 @@ def _results(job: Retrieval, rows: list[dict]) -> dict:
       "name": name,
       "path": job.dataset.root,
       "fingerprint": job.record["data"]["fingerprint"],
+      "task": features.task(job.dataset.label_names, job.labels, *pairs.lines(job.labels.ids)),
       "clips": len(job.labels.ids),
       "classes": len(job.dataset.label_names),
       "pairs": sizes,

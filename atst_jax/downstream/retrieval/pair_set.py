@@ -40,6 +40,14 @@ class PairSet(NamedTuple):
       (self.splits == split) & ((self.scenes == scene) if scene is not None else True)
     )
 
+  def lines(self, clips: list[str]) -> list[str]:
+    """A line for each pair, sorted: its ids, scene and sentence. `clips`: ids of the clips."""
+    columns = zip(self.ids, self.query, self.target, self.scenes, self.text, strict=True)
+    return sorted(
+      "\t".join((id, clips[query], clips[target], scene, self.texts[text]))
+      for id, query, target, scene, text in columns
+    )
+
 
 def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:
   """Reads and checks pairs.csv of a prepared set.
