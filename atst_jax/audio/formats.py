@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 import struct
+from collections.abc import Iterator
 
 # libsndfile's name of a format, and its endings; without .raw, which has no header, and .mat, which
 # seldom holds sound.
@@ -34,7 +35,7 @@ SNDFILE = {
 PYAV = """3g2 3gp aac ac3 adts amr ape asf avi dsf dts eac3 f4v flv m2ts m4a m4b m4v mka mkv mov mp2
 mp3 mp4 mpc mpeg mpg mts oma rm shn tak ts tta webm wma wmv wv"""
 GET_PYAV = "pip install -e .[av]"  # in messages about files that PyAV would read
-MOST_CHUNKS = 1000  # of a WAV
+MOST_CHUNKS = 1000  # of a file
 NOT_CHUNKS = 64  # so many readable names in a row are chunks, not samples
 
 
@@ -83,16 +84,32 @@ def unfinished_wav(file) -> tuple[int, int] | None:
   head = file.read(12)
   if head[:4] != b"RIFF" or head[8:] != b"WAVE":
     return None
-  end, place = file.seek(0, os.SEEK_END), 12
-  for _ in range(MOST_CHUNKS):
-    name, size = _chunk(file, place)
+  end = file.seek(0, os.SEEK_END)
+  for name, place, size in chunks(file, end):
     if name == b"data":
-      behind = end - place - 8
-      return (place + 4, behind) if not size and behind and _are_samples(file, place + 8) else None
-    if not name:
-      return None
-    place += 8 + size + size % 2
+      behind = end - place
+      return (place - 4, behind) if not size and behind and _are_samples(file, place) else None
   return None
+
+
+def chunks(file, end: int, place: int = 12, form: str = "<4sI") -> Iterator[tuple[bytes, int, int]]:
+  """Yields (name, where the body begins, its size) of the chunks from `place` on. The file stands
+  where the body begins.
+
+  Args:
+    end: the file's size.
+    form: of a chunk's head. A size of 64 bits counts the head (W64).
+  """
+  length = struct.calcsize(form)
+  counted, align = (length, 8) if form.endswith("Q") else (0, 2)
+  for _ in range(MOST_CHUNKS):
+    if place + length > end:
+      return
+    file.seek(place)
+    name, size = struct.unpack(form, file.read(length))
+    place, size = place + length, max(size - counted, 0)
+    yield name, place, size
+    place += size + -size % align
 
 
 def _chunk(file, place: int) -> tuple[bytes, int]:

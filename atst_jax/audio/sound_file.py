@@ -104,12 +104,15 @@ class Sound:
     frames: samples by the header, -1 if it does not tell.
   """
 
-  def __init__(self, file, streams: Streams, *, by_pyav: bool):
-    """`file` is a soundfile.SoundFile or a PyAvFile."""
+  def __init__(self, file, streams: Streams, *, by_pyav: bool, error: str = ""):
+    """`file` is a soundfile.SoundFile or a PyAvFile; `error` says why PyAV does not read it."""
     self._file, self._streams, self._by_pyav = file, streams, by_pyav
     self.samplerate, self.channels, self._read = file.samplerate, file.channels, 0
-    self._limit = streams.fact
-    self.frames = file.frames if self._limit is None else min(file.frames, self._limit)
+    self._limit, self._error = streams.fact or streams.promised, error
+    if by_pyav and (streams.more or streams.uncounted):  # the container tells of the first
+      self.frames, self._limit = streams.promised or -1, None
+    else:
+      self.frames = file.frames if self._limit is None else min(file.frames, self._limit)
 
   def read(self, size: int) -> np.ndarray:
     """(n, C) float32, the next samples; n is `size`, or less at the end."""
@@ -131,19 +134,28 @@ class Sound:
 
   def missed(self) -> str:
     """Says which part of a file, read to its end, was not read; "" if all was."""
-    seconds = self._read / self.samplerate
-    promised = self._streams.promised or self.frames
-    if self._by_pyav and not (self._streams.more and self._streams.promised):
+    streams, seconds = self._streams, self._read / self.samplerate
+    whole = (streams.promised or self.frames / (streams.present or 1)) / self.samplerate
+    error = self._error or getattr(self._file, "error", "")
+    if streams.more and (error or not self._by_pyav):
+      return f"{seconds:.1f} s read, more streams follow{_remedy(error, 'them')}"
+    if streams.unended:
+      return f"{seconds:.1f} s read, its last page does not end the stream: it was cut"
+    if whole - seconds <= MISSED_SECONDS or (self._by_pyav and not streams.promised):
       return ""
-    if self._streams.more and not self._by_pyav:
-      remedy = "" if has_pyav() else f"; {GET_PYAV} reads them"
-      return f"{seconds:.1f} s read, more streams follow{remedy}"
-    if promised - self._read > MISSED_SECONDS * self.samplerate:
-      told = promised / self.samplerate
-      if self._by_pyav:  # its parser may miss the first block of a later stream
-        return f"{seconds:.2f} of {told:.2f} s read of its streams; cut it apart before each 'fLaC'"
-      return f"{seconds:.1f} s read, the header tells of {told:.1f} s: it was cut"
-    return ""
+    if streams.promised and not streams.more:
+      remedy = _remedy(error, "the rest") if streams.uncounted else ""
+      return f"{seconds:.1f} of {whole:.1f} s read, its header does not count its frames{remedy}"
+    if self._by_pyav:  # its parser may miss the first block of a later stream
+      return f"{seconds:.2f} of {whole:.2f} s read of its streams; cut it apart before each 'fLaC'"
+    return f"{seconds:.1f} s read, the header tells of {whole:.1f} s: it was cut"
+
+
+def _remedy(error: str, what: str) -> str:
+  """What remarks add about PyAV, which failed with `error`, or is not installed."""
+  if error:
+    return f"; PyAV: {error}"
+  return "" if has_pyav() else f"; {GET_PYAV} reads {what}"
 
 
 @contextlib.contextmanager
@@ -159,9 +171,18 @@ def _decoder(path: str, handle, repair_headers: bool):
       raise Reject("undecodable", "several WAVs in a row: cut the file apart before each 'RIFF'")
     if needs_pyav(path) and not has_pyav():
       raise Reject("undecodable", f"{ending(path)} needs PyAV: {GET_PYAV}")
-    if needs_pyav(path) or (has_pyav() and (streams.more or streams.open_length)):
-      yield Sound(stack.enter_context(open_pyav(raw)), streams, by_pyav=True)
-      return
+    only_pyav, error = needs_pyav(path) or (has_pyav() and streams.open_length), ""
+    if only_pyav or (has_pyav() and (streams.more or streams.uncounted)):
+      try:
+        file = stack.enter_context(open_pyav(raw, partly=not only_pyav))
+      except ValueError as failure:
+        if only_pyav:
+          raise
+        error = str(failure)
+        raw.seek(0)
+      else:
+        yield Sound(file, streams, by_pyav=True)
+        return
     if streams.open_length:
       raise Reject(
         "undecodable",
@@ -169,12 +190,12 @@ def _decoder(path: str, handle, repair_headers: bool):
       )
     try:
       file = stack.enter_context(soundfile.SoundFile(handle))
-    except soundfile.LibsndfileError as error:
-      yield Sound(_second_try(raw, stack, error), streams, by_pyav=True)
+    except soundfile.LibsndfileError as failure:
+      yield Sound(_second_try(raw, stack, failure), streams, by_pyav=True)
       return
     if file.frames <= 0:
       if not (found := unfinished_wav(raw)):
-        raise Reject("empty", "no samples")
+        raise Reject("empty", "no samples" + ": it was cut" * streams.unended)
       place, behind = found
       if not repair_headers:
         raise Reject(
@@ -184,7 +205,7 @@ def _decoder(path: str, handle, repair_headers: bool):
         )
       raw.seek(0)
       file = stack.enter_context(soundfile.SoundFile(Patched(raw, place, b"\xff" * 4)))
-    yield Sound(file, streams, by_pyav=False)
+    yield Sound(file, streams, by_pyav=False, error=error)
 
 
 def _second_try(raw, stack: contextlib.ExitStack, error: Exception):
@@ -228,5 +249,5 @@ def open_sound(path: str, repair_headers: bool = False):
         open(path, "rb").close()
       except OSError as system:
         _raise_unless_of_the_file(path, system)
-    said = str(error) if needs_pyav(path) else getattr(error, "error_string", "")
+    said = str(error) if isinstance(error, ValueError) else getattr(error, "error_string", "")
     raise Reject("undecodable", said or "format not recognised") from error
