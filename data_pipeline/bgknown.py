@@ -39,7 +39,7 @@ from .mixing.recordings import check_classes, check_disjoint, list_set, long_eno
 from .shards import workers
 from .shards.job import Job
 from .shards.plan import hash_sources
-from .shards.summary import print_page, report
+from .shards.summary import print_report
 from .sources.files import Listing, Source
 from .sources.owner_lists import split_of
 
@@ -195,6 +195,7 @@ def _table(
 def build(args: argparse.Namespace) -> None:
   """Runs the whole job. Raises UserError, Stopped and KeyboardInterrupt."""
   recipe = _recipe(args)
+  flags.check_apart(args.output, foreground=args.foreground, background=args.background)
   loudness_meter(recipe.sample_rate)  # raises now, not after an hour, if pyloudnorm is missing
   foreground, background = _listing(args, "foreground"), _listing(args, "background")
   if both := {s.path for s in foreground.sources} & {s.path for s in background.sources}:
@@ -274,8 +275,7 @@ def _write_sets(
     )
     job.check()
     manifest = job.write()
-    print("\n".join([f"{job.output}:", *report(manifest)]))
-    print_page(job.output)
+    print_report(job.output, manifest)
     if rejects := manifest["rejects"]:
       raise UserError(
         f"{job.output}: {len(rejects)} mixtures could not be made, the first is "

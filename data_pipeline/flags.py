@@ -4,8 +4,10 @@ import argparse
 import os
 
 from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
+from .sources.files import inside
 from .sources.inputs import LAYOUTS
 
 LAYOUT = f"{', '.join(LAYOUTS)}; default: by a table's first line, folder for a folder"
@@ -85,6 +87,17 @@ def check_bounds(args: argparse.Namespace, **bounds: tuple[float, float]) -> Non
     value = getattr(args, key)
     if not low <= value <= high:
       raise UserError(f"--{key}={value} is not between {low} and {high}")
+
+
+def check_apart(output: str, **inputs: str) -> None:
+  """Raises UserError if the output is the folder of an input, {flag: path}, or lies in it."""
+  for flag, path in inputs.items():
+    alike = storage.is_remote(path) == storage.is_remote(output)
+    if path and alike and storage.is_folder(path) and inside(output, path):
+      raise UserError(
+        f"--output={output} lies in --{flag}={path}: shards would lie among its recordings; choose "
+        "a folder outside"
+      )
 
 
 def names(text: str) -> list[str]:

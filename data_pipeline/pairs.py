@@ -100,6 +100,9 @@ def _check(args: argparse.Namespace) -> None:
   flags.check_bounds(
     args, seconds=(1, 600), backgrounds=(1, 100), shared_events=(0, 100), **numbers
   )
+  flags.check_apart(
+    args.output, foreground=args.foreground, background=args.background, jams=args.jams
+  )
   if args.level_change[0] < 1:
     raise UserError(f"--level_change={args.level_change}: below 1 dB nobody hears a difference")
   loudness_meter(1000)  # raises now, not in an hour, if pyloudnorm is missing

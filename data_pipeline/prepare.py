@@ -17,7 +17,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 from atst_jax.audio.channels import MEAN, check_channels
 from atst_jax.audio.frontend import get_frontend
@@ -31,7 +31,7 @@ from .shards import beam, merge, verify, workers
 from .shards.job import Job, classes_hash
 from .shards.plan import hash_sources
 from .shards.shard import read_file, read_run
-from .shards.summary import print_page, report
+from .shards.summary import print_report
 from .sources.files import Listing, describe_skipped, printable
 from .sources.inputs import LAYOUTS, list_sources
 
@@ -78,7 +78,7 @@ def _parser() -> Parser:
   add("--reject_silent", action="store_true", help="leave out files below -80 dB of full scale")
   duplicates = "leave out files of the same content as an earlier one (by id)"
   add("--reject_duplicates", action="store_true", help=duplicates)
-  longest = "longer files are cut into pieces of this length (1800 at most)"
+  longest = "longer files are cut into pieces of this length (default 60, 1800 at most)"
   add("--max_seconds", type=float, default=60.0, help=longest)
   return parser
 
@@ -106,6 +106,7 @@ def _check(args: argparse.Namespace) -> None:
       f"--beam_options={args.beam_options} needs --runner, one of {', '.join(beam.RUNNERS)}"
     )
   check_channels(args.channels)
+  flags.check_apart(args.output, input=args.input)
   flags.check_bounds(args, subset=(0, 10**9), max_seconds=(1, 1800), context=(0, 1800))
 
 
@@ -185,8 +186,7 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
     print("\n".join([*job.describe(missing), *describe_skipped(listing.skipped)]))
     return
   manifest = job.write(missing, again=again)
-  print("\n".join([f"{args.output}:", *report(manifest)]))
-  print_page(args.output)
+  print_report(args.output, manifest)
   if "train" not in manifest["splits"]:
     print(
       "no split `train`, so no statistics; "
@@ -207,6 +207,16 @@ def _repair(argv: list[str]) -> int:
   return 0
 
 
+def _part(name: str, parts: dict[str, Callable]) -> Callable:
+  """The part of this name. Raises UserError, with the nearest."""
+  if name not in parts:
+    raise UserError(
+      f"{name} is neither a flag (a folder to prepare is --input=DIR) nor one of "
+      f"{', '.join(parts)}{nearest(name, parts)}"
+    )
+  return parts[name]
+
+
 def main(argv: list[str] | None = None) -> int:
   """Returns the exit code; see the module's docstring."""
   argv = sys.argv[1:] if argv is None else argv
@@ -216,8 +226,8 @@ def main(argv: list[str] | None = None) -> int:
     "merge": merge.main,
     "repair": _repair,
   }
-  if argv and argv[0] in parts:
-    return workers.run(lambda: parts[argv[0]](argv[1:]))
+  if argv and not argv[0].startswith("-"):
+    return workers.run(lambda: _part(argv[0], parts)(argv[1:]))
   return workers.run(lambda: prepare(_parser().parse(argv)))
 
 

@@ -252,6 +252,13 @@ def test_a_file_cannot_be_both(sounds, tmp_path, capsys):
   assert "15 files are foreground and background" in capsys.readouterr().err
 
 
+def test_the_output_lies_outside_of_the_sounds(sounds, tmp_path, capsys):
+  sets = [f"--{kind}={sounds / kind}" for kind in ("foreground", "background")]
+  (tmp_path / "link").symlink_to(sounds / "background")
+  assert bgknown.main([*sets, f"--output={tmp_path / 'link' / 'set'}", *FLAGS]) == 2
+  assert f"link/set lies in --background={sounds}" in capsys.readouterr().err
+
+
 def test_dry_run_writes_nothing(sounds, tmp_path, capsys):
   assert build(sounds, tmp_path / "set", "--dry_run") == 0
   assert (

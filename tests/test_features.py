@@ -93,3 +93,21 @@ def test_a_convolutional_encoder_has_one_row_and_may_standardise_by_the_data(tmp
   assert any(np.allclose(x, model.embed(mels), atol=1e-5) for x in arrays)
   with pytest.raises(UserError, match="does not standardise its input"):
     evaluate(encoder, data, tmp_path / "no", **few, statistics="data")
+
+
+def test_a_task_is_its_clips_and_labels(tmp_path):
+  """Not their sound or order: another front-end, seed or number of shards asks the same."""
+  sets = {
+    "first": {"clips": make_clips(6)},
+    "sounds": {"clips": make_clips(6, seed=1)[::-1], "frontend": "difference"},
+    "labels": {"clips": [Clip(c.id, c.mel, (0,)) for c in make_clips(6)]},
+    "fewer": {"clips": make_clips(6)[1:]},
+    "names": {"clips": make_clips(6), "names": ("low", "mid", "top")},
+  }
+  tasks = {}
+  for name, options in sets.items():
+    dataset = Dataset.load(write_clips(tmp_path / name, **options))
+    tasks[name] = features.task(dataset.label_names, features.read_labels(dataset))
+  assert tasks["first"] == tasks.pop("sounds") and len({*tasks.values()}) == 4
+  more = features.task(dataset.label_names, features.read_labels(dataset), "pairs")
+  assert more != tasks["names"]

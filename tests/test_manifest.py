@@ -102,8 +102,9 @@ def test_row_order_does_not_matter(tmp_path):
   [
     (
       "path\na.wav\n/etc/passwd\n",
-      r"m\.csv line 3: the path '/etc/passwd' is absolute .*set --root=/etc,",
+      r"m\.csv line 3: the path '/etc/passwd' is absolute .*; make it relative .* as 1 other ",
     ),
+    ("path\n/etc/passwd\n", r"line 2: .* is absolute .*set --root=/etc, the folder"),
     ("path\na.wav\n\nx/../../b.wav\n", r"line 4: .*'\.\.'"),
     ('path\n"a\nb.wav"\n..\\b.wav\n', r"line 4: .*'\.\.'"),
     ("path,id\na.wav,x\nb.wav,y\nc.wav,x\n", r"line 4: id 'x' stands in line 2 already"),
@@ -136,6 +137,9 @@ def test_row_order_does_not_matter(tmp_path):
     ("path,fold\na.wav,-1\n", r"line 2: fold '-1'"),
     ("path,split\na.wav,../x\n", r"line 2: split '../x'"),
     ("path,split\na.wav,all\n", r"line 2: split 'all'"),
+    ("path,split\na.wav,train\nb.wav,tset\n", r"line 3: split 'tset': did you mean 'test'\?"),
+    ("path,split\na.wav,tran\nb.wav,tran\n", r"line 2: split 'tran': did you mean 'train'\?"),
+    ("path,split\na.wav,Vaildation\n", r"split 'Vaildation': did you mean 'validation'\?"),
     ("path,label\n,x\n", r"line 2: the path '' is no file name"),
     ("path\na\0.wav\n", r"line 2: the path"),
     ('path\n"a.wav\n', r"line \d: .*quote"),
@@ -158,6 +162,24 @@ def test_fault_43_manifest_links_out_of_the_root(tmp_path):
   for name in ("folder/a.wav", "file.wav"):
     refused(tmp_path, f"path\nb.wav\n{name}\n", f"line 3: '{name}' leads out of", root=str(root))
   refused(tmp_path, "path\nb.wav\n", "is not a folder", root=str(tmp_path / "absent"))
+
+
+def test_splits_of_other_names_are_noted(tmp_path):
+  """Those that go on from a known name are no slips."""
+  splits = lambda *names: list_sources(
+    manifest(tmp_path, "path,split\n" + "".join(f"{i}.wav,{n}\n" for i, n in enumerate(names)))
+  )
+  known = splits("training", "testing")
+  assert [source.split for source in known.sources] == ["train", "test"]
+  assert [note.partition(": ")[2] for note in known.notes] == [
+    "of the splits, testing is test, training is train"
+  ]
+  names = ["Test_b", "holdout", "rest", "test2", "testA", "train_clean", "trainval"]
+  others = splits(*names)
+  assert [source.split for source in others.sources] == names
+  assert others.notes[0].endswith(
+    f"splits are {', '.join(names)}; evaluations read train, valid and test"
+  )
 
 
 def test_tables_as_people_have_them(tmp_path):
@@ -184,6 +206,7 @@ def test_tables_as_people_have_them(tmp_path):
   assert [note.removeprefix(f"{path}: ") for note in listing.notes] == [
     "1 rows stand twice and count once",
     "of the splits, Eval is test, val is valid",
+    "its splits are dev_a, test, valid; evaluations read train, valid and test",
   ]
   several = list_sources(path, label_separator=",")
   assert several.label_names == ["barking", "cat", "dog"] and several.multi_label

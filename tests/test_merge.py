@@ -1,5 +1,7 @@
 """Prepared sets joined into one."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
@@ -68,6 +70,128 @@ def test_merge_keeps_every_clip_under_its_labels(sets, tmp_path, capsys):
   assert counts["coverage"]["emu"] == {"listed": 4, "missing": 0, "rejected": 1}
   assert merged.manifest["rejects"][0]["id"] == "b/bad.wav" and (output / "report.html").exists()
   assert merged.manifest["splits"]["train"]["class_counts"] == {"cat": 3, "dog": 5, "emu": 2}
+
+
+def prepared(tmp_path, name, table, *flags, seed=0):
+  """A prepared set of a manifest, or of the names of files, with noise for each file."""
+  rng, root = np.random.default_rng(seed), tmp_path / name
+  root.mkdir()
+  rows = [row.split(",") for row in table.split()]
+  for file in sorted({row[0] for row in rows} - {"path"}):
+    soundfile.write(root / file, rng.uniform(-0.5, 0.5, 8000), 16000)
+  source = root
+  if rows[0][0] == "path":
+    source = tmp_path / f"{name}.csv"
+    source.write_text("\n".join(table.split()))
+    flags = (*flags, f"--root={root}")
+  output = tmp_path / "out" / name
+  flags = (f"--input={source}", f"--output={output}", f"--name={name}", *flags)
+  assert prepare.main([*flags, "--frontend=atst", "--num_shards=1"]) == 0
+  return str(output)
+
+
+def merged(tmp_path, *roots, name="merged") -> Dataset:
+  assert prepare.main(["merge", *roots, f"--output={tmp_path / name}"]) == 0
+  assert prepare.main(["verify", str(tmp_path / name)]) == 0
+  return Dataset.load(str(tmp_path / name))
+
+
+def test_a_speaker_of_two_sets_is_one_group(tmp_path, monkeypatch, capsys):
+  write_inline(monkeypatch)
+  files = [
+    " ".join(f"{i}_{who}_{take}.wav" for i in range(2) for who in ("eva", "theo")) for take in "01"
+  ]
+  roots = [
+    prepared(tmp_path, name, text, "--layout=fsdd", seed=i)
+    for i, (name, text) in enumerate(zip("ab", files, strict=True))
+  ]
+  dataset = merged(tmp_path, *roots)
+  assert {(c.group, c.fold) for c in dataset.clips("train")} == {("eva", 0), ("theo", 1)}
+  assert dataset.manifest["groups"] == {
+    "by": "speaker",
+    "number": 2,
+    "parted": 0,
+    "divided_by_owner": True,
+  }
+  assert dataset.manifest["fold_names"] == ["eva", "theo"] and dataset.manifest["folds"] == [0, 1]
+  features = json.loads((tmp_path / "merged" / "features.json").read_text())
+  assert "fold" in features["featuresDict"]["features"] and "remarks" not in dataset.manifest
+  shown = capsys.readouterr()
+  assert "groups: 2, one for each speaker; divisions keep each together" in shown.out
+  assert "dropped" not in shown.err
+
+
+def test_a_recording_is_another_in_another_set(tmp_path, monkeypatch):
+  """So are groups of different kinds."""
+  write_inline(monkeypatch)
+  table = "path,start,end 1.wav,0,0.2 1.wav,0.2,0.4"
+  roots = [prepared(tmp_path, name, table, seed=i) for i, name in enumerate("ab")]
+  two = merged(tmp_path, *roots)
+  assert {c.group for c in two.clips("train")} == {"a/1.wav", "b/1.wav"}
+  roots.append(prepared(tmp_path, "c", "path,group 2.wav,a/1.wav", seed=2))
+  three = merged(tmp_path, *roots, name="three")
+  assert {c.group for c in three.clips("train")} == {"a/1.wav", "b/1.wav", "c/a/1.wav"}
+  groups = three.manifest["groups"]
+  assert groups["number"] == 3 and groups["by"] == "recording or value of `group`"
+
+
+def test_a_group_that_the_merge_parts_is_told(tmp_path, monkeypatch, capsys):
+  """No owner published that division, whoever made those of the sets."""
+  write_inline(monkeypatch)
+  roots = []
+  for i, split in enumerate(("train", "test")):
+    table = f"path,group,split {i}.wav,theo,{split} {i}x.wav,eva,train"
+    roots.append(prepared(tmp_path, split, table, seed=i))
+    path = tmp_path / "out" / split / "dataset.json"
+    owned = path.read_text().replace('"divided_by_owner": false', '"divided_by_owner": true')
+    path.write_text(owned)
+  groups = merged(tmp_path, *roots).manifest["groups"]
+  assert (groups["number"], groups["parted"], groups["divided_by_owner"]) == (2, 1, False)
+  assert "1 lie in several of the set's own folds or splits" in capsys.readouterr().out
+
+
+def test_a_set_without_folds_parts_no_group(tmp_path, monkeypatch):
+  write_inline(monkeypatch)
+  roots = [
+    prepared(tmp_path, "a", "path,group,fold 1.wav,theo,1 2.wav,eva,2"),
+    prepared(tmp_path, "b", "path,group 3.wav,theo", seed=1),
+  ]
+  dataset = merged(tmp_path, *roots)
+  assert {(c.group, c.fold) for c in dataset.clips("train")} == {
+    ("theo", 1),
+    ("eva", 2),
+    ("theo", -1),
+  }
+  assert dataset.manifest["groups"]["parted"] == 0 and dataset.manifest["folds"] == [1, 2]
+
+
+def test_folds_that_differ_are_dropped_with_a_line(tmp_path, monkeypatch, capsys):
+  write_inline(monkeypatch)
+  roots = [
+    prepared(tmp_path, "a", "path,fold 1.wav,1 2.wav,2"),
+    prepared(tmp_path, "b", "0_eva_0.wav 1_theo_0.wav", "--layout=fsdd", seed=1),
+    prepared(tmp_path, "c", "path 3.wav", seed=2),
+  ]
+  dataset = merged(tmp_path, *roots)
+  assert {c.fold for c in dataset.clips("train")} == {-1} and not dataset.manifest["folds"]
+  told = f"dropped, as those of the sets differ: {roots[0]} has 1, 2; {roots[1]} has eva, theo"
+  assert told in capsys.readouterr().err
+
+
+def test_clips_that_two_sets_hold_are_named(tmp_path, monkeypatch, capsys):
+  write_inline(monkeypatch)
+  roots = [
+    prepared(tmp_path, "a", "path,split 1.wav,train 2.wav,train", seed=0),
+    prepared(tmp_path, "b", "path,split x.wav,test y.wav,train", seed=0),
+    prepared(tmp_path, "c", "path z.wav", seed=1),
+  ]
+  remarks = merged(tmp_path, *roots).manifest["remarks"]
+  assert [(r["id"], r["remark"], r["detail"]) for r in remarks] == [
+    ("b/x.wav", "repeated", "a/1.wav"),
+    ("b/y.wav", "repeated", "a/2.wav"),
+  ]
+  shown = capsys.readouterr().out
+  assert "2 clips sound as one of a set before" in shown and "  'b/x.wav': a/1.wav" in shown
 
 
 def test_an_interrupted_merge_leaves_nothing(sets, tmp_path, monkeypatch):

@@ -15,7 +15,9 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.data.tfrecord import frame_record, read_records
 from atst_jax.util.lock import Lock
 from data_pipeline import prepare
+from data_pipeline.shards.summary import print_report
 from tests.preparing import contents, run, small_set
+from tests.tiny import ROOT
 
 RATE = 16000
 
@@ -167,8 +169,12 @@ def test_one_job_at_a_time(small, capsys):
     (["--output=list.csv"], "--output=list.csv is a file"),
     (["--output=/proc/x"], "cannot write to --output=/proc/x"),
     (["--input=list.csv"], "set --root"),
+    (["--output=audio"], "--output=audio lies in --input=audio: shards would lie among its"),
+    (["--output=audio/../audio/x/y"], "lies in --input=audio"),
     (["--input=bad"], "none of the 1 files can be used; the first is 'a.wav': undecodable"),
     (["verify"], "required: dataset"),
+    (["verfy", "empty"], "nor one of verify, stats, merge, repair; did you mean 'verify'?"),
+    (["audio", "--output=new"], "audio is neither a flag (a folder to prepare is --input=DIR) nor"),
     (["verify", "empty"], "not a prepared dataset"),
     (["stats", "empty"], "prepare"),
   ],
@@ -181,13 +187,39 @@ def test_mistakes_are_one_line(small, monkeypatch, capsys, arguments, message):
   pathlib.Path("list.csv").write_text("path\nabsent.wav\n")
   valid = (
     []
-    if arguments[:1] in ([], ["verify"], ["stats"])
+    if not arguments or not arguments[0].startswith("-")
     else ["--input=audio", "--output=new", "--frontend=atst", "--workers=1"]
   )
   capsys.readouterr()
   assert prepare.main([*valid, *arguments]) == 2
   error = capsys.readouterr().err.rpartition("1 of 1 shards to write, 1 workers\n")[2]
   assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_help_and_page_tell_how_long_a_clip_is(capsys):
+  default = f"{prepare._parser().get_default('max_seconds'):g}"
+  with pytest.raises(SystemExit):
+    prepare.main(["--help"])
+  assert f"(default {default}, 1800 at most)" in " ".join(capsys.readouterr().out.split())
+  page = (ROOT / "data_pipeline" / "README.md").read_text(encoding="utf-8")
+  assert f"`--max_seconds` ({default}; at most 1800)" in page
+
+
+def test_a_reader_that_ends_is_no_fault_of_the_page(small, monkeypatch, capsys):
+  """`| head -3`."""
+
+  class Closed:
+    def write(self, text):
+      raise BrokenPipeError(32, "Broken pipe")
+
+  _, output = small
+  (output / "report.html").unlink()
+  manifest = Dataset.load(str(output)).manifest
+  with monkeypatch.context() as patch:
+    patch.setattr("sys.stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+      print_report(str(output), manifest)
+  assert (output / "report.html").exists() and capsys.readouterr().err == ""
 
 
 def test_a_split_without_statistics(tmp_path, capsys):

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
 from atst_jax.util.errors import UserError
 from data_pipeline.sources import files
@@ -96,6 +97,15 @@ def test_unfit_inputs(tmp_path, monkeypatch, arguments, match):
   touch(tmp_path, "f.csv", "song.txt")
   with pytest.raises(UserError, match=match):
     list_sources(**arguments)
+
+
+@pytest.mark.parametrize("name", ["one.wav", "one.MP3", "one", "one.csv"])
+def test_a_recording_is_no_table(tmp_path, name):
+  """By its ending, or its first bytes."""
+  soundfile.write(tmp_path / "x.wav", np.zeros(99), 16000)
+  (tmp_path / "x.wav").rename(tmp_path / name)
+  with pytest.raises(UserError, match=f"{name} is a recording; give its folder, or a table that"):
+    list_sources(str(tmp_path / name))
 
 
 def test_shared_sets(shared):

@@ -2,9 +2,11 @@
 
   python -m data_pipeline.prepare merge data/a data/b --output=data/ab
 
-The name of its set goes before every clip's id. Labels are matched by name. Folds are kept if only
-one set has them. Clips stay in the order of sets and shards: the shards of the result are those of
-the inputs, renamed and relabelled.
+The name of its set goes before every clip's id. Labels are matched by name. So are groups that are
+of one kind in all sets: a speaker of two sets is one group. Before recordings, and before groups of
+different kinds, goes the name of their set. Folds are kept if all sets that have some have the
+same. Clips that sound as one of a set before are named. Clips stay in the order of sets and shards:
+the shards of the result are those of the inputs, renamed and relabelled.
 """
 
 import dataclasses
@@ -16,10 +18,12 @@ from atst_jax.data.schema import SCHEMA_VERSION, TOTALS
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
-from ..sources.files import check_labels, printable
-from .mel_statistics import MelStatistics, merge_statistics
-from .summary import print_page, report, sum_counts, totals
+from ..sources.files import BY_FILE, check_labels, printable
+from .mel_statistics import merge_statistics
+from .summary import print_report, sum_counts, totals
+from .tally import Census
 from .tfds_info import write_tfds_info
 
 KEYS = ("name", "multi_label", "folds", "fold_names", "rejects", "counts")
@@ -60,18 +64,30 @@ def check(datasets: list[Dataset], output: str) -> None:
 
 
 def renamed(
-  dataset: Dataset, shard: Shard, labels: list[int], *, multi_label: bool, fold: bool
+  dataset: Dataset,
+  shard: Shard,
+  labels: list[int],
+  *,
+  multi_label: bool,
+  folded: bool,
+  same_groups: bool,
 ) -> Iterator[Clip]:
-  """The clips of a shard with their new ids and labels; `labels[i]` is the new number of label
-  i."""
+  """The clips of a shard with their new ids, labels, folds and groups.
+
+  Args:
+    labels: `labels[i]` is the new number of label i.
+    folded: folds are kept.
+    same_groups: names of groups are kept.
+  """
+  name = dataset.manifest["name"]
   for clip in dataset.shard_clips(shard):
     yield dataclasses.replace(
       clip,
-      id=f"{dataset.manifest['name']}/{clip.id}",
+      id=f"{name}/{clip.id}",
       multi_label=multi_label,
       labels=tuple(labels[i] for i in clip.labels),
-      fold=clip.fold if fold else -1,
-      group=f"{dataset.manifest['name']}/{clip.group}" if clip.group else "",
+      fold=clip.fold if folded else -1,
+      group=clip.group if same_groups or not clip.group else f"{name}/{clip.group}",
     )
 
 
@@ -97,68 +113,100 @@ def _label_names(datasets: list[Dataset]) -> list[str]:
   return sorted({label for dataset in datasets for label in dataset.label_names})
 
 
-def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
-  label_names = _label_names(datasets)
-  multi_label = any(dataset.manifest["multi_label"] for dataset in datasets)
+def _same_groups(datasets: list[Dataset]) -> bool:
+  """Whether groups of one name are one group in all sets: those of one kind, but for recordings,
+  which have the names of files."""
+  kinds = {dataset.manifest["groups"]["by"] for dataset in datasets if "groups" in dataset.manifest}
+  return len(kinds) == 1 and BY_FILE not in min(kinds).split(" or ")
+
+
+def _folds(datasets: list[Dataset]) -> dict[str, list]:
+  """`folds` and `fold_names` of the joined set. Folds that are dropped are told."""
   folded = [dataset for dataset in datasets if dataset.manifest["folds"]]
-  statistics, splits = MelStatistics(), {}
+  found = [{key: one.manifest[key] for key in ("folds", "fold_names")} for one in folded]
+  if found and found.count(found[0]) == len(found):
+    return found[0]
+  if found:
+    told = "; ".join(
+      f"{dataset.root} has {', '.join(map(str, one['fold_names'] or one['folds']))}"
+      for dataset, one in zip(folded, found, strict=True)
+    )
+    log.warning("the folds are dropped, as those of the sets differ: %s", told)
+  return {"folds": [], "fold_names": []}
+
+
+def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
+  label_names, folds = _label_names(datasets), _folds(datasets)
+  multi_label = any(dataset.manifest["multi_label"] for dataset in datasets)
+  kept = {
+    "multi_label": multi_label,
+    "folded": bool(folds["folds"]),
+    "same_groups": _same_groups(datasets),
+  }
+  census, splits = Census(dataset.manifest["name"] for dataset in datasets), {}
   try:
     storage.make_folder(output)
   except OSError as error:
     raise UserError(f"--output={output}: cannot be made ({error.strerror})") from error
   for split in sorted({split for dataset in datasets for split in dataset.splits}):
-    parts = [
-      (dataset, shard)
-      for dataset in datasets
-      if split in dataset.splits
-      for shard in dataset.shards(split)
-    ]
-    shards = []
-    for number, (dataset, shard) in enumerate(parts):
-      labels = [label_names.index(label) for label in dataset.label_names]
-      clips = renamed(dataset, shard, labels, multi_label=multi_label, fold=folded == [dataset])
-      file = f"{split}-{number:05d}-of-{len(parts):05d}.tfrecord"
-      written = write_shard(
-        os.path.join(output, file), _encoded(clips, statistics if split == "train" else None)
-      )
-      shards.append(
-        {
-          "file": file,
-          "num_clips": written.num_clips,
-          "num_bytes": written.num_bytes,
-          "sha256": written.sha256,
-        }
-      )
+    parts = [dataset for dataset in datasets if split in dataset.splits]
     splits[split] = {
-      **totals([d.manifest["splits"][split] for d in datasets if split in d.splits]),
-      "shards": shards,
+      **totals([dataset.manifest["splits"][split] for dataset in parts]),
+      "shards": _write_split(parts, split, output, label_names, census, kept),
     }
-  only = folded[0].manifest if len(folded) == 1 else {"fold_names": [], "folds": []}
+  remarks = [*_renamed_entries(datasets, "remarks"), *census.repeated()]
   manifest = {
     "schema": SCHEMA_VERSION,
     "name": name,
     "frontend": datasets[0].frontend.to_json(),
     "label_names": label_names,
     "multi_label": multi_label,
-    "fold_names": only["fold_names"],
-    "folds": only["folds"],
+    **folds,
     "splits": splits,
-    "statistics": merge_statistics([statistics.to_json()], "train"),
+    "statistics": merge_statistics([census.statistics.to_json()], "train"),
     "rejects": _renamed_entries(datasets, "rejects"),
     "counts": _counts([dataset.manifest["counts"] for dataset in datasets]),
     "preparation": {
       "kind": "merge",
       "of": [[d.manifest["name"], [d.fingerprint(s) for s in d.splits]] for d in datasets],
     },
-    **({"remarks": remarks} if (remarks := _renamed_entries(datasets, "remarks")) else {}),
-    **_groups([d.manifest["groups"] for d in datasets if "groups" in d.manifest]),
+    **({"remarks": remarks} if remarks else {}),
+    **census.groups([d.manifest["groups"] for d in datasets if "groups" in d.manifest]),
   }
   labelled = all(
     sum(part["class_counts"].values()) >= part["num_clips"] for part in splits.values()
   )
-  write_tfds_info(output, manifest, labelled=labelled, folded=False)
+  write_tfds_info(output, manifest, labelled=labelled, folded=census.folded)
   write_json(os.path.join(output, MANIFEST), manifest)
   return manifest
+
+
+def _write_split(
+  datasets: list[Dataset],
+  split: str,
+  output: str,
+  label_names: list[str],
+  census: Census,
+  kept: dict[str, bool],
+) -> list[dict]:
+  """Writes the shards of a split; `kept` are options of `renamed`. Returns their entries."""
+  parts = [(dataset, shard) for dataset in datasets for shard in dataset.shards(split)]
+  entries = []
+  for number, (dataset, shard) in enumerate(parts):
+    labels = [label_names.index(label) for label in dataset.label_names]
+    clips = renamed(dataset, shard, labels, **kept)
+    file = f"{split}-{number:05d}-of-{len(parts):05d}.tfrecord"
+    payloads = _encoded(clips, dataset.manifest["name"], split, census)
+    written = write_shard(os.path.join(output, file), payloads)
+    entries.append(
+      {
+        "file": file,
+        "num_clips": written.num_clips,
+        "num_bytes": written.num_bytes,
+        "sha256": written.sha256,
+      }
+    )
+  return entries
 
 
 def _renamed_entries(datasets: list[Dataset], key: str) -> list[dict]:
@@ -170,24 +218,9 @@ def _renamed_entries(datasets: list[Dataset], key: str) -> list[dict]:
   ]
 
 
-def _groups(parts: list[dict]) -> dict[str, dict]:
-  """The entry `groups` of the joined set."""
-  if not parts:
-    return {}
-  return {
-    "groups": {
-      "by": " or ".join(sorted({part["by"] for part in parts})),
-      "number": sum(part["number"] for part in parts),
-      "parted": sum(part["parted"] for part in parts),
-      "divided_by_owner": all(part["divided_by_owner"] for part in parts),
-    }
-  }
-
-
-def _encoded(clips: Iterator[Clip], statistics: MelStatistics | None) -> Iterator[bytes]:
+def _encoded(clips: Iterator[Clip], name: str, split: str, census: Census) -> Iterator[bytes]:
   for clip in clips:
-    if statistics is not None:
-      statistics.add(clip.mel)
+    census.add(name, split, clip)
     yield clip.encode()
 
 
@@ -219,6 +252,5 @@ def main(argv: list[str]) -> int:
   args = parser.parse(argv)
   name = args.name or printable(os.path.basename(os.path.abspath(args.output)))
   manifest = merge(args.datasets, args.output, name, exact_labels=args.exact_labels)
-  print("\n".join([f"{args.output}:", *report(manifest)]))
-  print_page(args.output)
+  print_report(args.output, manifest)
   return 0

@@ -15,6 +15,8 @@ REMARKS = {
   "incomplete": "{} files were not read whole:",
   "cancelled": "{} files whose channels cancel each other, so far is their mean below the loudest; "
   "--channels=loudest takes the loudest:",
+  "repeated": "{} clips sound as one of a set before, which is named with them; leave them out of "
+  "one set, or an evaluation may train on one and test the other:",
 }
 
 
@@ -197,9 +199,12 @@ def report(manifest: dict, *, most: int = 10) -> list[str]:
   return lines
 
 
-def print_page(root: str) -> None:
-  """Writes `report.html` and says where. The set is complete without it: what fails is told."""
+def print_report(root: str, manifest: dict) -> None:
+  """Writes `report.html`, and prints what was prepared and where the page is. The set is complete
+  without it: what fails is told."""
+  lines = [f"{root}:", *report(manifest)]
   try:
-    print(f"more in {write_report(root)}")
+    lines.append(f"more in {write_report(root)}")
   except (RecordError, OSError, ImportError) as error:
     print(f"no report.html: {error}; `prepare verify {root}` looks closer", file=sys.stderr)
+  print("\n".join(lines))

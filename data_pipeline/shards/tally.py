@@ -1,16 +1,22 @@
-"""Counts of a shard's clips and files, for its sidecar and the report."""
+"""Counts of clips and files: of a shard, for its sidecar and the report, and of sets that are
+joined."""
 
 import collections
 import dataclasses
+import hashlib
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from atst_jax.audio.decode import Quality, Reject
+from atst_jax.data.dataset import Clip
 from atst_jax.data.schema import LEVEL_STEP
 
 from ..sources.files import Source
 from .mel_statistics import MelStatistics
+
+Places = set[tuple[str, int]]  # splits and folds
 
 
 @dataclasses.dataclass
@@ -69,3 +75,64 @@ class Tally:
     parts = [f"line {source.line}" if source.line else "", reject.detail]
     detail = ": ".join(filter(None, parts))
     self.rejects.append({"id": source.id, "reason": reject.reason, "detail": detail})
+
+
+class Census:
+  """What the clips of several sets tell while they are joined: statistics, groups, and sounds that
+  more than one set holds. It is shown every clip once.
+
+  Attributes:
+    statistics: of the training clips.
+    folded: whether every clip has a fold.
+  """
+
+  def __init__(self, names: Iterable[str]):
+    """`names`: of the sets, in their order."""
+    self.statistics, self.folded = MelStatistics(), True
+    self._places: dict[str, dict[str, Places]] = {}  # of each group, in each set
+    self._sounds: dict[str, list[tuple[bytes, str]]] = {name: [] for name in names}
+
+  def add(self, name: str, split: str, clip: Clip) -> None:
+    """Counts a clip, with its new id, of the set `name`."""
+    if split == "train":
+      self.statistics.add(clip.mel)
+    self.folded &= clip.fold >= 0
+    if clip.group:
+      sets = self._places.setdefault(clip.group, collections.defaultdict(set))
+      sets[name].add((split, clip.fold))
+    self._sounds[name].append((hashlib.sha256(clip.mel.tobytes()).digest(), clip.id))
+
+  def groups(self, parts: list[dict]) -> dict[str, dict]:
+    """The entry `groups` of the joined set; `parts` are those of its sets."""
+    if not parts:
+      return {}
+    parted = [sets for sets in self._places.values() if _parted(set().union(*sets.values()))]
+    # a division that parts a group only now is nobody's
+    as_published = all(any(map(_parted, sets.values())) for sets in parted)
+    return {
+      "groups": {
+        "by": " or ".join(sorted({part["by"] for part in parts})),
+        "number": len(self._places),
+        "parted": len(parted),
+        "divided_by_owner": as_published and all(part["divided_by_owner"] for part in parts),
+      }
+    }
+
+  def repeated(self) -> list[dict]:
+    """A remark about every clip whose spectrogram an earlier set holds too."""
+    earlier: dict[bytes, str] = {}
+    remarks = []
+    for sounds in self._sounds.values():
+      remarks += [
+        {"id": id, "remark": "repeated", "detail": earlier[sound]}
+        for sound, id in sounds
+        if sound in earlier
+      ]
+      earlier = dict(sounds) | earlier
+    return remarks
+
+
+def _parted(places: Places) -> bool:
+  """Whether a group lies in several splits or folds."""
+  folds = {fold for _, fold in places if fold >= 0}
+  return len({split for split, _ in places}) > 1 or len(folds) > 1

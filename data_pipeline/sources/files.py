@@ -2,9 +2,12 @@
 
 import collections
 import dataclasses
+import difflib
+import functools
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterable
 
 from atst_jax.util import storage
@@ -19,9 +22,12 @@ SPLIT_NAMES = {
   "validation": "valid",
   "dev": "valid",
   "test": "test",
+  "testing": "test",
   "eval": "test",
   "evaluation": "test",
 }
+ALIKE = 0.8  # of names of columns and splits: `lable` and `labels` are, `pitch` and `path` are not
+BY_FILE = "recording"  # what a group is where files name the groups
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,6 +112,36 @@ def known_splits(names: Iterable[str], where: str) -> dict[str, str]:
     if len(same) > 1:
       raise UserError(f"{where}: {' and '.join(map(repr, same))} both mean {split!r}; rename one")
   return found
+
+
+@functools.cache
+def meant_split(name: str) -> str:
+  """The name of a split that this one probably is, mistyped; "" if it is one, or like none. What
+  goes on from one, as `test_b`, `test2` and `testA` do, is meant."""
+  if re.match(f"(?i:{'|'.join(SPLIT_NAMES)})([^a-z]|$)", name):
+    return ""
+  near = [split for split in SPLIT_NAMES if split[0] == name[0].lower()]
+  swapped = [split for split in near if sorted(split) == sorted(name.lower())]
+  return next(iter(swapped or difflib.get_close_matches(name.lower(), near, 1, ALIKE)), "")
+
+
+def with_known_splits(path: str, sources: list[Source], notes: list[str]) -> list[Source]:
+  """The sources of a table, with `val`, `dev`, `eval`… renamed to the splits they mean; all are
+  multi-label if one is. Splits of other names are noted."""
+  splits = known_splits({source.split for source in sources}, path)
+  if renamed := {name: split for name, split in splits.items() if name != split}:
+    notes.append(f"{path}: of the splits, {said(renamed)}")
+  found = {splits.get(source.split, source.split) for source in sources}
+  if found - set(SPLIT_NAMES.values()):
+    told = ", ".join(sorted(found))
+    notes.append(f"{path}: its splits are {told}; evaluations read train, valid and test")
+  multi_label = any(source.multi_label for source in sources)
+  if not renamed and not multi_label:
+    return sources
+  return [
+    dataclasses.replace(s, multi_label=multi_label, split=splits.get(s.split, s.split))
+    for s in sources
+  ]
 
 
 def check_labels(names: Iterable[str]) -> None:

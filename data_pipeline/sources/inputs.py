@@ -20,6 +20,7 @@ from .manifest import read_manifest
 from .owner_lists import OwnerFolder
 from .rest import add_rest
 from .segments import audacity, kind_of, raven
+from .tables import is_recording
 from .tree import audio_files
 
 # Options that go with some layouts only.
@@ -132,6 +133,8 @@ def list_sources(
   is_folder = storage.is_folder(path)
   if not is_folder and not storage.is_file(path):
     raise UserError(f"--input={path} does not exist")
+  if not is_folder and is_recording(path):
+    raise UserError(f"--input={path} is a recording; give its folder, or a table that lists it")
   layout = layout or ("" if is_folder else kind_of(path))
   options = {key: value for key, value in options.items() if value}
   _check(path, layout, is_folder, options)

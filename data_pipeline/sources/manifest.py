@@ -1,7 +1,6 @@
 """Manifests: CSV or TSV files with the header `path,label,fold,split,id,group,start,end`. Only
 `path` is required; other columns are not read."""
 
-import dataclasses
 import difflib
 import functools
 import os
@@ -13,7 +12,17 @@ from atst_jax.util import storage
 from atst_jax.util.cli import nearest
 from atst_jax.util.errors import UserError
 
-from .files import Listing, Source, inside, known_splits, printable, said, with_groups
+from .files import (
+  ALIKE,
+  BY_FILE,
+  Listing,
+  Source,
+  inside,
+  meant_split,
+  printable,
+  with_groups,
+  with_known_splits,
+)
 from .segments import make_segment, seconds_of
 from .tables import Table
 
@@ -26,7 +35,6 @@ OFFERED = {
   "start": ("start_time", "begin", "begin_time", "start_seconds", "start_s", "onset"),
   "end": ("end_time", "stop", "end_seconds", "end_s"),
 }
-ALIKE = 0.8  # of names of columns: `lable` and `labels` are, `pitch` and `path` are not
 NOT_IN_A_NAME = ","  # of a label, unless --label_separator is given
 
 
@@ -72,7 +80,7 @@ def read_manifest(
   found: dict[str, Source] = {}
   lines: dict[str, int] = {}  # of each id
   groups: dict[str, tuple[str, int]] = {}  # of each file, and the line that names it
-  twice, grouped_by = 0, "recording"
+  twice, grouped_by = 0, BY_FILE
   for line, row in rows():
     where = f"{path} line {line}"
     relative = _relative_path(row["path"], root, where, rows)
@@ -119,7 +127,7 @@ def read_manifest(
     notes.append(f"{path}: {twice} rows stand twice and count once")
   named = {file: group for file, (group, _) in groups.items()}
   sources = with_groups([*found.values()], named, root)
-  sources = _with_known_splits(path, sources, notes)
+  sources = with_known_splits(path, sources, notes)
   return Listing(sources, "manifest", grouped_by=grouped_by, notes=tuple(notes))
 
 
@@ -134,21 +142,6 @@ def _check_same(before: Source, source: Source, where: str, line: int) -> None:
       f"{where}: id {source.id!r} stands in line {line} already, and differs in {different[0]}; "
       f"{remedy}"
     )
-
-
-def _with_known_splits(path: str, sources: list[Source], notes: list[str]) -> list[Source]:
-  """Renames `val`, `dev`, `eval`… to the splits they mean. All sources are multi-label if one
-  is."""
-  splits = known_splits({source.split for source in sources}, path)
-  if renamed := {name: split for name, split in splits.items() if name != split}:
-    notes.append(f"{path}: of the splits, {said(renamed)}")
-  multi_label = any(source.multi_label for source in sources)
-  if not renamed and not multi_label:
-    return sources
-  return [
-    dataclasses.replace(s, multi_label=multi_label, split=splits.get(s.split, s.split))
-    for s in sources
-  ]
 
 
 def _rows(
@@ -240,12 +233,14 @@ def _relative_path(text: str, root: str, where: str, rows: Callable[[], Iterator
   base = storage.absolute(root)
   if text.startswith(f"{base}/"):
     return os.path.normpath(text.removeprefix(f"{base}/"))
-  texts = (row["path"].replace("\\", "/") for _, row in rows())
+  texts = [row["path"].replace("\\", "/") for _, row in rows()]
   absolute = [one for one in texts if one.startswith("/") or storage.is_remote(one)]
   shared = _shared_folder(absolute)
   remedy = "make the paths relative to --root"
-  if shared:
-    remedy = f"set --root={shared}, the folder that all {len(absolute)} absolute paths share"
+  if others := len(texts) - len(absolute):
+    remedy = f"make it relative to --root, as {others} other paths are"
+  elif shared:
+    remedy = f"set --root={shared}, the folder that all {len(absolute)} paths share"
   raise UserError(f"{where}: the path {text!r} is absolute and outside --root={root}; {remedy}")
 
 
@@ -268,6 +263,8 @@ def _fold(text: str, where: str) -> int:
 
 def _split(text: str, where: str) -> str:
   split = text.strip() or "train"
+  if meant := meant_split(split):
+    raise UserError(f"{where}: split {split!r}: did you mean {meant!r}? If not, rename it")
   # `all` means every split to TFDS.
   if not re.fullmatch(SPLIT, split) or split == "all":
     raise UserError(

@@ -14,7 +14,7 @@ from atst_jax.util import storage
 from atst_jax.util.cli import nearest
 from atst_jax.util.errors import UserError
 
-from .files import Listing, Source, printable
+from .files import BY_FILE, Listing, Source, printable
 from .tables import Table, not_utf8
 from .tree import audio_files
 
@@ -198,9 +198,7 @@ def _listing(
   unannotated = tuple(
     Source(recordings[name], printable(name), group=printable(name)) for name in whole
   )
-  return Listing(
-    sources, kind, grouped_by="recording", root=root, notes=said, unannotated=unannotated
-  )
+  return Listing(sources, kind, grouped_by=BY_FILE, root=root, notes=said, unannotated=unannotated)
 
 
 def _texts(root: str) -> Iterator[str]:

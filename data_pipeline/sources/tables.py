@@ -3,12 +3,16 @@ an encoding other than UTF-8."""
 
 import csv
 import os
+import re
 from collections.abc import Iterator
 
+from atst_jax.audio.formats import is_audio
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
 SEPARATORS = "\t;,"
+# the first bytes of recordings
+SOUND = rb"RIFF.{4}WAVE|FORM.{4}AIF|fLaC[\x00\x80]|OggS\x00|ID3[\x02-\x04]|caff\x00"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -62,6 +66,17 @@ class Table:
 def separator_of(head: str) -> str:
   """The separator of a table with this first line: a tab, or what occurs most of ';' and ','."""
   return max(SEPARATORS, key=lambda one: (one == "\t" and one in head, head.count(one), one == ","))
+
+
+def is_recording(path: str) -> bool:
+  """Whether a file is no table but a sound, by its ending or its first bytes."""
+  if is_audio(path):
+    return True
+  try:
+    with storage.open_binary(path) as file:
+      return re.match(SOUND, file.read(12), re.DOTALL) is not None
+  except OSError:  # whoever reads the table says so
+    return False
 
 
 def not_utf8(path: str) -> str:
