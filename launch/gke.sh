@@ -47,6 +47,14 @@ filled=$(python3 -c 'import os, string, sys; print(string.Template(sys.stdin.rea
   < <(grep -v '^#' "$(dirname "${BASH_SOURCE[0]}")/gke_jobset.yaml"))
 if [ -n "$dry" ]; then
   echo "$filled"
-else
-  kubectl apply -f - <<<"$filled"
+  exit 0
 fi
+# Not `apply`, which leaves a JobSet of that name that has ended as it is and succeeds.
+code=0
+said=$(kubectl create -f - <<<"$filled" 2>&1) || code=$?
+echo "$said"
+if [[ $said == *AlreadyExists* ]]; then
+  echo "error: --name=$NAME: that JobSet is there and is not started again: kubectl delete jobset $NAME, or another --name" >&2
+  exit 2
+fi
+exit "$code"

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OUT = pathlib.Path(os.environ.get("OUT", "runs/gpu_check")).resolve()
+FILES = OUT / "gpu_check_files"  # of the run, which are nobody else's
 STEPS = 40  # of the run that is stopped and continued
 STARTED = time.monotonic()
 # Configs, batches, and seconds of a measured step: ours, torch.compile's and ours again.
@@ -103,9 +105,27 @@ def types(small: bool) -> str:
   return python("-m", "launch.gpu_parts", "types", *flags).splitlines()[-1]
 
 
+def stopped(command: list[str], metrics: pathlib.Path) -> int:
+  """The exit code of a run that gets SIGTERM at step 10. Raises RuntimeError if it does not end."""
+  seconds = CLOCK.left()
+  with subprocess.Popen(command, cwd=ROOT) as process:
+    try:
+      while process.poll() is None and CLOCK.left() > 0:
+        if metrics.exists() and '"step": 10' in metrics.read_text():
+          process.send_signal(signal.SIGTERM)
+          break
+        time.sleep(0.05)
+      return process.wait(timeout=max(CLOCK.left(), 1))
+    except subprocess.TimeoutExpired:
+      raise RuntimeError(f"not stopped after {seconds:.0f} s") from None
+    finally:
+      process.kill()
+
+
 def whole_run(small: bool) -> str:
   """A run is stopped by SIGTERM and continued; its checkpoint must be that of an undisturbed run.
   Then it is exported and used."""
+  shutil.rmtree(FILES, ignore_errors=True)  # of an earlier check: a finished run is not continued
   flags = ["--config=configs/atst_small.py", *overrides(96, small)]
   keys = (
     f"total_steps={STEPS}",
@@ -115,35 +135,24 @@ def whole_run(small: bool) -> str:
   )
   flags += [f"--config.{key}" for key in keys]
   command = lambda name: [
-    *(sys.executable, "-m", "atst_jax.main", *flags, f"--workdir={OUT / name}")
+    *(sys.executable, "-m", "atst_jax.main", *flags, f"--workdir={FILES / name}")
   ]
   run(*command("straight"))
-  metrics = OUT / "stopped" / "metrics.jsonl"
-  process = subprocess.Popen(command("stopped"), cwd=ROOT)
-  try:
-    while process.poll() is None and CLOCK.left() > 0:
-      if metrics.exists() and '"step": 10' in metrics.read_text():
-        process.send_signal(signal.SIGTERM)
-        break
-      time.sleep(0.05)
-    code = process.wait(timeout=max(CLOCK.left(), 1))
-  finally:
-    process.kill()
+  code = stopped(command("stopped"), FILES / "stopped" / "metrics.jsonl")
   if code != 75:
     raise RuntimeError(f"SIGTERM gave exit code {code}, not 75")
   run(*command("stopped"))
   facts = []
   for name in ("straight", "stopped"):
-    folder = OUT / name / "checkpoints" / str(STEPS)
-    facts.append(json.loads(next(folder.glob("*.json")).read_text())["state"])
+    manifest = FILES / name / "checkpoints" / str(STEPS) / "manifest.json"
+    facts.append(json.loads(manifest.read_text())["state"])
   if facts[0] != facts[1]:
     different = sum(facts[0][key] != facts[1].get(key) for key in facts[0])
     raise RuntimeError(f"{different} of {len(facts[0])} arrays differ after stopping")
-  encoder, vectors = OUT / "encoder", OUT / "vectors.npz"
-  python("-m", "atst_jax.export", f"--workdir={OUT / 'stopped'}", f"--output={encoder}")
-  sounds = OUT / "sounds"
+  encoder, sounds = FILES / "encoder", FILES / "sounds"
+  python("-m", "atst_jax.export", f"--workdir={FILES / 'stopped'}", f"--output={encoder}")
   python("-m", "data_pipeline.synth", f"--output={sounds}", "--clips_per_class=2")
-  flags = [f"--encoder={encoder}", f"--input={sounds}", f"--output={vectors}"]
+  flags = [f"--encoder={encoder}", f"--input={sounds}", f"--output={FILES / 'vectors.npz'}"]
   python("-m", "atst_jax.embed", *flags)
   return f"stopped and continued: all {len(facts[0])} arrays equal bit for bit; exported, embedded"
 

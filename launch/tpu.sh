@@ -4,8 +4,9 @@
 #     -- --config=configs/base.py --workdir=runs/base --config.data.path=gs://bucket/audioset \
 #        --config.checkpoint.folder=gs://bucket/runs/base
 # An exit code of 75 (stopped and saved) starts the same command again; a slice that was taken back is asked for anew,
-# and one that cannot be reached, or fails otherwise, is tried five times. 0 (done), 2 (a mistake in what was asked) and 3
-# (diverged) end it. The slice is deleted at the end unless --keep is given. What is committed here is copied there.
+# and one that cannot be had or reached, or fails otherwise, is tried five times. 0 (done), 2 (a mistake in what was asked)
+# and 3 (diverged) end it, and so does a gcloud that has not answered for ten minutes. The slice is deleted at the end unless
+# --keep is given. What is committed here is copied there.
 set -euo pipefail
 name='' zone='' type='' spot='' slices=1 dry='' keep='' project='' version=''
 while [ $# -gt 0 ]; do
@@ -64,9 +65,13 @@ create() {
   run gcloud compute tpus queued-resources create "$name" "${options[@]}"
 }
 
+describe() { # a value of the request
+  gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format="value($1)" 2>&1
+}
+
 state() {
   local said
-  if said=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>&1); then
+  if said=$(describe state.state); then
     echo "$said" | tail -n 1
   elif [[ $said == *NOT_FOUND* ]]; then
     echo ABSENT
@@ -80,8 +85,10 @@ delete() {
   run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
-on_all() { # a command on every host of every slice
-  local node
+# A command on every host of every slice. Of several codes that of a stop counts first, and mistakes last: a partner that
+# is gone looks like many things.
+on_all() {
+  local node said
   local pids=() code=0
   for node in $(nodes); do
     run gcloud compute tpus tpu-vm ssh "$node" "${where[@]}" --worker=all --command="$1" &
@@ -89,7 +96,14 @@ on_all() { # a command on every host of every slice
     [ -z "$dry" ] || wait "$!"
   done
   for pid in "${pids[@]}"; do
-    wait "$pid" || code=$?
+    said=0
+    wait "$pid" || said=$?
+    case $said in
+      0) ;;
+      75) code=75 ;;
+      2 | 3) [ "$code" -ne 0 ] || code=$said ;;
+      *) [ "$code" -eq 75 ] || code=$said ;;
+    esac
   done
   return "$code"
 }
@@ -131,11 +145,35 @@ attempt() { # 255 if the hosts could not be set up
   train "$@"
 }
 
-failures=0
+failures=0 unanswered=0 code=1
+pause() {
+  sleep "${PAUSE:-30}"
+}
+
 while :; do
-  case $(state) in
+  found=$(state)
+  [ "$found" = UNKNOWN ] || unanswered=0
+  case $found in
+    UNKNOWN)
+      unanswered=$((unanswered + 1))
+      if [ "$unanswered" -ge 20 ]; then
+        echo "error: gcloud does not answer, for the reason above; mend that, and look whether $name is still there" >&2
+        exit 1
+      fi
+      pause
+      ;;
     ABSENT) create ;;
-    SUSPENDED | FAILED) delete ;;
+    SUSPENDED) # taken back, which is no fault
+      failures=0
+      delete
+      ;;
+    FAILED)
+      echo "$name: the request failed: $(describe state.failedData.error.message)" >&2
+      failures=$((failures + 1)) code=1
+      [ "$failures" -lt 5 ] || break
+      delete
+      pause
+      ;;
     ACTIVE)
       code=0
       attempt "$@" || code=$?
@@ -145,11 +183,11 @@ while :; do
         *)
           failures=$((failures + 1))
           [ "$failures" -lt 5 ] || break
-          sleep "${PAUSE:-30}"
+          pause
           ;;
       esac
       ;;
-    *) sleep "${PAUSE:-30}" ;;
+    *) pause ;;
   esac
 done
 [ -n "$keep" ] || delete

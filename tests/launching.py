@@ -8,12 +8,17 @@ import sys
 from tests.tiny import ROOT
 
 LAUNCH = ROOT / "launch"
+TPU = ["--name=atst", "--zone=z", "--type=v5litepod-256"]
 MAIN = ["--config=configs/base.py", "--workdir=/tmp/a run"]
 
 
 def run_script(script, *arguments, **env):
   return subprocess.run(
-    [LAUNCH / script, *arguments], capture_output=True, text=True, env={**os.environ, **env}
+    [LAUNCH / script, *arguments],
+    capture_output=True,
+    text=True,
+    env={**os.environ, **env},
+    timeout=120,
   )
 
 

@@ -12,7 +12,7 @@ from atst_jax.runtime import checksums
 from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.checkpoint_folder import UNFINISHED, CheckpointFolder
 from atst_jax.runtime.trees import restore_encoder
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import StoreError, UserError
 from tests.checkpoints import flip, largest, restore, save, state_of
 
 
@@ -88,6 +88,22 @@ def test_fault_05_an_older_version_trusted_what_was_never_merged(folder, warning
   checksums.write(str(folder / "3"), {k: v for k, v in facts.items() if k != "files"})
   assert restore(folder) == 2
   assert "3: arrays that it should hold are not there" in warnings[0]
+
+
+def test_fault_05_a_process_that_does_not_find_the_manifest_may_try_again(folder, monkeypatch):
+  """Another one has read it: a client of NFS remembers what was in a folder."""
+  choose = CheckpointFolder.choose
+
+  def then_gone(self, faults, **options):
+    step = choose(self, faults, **options)
+    (folder / str(step) / "manifest.json").unlink()
+    return step
+
+  monkeypatch.setattr(CheckpointFolder, "choose", then_gone)
+  with pytest.raises(
+    StoreError, match=r"checkpoint 3 in .* process 0 cannot read it now .no manif"
+  ):
+    restore(folder)
 
 
 def test_fault_05_export_reads_the_newest_good_checkpoint(folder, warnings):

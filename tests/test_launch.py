@@ -10,11 +10,10 @@ import sys
 import pytest
 import yaml
 
-from tests.launching import LAUNCH, MAIN, fake, run_script
+from tests.launching import LAUNCH, MAIN, TPU, fake, run_script
 from tests.tiny import ROOT
 
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
-TPU = ["--name=atst", "--zone=z", "--type=v5litepod-256"]
 GKE = ["--name=atst", "--image=i", "--accelerator=tpu-v5-lite-podslice", "--topology=16x16"]
 
 
@@ -65,65 +64,29 @@ def test_the_manifest_is_filled_in():
   assert spec["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
 
 
-def test_tpu_commands():
-  lines = [
-    shlex.split(line)
-    for line in run_script("tpu.sh", *TPU, "--spot", "--dry_run", "--", *MAIN).stdout.splitlines()
-  ]
-  create, copy, set_up, train, delete = lines
-  assert create[3:6] == ["queued-resources", "create", "atst"] and {
-    "--spot",
-    "--node-id=atst",
-  } <= set(create)
-  assert (
-    "--runtime-version=v2-alpha-tpuv5-lite" in create
-    and "--worker=all" in copy
-    and "delete" in delete
-  )
-  assert set_up[-1].endswith("-e .[tpu,gcs]")
-  words = shlex.split(train[-1].removeprefix("--command="))
-  assert words[-2:] == MAIN and "launch/run.sh" in words and "--distributed" in words
-  two = run_script("tpu.sh", *TPU, "--slices=2", "--keep", "--dry_run", "--", *MAIN).stdout
-  assert "--node-count=2 --node-prefix=atst" in two and "ssh atst-0" in two and "ssh atst-1" in two
-  assert " delete " not in two
-
-
-def test_tpu_restarts(tmp_path):
-  """Created; stopped with 75 and started again; taken back and asked for anew; done; deleted."""
+@pytest.mark.parametrize(
+  ("answer", "code", "told"),
+  [
+    ("jobset.jobset.x-k8s.io/atst created", 0, ""),
+    ('Error from server (AlreadyExists): jobsets "atst" already exists', 2, "delete jobset atst"),
+    ("error: You must be logged in to the server", 1, ""),
+  ],
+)
+def test_a_job_set_that_is_there_is_not_taken_for_a_new_one(tmp_path, answer, code, told):
   fake(
     tmp_path / "bin",
-    "gcloud",
+    "kubectl",
     f"""
-import pathlib, sys
-log = pathlib.Path({str(tmp_path / "log")!r})
-done = log.read_text().split() if log.exists() else []
-word = next((w for w in ("describe", "create", "delete", "scp", "ssh") if w in sys.argv), "?")
-if word == "describe":
-  state = "ABSENT" if "create" not in done or done[-1] == "delete" else "ACTIVE"
-  if state == "ABSENT":
-    sys.exit("NOT_FOUND: it")
-  print("SUSPENDED" if done and done[-1] == "lost" else state)
-elif word == "ssh" and "launch/run.sh" in sys.argv[-1]:
-  code = [75, 255, 0][sum(w in ("75", "lost", "0") for w in done)]
-  log.write_text(" ".join([*done, "lost" if code == 255 else str(code)]))
-  sys.exit(code)
-elif word in ("create", "delete"):
-  log.write_text(" ".join([*done, word]))
+import sys
+if sys.argv[1] == "apply":  # says so of one that has ended, too
+  sys.exit(print("jobset.jobset.x-k8s.io/atst unchanged"))
+sys.exit(print({answer!r}) or "created" not in {answer!r})
 """,
   )
-  ran = run_script(
-    "tpu.sh", *TPU, "--", *MAIN, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", PAUSE="0"
-  )
-  assert ran.returncode == 0, ran.stderr
-  assert (tmp_path / "log").read_text().split() == [
-    "create",
-    "75",
-    "lost",
-    "delete",
-    "create",
-    "0",
-    "delete",
-  ]
+  path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+  ran = run_script("gke.sh", *GKE, "--", *MAIN, PATH=path)
+  assert ran.returncode == code and answer in ran.stdout and told in ran.stderr
+  assert bool(told) == bool(ran.stderr)
 
 
 def test_dataflow_command():

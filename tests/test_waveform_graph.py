@@ -16,6 +16,7 @@ from atst_jax.artifacts.programs import waveform_graph
 from atst_jax.artifacts.programs.graph import Graph, serialized, session
 from atst_jax.audio.frontend import FRONTENDS, log_mel, mel_filters
 from atst_jax.predict import predict
+from atst_jax.util.errors import UserError
 from tests.classifiers import write_classifier
 from tests.documented import blocks
 from tests.evaluation import write_encoder
@@ -85,6 +86,20 @@ def test_vectors_are_those_of_embed(tmp_path, kind):
   short, whole = run(*_batch([sounds[0][: model.min_samples - 1], sounds[1]]))
   assert np.isnan(short).all()
   _equal(whole[None], expected[1:2])
+
+
+def test_the_shortest_chunks(tmp_path):
+  """Of an encoder that sees 4 frames on either side of 4: chunks of 12; others are refused."""
+  encoder = load_model(write_encoder(tmp_path / "encoder", kind="cnn"))
+  shortest, shorter = (
+    Model({**encoder.config, "chunk_frames": frames}, encoder.variables, encoder.filters)
+    for frames in (12, 11)
+  )
+  sounds = _sounds((12 * 160 - 1, 12 * 160, 8323))  # 12, 13 and 53 frames
+  expected = get_scene_embeddings(sounds, shortest, RATE)
+  _equal(_graph(shortest, tmp_path / "a.onnx")(*_batch(sounds)), expected)
+  with pytest.raises(UserError, match=r"chunks of 11 frames .* --input=waveform needs 12"):
+    waveform_graph.build(shorter)
 
 
 @pytest.mark.parametrize(("tail", "max_seconds"), [("released", 1.0), ("drop", 1.0), ("keep", 1)])

@@ -126,7 +126,8 @@ class Checkpoints:
 
     Damaged ones are named in a warning, and moved aside if they are newer than the good one.
 
-    Raises UserError if there are checkpoints but no good one, or if it does not fit the model.
+    Raises UserError if there are checkpoints but no good one, or if it does not fit the model;
+    StoreError if a process does not find what process 0 has found.
     """
     faults: dict[str, str] = {}
     while True:
@@ -150,7 +151,13 @@ class Checkpoints:
         raise UserError(
           f"checkpoint {step} in {self.folder} cannot be restored into this model: {reason}"
         ) from error
-      saved = checksums.read(self._on_disk.path(step))["state"]
+      try:
+        saved = checksums.read(self._on_disk.path(step))["state"]
+      except checksums.Damaged as fault:  # process 0 has just read it: a folder that NFS remembers
+        raise StoreError(
+          f"checkpoint {step} in {self.folder}: process {jax.process_index()} cannot read it now "
+          f"({fault}); run the same command again"
+        ) from fault
       found = fetch(array_checksums(state)[0])
       wrong = [name for name in found if found[name] != saved.get(name)]
       if not wrong:

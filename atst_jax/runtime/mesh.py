@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import broadcast_one_to_all
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import StoreError, UserError
+from atst_jax.util.logs import log
 
 MIN_SHARD_SIZE = 2**14  # elements; smaller arrays are replicated, as gathering would cost more
 
@@ -112,3 +113,23 @@ def from_process_zero(decide: Callable[[], int]) -> int:
   if error:
     raise error
   return value
+
+
+def first_error(work: Callable[[], object]) -> tuple[int, int] | None:
+  """Calls `work` in every process, which all wait for the slowest.
+
+  Returns:
+    The first process in which it raised an error, and the exit code of that error, one that may
+    pass (StoreError) before all others; None if there is none.
+  """
+  code = 0
+  try:
+    work()
+  except Exception as error:
+    log.debug("process %d cannot go on", jax.process_index(), exc_info=True)
+    code = getattr(error, "exit_code", 1)
+  codes = [int(x) for x in np.ravel(process_allgather(np.int32(code)))]
+  for wanted in (StoreError.exit_code, *codes):
+    if wanted and wanted in codes:
+      return codes.index(wanted), wanted
+  return None

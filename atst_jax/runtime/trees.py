@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import errno
 import os
+import secrets
+import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -11,7 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src import asyncio_utils
 
 from atst_jax.runtime.checkpoint_folder import TRIAL
-from atst_jax.runtime.mesh import from_process_zero
+from atst_jax.runtime.mesh import first_error, from_process_zero
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
 
@@ -21,6 +24,7 @@ PATTERNS = "*?["
 # store.
 PASSING = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT)
 UNANSWERED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+VISIBLE = 40.0  # s; clients of NFS keep what they know of a folder for 30 (acdirmin)
 
 
 def _run_to_the_end(coroutine):
@@ -61,23 +65,48 @@ def check_path(path: str) -> None:
 
 
 def try_out(folder: str) -> None:
-  """Saves a few numbers in the folder of checkpoints, reads them back, and removes them.
+  """Saves a few numbers in the folder of checkpoints, reads them back in every process, and removes
+  them.
 
   So a fault shows before the first step, not at the first checkpoint. Every process of the job
-  calls it. Raises UserError if the numbers do not come back, StoreError if a disk or a store does
-  not answer now.
+  calls it. Raises UserError if the numbers do not come back, or not in every process; StoreError if
+  a disk or a store does not answer now.
   """
   check_path(folder)
   folder = storage.absolute(folder)
-  path, numbers = os.path.join(folder, TRIAL), {"x": np.arange(8, dtype=np.float32)}
+  path = os.path.join(folder, TRIAL)
   made = not storage.is_remote(folder) and not os.path.isdir(folder)
+  # Drawn anew, so that no process takes what another job has left for what was saved now.
+  number = from_process_zero(lambda: _removed(path) or secrets.randbelow(2**31))
+  # By all processes: Orbax counts the saves of each, and waits for those with the same number.
+  with _explained(folder), ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path, _numbers(number))
+  from_process_zero(lambda: _read_back(folder, number))
+  unseen = first_error(lambda: _wait_for(folder, number))
   from_process_zero(lambda: _removed(path))
+  if made and jax.process_index() == 0:
+    with contextlib.suppress(OSError):  # there are checkpoints in it
+      os.rmdir(folder)
+  if unseen is None:
+    return
+  process, code = unseen
+  if code == StoreError.exit_code:
+    raise StoreError(
+      f"{folder}: process {process} cannot read there what process 0 saved; run the same command "
+      "again"
+    )
+  raise UserError(
+    f"process {process} does not see what process 0 saved in {folder}: choose a folder that all "
+    "hosts reach, for example --config.checkpoint.folder=gs://BUCKET/RUN"
+  )
+
+
+@contextlib.contextmanager
+def _explained(folder: str) -> Iterator[None]:
+  """What a save or a read raises as a StoreError if it may pass, or else as a UserError."""
   try:
-    # By all processes: Orbax counts the saves of each, and waits for those with the same number.
-    with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(path, numbers)
-    from_process_zero(lambda: _read_back(path, numbers))
-  except StoreError:
+    yield
+  except UserError:
     raise
   except Exception as error:  # Orbax, TensorStore and the stores raise many kinds
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
@@ -89,10 +118,6 @@ def try_out(folder: str) -> None:
       f"{folder}: arrays that are saved there cannot be read back ({type(error).__name__}: "
       f"{reason}); choose another folder"
     ) from error
-  from_process_zero(lambda: _removed(path))
-  if made and jax.process_index() == 0:
-    with contextlib.suppress(OSError):  # there are checkpoints in it
-      os.rmdir(folder)
 
 
 def _removed(path: str) -> int:
@@ -100,10 +125,31 @@ def _removed(path: str) -> int:
   return 0
 
 
-def _read_back(path: str, numbers: dict) -> int:
-  if not np.array_equal(restore_alone(path, numbers)["x"], numbers["x"]):
-    raise ValueError("other numbers came back")
+def _numbers(number: int) -> dict:
+  return {"x": np.full(8, number, np.int32)}
+
+
+def _read_back(folder: str, number: int) -> int:
+  with _explained(folder):
+    expected = _numbers(number)
+    if not np.array_equal(restore_alone(os.path.join(folder, TRIAL), expected)["x"], expected["x"]):
+      raise ValueError("other numbers came back")
   return 0
+
+
+def _wait_for(folder: str, number: int) -> None:
+  """As `_read_back`, once this process sees the numbers; process 0 has read them already."""
+  if jax.process_index() == 0:
+    return
+  deadline = time.monotonic() + VISIBLE
+  while True:
+    try:
+      _read_back(folder, number)
+      return
+    except UserError:
+      if time.monotonic() > deadline:
+        raise
+    time.sleep(0.5)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

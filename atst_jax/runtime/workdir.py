@@ -11,11 +11,10 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
-import numpy as np
-from jax.experimental.multihost_utils import broadcast_one_to_all
 
 import atst_jax
 from atst_jax.data.dataset import write_json
+from atst_jax.runtime.mesh import from_process_zero
 from atst_jax.util import storage
 from atst_jax.util.config import changes, flatten
 from atst_jax.util.errors import UserError
@@ -178,7 +177,7 @@ def own(
   stored: Callable[[], dict | None],
 ) -> Iterator[list[str]]:
   """Holds the locks of the workdir and of a local folder of checkpoints, and compares the config,
-  in process 0; the others learn of an error. Yields the changes.
+  in process 0; an error ends the others with the same code. Yields the changes.
 
   The config of a new run is stored. The stored config of a run that goes on is replaced only when
   something is saved (`Session.checkpoints`): a job that fails or does nothing changes no record.
@@ -189,28 +188,22 @@ def own(
     stored: gives the config of the run's checkpoints; None if there are none. Called under the
       lock.
   """
-  error, locks = None, contextlib.ExitStack()
+  locks = contextlib.ExitStack()
   changed: list[str] = []
-  if jax.process_index() == 0:
-    try:
-      locks.enter_context(contextlib.closing(claim(workdir)))
-      apart = os.path.realpath(folder or workdir) != os.path.realpath(workdir)
-      if folder and apart and not storage.is_remote(folder):  # a store has no locks
-        locks.enter_context(contextlib.closing(claim(folder, "config.checkpoint.folder")))
-      places = [place for place in (folder, workdir) if place]
-      options = {"ignore": ignore, "named": named, "allow_changes": allow_changes}
-      changed = agree(places, config, stored(), **options)
-    except Exception as mistake:  # of any kind: the other processes wait for the result
-      error = mistake
-  told = jax.process_count() > 1 and broadcast_one_to_all(np.int32(error is not None))
-  if told and error is None:
-    error = UserError("process 0 cannot use the workdir; its message says why")
-  try:
-    if error:
-      raise error
+
+  def take() -> int:
+    locks.enter_context(contextlib.closing(claim(workdir)))
+    apart = os.path.realpath(folder or workdir) != os.path.realpath(workdir)
+    if folder and apart and not storage.is_remote(folder):  # a store has no locks
+      locks.enter_context(contextlib.closing(claim(folder, "config.checkpoint.folder")))
+    places = [place for place in (folder, workdir) if place]
+    options = {"ignore": ignore, "named": named, "allow_changes": allow_changes}
+    changed.extend(agree(places, config, stored(), **options))
+    return 0
+
+  with locks:
+    from_process_zero(take)
     yield changed
-  finally:
-    locks.close()
 
 
 def keep_programs(workdir: str) -> None:

@@ -143,11 +143,15 @@ def mean_of_chunks(
 
 def one_pass(g: Graph, model: Model, mel: str, frames: str, peak: str) -> str:
   """(B, D): maximum plus mean over a clip's vectors over time, which see each other's surroundings;
-  the nodes of `layers.pool_frames` over `batches.vectors_over_time`."""
+  the nodes of `layers.pool_frames` over `batches.vectors_over_time`. Raises UserError if a chunk
+  has no room for them."""
   hop, context = model.hop, model.encoder.context
   inner = (model.chunk_frames - 2 * context) // hop * hop
-  if inner < hop:  # chunks without context
-    context, inner = 0, model.chunk_frames // hop * hop
+  if inner < hop:
+    raise UserError(
+      f"chunks of {model.chunk_frames} frames have no room for what this encoder sees around a "
+      f"frame, for which --input=waveform needs {2 * context + hop}; leave it out"
+    )
   zeros = g.op("Mul", g.op("Unsqueeze", g.op("Cast", frames, to=1), g.ints(1)), g.const(0))
   zeros = g.op("Mul", zeros, g.const(np.ones((1, model.width(1)))))
 
@@ -181,8 +185,8 @@ def build(model: Model) -> bytes:
   """The serialised ONNX model of an export, checked.
 
   Raises:
-    UserError: onnx is not installed, the kind of encoder brings no nodes, or the weights are too
-      many for one file.
+    UserError: onnx is not installed, the kind of encoder brings no nodes, its chunks are too short,
+      or the weights are too many for one file.
   """
   import_onnx()
   if not model.frontend.is_centred or model.frontend.level != "recorded":
