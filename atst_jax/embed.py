@@ -17,7 +17,8 @@ the job. After an interruption run it again: what was computed lies in OUTPUT.pa
 is the same. With --window a file has a vector for each window, as if that were a file, and with
 --frames the encoder's vectors over time; both have their times in seconds. Long sounds are cut into
 chunks whose vectors are averaged; an export may have the rule that only the central seconds of a
-longer sound count (`--length`).
+longer sound count (`--length`). Several channels become one as in the data that the encoder was
+trained on (`--channels`).
 
 Every device that JAX finds takes its rows of a batch, and one device gives the same bits. Processes
 that see the same folders may share the work: the same command for each, with --num_processes=4 and
@@ -95,6 +96,7 @@ def _main(flags) -> None:
       workers=flags.workers,
       options=options,
       rows=rows,
+      channels=flags.channels or model.config["channels"],
       process=process,
       dry_run=flags.dry_run,
     )

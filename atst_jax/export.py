@@ -5,7 +5,7 @@ front-end's mel filters.
   python -m atst_jax.export --workdir=runs/base --output=encoders/base_5000 --step=5000 \
     --artifacts=safetensors,params
   python -m atst_jax.export --encoder=encoders/base --output=share/base \
-    --artifacts=safetensors,card,jax,onnx --license=cc-by-4.0 --results=runs/linear/results.json
+    --artifacts=safetensors,card,jax,onnx --license=cc-by-4.0 --results=runs/linear
   python -m atst_jax.export --workdir=runs/as20k --output=classifiers/as20k
   python -m atst_jax.export --workdir=runs/as20k --output=classifiers/as20k_last --epoch=last \
     --seed=0 --fold=0 --precision=0.9
@@ -85,7 +85,7 @@ def main(argv=None) -> int:
     "--results",
     action="append",
     default=[],
-    help="results.json of a linear evaluation; may be repeated",
+    help="workdir of a linear evaluation, or its results.json; may be repeated",
   )
   return guard(lambda: _main(parser.parse(argv)))
 

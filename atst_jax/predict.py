@@ -17,7 +17,8 @@ selections of Raven or labels of Audacity, whose segments are classified each on
 label is told with its probability. Where a sound may have several, it is told with its threshold,
 too, and by default those labels that reach theirs; where it has one, the likeliest. With --window
 the sounds are windows of the recordings or segments, which are read in blocks: hours need no more
-memory than minutes.
+memory than minutes. Several channels become one as in the data that the classifier was trained on
+(`--channels`).
 
 The output's ending says its form: .csv, .jsonl, .selections.txt (Raven), .txt (Audacity, of one
 recording). A recording that cannot be used is listed with its reason and does not end the job;
@@ -30,6 +31,7 @@ Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not 
 early, run it again.
 """
 
+import argparse
 import collections
 import os
 
@@ -45,11 +47,20 @@ from atst_jax.util.logs import log
 __all__ = ["Model", "labels_of", "load_model", "predict", "predict_windows", "thresholds_of"]
 
 
+class _Encoder(argparse.Action):
+  """Says which flag is meant by the one that `embed` has."""
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    """Raises UserError."""
+    parser.error(f"--encoder={values}: the flag is --model here, and names a classifier")
+
+
 def main(argv=None) -> int:
   """Returns the exit code; see the module's docstring."""
   parser = Parser("atst_jax.predict", __doc__)
   add = parser.add_argument
   add("--model", required=True, help="exported classifier")
+  add("--encoder", action=_Encoder, help=argparse.SUPPRESS)
   add("--input", required=True, help="folder of recordings, one recording, or a table")
   add("--output", required=True, help="file to make: .csv, .jsonl, .selections.txt or .txt")
   add("--window", type=float, help="seconds of the windows that recordings are cut into")
@@ -77,7 +88,7 @@ def _main(flags) -> None:
   windows = None
   if flags.window is not None:
     windows = Windows(flags.window, flags.window if flags.hop is None else flags.hop)
-  settings = job.Settings(selection, windows)
+  settings = job.Settings(selection, windows, flags.channels or model.config["channels"])
   print(
     job.predict_files(
       model,

@@ -24,6 +24,7 @@ from atst_jax.artifacts.collection import neighbours, vectors
 from atst_jax.artifacts.collection.flags import files_of
 from atst_jax.artifacts.folder import parse_length
 from atst_jax.artifacts.model import load_model
+from atst_jax.audio.channels import MEAN
 from atst_jax.util.cli import Parser, guard, nearest
 from atst_jax.util.errors import UserError
 
@@ -109,6 +110,7 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
     )
   if flags.encoder is None:
     raise UserError("a query that is a sound file needs --encoder, which made the vectors")
+  from atst_jax.artifacts.collection.listening import Listener
   from atst_jax.artifacts.collection.sounds import file_mel, settings_hash
 
   # files that were written before they named them: float32, and settings that nobody can check
@@ -122,7 +124,10 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
       )
   if "length" in table.about:
     model = model.limited(parse_length(str(table.about["length"])))
-  mel = file_mel(model, flags.query)
+  # files that were written before they named it: the mean
+  listener = Listener(model.sample_rate, str(table.about.get("channels", MEAN)))
+  mel = file_mel(model, listener, flags.query)
+  listener.tell()
   if isinstance(mel, str):
     raise UserError(f"--query: {mel}")
   # files that were written before they named them: the last block, by the export's rule

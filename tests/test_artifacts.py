@@ -168,6 +168,7 @@ def test_model_card(encoders, tmp_path, capsys):
     f"--output={tmp_path}/my_model",
     "--license=cc-by-4.0",
   ]
+  assert model_card.read_results(str(tmp_path), model.config["params_hash"])["job"] == "linear"
   assert export_command.main([*flags, f"--results={path}", "--artifacts=params,card"]) == 0
   text = (tmp_path / "my_model" / "README.md").read_text(encoding="utf-8")
   encoder = Transformer(width=8, depth=2, heads=2, drop_path=0.0, patch_frames=4, max_frames=32)
@@ -206,6 +207,16 @@ def test_model_card(encoders, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
   assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+  "kind, most", [("transformer", "at most 32 frames"), ("cnn", "any length")]
+)
+def test_the_card_tells_what_the_program_takes(encoders, kind, most):
+  model = load_model(encoders[kind])
+  options = {"license": "mit", "results": [], "artifacts": ["jax"]}
+  text = model_card.card("x", model.config, model.variables, **options)
+  assert f"a `jax.export` program with the weights, any batch, {most}, for cpu" in text
 
 
 def test_the_card_tells_data_and_recipe(encoders):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from atst_jax import search
+from atst_jax.artifacts import export
 from atst_jax.artifacts.collection import pieces, vectors
 from atst_jax.artifacts.embedding import get_scene_embeddings
 from atst_jax.embed import load_model, main
@@ -162,3 +164,61 @@ def test_parquet(encoder, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), out["vector"])
   about = json.loads(table.schema.metadata[b"atst_jax"])
   assert about["rejected"][0][0] == "broken.wav" and about["dimensions"] == 16
+
+
+def test_channels_become_one_as_in_the_training_set(encoder, tmp_path, capsys):
+  """Those of the export, or of the flag; of files whose channels cancel each other the mean is
+  told of, by name. A search hears its query as the vectors' files were heard."""
+  export.export_again(encoder, str(tmp_path / "loudest"), channels="loudest")
+  (tmp_path / "in").mkdir()
+  sound = noise(0.5)
+  for name, sides in (("a", (0.5 * sound, -sound)), ("b", (sound, sound))):
+    soundfile.write(tmp_path / "in" / f"{name}.wav", np.stack(sides, 1), 16000, subtype="FLOAT")
+  two = np.stack([0.1 * sound, -0.1 * sound], 1)
+  soundfile.write(tmp_path / "in" / "c.wav", two, 16000, subtype="FLOAT")
+
+  def vectors_of(encoder, *flags):
+    output = tmp_path / f"{os.path.basename(encoder)}{len(flags)}{len(os.listdir(tmp_path))}.npz"
+    asked = [f"--encoder={encoder}", f"--input={tmp_path}/in", f"--output={output}", *flags]
+    assert main(asked) == 0
+    with np.load(output) as file:
+      return output, file["vector"], capsys.readouterr().err
+
+  model = load_model(encoder)
+  vector = lambda sound: get_scene_embeddings([sound], model, 16000)[0]
+  path, loudest, told = vectors_of(str(tmp_path / "loudest"))
+  assert "cancel" not in told
+  np.testing.assert_allclose(
+    loudest, [vector(-sound), vector(sound), vector(0.1 * sound)], atol=1e-4
+  )
+  query = [f"--vectors={path}", f"--query={tmp_path}/in/c.wav", f"--encoder={tmp_path}/loudest"]
+  assert search.main([*query, "--k=1"]) == 0 and "1.0000  c.wav" in capsys.readouterr().out
+  np.testing.assert_array_equal(vectors_of(encoder, "--channels=loudest")[1], loudest)
+  second = [vector(-sound), vector(sound), vector(-0.1 * sound)]
+  np.testing.assert_allclose(vectors_of(encoder, "--channels=2")[1], second, atol=1e-4)
+  _, mean, told = vectors_of(encoder)
+  np.testing.assert_allclose(mean[1], vector(sound), atol=1e-4)
+  assert "1 files whose channels cancel each other" in told and "in/c.wav: 120 dB" in told
+  assert "a.wav" not in told and "--channels=loudest takes the loudest" in told
+  flags = [f"--encoder={encoder}", f"--input={tmp_path}/in", f"--output={tmp_path}/no.npz"]
+  assert main([*flags, "--channels=left"]) == 2
+  assert "choose mean, loudest, or a channel's number" in capsys.readouterr().err
+  assert main([*flags, "--channels=3"]) == 2
+  assert "no_channel (it has 2, --channels=3)" in capsys.readouterr().err
+
+
+def test_a_recording_of_another_scale_is_told(encoder, tmp_path, capsys):
+  soundfile.write(tmp_path / "loud.wav", 32768 * noise(0.3), 16000, subtype="FLOAT")
+  soundfile.write(tmp_path / "over.wav", 30 * noise(0.3), 16000, subtype="FLOAT")
+  flags = [f"--encoder={encoder}", f"--input={tmp_path}", f"--output={tmp_path}/v.npz"]
+  assert main(flags) == 0
+  told = capsys.readouterr().err
+  assert "1 files whose samples go far beyond full scale" in told and "loud.wav: up to " in told
+  assert "must be divided by 32768" in told and "over.wav" not in told
+
+
+def test_a_store_that_lacks_its_package_is_a_mistake(encoder, tmp_path, monkeypatch, capsys):
+  """Not 74, after which launchers try again."""
+  monkeypatch.setitem(sys.modules, "gcsfs", None)
+  assert main([f"--encoder={encoder}", "--input=gs://x/y", f"--output={tmp_path}/v.npz"]) == 2
+  assert "cannot use gs://" in (told := capsys.readouterr().err) and "install -e .[gcs]" in told

@@ -9,6 +9,7 @@ import soundfile
 
 from atst_jax import embed
 from atst_jax.artifacts.collection import pieces, sounds, vectors
+from atst_jax.artifacts.collection.listening import Listener
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.embed import load_model, main
 from atst_jax.search import main as search
@@ -129,7 +130,8 @@ def test_a_recording_that_is_damaged_later_keeps_its_windows(model, tmp_path, mo
   from atst_jax.audio import decode
 
   monkeypatch.setattr(decode, "BLOCK_VALUES", 1000)
-  found = list(sounds.file_windows(model, str(tmp_path / "a.wav"), sounds.Rows("", 0.5, 0.5)))
+  path, rows = str(tmp_path / "a.wav"), sounds.Rows("", 0.5, 0.5)
+  found = list(sounds.file_windows(model, Listener(RATE, "mean"), path, rows))
   assert [s.end for s in found[:-1]] == [0.5, 1, 1.5] and "from 1.5 s on: " in found[-1].mel
 
 

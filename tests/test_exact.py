@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from atst_jax import main
 from atst_jax.downstream import bootstrap, features, ridge
 from atst_jax.downstream.bgknown import job as bgknown
 from atst_jax.downstream.evaluation import score_of
@@ -11,6 +12,7 @@ from atst_jax.downstream.linear.probing import Training
 from atst_jax.downstream.splits import Split
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
+from tests.test_difference import flags, write_set
 
 N = 24
 SPLIT = Split(np.arange(8), np.arange(8, 16), np.arange(16, N))
@@ -132,3 +134,9 @@ def test_known_backgrounds_by_the_exact_probe_alone():
   assert row["runs"][0]["penalty_valid_scores"] == list(wanted.valid_scores)
   assert len(row["runs"]) == 1 and "above_optimum" not in row and "exact" not in row
   assert row["tested"].kept["predicted"].tolist() == [wanted.test_scores.argmax(1).tolist()]
+
+
+def test_known_backgrounds_refuse_settings_of_the_other_probe(encoder, tmp_path, capsys):
+  data = write_set(tmp_path / "data")
+  assert main.main(flags(encoder, data, tmp_path / "run", protocol="exact")) == 2
+  assert "probe.batch_size=16 plays no part by the protocol exact" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 the right numbers."""
 
 import json
+import logging
 import os
 import shutil
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from atst_jax import export, main
+from atst_jax.artifacts import training_set
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.audio.frontend import FRONTENDS, log_mel
-from atst_jax.data.dataset import write_json
+from atst_jax.data.dataset import Dataset, write_json
 from atst_jax.embed import load_model
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.transformer import Transformer
@@ -22,7 +24,7 @@ from atst_jax.runtime.checkpoint import find_checkpoint
 from atst_jax.runtime.trees import restore_encoder
 from atst_jax.util.errors import UserError
 from tests.checkpoints import open_checkpoints, read_tree
-from tests.evaluation import noise
+from tests.evaluation import make_clips, noise, write_clips
 from tests.tiny import tiny_config, tiny_flags
 
 
@@ -76,6 +78,34 @@ def test_export_is_the_teacher_of_the_newest_checkpoint(workdir, encoder, model)
     "model.safetensors",
   ]
   assert find_checkpoint(workdir / "checkpoints", 1)[0] == 1
+
+
+def test_the_channels_are_those_of_the_training_set(tmp_path, caplog, monkeypatch):
+  """As they were prepared; the mean, and a line, where the set is another one now or gone."""
+  write_clips(tmp_path / "set", make_clips(64, folds=0))
+  manifest = json.loads((tmp_path / "set" / "dataset.json").read_text())
+
+  def channels(preparation):
+    write_json(str(tmp_path / "set" / "dataset.json"), {**manifest, **preparation})
+    return training_set.channels_of_run(data)
+
+  dataset = Dataset.load(str(tmp_path / "set"))
+  data = {"source": "records", "path": dataset.root, "split": "train"}
+  data["fingerprint"] = dataset.fingerprint("train")
+  assert channels({"preparation": {"channels": "loudest"}}) == "loudest"
+  run = write_run(tmp_path / "run")
+  config = json.loads((run / "config.json").read_text())
+  write_json(str(run / "config.json"), {**config, "data": {**config["data"], **data}})
+  assert export.main([f"--workdir={run}", f"--output={tmp_path}/encoder"]) == 0
+  assert load_model(str(tmp_path / "encoder")).config["channels"] == "loudest"
+  monkeypatch.setattr(logging.getLogger("atst_jax"), "propagate", True)
+  caplog.clear()
+  assert channels({}) == channels({"preparation": {}}) == "mean" and not caplog.text
+  data["fingerprint"] = "another"
+  assert channels({"preparation": {"channels": "loudest"}}) == "mean"
+  assert "/set holds other clips now" in caplog.text
+  data["path"] = str(tmp_path / "gone")
+  assert channels({}) == "mean" and "gone/dataset.json does not exist" in caplog.text
 
 
 def test_checkpoints_elsewhere(tmp_path, capsys, one_device):

@@ -11,6 +11,7 @@ import soundfile
 
 from atst_jax.artifacts import convert, export
 from atst_jax.artifacts import folder as exported
+from atst_jax.artifacts.collection.listening import Listener
 from atst_jax.artifacts.collection.sounds import Rows, settings_hash, sounds_of
 from atst_jax.artifacts.model import load_model
 from atst_jax.artifacts.programs import onnx_graph, waveform_graph
@@ -94,7 +95,10 @@ def test_vectors_over_time_are_of_sounds_that_are_long_enough(tmp_path):
   """A file that is too short for them is told, and ends no job."""
   model, path = model_of("trill.py:small"), str(tmp_path / "short.wav")
   soundfile.write(path, np.zeros(1600), 16000)
-  (whole,), (over_time,) = (sounds_of(model, path, Rows(kind)) for kind in ("files", "frames"))
+  listener = Listener(16000, "mean")
+  (whole,), (over_time,) = (
+    sounds_of(model, listener, path, Rows(kind)) for kind in ("files", "frames")
+  )
   assert len(whole.mel) == 11
   assert over_time.mel == "a clip of 11 frames; vectors over time need at least 32"
 

@@ -54,6 +54,14 @@ def test_whole_numbers_are_no_samples(model):
     get_scene_embeddings([(noise() * 32767).astype(np.int16)], model, 16000)
 
 
+def test_floats_of_another_scale_are_refused(model):
+  """Those of 16 bits, not divided; floats may overshoot full scale."""
+  for function in (get_scene_embeddings, get_timestamp_embeddings):
+    with pytest.raises(UserError, match=r"samples up to \d+.*: expected floats of full scale 1\.0"):
+      function([noise() * 32768], model, 16000)
+    function([noise() * 32], model, 16000)
+
+
 def test_fault_18_silence_has_a_finite_vector(model):
   assert np.isfinite(get_scene_embeddings([np.zeros(6000)], model, 16000)).all()
 
@@ -113,6 +121,8 @@ def _edit(folder, change):
     (lambda c: c.update(chunk_frames=2**40), "do not fit the encoder"),
     (lambda c: c.update(chunk_frames="32"), "chunk_frames '32' do not fit"),
     (lambda c: c.update(provenance=[]), "provenance is a list"),
+    (lambda c: c.update(channels=2), "channels is a int"),
+    (lambda c: c.update(channels="left"), "--channels=left: choose mean, loudest, or"),
     (lambda c: c.update(frontend=[1]), "front-end is a list"),
   ],
 )
@@ -121,6 +131,25 @@ def test_a_config_that_does_not_describe_the_export(encoder, tmp_path, change, m
   _edit(copy, change)
   with pytest.raises(UserError, match=message):
     folder.read(str(copy))
+
+
+def test_folders_that_are_no_exports_say_what_they_are(encoder, tmp_path):
+  """A run, the weights alone, and an export without them."""
+  for config, remedy in (
+    ({"job": "pretrain"}, r"`python -m atst_jax\.export --workdir=.* --output=…` makes one"),
+    ({"job": "linear", "encoder": "e/mine"}, "give the encoder that it evaluated, e/mine, or"),
+  ):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+      UserError, match=rf"is the workdir of a run \(\w+\), not an export; {remedy}"
+    ):
+      load_model(str(tmp_path))
+  with pytest.raises(UserError, match=f"model.safetensors is a file; give the folder, {encoder}$"):
+    load_model(f"{encoder}/model.safetensors")
+  copy = shutil.copytree(encoder, tmp_path / "copy")
+  os.remove(copy / "model.safetensors")
+  with pytest.raises(UserError, match=r"copy lacks model\.safetensors; export it again"):
+    load_model(str(copy))
 
 
 @pytest.mark.parametrize("weight", [np.nan, -1.0, 1e38])

@@ -220,6 +220,22 @@ def test_a_page_that_fails_costs_no_set(sets, tmp_path, monkeypatch, capsys):
   assert Dataset.load(str(tmp_path / "both")).num_clips("train") == 10
 
 
+def test_the_channels_of_the_sets_are_kept_where_they_agree(sets, tmp_path, capsys):
+  """An export follows them (`artifacts.training_set`)."""
+  for number, (one, other, kept) in enumerate(
+    (("loudest", "loudest", "loudest"), ("loudest", "2", None))
+  ):
+    for root, channels in zip(sets, (one, other), strict=True):
+      manifest = json.loads((root / "dataset.json").read_text())
+      manifest["preparation"]["channels"] = channels
+      (root / "dataset.json").write_text(json.dumps(manifest))
+    output = tmp_path / str(number)
+    assert prepare.main(["merge", *map(str, sets), f"--output={output}"]) == 0
+    assert Dataset.load(str(output)).manifest["preparation"].get("channels") == kept
+    told = "with --channels=2 and loudest; an encoder will take the mean"
+    assert (told in capsys.readouterr().err) == (kept is None)
+
+
 def test_what_cannot_be_one_is_refused(sets, tmp_path, capsys):
   a, b = map(str, sets)
   other = tmp_path / "other"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from atst_jax.artifacts import export
 from atst_jax.artifacts.collection import pieces
 from atst_jax.artifacts.model import Model, load_model
 from atst_jax.audio.decode import load_audio
@@ -246,6 +247,7 @@ def test_an_interrupted_job_goes_on(place, monkeypatch, capsys):
     (["--output=x.wav"], "must end with .csv"),
     (["--output=x.txt"], "are of one recording"),
     (["--model=ENCODER"], "an encoder without a classifier"),
+    (["--encoder=classifier"], "the flag is --model here"),
     (["--input=nowhere"], "nowhere does not exist"),
   ],
 )
@@ -257,3 +259,50 @@ def test_a_mistake_is_one_sentence(place, capsys, monkeypatch, flags, message):
   error = capsys.readouterr().err
   assert message in error and error.count("error:") == 1 and "Traceback" not in error
   assert not (place / "no.csv").exists()
+
+
+@pytest.mark.parametrize("held", [60.0, 0.0])
+def test_channels_become_one_as_in_the_training_set(place, model, held, monkeypatch, capsys):
+  """Of whole files, and of segments that are held or read on their own; those that cancel each
+  other in the mean are told by name, as is another scale."""
+  monkeypatch.setattr(sounds, "HELD_SECONDS", held)
+  (place / "stereo").mkdir(exist_ok=True)
+  sound = load_audio(str(place / "sounds" / "two.wav"), 16000)
+  two = np.stack([0.5 * sound, -0.5 * sound], 1)
+  soundfile.write(place / "stereo" / "two.wav", two, 16000, subtype="FLOAT")
+  soundfile.write(place / "stereo" / "loud.wav", 32768 * sound, 16000, subtype="FLOAT")
+  (place / "stereo.csv").write_text(
+    "path,start,end\nstereo/two.wav,,\nstereo/two.wav,0.1,0.5\nstereo/loud.wav,0,0.5\n"
+  )
+  name, flags = f"stereo{held:g}", ("--min=0", "--labels=ant")
+  found = command(place, f"{name}.csv", *flags, "--channels=loudest", sounds="stereo.csv")
+  told = capsys.readouterr().err
+  assert "1 files whose samples go far beyond full scale" in told and "loud.wav: up to " in told
+  assert "cancel" not in told
+  heard = [0.5 * sound, 0.5 * sound[1600:8000]]
+  expected = predict(heard, model, 16000)[:, 0]
+  values = {row["id"]: float(row["probability"]) for row in found}
+  assert values["stereo/two.wav"] == pytest.approx(expected[0], abs=1e-5)
+  assert values["stereo/two.wav#0.1-0.5"] == pytest.approx(expected[1], abs=1e-5)
+  assert json.loads((place / f"{name}.csv.json").read_text())["channels"] == "loudest"
+  export.export_again(str(place / "classifier"), str(place / name), channels="loudest")
+  again = command(place, f"{name}_own.csv", f"--model={place / name}", *flags, sounds="stereo.csv")
+  assert again == found and "cancel" not in capsys.readouterr().err
+  mean = command(place, f"{name}_mean.csv", *flags, sounds="stereo.csv")
+  told = capsys.readouterr().err
+  assert mean != found and "1 files whose channels cancel each other" in told
+  assert "stereo/two.wav: 120 dB" in told
+
+
+def test_sounds_without_a_label_are_counted(place, capsys):
+  command(place, "none.csv", "--min=1")
+  account = json.loads((place / "none.csv.json").read_text())
+  assert account["unlabelled"] == account["sounds"] == 3 and "silent" not in account
+  assert "3 of them without a label" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("function", [predict, functools.partial(predict_windows, window=1, hop=1)])
+def test_floats_of_another_scale_are_refused(model, function):
+  sound = np.random.default_rng(0).normal(0, 3000, 9000)
+  with pytest.raises(UserError, match=r"samples up to 1\d{4}.*: expected floats of full scale 1"):
+    function(sound if isinstance(function, functools.partial) else [sound], model, 16000)

@@ -61,6 +61,7 @@ def test_an_older_export_is_written_the_same_again(kind, weights, tmp_path):
   read = lambda path: json.loads((path / "config.json").read_text())
   # the length rule is format 4's, the head format 5's
   today = {"format": folder.FORMAT, "max_seconds": None, "head": None, "fill_frames": None}
+  today["channels"] = "mean"
   assert read(tmp_path / "again") == {**read(before), **today}
 
 

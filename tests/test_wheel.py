@@ -35,7 +35,7 @@ def test_a_wheel_has_one_name_and_runs_from_another_folder(tmp_path):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
-  run("data_pipeline.synth", "--output=sounds", "--clips_per_class=4")
+  run("data_pipeline.synth", "--output=sounds", "--clips_per_class=8")
   run("data_pipeline.prepare", "--input=sounds", "--output=data", "--frontend=atst")
   keys = (
     "data.path=data",

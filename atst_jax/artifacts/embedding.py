@@ -6,10 +6,14 @@ is embedded whole or only its central seconds, as ATST's evaluations do. Sounds 
 padding is masked, and the chunks' embeddings are averaged. Needs neither TensorFlow nor librosa.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from atst_jax.artifacts.model import Model, load_model
 from atst_jax.util.errors import UserError
+
+MOST_PEAK = 64.0  # full scale is 1.0; floats overshoot it a little, 16-bit integers by far
 
 __all__ = ["Model", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
@@ -29,7 +33,8 @@ def get_scene_embeddings(audio, model: Model, sample_rate: float, **options) -> 
     (B, D) float32.
 
   Raises:
-    UserError: audio that is not a batch, too short, not finite, or not floats; a rate that is none.
+    UserError: audio that is not a batch, too short, not finite, not floats, or floats of another
+      scale; a rate that is none.
   """
   most, rule = options.get("max_frames"), model.rule_frames
   whole = rule is not None and most is not None and most > rule
@@ -64,10 +69,24 @@ def get_timestamp_embeddings(
   return out, times
 
 
-def batch_of(audio):
-  """The sounds of a batch. Raises UserError for one sound alone."""
+def batch_of(audio) -> Iterator:
+  """The sounds of a batch. Raises UserError for one sound alone, and where it comes to one of
+  another scale."""
   if getattr(audio, "ndim", 2) < 2:
     raise UserError(
       f"audio of shape {audio.shape}: expected a batch of sounds; for one sound pass [audio]"
     )
-  return audio
+  return map(of_full_scale, audio)
+
+
+def of_full_scale(sound):
+  """The sound, unless its samples go far beyond 1.0. Raises UserError."""
+  samples = np.asarray(sound)
+  if samples.dtype.kind == "f" and samples.size:
+    peak = float(max(samples.max(), -samples.min()))
+    if MOST_PEAK < peak < np.inf:
+      raise UserError(
+        f"audio with samples up to {peak:g}: expected floats of full scale 1.0 (divide 16-bit "
+        "integers by 32768)"
+      )
+  return sound

@@ -26,6 +26,8 @@ from atst_jax.artifacts.folder import (
 )
 from atst_jax.artifacts.model import Model
 from atst_jax.artifacts.programs import int8_graph, jax_program, onnx_graph, waveform_graph
+from atst_jax.artifacts.training_set import channels_of_run
+from atst_jax.audio.channels import MEAN
 from atst_jax.audio.frontend import FrontEnd, get_frontend, mel_filters
 from atst_jax.data.dataset import write_json
 from atst_jax.models.encoders import make_encoder
@@ -56,6 +58,7 @@ def write(
   tail: str,
   max_seconds: float | None = None,
   fill_frames: int | None = None,
+  channels: str = MEAN,
   head: Head | None = None,
   provenance: dict,
   artifacts: Collection[str] = DEFAULT,
@@ -77,6 +80,7 @@ def write(
       sounds are embedded whole.
     fill_frames: shorter sounds are filled with silence up to so many frames, half of it at each
       end; None: they are not.
+    channels: how several channels of a recording become one (`audio.channels`).
     head: of a classifier.
     provenance: where it comes from; any JSON.
     artifacts: some of ARTIFACTS, weights of one kind among them; programs alone get safetensors.
@@ -110,6 +114,7 @@ def write(
     "tail": tail,
     "max_seconds": max_seconds,
     "fill_frames": fill_frames,
+    "channels": channels,
     "params_hash": params_hash(variables),
     "provenance": provenance,
     HEAD: {**head.to_json(), "params_hash": head_hash(variables)} if head else None,
@@ -265,7 +270,8 @@ def export_run(workdir: str, output: str, step: int | None = None, **options) ->
     "atst_jax": atst_jax.__version__,
     "config": config,
   }
-  write(output, variables, provenance=provenance, **(settings(config) | options))
+  options = settings(config) | {"channels": channels_of_run(config["data"])} | options
+  write(output, variables, provenance=provenance, **options)
   return provenance
 
 
@@ -284,7 +290,7 @@ def export_again(encoder: str, output: str, **options) -> dict:
   `write`). Returns its provenance."""
   config, variables, _ = read(encoder)
   model = Model(config, variables, None)
-  kept = {key: config[key] for key in (*EMBEDDING, "provenance")}
+  kept = {key: config[key] for key in (*EMBEDDING, "channels", "provenance")}
   kept[HEAD] = read_head(config[HEAD], hop=model.hop, depth=model.depth)
   if kept[HEAD]:
     refuse_length(options)

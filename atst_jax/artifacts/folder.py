@@ -11,6 +11,7 @@ earlier format is still read:
   embedded; null: sounds are embedded whole.
 5: `head`, with which the encoder is a classifier (`classifiers.head`); null: an encoder alone.
 6: `fill_frames`: shorter sounds are filled with silence, half of it at each end; null: as they are.
+7: `channels`: how several channels of a recording become one (`audio.channels`).
 """
 
 import hashlib
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 
 from atst_jax.artifacts.classifiers.head import read_head
+from atst_jax.audio.channels import MEAN, check_channels
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.method.normalization import check_normalization
 from atst_jax.models.encoders import check_encoder, make_encoder
@@ -27,7 +29,7 @@ from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
-FORMAT = 6
+FORMAT = 7
 CONFIG = "config.json"
 FILTERS = "mel_filters.npy"
 SAFETENSORS = "model.safetensors"
@@ -89,6 +91,8 @@ def upgrade(config: dict, path: str) -> dict:
         "another network here: pre-train it again"
       )
     config = {**config, "fill_frames": None}
+  if number < 7:
+    config = {**config, "channels": MEAN}
   return {**config, "format": FORMAT}
 
 
@@ -159,8 +163,12 @@ def read(folder: str):
   weights = os.path.join(folder, SAFETENSORS)
   if not os.path.exists(weights):
     weights = os.path.join(folder, ORBAX)
+  if os.path.isfile(folder):
+    raise UserError(f"{folder} is a file; give the folder, {os.path.dirname(folder) or '.'}")
   try:
-    config = upgrade(storage.read_json(path), path)
+    config = upgrade(_not_a_workdir(storage.read_json(path), folder), path)
+    if not os.path.exists(weights):
+      raise UserError(f"{folder} lacks {SAFETENSORS}; export it again")
     frontend = FrontEnd.from_json(config["frontend"])
     expected = _checked(config, frontend)
     filters = _read_filters(os.path.join(folder, FILTERS), frontend)
@@ -192,6 +200,19 @@ def read(folder: str):
   return config, variables, filters
 
 
+def _not_a_workdir(config, folder: str):
+  """The content of a config.json. Raises UserError for that of a run."""
+  if isinstance(config, dict) and "format" not in config and "job" in config:
+    remedy = f"`python -m atst_jax.export --workdir={folder} --output=…` makes one of it"
+    if config["job"] not in ("pretrain", "finetune"):
+      remedy = (
+        f"give the encoder that it evaluated, {config.get('encoder')}, or, of a linear one, the "
+        "classifier that --config.export=FOLDER writes"
+      )
+    raise UserError(f"{folder} is the workdir of a run ({config['job']}), not an export; {remedy}")
+  return config
+
+
 def _checked(config: dict, frontend: FrontEnd):
   """The shapes of the variables that a config.json describes. Raises ValueError, KeyError,
   TypeError or AttributeError for what no export says."""
@@ -205,9 +226,11 @@ def _checked(config: dict, frontend: FrontEnd):
   fill = config["fill_frames"]
   if fill is not None and not (type(fill) is int and encoder.hop <= fill <= chunk):
     raise ValueError(f"fill_frames {fill!r} do not fit the encoder")
-  for key, kind in (("tail", str), ("params_hash", str), ("provenance", dict)):
+  kinds = {"tail": str, "params_hash": str, "channels": str, "provenance": dict}
+  for key, kind in kinds.items():
     if not isinstance(config[key], kind):
       raise TypeError(f"{key} is a {type(config[key]).__name__}")
+  check_channels(config["channels"])
   clip = jax.ShapeDtypeStruct((1, chunk, frontend.n_mels), np.float32)
   expected = jax.eval_shape(encoder.init, jax.random.key(0), clip)
   head = read_head(config[HEAD], hop=encoder.hop, depth=encoder.blocks)

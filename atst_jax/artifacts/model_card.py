@@ -41,7 +41,7 @@ TASKS = ("feature-extraction", "audio-classification")
 USES = {
   "safetensors": "`model.safetensors`: the weights, names joined by `/`",
   "params": "`params/`: the weights as an Orbax checkpoint",
-  "jax": "`encoder.jax`: a `jax.export` program with the weights, any batch and length, "
+  "jax": "`encoder.jax`: a `jax.export` program with the weights, any batch, {most}, "
   "for cpu, cuda and tpu (JAX guarantees to load it for six months, see `programs` in "
   "`config.json`):\n"
   '  `jax.export.deserialize(bytearray(open("encoder.jax", "rb").read())).call(mel, length, peak)`',
@@ -99,10 +99,10 @@ first.
 
 
 def read_results(path: str, params_hash: str) -> dict:
-  """The results.json of a linear evaluation of this encoder. Raises UserError for another's, or
-  another file."""
+  """The results.json of a linear evaluation of this encoder, or of the workdir that holds it.
+  Raises UserError for another's, or another file."""
   try:
-    with open(path, encoding="utf-8") as file:
+    with open(f"{path}/results.json" if os.path.isdir(path) else path, encoding="utf-8") as file:
       results = json.load(file)
     measured, job = results["encoder"]["params_hash"], results["job"]
   except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -269,6 +269,7 @@ def card(
       ["normalisation", f"`{json.dumps(config['normalization'])}`"],
     ]
   )
+  most = "any length" if encoder.any_length else f"at most {config['chunk_frames']} frames"
   unstated = "None was stated when this was exported (`--license`)."
   head, least = config["head"], 1 if config["fill_frames"] else encoder.hop
   return CARD.format(
@@ -282,7 +283,7 @@ def card(
     scene=encoder.size(1),
     parameters=sum(int(np.size(x)) for x in jax.tree.leaves(variables["params"])),
     uses="\n".join(
-      f"- {USES[key]}{f': {measured[key]}' if key in measured else ''}"
+      f"- {USES[key].format(most=most)}{f': {measured[key]}' if key in measured else ''}"
       for key in USES
       if key in artifacts
     ),

@@ -223,7 +223,13 @@ def _check_whole(path: str, repair_headers: bool, quality: Quality, kept: slice)
 
 
 def read_blocks(
-  path: str, sample_rate: int, start: float = 0.0, end: float = math.inf
+  path: str,
+  sample_rate: int,
+  start: float = 0.0,
+  end: float = math.inf,
+  *,
+  kept: slice = ALL,
+  quality: Quality | None = None,
 ) -> Iterator[np.ndarray]:
   """Yields a file as (n,) float32 mono blocks at `sample_rate` Hz; memory does not grow with its
   length.
@@ -233,17 +239,19 @@ def read_blocks(
     sample_rate: Hz.
     start, end: seconds; only this part, or less if the file ends before. The beginning is not
       decoded if the format can be sought.
+    kept: the channels that are averaged (`choose_channel`).
+    quality: is told what is read.
 
   Raises UserError with the file and the reason if it cannot be decoded, is empty or holds NaN,
   after the blocks before the damage.
   """
-  quality = Quality()
+  quality = quality or Quality()
   first, last = round(start * sample_rate), end if end == math.inf else round(end * sample_rate)
   try:
     with open_sound(path) as file:
       # One second more, so that the resampler has begun.
       place = file.skip(start - 1) * sample_rate
-      for block in _resampled(file, sample_rate, quality):
+      for block in _resampled(file, sample_rate, quality, kept):
         stop = min(len(block), last - place)
         if (part := block[max(first - place, 0) : max(int(stop), 0)]).size:
           yield part

@@ -3,7 +3,7 @@
 import numpy as np
 
 from atst_jax.artifacts.classifiers.scoring import head_of, score
-from atst_jax.artifacts.embedding import batch_of
+from atst_jax.artifacts.embedding import batch_of, of_full_scale
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.sliding import sliding
 from atst_jax.audio.waveforms import pieces
@@ -24,8 +24,8 @@ def predict(audio, model: Model, sample_rate: float) -> np.ndarray:
     (B, C) float32, in the order of `labels_of(model)`.
 
   Raises:
-    UserError: a model without a head; audio that is not a batch, too short, not finite, or not
-      floats; a rate that is none.
+    UserError: a model without a head; audio that is not a batch, too short, not finite, not
+      floats, or floats of another scale; a rate that is none.
   """
   head = head_of(model)
   mels = (model.mel(sound, sample_rate, whole=True) for sound in batch_of(audio))
@@ -54,7 +54,7 @@ def predict_windows(
   check_length(model, head, window, hop)
 
   def mels():
-    samples = pieces(audio, sample_rate, model.sample_rate)
+    samples = pieces(of_full_scale(audio), sample_rate, model.sample_rate)
     for part in sliding(
       samples, sample_rate=model.sample_rate, seconds=window, hop=hop, min_samples=model.min_samples
     ):

@@ -12,7 +12,9 @@ from typing import NamedTuple
 from atst_jax.artifacts.classifiers.head import Head
 from atst_jax.artifacts.classifiers.scoring import head_of, score
 from atst_jax.artifacts.collection import pieces
+from atst_jax.artifacts.collection.listening import Listener
 from atst_jax.artifacts.model import Model
+from atst_jax.audio.channels import MEAN
 from atst_jax.prediction.rows import Row, Selection, select, write
 from atst_jax.prediction.sounds import Recording, Sound, Unusable, Windows, check_length, sounds
 from atst_jax.util import storage
@@ -24,22 +26,24 @@ BLOCK_FRAMES = 1 << 18  # and their frames, 67 MB
 
 
 class Settings(NamedTuple):
-  """What is asked of every recording."""
+  """What is asked of every recording; `channels` as of `Listener`."""
 
   selection: Selection
   windows: Windows | None
+  channels: str = MEAN
 
   def to_json(self) -> list:
     """All that decides the rows."""
     labels = self.selection.labels.tolist()
-    return [labels, self.selection.top, self.selection.least, self.windows]
+    asked = [labels, self.selection.top, self.selection.least, self.windows]
+    return [*asked, self.channels] if self.channels != MEAN else asked
 
 
 class Tally(NamedTuple):
   """What a piece counted."""
 
   sounds: int = 0
-  silent: int = 0  # without a label that is told
+  unlabelled: int = 0  # no label of them is told
   cropped: int = 0  # longer than the classifier hears
   rejected: tuple[tuple[str, str], ...] = ()  # (id, reason)
 
@@ -47,7 +51,7 @@ class Tally(NamedTuple):
     """The sums."""
     return Tally(
       self.sounds + other.sounds,
-      self.silent + other.silent,
+      self.unlabelled + other.unlabelled,
       self.cropped + other.cropped,
       self.rejected + other.rejected,
     )
@@ -81,7 +85,8 @@ def predict_files(
   head = head_of(model)
   if settings.windows:
     check_length(model, head, *settings.windows)
-  decisive = {key: x for key, x in model.config.items() if key not in ("format", "provenance")}
+  told_apart = ("format", "channels", "provenance")
+  decisive = {key: x for key, x in model.config.items() if key not in told_apart}
   told = [*settings.to_json(), model.dtype]
   paths = [recording.path for recording in recordings]
   work = pieces.plan(output, ".jsonl", recordings, paths, decisive, told, process=process)
@@ -130,11 +135,13 @@ def _compute(
   if todo < total:
     log.info("%d of %d recordings were read before", total - todo, total)
   progress = Progress(todo)
+  listener = Listener(model.sample_rate, settings.channels)
   try:
     for path, part in missing.items():
-      _write_piece(path, model, head, part, settings, workers, progress)
+      _write_piece(path, model, head, listener, part, settings, workers, progress)
   finally:
     progress.close()
+    listener.tell()
 
 
 def _join(work: pieces.Work, model: Model, head: Head, settings: Settings, paths: list[str]) -> str:
@@ -156,6 +163,7 @@ def _join(work: pieces.Work, model: Model, head: Head, settings: Settings, paths
       "params_hash": model.config["params_hash"],
       "head": model.config["head"]["params_hash"],
       "dtype": model.dtype,
+      "channels": settings.channels,
       "windows": settings.windows and settings.windows._asdict(),
       **tally._asdict(),
     }
@@ -168,8 +176,8 @@ def _told(model: Model, head: Head, tally: Tally, settings: Settings) -> str:
   """What was done, in words."""
   kind = "windows" if settings.windows else "sounds"
   words = [f"{tally.sounds} {kind}"]
-  if tally.silent:
-    words.append(f"{tally.silent} of them without a label")
+  if tally.unlabelled:
+    words.append(f"{tally.unlabelled} of them without a label")
   if tally.cropped:
     seconds = (head.max_frames - 1) * model.frontend.hop_length / model.sample_rate
     part = "central" if head.crop == "center" else "first"
@@ -184,6 +192,7 @@ def _write_piece(
   path: str,
   model: Model,
   head: Head,
+  listener: Listener,
   recordings: list[Recording],
   settings: Settings,
   workers: int,
@@ -192,23 +201,23 @@ def _write_piece(
   """Writes the rows of some recordings, whole or not at all, and behind them a tally."""
   begun = progress.files
   tally = Tally()
-  found = sounds(model, head, recordings, settings.windows, workers)
+  found = sounds(model, head, listener, recordings, settings.windows, workers)
   with contextlib.closing(found), storage.writing(path, "w", encoding="utf-8") as file:
     for block in _blocks(found):
       usable = [sound for sound in block if isinstance(sound, Sound)]
       rejected = tuple((one.id, one.reason) for one in block if isinstance(one, Unusable))
-      silent = 0
+      unlabelled = 0
       logits = score(model, (sound.clip for sound in usable))
       for sound, scores in zip(usable, logits, strict=True):
         probabilities = head.probabilities(scores)
         places = select(head, settings.selection, scores, probabilities)
-        silent += not places
+        unlabelled += not places
         recording = recordings[sound.recording].path
         for place in places:
           told = (head.labels[place], float(probabilities[place]), head.threshold(place))
           file.write(json.dumps([recording, *sound.part, *told]) + "\n")
       cropped = sum(sound.frames > head.max_frames for sound in usable)
-      tally = tally.plus(Tally(len(usable), silent, cropped, rejected))
+      tally = tally.plus(Tally(len(usable), unlabelled, cropped, rejected))
       progress.update(begun + block[-1].recording, progress.clips + len(block))
     file.write(json.dumps(tally._asdict()) + "\n")
   progress.update(begun + len(recordings), progress.clips)

@@ -10,8 +10,9 @@ import numpy as np
 
 from atst_jax.artifacts.classifiers.head import Head
 from atst_jax.artifacts.classifiers.scoring import clip_of
+from atst_jax.artifacts.collection.listening import Listener
 from atst_jax.artifacts.model import Model
-from atst_jax.audio.decode import duration, read_blocks
+from atst_jax.audio.decode import duration
 from atst_jax.audio.segments import beyond_end, read_segments
 from atst_jax.audio.sliding import check_windows, sliding
 from atst_jax.audio.sound_file import Reject
@@ -75,7 +76,12 @@ def check_length(model: Model, head: Head, seconds: float, hop: float) -> None:
 
 
 def sounds(
-  model: Model, head: Head, recordings: list[Recording], windows: Windows | None, workers: int
+  model: Model,
+  head: Head,
+  listener: Listener,
+  recordings: list[Recording],
+  windows: Windows | None,
+  workers: int,
 ) -> Generator[Sound | Unusable, None, None]:
   """Yields the sounds of recordings in their order. Threads decode them and compute their log-mels
   ahead, a few of each recording, whatever its length. Raises StoreError."""
@@ -83,7 +89,7 @@ def sounds(
   if windows is not None:
     longest = model.frontend.num_frames(round(windows.seconds * model.sample_rate))
   found = prefetch_each(
-    lambda one: _of_recording(model, head, one[0], one[1], windows),
+    lambda one: _of_recording(model, head, listener, one[0], one[1], windows),
     enumerate(recordings),
     workers=workers,
     ahead=max(1, AHEAD_FRAMES // longest),
@@ -94,7 +100,12 @@ def sounds(
 
 
 def _of_recording(
-  model: Model, head: Head, number: int, recording: Recording, windows: Windows | None
+  model: Model,
+  head: Head,
+  listener: Listener,
+  number: int,
+  recording: Recording,
+  windows: Windows | None,
 ) -> Iterator[Sound | Unusable]:
   """Yields the sounds of a recording: of what is long, the whole file perhaps, each read on its
   own in blocks, then of the other segments as they end, all read at once."""
@@ -105,7 +116,7 @@ def _of_recording(
     elif reject := _beyond_end(path, part):
       yield Unusable(number, part.id, str(reject))
     else:
-      read = functools.partial(read_blocks, path, model.sample_rate, part.start, part.end)
+      read = listener.reader(path, part.start, part.end)
       yield from _of_part(model, head, number, part, read, windows)
   if not segments:
     return
@@ -115,11 +126,13 @@ def _of_recording(
     sample_rate=model.sample_rate,
     min_samples=model.frontend.min_samples,
     max_seconds=math.inf,
+    channels=listener.channels,
   ):
     part, waveform = segments[piece.index], piece.waveform
     if waveform is None:
       yield Unusable(number, part.id, str(piece.reject))
     else:
+      listener.note(path, piece.quality)
       yield from _of_part(model, head, number, part, functools.partial(_held, waveform), windows)
 
 

@@ -1,9 +1,8 @@
 """Files on this machine and in object stores, under one name each: a local path, `gs://…`,
-`s3://…`, any of fsspec's.
+`s3://…`, any of fsspec's (pip install -e .[gcs] or .[s3]).
 
 A remote path is a string with a scheme; `os.path.join`, `dirname` and `basename` work as on a local
-one. Credentials and endpoints are fsspec's: environment, default logins or ~/.config/fsspec. Needs
-pip install -e .[gcs] or .[s3].
+one. Credentials and endpoints are fsspec's: environment, default logins or ~/.config/fsspec.
 """
 
 import contextlib
@@ -257,7 +256,9 @@ def store(path: str) -> Iterator[tuple]:
   except (ImportError, ValueError) as error:
     extra = EXTRAS.get(scheme)
     remedy = f"pip install -e .[{extra}]" if extra else "see fsspec's list of protocols"
-    raise StoreError(f"{path}: cannot use {scheme}:// ({error}); {remedy}") from error
+    refusal = StoreError(f"{path}: cannot use {scheme}:// ({error}); {remedy}")
+    refusal.exit_code = UserError.exit_code  # it will not pass
+    raise refusal from error
   except Exception as error:
     reason = " ".join(str(error).split())[:300]
     what = f"{path}: {type(error).__name__}: {reason}"

@@ -13,6 +13,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+from atst_jax.audio.channels import MEAN
 from atst_jax.data.dataset import MANIFEST, Clip, Dataset, Shard, write_json, write_shard
 from atst_jax.data.schema import SCHEMA_VERSION, TOTALS
 from atst_jax.util import storage
@@ -169,6 +170,7 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
     "preparation": {
       "kind": "merge",
       "of": [[d.manifest["name"], [d.fingerprint(s) for s in d.splits]] for d in datasets],
+      **_channels(datasets),
     },
     **({"remarks": remarks} if remarks else {}),
     **census.groups([d.manifest["groups"] for d in datasets if "groups" in d.manifest]),
@@ -179,6 +181,16 @@ def _merge(datasets: list[Dataset], output: str, name: str) -> dict:
   write_tfds_info(output, manifest, labelled=labelled, folded=census.folded)
   write_json(os.path.join(output, MANIFEST), manifest)
   return manifest
+
+
+def _channels(datasets: list[Dataset]) -> dict[str, str]:
+  """`--channels` of the sets' preparations, which exports follow, unless it is the mean."""
+  found = {dataset.manifest["preparation"].get("channels", MEAN) for dataset in datasets}
+  if len(found) > 1:
+    told = " and ".join(sorted(found))
+    log.warning("the sets were prepared with --channels=%s; an encoder will take the mean", told)
+    return {}
+  return {} if found == {MEAN} else {"channels": found.pop()}
 
 
 def _write_split(

@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 
+from atst_jax.audio.channels import check_channels
 from atst_jax.audio.formats import is_audio
 from atst_jax.runtime.devices import DTYPES
 from atst_jax.util import storage
@@ -13,8 +14,14 @@ from atst_jax.util.logs import log
 
 
 def add_flags(parser: Parser, workers: str) -> None:
-  """Adds --dtype, --num_processes, --process_id, --workers (threads that do so) and --dry_run."""
+  """Adds --channels, --dtype, --num_processes, --process_id, --workers (threads that do so) and
+  --dry_run."""
   add = parser.add_argument
+  add(
+    "--channels",
+    help="several channels become one: their mean, the loudest, or one of them by its number from "
+    "1; as in the data that the export was trained on by default",
+  )
   add(
     "--dtype",
     choices=DTYPES,
@@ -28,6 +35,8 @@ def add_flags(parser: Parser, workers: str) -> None:
 
 def check_flags(flags: Namespace) -> tuple[int, int]:
   """(number, count) of the processes. Raises UserError for what `add_flags`'s flags cannot be."""
+  if flags.channels is not None:
+    check_channels(flags.channels)
   if flags.workers < 1:
     raise UserError(f"--workers={flags.workers}: at least one is needed")
   if not 0 <= flags.process_id < flags.num_processes:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from atst_jax.artifacts.collection import pieces, vectors
+from atst_jax.artifacts.collection.listening import Listener
 from atst_jax.artifacts.collection.sounds import (
   FRAMES,
   WHOLE,
@@ -18,6 +19,7 @@ from atst_jax.artifacts.collection.sounds import (
   sounds_of,
 )
 from atst_jax.artifacts.model import Model
+from atst_jax.audio.channels import MEAN
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import Progress, log
 from atst_jax.util.prefetch import prefetch_each
@@ -96,16 +98,23 @@ def _frame_blocks(model, sounds) -> Iterator[vectors.Block]:
 
 
 def compute(
-  model: Model, share: dict[str, list[tuple[str, str]]], *, workers: int, rows: Rows, options: dict
+  model: Model,
+  share: dict[str, list[tuple[str, str]]],
+  *,
+  workers: int,
+  rows: Rows,
+  channels: str,
+  options: dict,
 ) -> None:
   """Computes and writes the pieces (path -> files) that are not there, with progress."""
+  listener = Listener(model.sample_rate, channels)
   missing = {piece: files for piece, files in share.items() if vectors.load_piece(piece) is None}
   total, todo = (sum(map(len, part.values())) for part in (share, missing))
   if todo < total:
     log.info("%d of %d files were embedded before", total - todo, total)
   paths = (path for files in missing.values() for _, path in files)
   ahead = max(1, AHEAD_FRAMES // model.frontend.num_frames(round(rows.window * model.sample_rate)))
-  read = lambda path: sounds_of(model, path, rows)
+  read = lambda path: sounds_of(model, listener, path, rows)
   files = prefetch_each(read, paths, workers=workers, ahead=min(ahead, 64) if rows.window else 1)
   progress = Progress(todo)
   done = lambda: progress.update(progress.files + 1, progress.clips + 1)
@@ -116,6 +125,7 @@ def compute(
   finally:
     files.close()
     progress.close()
+    listener.tell()
 
 
 def embed_files(
@@ -126,6 +136,7 @@ def embed_files(
   workers: int,
   options: dict,
   rows: Rows = WHOLE_FILES,
+  channels: str = MEAN,
   process: tuple[int, int] = (0, 1),
   dry_run: bool = False,
 ) -> str:
@@ -138,6 +149,7 @@ def embed_files(
     workers: threads that decode.
     options: `num_blocks` and `tail` of `Model.embed`.
     rows: what of a file gets a vector.
+    channels: as of `Listener`.
     process: (number, count) of processes that share the folder OUTPUT.part. Each computes its
       share of the pieces; whichever sees all of them done writes the output.
 
@@ -146,10 +158,10 @@ def embed_files(
     StoreError: the output cannot be written.
   """
   check_rows(model, rows)
-  decisive = {
-    key: x for key, x in model.config.items() if key not in ("format", "tail", "provenance")
-  }
+  told_apart = ("format", "tail", "channels", "provenance")
+  decisive = {key: x for key, x in model.config.items() if key not in told_apart}
   told = {**options, **rows._asdict(), "dtype": model.dtype}
+  told |= {"channels": channels} if channels != MEAN else {}
   paths = [path for _, path in files]
   work = pieces.plan(output, ".npz", files, paths, decisive, told, process=process)
   about = {
@@ -161,6 +173,7 @@ def embed_files(
     "tail": options["tail"],
     "length": "whole" if model.max_seconds is None else f"{model.max_seconds:g}",
     "dtype": model.dtype,
+    "channels": channels,
     "rows": rows.kind,
   }
   if rows.kind == WINDOWS:
@@ -177,7 +190,9 @@ def embed_files(
     )
   return pieces.run(
     work,
-    compute=lambda share: compute(model, share, workers=workers, rows=rows, options=options),
+    compute=lambda share: compute(
+      model, share, workers=workers, rows=rows, channels=channels, options=options
+    ),
     is_complete=lambda: _is_complete(output, about),
     join=lambda: _join(work, about, len(files)),
   )

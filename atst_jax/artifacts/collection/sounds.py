@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from atst_jax.artifacts.collection.listening import Listener
 from atst_jax.artifacts.collection.pieces import digest
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.sliding import check_windows, sliding
@@ -57,13 +58,11 @@ def check_rows(model: Model, rows: Rows) -> None:
       )
 
 
-def file_mel(model: Model, path: str, *, over_time: bool = False) -> Mel | str:
+def file_mel(model: Model, listener: Listener, path: str, *, over_time: bool = False) -> Mel | str:
   """The log-mel of an audio file, or the reason why it cannot be used. `over_time`: for vectors
   over time, of the whole file without the export's length rule. Raises StoreError."""
-  from atst_jax.audio.decode import read_blocks
-
   try:
-    mel = model.mel_of(lambda: read_blocks(path, model.sample_rate), whole=over_time)
+    mel = model.mel_of(listener.reader(path), whole=over_time)
     model.check(mel, over_time=over_time)
   except StoreError:
     raise
@@ -72,15 +71,13 @@ def file_mel(model: Model, path: str, *, over_time: bool = False) -> Mel | str:
   return mel
 
 
-def file_windows(model: Model, path: str, rows: Rows) -> Iterator[Sound]:
+def file_windows(model: Model, listener: Listener, path: str, rows: Rows) -> Iterator[Sound]:
   """Yields the windows of an audio file, each as if it were a file, and at last the reason if not
   all of it can be used; memory does not grow with its length. Raises StoreError."""
-  from atst_jax.audio.decode import read_blocks
-
   end = 0.0
   try:
     for window in sliding(
-      read_blocks(path, model.sample_rate),
+      listener.reader(path)(),
       sample_rate=model.sample_rate,
       seconds=rows.window,
       hop=rows.hop,
@@ -95,8 +92,8 @@ def file_windows(model: Model, path: str, rows: Rows) -> Iterator[Sound]:
     yield Sound(f"from {end:g} s on: {error}" if end else str(error))
 
 
-def sounds_of(model: Model, path: str, rows: Rows) -> Iterator[Sound]:
+def sounds_of(model: Model, listener: Listener, path: str, rows: Rows) -> Iterator[Sound]:
   """Yields what is to be embedded of a file."""
   if rows.kind == WINDOWS:
-    return file_windows(model, path, rows)
-  return iter([Sound(file_mel(model, path, over_time=rows.kind == FRAMES))])
+    return file_windows(model, listener, path, rows)
+  return iter([Sound(file_mel(model, listener, path, over_time=rows.kind == FRAMES))])

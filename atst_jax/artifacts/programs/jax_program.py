@@ -1,5 +1,5 @@
-"""An encoder as one serialised program (`jax.export`): weights inside, any batch and length, for
-CPU, CUDA and TPU.
+"""An encoder as one serialised program (`jax.export`): weights inside, any batch, at most
+`chunk_frames` frames of a transformer, for CPU, CUDA and TPU.
 
   from jax import export
   encode = export.deserialize(bytearray(open("encoders/base/encoder.jax", "rb").read())).call

@@ -1,5 +1,5 @@
 """An encoder as an ONNX graph: log-mel in, vectors out, and what a classifier's head says of them,
-any batch and length.
+any batch.
 
 Inputs and outputs are those of `jax_program`; the file's metadata holds what its caller needs:
 front-end, normalisation, chunks, and the length rule (`max_seconds`).

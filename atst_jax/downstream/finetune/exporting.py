@@ -18,6 +18,7 @@ from atst_jax.artifacts.classifiers.thresholds import (
 )
 from atst_jax.artifacts.folder import HEAD
 from atst_jax.artifacts.model import Model
+from atst_jax.artifacts.training_set import channels_of
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.labelled_batches import ClipReader, all_clips
 from atst_jax.downstream.evaluation import score_of
@@ -80,6 +81,7 @@ def export_run(
   if not make_encoder(run.exported["encoder"]).has_blocks:
     chunk = max(chunk, run.frames)  # such kinds were trained on whole clips, in one pass
   settings = {
+    "channels": channels_of(run.dataset.manifest),
     **{key: run.exported[key] for key in ("encoder", "normalization")},
     "chunk_frames": chunk,
     "tail": record["tail"],

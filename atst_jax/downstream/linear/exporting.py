@@ -20,6 +20,7 @@ from atst_jax.artifacts.classifiers.thresholds import (
   with_thresholds,
 )
 from atst_jax.artifacts.folder import EMBEDDING, HEAD, read
+from atst_jax.artifacts.training_set import channels_of
 from atst_jax.downstream import ridge
 from atst_jax.downstream.features import silence_db
 from atst_jax.downstream.linear.probing import fitter
@@ -139,6 +140,7 @@ def write(settings: Settings, job: Evaluation, workdir: str) -> None:
     frontend=job.model.frontend,
     head=head,
     provenance=config["provenance"],
+    channels=channels_of(job.dataset.manifest),
     **{key: config[key] for key in EMBEDDING},
   )
   log.info(
