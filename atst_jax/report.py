@@ -36,17 +36,21 @@ def main(argv=None) -> int:
   return guard(lambda: _main(parser.parse(argv)))
 
 
+def _recordings(path: str) -> dict[str, str]:
+  """{id: path} of --audio."""
+  try:
+    listing = pipeline("sources.inputs").list_files(path, exact_labels=True)
+  except UserError as error:
+    raise UserError(str(error).replace("--input=", "--audio=")) from None
+  return {source.id: source.path for source in listing.sources}
+
+
 def _main(flags) -> None:
   if (flags.encoder is None) != (flags.data is None) or (flags.audio and not flags.data):
     raise UserError(
       "the map of embeddings needs both --encoder and --data, and --audio needs them too"
     )
-  recordings = None
-  if flags.audio:
-    recordings = {
-      source.id: source.path
-      for source in pipeline("sources.inputs").list_files(flags.audio).sources
-    }
+  recordings = _recordings(flags.audio) if flags.audio else None
   paths = write_page(
     flags.workdir,
     results=flags.results,

@@ -88,7 +88,7 @@ def test_training_computes_nothing_of_it():
 
 def test_the_picture_and_its_command(tmp_path, model, capsys):
   attention_figure(
-    model, make_clips(1)[0].mel.astype(np.float32), str(tmp_path / "a.png"), title="a clip"
+    model, make_clips(1)[0].mel.astype(np.float32), str(tmp_path / "a.png"), title="a $x^{$.wav"
   )
   pixels(tmp_path / "a.png")
   encoder = write_encoder(tmp_path / "encoder")

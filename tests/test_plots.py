@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import types
+import warnings
 from unittest import mock
 
 import jax
@@ -12,7 +14,7 @@ import pytest
 from atst_jax.artifacts.model import load_model
 from atst_jax.audio.frontend import FRONTENDS
 from atst_jax.data.dataset import Dataset
-from atst_jax.figures import curves, maps, pictures, view_sheet
+from atst_jax.figures import curves, few_labels, maps, pictures, view_sheet
 from atst_jax.method.normalization import nepers_per_unit
 from atst_jax.method.views import make_views
 from atst_jax.pretraining.checks import is_ragged
@@ -47,9 +49,18 @@ def test_a_curve_of_an_objective_without_a_teacher(tmp_path):
   assert named == [["total", "one", "two"], ["student", "1/√8, evenly spread"]]
 
 
-def test_training_curve_without_records_is_refused(tmp_path):
+@pytest.mark.parametrize("found", [[], [{"step": 0, "online_seconds": 1.0}]])
+def test_training_curve_without_records_is_refused(tmp_path, found):
+  """The online evaluation writes one before the first step."""
   with pytest.raises(UserError, match="no metrics to plot yet"):
-    curves.training_curve([], str(tmp_path / "curve.png"), outputs=8)
+    curves.training_curve(found, str(tmp_path / "curve.png"), outputs=8)
+
+
+def test_a_single_record_is_seen(tmp_path):
+  with mock.patch.object(curves, "save") as save:
+    curves.training_curve(records(1), str(tmp_path / "curve.png"), outputs=8)
+  for axis in save.call_args.args[0].axes:
+    assert any(line.get_marker() == "." for line in axis.lines), axis.get_title()
 
 
 def test_smoothing_is_a_centred_mean():
@@ -146,6 +157,63 @@ def test_classes_are_told_apart(classes):
   styles = maps.class_styles(np.arange(classes) + 7)
   assert list(styles) == list(range(7, 7 + classes)) and len(set(styles.values())) == classes
   assert styles[7][0] == ("#0072B2" if classes <= 35 else "#30123b")
+  if classes > 35:  # colours beside each other in a rainbow are too alike
+    assert all(one[1] != other[1] for one, other in itertools.pairwise(styles.values()))
+
+
+def legend_of(labels, names, path, **more):
+  """(figure, legend) of a map of points; drawn, and not warned about."""
+  points = np.random.default_rng(0).normal(size=(len(labels), 2))
+  with mock.patch.object(maps, "save") as save, warnings.catch_warnings():
+    warnings.simplefilter("error")
+    maps.embedding_map(points, labels, names, path, **more)
+    figure = save.call_args.args[0]
+    pictures.save(figure, path, figure.dpi)  # laid out for these pixels
+  return figure, figure.legends[0]
+
+
+def test_names_on_a_map_are_drawn_as_they_are(tmp_path):
+  """Also those that matplotlib would take for mathematics, or leave out; a long one is cut."""
+  names, path = ["_silence_", "$\\frac{$", "cash $5", "x" * 200 + "end"], str(tmp_path / "map.png")
+  figure, legend = legend_of(np.arange(40) % 4, names, path, title="a$^$/" + 200 * "y")
+  shown = [text.get_text().replace(r"\$", "$").strip() for text in legend.get_texts()]
+  assert shown[:3] == names[:3] and shown[3].endswith("xend") and len(shown[3]) == maps.LABEL
+  assert figure.bbox.contains(*legend.get_window_extent().min)
+  left, _, width, _ = figure.axes[0].title.get_window_extent().bounds
+  assert left >= 0 and left + width <= figure.bbox.width
+
+
+def test_a_map_of_very_many_classes_names_those_with_the_most_clips(tmp_path):
+  labels = np.concatenate([np.arange(527), np.arange(200, 300)])
+  names = [f"Domestic sounds, home sounds {i}" for i in range(527)]
+  figure, legend = legend_of(labels, names, str(tmp_path / "map.png"))
+  shown = [text.get_text() for text in legend.get_texts()]
+  assert len(shown) == maps.ROWS * maps.COLUMNS
+  assert {name[-3:] for name in names[200:300]} <= {name[-3:] for name in shown}
+  assert legend.get_title().get_text() == "those of 527 with the most clips"
+  box = legend.get_window_extent()
+  assert figure.bbox.containsx(box.x0) and figure.bbox.containsy(box.y0)
+  assert figure.axes[0].get_window_extent().x1 <= box.x0 and pixels(tmp_path / "map.png").any()
+
+
+@pytest.mark.parametrize(("draws", "what"), [(1, "one draw"), (3, "interval over 3 draws")])
+def test_the_title_of_few_labels(tmp_path, draws, what):
+  row = {"features": "mel", "clips_per_class": 1, "mean": 0.5, "ci95": None}
+  results = {
+    "rows": [row],
+    "chance": 0.1,
+    "metric": "accuracy",
+    "data": {"name": "$x^{$" + 99 * "n"},
+  }
+  with mock.patch.object(few_labels, "save") as save:
+    few_labels.few_labels_curve(
+      results | {"config": {"few": {"draws": draws}}}, str(tmp_path / "few.png")
+    )
+  figure = save.call_args.args[0]
+  pictures.save(figure, str(tmp_path / "few.png"), figure.dpi)
+  assert what in figure.axes[0].get_title()
+  left, _, width, _ = figure.axes[0].title.get_window_extent().bounds
+  assert left >= 0 and left + width <= figure.bbox.width
 
 
 def test_a_map_draws_at_most_max_points(tmp_path, monkeypatch):

@@ -1,14 +1,17 @@
 """The page about a prepared set: what is in it, what is not, and that it needs nothing from
 outside."""
 
+import base64
+import io
 import re
 
 import numpy as np
+import PIL.Image
 import pytest
 import soundfile
 
 from atst_jax.data.dataset import Dataset
-from atst_jax.data.dataset_page import bars
+from atst_jax.data.dataset_page import bars, image
 from atst_jax.util.html_page import table
 from data_pipeline import prepare
 from tests.pages import Checker
@@ -73,3 +76,14 @@ def test_bars_and_long_tables():
   assert "… and 100 more in dataset.json" in table(
     ["a"], [[i] for i in range(2100)], rest=" in dataset.json"
   )
+
+
+@pytest.mark.parametrize(("level", "pixel"), [(0.0, 255), (None, 0)])
+def test_a_spectrogram_is_upright_and_silence_is_black(level, pixel):
+  """Bin 5 is the sixth row from below; digital silence has nothing louder than its floor."""
+  mel = np.full((20, 64), -100, np.float16)
+  if level is not None:
+    mel[:, 5] = level
+  content = base64.b64decode(image(mel).partition(",")[2])
+  picture = np.asarray(PIL.Image.open(io.BytesIO(content)))
+  assert picture.shape == (64, 20) and (picture[-6] == pixel).all() and (picture[0] == 0).all()

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 
 from atst_jax import report
-from atst_jax.data.dataset import write_json
-from atst_jax.figures import run_page
+from atst_jax.audio.frontend import FRONTENDS
+from atst_jax.data.dataset import Clip, write_json
+from atst_jax.figures import maps, run_page
 from atst_jax.runtime.workdir import read_starts, record_start
 from atst_jax.util import config as configs
 from data_pipeline import prepare
@@ -142,7 +143,35 @@ def test_the_page_says_what_is_known_of_the_run(page, folders):
   assert "Attention" in text and start["versions"]["jax"] in text
 
 
-def test_the_page_of_a_run_with_nothing_to_show(tmp_path, capsys):
+def test_updates_that_were_left_out_are_told():
+  found = [{"data_wait": 0.0, "skipped": 1203.0, "rollbacks": 2.0}]
+  text = str(run_page.progress({"total_steps": 9, "batch_size": 4}, records(1, **found[0]), []))
+  shown = " ".join(re.sub(r"<[^>]+>", " ", text).split())
+  assert "steps without an update 1,203 times gone back to a checkpoint 2" in shown
+
+
+@pytest.mark.parametrize("number", [1, 20, 21, 22, 40, 41])
+def test_the_last_score_is_always_shown(number):
+  online = [{"step": s, "online_ridge_map": 0.5, "online_seconds": 1.0} for s in range(number)]
+  text = str(run_page.online_scores([*records(3), *online]))
+  assert f'<td class="n">{number - 1}</td>' in text and text.count("<tr>") <= 20 + 1
+
+
+def test_a_player_plays_no_more_than_the_clip(tmp_path, monkeypatch):
+  """The file goes on behind a clip that was cut of it."""
+  soundfile.write(tmp_path / "a.wav", np.full(48000, 0.1), 16000)
+  played = []
+  monkeypatch.setattr(run_page, "player", lambda waveform, rate: played.append(len(waveform)))
+  clip = Clip("a.wav#0000", np.zeros((100, 64), np.float16), (0,), False, -1, "train", "")
+  drawn = maps.Labelled([clip], np.zeros(1, int), np.zeros((1, 2)))
+  run_page.players(drawn, {"a.wav": str(tmp_path / "a.wav")}, FRONTENDS["atst"])
+  assert played == [16000]
+
+
+@pytest.mark.parametrize("lines", ["", '{"step": 0, "online_seconds": 1.0}'])
+def test_the_page_of_a_run_with_nothing_to_show(tmp_path, capsys, lines):
+  """Not even if the online evaluation has measured the first weights."""
+  (tmp_path / "metrics.jsonl").write_text(lines)
   write_json(str(tmp_path / "config.json"), configs.to_json(tiny_config()))
   assert report.main([f"--workdir={tmp_path}"]) == 0
   assert capsys.readouterr().out.split() == [f"{tmp_path}/report.html"]
@@ -168,6 +197,7 @@ def test_mistakes_are_refused_in_one_line(folders, tmp_path, capsys):
       [run, *encoder, f"--audio={tmp_path}/other"],
       "none of its 1 files is one of the data set's clips",
     ),
+    ([run, *encoder, f"--audio={tmp_path}/none"], "--audio="),
     ([run, f"--results={tmp_path}"], "results.json does not exist"),
     ([run, f"--results={tmp_path}/broken"], "is not that of an evaluation"),
   ):
@@ -197,6 +227,9 @@ Promise.all(sounds.map(ready)).then(() => {
   document.querySelector('.play').dispatchEvent(new MouseEvent('click', {bubbles: true}));
   found.on = document.querySelectorAll('.players .on').length;
   found.points = points.length;
+  document.querySelector('.legend button').append('x'.repeat(300));
+  const top = name => document.querySelector(name).offsetTop;
+  found.below = top('.legend') - top('.map');
   document.documentElement.dataset.found = JSON.stringify(found);
 });
 </script></body>"""
@@ -209,6 +242,7 @@ def visit(path):
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--window-size=1200,900",
     "--virtual-time-budget=20000",
     "--dump-dom",
     "--enable-logging=stderr",
@@ -240,6 +274,7 @@ def test_a_browser_shows_the_page_without_errors(page, tmp_path):
     and found["after"] == "none"
   )
   assert found["points"] == 18 and found["dim"] == 12 and found["undim"] == 0 and found["on"] == 1
+  assert found["below"] == 0  # a long name does not push the list below the map
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium")

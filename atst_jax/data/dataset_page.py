@@ -51,7 +51,8 @@ def image(mel: np.ndarray, frames: int = 601) -> str:
   import PIL.Image
 
   mel = mel[:frames].astype(np.float32)
-  levels = np.clip((mel.T[::-1] - mel.max()) / 80 + 1, 0, 1)
+  top = mel.max() if mel.max() > mel.min() else np.inf  # digital silence is black
+  levels = np.clip((mel.T[::-1] - top) / 80 + 1, 0, 1)
   picture = PIL.Image.fromarray((255 * levels).astype(np.uint8))
   colors = matplotlib.colormaps["magma"](np.arange(256))[:, :3]
   picture.putpalette((255 * colors).round().astype(np.uint8).tobytes())

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from atst_jax.artifacts.model import Model
-from atst_jax.figures.pictures import COLORS, TOP_DB, draw_mel, frequency_ticks, save
+from atst_jax.figures.pictures import COLORS, TOP_DB, draw_mel, frequency_ticks, literal, save
 from atst_jax.util.errors import UserError
 
 HEADS = 12  # rows drawn, at most
@@ -106,7 +106,7 @@ def attention_figure(model: Model, mel: np.ndarray, path: str, *, title: str = "
   )
   line.set_ylim(0, max(2, 1.5 * mean.max()))
   line.set_ylabel("attention of the last block\n(1: even)")
-  top.set_title(title, fontsize=10)
+  top.set_title(literal(title), fontsize=10)
   for axis, weights, name in (
     (middle, ratio[-1, :rows], "head of\nthe last block"),
     (bottom, ratio.mean(1), "block,\nmean of heads"),

@@ -27,22 +27,23 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
   """
   from matplotlib.figure import Figure
 
+  online = [r for r in records if "online_seconds" in r]  # records of their own
+  records = [r for r in records if "online_seconds" not in r]
   if not records:
     raise UserError(
       "no metrics to plot yet; the first record is written after log.every_steps steps"
     )
-  online = [r for r in records if "online_seconds" in r]  # records of their own
-  records = [r for r in records if "online_seconds" not in r]
   steps = np.array([r["step"] for r in records])
   column = lambda key: np.array([np.nan if r.get(key) is None else r[key] for r in records], float)
   figure = Figure(figsize=(11, 10.5 if online else 7), layout="constrained")
   axes = figure.subplots(3 if online else 2, 2)
   figure.set_layout_engine("constrained", h_pad=0.1)
+  marker = "" if len(records) > 1 else "."  # one point makes no line
 
   def draw(axis, key, color, label):
     values = column(key)
     axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, _smooth(values), color=color, linewidth=1.6, label=label)
+    axis.plot(steps, _smooth(values), marker, color=color, linewidth=1.6, label=label)
 
   known = dict.fromkeys(key for r in records for key in r)
   names = {"loss": "total", "loss_byol": "BYOL"}
@@ -65,7 +66,7 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
   axes[0, 1].set_ylim(
     0, 1.25 * max(even, *(np.nanmax(column(f"std_{name}"), initial=0) for name in networks))
   )
-  _schedules(axes[1, 0], steps, column, averaged="ema_decay" in known)
+  _schedules(axes[1, 0], steps, column, marker, averaged="ema_decay" in known)
   draw(axes[1, 1], "clips_per_second", COLORS[2], "clips/s")
   axes[1, 1].set(title="Speed", ylabel="clips per second", ylim=(0, None))
   if online:
@@ -97,16 +98,16 @@ def _online(axes, records) -> None:
   axes[1].set(title="Effective rank of the embeddings", ylabel="dimensions", ylim=(0, None))
 
 
-def _schedules(axis, steps, column, *, averaged: bool) -> None:
+def _schedules(axis, steps, column, marker, *, averaged: bool) -> None:
   """The learning rate to the left; if there is a teacher, its 1 - decay to the right."""
-  axis.plot(steps, column("learning_rate"), color=COLORS[0])
+  axis.plot(steps, column("learning_rate"), marker, color=COLORS[0])
   axis.set(title="Schedules", ylim=(0, None))
   axis.set_ylabel("learning rate", color=COLORS[0])
   axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
   if not averaged:
     return
   right = axis.twinx()
-  right.plot(steps, 1 - column("ema_decay"), color=COLORS[1])
+  right.plot(steps, 1 - column("ema_decay"), marker, color=COLORS[1])
   right.set_ylim(0, None)
   right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
   right.set_ylabel("1 - EMA decay of the teacher", color=COLORS[1])

@@ -1,10 +1,11 @@
 """The curve of an evaluation of few labels: score over the number of labelled clips per class."""
 
-from atst_jax.figures.pictures import COLORS, save
+from atst_jax.figures.pictures import COLORS, literal, save
 
 
 def few_labels_curve(results: dict, path: str) -> None:
-  """A line for each kind of features, with the 95 % interval over draws, and chance.
+  """A line for each kind of features, with the 95 % interval over draws if there are several, and
+  chance.
 
   Args:
     results: the content of a results.json of the job `few`.
@@ -37,12 +38,9 @@ def few_labels_curve(results: dict, path: str) -> None:
   axis.set_xticks(numbers, map(str, numbers))
   axis.minorticks_off()
   draws = results["config"]["few"]["draws"]
-  axis.set(
-    title=f"{results['data']['name']}: mean and 95 % interval over {draws} draws",
-    xlabel="labelled clips per class",
-    ylabel=f"{results['metric']} in %",
-    ylim=(0, None),
-  )
+  what = f"mean and 95 % interval over {draws} draws" if draws > 1 else "one draw"
+  axis.set(xlabel="labelled clips per class", ylabel=f"{results['metric']} in %", ylim=(0, None))
+  axis.set_title(literal(f"{results['data']['name']}: {what}", 70), fontsize=10)
   axis.grid(alpha=0.25)
   axis.spines[["top", "right"]].set_visible(False)
   axis.legend(frameon=False, fontsize=8)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from atst_jax.artifacts.collection import neighbours
 from atst_jax.artifacts.model import Model
 from atst_jax.data.dataset import Clip, Dataset
-from atst_jax.figures.pictures import COLORS, save
+from atst_jax.figures.pictures import COLORS, literal, save
 from atst_jax.util import html_page
 from atst_jax.util.errors import UserError
 
@@ -27,6 +27,7 @@ MARKERS = {
 }
 WIDTH, MARGIN, HEIGHTS = 860, 14, (320, 640)  # of the map on a page
 MAX_POINTS = 2000  # of the map: t-SNE's time grows faster than its number of points
+ROWS, COLUMNS, LABEL = 34, 5, 30  # of a picture's list of classes, and characters of a name
 DIRECTIONS = 50  # before t-SNE, as van der Maaten and Hinton (2008)
 
 
@@ -54,18 +55,20 @@ def project(features: np.ndarray) -> np.ndarray:
 
 def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:
   """Class -> (colour, marker): Okabe and Ito's colours and grey, each with five markers; for more
-  classes, colours of a rainbow."""
+  classes, colours of a rainbow, with the markers in turn."""
   import matplotlib
 
   classes = np.unique(labels).tolist()
   colors = [*COLORS, "#666666"]
+  each = len(colors)  # with the same marker
   if len(classes) > len(colors) * len(MARKERS):
+    each = 1
     colors = [
       matplotlib.colors.to_hex(c)
       for c in matplotlib.colormaps["turbo"](np.linspace(0, 1, len(classes)))
     ]
   return {
-    c: (colors[i % len(colors)], [*MARKERS][i // len(colors) % len(MARKERS)])
+    c: (colors[i % len(colors)], [*MARKERS][i // each % len(MARKERS)])
     for i, c in enumerate(classes)
   }
 
@@ -102,7 +105,8 @@ def labelled(model: Model, dataset: Dataset, *, name: str) -> Labelled:
 def embedding_map(
   points: np.ndarray, labels: np.ndarray, label_names: list[str], path: str, *, title=""
 ) -> None:
-  """A map of clips, by colour and marker of their class.
+  """A map of clips, by colour and marker of their class. Of very many classes, those with the most
+  clips are named.
 
   Args:
     points: (N, 2) of `project`.
@@ -114,15 +118,19 @@ def embedding_map(
   from matplotlib.figure import Figure
 
   styles = class_styles(labels)
-  columns = -(-len(styles) // 30)
-  figure = Figure(figsize=(8.5 + 1.6 * columns, 7.5), layout="constrained")
+  counts = {c: int((labels == c).sum()) for c in styles}
+  named = sorted(sorted(styles, key=counts.__getitem__, reverse=True)[: ROWS * COLUMNS])
+  names = {c: literal(label_names[c], LABEL) for c in named}
+  columns = -(-len(named) // ROWS)
+  wide = columns * (0.7 + 0.085 * max(map(len, names.values())))  # inches
+  figure = Figure(figsize=(8.5 + wide, 7.5), layout="constrained")
   axis = figure.subplots()
   for c, (color, marker) in styles.items():
     x, y = points[labels == c].T
-    axis.scatter(
-      x, y, s=18, color=color, marker=marker, linewidths=0, alpha=0.8, label=label_names[c]
-    )
-  axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", title=title)
+    label = names.get(c, "_")  # a legend leaves those out
+    axis.scatter(x, y, s=18, color=color, marker=marker, linewidths=0, alpha=0.8, label=label)
+  axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
+  axis.set_title(literal(title), fontsize=10)
   axis.spines[["top", "right"]].set_visible(False)
   figure.legend(
     *axis.get_legend_handles_labels(),
@@ -130,6 +138,7 @@ def embedding_map(
     ncols=columns,
     frameon=False,
     fontsize=9,
+    title=f"those of {len(styles)} with the most clips" if len(named) < len(styles) else None,
   )
   save(figure, path)
 

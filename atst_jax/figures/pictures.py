@@ -14,12 +14,21 @@ from atst_jax.util import html_page, storage
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TOP_DB = 80.0  # shown below a clip's maximum
 TICKS_HZ = (125, 250, 500, 1000, 2000, 4000)
+LONGEST = 80  # characters of a title that fit
 
 
 def save(figure, path: str, dpi: int = 110) -> None:
   """Writes a PNG, whole or not at all."""
   with storage.writing(path) as file:
     figure.savefig(file, format="png", dpi=dpi)
+
+
+def literal(text: str, most: int = LONGEST) -> str:
+  """A name or a path as matplotlib draws it as it is: not as mathematics (`$`), nor left out of a
+  legend (`_`); the middle of more than `most` characters is left out."""
+  if len(text) > most:
+    text = f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"
+  return " " * text.startswith("_") + text.replace("$", r"\$")
 
 
 def draw_mel(axis, mel: np.ndarray, low: float, high: float, *, hop: float):

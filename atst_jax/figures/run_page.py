@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from atst_jax.artifacts.model import load_model
+from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.dataset_page import contents, image
 from atst_jax.downstream import tables
@@ -50,14 +51,16 @@ def progress(config: dict, records: list[dict], starts: list[dict]) -> Markup:
       "time that waited for data: median",
       f"{100 * np.median([r['data_wait'] for r in trained]):.1f} %",
     ],
+    ["steps without an update", f"{last.get('skipped') or 0:,.0f}"],
+    ["times gone back to a checkpoint", f"{last.get('rollbacks') or 0:.0f}"],
     ["last loss", "not finite" if last["loss"] is None else f"{last['loss']:.4f}"],
   ]
   return table(["", "value"], rows, numbers=1)
 
 
 def curves(config: dict, records: list[dict], pictures: Pictures) -> Markup | str:
-  """A run's curves, or nothing before its first record."""
-  if not records:
+  """A run's curves, or nothing before the first record of its training."""
+  if all("online_seconds" in r for r in records):
     return ""
   return pictures.add(
     "training_curve",
@@ -81,16 +84,14 @@ def views(config: dict, dataset: Dataset, pictures: Pictures) -> Markup:
 
 
 def online_scores(records: list[dict]) -> Markup | str:
-  """The scores of the online evaluation, 20 lines at most."""
+  """The scores of the online evaluation, 20 lines at most, the last among them."""
   online = [r for r in records if "online_seconds" in r]
   if not online:
     return ""
   keys = [key for key in online[-1] if key.startswith("online_")]
+  stride = -(-len(online) // 20)
   show = lambda value: "not finite" if value is None else f"{value:.4g}"
-  rows = [
-    [f"{r['step']:,}", *(show(r.get(key)) for key in keys)]
-    for r in online[:: -(-len(online) // 20)][-20:]
-  ]
+  rows = [[f"{r['step']:,}", *(show(r.get(key)) for key in keys)] for r in online[::-stride][::-1]]
   head = ["step", *(key.removeprefix("online_").replace("_", " ") for key in keys)]
   return _headed("Online", table(head, rows, numbers=len(head)))
 
@@ -129,7 +130,7 @@ def _details(summary: str, content: Markup) -> Markup:
 
 
 def players(
-  drawn: maps.Labelled, recordings: dict[str, str], sample_rate: int
+  drawn: maps.Labelled, recordings: dict[str, str], frontend: FrontEnd
 ) -> list[maps.Player]:
   """Players of at most PLAYERS clips, class by class in turn, from recordings {id: path}."""
   rows = [
@@ -143,13 +144,15 @@ def players(
   labels = drawn.labels[rows]
   # The place of a clip among those of its class.
   place = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)])
-  found = []
+  sample_rate, found = frontend.sample_rate, list[maps.Player]()
   for index in np.lexsort((labels, place)):
     clip = drawn.clips[rows[index]]
     if len(found) == PLAYERS:
       break
     path = recordings[clip.id.removesuffix("#0000")]
-    if (waveform := heard(path, sample_rate, 0.0, PLAYER_SECONDS)) is not None:
+    # a file may go on behind the clip that was cut of it
+    end = min(PLAYER_SECONDS, len(clip.mel) * frontend.hop_length / sample_rate)
+    if (waveform := heard(path, sample_rate, 0.0, end)) is not None:
       found.append(maps.Player(rows[index], image(clip.mel), player(waveform, sample_rate)))
   return found
 
@@ -160,7 +163,7 @@ def embeddings(
   """The sections of an encoder: the map, and the attention of a transformer."""
   model, dataset = load_model(encoder), Dataset.load(data)
   drawn, names = maps.labelled(model, dataset, name=encoder), dataset.label_names
-  heard = players(drawn, recordings, model.sample_rate) if recordings is not None else []
+  heard = players(drawn, recordings, model.frontend) if recordings is not None else []
   title = f"{dataset.manifest['name']}: {len(drawn.clips)} clips, last block of {encoder}"
   pictures.add(
     "embeddings",
