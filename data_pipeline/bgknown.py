@@ -9,7 +9,8 @@ mixed), `b` (half of it overlaps) and `c` (what comes after it). `mixtures.csv` 
 offset, SNR and gain. Evaluate with configs/bgknown.py.
 
 The test sounds of each set are those of its split `test`; else of the folds --test_folds; else two
-fifths of its files, by a hash of their ids. No sound is on both sides.
+fifths of its recordings, by a hash of their names. No recording is on both sides, unless a set's
+owner parted it.
 
 Every byte depends on the inputs, the flags and the seed only, not on the workers. If the job is
 killed, the same command continues it. Exit codes are those of data_pipeline.prepare. Needs
@@ -17,7 +18,6 @@ pyloudnorm (pip install -e .[mixtures]).
 """
 
 import argparse
-import collections
 import dataclasses
 import hashlib
 import json
@@ -36,15 +36,16 @@ from .mixing import mixtures
 from .mixing.loudness import loudness_meter
 from .mixing.mixtures import CONDITIONS, Mixture, Reader, Recipe, write_audio
 from .mixing.recordings import check_classes, check_disjoint, list_set, long_enough
+from .mixing.sides import divided
 from .shards import workers
 from .shards.job import Job
 from .shards.plan import hash_sources
 from .shards.summary import print_report
 from .sources.files import Listing, Source
-from .sources.owner_lists import split_of
 
 TABLE, PLAN = "mixtures.csv", "bgknown.json"
-SHARES = {"train": 0.6, "test": 0.4}  # as three and two of five folds
+# Flags by whose defaults the set is the paper's.
+PUBLISHED = ("seconds", "snr", "test_folds", "per_clip", "foreground_labels", "background_labels")
 
 
 def _parser() -> Parser:
@@ -57,7 +58,8 @@ def _parser() -> Parser:
   flags.add_shards(
     parser,
     output="folder of the four sets",
-    name="name of the sets; default: bgknown_ and the name of the foreground's layout",
+    name="name of the sets; default: bgknown_ and the name of the foreground's layout, of ESC-50 "
+    "mixed otherwise than in the paper that of the background's too",
     seed="of the draws, and of the order of the clips",
   )
   length = "length of all sounds; backgrounds must have twice that"
@@ -103,26 +105,18 @@ def _listing(args: argparse.Namespace, kind: str) -> Listing:
   if wanted := flags.names(value("_labels")):
     check_classes(listing, wanted, f"{kind}_labels")
     sources = [source for source in sources if set(wanted) & set(source.labels)]
-  return dataclasses.replace(listing, sources=divided(sources, args.test_folds, kind))
+  folds, owned = flags.names(args.test_folds), listing.divided_by_owner
+  return dataclasses.replace(listing, sources=divided(sources, folds, kind, owned=owned))
 
 
-def divided(sources: list[Source], test_folds: str, kind: str) -> list[Source]:
-  """The sources with their side as their split. Raises UserError if a side is empty."""
-  folds = flags.names(test_folds)
-  if any(source.split == "test" for source in sources):
-    side = lambda source: source.split
-  elif all(source.fold >= 0 for source in sources):
-    side = lambda source: "test" if str(source.fold) in folds else "train"
-  else:
-    side = lambda source: split_of(f"bgknown {source.group or source.id}", SHARES)
-  sources = [dataclasses.replace(source, split=side(source)) for source in sources]
-  counts = collections.Counter(source.split for source in sources)
-  if not counts["train"] or not counts["test"] or set(counts) - {"train", "valid", "test"}:
-    raise UserError(
-      f"--{kind}: files by split {dict(counts)}, needed are `train` and `test` (and perhaps "
-      f"`valid`); its folds are {sorted({s.fold for s in sources})}, --test_folds={test_folds}"
-    )
-  return sources
+def _name(args: argparse.Namespace, foreground: Listing, background: Listing) -> str:
+  """The sets' name by default. Published scores stand beside `bgknown_esc50`: a set of ESC-50 that
+  is not made as the paper's has another name."""
+  parser, name = _parser(), f"bgknown_{foreground.kind}"
+  changed = any(getattr(args, key) != parser.get_default(key) for key in PUBLISHED)
+  if foreground.kind == "esc50" and (changed or background.kind != "fsd50k"):
+    return f"{name}_in_{background.kind}"
+  return name
 
 
 def check(rows: list[Mixture]) -> None:
@@ -198,6 +192,10 @@ def build(args: argparse.Namespace) -> None:
   flags.check_apart(args.output, foreground=args.foreground, background=args.background)
   loudness_meter(recipe.sample_rate)  # raises now, not after an hour, if pyloudnorm is missing
   foreground, background = _listing(args, "foreground"), _listing(args, "background")
+  folds = {str(source.fold) for source in (*foreground.sources, *background.sources)}
+  unknown = sorted(set(flags.names(args.test_folds)) - folds)
+  if unknown and args.test_folds != _parser().get_default("test_folds"):
+    raise UserError(f"--test_folds={args.test_folds}: neither set has a fold {unknown[0]}")
   if both := {s.path for s in foreground.sources} & {s.path for s in background.sources}:
     raise UserError(
       f"{len(both)} files are foreground and background, the first is {min(both)}; choose by "
@@ -232,7 +230,8 @@ def build(args: argparse.Namespace) -> None:
   for reject in rejects:
     print(f"left out {reject['id']!r}: {reject['reason']} ({reject['detail']})", file=sys.stderr)
   backgrounds = {source.id: source.path for source in usable}
-  _write_sets(args, foreground, rows, backgrounds, recipe)
+  name = args.name or _name(args, foreground, background)
+  _write_sets(args, name, foreground, rows, backgrounds, recipe)
   if args.write_audio:
     folder = os.path.join(args.output, "audio")
     foregrounds = {source.id: source.path for source in foreground.sources}
@@ -241,7 +240,12 @@ def build(args: argparse.Namespace) -> None:
 
 
 def _write_sets(
-  args, foreground: Listing, rows: list[Mixture], backgrounds: dict[str, str], recipe: Recipe
+  args,
+  name: str,
+  foreground: Listing,
+  rows: list[Mixture],
+  backgrounds: dict[str, str],
+  recipe: Recipe,
 ) -> None:
   """The prepared set of every condition. Raises UserError if they are not of the same clips."""
   sources = {source.id: source for source in foreground.sources}
@@ -259,7 +263,7 @@ def _write_sets(
   for condition in CONDITIONS:
     job = Job(
       output=os.path.join(args.output, condition),
-      name=args.name or f"bgknown_{foreground.kind}",
+      name=name,
       listing=listing,
       frontend=get_frontend(args.frontend),
       made_of={

@@ -36,12 +36,23 @@ def split_clips(n=60, **options):
   ]
 
 
-def run(encoder, data, workdir, variant="as20k", devices=1, **overrides):
-  """The exit code, and results.json if it is there."""
+def config_of(encoder, data, variant="as20k", **overrides):
+  """The config of a tiny fine-tuning."""
   config = configs.load(f"{ROOT / 'configs' / 'finetune.py'}:{variant}")
   values = {**OVERRIDES, **{k.replace("__", "."): v for k, v in overrides.items()}}
   for key, value in {"encoder": encoder, "data.path": data, **values}.items():
     configs.override(config, key, value)
+  return config
+
+
+def resolved(encoder, data, **overrides):
+  """Its recipe, for batches of 16 on 8 devices."""
+  return recipe.resolve(config_of(encoder, data, **overrides))
+
+
+def run(encoder, data, workdir, variant="as20k", devices=1, **overrides):
+  """The exit code, and results.json if it is there."""
+  config = config_of(encoder, data, variant, **overrides)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
       recipe, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:devices])

@@ -58,7 +58,7 @@ def test_only_sound_and_text_together_find_the_answer(task, system, lowest, high
   data, train, valid, test = task
   fitted = adapters.fit(data, train, valid, system=system, seeds=[0, 1], **TRAIN, **SIZES)
   for seed in range(2):
-    cosines = adapters.similarity(fitted, data, test, test, seed=seed, system=system)
+    cosines = adapters.similarity(fitted, data, test, data.target[test], seed=seed, system=system)
     (found,) = recall_at(cosines, np.arange(TESTED), (1,))
     assert lowest <= found <= highest, (system, found)
   assert (fitted.curve.min(-1) == fitted.valid_loss).all()

@@ -274,12 +274,12 @@ def test_splits_and_hashes_divide_where_there_are_no_folds():
     for i in range(200)
   ]
   by_split = bgknown.divided(
-    make(split=["train", "valid", "test", "train"] * 50), "4,5", "foreground"
+    make(split=["train", "valid", "test", "train"] * 50), ["4", "5"], "foreground"
   )
   assert [source.split for source in by_split[:4]] == ["train", "valid", "test", "train"]
-  drawn = bgknown.divided(make(), "4,5", "foreground")
+  drawn = bgknown.divided(make(), ["4", "5"], "foreground")
   assert 0.3 < np.mean([source.split == "test" for source in drawn]) < 0.5
-  assert drawn == bgknown.divided(make(), "4,5", "background")
+  assert drawn == bgknown.divided(make(), ["4", "5"], "background")
 
 
 def test_sources_of_esc10_are_on_one_side(shared):

@@ -1,6 +1,7 @@
 """Fine-tuning from an export and a prepared set to its table: every kind of task, resuming, and
 what is refused."""
 
+import dataclasses
 import json
 import os
 
@@ -155,6 +156,15 @@ def test_several_labels_give_map_and_d_prime(encoder, tmp_path, capsys):
     assert head.multi_label and head.about["thresholds"]["rule"] == "precision 0.8"
     assert head.about["scores"]["test"] == results["rows"][number]["runs"][0]["score"]
     assert f"{epoch} epoch" in capsys.readouterr().out
+
+
+def test_labels_that_do_not_divide_the_tested_clips_have_no_d_prime(encoder, tmp_path):
+  """One tested clip, of two labels. It ended in a traceback, after the whole training."""
+  clips = several_labels(60)
+  tested = next(clip for clip in clips if len(clip.labels) == 2)
+  clips = [dataclasses.replace(c, split="test" if c is tested else "train") for c in clips]
+  _, results = run(encoder, write_clips(tmp_path / "data", clips), tmp_path / "run", epochs="1")
+  assert all("d_prime" not in row and 0 < row["mean"] <= 1 for row in results["rows"])
 
 
 def test_of_several_runs_the_one_that_validation_likes_best_is_exported(done, tmp_path, capsys):

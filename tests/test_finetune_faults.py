@@ -5,7 +5,8 @@ import pytest
 from atst_jax.data.dataset import Clip
 from atst_jax.downstream.finetune import job
 from tests.evaluation import make_clips, write_clips
-from tests.finetuning import refused, split_clips
+from tests.finetuning import refused, resolved, split_clips
+from tests.test_vggish import write_vggish
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,31 @@ def test_fault_24_38_39_data_that_cannot_be_used_is_refused_before_anything_is_c
 )
 def test_values_that_cannot_work_are_refused(encoder, data, tmp_path, overrides, pattern):
   refused(pattern, encoder, data, tmp_path / "run", **overrides)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "pattern"),
+  [
+    ({"splits__num_folds": "4"}, r"num_folds=4 plays no part: .*splits\.way=random"),
+    ({"variant": "vox1", "mixup__alpha": "10"}, r"alpha=10\.0 plays no part without Mixup"),
+    ({"variant": "vox1", "crop__canvas_time": "2"}, r"crop\.canvas_time=2\.0 plays no part"),
+    ({"variant": "vox1", "crop__freq_scale": "1,1"}, r"crop\.freq_scale=.* plays no part"),
+  ],
+)
+def test_settings_without_a_part_are_refused(encoder, data, tmp_path, overrides, pattern):
+  refused(pattern, encoder, data, tmp_path / "run", **overrides)
+
+
+def test_settings_with_a_part_are_taken(encoder, data):
+  drawn = resolved(encoder, data, splits__way="random", splits__num_folds="4", mixup__alpha="10")
+  assert len(drawn.splits) == 4 and drawn.program["mixup"]["alpha"] == 10
+  plain = resolved(encoder, data, mixup__probability="0", crop__enabled="False")
+  assert plain.program["crop"] is None and len(plain.splits) == 3
+
+
+def test_clips_that_are_all_too_short_are_refused(tmp_path):
+  """VGGish has no vector of less than 96 frames: it ended in a traceback."""
+  clips = [Clip(c.id, c.mel[:80], c.labels, fold=c.fold) for c in make_clips(60)]
+  data = write_clips(tmp_path / "short", clips, frontend="vggish")
+  encoder = write_vggish(tmp_path / "vggish")
+  refused("clips of up to 80 frames, 80 are heard .* needs at least 96", encoder, data, tmp_path)

@@ -1,17 +1,20 @@
 """A prepared set of pairs: what is read of it, and what will not do."""
 
 import csv
+import json
 import types
 
 import numpy as np
 import pytest
 
+from atst_jax import main
 from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import bootstrap
 from atst_jax.downstream.features import read_labels
-from atst_jax.downstream.retrieval import job, pair_set
+from atst_jax.downstream.retrieval import job, pair_set, settings, text
 from atst_jax.util.errors import UserError
 from tests.pair_sets import write_pairs, write_table
+from tests.tiny import job_flags
 
 
 @pytest.fixture
@@ -111,3 +114,63 @@ def test_intervals_draw_the_recordings_that_queries_share(data):
   hits = [np.array([[1, 1, 0, 0, 1, 1]])]
   spread = lambda design: bootstrap.of_hits(design, hits).resampled.std()
   assert spread(shared) == pytest.approx(2**0.5 * spread(apart), rel=0.1)
+
+
+def share_answers(rows):
+  """Two and two of rain's six tested pairs have an answer in common."""
+  answers = {f"rain_test_{i}": f"rain_test_{i // 2 * 2}_s2" for i in range(6)}
+  return [[*row[:2], answers.get(row[0], row[2]), *row[3:]] for row in rows]
+
+
+def test_an_answer_that_queries_share_is_in_the_gallery_once(data):
+  """Twice there it was as near as itself, and R@1 of a system without a mistake 0.5."""
+  change(data / "pairs.csv", share_answers)
+  dataset = Dataset.load(str(data))
+  pairs = pair_set.read_pairs(dataset, read_labels(dataset), seed=0)
+  found = settings.galleries(pairs, of_all=False, recall_at=(1, 3))
+  assert {scene: (len(asked), len(clips)) for scene, (asked, clips) in found.items()} == {
+    "rain": (6, 3),
+    "wind": (6, 6),
+  }
+  asked, clips = found["rain"]
+  assert set(clips) == set(pairs.target[asked])
+  with pytest.raises(UserError, match="'rain' has a gallery of 3 answers"):
+    settings.galleries(pairs, of_all=False, recall_at=(1, 5))
+  together = settings.galleries(pairs, of_all=True, recall_at=(1,))
+  assert len(together["rain"][1]) == len(together["wind"][1]) == 9
+
+
+@pytest.fixture
+def run(encoder, data, tmp_path, monkeypatch):
+  """Runs the job on statistics of the mel, with an indicator of each sentence as its vector."""
+  words = lambda texts, *_, **options: np.eye(len(texts), dtype=np.float32)
+  monkeypatch.setattr(text, "load_text_encoder", lambda name: text.TextEncoder(None, None, "0"))
+  monkeypatch.setattr(text, "embed_texts", words)
+
+  def run(**values):
+    values = {"encoder": encoder, "data__path": data, "features": "mel", "seeds": 2} | values
+    code = main.main(job_flags("retrieval", tmp_path / "run", **values))
+    path = tmp_path / "run" / "results.json"
+    return code, json.loads(path.read_text())["rows"] if path.exists() else None
+
+  return run
+
+
+def test_all_answers_of_a_gallery_hold_every_query_s(run, data):
+  """As many answers as there are hold the wanted one, and chance is 1 too; those of two queries
+  count once."""
+  change(data / "pairs.csv", share_answers)
+  options = {"adapter__hidden": 4, "adapter__width": 4, "train__epochs": 1}
+  code, rows = run(recall_at="1,3", systems="audio + text", **options)
+  found = {(row["scene"], row["system"], row["name"]): row["mean"] for row in rows}
+  assert code == 0 and {row["gallery"] for row in rows if row["scene"] == "rain"} == {3}
+  assert found["rain", "audio + text", "R@3"] == found["rain", "chance", "R@3"] == 1
+  assert found["wind", "chance", "R@3"] == 0.5 and found["rain", "audio + text", "R@1"] < 1
+
+
+@pytest.mark.parametrize("values", ["1,1", "5,1", "0,1"])
+def test_numbers_of_answers_are_told_apart(run, capsys, values):
+  """Twice the same K counted every seed twice, and its interval was too narrow."""
+  assert run(recall_at=values) == (2, None)
+  assert "--config.recall_at=(" in (error := capsys.readouterr().err)
+  assert "must be positive and ascending" in error

@@ -63,7 +63,8 @@ def changes(query: Scene, target: Scene) -> list[Change]:
   for label in sorted(before.keys() | after.keys()):
     more, step = len(after[label]) - len(before[label]), 0.0
     if not more:
-      step = float(np.mean(after[label]) - np.mean(before[label]))
+      # rounded, for a step of exactly SAME_DB is one of 0.9999999999999996 among floats
+      step = round(float(np.mean(after[label]) - np.mean(before[label])), 6)
     elif label in (query.name, target.name):
       step = SAME_DB * more
     if abs(step) >= SAME_DB:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 from ..sources.files import Source
 from .differences import KINDS, Change, changes, sentence
@@ -83,6 +84,7 @@ def draw_pairs(
     UserError: as `check_recordings`.
   """
   check_recordings(foreground, background, counts)
+  _tell_of_few(background, counts, ranges.backgrounds)
   if len(foreground.classes) < 1 + ranges.shared_events:
     raise UserError(
       f"--shared_events={ranges.shared_events} needs {1 + ranges.shared_events} classes of events, "
@@ -102,6 +104,20 @@ def draw_pairs(
     for split in SPLITS
     for i in range(counts[split])
   ]
+
+
+def _tell_of_few(background: Recordings, counts: dict[str, int], wanted: int) -> None:
+  """Warns of scenes that are mixed from fewer background recordings than `wanted`."""
+  for split in (split for split, count in counts.items() if count):
+    found = {name: len(background.by_class[split][name]) for name in background.classes}
+    if few := [f"{name} ({count})" for name, count in found.items() if count < wanted]:
+      log.warning(
+        "--backgrounds=%d: the split %s has fewer recordings of %s, and its scenes are mixed from "
+        "those",
+        wanted,
+        split,
+        ", ".join(few),
+      )
 
 
 def pair_rng(seed: int, what: str, id: str) -> np.random.Generator:

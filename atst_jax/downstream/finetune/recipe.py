@@ -13,14 +13,16 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.data.labelled_batches import VERSION, steps_per_epoch
 from atst_jax.downstream import evaluation, features
 from atst_jax.downstream.features import Labels
-from atst_jax.downstream.splits import Split
+from atst_jax.downstream.linear.defaults import refuse_idle
+from atst_jax.downstream.splits import Split, is_drawn
 from atst_jax.method.augment import RESIZES
-from atst_jax.models.encoders import ENCODERS
+from atst_jax.models.encoders import ENCODERS, make_encoder
 from atst_jax.runtime.devices import resolve_dtype
 from atst_jax.runtime.mesh import make_mesh
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 
+FILE = "configs/finetune.py"
 POSITIVE = (
   "batch_size",
   "seeds",
@@ -115,10 +117,17 @@ def resolve(config: ConfigDict) -> Recipe:
   splits = evaluation.divide(
     dataset, labels, seed=config.seed, select_on_test=config.select_on_test, **config.splits
   )
+  _refuse_idle(config, labels)
   for split in splits:
     steps_per_epoch(len(split.train), config.batch_size)
   longest = max(split["max_frames"] for split in dataset.manifest["splits"].values())
   most = dataset.frontend.num_frames(round(config.max_seconds * dataset.frontend.sample_rate))
+  frames, least = min(longest, most), make_encoder(exported["encoder"]).hop
+  if frames < least:
+    raise UserError(
+      f"{config.data.path}: of clips of up to {longest} frames, {frames} are heard "
+      f"(--config.max_seconds={config.max_seconds:g}), and {config.encoder} needs at least {least}"
+    )
   return Recipe(
     record=configs.to_json(config),
     exported=exported,
@@ -127,7 +136,7 @@ def resolve(config: ConfigDict) -> Recipe:
     labels=labels,
     splits=splits,
     mesh=mesh,
-    frames=min(longest, most),
+    frames=frames,
     seeds=[config.seed + i for i in range(config.seeds)],
     initial=config.initial,
     batch_size=config.batch_size,
@@ -140,6 +149,25 @@ def resolve(config: ConfigDict) -> Recipe:
     log_every_steps=config.log.every_steps,
     select_on_test=config.select_on_test,
   )
+
+
+def _refuse_idle(config: ConfigDict, labels: Labels) -> None:
+  """Raises UserError for settings of Mixup, crops or divisions that play no part in this run."""
+  if not config.mixup.probability:
+    why = "plays no part without Mixup; leave it out, or set --config.mixup.probability=1"
+    refuse_idle(config, FILE, ("mixup.alpha",), why)
+  if not config.crop.enabled:
+    keys = tuple(f"crop.{key}" for key in config.crop if key != "enabled")
+    why = "plays no part without random crops; leave it out, or set --config.crop.enabled=true"
+    refuse_idle(config, FILE, keys, why)
+  if not is_drawn(config.splits.way, labels.folds, labels.splits):
+    refuse_idle(
+      config,
+      FILE,
+      ("splits.num_folds",),
+      "plays no part: the folds or splits of the set are taken; leave it out, or set "
+      "--config.splits.way=random",
+    )
 
 
 def schedule_settings(config: ConfigDict) -> dict:

@@ -83,8 +83,7 @@ class Runner:
         "logits": logits,
       }
       if self.labels.multi_label:
-        measure = d_prime(logits, targets)
-        out[which]["d_prime"] = measure if math.isfinite(measure) else None
+        out[which] |= sensitivity(logits, targets)
     told = [f"{which} {run['score']:.4f} (epoch {run['epoch']})" for which, run in out.items()]
     log.info("%s: %s", name, ", ".join(told))
     return out
@@ -166,6 +165,14 @@ class Runner:
         "verify`"
       )
     return logits
+
+
+def sensitivity(logits: np.ndarray, targets: np.ndarray) -> dict[str, float | None]:
+  """{"d_prime"} of several labels, None where it is infinite; {} if no label divides the clips."""
+  if (targets.any(0) == targets.all(0)).all():
+    return {}
+  found = d_prime(logits, targets)
+  return {"d_prime": found if math.isfinite(found) else None}
 
 
 def refuse_nan(step, metrics):

@@ -274,13 +274,13 @@ def _similarity(params, data, rows, gallery, *, network, system):
   call = functools.partial(network.apply, {"params": params})
   query, text = data.audio[data.query[rows]], data.texts[data.text[rows]]
   asked = call(query, text, system=system, method="queries")
-  found = call(data.audio[data.target[gallery]], method="answers")
+  found = call(data.audio[gallery], method="answers")
   return jnp.dot(_unit(asked), _unit(found).T, precision="highest")
 
 
 def similarity(fitted: Fitted, data: Data, rows, gallery, *, seed: int, system: str) -> np.ndarray:
-  """(M,) and (G,) pairs -> (M, G) cosines of the queries of M pairs and the answers of G, by the
-  adapters of one seed (its position, not its value)."""
+  """(M,) pairs and (G,) clips -> (M, G) cosines of the pairs' queries and the clips as answers, by
+  the adapters of one seed (its position, not its value)."""
   params = jax.tree.map(lambda x: x[seed], fitted.params)
   network, places = fitted.network, (jnp.asarray(rows), jnp.asarray(gallery))
   return np.asarray(_similarity(params, data, *places, network=network, system=system))

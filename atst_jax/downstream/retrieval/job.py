@@ -64,7 +64,7 @@ def run_rows(name: str, system: str, arrays, words, job: Retrieval) -> list[dict
         )
       for scene in job.galleries if trained_on is None else [trained_on]:
         asked, gallery = job.galleries[scene]
-        wanted = np.searchsorted(gallery, asked)
+        wanted = np.searchsorted(gallery, job.pairs.target[asked])
         for place, seed in enumerate(group):
           cosines = adapters.similarity(fitted, data, asked, gallery, seed=place, system=system)
           found = hits_at(cosines, wanted, job.recall_at)

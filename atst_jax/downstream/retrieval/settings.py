@@ -63,8 +63,9 @@ def resolve(config: ConfigDict) -> Retrieval:
       "text.pooling": text.POOLINGS,
     },
     some_of={"features": FEATURES, "systems": SYSTEMS},
+    ascending=("recall_at",),
     positive=(
-      *("seeds", "max_seconds", "recall_at"),
+      *("seeds", "max_seconds"),
       *(f"train.{key}" for key in ("epochs", "batch_size", "learning_rate")),
       *(f"adapter.{key}" for key in ("hidden", "width", "temperature")),
     ),
@@ -105,12 +106,12 @@ def resolve(config: ConfigDict) -> Retrieval:
 def galleries(
   pairs: PairSet, *, of_all: bool, recall_at: tuple[int, ...]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """{scene: (test pairs with the queries, pairs with the candidates)}; with `of_all` candidates are
-  those of all scenes. Raises UserError for too few of them."""
+  """{scene: (test pairs with the queries, clips that are candidates)}, each an answer once; with
+  `of_all` candidates are those of all scenes. Raises UserError for too few of them."""
   out = {}
   for scene in np.unique(pairs.scenes).tolist():
     asked = pairs.rows("test", scene)
-    out[scene] = asked, pairs.rows("test") if of_all else asked
+    out[scene] = asked, np.unique(pairs.target[pairs.rows("test") if of_all else asked])
     size = len(out[scene][1])
     if size < max(recall_at):
       raise UserError(
