@@ -25,9 +25,7 @@ import sys
 import jax
 
 from atst_jax.audio.frontend import FRONTENDS
-from atst_jax.method.subtraction import SECTIONS
 from atst_jax.runtime.devices import DTYPES
-from atst_jax.util import config as configs
 from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.environment import start_anew
@@ -50,7 +48,9 @@ def _parser() -> Parser:
       )
     if name != "input":
       part.add_argument(
-        "--peak_tflops", type=float, help="of one device, where it is not in the table of chips"
+        "--peak_tflops",
+        type=float,
+        help="of one device in the config's dtype, where it is not in the table of chips",
       )
   parts.choices["step"].add_argument(
     "--torch",
@@ -165,7 +165,9 @@ def _measure(flags, config) -> dict:
 
 
 def _show_step(result) -> list[str]:
-  mfu = f"MFU {result['mfu']:.1%}" if result["mfu"] else "MFU unknown: give --peak_tflops"
+  mfu = "MFU unknown: give --peak_tflops"
+  if result["mfu"]:
+    mfu = "MFU {mfu:.1%} of {peak_tflops:.3g} TFLOP/s a device".format(**result)
   lines = [
     "{devices} x {device}, batch {batch_size}, {dtype}: {clips_per_second:.2f} clips/s, "
     "{ms_per_step:.1f} ms/step (best {ms_per_step_best:.1f})".format(**result),
@@ -179,10 +181,9 @@ def _show_step(result) -> list[str]:
     lines.append("compiled in {compile_seconds:.1f} s".format(**result))
   if "torch" in result:
     lines.append(
-      "once more {again_clips_per_second:.2f} clips/s; PyTorch, {torch}, between the two, without "
-      "views: {torch_clips_per_second:.2f}, so {times_torch:.2f} times as many here".format(
-        **result
-      )
+      "once more {again_clips_per_second:.2f} clips/s; PyTorch ({torch}, {dtype} as well, without "
+      "views, the last block for all tokens) between the two: {torch_clips_per_second:.2f}, so "
+      "{times_torch:.2f} times as many here".format(**result)
     )
   if "data_wait" in result:
     lines.append("waited for data ({data}): {data_wait:.2%} of the time".format(**result))
@@ -236,6 +237,8 @@ def main(argv=None) -> int:
 
 
 def _main(argv, flags, rest) -> None:
+  if getattr(flags, "clips", 0) < 0:
+    raise UserError(f"--clips={flags.clips}: must not be negative")
   for key in ("files", "repeats", "workers", "seconds", "peak_tflops"):
     if getattr(flags, key, None) is not None and not getattr(flags, key) > 0:
       raise UserError(f"--{key}={getattr(flags, key)}: must be above 0")
@@ -244,7 +247,9 @@ def _main(argv, flags, rest) -> None:
       raise UserError(f"{rest[0]}: unknown flag")
     result = _prepare(flags) if flags.part == "prepare" else _embed(flags)
   else:
-    config = configs.load_with_overrides(flags.config, rest, SECTIONS)
+    from atst_jax.performance.cost import load_pretraining
+
+    config = load_pretraining(flags.config, rest)
     if flags.part == "step" and (flags.torch or flags.torch_compile):
       from atst_jax.performance import torch_step
 

@@ -7,12 +7,13 @@
 The real train step is compiled for the described devices, by the TPU's compiler (pip install -e
 .[tpu]) or by XLA for GPUs (pip install -e .[cuda]; no GPU is needed). The compiler tells whether it
 fits, and its memory, operations and collectives. Three times of a step are printed: all its
-operations at the chip's peak, all bytes between chips, and all bytes through the chip's memory. The
-larger of the first two is its bound: no step is faster. For a TPU the longest of all three is its
-roofline; with gradient accumulation there is none, as the compiler counts a loop's body once. For
-GPUs there is a forecast: the time of products plus that of memory, at the rates that an H200
-reached, times the factor by which two measured steps were slower (docs/speed.md). It was within 2 %
-of those two steps and is not tried on others.
+operations at the chip's peak (with dtype=float32 at that of float32), all bytes between chips, and
+all bytes through the chip's memory. The larger of the first two is its bound: no step is faster.
+For a TPU the longest of all three is its roofline; with gradient accumulation there is none, as the
+compiler counts a loop's body once. For GPUs there is a forecast: the time of products plus that of
+memory, at the rates that an H200 reached, times the factor by which two measured steps were slower
+(docs/speed.md). It was within 2 % of those two steps, which were in bfloat16, and is not tried on
+others.
 
 Exit codes: 0 it fits, 1 it does not (remedies are compiled and named), 2 a mistake in what was
 asked.
@@ -25,12 +26,11 @@ import re
 import jax
 from ml_collections import ConfigDict
 
-from atst_jax.method.subtraction import SECTIONS
 from atst_jax.objectives.registry import get_objective
 from atst_jax.performance import gpus
 from atst_jax.performance import plan as pod
 from atst_jax.performance.chips import CHIPS, find_chip
-from atst_jax.performance.cost import find_steps
+from atst_jax.performance.cost import find_steps, load_pretraining
 from atst_jax.util import config as configs
 from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
@@ -38,6 +38,7 @@ from atst_jax.util.errors import UserError
 MFU = 0.4  # assumed of TPUs
 FULL = 0.9  # of a chip's memory, for the search for the largest batch
 GIB = 2**30
+DEFAULT = 0.75  # of a GPU's memory, that JAX takes by itself
 REMEDIES = (  # tried in this order, unless set already
   {"compute.remat": "true"},
   {"compute.accumulation": "2"},
@@ -58,7 +59,7 @@ def time_of(plan: dict, steps: int | None, mfu: float) -> dict:
   """Seconds of a step at its bound, its roofline and an assumed utilisation, clips per second,
   hours of the recipe."""
   compute, network = plan["compute_seconds"], plan["network_seconds"]
-  useful = plan["model_flops"] / CHIPS[plan["chip"]].flops
+  useful = plan["model_flops"] / CHIPS[plan["chip"]].peak(plan["dtype"])
   seconds = {
     "bound": max(compute, network),
     "roofline": max(compute, network, plan["memory_seconds"] or 0),
@@ -137,6 +138,12 @@ def show(plan: dict) -> list[str]:
   ]
   if batch := plan.get("largest_batch"):
     lines.append(f"batch        up to {batch} compiled ({batch // plan['chips']} a chip)")
+  tight = plan["memory_bytes"] > DEFAULT * plan["memory_limit_bytes"]
+  if "forecast_seconds" in plan and (tight or (batch or 0) > plan["batch_size"]):
+    lines.append(
+      f"             JAX takes {DEFAULT:.0%} of a GPU by itself; for more set "
+      "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, as the launchers do"
+    )
   work = f"{plan['model_flops'] / 1e12:.3f} TFLOP of the model"
   if plan["program_flops"]:
     work = f"{plan['program_flops'] / 1e12:.3f} TFLOP in the program, {work}"
@@ -212,13 +219,14 @@ def main(argv=None) -> int:
 
 def _main(flags, rest) -> int:
   jax.config.update("jax_platforms", "cpu")
-  config = configs.load_with_overrides(flags.config, rest, SECTIONS)
+  config = load_pretraining(flags.config, rest)
   mfu = MFU if flags.mfu is None else flags.mfu
   if not 0 < mfu <= 1 or flags.slices < 1 or flags.tries < 0:
     raise UserError(
       "--mfu must lie between 0 and 1, --slices must be at least 1, --tries at least 0"
     )
-  steps = find_steps(config, flags.clips) if flags.clips or config.total_steps else None
+  known = flags.clips or config.total_steps is not None
+  steps = find_steps(config, flags.clips) if known else None
   config.total_steps, config.warmup_steps = steps or 10_000, config.warmup_steps or 1
   kind = flags.topology.partition(":")[0]
   of_gpus = kind.upper() in gpus.FACTS

@@ -88,6 +88,13 @@ def test_step(capsys):
   )
 
 
+def test_utilisation_is_of_the_types_peak(monkeypatch, capsys):
+  """And says of which. Seen red with bfloat16's peak for a step in float32."""
+  monkeypatch.setattr(speed, "find_chip", lambda kind: "H100")
+  assert main(["step", *tiny_flags(**SMALL), "--config.dtype=float32", "--repeats=1"]) == 0
+  assert "of 67 TFLOP/s a device" in capsys.readouterr().out
+
+
 def test_a_window_is_whole_steps_that_have_ended(monkeypatch):
   """Seen red with the warm-up counted and with a window of one step."""
   clock, runs = [0.0], []
@@ -123,6 +130,10 @@ def test_a_data_set_that_is_not_there(capsys):
   assert (
     "nowhere does not exist; set --config.data.path=DIR, or --clips=2048" in capsys.readouterr().err
   )
+  assert main(["input", *tiny_flags(), "--clips=-5"]) == 2
+  assert main(["step", "--config=configs/linear.py"]) == 2
+  captured = capsys.readouterr().err
+  assert "must not be negative" in captured and "only a pre-training has a step" in captured
 
 
 def test_torch_has_the_same_sizes():
@@ -146,6 +157,7 @@ def test_torch_has_the_same_sizes():
     bfloat16=False, compiled=False, device="cpu", repeats=2, **request, **sizes
   )
   assert len(seconds) == 2 and min(seconds) > 0
+  assert not torch.backends.cuda.matmul.allow_tf32  # our float32 is float32, too
 
 
 def test_beside_torch(capsys, monkeypatch):

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from atst_jax.models.transformer import Transformer
+from atst_jax.performance.chips import CHIPS, find_chip
 from atst_jax.performance.cost import main
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.recipe import clip_flops
@@ -80,3 +81,48 @@ def test_command(capsys):
   assert any("H100" in line for line in lines)
   assert main(["--config=configs/atst_small.py"]) == 2 and "--clips=N" in capsys.readouterr().err
   assert main(["--config=configs/atst_small.py", "--clips=5", "--mfu=2"]) == 2
+
+
+def test_float32_has_a_peak_of_its_own(capsys):
+  """Its products are float32's everywhere. Seen red with bfloat16's peak for both."""
+  assert main(["--config=configs/base.py:released"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert "at 40% of 67 TFLOP/s" in next(line for line in lines if line.startswith("H100"))
+  assert "at 40% of 32.8 TFLOP/s" in next(line for line in lines if line.startswith("TPU v5e"))
+  assert CHIPS["A100"].peak("float32") == 19.5e12 and CHIPS["A100"].peak("auto") == 312e12
+
+
+@pytest.mark.parametrize(
+  ("kind", "chip"),
+  [
+    ("NVIDIA H100 80GB HBM3", "H100"),
+    ("NVIDIA A100-SXM4-40GB", "A100"),
+    ("NVIDIA GH200 480GB", "H200"),
+    ("TPU v5 lite", "TPU v5e"),
+    ("TPU v5p", "TPU v5p"),
+    ("NVIDIA RTX A1000 Laptop GPU", None),
+    ("NVIDIA H100 PCIe", None),
+    ("NVIDIA H200 NVL", None),
+  ],
+)
+def test_a_chip_is_not_taken_for_another(kind, chip):
+  """Seen red with names that contain a chip's: utilisation was that of another peak."""
+  assert find_chip(kind) == chip
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--clips=-5"], "300 epochs of -5 clips in batches of 1536 are no number of steps"),
+    (["--clips=1"], "300 epochs of 1 clips in batches"),
+    (["--clips=5", "--config.total_epochs=inf"], "no number of steps"),
+    (["--clips=5", "--config.total_epochs=none"], "give --clips=N or --config.total_steps=N"),
+    (["--clips=5", "--config.batch_size=0"], "--config.batch_size=0: must be at least 1"),
+    (["--config.total_steps=0"], "--config.total_steps=0: must be at least 1"),
+    (["--config=configs/linear.py"], "is of a 'linear' job; only a pre-training has a step"),
+  ],
+)
+def test_mistakes_are_one_line(flags, message, capsys):
+  """Seen red as tracebacks."""
+  assert main(["--config=configs/atst_small.py", *flags]) == 2
+  assert message in capsys.readouterr().err

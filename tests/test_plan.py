@@ -71,6 +71,8 @@ def test_a_slice():
   assert bound["hours"] == pytest.approx(bound["seconds"])
   assert bound["chip_hours"] == pytest.approx(4 * bound["seconds"])
   assert result["times"]["roofline"]["seconds"] == max(bound["seconds"], result["memory_seconds"])
+  exact = _slice("v5e:2x2", dtype="float32")  # six passes of bfloat16
+  assert exact["compute_seconds"] > 5.5 * result["compute_seconds"]
 
 
 @needs_libtpu
@@ -179,6 +181,28 @@ def test_the_largest_batch_is_searched(monkeypatch):
   assert compiled[0] > 1600 and 1400 < found <= 1600
 
 
+STEP = {"chip": "H100", "chips": 1, "hosts": 1, "slices": 1, "mesh": {"data": 1}, "batch_size": 8}
+STEP |= {"dtype": "bfloat16", "memory_limit_bytes": 80e9, "state_bytes": 1e9, "collectives": {}}
+STEP |= {"model_flops": 67e12, "program_flops": 0, "sent_bytes": 0, "across_bytes": 0}
+STEP |= {"compute_seconds": 1.0, "network_seconds": 0, "memory_seconds": 0.1}
+
+
+def test_float32_takes_longer():
+  """On chips that multiply float32 more slowly. Seen red with bfloat16's peak for both."""
+  times = lambda dtype: plan.time_of(STEP | {"dtype": dtype}, None, 0.4)["times"]
+  assert times("float32")["assumed"]["seconds"] == pytest.approx(1 / 0.4)
+  assert times("float32")["bound"]["mfu"] == pytest.approx(1)
+  assert times("bfloat16")["bound"]["mfu"] == pytest.approx(67 / 989)
+
+
+@pytest.mark.parametrize("memory, most, told", [(59, 8, False), (61, 8, True), (59, 16, True)])
+def test_what_jax_does_not_take_by_itself_is_told(memory, most, told):
+  """75 % of an H100's 80 GB are 60."""
+  step = STEP | {"memory_bytes": 1e9 * memory, "largest_batch": most, "forecast_seconds": 1.5}
+  lines = plan.show(plan.time_of(step, None, 0.4))
+  assert any("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in line for line in lines) == told
+
+
 @needs_cuda
 def test_gpus_are_compiled_for(capsys):
   """In a process of its own, which has to set up JAX for it. Eight GPUs only sum gradients and
@@ -230,6 +254,7 @@ ENTRY %main (x: f32[4]) -> f32[6] {
     (["--topology=h200:8", "--mfu=0.5"], "--mfu=0.5 is for TPUs"),
     (["--topology=h200:9"], "give up to 8, or a multiple of 8"),
     (["--topology=h200:12"], "machines have 8 GPUs; give up to 8, or a multiple of 8"),
+    (["--topology=h200:8", "--config.total_steps=0"], "total_steps=0: must be at least 1"),
     (["--topology=h200:16"], "jax's CUDA plugin is not installed; pip install -e .[cuda]"),
   ],
 )

@@ -194,7 +194,7 @@ def on_tpu(config: ConfigDict, devices: list, slices: int) -> dict:
     "program_flops": program,
     "model_flops": model,
     "across_bytes": across,
-    "compute_seconds": max(program or 0, model) / chip.flops,
+    "compute_seconds": max(program or 0, model) / chip.peak(config.dtype),
     "memory_seconds": None if looped else cost["bytes accessed"] / chip.bandwidth,
     "network_seconds": network,
   }
@@ -232,7 +232,7 @@ def on_gpus(config: ConfigDict, devices: list) -> dict:
   # Each machine sums up inside first.
   across = sent / gpus.MACHINE if machines > 1 else 0
   model = clip_flops(config) * config.batch_size / count
-  compute = max(work.flops, model) / (REACHED_FLOPS * chip.flops)
+  compute = max(work.flops, model) / chip.peak(config.dtype)
   memory = work.bytes / (REACHED_BANDWIDTH * chip.bandwidth)
   return {
     **_common(config, compiled, devices, name, collectives),
@@ -242,8 +242,8 @@ def on_gpus(config: ConfigDict, devices: list) -> dict:
     "model_flops": model,
     "moved_bytes": work.bytes,
     "across_bytes": across,
-    "compute_seconds": max(work.flops, model) / chip.flops,
+    "compute_seconds": compute,
     "memory_seconds": work.bytes / chip.bandwidth,
     "network_seconds": max(sent / chip.links, across / MACHINE_NETWORK),
-    "forecast_seconds": CALIBRATION * (compute + memory),
+    "forecast_seconds": CALIBRATION * (compute / REACHED_FLOPS + memory),
   }

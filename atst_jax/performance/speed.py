@@ -71,7 +71,7 @@ def _summary(config, seconds: list[float], compiled, peak: float | None) -> dict
   middle = statistics.median(seconds)
   clips, flops = config.batch_size / middle, clip_flops(config)
   if peak is None and (chip := find_chip(jax.devices()[0].device_kind)):
-    peak = CHIPS[chip].flops
+    peak = CHIPS[chip].peak(config.dtype)
   return {
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
@@ -82,6 +82,7 @@ def _summary(config, seconds: list[float], compiled, peak: float | None) -> dict
     "ms_per_step_best": 1e3 * min(seconds),
     "gflop_per_clip": flops / 1e9,
     "tflop_per_second": clips * flops / 1e12,
+    "peak_tflops": peak / 1e12 if peak else None,
     "mfu": clips * flops / (peak * jax.device_count()) if peak else None,
     **_memory(compiled),
   }
