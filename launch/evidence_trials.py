@@ -38,6 +38,7 @@ TRIALS: dict[str, dict[str, object]] = {
   "warmup_400": {"warmup_steps": 400},
   "rate_constant": {"optimizer.schedule": "constant", "optimizer.base_lr": 2e-3},
   "decay_flat": {"optimizer.weight_decay_end": 0.04},
+  "decay_none": {"optimizer.weight_decay_start": 0.0, "optimizer.weight_decay_end": 0.0},
   "teacher_996": {"teacher.decay_start": 0.996},
   "teacher_fixed": {"teacher.decay_end": 0.99},
   # heads
