@@ -19,6 +19,7 @@ READERS = {
   *("schedule_settings", "program_settings"),
 }
 ENTRANCES = {"run", "describe"}
+BESIDE = {"_check", "_refuse_idle", "_section"}
 
 
 def test_only_resolve_reads_a_config():
@@ -41,7 +42,7 @@ def test_only_resolve_reads_a_config():
         for part in ast.walk(node)
       )
       place = f"{path.name}: {node.name}"
-      assert node.name in READERS | ENTRANCES or node.name in ("_check", "_refuse_idle", "_section"), place
+      assert node.name in READERS | ENTRANCES | BESIDE, place
       assert not (reads and node.name in ENTRANCES), f"{place} reads the config itself"
       readers.add(node.name)
   assert readers >= {"resolve", "run", "describe"}
