@@ -178,7 +178,7 @@ class Page(html.parser.HTMLParser):
     self.attributes |= {name for name, _ in attributes}
 
 
-def test_the_report_escapes_names_and_labels(tmp_path):
+def test_the_report_escapes_names_and_labels(tmp_path, inline):
   evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
   (tmp_path / "audio").mkdir()
   names = ["<script>alert(1)<script>.wav", "'><svg onload=alert(1)>.wav", "plain.wav"]
