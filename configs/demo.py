@@ -2,7 +2,7 @@
 
   make demo
 
-Three minutes on two CPU cores.
+Four minutes on two CPU cores.
 """
 
 from configs import real_small
@@ -12,7 +12,7 @@ VARIANTS = ("paper",)
 
 def get_config(variant: str = "paper"):
   config = real_small.get_config(variant)
-  config.total_steps = 1000
+  config.total_steps = 1400
   config.warmup_steps = 50
   config.data.path = "runs/demo/data"
   config.data.clip_frames = 201  # 2 s: all of a clip
