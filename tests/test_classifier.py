@@ -188,3 +188,10 @@ def test_python_refuses_too(place, model):
     predict(audio, model, 16000)
   with pytest.raises(UserError, match="one sound"):
     predict_windows(audio[None], model, 16000, window=0.5, hop=0.5)
+
+
+@pytest.mark.parametrize("function", [predict, functools.partial(predict_windows, window=1, hop=1)])
+def test_floats_of_another_scale_are_refused(model, function):
+  sound = np.random.default_rng(0).normal(0, 3000, 9000)
+  with pytest.raises(UserError, match=r"samples up to 1\d{4}.*: expected floats of full scale 1"):
+    function(sound if isinstance(function, functools.partial) else [sound], model, 16000)

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "atst_jax" / "downstream"
 
 # A job's entrances, which hand it on; `resolve`, and what that asks to fill and check.
 READERS = {
-  *("resolve", "filled", "take", "check_values", "refuse_idle"),
+  *("resolve", "filled", "take", "check_values", "refuse_idle", "refuse_idle_folds"),
   *("schedule_settings", "program_settings"),
 }
 ENTRANCES = {"run", "describe"}

@@ -35,7 +35,8 @@ def test_student_and_teacher_begin_with_the_export(tmp_path, file):
   if file == "byola.py":
     normalization = {"kind": "standard", "mean": -5.0, "std": 4.0}
   path = parent(tmp_path / "encoder", file, normalization)
-  config = recipe.resolve(going_on(path, file, **SMALL.get(file, {})), None)
+  changed = {"encoder__dropout": "0.25"} if file == "byola.py" else {"encoder__drop_path": "0.25"}
+  config = recipe.resolve(going_on(path, file, **SMALL.get(file, {}), **changed), None)
   assert {key: config.views.normalization[key] for key in normalization} == normalization
   mesh = make_mesh(**config.mesh)
   program = recipe.compile_for(config, mesh, ragged=False)

@@ -8,6 +8,10 @@ import numpy as np
 from atst_jax.util.errors import UserError
 
 MEAN, LOUDEST = "mean", "loudest"
+CANCELLED = (  # how many files, for a message that lists them
+  "{} files whose channels cancel each other, so far is their mean below the loudest; "
+  "--channels=loudest takes the loudest:"
+)
 CANCELLED_DB = 20.0  # channels cancel each other if their mean is this far below the loudest
 
 

@@ -193,6 +193,8 @@ def is_older(task: ShardTask, work: str) -> bool:
   """Whether a finished shard is older than one of its recordings, which then may have changed.
   Stores do not tell, nor does a time in the future."""
   made, now = _modified(sidecar_path(task, work)), time.time()
+  if math.isnan(made):
+    return False
   return any(made < _modified(path) < now for path in {source.path for source in task.sources})
 
 

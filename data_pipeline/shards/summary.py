@@ -3,6 +3,7 @@
 import collections
 import sys
 
+from atst_jax.audio.channels import CANCELLED
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.data.dataset import SCHEMA_VERSION, RecordError
 from atst_jax.data.dataset_page import write_report
@@ -13,8 +14,7 @@ from .mel_statistics import merge_statistics
 COUNTS = ("silent", "clipped", "dc", "split_files")
 REMARKS = {
   "incomplete": "{} files were not read whole:",
-  "cancelled": "{} files whose channels cancel each other, so far is their mean below the loudest; "
-  "--channels=loudest takes the loudest:",
+  "cancelled": CANCELLED,
   "repeated": "{} clips sound as one of a set before, which is named with them; leave them out of "
   "one set, or an evaluation may train on one and test the other:",
 }

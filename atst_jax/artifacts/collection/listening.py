@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from atst_jax.artifacts.embedding import MOST_PEAK
+from atst_jax.audio.channels import CANCELLED
 from atst_jax.audio.decode import Quality, choose_channel, read_blocks
 from atst_jax.audio.sound_file import Reject
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 
 MOST_NAMES = 10  # of files that are told
-CANCELLED, LOUD = "cancelled", "loud"
 REMARKS = {
-  CANCELLED: "{} files whose channels cancel each other, so far is their mean below the loudest; "
-  "--channels=loudest takes the loudest:",
-  LOUD: "{} files whose samples go far beyond full scale, which is 1.0; 16-bit integers saved as "
+  "cancelled": CANCELLED,
+  "loud": "{} files whose samples go far beyond full scale, which is 1.0; 16-bit integers saved as "
   "floats must be divided by 32768:",
 }
 
@@ -53,10 +52,10 @@ class Listener:
 
   def note(self, path: str, quality: Quality) -> None:
     """Keeps what is strange about a recording, or a part of one."""
-    if below := quality.remarks().get(CANCELLED):
-      self._remarks[CANCELLED][path] = below
+    if below := quality.remarks().get("cancelled"):
+      self._remarks["cancelled"][path] = below
     if quality.peak > MOST_PEAK:
-      self._remarks[LOUD][path] = f"up to {quality.peak:g}"
+      self._remarks["loud"][path] = f"up to {quality.peak:g}"
 
   def tell(self) -> None:
     """Warns of the recordings that are strange: how many, and which."""

@@ -13,8 +13,8 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.data.labelled_batches import VERSION, steps_per_epoch
 from atst_jax.downstream import evaluation, features
 from atst_jax.downstream.features import Labels
-from atst_jax.downstream.linear.defaults import refuse_idle
-from atst_jax.downstream.splits import Split, is_drawn
+from atst_jax.downstream.linear.defaults import refuse_idle, refuse_idle_folds
+from atst_jax.downstream.splits import Split
 from atst_jax.method.augment import RESIZES
 from atst_jax.models.encoders import ENCODERS, make_encoder
 from atst_jax.runtime.devices import resolve_dtype
@@ -160,14 +160,7 @@ def _refuse_idle(config: ConfigDict, labels: Labels) -> None:
     keys = tuple(f"crop.{key}" for key in config.crop if key != "enabled")
     why = "plays no part without random crops; leave it out, or set --config.crop.enabled=true"
     refuse_idle(config, FILE, keys, why)
-  if not is_drawn(config.splits.way, labels.folds, labels.splits):
-    refuse_idle(
-      config,
-      FILE,
-      ("splits.num_folds",),
-      "plays no part: the folds or splits of the set are taken; leave it out, or set "
-      "--config.splits.way=random",
-    )
+  refuse_idle_folds(config, FILE, labels)
 
 
 def schedule_settings(config: ConfigDict) -> dict:

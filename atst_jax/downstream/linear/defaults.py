@@ -3,6 +3,8 @@ every config carries them."""
 
 from ml_collections import ConfigDict
 
+from atst_jax.downstream.features import Labels
+from atst_jax.downstream.splits import is_drawn
 from atst_jax.util.config import flatten, load, variants
 from atst_jax.util.errors import UserError
 
@@ -25,3 +27,10 @@ def refuse_idle(config: ConfigDict, file: str, keys: tuple[str, ...], why: str) 
   ]
   if nearest := min(changed, key=len, default=None):
     raise UserError(f"--config.{nearest[0]}={values[nearest[0]]} {why}")
+
+
+def refuse_idle_folds(config: ConfigDict, file: str, labels: Labels) -> None:
+  """`refuse_idle` of the number of folds, where none are drawn."""
+  if not is_drawn(config.splits.way, labels.folds, labels.splits):
+    why = "plays no part: the folds or splits of the set are taken; leave it out, or set "
+    refuse_idle(config, file, ("splits.num_folds",), f"{why}--config.splits.way=random")

@@ -14,11 +14,11 @@ from atst_jax.downstream import evaluation, features
 from atst_jax.downstream.evaluation import check_values, divide
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.linear import evar_probe, exact
-from atst_jax.downstream.linear.defaults import refuse_idle
+from atst_jax.downstream.linear.defaults import refuse_idle, refuse_idle_folds
 from atst_jax.downstream.linear.probing import Training
 from atst_jax.downstream.papers.published import evaluated_by
 from atst_jax.downstream.papers.tasks import TASKS, known_rates
-from atst_jax.downstream.splits import Split, is_drawn
+from atst_jax.downstream.splits import Split
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
@@ -119,14 +119,7 @@ def resolve(config: ConfigDict) -> Evaluation:
   splits = divide(
     dataset, labels, seed=config.seed, select_on_test=config.select_on_test, **config.splits
   )
-  if not is_drawn(config.splits.way, labels.folds, labels.splits):
-    refuse_idle(
-      config,
-      FILE,
-      ("splits.num_folds",),
-      "plays no part: the folds or splits of the set are taken; leave it out, or set "
-      "--config.splits.way=random",
-    )
+  refuse_idle_folds(config, FILE, labels)
   groups = None
   if config.job == "linear":  # the drawn clips of few labels choose
     config.exact.chosen_on, groups = exact.chosen_on(
