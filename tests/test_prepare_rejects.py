@@ -204,7 +204,8 @@ def test_what_waits_for_pyav_is_not_set_aside_for_good(small, tmp_path, monkeypa
   audio, output = small[0], tmp_path / "all"
   (audio / "a.m4a").write_bytes(b"sound")
   flags = [f"--input={audio}", f"--output={output}", "--frontend=atst", "--num_shards=21"]
-  monkeypatch.setattr(sound_file, "has_pyav", lambda: False)
+  for module in (sound_file, shards):
+    monkeypatch.setattr(module, "has_pyav", lambda: False)
   assert run(*flags) == 0
   (reject,) = Dataset.load(str(output)).manifest["rejects"]
   assert reject["id"] == "a.m4a" and "needs PyAV" in reject["detail"]
