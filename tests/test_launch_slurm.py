@@ -147,7 +147,7 @@ sys.exit(max(task.wait() for task in tasks))
     "scontrol",
     f"import sys; open({str(tmp_path / 'requeued')!r}, 'w').write(' '.join(sys.argv[1:]))",
   )
-  fake(tmp_path / "bin", "squeue", "print('3:00')")
+  fake(tmp_path / "bin", "squeue", "print('2:01')")
   # run.sh takes it where the checkout has no environment of its own
   (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
   (tmp_path / "bin" / "python").chmod(0o755)
@@ -199,6 +199,6 @@ sys.exit(max(task.wait() for task in tasks))
     [LAUNCH / "slurm.sh", *flags], env=env, capture_output=True, text=True, timeout=240
   )
   assert again.returncode == 0, again.stderr
-  assert "warning: the last start took" in again.stderr  # of 3 minutes 2 are for saving
+  assert "warning: the last start took" in again.stderr  # the last 2 minutes are for saving
   steps = [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
   assert before < 100 and set(steps) >= set(range(2, 101, 2))

@@ -192,11 +192,12 @@ def test_as_20k_in_a_quarter_of_an_hour_and_eight_gigabytes(share, tmp_path):
   x.flush()
   del x
   program = f"""
-import resource, time, numpy as np
+import time, numpy as np
 from atst_jax.downstream import ridge
 from atst_jax.downstream.metrics import mean_average_precision
 from atst_jax.downstream.splits import Split
 from configs import linear
+from data_pipeline.shards.speed import peak_megabytes
 x, rng = np.load({str(path)!r}, mmap_mode="r"), np.random.default_rng(1)
 targets = np.eye(527, dtype=np.uint8)[rng.integers(527, size={clips})]
 targets |= rng.random(targets.shape) < 0.003
@@ -206,7 +207,7 @@ split = Split(*(np.sort(part) for part in np.split(rows, {parts})))
 score = lambda scores, targets: mean_average_precision(scores, targets)[0]
 started = time.perf_counter()
 found = ridge.evaluate(x, targets, split, score, linear.get_config().exact.penalties)
-print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(time.perf_counter() - started, peak_megabytes() / 1024)
 print(found[:4])
 """
   # both cores: the suite's own bound is for workers side by side

@@ -53,7 +53,7 @@ def _seconds(function: Callable, *args) -> float:
   return time.perf_counter() - started
 
 
-def _peak_megabytes() -> float:
+def peak_megabytes() -> float:
   """The most memory that this process has had."""
   with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
     for line in file:
@@ -132,7 +132,7 @@ def measure_prepare(
       times["bares"].append(_seconds(loops, paths))
       times["start"].append(_seconds(lambda: write_tasks(few, settings, workers=workers)))
       times["pool"].append(_seconds(lambda: write_tasks(parts, settings, workers=workers)))
-    peak = single.submit(_peak_megabytes).result()
+    peak = single.submit(peak_megabytes).result()
   bare, one, bares, start, pool = (np.array(values) for values in times.values())
   # The work without the start, but at least a tenth where both take as long.
   pool = pool - min(start.min(), 0.9 * pool.min())
