@@ -28,6 +28,7 @@ Exit codes: 0 done, 2 a mistake in what was asked, 74 a store or a disk did not 
 early, run it again.
 """
 
+from atst_jax.artifacts.batches import checked_tail
 from atst_jax.artifacts.collection.flags import add_flags, check_flags, files_of, local_output
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.artifacts.folder import parse_length
@@ -81,6 +82,8 @@ def _main(flags) -> None:
       f"--tail={flags.tail}: this encoder's vector of a long sound is that of one pass, no chunks "
       "are averaged; leave it out"
     )
+  if flags.tail is not None:
+    checked_tail(flags.tail, model.encoder, "--tail")
   rows = _rows(flags, model)
   if flags.length is not None:
     model = model.limited(parse_length(flags.length))

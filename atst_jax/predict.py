@@ -33,16 +33,19 @@ early, run it again.
 
 import argparse
 import collections
-import os
 
-from atst_jax.artifacts.collection.flags import add_flags, check_flags, is_recording, local_output
+from atst_jax.artifacts.collection.flags import (
+  add_flags,
+  check_flags,
+  id_of,
+  is_recording,
+  local_output,
+  sources_of,
+)
 from atst_jax.artifacts.model import Model, load_model
 from atst_jax.prediction.arrays import labels_of, predict, predict_windows, thresholds_of
-from atst_jax.util import storage
-from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser, guard, leave, sigterm_as_interrupt
 from atst_jax.util.errors import UserError
-from atst_jax.util.logs import log
 
 __all__ = ["Model", "labels_of", "load_model", "predict", "predict_windows", "thresholds_of"]
 
@@ -117,15 +120,9 @@ def _recordings(path: str) -> list:
   from atst_jax.prediction.sounds import Part, Recording
 
   if is_recording(path):
-    return [Recording(path, (Part(os.path.basename(path), 0.0, float("inf")),))]
-  options = {}
-  if storage.is_file(path) and pipeline("sources.segments").kind_of(path) == "manifest":
-    options["label_separator"] = ";"  # what a table says of labels does not matter
+    return [Recording(path, (Part(id_of(path), 0.0, float("inf")),))]
   found = collections.defaultdict(list)
-  listing = pipeline("sources.inputs").list_sources(path, exact_labels=True, **options)
-  for line in listing.told():
-    log.info(line)
-  for source in listing.sources:
+  for source in sources_of(path):
     found[source.path].append(Part(source.id, source.start, source.end))
   return [Recording(file, tuple(parts)) for file, parts in found.items()]
 

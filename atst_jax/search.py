@@ -20,8 +20,10 @@ import sys
 
 import numpy as np
 
+from atst_jax.artifacts.batches import tail_of
 from atst_jax.artifacts.collection import neighbours, vectors
 from atst_jax.artifacts.collection.flags import files_of
+from atst_jax.artifacts.collection.pieces import printable
 from atst_jax.artifacts.folder import parse_length
 from atst_jax.artifacts.model import load_model
 from atst_jax.audio.channels import MEAN
@@ -72,6 +74,8 @@ def _main(flags) -> None:
   for row, cosine in found:
     print(f"{cosine:.4f}  {table.name(row)}")
   if flags.page:
+    if not found:
+      raise UserError(f"--query={flags.query}: {flags.vectors} holds no other vector to show")
     _write_page(flags, table, found)
 
 
@@ -132,7 +136,8 @@ def _query(flags, table: vectors.Table) -> np.ndarray:
     raise UserError(f"--query: {mel}")
   # files that were written before they named them: the last block, by the export's rule
   blocks, tail = table.about.get("blocks", 1), table.about.get("tail", model.config["tail"])
-  return model.embed([mel], num_blocks=int(blocks), tail=str(tail))[0]
+  tail = tail_of(str(tail), model.encoder)
+  return model.embed([mel], num_blocks=int(blocks), tail=tail)[0]
 
 
 def _write_page(flags, table: vectors.Table, found: list[tuple[int, float]]) -> None:
@@ -149,7 +154,7 @@ def _write_page(flags, table: vectors.Table, found: list[tuple[int, float]]) -> 
       f"--input={flags.input}: none of what was found, such as {table.name(found[0][0])!r}, is "
       f"among its {len(recordings)} files; give what was embedded"
     )
-  write_page(flags.page, flags.query, finds)
+  write_page(flags.page, printable(flags.query), finds)
   print(flags.page)
 
 

@@ -29,12 +29,14 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.seeds = 3
   config.encoder = "encoders/difference"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
+  # filled from the encoder: of its normalisation, front-end, chunks and length rule
+  config.embedding_hash = config_dict.placeholder(str)
   # of a transformer: what its projector sees, its "last" block, "all" blocks
   config.vectors = ("y", "last")
   # measured beside it: the encoder with random parameters, statistics of the mel
   config.baselines = ("random", "mel")
   config.weight = 1.0  # of the background that is subtracted; pre-training subtracts 0.4 to 0.6
-  # filled: "data" (of the mixtures) for a convolutional encoder, else "encoder": whose constants of
+  # filled: "data" (of the mixtures) for BYOL-A's encoders, else "encoder": whose constants of
   # normalisation are used
   config.statistics = config_dict.placeholder(str)
 

@@ -1,11 +1,12 @@
 """Fine-tuning of an exported encoder on a labelled set (ATST 3.2): AS-20K, Speech Commands v2 or
 VoxCeleb1.
 
-  python -m atst_jax.main --config=configs/finetune.py:as20k --workdir=runs/as20k \
-      --config.encoder=encoders/base
+  python -m atst_jax.main --config=configs/finetune.py:as20k \
+      --workdir=runs/as20k/base_lr=2.0 --config.encoder=encoders/base
   python -m atst_jax.main --config=configs/finetune.py:as20k --workdir=runs/as20k --sweep=as20k
 
-The second prints one command for each learning rate of the released scripts; `python -m
+The second prints one command for each learning rate of the released scripts, of which the first is
+one; `python -m
 atst_jax.downstream.report runs/as20k/*` takes the run that the validation clips prefer. Values are
 the paper's, where it is silent the released code's of that time (clipping, stochastic depth,
 Mixup's Beta, rates). :released is AS-20K as the released code's main branch has it: rates fall from
@@ -39,6 +40,8 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.dtype = "auto"  # compute: bfloat16 on accelerators, float32 on the CPU
   config.encoder = "encoders/base"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
+  # filled from the encoder: of its normalisation, front-end, chunks and length rule
+  config.embedding_hash = config_dict.placeholder(str)
   # or "random": the same architecture from fresh parameters, as a baseline
   config.initial = "pre-trained"
   config.batch_size = 512  # clips, over all devices
@@ -47,7 +50,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
   config.evaluate_every_epochs = 1  # on the validation clips, which choose the epoch
   config.select_on_test = False  # chooses epochs on the test clips, as some published scores did
   config.max_seconds = 12.0  # longer clips are cropped centrally
-  # of short clips; filled: "mask", for a convolutional encoder "silence"
+  # of short clips; filled: "mask" for ATST's transformer, else "silence"
   config.padding = config_dict.placeholder(str)
   # how chunks of longer clips are averaged; filled from the encoder
   config.tail = config_dict.placeholder(str)

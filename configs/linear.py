@@ -32,8 +32,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.seeds = 3
   config.encoder = "encoders/base"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
+  # filled from the encoder: of its normalisation, front-end, chunks and length rule
+  config.embedding_hash = config_dict.placeholder(str)
   config.blocks = ("all", "last")  # of a transformer, whose vectors are probed
-  # filled: "unit" for a convolutional encoder under EVAR, else "center"
+  # filled: "unit" for BYOL-A's encoders under EVAR, else "center"
   config.crop = config_dict.placeholder(str)
   config.max_seconds = 12.0  # of "center": longer clips are cropped centrally
   # of "unit", filled from the task: clips are cut or filled to it
@@ -73,7 +75,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.probe.monitor = "accuracy"
   if variant == "few":
     config.job = "few"
-    config.protocol = "exact"
+    config.protocol = "exact"  # or "atst", "evar", which choose by all validation clips
     config.knn = 1
     config.probe.refit = False  # "atst" and "evar" choose on validation clips
     config.few = ConfigDict()

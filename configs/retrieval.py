@@ -9,7 +9,7 @@ from a sound as a sentence says.
 
 Prints R@1, R@5 and R@10 and writes results.json and results.md: the encoder with sound and
 sentence, with either alone, and what an encoder with random parameters and plain statistics of the
-log-mel spectrogram reach. Needs pip install -e .[text]. Minutes on a GPU for the 50,000 training
+log-mel spectrogram reach. Needs pip install -e .[text]. Minutes on a GPU for the 45,000 training
 pairs of a scene.
 """
 
@@ -29,9 +29,11 @@ def get_config(variant: str = "paper") -> ConfigDict:
   config.seeds = 3
   config.encoder = "encoders/byola"  # folder of an exported encoder
   config.params_hash = config_dict.placeholder(str)  # filled from the encoder
+  # filled from the encoder: of its normalisation, front-end, chunks and length rule
+  config.embedding_hash = config_dict.placeholder(str)
   config.blocks = "last"  # of a transformer; or "all"
   config.max_seconds = 12.0  # longer clips are cropped centrally
-  # filled: "data" for a convolutional encoder, else "encoder"
+  # filled: "data" for BYOL-A's encoders, else "encoder"
   config.statistics = config_dict.placeholder(str)
   # the encoder, fresh parameters, mel statistics
   config.features = ("pre-trained", "random", "mel")

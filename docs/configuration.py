@@ -89,8 +89,8 @@ def config_type(config, key: str) -> type:
   return config.get_type(name)
 
 
-def allowed(job: str, key: str, kind: type) -> str:
-  """What a key may be, as the checks have it."""
+def allowed(job: str, key: str, kind: type, value=None) -> str:
+  """What a key may be, as the checks have it. `value`: the default."""
   limits = LIMITS.get(job)
   choices = {"dtype": tuple(DTYPES), "platform": PLATFORMS} | (limits.CHOICES if limits else {})
   if kind is bool:
@@ -102,6 +102,8 @@ def allowed(job: str, key: str, kind: type) -> str:
   if limits and key in limits.RANGES:
     low, high = limits.RANGES[key]
     return f"{show(low)} to {show(high)}"
+  if kind is tuple and value and all(isinstance(part, str) for part in value):
+    return "words"
   return {int: "whole number", float: "number", str: "text", tuple: "numbers"}.get(
     kind, kind.__name__
   )
@@ -172,7 +174,9 @@ def _row(job: str, key: str, found: dict[str, dict], words: dict[str, str]) -> s
       elsewhere.setdefault(show(value), []).append(name)
   shown = show(default) + (f" (`{home}`)" if home != next(iter(found)) else "")
   others = "; ".join(f"{value}: {_names(names, list(found))}" for value, names in elsewhere.items())
-  return table_line((f"`{key}`", shown, allowed(job, key, kind), words.get(key, ""), others))
+  return table_line(
+    (f"`{key}`", shown, allowed(job, key, kind, default), words.get(key, ""), others)
+  )
 
 
 def main(argv=None) -> int:

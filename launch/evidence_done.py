@@ -20,6 +20,7 @@ from atst_jax.util.errors import UserError
 # what a run fills where its config says None or "auto"
 FILLED = (
   *("data.fingerprint", "dtype", "initial_hash", "params_hash", "exact.chosen_on", "text.hash"),
+  "embedding_hash",
   *(f"views.normalization.{name}" for name in ("low", "high", "mean", "std")),
 )
 # of evaluations: places, and what is written besides the results

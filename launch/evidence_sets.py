@@ -24,6 +24,7 @@ from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.downstream import features
 from atst_jax.downstream.bgknown.sets import fingerprint as of_conditions
 from atst_jax.downstream.bgknown.sets import load as load_conditions
+from atst_jax.downstream.retrieval.pair_set import fingerprint as of_pairs
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
 
@@ -193,7 +194,8 @@ def fingerprint(output: pathlib.Path, name: str) -> str | None:
     return None
   if name == BGKNOWN:
     return of_conditions(load_conditions(str(folder)))
-  return features.fingerprint(Dataset.load(str(folder)))
+  dataset = Dataset.load(str(folder))
+  return of_pairs(dataset) if name == PAIRS else features.fingerprint(dataset)
 
 
 def _stem(id: str) -> str:

@@ -28,7 +28,6 @@ def write(path, samples, rate=RATE, subtype=None):
 def reason(path, **kwargs):
   with pytest.raises(Reject) as raised:
     list(read_pieces(str(path), sample_rate=RATE, min_samples=513, **kwargs))
-  assert raised.value.reason in decode.REASONS
   # details go to dataset.json, whatever the place
   assert str(os.path.dirname(path)) not in raised.value.detail
   return raised.value.reason

@@ -30,10 +30,17 @@ def test_fault_05_checkpoints_that_lie_elsewhere_are_not_begun_anew(tmp_path):
     with pytest.raises(UserError, match=rf"lie in {mine}, and .* has none; copy them there"):
       job.stored_config(str(tmp_path), folder)
   shutil.rmtree(mine)
-  with pytest.raises(UserError, match="has gone on from step 5; mount or copy the folder"):
-    job.stored_config(str(tmp_path), mine)
-  (tmp_path / "starts.jsonl").write_text('{"step": 0}\n')  # stopped before its first checkpoint
-  assert job.stored_config(str(tmp_path), mine) is None
+  (tmp_path / "disk" / "4").mkdir(parents=True)
+  (tmp_path / "disk" / "4" / "unfinished").touch()  # a killed save is no checkpoint
+  for starts, saved in ((5,), 5), ((0, {"saved": 2}), 2), ((0, {"saved": 2}, 6), 6):
+    lines = [start if isinstance(start, dict) else {"step": start} for start in starts]
+    (tmp_path / "starts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=rf"saved one at step {saved}; mount or copy the folder"):
+      job.stored_config(str(tmp_path), mine)
+  # stopped before its first checkpoint, or begun anew on purpose and then stopped so
+  for starts in ('{"step": 0}\n', '{"step": 0}\n{"saved": 2}\n{"step": 0}\n'):
+    (tmp_path / "starts.jsonl").write_text(starts)
+    assert job.stored_config(str(tmp_path), mine) is None
 
 
 METRICS = (
@@ -105,6 +112,48 @@ def test_fault_08_a_change_is_recorded_by_what_is_saved_with_it(
     config = find_checkpoint(str(workdir / "checkpoints"), step)[2]
     assert config["views"]["normalization"]["high"] == high and config["total_steps"] == step
   assert len(read_starts(str(workdir))) == 2
+
+
+def test_fault_05_a_folder_that_is_not_there_at_the_second_start_is_missed(tmp_path, capsys, idle):
+  """It began from nothing and saved: that is noted. All that the first start wrote stays."""
+  place, workdir = tmp_path / "disk", tmp_path / "run"
+  options = {"checkpoint__folder": str(place), "total_steps": "4"}
+  assert _run(f"--workdir={workdir}", **options) == 0
+  records = (workdir / "metrics.jsonl").read_bytes()
+  assert records and [start["step"] for start in read_starts(str(workdir))] == [0]
+  place.rename(tmp_path / "unmounted")
+  assert _run(f"--workdir={workdir}", **options) == 2
+  error = capsys.readouterr().err
+  assert f"{place} holds no checkpoint, but this run has saved one at step 2; mount" in error
+  assert (workdir / "metrics.jsonl").read_bytes() == records
+  shutil.rmtree(place)
+  (tmp_path / "unmounted").rename(place)
+  assert _run(f"--workdir={workdir}", **options) == 0
+  assert (workdir / "metrics.jsonl").read_bytes() == records
+
+
+def test_fault_03_a_first_save_that_never_ended_binds_to_nothing(tmp_path, capsys, idle):
+  """Its run begins anew, also with another config, and says so before."""
+  workdir = tmp_path / "run"
+  assert _run(f"--workdir={workdir}") == 0
+  (workdir / "checkpoints" / "2" / "manifest.json").unlink()
+  (workdir / "checkpoints" / "2" / "unfinished").touch()
+  assert _run(f"--workdir={workdir}", "--dry_run", seed="3") == 0
+  assert f"{workdir}: a new run\n" in capsys.readouterr().out
+  assert _run(f"--workdir={workdir}", seed="3") == 0
+
+
+def test_fault_05_a_changed_bit_in_a_config_is_damage_like_any_other(tmp_path, warnings, idle):
+  """Not "another config": the checkpoint before says what the run's is."""
+  workdir = tmp_path / "run"
+  assert _run(f"--workdir={workdir}", total_steps="4") == 0
+  path = workdir / "checkpoints" / "4" / "config.json"
+  assert path.read_text().count('"seed": 0,') == 1
+  path.write_text(path.read_text().replace('"seed": 0,', '"seed": 1,'))
+  assert _run(f"--workdir={workdir}", total_steps="4") == 0
+  assert any(
+    "from checkpoint 2, since 4: the contents of config.json are not" in w for w in warnings
+  )
 
 
 def test_fault_01_a_run_goes_on_without_the_encoder_that_it_began_with(tmp_path, capsys, idle):

@@ -123,6 +123,7 @@ def test_fault_11_impossible_combinations_are_refused(changes, message):
       {"data__frontend": "ssast"},
       "frontend=ssast filters first; set --config.cola",
     ),
+    ("ssast.py:small", {"tail": "released"}, "tail=released .* ATST's .* take --config.tail=drop"),
     ("ssast.py:small", {"warmup_steps": "2"}, "warmup_steps=2: stairs have steps of 50; set 0"),
     ("cola.py:small", {"views__normalization__offset": "-1.0"}, "takes the logarithm of nothing"),
     (

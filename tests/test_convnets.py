@@ -174,6 +174,20 @@ def test_an_export_embeds(artifacts, tmp_path):
   assert times[0, 1] - times[0, 0] == 320  # ms
 
 
+@pytest.mark.parametrize("stem_stride", [None, 1, 2])
+def test_the_middle_of_what_a_vector_over_time_sees(stem_stride):
+  """By the gradient of one vector: its time was told 15 frames too early, or too late."""
+  kind = TINY["resnet50"] | {"stem_stride": stem_stride} if stem_stride else TINY["efficientnet"]
+  module = make_encoder(kind)
+  variables, place = drawn_encoder(module, 64), 192 // module.hop
+  vector = lambda x: module.apply(variables, x)[1]["frames"][0, place]
+  mel = np.random.default_rng(0).normal(size=(1, 384, 64)).astype(np.float32)
+  slope = jax.jit(jax.grad(lambda x: jnp.square(vector(x)).sum()))(mel)
+  seen = np.abs(np.asarray(slope, np.float64)).sum((0, 2))
+  middle = (seen * np.arange(384)).sum() / seen.sum()
+  assert abs(middle - (place * module.hop + module.centre)) < 5
+
+
 @pytest.mark.parametrize("kernel, stride", [((3, 3), 2), ((5, 1), 1)])
 def test_both_ways_of_a_depthwise_convolution_agree(kernel, stride):
   """Values and gradients, with more zeros on one side than on the other."""

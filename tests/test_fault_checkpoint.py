@@ -30,12 +30,17 @@ def folder(three, tmp_path):
   return tmp_path / "copy"
 
 
+def _edit(path, **facts):
+  path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
 DAMAGE = {
   "the contents of default/.* are not what was written": flip,
   r"has \d+ bytes instead of": lambda c: os.truncate(largest(c / "default"), 100),
   "is missing": lambda c: largest(c / "default").unlink(),
   "no manifest.json": lambda c: (c / "manifest.json").unlink(),
   "manifest.json cannot be read": lambda c: os.truncate(c / "manifest.json", 50),
+  "says step 2, and its state is that of 3": lambda c: _edit(c / "manifest.json", step=2),
   "is not that of a checkpoint": lambda c: (c / "manifest.json").write_text('{"files": {}}'),
 }
 

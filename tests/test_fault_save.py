@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atst_jax.runtime import checkpoint, trees
+from atst_jax.runtime import checkpoint, checksums, trees
 from atst_jax.runtime.checkpoint_folder import CheckpointFolder
 from atst_jax.util import storage
 from atst_jax.util.errors import StoreError, UserError
@@ -91,6 +91,24 @@ def test_fault_04_sound_checkpoints_are_kept(tmp_path):
   checkpoints.close()
   assert sorted(map(int, os.listdir(tmp_path))) == [4, 8, 10, 11]
   assert restore(tmp_path) == 11 and restore(tmp_path, sound_only=True) == 10
+
+
+def test_fault_04_what_stays_for_good_does_so_whatever_a_later_start_asks(tmp_path):
+  """Its manifest says so. Older versions did not: there this start's `keep_every` decides, or that
+  of the checkpoint's config."""
+  save(tmp_path, *range(10, 80, 10), keep=2, keep_every=20)
+  names = lambda: sorted(map(int, os.listdir(tmp_path)))
+  assert names() == [20, 40, 60, 70]
+  save(tmp_path, 80, keep=2, keep_every=50_000)
+  assert names() == [20, 40, 60, 70, 80]
+  for step in names():
+    facts = checksums.read(str(tmp_path / str(step)))
+    older = {key: value for key, value in facts.items() if key not in ("stays", "files")}
+    if step == 40:
+      (tmp_path / "40" / "config.json").write_text('{"checkpoint": {"keep_every": 20}}')
+    checksums.write(str(tmp_path / str(step)), older)
+  save(tmp_path, 90, keep=1, keep_every=30)
+  assert names() == [40, 60, 90]
 
 
 def test_fault_02_saves_follow_each_other(tmp_path, monkeypatch):

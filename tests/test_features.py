@@ -1,5 +1,6 @@
 """Features of an evaluation: of which encoder, of which part of a clip, standardised by what."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from atst_jax.artifacts.model import load_model
 from atst_jax.data.dataset import Clip, Dataset
 from atst_jax.downstream import features
+from atst_jax.downstream.linear import recipe
 from atst_jax.util.errors import UserError
-from tests.evaluation import evaluate, make_clips, vectors, write_clips, write_encoder
+from tests.evaluation import evaluate, make_clips, resolved, vectors, write_clips, write_encoder
 
 
 def test_features_are_those_of_the_encoder_with_the_central_crop(encoder, tmp_path):
@@ -64,13 +66,24 @@ def test_crops_of_the_unit(tmp_path):
     all(starts[str(i)] == 0 for i in (2, 5, 8))
     and len({starts[str(i)] for i in (0, 1, 3, 4, 6, 7)}) > 3
   )
-  train = list(features.mels(dataset, 3, "", split="train", unit=40))
+  train = list(features.mels(dataset, 3, "", split="train", unit=40, seed=0))
   assert sorted(x[0, 0] for x in train) == sorted(found[str(i)][0, 0] for i in (0, 3, 6))
   np.testing.assert_array_equal(found["s"][:5], clips[0].mel[:5])
   assert np.allclose(found["s"][5:], -100)
   assert all(map(np.array_equal, read(0), read(0))) and not all(
     map(np.array_equal, read(0), read(1))
   )
+
+
+def test_clips_keep_their_start_where_folds_are_drawn_and_each_is_tested(encoder, tmp_path):
+  """They were cut anywhere, though the exported head says that it hears the start."""
+  clips = [dataclasses.replace(clip, fold=-1, split="train") for clip in make_clips()]
+  data = write_clips(tmp_path / "data", clips)
+  job = recipe.resolve(resolved(encoder, data, crop="unit", unit_seconds="0.1"))
+  found = features.mels(job.dataset, len(clips), "", unit=job.unit, seed=job.crop_seed)
+  mels = {clip.id: clip.mel for clip in features.clips(job.dataset)}
+  for mel, cut in zip(mels.values(), found, strict=True):
+    np.testing.assert_array_equal(cut, mel[: job.unit])
 
 
 def test_a_convolutional_encoder_has_one_row_and_may_standardise_by_the_data(tmp_path, encoder):

@@ -143,10 +143,11 @@ def test_what_a_papers_protocol_knows_besides_is_said(folders, tmp_path):
     ("--config.few.clips=1.5,4", "whole number"),
     ("--config.few.draws=0", "few.draws=0: must be positive"),
     ("--config.probe.refit=true", "probe.refit=True: few labels"),
+    ("--config.protocol=atst --config.few.penalty=5", "few.penalty=5.0 plays no part"),
   ],
 )
 def test_what_cannot_be_drawn_is_refused(folders, tmp_path, flag, message, capsys):
-  assert run(folders, "data", tmp_path / "run", flag) == 2
+  assert run(folders, "data", tmp_path / "run", *flag.split()) == 2
   assert re.search(message, capsys.readouterr().err)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -210,6 +211,29 @@ def test_a_damaged_cache_is_computed_again(done, encoder, tmp_path):
   for name in os.listdir(workdir / "features"):
     (folder / name).write_bytes((workdir / "features" / name).read_bytes()[:-100])
   assert evaluate(encoder, data, tmp_path / "run")["rows"] == results["rows"]
+
+
+def test_damaged_predictions_are_computed_again(done, encoder, tmp_path):
+  """They ended every later start of the command with a traceback."""
+  results, workdir, data = done
+  shutil.copytree(workdir, tmp_path / "run")
+  folder = tmp_path / "run" / "predictions"
+  for name in os.listdir(folder):
+    (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+  assert evaluate(encoder, data, tmp_path / "run")["rows"] == results["rows"]
+
+
+def test_an_encoder_of_another_normalisation_is_another_encoder(done, encoder, tmp_path, capsys):
+  """Its parameters are the same; rows of the one before were read as its own."""
+  _, workdir, data = done
+  shutil.copytree(workdir, tmp_path / "run")
+  shutil.copytree(encoder, tmp_path / "encoder")
+  config = json.loads((tmp_path / "encoder" / "config.json").read_text())
+  config["normalization"]["low"] -= 10
+  (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
+  flags = {"encoder": str(tmp_path / "encoder"), "data.path": data, **OVERRIDES}
+  assert main.main(job_flags("linear", tmp_path / "run", **flags)) == 2
+  assert re.search("embedding_hash: .* -> .*normalisation", capsys.readouterr().err)
 
 
 def test_fixed_splits_and_multi_label_give_map(encoder, tmp_path):

@@ -92,6 +92,21 @@ def test_settings_without_a_part_are_refused(encoder, data, tmp_path, key, value
   refused(pattern, encoder, data, tmp_path / "run", protocol="exact", **changes)
 
 
+@pytest.mark.parametrize(
+  ("key", "value", "pattern"),
+  [
+    ("probe__patience", "3", r"patience=3 is of the protocol evar"),
+    ("probe__monitor", "loss", r"monitor=loss is of the protocol evar"),
+    ("max_seconds", "3", r"max_seconds=3\.0 plays no part with --config\.crop=unit"),
+  ],
+)
+def test_settings_of_another_protocol_or_crop_are_refused(
+  encoder, data, tmp_path, key, value, pattern
+):
+  unit = {"crop": "unit", "unit_seconds": "0.1"}
+  refused(pattern, encoder, data, tmp_path / "run", protocol="atst", **unit, **{key: value})
+
+
 def test_settings_of_the_config_files_are_let_pass(encoder, data):
   for variant in ("paper", "evar"):
     flags = {"encoder": encoder, "data.path": data, "protocol": "exact"}

@@ -13,7 +13,7 @@ import pytest
 
 from atst_jax import main
 from atst_jax.data import labelled_batches, order
-from atst_jax.runtime import workdir
+from atst_jax.runtime import session, workdir
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from tests.tiny import ROOT, tiny_flags, write_dataset
@@ -165,11 +165,11 @@ def test_programs_are_kept_for_accelerators(monkeypatch):
   before = jax.config.jax_compilation_cache_dir
   try:
     jax.config.update("jax_compilation_cache_dir", None)
-    workdir.keep_programs("runs/x")
+    session.keep_programs("runs/x")
     assert jax.config.jax_compilation_cache_dir is None
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    workdir.keep_programs("runs/x")
-    workdir.keep_programs("runs/y")
+    session.keep_programs("runs/x")
+    session.keep_programs("runs/y")
     assert jax.config.jax_compilation_cache_dir == os.path.join("runs/x", "compiled")
   finally:
     jax.config.update("jax_compilation_cache_dir", before)

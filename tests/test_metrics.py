@@ -168,23 +168,19 @@ def test_recall_at_k_is_scikit_learns_top_k_accuracy(rng):
     top_k_accuracy_score(wanted, similarity, k=k, labels=np.arange(25)) for k in (1, 5, 10)
   ]
   np.testing.assert_allclose(
-    metrics.recall_at(similarity, wanted, (1, 5, 10)), expected, atol=1e-12
+    metrics.hits_at(similarity, wanted, (1, 5, 10)).mean(-1), expected, atol=1e-12
   )
 
 
 def test_recall_of_equal_similarities_is_chance():
-  assert metrics.recall_at(np.ones((4, 20)), np.arange(4), (1, 5, 10, 20, 30)) == [
-    0.05,
-    0.25,
-    0.5,
-    1,
-    1,
-  ]
-  assert metrics.recall_at(np.array([[3.0, 2, 2]]), np.array([2]), (1, 2, 3)) == [0, 0.5, 1]
+  recalls = metrics.hits_at(np.ones((4, 20)), np.arange(4), (1, 5, 10, 20, 30)).mean(-1)
+  assert recalls.tolist() == [0.05, 0.25, 0.5, 1, 1]
+  hits = metrics.hits_at(np.array([[3.0, 2, 2]]), np.array([2]), (1, 2, 3))
+  assert hits.tolist() == [[0], [0.5], [1]]
   with pytest.raises(ValueError, match="K must be at least 1"):
-    metrics.recall_at(np.ones((2, 2)), np.arange(2), (0, 1))
+    metrics.hits_at(np.ones((2, 2)), np.arange(2), (0, 1))
   with pytest.raises(ValueError, match="similarity: 1 of 4"):
-    metrics.recall_at(np.array([[np.nan, 1], [1, 1]]), np.arange(2), (1,))
+    metrics.hits_at(np.array([[np.nan, 1], [1, 1]]), np.arange(2), (1,))
 
 
 def test_chance_is_the_commonest_training_class_or_the_mean_prevalence():

@@ -40,7 +40,7 @@ def test_independent_clips_reach_any_logits():
   """21 points of 20 dimensions are affinely independent. A 22nd clip of the same features and
   another label leaves the two at 0.5 each."""
   x, targets = noisy(21, 20)
-  assert optimum.optimum(x, targets, False) == (0, 0, True)
+  assert optimum.optimum(x, targets, False) == (0, True)
   x, targets = np.concatenate([x, x[:1]]), np.concatenate([targets, np.roll(targets[:1], 1)])
   assert optimum.optimum(x, targets, False).loss == pytest.approx(2 * np.log(2) / 22, abs=2e-3)
 

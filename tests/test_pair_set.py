@@ -116,6 +116,18 @@ def test_intervals_draw_the_recordings_that_queries_share(data):
   assert spread(shared) == pytest.approx(2**0.5 * spread(apart), rel=0.1)
 
 
+def test_other_sentences_are_another_set(data):
+  """Rows of the sentences before were read as those of today's."""
+  names = ("pairs.csv", "mixtures.csv")
+  before = pair_set.fingerprint(Dataset.load(str(data)))
+  for name, place in zip(names, (-2, 3), strict=True):
+    text = (data / name).read_bytes()
+    change(data / name, lambda rows, at=place: [[*r[:at], "other", *r[at:][1:]] for r in rows])
+    assert pair_set.fingerprint(Dataset.load(str(data))) != before
+    (data / name).write_bytes(text)
+  assert pair_set.fingerprint(Dataset.load(str(data))) == before
+
+
 def share_answers(rows):
   """Two and two of rain's six tested pairs have an answer in common."""
   answers = {f"rain_test_{i}": f"rain_test_{i // 2 * 2}_s2" for i in range(6)}

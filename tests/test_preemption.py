@@ -159,7 +159,7 @@ def test_fault_01_jax_has_its_handler_back_once_the_job_can_save():
     foreign = 1
     preemption.retake()
     assert get(signal.SIGTERM) == ours
-    with preemption.StopRequest(distributed=True, starting=True) as stop:
+    with preemption.StopRequest(distributed=True) as stop:
       assert get(signal.SIGTERM) == ours
       stop.begin()
       assert get(signal.SIGTERM) == foreign
@@ -196,6 +196,7 @@ def test_fault_01_a_second_signal_ends_at_once_but_not_one_that_comes_with_the_f
   monkeypatch.setattr(os, "_exit", lambda code: ends.append(code))
   monkeypatch.setattr(preemption.lock, "release", lambda: ends.append("released"))
   with preemption.StopRequest(distributed=False) as stop:
+    stop.begin()
     for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
       os.kill(os.getpid(), number)
     assert stop.requested and not ends
@@ -210,6 +211,7 @@ SAVING = """
 import os, signal, sys, time
 from atst_jax.runtime import preemption
 with preemption.Starting(), preemption.StopRequest(distributed=False) as stop:
+  stop.begin()
   # in one piece: a terminal gives what it has
   os.write(1, f"ready {{signal.getsignal(signal.SIGHUP) == signal.SIG_IGN}}\\n".encode())
   deadline = time.time() + {}

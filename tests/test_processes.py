@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.tiny import two_processes
+from atst_jax.pretraining import job
+from tests.tiny import tiny_config, tiny_flags, two_processes, write_dataset
 
 PROGRAM = """
 import errno, os, sys, jax
@@ -65,3 +66,32 @@ def test_fault_36_what_may_pass_is_told_with_its_code(tmp_path, act, reason):
   codes, outputs = both(act, tmp_path)
   assert codes == [74, 74], outputs
   assert reason in outputs[0] and "process 0 cannot go on" in outputs[1]
+
+
+def test_fault_08_hosts_with_other_data_or_another_config_are_refused(tmp_path):
+  """All of them, before anything is written: each would train on what it has."""
+  first, second = (write_dataset(tmp_path / f"host{i}", frames=(64, 90), seed=i) for i in range(2))
+  flags = tiny_flags(data__source="records", data__path=first, log__every_steps="2")
+  other = [f"--config.data.path={second}", "--config.seed=1", "--config.log.every_steps=3"]
+  with two_processes([*flags, f"--workdir={tmp_path / 'run'}"], second=other) as processes:
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+  assert [process.returncode for process in processes] == [2, 2], outputs
+  for output in outputs:
+    assert "process 1 has another config or other data than process 0; give all hosts" in output
+  assert "  seed: 0 -> 1\n" in outputs[1] and "  data.fingerprint: '" in outputs[1]
+  assert "data.path: " not in outputs[1] and "log.every_steps: " not in outputs[1]
+  assert not (tmp_path / "run").exists()
+
+
+def test_hosts_may_have_their_data_anywhere(tmp_path, monkeypatch):
+  """What may differ between hosts is left out; of an online evaluation, the clips are compared."""
+  compared = []
+  monkeypatch.setattr(job, "refuse_others", compared.append)
+  sets = [write_dataset(tmp_path / name, frames=(64, 90), seed=name == "c") for name in "abc"]
+  for data, labelled, threads in ((0, 0, 1), (1, 1, 2), (0, 2, 1), (2, 0, 1)):
+    options = {"data__source": "records", "data__path": sets[data], "online__path": sets[labelled]}
+    job.settle(tiny_config(**options, data__threads=str(threads)))
+  first, moved, evaluated, trained = compared
+  assert first == moved and first["online.knn"] == 10 and first["seed"] == 0
+  different = [{key for key in first if first[key] != other[key]} for other in (evaluated, trained)]
+  assert different == [{"online.path"}, {"data.fingerprint"}]

@@ -147,6 +147,13 @@ def test_of_several_rates_validation_chooses(runs, tmp_path):
     finetuned(tmp_path / "b", 2.0, 0.3, guard={"step_seconds": 0.0}, compute={"remat": True}),
   ]
   assert [os.path.basename(run.path) for run, _ in choose_rates(read_runs(more))] == ["seed1", "b"]
+  more.append(
+    finetuned(tmp_path / "again", 2.0, 0.1)
+  )  # of the chosen rate: none replaces the other
+  names = [os.path.basename(run.path) for run, _ in choose_rates(read_runs(more))]
+  assert names == ["seed1", "b", "again"]
+  twice = [finetuned(tmp_path / "once", 1.0, 0.2), finetuned(tmp_path / "twice", 1.0, 0.3)]
+  assert [note for _, note in choose_rates(read_runs(twice))] == ["", ""]
 
 
 def test_markdown_traces_every_score_to_its_run(runs, output):

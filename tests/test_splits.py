@@ -1,6 +1,8 @@
 """Divisions of labelled sets: complete, disjoint, stratified, and refused where they leak or cannot
 be learned."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,15 @@ def test_without_valid_a_stratified_tenth_of_train_is_held_out(seed):
   np.testing.assert_array_equal(split.valid, again.valid)
   other = make_splits(**columns(480, splits=names, seed=seed + 1))[0]
   assert set(split.valid) != set(other.valid)
+
+
+def test_a_tenth_of_a_hundred_thousand_files_is_held_out_in_seconds():
+  """The time grew with the square of their number: minutes of silence for VGGSound, hours for
+  AudioSet."""
+  names = np.array(["train"] * 99_000 + ["test"] * 1000)
+  started = time.process_time()
+  (split,) = make_splits(**columns(100_000, splits=names))
+  assert len(split.valid) == 9900 and time.process_time() - started < 10
 
 
 def test_held_out_clips_never_take_the_last_of_a_class():

@@ -9,7 +9,7 @@ import pytest
 
 from atst_jax.objectives.masking import draw_others, span_mask
 from atst_jax.objectives.registry import get_objective
-from atst_jax.objectives.wav2vec import contrastive_loss
+from atst_jax.objectives.wav2vec import alike, contrastive_loss
 from atst_jax.objectives.windows import take_windows
 from atst_jax.pretraining import recipe
 from atst_jax.pretraining.checks import check
@@ -98,6 +98,17 @@ def test_the_loss_is_that_of_a_float64_twin():
   loss, accuracy = contrastive_loss(*arrays, jnp.asarray(hidden), jnp.asarray(others), 0.1)
   np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
   np.testing.assert_allclose(accuracy, np.mean(right), rtol=1e-6)
+
+
+def test_vectors_are_alike_where_all_numbers_are():
+  """Without D comparisons of every pair, which were 47 GiB of a batch of the paper's size."""
+  x = np.random.default_rng(0).integers(-1, 2, (4, 60, 3)).astype(np.float32)
+  x[0, :9], x[1, 0] = 0.0, -0.0
+  found = np.asarray(jax.jit(alike)(jnp.asarray(x)))
+  np.testing.assert_array_equal(found, (x[:, :, None] == x[:, None]).all(-1))
+  shape = jax.ShapeDtypeStruct((8, 500, 768), jnp.float32)
+  memory = jax.jit(alike).lower(shape).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 8 * 500 * 500 * 768 / 10
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from atst_jax.models.chunking import batch_rows, budget, choose_sizes, padded_si
 from atst_jax.models.encoders import make_encoder
 from atst_jax.models.layers import Encoder
 from atst_jax.runtime.devices import DTYPES, resolve_fused
+from atst_jax.util.errors import UserError
 from atst_jax.util.numbers import as_written
 
 IN_FLIGHT = 2  # batches that the devices have been given and not yet given back
@@ -31,6 +32,20 @@ def fast_encoder(encoder: dict, dtype: str):
   unsuited = make_encoder(encoder).unsuited()
   attention, kernels = resolve_fused("auto", "auto", dtype=dtype, unsuited=unsuited)
   return make_encoder(encoder, dtype=DTYPES[dtype], attention=attention, kernels=kernels)
+
+
+def tail_of(tail: str, encoder: Encoder) -> str:
+  """The rule that a file names: what "released" divides are the patches of ATST's transformer, for
+  others it is "drop"."""
+  return "drop" if tail == "released" and not encoder.has_blocks else tail
+
+
+def checked_tail(tail: str, encoder: Encoder, name: str = "tail") -> str:
+  """A rule that the argument `name` asks for. Raises UserError for one of ATST's transformer where
+  this encoder is another."""
+  if tail != tail_of(tail, encoder):
+    raise UserError(f"{name}={tail} is of ATST's transformer; take drop, which is the same here")
+  return tail
 
 
 class Chunk(NamedTuple):

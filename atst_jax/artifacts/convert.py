@@ -23,6 +23,7 @@ from atst_jax.artifacts.torch_files import (
   to_variables,
   turn,
 )
+from atst_jax.audio.channels import MEAN, check_channels
 from atst_jax.audio.frontend import FRONTENDS, FrontEnd
 from atst_jax.method.normalization import check_normalization
 from atst_jax.models.encoders import check_encoder, make_encoder
@@ -51,6 +52,7 @@ LAYOUTS = ("dino", "lightning")
 PARTS = {"frontend": dict, "normalization": dict, "chunk_frames": int, "tail": str}
 # not in files of older versions: sounds are embedded whole, and not filled up
 LENGTH, FILL = "max_seconds", "fill_frames"
+CHANNELS = "channels"  # of older versions: their mean
 
 
 def seconds_of(hyper: dict) -> float:
@@ -76,7 +78,10 @@ def check_family(hyper: dict) -> None:
 
 def _is_ours(value) -> bool:
   """Whether a value is what this project writes under OURS, or empty."""
-  if not isinstance(value, dict) or value.keys() - {*PARTS, "heads", "patch_frames", LENGTH, FILL}:
+  known = {*PARTS, "heads", "patch_frames", LENGTH, FILL, CHANNELS}
+  if not isinstance(value, dict) or value.keys() - known:
+    return False
+  if not isinstance(value.get(CHANNELS, MEAN), str):
     return False
   return not value or all(type(value.get(key)) is kind for key, kind in PARTS.items())
 
@@ -141,6 +146,7 @@ def read_atst(tensors: dict, hyper: dict, heads: int | None, seconds: float | No
     "tail": ours.get("tail", "released"),
     LENGTH: ours.get(LENGTH) if ours else RELEASED_SECONDS,
     FILL: fill,
+    CHANNELS: ours.get(CHANNELS, MEAN),
   }
 
 
@@ -176,6 +182,7 @@ def from_torch(
     check_encoder(parts["encoder"], parts["frontend"].n_mels)
     check_normalization(**parts["normalization"])
     check_length(parts.get(LENGTH))
+    check_channels(parts.get(CHANNELS, MEAN))
   # of the two checks; a UserError is a ValueError
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"--from={path}: {error}") from error
@@ -201,7 +208,7 @@ def _atst_content(state: dict, config: dict, encoder, layout: str) -> dict:
   size = (encoder.width, encoder.depth, encoder.heads)
   arch = RELEASED_SIZES.get(size, "x".join(map(str, size)))
   rest = {"heads": encoder.heads, "patch_frames": encoder.patch_frames}
-  rest |= {key: config[key] for key in (*PARTS, LENGTH, FILL)}
+  rest |= {key: config[key] for key in (*PARTS, LENGTH, FILL, CHANNELS)}
   if layout == "lightning":
     return {
       LIGHTNING: "1.5.10",

@@ -61,7 +61,7 @@ def get_timestamp_embeddings(
   # frame i is centred at i · frame_ms, or begins there
   frontend = model.frontend
   first = 0 if frontend.is_centred else 500 * frontend.win_length / model.sample_rate
-  centres = first + (np.arange(longest) * model.hop + (model.hop - 1) / 2) * frame_ms
+  centres = first + (np.arange(longest) * model.hop + model.encoder.centre) * frame_ms
   out = np.zeros((len(found), longest, model.config["encoder"]["width"]), np.float32)
   times = np.full(out.shape[:2], np.nan)
   for i, rows in enumerate(found):

@@ -19,6 +19,7 @@ from atst_jax.artifacts.folder import (
   HEAD,
   ORBAX,
   SAFETENSORS,
+  check_finite,
   head_hash,
   params_hash,
   read,
@@ -105,6 +106,7 @@ def write(
     check_path(output)
   if os.path.exists(output):
     raise UserError(f"{output} exists; choose another folder or remove it")
+  check_finite(variables)
   config: dict = {
     "format": FORMAT,
     "encoder": encoder,

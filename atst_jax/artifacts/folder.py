@@ -15,11 +15,13 @@ earlier format is still read:
 """
 
 import hashlib
+import json
 import os
 
 import jax
 import numpy as np
 
+from atst_jax.artifacts.batches import tail_of
 from atst_jax.artifacts.classifiers.head import read_head
 from atst_jax.audio.channels import MEAN, check_channels
 from atst_jax.audio.frontend import FrontEnd
@@ -52,6 +54,23 @@ def params_hash(variables) -> str:
 def head_hash(variables) -> str:
   """The same of the head alone."""
   return _hash(variables[HEAD])
+
+
+def check_finite(variables) -> None:
+  """Raises UserError for weights that give no vectors: those of a run that broke."""
+  for path, x in jax.tree_util.tree_leaves_with_path(variables):
+    if not np.isfinite(x).all():
+      raise UserError(
+        f"the weights are not finite ({'/'.join(key.key for key in path)}): the run broke before "
+        "they were saved; export those of an earlier --step, or train it again"
+      )
+
+
+def embedding_hash(config: dict) -> str:
+  """16 hexadecimal digits over what vectors follow from beside the weights: of an export's config
+  the front-end and `EMBEDDING`."""
+  settings = {key: config[key] for key in (*EMBEDDING, "frontend")}
+  return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _hash(variables) -> str:
@@ -171,6 +190,7 @@ def read(folder: str):
       raise UserError(f"{folder} lacks {SAFETENSORS}; export it again")
     frontend = FrontEnd.from_json(config["frontend"])
     expected = _checked(config, frontend)
+    config["tail"] = tail_of(config["tail"], make_encoder(config["encoder"]))
     filters = _read_filters(os.path.join(folder, FILTERS), frontend)
     _check_size(weights, expected)
   except FileNotFoundError as error:

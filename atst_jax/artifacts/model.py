@@ -210,16 +210,16 @@ class Model:
         "weighted": by length. "keep": all alike. "drop": alike, but a chunk after the first counts
         only if more than half of it is there. "released": as "drop", and the sum over a chunk's
         patches is divided by the patches from its start to the end of the clip, as ATST's released
-        code does (a 10-s clip's first mean is 0.6 of itself). An encoder with a `context` needs no
-        rule: its vector is that of one pass over the whole clip.
+        code does (a 10-s clip's first mean is 0.6 of itself); of that transformer alone. An encoder
+        with a `context` needs no rule: its vector is that of one pass over the whole clip.
 
     Returns:
       (clips, 2 · num_blocks · D) float32; (clips, D) of a convolutional encoder.
 
     Raises:
-      UserError: an unknown tail, or a clip with the wrong number of mel bins.
+      UserError: an unknown tail, or another encoder's; a clip with the wrong number of mel bins.
     """
-    tail = self.config["tail"] if tail is None else tail
+    tail = self.config["tail"] if tail is None else batches.checked_tail(tail, self.encoder)
     if tail not in TAILS:
       raise UserError(f"tail={tail!r}: choose one of {', '.join(TAILS)}")
     num_blocks = self.depth if num_blocks is None else num_blocks

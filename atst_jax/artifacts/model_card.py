@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from atst_jax.artifacts.classifiers.card_section import card_section
+from atst_jax.audio.channels import MEAN
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.method.views import FLOOR_DB
 from atst_jax.models.encoders import make_encoder
@@ -153,16 +154,14 @@ def _origin(provenance: dict) -> list[str]:
     text = (
       f"Trained on the `{data['source']}` source: noise, to try the code; not useful for sound."
     )
-  recipe = table_lines(
-    [["key", "value"], *([key, f"`{flat[key]}`"] for key in RECIPE if key in flat)]
-  )
+  rows = [["key", "value"], *([key, f"`{flat[key]}`"] for key in RECIPE if key in flat)]
   return [
     "## Data",
     text,
     "## Recipe",
     f"The {provenance['network']}'s encoder after {provenance['step']} updates, by atst_jax "
     f"{provenance['atst_jax']}. Every key lies in `config.json` under `provenance`.",
-    "\n".join(recipe),
+    "\n".join(table_lines(rows)),
   ]
 
 
@@ -262,6 +261,7 @@ def card(
     [
       ["front-end", f"`{frontend.name}`, hash `{frontend.hash}`"],
       ["sample rate", f"{frontend.sample_rate} Hz"],
+      *([["channels", f"of several: {config['channels']}"]] if config["channels"] != MEAN else []),
       ["window", window],
       ["hop", f"{frontend.hop_length} samples"],
       ["mel", mel],

@@ -15,10 +15,6 @@ from atst_jax.util.logs import log
 from .channels import LOUDEST, MEAN, Levels, mean_of
 from .sound_file import Reject, Sound, open_sound
 
-REASONS = (
-  *("missing", "undecodable", "empty", "too_short", "non_finite", "silent", "duplicate"),
-  *("no_channel", "beyond_end", "reversed"),  # the last two are of segments
-)
 BLOCK_VALUES = 1 << 18  # samples x channels decoded at a time
 SILENT_PEAK = 1e-4  # -80 dB of full scale: below the dither of 16 bits
 FULL_SCALE = 127 / 128  # the highest value of 8 bits

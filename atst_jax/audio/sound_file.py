@@ -32,7 +32,7 @@ OF_THE_MACHINE = {
 
 
 class Reject(Exception):
-  """A file that cannot be used: `reason` is one of REASONS, `detail` says more and names no
+  """A file that cannot be used: `reason` is a word for counts, `detail` says more and names no
   path."""
 
   def __init__(self, reason: str, detail: str = ""):

@@ -197,15 +197,19 @@ class Dataset:
   def check_frontend(self, frontend: FrontEnd, encoder: str) -> None:
     """Raises UserError if the shards hold another spectrogram than an encoder expects, which
     `encoder` names."""
+    remedy = f"prepare the data with --frontend={frontend.name}"
+    known = FRONTENDS.get(frontend.name)
+    if known is not None and known.hash != frontend.hash:
+      remedy = f"its {frontend.name!r} is another version's: train it anew, or take data of then"
+    self.refuse_other(frontend, f"the encoder {encoder} expects", remedy)
+
+  def refuse_other(self, frontend: FrontEnd, wanted: str, remedy: str) -> None:
+    """Raises UserError if the shards hold another spectrogram than that of a front-end, and says
+    what wants it and what to do."""
     if self.frontend.hash != frontend.hash:
-      remedy = f"prepare the data with --frontend={frontend.name}"
-      known = FRONTENDS.get(frontend.name)
-      if known is not None and known.hash != frontend.hash:
-        remedy = f"its {frontend.name!r} is another version's: train it anew, or take data of then"
       raise UserError(
         f"{self.root} was prepared with the front-end {self.frontend.name!r} "
-        f"({self.frontend.hash}), the encoder {encoder} expects {frontend.name!r} "
-        f"({frontend.hash}); {remedy}"
+        f"({self.frontend.hash}), {wanted} {frontend.name!r} ({frontend.hash}); {remedy}"
       )
 
   def min_frames(self, split: str) -> int:

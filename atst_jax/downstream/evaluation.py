@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import atst_jax
+from atst_jax.artifacts.folder import embedding_hash
 from atst_jax.data.dataset import Dataset, write_json
 from atst_jax.downstream import bootstrap, tables
 from atst_jax.downstream.features import Labels, task
@@ -48,13 +49,18 @@ def _section(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 
 def filled(
-  config: ConfigDict, params_hash: str, fingerprint: str, *more: tuple[str, str, str]
+  config: ConfigDict, exported: dict, fingerprint: str, *more: tuple[str, str, str]
 ) -> ConfigDict:
   """A copy with the hashes of encoder and data; `more`: (key, hash, key of the hashed thing).
-  Raises UserError if another hash is set."""
+  Raises UserError if another hash is set.
+
+  Args:
+    exported: the encoder's config.
+  """
   config = config.copy_and_resolve_references()
   standard = (
-    ("params_hash", params_hash, "encoder"),
+    ("params_hash", exported["params_hash"], "encoder"),
+    ("embedding_hash", embedding_hash(exported), "encoder"),
     ("data.fingerprint", fingerprint, "data.path"),
   )
   for key, value, source in (*standard, *more):
@@ -211,10 +217,11 @@ def finished(
   path = os.path.join(workdir, "rows", f"{number}.json")
   try:
     rows = storage.read_json(path)["rows"]
-    if all(storage.is_file(os.path.join(workdir, row["test"]["file"])) for row in rows):
-      log.info("%s: read from %s", name, path)
-      return rows
-  except (FileNotFoundError, ValueError, KeyError):
+    for row in rows:
+      bootstrap.read_resampled(workdir, row)
+    log.info("%s: read from %s", name, path)
+    return rows
+  except (OSError, ValueError, KeyError):  # absent or damaged
     pass
   rows = [
     bootstrap.keep(workdir, row, f"{number}-{index}.npz") for index, row in enumerate(compute())

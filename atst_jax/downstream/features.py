@@ -84,13 +84,13 @@ class Vectors:
     key: dict,
     max_frames: int | None,
     unit: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
   ):
     """Args:
     key: JSON of everything that changes the vectors, besides the encoder and its blocks.
     max_frames: of the central crop; None takes clips whole.
     unit: frames to which every clip is cut or filled, in place of that crop (`mels`).
-    seed: of the crops to the unit.
+    seed: of the crops to the unit (`mels`).
     """
     self.folder, self.dataset, self.ids, self.key = folder, dataset, ids, key
     self.max_frames, self.unit, self.seed = max_frames, unit, seed
@@ -172,7 +172,7 @@ def log_statistics(mels: Iterable[np.ndarray]) -> dict[str, float]:
   return {"log_mean": mean, "log_std": (squares / count - mean**2) ** 0.5}
 
 
-def standardized(model: Model, dataset: Dataset, *, unit: int | None, seed: int) -> Model:
+def standardized(model: Model, dataset: Dataset, *, unit: int | None, seed: int | None) -> Model:
   """The encoder with the statistics of a set's training split, which is all clips where folds are.
 
   Args:
@@ -270,7 +270,7 @@ def mels(
   *,
   split: str | None = None,
   unit: int | None = None,
-  seed: int = 0,
+  seed: int | None = None,
 ) -> Iterator[np.ndarray]:
   """The (T, F) float32 dB arrays of all clips, with a progress bar.
 
@@ -280,7 +280,8 @@ def mels(
     unit: frames to which every clip is cut or filled, if given. As in EVAR, longer clips of the
       training and validation splits are cropped at random; those of a test split or with a fold
       (tested in turn) keep their start.
-    seed: of these crops; each depends on it and the clip's id.
+    seed: of these crops; each depends on it and the clip's id. None where folds are drawn: all keep
+      their start, since each is tested in turn.
   """
   silence = silence_db(dataset.frontend)
   with progress_bar(total, 0, "clip") as bar:
@@ -288,7 +289,7 @@ def mels(
     for clip in dataset.clips(split) if split else clips(dataset):
       mel = clip.mel.astype(np.float32)
       if unit:
-        drawn = clip.split != "test" and clip.fold < 0
+        drawn = seed is not None and clip.split != "test" and clip.fold < 0
         digest = hashlib.sha256(f"{seed}:{clip.id}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little")) if drawn else None
         mel = cut_or_fill(mel, unit, silence=silence, rng=rng)

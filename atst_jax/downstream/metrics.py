@@ -124,11 +124,6 @@ def hits_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -> 
   return np.array([np.clip((k - nearer) / tied, 0, 1) for k in ks])
 
 
-def recall_at(similarity: np.ndarray, wanted: np.ndarray, ks: tuple[int, ...]) -> list[float]:
-  """R@K for each K: the mean of `hits_at` over the queries."""
-  return hits_at(similarity, wanted, ks).mean(-1).tolist()
-
-
 class Spectrum(NamedTuple):
   """The spread of the vectors' variance over directions, from the covariance's eigenvalues λ,
   largest first. All 0 if vectors do not vary."""
@@ -170,11 +165,6 @@ def spectrum(x: np.ndarray) -> Spectrum:
     float(1 / np.sum(share**2)),
     float(np.exp(-np.sum(there * np.log(there)))),
   )
-
-
-def effective_rank(x: np.ndarray) -> float:
-  """That of `spectrum`."""
-  return spectrum(x).effective_rank
 
 
 def scale_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

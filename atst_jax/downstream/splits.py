@@ -59,7 +59,7 @@ def make_splits(
     raise UserError(f"--config.splits.hold_out={hold_out}: choose one of {', '.join(HOLD_OUTS)}")
   ids, folds, splits = list(ids), np.asarray(folds), np.asarray(splits)
   sources = sources_of(ids, groups)
-  way = _way(way, folds, splits)
+  way = resolve_way(way, folds, splits)
   if way == "split":
     parts = [_by_split(splits, sources, targets, seed)]
   else:
@@ -88,12 +88,7 @@ def sources_of(ids, groups) -> np.ndarray:
   return np.unique(names, return_inverse=True)[1]
 
 
-def is_drawn(way: str, folds: np.ndarray, splits: np.ndarray) -> bool:
-  """Whether `make_splits` draws folds of its own."""
-  return _way(way, folds, splits) == "random"
-
-
-def _way(way: str, folds: np.ndarray, splits: np.ndarray) -> str:
+def resolve_way(way: str, folds: np.ndarray, splits: np.ndarray) -> str:
   """The way, with "auto" resolved. Raises UserError if the columns do not allow it."""
   if way not in WAYS:
     raise UserError(f"--config.splits.way={way}: choose one of {', '.join(WAYS)}")
@@ -155,7 +150,7 @@ def _hold_out(
   labels = np.zeros((len(unique), targets.shape[1]), bool)  # (files, C)
   np.logical_or.at(labels, number, targets[train].astype(bool))
   left, held, wanted = labels.sum(0), [], max(1, len(unique) // HELD_OUT)
-  shuffled = rng.permutation(len(unique))
+  shuffled, some_labelled = rng.permutation(len(unique)), False
   labelled = np.asarray(labels.any(-1))
   # those without a label come last
   classes = np.where(labelled, labels.argmax(-1), labels.shape[1])
@@ -163,9 +158,10 @@ def _hold_out(
   # every tenth, then the others
   for index in np.concatenate([order[turn::HELD_OUT] for turn in range(HELD_OUT)]):
     # while none with a label is held, a place is kept for one
-    places = wanted - len(held) - (0 if labelled[[*held, index]].any() else 1)
+    places = wanted - len(held) - (0 if some_labelled or labelled[index] else 1)
     if places > 0 and (left[labels[index]] > 1).all():
       held.append(int(index))
+      some_labelled |= bool(labelled[index])
       left = left - labels[index]
   valid = np.isin(groups[train], unique[np.array(held, int)])
   return train[~valid], train[valid]

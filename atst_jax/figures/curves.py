@@ -17,7 +17,7 @@ def training_curve(records: list[dict], path: str, *, outputs: int) -> None:
   """Losses, spread of the outputs, schedules and speed over the steps.
 
   Args:
-    records: of `logs.read_metrics`.
+    records: of `metric_writer.read_metrics`.
     path: PNG to write.
     outputs: P, numbers in the projector's output. Unit vectors spread evenly over the sphere have a
       standard deviation of 1/√P in every one; collapsed ones have 0.

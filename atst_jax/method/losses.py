@@ -42,7 +42,7 @@ def output_rank(x):
   [1, P].
 
   exp of the eigenvalues' Rényi entropy of order 2, so at most the effective rank
-  (`metrics.effective_rank`), and it needs no eigenvalues. Outputs that do not vary at all have 0,
+  (`metrics.spectrum`), and it needs no eigenvalues. Outputs that do not vary at all have 0,
   or by rounding 1.
   """
   rows = l2_normalize(x).reshape(-1, x.shape[-1])

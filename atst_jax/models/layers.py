@@ -35,6 +35,11 @@ class Encoder(nn.Module):
     raise NotImplementedError
 
   @property
+  def centre(self) -> float:
+    """The middle of what the first vector over time sees, in frames behind the first one."""
+    return (self.hop - 1) / 2
+
+  @property
   def context(self) -> int | None:
     """Frames (n · hop) that a frame's vector sees around it; given, y is their `pool_frames`."""
     return None

@@ -12,7 +12,7 @@ mesh, checkpoints, guard, online evaluation, export, plan and benchmark ask it b
   override `initialise`.
 - `settings`: a NamedTuple of the keys of `config.NAME`, read as `self.options`. Other parts of a
   config that every objective has: `views.crop_frames` and `views.normalization` say what the
-  encoder sees (`windows.draw_windows` makes it), `encoder`, `optimizer`, `compute`, `batch_size`.
+  encoder sees (`windows.take_windows` makes it), `encoder`, `optimizer`, `compute`, `batch_size`.
 - `outputs`, `flops`, and `check` for what does not fit, before anything is compiled.
 
 The state's `teacher` is () unless an objective builds its own update, as `byol` does.

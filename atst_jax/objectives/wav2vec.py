@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from atst_jax.method.accumulation import in_parts
 from atst_jax.method.losses import l2_normalize
@@ -55,6 +56,27 @@ def _frames_and_features(encoder, mel, hidden):
   return jnp.concatenate([before["frames"], before["features"]], -1)
 
 
+def alike(x):
+  """(B, N, D) -> (B, N, N) bool: which vectors of a clip are equal.
+
+  Two hashes of each vector are compared in place of D numbers of every pair. They are sums over D
+  of mixed bits (MurmurHash3's last steps, other seeds for every number): exact in any order, and
+  different vectors share both once in 2^64.
+  """
+  x = jax.lax.stop_gradient(x).astype(jnp.float32)
+  x = jnp.where(x == 0, 0.0, x)  # -0, too
+  seeds = np.random.default_rng(0).integers(0, 2**32, (2, 1, 1, x.shape[-1]), np.uint32)
+
+  def same(seed):
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) ^ seed
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+      bits = (bits ^ (bits >> shift)) * np.uint32(factor)
+    sums = bits.sum(-1, dtype=jnp.uint32)
+    return sums[:, :, None] == sums[:, None]
+
+  return same(seeds[0]) & same(seeds[1])
+
+
 def contrastive_loss(said, features, hidden, others, temperature: float):
   """The loss of a batch.
 
@@ -72,8 +94,7 @@ def contrastive_loss(said, features, hidden, others, temperature: float):
   )
   right = jnp.diagonal(cosines, axis1=1, axis2=2)[..., None]
   # What equals the right one, as in digital silence, is no distractor: so wav2vec 2.0's code.
-  alike = (features[:, :, None] == features[:, None]).all(-1)
-  wrong = jnp.take_along_axis(jnp.where(alike, -jnp.inf, cosines), others, 2)
+  wrong = jnp.take_along_axis(jnp.where(alike(features), -jnp.inf, cosines), others, 2)
   chances = jax.nn.log_softmax(jnp.concatenate([right, wrong], -1) / temperature)[..., 0]
   found = (right > wrong).all(-1)
   count = jnp.maximum(hidden.sum(), 1)

@@ -85,7 +85,7 @@ def predict_files(
   head = head_of(model)
   if settings.windows:
     check_length(model, head, *settings.windows)
-  told_apart = ("format", "channels", "provenance")
+  told_apart = ("format", "channels", "provenance", "programs")
   decisive = {key: x for key, x in model.config.items() if key not in told_apart}
   told = [*settings.to_json(), model.dtype]
   paths = [recording.path for recording in recordings]
@@ -179,7 +179,7 @@ def _told(model: Model, head: Head, tally: Tally, settings: Settings) -> str:
   if tally.unlabelled:
     words.append(f"{tally.unlabelled} of them without a label")
   if tally.cropped:
-    seconds = (head.max_frames - 1) * model.frontend.hop_length / model.sample_rate
+    seconds = model.frontend.samples_of(head.max_frames) / model.sample_rate
     part = "central" if head.crop == "center" else "first"
     words.append(
       f"{tally.cropped} longer than {seconds:g} s, of which the {part} {seconds:g} s were heard "
@@ -205,7 +205,8 @@ def _write_piece(
   with contextlib.closing(found), storage.writing(path, "w", encoding="utf-8") as file:
     for block in _blocks(found):
       usable = [sound for sound in block if isinstance(sound, Sound)]
-      rejected = tuple((one.id, one.reason) for one in block if isinstance(one, Unusable))
+      unusable = [one for one in block if isinstance(one, Unusable)]
+      rejected = tuple((one.id, pieces.printable(one.reason)) for one in unusable)
       unlabelled = 0
       logits = score(model, (sound.clip for sound in usable))
       for sound, scores in zip(usable, logits, strict=True):

@@ -3,6 +3,7 @@ Audacity, selection tables of Raven."""
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from atst_jax.artifacts.classifiers.head import Head, chosen_labels
 from atst_jax.artifacts.classifiers.scoring import head_of
+from atst_jax.artifacts.collection.pieces import printable
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.decode import duration
 from atst_jax.audio.frontend import FrontEnd
@@ -101,6 +103,11 @@ def _one_line(text: str) -> str:
   return " ".join(text.split())
 
 
+def _in_a_cell(path: str) -> str:
+  """A path, whose spaces have to remain if it is to be found."""
+  return re.sub(r"[\t\r\n]", " ", path)
+
+
 def _audacity(file, rows: Iterable[Row], **_) -> None:
   for row in rows:
     file.write(f"{row.start:.6f}\t{row.end:.6f}\t{_one_line(row.label)}\n")
@@ -117,7 +124,7 @@ def _raven(file, rows: Iterable[Row], *, frontend: FrontEnd, paths: list[str]) -
       *(number, "Spectrogram 1", 1),
       *(f"{begin + row.start:.6f}", f"{begin + row.end:.6f}"),
       *(frontend.f_min, frontend.f_max),
-      *(_one_line(row.path), f"{row.start:.6f}", _one_line(row.label)),
+      *(_in_a_cell(printable(row.path)), f"{row.start:.6f}", _one_line(row.label)),
       *(told["probability"], told["threshold"]),
     )
     file.write("\t".join("" if x is None else str(x) for x in values) + "\n")

@@ -68,7 +68,7 @@ def check_length(model: Model, head: Head, seconds: float, hop: float) -> None:
   check_windows(seconds, hop, shortest=model.min_samples / model.sample_rate)
   frames = model.frontend.num_frames(round(seconds * model.sample_rate))
   if frames > head.max_frames:
-    most = (head.max_frames - 1) * model.frontend.hop_length / model.sample_rate
+    most = model.frontend.samples_of(head.max_frames) / model.sample_rate
     raise UserError(
       f"--window={seconds:g}: this classifier hears {most:g} s of a sound; choose a window of at "
       "most that"
@@ -167,7 +167,9 @@ def _of_part(
   reached = part.start
   try:
     if windows is None:
-      yield _sound(model, head, number, part, model.mel_of(read, whole=True))
+      mel, seconds = _heard(model, read)
+      end = part.start + seconds if part.end == math.inf else part.end
+      yield _sound(model, head, number, part._replace(end=end), mel)
       return
     for window in sliding(
       read(),
@@ -187,10 +189,22 @@ def _of_part(
     yield Unusable(number, part.id, reason)
 
 
+def _heard(model: Model, read: Callable[[], Iterator[np.ndarray]]) -> tuple[Mel, float]:
+  """The log-mel of a whole sound, and its seconds. Raises UserError for one that is too short."""
+  samples = 0
+
+  def counted():
+    nonlocal samples
+    samples = 0  # it may be read again
+    for piece in read():
+      samples += len(piece)
+      yield piece
+
+  mel = model.mel_of(counted, whole=True)
+  return mel, samples / model.sample_rate
+
+
 def _sound(model: Model, head: Head, number: int, part: Part, mel: Mel) -> Sound:
-  """A sound of a log-mel, with its end. Raises UserError for one that is too short."""
+  """A sound of a log-mel. Raises UserError for one that is too short."""
   model.check(mel)
-  if part.end == math.inf:
-    seconds = (len(mel) - 1) * model.frontend.hop_length / model.sample_rate
-    part = part._replace(end=part.start + seconds)
   return Sound(number, part, clip_of(head, mel), len(mel))

@@ -1,6 +1,5 @@
 """What a resolved pre-training config may hold: ranges, choices, and what has to fit together."""
 
-import itertools
 import math
 
 from ml_collections import ConfigDict
@@ -10,6 +9,7 @@ from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import READERS
 from atst_jax.data.order import VERSION, check_streams
+from atst_jax.downstream import evaluation
 from atst_jax.method.normalization import NORMALIZATIONS, check_normalization
 from atst_jax.method.optimizer import FORMS, SCHEDULES, STAIR
 from atst_jax.models.encoders import ENCODERS, fields_of, make_encoder
@@ -125,9 +125,7 @@ def check_values(config: ConfigDict, objective: Objective) -> None:
   for key, (low, high) in present({**RANGES, **objective.ranges}):
     if not low <= values[key] <= high:
       raise UserError(f"--config.{key}={values[key]}: must lie between {low} and {high}")
-  penalties = config.online.ridge
-  if not penalties or penalties[0] <= 0 or any(b <= a for a, b in itertools.pairwise(penalties)):
-    raise UserError(f"--config.online.ridge={penalties}: must be positive and ascending")
+  evaluation.check_values(config, ascending=("online.ridge",))
   normalization = config.views.normalization
   if normalization.kind == "min_max" and not normalization.low < normalization.high:
     raise UserError(
@@ -236,6 +234,11 @@ def check(config: ConfigDict, dataset: Dataset | None, devices: int, processes: 
       f"batch_size {batch} is not divisible by {devices} devices; use a multiple of {devices}"
     )
   check_encoder(encoder)
+  if config.tail == "released" and not make_encoder(encoder).has_blocks:
+    raise UserError(
+      "--config.tail=released counts the patches of ATST's transformer; for --config.encoder.kind="
+      f"{encoder.kind} take --config.tail=drop"
+    )
   _check_optimizer(config.optimizer)
   _check_stairs(config)
   _check_normalization(config.views.normalization)

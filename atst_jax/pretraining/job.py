@@ -20,9 +20,9 @@ from atst_jax.pretraining.recovery import Recovery
 from atst_jax.runtime import trackers
 from atst_jax.runtime.checkpoint import checkpoint_folder
 from atst_jax.runtime.checkpoint_folder import newest_config, saved_steps
-from atst_jax.runtime.mesh import make_mesh, process_rows
+from atst_jax.runtime.mesh import make_mesh, process_rows, refuse_others
 from atst_jax.runtime.session import open_session
-from atst_jax.runtime.workdir import CONFIG, continuation, read_config, read_starts
+from atst_jax.runtime.workdir import CONFIG, among, continuation, read_config, saved_step
 from atst_jax.util import config as configs
 from atst_jax.util import storage
 from atst_jax.util.errors import UserError
@@ -59,11 +59,14 @@ NAMED_KEYS = (
   "guard.collapse",
   "guard.narrow",
 )
+# Those that may differ between hosts: what a path leads to is compared, not the path.
+HOST_KEYS = (*(key for key in FREE_KEYS if key != "online."), "online.path")
 INIT_STREAM = 2**32 - 1  # folded into the seed for the initial parameters; steps count from 0
 
 
 def settle(config: ConfigDict, begun: dict | None = None) -> tuple[ConfigDict, Dataset | None]:
-  """The resolved and checked config, and its data. Raises UserError for a mistake in it.
+  """The resolved and checked config, and its data. Raises UserError for a mistake in it, or if the
+  processes of the job have different ones.
 
   Args:
     begun: of `recipe.resolve`.
@@ -72,6 +75,11 @@ def settle(config: ConfigDict, begun: dict | None = None) -> tuple[ConfigDict, D
   config = recipe.resolve(config, dataset, begun)
   check(config, dataset, jax.device_count(), jax.process_count())
   trackers.check(trackers.names(config.log))
+  found = configs.flatten(configs.to_json(config))
+  labelled = Dataset.described(config.online.path) if config.online.path else None
+  evaluated = {s: labelled.fingerprint(s) for s in labelled.splits} if labelled else {}
+  same = {key: value for key, value in found.items() if not among(key, HOST_KEYS)}
+  refuse_others({**same, "online.path": evaluated})
   return config, dataset
 
 
@@ -110,7 +118,6 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
         named=NAMED_KEYS,
         allow_changes=allow_changed_config,
         stored=lambda: stored_config(workdir, config.checkpoint.folder),
-        starting=True,
         step_seconds=config.guard.step_seconds,
         start_seconds=config.guard.start_seconds,
         memory={
@@ -222,11 +229,10 @@ def stored_config(workdir: str, folder: str | None) -> dict | None:
         f"{workdir}: the checkpoints of this run lie in {known}, and {place} has none; copy them "
         "there, leave --config.checkpoint.folder as it was, or choose a new workdir"
       )
-    reached = max((start["step"] for start in read_starts(workdir)), default=0)
-    if before and reached:
+    if before and (saved := saved_step(workdir)):
       raise UserError(
-        f"{place} holds no checkpoint, but this run has gone on from step {reached}; mount or copy "
-        "the folder, or choose a new workdir"
+        f"{storage.absolute(place)} holds no checkpoint, but this run has saved one at step "
+        f"{saved}; mount or copy the folder, or choose a new workdir"
       )
   return None
 

@@ -102,12 +102,8 @@ class Online:
     self.model = Model({**settings, "frontend": settings["frontend"].to_json()}, None, None)
     frontend = self.model.frontend
     dataset = Dataset.load(path)
-    if dataset.frontend.hash != frontend.hash:
-      raise UserError(
-        f"--config.online.path={path} was prepared with the front-end {dataset.frontend.name!r} "
-        f"({dataset.frontend.hash}), data.frontend is {frontend.name!r} ({frontend.hash}); prepare "
-        f"it again with --frontend={frontend.name}"
-      )
+    remedy = f"prepare it again with --frontend={frontend.name}, or leave out --config.online.path"
+    dataset.refuse_other(frontend, "data.frontend is", remedy)
     labels = read_labels(dataset)
     try:
       divisions = divide(dataset, labels, seed=seed, **splits)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from atst_jax.audio.frontend import get_frontend
+from atst_jax.audio.frontend import FRONTENDS, get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import record_batches, synthetic_batches
 from atst_jax.method.optimizer import make_optimizer
@@ -52,13 +52,10 @@ def resolve(config: ConfigDict, dataset: Dataset | None, begun: dict | None = No
   config = config.copy_and_resolve_references()
   frontend = get_frontend(config.data.frontend)
   if dataset is not None:
-    if dataset.frontend.hash != frontend.hash:
-      raise UserError(
-        f"{dataset.root} was prepared with the front-end {dataset.frontend.name!r} "
-        f"({dataset.frontend.hash}), "
-        f"data.frontend is {frontend.name!r} ({frontend.hash}); prepare it again with "
-        f"--frontend={frontend.name} or set --config.data.frontend={dataset.frontend.name}"
-      )
+    remedy, other = f"prepare it again with --frontend={frontend.name}", dataset.frontend.name
+    if other in FRONTENDS and other != frontend.name:
+      remedy += f" or set --config.data.frontend={other}"
+    dataset.refuse_other(frontend, "data.frontend is", remedy)
     fingerprint = dataset.fingerprint(config.data.split)
     if config.data.fingerprint not in (None, fingerprint):
       raise UserError(

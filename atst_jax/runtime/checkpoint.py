@@ -37,8 +37,9 @@ class Checkpoints:
   verified, so there is always a good one. The first save of every process is read back and
   compared.
 
-  The newest one, the newest `keep` sound ones, and all at multiples of `keep_every` steps are kept.
-  Training may fall back to the sound ones (`save`).
+  The newest one, the newest `keep` sound ones, and all at multiples of `keep_every` steps are kept,
+  these also when a later start has another `keep_every`. Training may fall back to the sound ones
+  (`save`).
   """
 
   def __init__(
@@ -48,13 +49,14 @@ class Checkpoints:
     keep: int,
     keep_every: int,
     config: dict | None = None,
-    first_saved: Callable[[], None] = lambda: None,
+    first_saved: Callable[[int], None] = lambda step: None,
   ):
     """
     Args:
       keep, keep_every: see above.
       config: of the job; it lies in each checkpoint.
-      first_saved: called in process 0, by a thread, when the first save has been verified.
+      first_saved: called with the step in process 0, by a thread, when the first save has been
+        verified.
     """
     self.folder = storage.absolute(folder)
     self._on_disk = CheckpointFolder(self.folder)
@@ -192,10 +194,11 @@ class Checkpoints:
     sums = fetch(sums)
     if not self._opened:
       self._open(step, abstract, sums)
-    self._on_disk.finish(step, {"sound": sound, "state": sums}, self._config)
+    facts = {"sound": sound, "stays": step % self._keep_every == 0, "state": sums}
+    self._on_disk.finish(step, facts, self._config)
     if not self._opened:
       self._opened = True
-      self._first_saved()
+      self._first_saved(step)
     self._on_disk.drop_old(step, keep=self._keep, keep_every=self._keep_every)
 
   def _open(self, step, abstract, sums):

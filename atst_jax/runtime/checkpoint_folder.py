@@ -45,6 +45,11 @@ def entries(folder: str) -> list[Entry]:
         and "sound" in facts
       ):
         raise checksums.Damaged(f"{checksums.NAME} is not that of a checkpoint")
+      # The checksum of a step is its value (`checksums.array_checksums`).
+      if (step := facts["state"].get("step", facts["step"])) != facts["step"]:
+        raise checksums.Damaged(
+          f"{checksums.NAME} says step {facts['step']}, and its state is that of {step}"
+        )
       found.append(Entry(facts["step"], name, facts, ""))
     except checksums.Damaged as fault:
       found.append(Entry(int(name), name, None, str(fault)))
@@ -52,8 +57,15 @@ def entries(folder: str) -> list[Entry]:
 
 
 def saved_steps(folder: str) -> list[int]:
-  """Steps of the checkpoints in a folder, in order."""
-  return sorted(int(name) for name in storage.names(folder) if name.isdigit())
+  """Steps of the checkpoints in a folder, in order, without the remains of a save that never
+  ended."""
+  names = filter(str.isdigit, storage.names(folder))
+  return sorted(int(name) for name in names if not _never_ended(os.path.join(folder, name)))
+
+
+def _never_ended(path: str) -> bool:
+  found = storage.names(path)
+  return UNFINISHED in found and checksums.NAME not in found
 
 
 def newest_good(folder: str, found: list[Entry], faults: dict[str, str]) -> Entry | None:
@@ -83,9 +95,21 @@ def config_of(path: str) -> dict | None:
 
 
 def newest_config(folder: str) -> dict | None:
-  """The config of a folder's newest finished checkpoint; None as in `config_of`."""
-  finished = [entry for entry in entries(folder) if entry.facts]
-  return config_of(os.path.join(folder, finished[0].name)) if finished else None
+  """The config of a folder's newest finished checkpoint whose config is as it was saved; None as in
+  `config_of`."""
+  for entry in entries(folder):
+    path = os.path.join(folder, entry.name)
+    if entry.facts and _is_as_saved(os.path.join(path, CONFIG), entry.facts["files"].get(CONFIG)):
+      return config_of(path)
+  return None
+
+
+def _is_as_saved(path: str, file: list | None) -> bool:
+  """Whether a file has the digest of its [size, digest] in a manifest, if it is in there."""
+  try:
+    return file is None or storage.sha256(path) == file[1]
+  except OSError:
+    return False
 
 
 def listed(faults: dict[str, str], between: str) -> str:
@@ -148,16 +172,29 @@ class CheckpointFolder:
     storage.remove(os.path.join(self.path(step), UNFINISHED))
 
   def drop_old(self, step: int, *, keep: int, keep_every: int) -> None:
-    """Removes the checkpoints before `step`, except the newest `keep` sound ones and the multiples
-    of `keep_every`."""
+    """Removes the checkpoints before `step`, except the newest `keep` sound ones and those that
+    stay for good (`_stays`)."""
     found = [entry for entry in entries(self.folder) if entry.facts and entry.step <= step]
     sound = [entry for entry in found if entry.facts and entry.facts["sound"]]
     kept = {entry.name for entry in found[:1] + sound[:keep]}
     for entry in found:
-      if entry.name not in kept and entry.step % keep_every:
+      if entry.name not in kept and not self._stays(entry, keep_every):
         storage.write_text(os.path.join(self.path(entry.name), UNFINISHED), "")
         storage.remove(os.path.join(self.path(entry.name), checksums.NAME))
         storage.remove_folder(self.path(entry.name))
+
+  def _stays(self, entry: Entry, keep_every: int) -> bool:
+    """Whether a finished checkpoint stays for good: its manifest says so, whatever this start's
+    `keep_every` is. Older versions did not say; there this start's decides, or its config's."""
+    if (stays := entry.facts.get("stays")) is not None:
+      return bool(stays)
+    if not entry.step % keep_every:
+      return True
+    try:
+      made_with = (config_of(self.path(entry.name)) or {})["checkpoint"]["keep_every"]
+      return not entry.step % made_with
+    except (KeyError, TypeError, ZeroDivisionError):
+      return False
 
   def choose(self, faults: dict[str, str], *, sound_only: bool) -> int:
     """The step of the newest good checkpoint that is not in `faults`; -1 if there are no

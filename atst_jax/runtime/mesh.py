@@ -1,6 +1,8 @@
 """The device mesh and the places of arrays on it: the batch over every device, the state over
 `fsdp` by shape."""
 
+import hashlib
+import json
 from collections.abc import Callable
 
 import jax
@@ -9,6 +11,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from atst_jax.util.config import changes
 from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.logs import log
 
@@ -113,6 +116,28 @@ def from_process_zero(decide: Callable[[], int]) -> int:
   if error:
     raise error
   return value
+
+
+def refuse_others(values: dict[str, object]) -> None:
+  """Raises UserError in every process if one has other values than process 0, as JSON; that one
+  says which keys differ."""
+  if jax.process_count() == 1:
+    return
+  text = json.dumps(values, sort_keys=True).encode()
+  digests = process_allgather(np.frombuffer(hashlib.sha256(text).digest(), np.uint32))
+  others = [i for i, digest in enumerate(digests) if (digest != digests[0]).any()]
+  if not others:
+    return
+  size = int(broadcast_one_to_all(np.int32(len(text))))
+  first = broadcast_one_to_all(np.frombuffer(text.ljust(size)[:size], np.uint8))
+  told = "their messages say which values"
+  if jax.process_index() in others:
+    lines = changes(json.loads(np.asarray(first).tobytes()), json.loads(text))
+    told = f"process 0's and those of process {jax.process_index()}:\n  " + "\n  ".join(lines)
+  raise UserError(
+    f"process {', '.join(map(str, others))} has another config or other data than process 0; give "
+    f"all hosts the same flags and the same data, and run the command again; {told}"
+  )
 
 
 def first_error(work: Callable[[], object]) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ class MetricWriter:
   def __init__(self, workdir, *, start_step=0, enabled=True, trackers=()):
     self._file = self._board = None
     self._trackers, self.measured = trackers, False
-    self._enabled, self._warned = enabled, set()
+    self._warned = set()
     self._path = os.path.join(workdir, "metrics.jsonl")
     if enabled:
       self._guard("metrics.jsonl", lambda: self._open(start_step))

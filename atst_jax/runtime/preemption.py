@@ -165,18 +165,15 @@ class Starting(contextlib.ContextDecorator):
 
 
 class StopRequest:
-  """Context manager: once it has begun, the first signal sets `requested`; handlers are restored
-  afterwards.
-
-  A job that is `starting` has nothing to save, and calls `begin` when it has; until then `Starting`
-  answers signals.
+  """Context manager: from `begin` on, the first signal sets `requested`; handlers are restored
+  afterwards. A job calls it when it has something to save; until then `Starting` answers signals.
 
   Several processes (`distributed`) agree on the step (`agreed`) by JAX's preemption service. It
   handles SIGTERM itself; the other signals are turned into SIGTERM.
   """
 
-  def __init__(self, *, distributed: bool, starting: bool = False):
-    self.requested, self._distributed, self._starting = False, distributed, starting
+  def __init__(self, *, distributed: bool):
+    self.requested, self._distributed = False, distributed
     self._asked, self._previous = 0, {}
     self._when = 0.0  # of the request
     self._outer: Starting | None = None
@@ -186,8 +183,6 @@ class StopRequest:
       import jax
 
       _current.last_words = LAST_WORDS if jax.process_index() == 0 else 0.0
-    if not self._starting:
-      self.begin()
     return self
 
   def __exit__(self, *_):

@@ -14,7 +14,7 @@ from atst_jax.runtime.metric_writer import MetricWriter
 from atst_jax.runtime.preemption import StopRequest
 from atst_jax.runtime.trees import try_out
 from atst_jax.runtime.watchdog import Watchdog
-from atst_jax.runtime.workdir import keep_config, keep_programs, own, record_start
+from atst_jax.runtime.workdir import keep_config, note_saved, own, record_start
 from atst_jax.util.logs import log
 
 
@@ -34,14 +34,19 @@ class Session:
     """The checkpoints of the job, or of its run `name`; the caller closes them.
 
     The workdir keeps the config of the existing checkpoints until the first new save, and then
-    holds this job's.
+    holds this job's, and a note that there are checkpoints.
     """
+
+    def first_saved(step: int) -> None:
+      keep_config(self.places, self.config)
+      note_saved(self.workdir, step)
+
     return Checkpoints(
       os.path.join(self.folder, name),
       keep=keep,
       keep_every=keep_every,
       config=self.config,
-      first_saved=lambda: keep_config(self.places, self.config),
+      first_saved=first_saved,
     )
 
   def writer(self, step: int, name: str = "", tracked: dict | None = None) -> MetricWriter:
@@ -68,6 +73,14 @@ class Session:
         log.warning("%s: the start cannot be noted (%s)", self.workdir, error.strerror)
 
 
+def keep_programs(workdir: str) -> None:
+  """Keeps compiled programs in the workdir, so that a continued run need not compile again;
+  JAX_COMPILATION_CACHE_DIR names another folder. Programs for CPUs are not kept: each fits one kind
+  of CPU only."""
+  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
+    jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
+
+
 @contextlib.contextmanager
 def open_session(
   workdir: str,
@@ -78,17 +91,16 @@ def open_session(
   named: tuple[str, ...],
   allow_changes: bool,
   stored: Callable[[], dict | None],
-  starting: bool,
   step_seconds: float,
   start_seconds: float,
   memory: dict,
 ) -> Iterator[Session]:
-  """Owns the workdir, answers signals, watches for a stall, and explains a lack of memory.
+  """Owns the workdir, answers signals (from `stop.begin()` on; before it they end the job at once),
+  watches for a stall, and explains a lack of memory.
 
   Args:
     folder: of the checkpoints, if not in the workdir.
     config, ignore, named, allow_changes, stored: of `workdir.own`.
-    starting: whether a signal ends the job at once until it calls `stop.begin()`.
     step_seconds, start_seconds: limits of the watchdog.
     memory: the arguments of `naming_memory`.
 
@@ -96,7 +108,7 @@ def open_session(
     UserError: another process owns the workdir, it has another config, checkpoints cannot be kept
       in its folder, or memory is short.
   """
-  stop = StopRequest(distributed=jax.process_count() > 1, starting=starting)
+  stop = StopRequest(distributed=jax.process_count() > 1)
   owned = own(
     workdir, folder, config, ignore=ignore, named=named, allow_changes=allow_changes, stored=stored
   )

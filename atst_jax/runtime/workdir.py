@@ -1,5 +1,5 @@
-"""The folder of a run: one owner at a time, one config for its whole life, a line for every
-start."""
+"""The folder of a run: one owner at a time, one config for its whole life, a line for every start
+and for its first save."""
 
 import contextlib
 import datetime
@@ -23,7 +23,10 @@ from atst_jax.util.logs import log
 
 CONFIG = "config.json"
 # Added to the message about a key that older versions did not have.
-REASONS = {"data.order": " (clips came in another order: docs/shards.md)"}
+REASONS = {
+  "data.order": " (clips came in another order: docs/shards.md)",
+  "embedding_hash": " (the encoder's normalisation, front-end, chunks or length rule)",
+}
 # Older versions did not have these keys, and worked with these values.
 FORMERLY = {
   "initial_hash": None,
@@ -83,10 +86,10 @@ def differences(stored: dict, config: dict, ignore: tuple[str, ...]) -> dict[str
   stored, config = former | flatten(stored), flatten(config)
   lines = {line.partition(":")[0]: line for line in changes(stored, config)}
   lines = {key: line + REASONS.get(key, "") for key, line in lines.items()}
-  return {key: line for key, line in lines.items() if not _among(key, ignore)}
+  return {key: line for key, line in lines.items() if not among(key, ignore)}
 
 
-def _among(key: str, keys: tuple[str, ...]) -> bool:
+def among(key: str, keys: tuple[str, ...]) -> bool:
   """Whether a key is one of `keys`, or lies in one of their sections, which end with a dot."""
   return any(key.startswith(k) if k.endswith(".") else key == k for k in keys)
 
@@ -114,7 +117,7 @@ def compare(
     UserError: other keys have changed; it lists them.
   """
   found = differences(stored, config, ignore)
-  refused = [line for key, line in found.items() if not _among(key, named)]
+  refused = [line for key, line in found.items() if not among(key, named)]
   if refused and not allow_changes:
     raise UserError(
       f"{workdir} belongs to a run with another config:\n  "
@@ -206,14 +209,6 @@ def own(
     yield changed
 
 
-def keep_programs(workdir: str) -> None:
-  """Keeps compiled programs in the workdir, so that a continued run need not compile again;
-  JAX_COMPILATION_CACHE_DIR names another folder. Programs for CPUs are not kept: each fits one kind
-  of CPU only."""
-  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
-    jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compiled"))
-
-
 def record_start(workdir: str, step: int, changed: Iterable[str] = ()) -> None:
   """Appends a line about a start: time, host, devices and versions, the `step` that it goes on
   from, and the changes of the config. Raises OSError if it cannot.
@@ -239,35 +234,47 @@ def record_start(workdir: str, step: int, changed: Iterable[str] = ()) -> None:
   before = read_starts(workdir)
   if step and before and (settings := before[-1].get("settings")):
     for name, value in start["settings"].items():
-      if settings.get(name) != value:
-        log.warning(
-          "%s: %s was %r and is %r; sums are rounded otherwise",
-          workdir,
-          name,
-          settings.get(name),
-          value,
-        )
-  path = os.path.join(workdir, STARTS)
-  with open(path, "a+b") as file:
+      if (was := settings.get(name)) != value:
+        said = "%s: %s was %r and is %r; sums are rounded otherwise"
+        log.warning(said, workdir, name, was, value)
+  _append(workdir, start)
+
+
+def _append(workdir: str, line: dict) -> None:
+  with open(os.path.join(workdir, STARTS), "a+b") as file:
     size = file.seek(0, os.SEEK_END)
     if size:
       file.seek(size - 1)
     # A full disk may have cut the last line short.
     begun = b"\n" if size and file.read(1) != b"\n" else b""
-    file.write(begun + json.dumps(start).encode() + b"\n")
+    file.write(begun + json.dumps(line).encode() + b"\n")
+
+
+def _lines(workdir: str) -> list[dict]:
+  lines, path = [], os.path.join(workdir, STARTS)
+  with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+    for line in file:
+      with contextlib.suppress(ValueError):
+        lines.append(json.loads(line))
+  return lines
 
 
 def read_starts(workdir: str) -> list[dict]:
   """The lines of `record_start`, without those that were cut short. Older versions wrote none."""
-  starts, path = [], os.path.join(workdir, STARTS)
-  with (
-    contextlib.suppress(FileNotFoundError),
-    open(path, encoding="utf-8", errors="replace") as file,
-  ):
-    for line in file:
-      with contextlib.suppress(ValueError):
-        starts.append(json.loads(line))
-  return starts
+  return [line for line in _lines(workdir) if "step" in line]
+
+
+def note_saved(workdir: str, step: int) -> None:
+  """Adds a line about the first checkpoint of a start that has a line. Raises OSError if it
+  cannot."""
+  if any("saved" not in line for line in _lines(workdir)[-1:]):
+    _append(workdir, {"saved": step})
+
+
+def saved_step(workdir: str) -> int:
+  """The step of a checkpoint that the run has had, by its last line; 0 if it was stopped before its
+  first."""
+  return max((line.get("saved", line.get("step", 0)) for line in _lines(workdir)[-1:]), default=0)
 
 
 def continuation(

@@ -203,14 +203,13 @@ def to_json(config: ConfigDict) -> dict:
   return json.loads(json.dumps(config.to_dict()))
 
 
-def changes(old: dict, new: dict, ignore: tuple[str, ...] = ()) -> list[str]:
-  """Lines "key: old -> new" for all keys that differ, without those that start with one of
-  `ignore`."""
+def changes(old: dict, new: dict) -> list[str]:
+  """Lines "key: old -> new" for all keys that differ."""
   old, new = flatten(old), flatten(new)
   show = lambda values, key: repr(values[key]) if key in values else "(absent)"
   absent = object()
   return [
     f"{key}: {show(old, key)} -> {show(new, key)}"
     for key in sorted({*old, *new})
-    if not key.startswith(ignore) and old.get(key, absent) != new.get(key, absent)
+    if old.get(key, absent) != new.get(key, absent)
   ]

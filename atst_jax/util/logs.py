@@ -4,7 +4,6 @@ import logging
 import sys
 import time
 
-from atst_jax.util import logs
 from atst_jax.util.errors import plain
 
 log = logging.getLogger("atst_jax")
@@ -79,18 +78,14 @@ class Progress:
   def __init__(self, total: int):
     self.total, self.files, self.clips = total, 0, 0
     self.started = self.shown = time.monotonic()
-    self.bar = None
-    if sys.stderr.isatty() and not logs.is_quiet():
-      import tqdm
-
-      self.bar = tqdm.tqdm(total=total, unit="file", dynamic_ncols=True)
+    self.bar = progress_bar(total, 0, "file")
 
   def update(self, files: int, clips: int) -> None:
     """Takes the totals so far."""
-    if self.bar is not None:
+    if not self.bar.disable:
       self.bar.set_postfix_str(f"{self._rate(clips):.0f} clips/s", refresh=False)
       self.bar.update(files - self.files)
-    elif time.monotonic() - self.shown >= LINE_SECONDS and not logs.is_quiet():
+    elif time.monotonic() - self.shown >= LINE_SECONDS and not is_quiet():
       self.shown = time.monotonic()
       left = (self.total - files) * (self.shown - self.started) / max(1, files)
       print(
@@ -104,5 +99,4 @@ class Progress:
 
   def close(self) -> None:
     """Ends the bar's line, if there is a bar."""
-    if self.bar is not None:
-      self.bar.close()
+    self.bar.close()

@@ -104,7 +104,6 @@ def table_text(columns: Iterable[str], rows: Iterable[Iterable]) -> str:
 class Recordings:
   """Files by split and class. A file has one class here."""
 
-  root: str
   by_class: dict[str, dict[str, list[Source]]]  # split -> class -> files, by id
 
   @property
@@ -161,7 +160,7 @@ def list_recordings(
   by_class: dict = {split: collections.defaultdict(list) for split in SPLITS}
   for source in kept:
     by_class[split_of(source)][source.labels[0]].append(source)
-  return Recordings(listing.root, {split: dict(groups) for split, groups in by_class.items()})
+  return Recordings({split: dict(groups) for split, groups in by_class.items()})
 
 
 def _labelled(sources: list[Source], wanted: set[str], flag: str) -> list[Source]:

@@ -53,7 +53,7 @@ def card_section(name: str, config: dict, frontend: FrontEnd, artifacts: Collect
   about, labels = head["about"], head["labels"]
   settings = ", ".join(f"{key} {about[key]}" for key in CHOSEN if key in about)
   scores = about.get("scores", {})
-  seconds = (head["max_frames"] - 1) * frontend.hop_length / frontend.sample_rate
+  seconds = frontend.samples_of(head["max_frames"]) / frontend.sample_rate
   known = [key for key in ("valid", "test") if scores.get(key) is not None]
   parts = [f"{scores['metric']} {100 * scores[key]:.1f} % on the {key} clips" for key in known]
   by = described(head)

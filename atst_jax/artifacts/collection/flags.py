@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 
+from atst_jax.artifacts.collection.pieces import printable
 from atst_jax.audio.channels import check_channels
 from atst_jax.audio.formats import is_audio
 from atst_jax.runtime.devices import DTYPES
@@ -66,8 +67,25 @@ def files_of(path: str) -> list[tuple[str, str]]:
   """(id, path) of the recordings that --input names: a folder, one recording, or a table of whole
   files. Raises UserError."""
   if is_recording(path):
-    return [(os.path.basename(path), path)]
-  listing = pipeline("sources.inputs").list_files(path)
+    return [(id_of(path), path)]
+  return [(source.id, source.path) for source in sources_of(path, "list_files")]
+
+
+def id_of(path: str) -> str:
+  """The id of one recording that --input names."""
+  return printable(os.path.basename(path))
+
+
+def sources_of(path: str, read: str = "list_sources") -> list:
+  """The `Source`s that --input names, a folder or a table, by a function of
+  `data_pipeline.sources.inputs`. What they say of splits and labels does not matter. Raises
+  UserError."""
+  options = {}
+  if storage.is_folder(path):
+    options["layout"] = "folder"
+  elif storage.is_file(path) and pipeline("sources.segments").kind_of(path) == "manifest":
+    options["label_separator"] = ";"
+  listing = getattr(pipeline("sources.inputs"), read)(path, exact_labels=True, **options)
   for line in listing.told():
     log.info(line)
-  return [(source.id, source.path) for source in listing.sources]
+  return listing.sources

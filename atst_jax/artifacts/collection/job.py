@@ -40,7 +40,7 @@ class _Usable:
     for id in self._ids:
       for sound in next(self._files):
         if isinstance(sound.mel, str):
-          self.rejected.append((id, sound.mel))
+          self.rejected.append((id, pieces.printable(sound.mel)))
         else:
           yield id, sound
       self._done()
@@ -158,7 +158,7 @@ def embed_files(
     StoreError: the output cannot be written.
   """
   check_rows(model, rows)
-  told_apart = ("format", "tail", "channels", "provenance")
+  told_apart = ("format", "tail", "channels", "provenance", "programs", "head")
   decisive = {key: x for key, x in model.config.items() if key not in told_apart}
   told = {**options, **rows._asdict(), "dtype": model.dtype}
   told |= {"channels": channels} if channels != MEAN else {}

@@ -84,6 +84,7 @@ def file_windows(model: Model, listener: Listener, path: str, rows: Rows) -> Ite
       min_samples=model.min_samples,
     ):
       mel = model.mel(window.samples, model.sample_rate)
+      model.check(mel)
       yield Sound(mel, window.start, window.end)
       end = window.end
   except StoreError:

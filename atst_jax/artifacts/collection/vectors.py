@@ -142,7 +142,7 @@ def read(path: str) -> Table:
         ids = [str(id) for id in arrays["id"]]
         spans = np.stack([arrays["start"], arrays["end"]], 1) if "start" in arrays.files else None
       _check_about(about)
-      return Table(ids, _mapped(path, "vector.npy"), about, spans)
+      return Table(ids, _mapped_vectors(path), about, spans)
     table = import_parquet(path).read_table(path)
     about = json.loads(table.schema.metadata[b"atst_jax"])
     about.pop("rejected")
@@ -162,10 +162,10 @@ def _check_about(about: dict) -> None:
     about[key]
 
 
-def _mapped(path: str, member: str) -> np.ndarray:
-  """An array that lies uncompressed in a zip file, mapped into memory."""
+def _mapped_vectors(path: str) -> np.ndarray:
+  """The vectors, which lie uncompressed in a zip file, mapped into memory."""
   with zipfile.ZipFile(path) as archive:
-    start = archive.getinfo(member).header_offset
+    start = archive.getinfo("vector.npy").header_offset
   with open(path, "rb") as file:
     file.seek(start + 26)
     names = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")

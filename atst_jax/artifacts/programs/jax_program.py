@@ -6,9 +6,9 @@
   vectors = encode(mel, length, peak)  # {"scene": (B, 2·D), "frames": (B, N, D)}
 
 mel (B, T, F) float32 dB of the export's front-end, padded at will; length (B,) int32 valid frames;
-peak (B,) float32, the whole clip's maximum in dB. T is from `hop` to `chunk_frames` of a
-transformer, without an end otherwise: longer clips are cut into chunks and their vectors averaged,
-as `Model.embed` does. JAX guarantees to load a program for six months; from version 0.12 on it
+peak (B,) float32, the whole clip's maximum in dB. T is from `hop` to `chunk_frames`,
+without an end of BYOL-A's encoders: longer clips are cut into chunks and their vectors averaged, as
+`Model.embed` does. JAX guarantees to load a program for six months; from version 0.12 on it
 refuses older ones unless it is told otherwise (`EXPIRED`). Weights in safetensors and ONNX graphs
 have no such end. config.json says when a program was written, and by which JAX (`programs`).
 """

@@ -2,7 +2,8 @@
 any batch.
 
 Inputs and outputs are those of `jax_program`; the file's metadata holds what its caller needs:
-front-end, normalisation, chunks, and the length rule (`max_seconds`).
+front-end, normalisation, chunks, the length rule (`max_seconds`), and how several channels become
+one (`channels`).
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from atst_jax.artifacts.model import Model
 from atst_jax.artifacts.programs.graph import Graph, encode, import_onnx, serialized, session
 
 # how sounds become mel, and chunks a sound's vector: this program sees one chunk
-TOLD = ("frontend", *EMBEDDING[1:], "head")
+TOLD = ("frontend", *EMBEDDING[1:], "channels", "head")
 
 
 def build(model: Model) -> bytes:

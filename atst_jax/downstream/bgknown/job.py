@@ -35,7 +35,7 @@ NOTE = (
   "Intervals are for other foregrounds over the same backgrounds: a background that several "
   "mixtures share is not drawn, so that intervals are too narrow where backgrounds are few."
 )
-FREE_KEYS = ("encoder", "data.path")  # params_hash and data.fingerprint say what they are
+FREE_KEYS = ("encoder", "data.path")  # hashes say what they are
 VECTORS = {"y": "", "last": ", last block", "all": ", all blocks"}  # and what they add to a name
 BASELINES = ("random", "mel")
 PROTOCOLS = ("difference", "exact")  # the paper's probe with the exact one beside it, or that alone
@@ -65,7 +65,7 @@ def resolve(config: ConfigDict) -> Evaluation:
   model, sets = load_model(config.encoder), load(config.data.path)
   mix = sets["mix"]
   mix.check_frontend(model.frontend, config.encoder)
-  config = evaluation.filled(config, model.config["params_hash"], fingerprint(sets))
+  config = evaluation.filled(config, model.config, fingerprint(sets))
   config.statistics = config.statistics or ("data" if model.encoder.unit_protocol else "encoder")
   check_values(
     config,

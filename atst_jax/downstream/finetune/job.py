@@ -50,7 +50,6 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     named=NAMED_KEYS,
     allow_changes=allow_changed_config,
     stored=lambda: stored_config(workdir, recipe.checkpoint["folder"]),
-    starting=True,
     **recipe.guard,
     memory={
       "batch_size": recipe.batch_size,

@@ -91,7 +91,7 @@ def resolve(config: ConfigDict) -> Recipe:
   exported, encoder, _ = read(config.encoder)
   dataset, mesh = Dataset.load(config.data.path), make_mesh(**config.mesh)
   dataset.check_frontend(FrontEnd.from_json(exported["frontend"]), config.encoder)
-  config = evaluation.filled(config, exported["params_hash"], features.fingerprint(dataset))
+  config = evaluation.filled(config, exported, features.fingerprint(dataset))
   config.dtype = resolve_dtype(config.dtype)
   transformer = ENCODERS[exported["encoder"]["kind"]].has_blocks
   if not transformer:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atst_jax.artifacts.classifiers.head import MOST_FRAMES, folded
-from atst_jax.artifacts.folder import HEAD, read
+from atst_jax.artifacts.folder import HEAD, embedding_hash, read
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.labelled_batches import steps_per_epoch
 from atst_jax.downstream import evaluation, features
@@ -116,6 +116,7 @@ def open_run(record: dict, data: str | None, encoder: str | None) -> Opened:
   dataset = Dataset.load(data)
   for flag, path, found, known in (
     ("base", encoder, exported["params_hash"], record["params_hash"]),
+    ("base", encoder, settings := embedding_hash(exported), record.get("embedding_hash", settings)),
     ("data", data, features.fingerprint(dataset), record["data"]["fingerprint"]),
   ):
     if found != known:

@@ -4,7 +4,7 @@ every config carries them."""
 from ml_collections import ConfigDict
 
 from atst_jax.downstream.features import Labels
-from atst_jax.downstream.splits import is_drawn
+from atst_jax.downstream.splits import resolve_way
 from atst_jax.util.config import flatten, load, variants
 from atst_jax.util.errors import UserError
 
@@ -31,6 +31,6 @@ def refuse_idle(config: ConfigDict, file: str, keys: tuple[str, ...], why: str) 
 
 def refuse_idle_folds(config: ConfigDict, file: str, labels: Labels) -> None:
   """`refuse_idle` of the number of folds, where none are drawn."""
-  if not is_drawn(config.splits.way, labels.folds, labels.splits):
+  if resolve_way(config.splits.way, labels.folds, labels.splits) != "random":
     why = "plays no part: the folds or splits of the set are taken; leave it out, or set "
     refuse_idle(config, file, ("splits.num_folds",), f"{why}--config.splits.way=random")

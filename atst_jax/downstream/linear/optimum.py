@@ -25,8 +25,7 @@ class Optimum(NamedTuple):
   """The smallest loss that was found: an upper bound of the minimum."""
 
   loss: float
-  gradient: float  # largest number of its gradient in whitened directions
-  found: bool  # the gradient is below GRADIENT
+  found: bool  # no number of its gradient in whitened directions is above GRADIENT
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray, multi_label: bool) -> float:
@@ -51,7 +50,7 @@ def optimum(x: np.ndarray, targets: np.ndarray, multi_label: bool) -> Optimum:
   mean, factor = scale_of(x)
   z = (x[:, factor > 0] - mean[factor > 0]) * factor[factor > 0]
   if len(z) <= z.shape[1] + 1 and _independent(z):
-    return Optimum(0.0, 0.0, True)
+    return Optimum(0.0, True)
   z, targets = _whitened(z), targets.astype(np.float64)
   (N, d), C = z.shape, targets.shape[1]
 
@@ -73,8 +72,7 @@ def optimum(x: np.ndarray, targets: np.ndarray, multi_label: bool) -> Optimum:
     method="L-BFGS-B",
     options={"maxiter": steps, "maxfun": 2 * steps, "gtol": GRADIENT, "ftol": 0},
   )
-  gradient = float(np.abs(result.jac).max())
-  return Optimum(float(result.fun), gradient, gradient <= GRADIENT)
+  return Optimum(float(result.fun), bool(np.abs(result.jac).max() <= GRADIENT))
 
 
 def _independent(z: np.ndarray) -> bool:

@@ -18,7 +18,7 @@ from atst_jax.util.logs import log
 class Training:
   """Settings of a probe's training, and of the choice of its rate."""
 
-  protocol: str  # "atst" or "evar"
+  protocol: str  # "atst", "evar" or "exact"
   rates: tuple[float, ...]
   epochs: int
   batch_size: int

@@ -18,7 +18,7 @@ from atst_jax.downstream.linear.defaults import refuse_idle, refuse_idle_folds
 from atst_jax.downstream.linear.probing import Training
 from atst_jax.downstream.papers.published import evaluated_by
 from atst_jax.downstream.papers.tasks import TASKS, known_rates
-from atst_jax.downstream.splits import Split
+from atst_jax.downstream.splits import Split, resolve_way
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
@@ -56,8 +56,15 @@ class Evaluation:
     are read, once."""
     if not self.standardized:
       return self.encoder
-    seed = self.seeds[0]
+    seed = self.crop_seed
     return features.standardized(self.encoder, self.dataset, unit=self.unit, seed=seed)
+
+  @property
+  def crop_seed(self) -> int | None:
+    """Of the crops to the unit (`features.mels`)."""
+    way = self.record["splits"]["way"]
+    drawn = resolve_way(way, self.labels.folds, self.labels.splits) == "random"
+    return None if drawn else self.seeds[0]
 
 
 def resolve(config: ConfigDict) -> Evaluation:
@@ -65,7 +72,7 @@ def resolve(config: ConfigDict) -> Evaluation:
   with key, value and remedy."""
   model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
   dataset.check_frontend(model.frontend, config.encoder)
-  config = evaluation.filled(config, model.config["params_hash"], features.fingerprint(dataset))
+  config = evaluation.filled(config, model.config, features.fingerprint(dataset))
   name = dataset.manifest["name"]
   unit, task = model.encoder.unit_protocol, TASKS.get(name)
   papers = evaluated_by(name)
@@ -177,6 +184,15 @@ def _check(config: ConfigDict) -> None:
       "plays no part by the protocol exact, whose probe is solved in closed form; leave it out, or "
       "set --config.protocol=atst or evar",
     )
+  elif config.protocol == "atst":
+    why = "is of the protocol evar, which stops early; leave it out, or set --config.protocol=evar"
+    refuse_idle(config, FILE, ("probe.patience", "probe.monitor"), why)
+  if config.job == "few" and config.protocol != "exact":
+    why = "plays no part: few labels are read by the protocol that is asked for alone; leave it out"
+    refuse_idle(config, FILE, ("few.penalty", "exact."), f"{why}, or set --config.protocol=exact")
+  if config.crop == "unit":
+    why = "plays no part with --config.crop=unit, which cuts clips to unit_seconds; leave it out"
+    refuse_idle(config, FILE, ("max_seconds",), f"{why}, or set --config.crop=center")
 
 
 def vectors(job: Evaluation, folder: str) -> Iterator[tuple[str, list[np.ndarray]]]:
@@ -189,7 +205,7 @@ def vectors(job: Evaluation, folder: str) -> Iterator[tuple[str, list[np.ndarray
     "crop": job.record["crop"],
   }
   if job.unit:
-    key |= {"unit": job.unit, "seed": job.seeds[0]}
+    key |= {"unit": job.unit, "seed": job.crop_seed}
   found = features.Vectors(
     folder,
     job.dataset,
@@ -197,7 +213,7 @@ def vectors(job: Evaluation, folder: str) -> Iterator[tuple[str, list[np.ndarray
     key=key,
     max_frames=job.max_frames,
     unit=job.unit,
-    seed=job.seeds[0],
+    seed=job.crop_seed,
   )
   statistics = functools.partial(found.statistics, longest=job.unit or job.max_frames)
   kinds = ("pre-trained", "random", "mel")

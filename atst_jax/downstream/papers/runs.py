@@ -56,8 +56,8 @@ def read_runs(paths: list[str]) -> list[Run]:
 
 
 def choose_rates(runs: list[Run]) -> list[tuple[Run, str]]:
-  """Of fine-tunings that differ in nothing but the learning rate, the one that the validation clips
-  prefer, and a note that says of how many. All other runs as they are."""
+  """Of fine-tunings that differ in nothing but the learning rate, those of the rate that the
+  validation clips prefer, and a note that says of which. All other runs as they are."""
   groups: list[list[Run]] = []
   for run in runs:
     alike = (group for group in groups if _differ_in_rate(group[0].results, run.results))
@@ -68,13 +68,13 @@ def choose_rates(runs: list[Run]) -> list[tuple[Run, str]]:
   rate = lambda run: run.results["config"]["optimizer"]["base_lr"]
   chosen = []
   for group in groups:
-    if len(group) == 1:
-      chosen.append((group[0], ""))
+    if len(group) == 1 or len(rates := sorted({*map(rate, group)})) == 1:
+      chosen += [(run, "") for run in group]
       continue
     # of equal ones the smaller rate
-    best = max(group, key=lambda run: (run.results["rows"][0]["valid"], -rate(run)))
-    tried = ", ".join(f"{r:g}" for r in sorted(map(rate, group)))
-    chosen.append((best, f"rate {rate(best):g} of {tried}, by validation"))
+    best = rate(max(group, key=lambda run: (run.results["rows"][0]["valid"], -rate(run))))
+    note = f"rate {best:g} of {', '.join(f'{r:g}' for r in rates)}, by validation"
+    chosen += [(run, note) for run in group if rate(run) == best]
   return chosen
 
 

@@ -3,12 +3,14 @@ answers."""
 
 import collections
 import csv
+import hashlib
 import os
 from typing import NamedTuple
 
 import numpy as np
 
 from atst_jax.data.dataset import Dataset
+from atst_jax.downstream import features
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.splits import source_of
 from atst_jax.util import storage
@@ -47,6 +49,17 @@ class PairSet(NamedTuple):
       "\t".join((id, clips[query], clips[target], scene, self.texts[text]))
       for id, query, target, scene, text in columns
     )
+
+
+def fingerprint(dataset: Dataset) -> str:
+  """16 hexadecimal digits over the clips, the pairs with their sentences, and what clips are mixed
+  from."""
+  digest = hashlib.sha256(features.fingerprint(dataset).encode())
+  for name in (PAIRS, MIXTURES):
+    path = os.path.join(dataset.root, name)
+    if storage.is_file(path):
+      digest.update(f"{name} {storage.sha256(path)}".encode())
+  return digest.hexdigest()[:16]
 
 
 def read_pairs(dataset: Dataset, labels: Labels, *, seed: int) -> PairSet:

@@ -12,7 +12,7 @@ from atst_jax.downstream.evaluation import check_values
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.retrieval import text
 from atst_jax.downstream.retrieval.adapters import SYSTEMS
-from atst_jax.downstream.retrieval.pair_set import PairSet, read_pairs
+from atst_jax.downstream.retrieval.pair_set import PairSet, fingerprint, read_pairs
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 
@@ -49,8 +49,8 @@ def resolve(config: ConfigDict) -> Retrieval:
   model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
   words = text.load_text_encoder(config.text.model)
   dataset.check_frontend(model.frontend, config.encoder)
-  hashes = (model.config["params_hash"], features.fingerprint(dataset))
-  config = evaluation.filled(config, *hashes, ("text.hash", words.hash, "text.model"))
+  hashed = ("text.hash", words.hash, "text.model")
+  config = evaluation.filled(config, model.config, fingerprint(dataset), hashed)
   config.statistics = config.statistics or ("data" if model.encoder.unit_protocol else "encoder")
   check_values(
     config,

@@ -2,6 +2,7 @@
 papers)."""
 
 import hashlib
+import json
 import os
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ BATCH = 64  # sentences encoded at a time
 
 class TextEncoder(NamedTuple):
   """A tokenizer and a network (PyTorch, float32, in evaluation mode), and 16 hexadecimal digits
-  over its parameters."""
+  over its parameters and the tokenizer's vocabulary."""
 
   tokenizer: Any
   network: Any
@@ -69,6 +70,7 @@ def load_text_encoder(name: str) -> TextEncoder:
       continue
     digest.update(f"{key} {tuple(value.shape)}".encode())
     digest.update(np.ascontiguousarray(value.numpy()).tobytes())
+  digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
   return TextEncoder(tokenizer, network, digest.hexdigest()[:16])
 
 

@@ -107,6 +107,11 @@ class EfficientNet(ConvNet):
     return 32
 
   @property
+  def centre(self) -> float:
+    """Each stride begins a frame later (`Conv.later`): 1 + 2 + 4 + 8 + 16 frames."""
+    return self.hop - 1
+
+  @property
   def title(self) -> str:
     """Its size."""
     sizes = (self.width, self.stem, self.depth)

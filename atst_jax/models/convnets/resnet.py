@@ -66,6 +66,11 @@ class ResNet(ConvNet):
     return 16 * self.stem_stride
 
   @property
+  def centre(self) -> float:
+    """The first frame: every stride is padded alike on both sides."""
+    return 0.0
+
+  @property
   def title(self) -> str:
     """Its size."""
     return "ResNet-50" if (self.stem, self.depth) == (64, DEEPEST) else f"ResNet of {self.stem}"
