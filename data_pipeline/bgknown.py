@@ -39,7 +39,7 @@ from .mixing.recordings import check_classes, check_disjoint, list_set, long_eno
 from .mixing.sides import divided
 from .shards import workers
 from .shards.job import Job
-from .shards.plan import hash_sources
+from .shards.plan import hash_sources, newer_recording
 from .shards.summary import print_report
 from .sources.files import Listing, Source
 
@@ -171,6 +171,10 @@ def _table(
       raise UserError(
         f"{args.output}/{TABLE} was changed since it was written; delete --output={args.output}"
       )
+    if newer := newer_recording(path, foreground.sources + pools["train"] + pools["test"]):
+      raise UserError(
+        f"recordings changed since they were measured, as {newer}; delete --output={args.output}"
+      )
     return mixtures.from_table(text), found["rejects"]
   rows, rejects = _draw_all(args, foreground, pools, recipe)
   if not rows:
@@ -208,9 +212,8 @@ def build(args: argparse.Namespace) -> None:
   seconds, all_backgrounds = 2 * args.seconds, len(background.sources)
   usable = long_enough(background.sources, seconds, args.workers)
   background = dataclasses.replace(background, sources=usable)
-  pools: dict[str, list[Source]] = {"train": [], "test": []}
-  for source in usable:
-    pools["test" if source.split == "test" else "train"].append(source)
+  test = [source for source in usable if source.split == "test"]
+  pools = {"train": [source for source in usable if source.split != "test"], "test": test}
   print(
     f"{len(foreground.sources)} foregrounds; backgrounds of {seconds:g} s or more: "
     f"{len(pools['train'])} to train, {len(pools['test'])} to test, "

@@ -31,6 +31,7 @@ from tests.tiny import tiny_config
       "views.normalization.low=40.0: must be below views.normalization.high=40.0",
     ),
     ({"optimizer__b1": "2"}, "must lie between 0"),
+    ({"optimizer__eps": "0"}, "optimizer.eps=0.0: must lie between 1e-12 and 1"),
     ({"optimizer__base_lr": "nan"}, "must lie between 0"),
     ({"teacher__decay_end": "7"}, "must lie between 0 and 1"),
     ({"views__canvas_time": "0.5"}, "must lie between 1"),

@@ -95,9 +95,12 @@ def test_round_trip_of_atst(tmp_path, layout):
 
 
 def test_what_the_released_layouts_have_no_place_for_comes_back_too(tmp_path, capsys):
-  """Front-end, normalisation and chunks of this project's own; and the notes that released loaders
-  differ."""
+  """Front-end, normalisation, chunks and channels of this project's own; and the notes that
+  released loaders differ."""
   encoder = write_encoder(tmp_path / "encoder")
+  config = (tmp_path / "encoder" / "config.json").read_text()
+  told = config.replace('"channels": "mean"', '"channels": "loudest"')
+  (tmp_path / "encoder" / "config.json").write_text(told)
   assert convert(encoder, tmp_path / "mine.pth") == 0
   notes = capsys.readouterr().err
   assert "compute the front-end 'audiossl'" in notes and "normalise by" in notes
@@ -105,6 +108,7 @@ def test_what_the_released_layouts_have_no_place_for_comes_back_too(tmp_path, ca
   first, again = (folder.read(str(path))[0] for path in (encoder, tmp_path / "again"))
   for key in ("frontend", "normalization", "chunk_frames", "tail", "max_seconds", "params_hash"):
     assert first[key] == again[key]
+  assert first["channels"] == again["channels"] == "loudest"
   assert {**first["encoder"], "drop_path": 0.1, "max_frames": 33} == again["encoder"]
 
 

@@ -1,5 +1,6 @@
 """Records that are damaged, cut short or no clips: named, or left out where some may be."""
 
+import contextlib
 import logging
 import os
 import struct
@@ -90,6 +91,27 @@ def test_damage_that_comes_while_reading_is_named(tmp_path):
   ):
     for _ in range(30):
       next(batches)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("clips", [9, 4])
+def test_fault_14_shards_that_are_exchanged_while_they_are_read(tmp_path, reader, clips):
+  """The set was prepared again in its place, with more clips or with fewer; some may be damaged."""
+  sets = [
+    write_dataset(tmp_path / name, clips_per_shard=(count,), seed=count, frames=(64, 64))
+    for name, count in (("data", 6), ("new", clips))
+  ]
+  settings = {**PIPELINE, "reader": reader, "max_damaged": 0.1}
+  with contextlib.closing(record_batches(Dataset.load(sets[0]), **settings)) as batches:
+    next(batches)
+    os.rename(sets[0], tmp_path / "old")
+    os.rename(sets[1], sets[0])
+    message = r"tfrecord: \d+ bytes, \d+ expected: it was exchanged"
+    if clips < 6:  # as if they were cut
+      message = f"damaged clips, data.max_damaged allows 2|{message}"
+    with pytest.raises(UserError, match=message):
+      for _ in range(30):
+        next(batches)
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -11,9 +11,12 @@ import pytest
 
 from atst_jax import main
 from atst_jax.pretraining import recipe
+from atst_jax.pretraining.recovery import Recovery
 from atst_jax.runtime.metric_writer import read_metrics
-from tests.checkpoints import read_tree
-from tests.tiny import tiny_flags
+from atst_jax.runtime.preemption import StopRequest
+from tests.checkpoints import MIN_MAX, parent, read_tree
+from tests.evaluation import make_clips, write_clips
+from tests.tiny import tiny_config, tiny_flags
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -36,7 +39,7 @@ def _poisoned(monkeypatch, steps, at=None):
   monkeypatch.setattr(recipe, "batches", batches)
 
 
-def _run(workdir, **overrides):
+def _run(workdir, *more, **overrides):
   small = {
     "total_steps": "16",
     "warmup_steps": "2",
@@ -49,7 +52,7 @@ def _run(workdir, **overrides):
     "difference__weight": "0",
   }
   flags = tiny_flags(**small | overrides)
-  return main.main([*flags, f"--workdir={workdir}"])
+  return main.main([*flags, *more, f"--workdir={workdir}"])
 
 
 def _state(workdir, step):
@@ -105,3 +108,47 @@ def test_fault_26_a_run_that_stays_bad_ends_with_a_dump(tmp_path, monkeypatch, w
   state = _state(tmp_path, 8)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
   assert int(state["guard"]["skipped"]) == 4
+
+
+def test_fault_26_a_step_that_is_undone_is_measured_once(tmp_path, monkeypatch):
+  """Steps 5 and 6 are bad, and the online evaluation is due at 6: after the run has gone back."""
+  _poisoned(monkeypatch, {5, 6})
+  online = {"online__path": write_clips(tmp_path / "labelled", make_clips(36))}
+  online |= {"online__every_steps": "2", "online__clips": "24", "online__max_seconds": "0.7"}
+  small = {"total_steps": "8", "guard__patience": "2", "online__knn": "3"}
+  assert _run(tmp_path / "run", **small, **online) == 0
+  records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  assert [r["step"] for r in records if "online_seconds" in r] == [0, 2, 4, 6, 8]
+  assert [r["step"] for r in records if "loss" in r] == list(range(1, 9))
+
+
+def test_fault_26_a_run_that_may_begin_again_needs_the_encoder_it_began_with(
+  tmp_path, monkeypatch, capsys
+):
+  """Stopped before its first sound checkpoint: a rollback would ask for the export hours later."""
+  encoder, asked = parent(tmp_path / "encoder", normalization=MIN_MAX), iter((False, False, True))
+  free = dict.fromkeys(("views__normalization__low", "views__normalization__high"), "none")
+  options = {"initial": encoder, "encoder__depth": str(tiny_config().encoder.depth), **free}
+  options |= {"total_steps": "6", "checkpoint__every_steps": "5", "guard__patience": "1"}
+  with monkeypatch.context() as patch:
+    patch.setattr(StopRequest, "agreed", lambda self: next(asked))
+    assert _run(tmp_path / "run", **options) == 75
+  os.rename(encoder, tmp_path / "away")
+  assert _run(tmp_path / "run", **options) == 2
+  error = capsys.readouterr().err
+  assert "no checkpoint of this run is sound yet" in error and "Traceback" not in error
+  os.rename(tmp_path / "away", encoder)
+  _poisoned(monkeypatch, {4})
+  assert _run(tmp_path / "run", **options) == 0  # back to the beginning; 5 is sound
+  os.rename(encoder, tmp_path / "away")
+  assert _run(tmp_path / "run", "--allow_changed_config", **options | {"total_steps": "7"}) == 0
+
+
+def test_fault_27_what_has_collapsed_is_not_sound_where_that_ends_a_run(tmp_path):
+  options = dict.fromkeys(("checkpoints", "abstract_state", "fresh", "read"))
+  options |= {"outputs": 8, "patience": 3, "rollbacks": 1, "collapse_steps": 20, "narrow": 0.0}
+  sound = lambda collapse, **metrics: Recovery(
+    str(tmp_path), collapse=collapse, **options
+  ).is_sound({"bad": 0, "collapsed": 0, **metrics})
+  assert sound("stop") and not sound("warn", bad=1) and not sound("stop", collapsed=1)
+  assert sound("warn", collapsed=1)  # the run goes on in that state

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from atst_jax.audio import formats, sound_file
-from atst_jax.audio.decode import Reject, duration, load_audio, read_pieces
+from atst_jax.audio.decode import Quality, Reject, duration, load_audio, read_pieces
 from tests.preparing import contents, run, write_inline
 
 RATE = 16000
@@ -184,3 +184,45 @@ def test_pyav_rejects_damage_and_opens_no_other_file(tmp_path, name):
   with pytest.raises(Reject) as raised:
     list(read_pieces(str(tmp_path / "a.m4a"), sample_rate=RATE))
   assert raised.value.reason == "undecodable" and str(tmp_path) not in raised.value.detail
+
+
+@pytest.mark.parametrize("riff", [None, 36 + 8000])
+def test_a_header_that_tells_of_too_little(tmp_path, riff):
+  """Its size stands for the first half second: the other samples are told, or read."""
+  path = write_wav(tmp_path / "a.wav", samples(2 * RATE), size=RATE, riff=riff)
+  found = Quality()
+  ((_, read),) = read_pieces(path, sample_rate=RATE, quality=found)
+  assert len(read) == RATE // 2
+  told = "0.5 s read, the header tells of no more, 1.5 s follow; `prepare --repair_headers` reads"
+  assert found.remarks() == {"incomplete": f"{told} them"}
+  ((_, read),) = read_pieces(
+    path, sample_rate=RATE, quality=(found := Quality()), repair_headers=True
+  )
+  np.testing.assert_array_equal(read, samples(2 * RATE) / np.float32(2**15))
+  assert found.remarks() == {}
+
+
+CHUNK = np.random.default_rng(0).bytes(RATE)
+
+
+@pytest.mark.parametrize(
+  "tail",
+  [
+    b"LIST" + struct.pack("<I", RATE) + CHUNK,
+    b"LIST" + struct.pack("<I", RATE - 1) + CHUNK[1:] + b"bext" + struct.pack("<I", RATE) + CHUNK,
+    b"id3 " + struct.pack("<I", RATE) + CHUNK,
+    b"ID3\x03\x00\x00\x00\x00\x7d\x00" + CHUNK,
+    bytes(RATE),
+    CHUNK[:1000],
+  ],
+  ids=["LIST", "not padded", "id3", "ID3", "zeros", "short"],
+)
+@pytest.mark.parametrize("odd", [0, 1])
+def test_what_may_follow_samples_is_not_taken_for_some(tmp_path, tail, odd):
+  """Nor where the samples are of an odd number of bytes, and not padded."""
+  data = samples(RATE).view("u1")[: RATE + odd]
+  path = write_wav(tmp_path / "a.wav", data, size=len(data), tail=tail)
+  ((_, read),) = read_pieces(path, sample_rate=RATE, quality=(found := Quality()))
+  assert len(read) == RATE // 2 and found.remarks() == {}
+  ((_, read),) = read_pieces(path, sample_rate=RATE, repair_headers=True)
+  assert len(read) == RATE // 2

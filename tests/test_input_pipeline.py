@@ -145,7 +145,8 @@ def test_records_of_other_writers_are_read(tmp_path):
   path = tmp_path / "shard"
   path.write_bytes(frame_record(_field(1, b"".join(messages))))
   out = np.ones((50, 64), np.float16)
-  with contextlib.closing(ShardReader(Shard(str(path), 1, 0, ""), 64, Damage(0, 1))) as reader:
+  shard = Shard(str(path), 1, path.stat().st_size, "")
+  with contextlib.closing(ShardReader(shard, 64, Damage(0, 1))) as reader:
     assert reader.read(0, np.float32(0.5), rows(out[None])[0]) == (40, 0)
     assert reader.clip(0).id == "x"
   np.testing.assert_array_equal(out, np.pad(mel, ((0, 10), (0, 0))))

@@ -123,7 +123,7 @@ def test_windows_and_segments_are_parts_of_the_recording(place, model, capsys):
   found = command(place, "segments_out.csv", "--min=0", sounds="segments.csv")
   assert "beyond_end" in capsys.readouterr().err
   ends = {row["id"]: (row["start"], row["end"]) for row in found}
-  assert ends == {"sounds/a/one.wav#0.25-1": ("0.25", "1.0"), "sounds/two.wav": ("0.0", "0.68")}
+  assert ends == {"sounds/a/one.wav#0.25-1": ("0.25", "1.0"), "sounds/two.wav": ("0.0", "0.688")}
   row = _table(found)["sounds/a/one.wav#0.25-1", "0.25"]
   expected = predict([audio[4000:16000]], model, 16000)[0].tolist()
   assert [row[name] for name in LABELS] == pytest.approx(expected, abs=1e-5)

@@ -88,6 +88,13 @@ def test_manifest_without_a_key(dataset, key):
     Dataset.load(dataset)
 
 
+@pytest.mark.parametrize("key", ["min_frames", "max_frames"])
+def test_fault_15_a_split_without_its_lengths(dataset, key):
+  edit_manifest(dataset, lambda manifest: manifest["splits"]["train"].pop(key))
+  with pytest.raises(UserError, match=rf"not a dataset\.json.*the split 'train' has no {key}"):
+    Dataset.load(dataset)
+
+
 def test_fault_15_other_schema_version(dataset):
   edit_manifest(dataset, lambda manifest: manifest.update(schema=SCHEMA_VERSION + 1))
   message = (
@@ -280,9 +287,7 @@ def test_unknown_split(dataset):
 
 
 def test_fault_24_missing_statistics(dataset):
-  with pytest.raises(
-    UserError, match=r"no statistics; run `python -m data_pipeline\.prepare stats"
-  ):
+  with pytest.raises(UserError, match="no statistics; run `python -m data_pipeline"):
     _ = Dataset.load(dataset).statistics
 
 

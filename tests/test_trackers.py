@@ -76,6 +76,12 @@ class Mlflow:
       def create_experiment(self, name):
         return store.experiments.setdefault(name, str(len(store.experiments)))
 
+      def get_experiment(self, id):
+        return types.SimpleNamespace(name=list(store.experiments)[int(id)])
+
+      def get_run(self, id):
+        return module("run", info=module("info", experiment_id=store.runs[id]["experiment"]))
+
       def create_run(self, experiment_id, *, run_name):
         id = f"run{len(store.runs)}"
         empty = {"params": {}, "metrics": [], "status": ["RUNNING"]}
@@ -147,15 +153,20 @@ def test_a_continued_run_goes_on_in_the_same_run(stand_ins, tmp_path):
   assert all(time > 1.7e12 for _, _, time, _ in run["metrics"])  # milliseconds
   assert run["status"] == ["RUNNING", "RUNNING", "FINISHED", "RUNNING", "FINISHED"]
   assert run["name"] == "run"
-  assert (
-    run["params"]["a.b"] == "1" and len(run["params"]) == 152 and len(run["params"]["long"]) == 500
-  )
+  params = run["params"]
+  assert params["a.b"] == "1" and len(params) == 152 and len(params["long"]) == 500
   assert mlflow.experiments == {"an experiment": "0"}
   assert mlflow.uris == [f"sqlite:///{tmp_path}/run/mlflow.db"] * 2
   write(tmp_path / "other", 0, (1,))
-  assert (
-    wandb.inits[2]["id"] != first["id"] and len(mlflow.runs) == 2 and len(mlflow.experiments) == 1
-  )
+  assert wandb.inits[2]["id"] != first["id"]
+  assert len(mlflow.runs) == 2 and len(mlflow.experiments) == 1
+
+
+def test_another_experiment_is_not_taken_in_silence(stand_ins, tmp_path, warnings):
+  for name, step in (("a", 1), ("a", 2), ("b", 3)):
+    write(tmp_path / "run", step - 1, (step,), {"wandb": None, "mlflow": name})
+  assert len(warnings) == 1 and "log.mlflow=b: the run goes on in 'a'" in warnings[0]
+  assert len(stand_ins[1].runs) == 1 and list(stand_ins[1].experiments) == ["a"]
 
 
 def test_the_environment_names_another_store(stand_ins, tmp_path, monkeypatch):
@@ -275,22 +286,15 @@ def test_the_real_library_without_a_network(name, tmp_path, monkeypatch):
   monkeypatch.setenv("WANDB_MODE", "offline")
   monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
   names = json.dumps({"wandb": None, "mlflow": None, name: "project"})
-  run = subprocess.run(
-    [sys.executable, "-c", REAL, str(tmp_path), names],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=240,
-    check=True,
-  )
+  options = {"capture_output": True, "text": True, "timeout": 240, "check": True}
+  run = subprocess.run([sys.executable, "-c", REAL, str(tmp_path), names], cwd=ROOT, **options)
   assert "failed" not in run.stderr
   id = (tmp_path / f"{name}_run_id").read_text().strip()
   if name == "wandb":
-    folders = [
-      path.name for path in (tmp_path / "wandb").iterdir() if path.name.startswith("offline-run")
-    ]
+    found = [path.name for path in (tmp_path / "wandb").iterdir()]
+    folders = [name for name in found if name.startswith("offline-run")]
     assert len(folders) == 2 and all(folder.endswith(f"-{id}") for folder in folders)
     return
   command = [sys.executable, "-c", HISTORY, f"sqlite:///{tmp_path}/mlflow.db", id]
-  found = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
+  found = subprocess.run(command, **options).stdout
   assert found.strip() == f"FINISHED {{'a.b': '1'}} {[(s, 1 / s) for s in (1, 2, 3, 3, 4)]}"

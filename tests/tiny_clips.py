@@ -34,9 +34,8 @@ def write_tiny_dataset(root: str) -> str:
       os.path.join(root, f"train-{index}.tfrecord"), (make_clip(n).encode() for n in numbers)
     )
     shards.append({**dataclasses.asdict(shard), "file": os.path.basename(shard.path)})
-  splits = {
-    "train": {"shards": [{k: v for k, v in shard.items() if k != "path"} for shard in shards]}
-  }
+  shards = [{k: v for k, v in shard.items() if k != "path"} for shard in shards]
+  splits = {"train": {"min_frames": 3, "max_frames": 3, "shards": shards}}
   manifest = {
     "schema": SCHEMA_VERSION,
     "frontend": FRONTEND.to_json(),

@@ -36,6 +36,7 @@ PYAV = """3g2 3gp aac ac3 adts amr ape asf avi dsf dts eac3 f4v flv m2ts m4a m4b
 mp3 mp4 mpc mpeg mpg mts oma rm shn tak ts tta webm wma wmv wv"""
 GET_PYAV = "pip install -e .[av]"  # in messages about files that PyAV would read
 MOST_CHUNKS = 1000  # of a file
+BLOCK = 1 << 20  # bytes read at once
 NOT_CHUNKS = 64  # so many readable names in a row are chunks, not samples
 
 
@@ -71,14 +72,14 @@ def has_pyav() -> bool:
 
 
 def unfinished_wav(file) -> tuple[int, int] | None:
-  """Finds a WAV whose recorder did not write the size of the samples.
+  """Finds a WAV whose recorder did not write the size of the samples, or not that of all.
 
   Args:
     file: open for reading bytes.
 
   Returns:
-    (place of the data chunk's size, bytes behind it) if that size is 0 and no chunks follow; None
-    for every other file.
+    (place of the data chunk's size, bytes behind it) if that size is 0 and no chunks follow, or if
+    there are `samples_behind`; None for every other file.
   """
   file.seek(0)
   head = file.read(12)
@@ -88,7 +89,8 @@ def unfinished_wav(file) -> tuple[int, int] | None:
   for name, place, size in chunks(file, end):
     if name == b"data":
       behind = end - place
-      return (place - 4, behind) if not size and behind and _are_samples(file, place) else None
+      more = samples_behind(file, place, size, end) if size else behind
+      return (place - 4, behind) if more and (size or _are_samples(file, place)) else None
   return None
 
 
@@ -112,6 +114,30 @@ def chunks(file, end: int, place: int = 12, form: str = "<4sI") -> Iterator[tupl
     place += size + -size % align
 
 
+def samples_behind(file, place: int, size: int, end: int) -> int:
+  """The bytes behind the `size` ones at `place` that a WAV's header tells of, if they are samples:
+  no chunk or tag begins there, and not all are zeros. Otherwise 0.
+
+  Args:
+    end: the file's size.
+  """
+  for begin in {place + size, place + size + size % 2}:  # not all writers pad
+    if begin + 8 >= end:
+      return 0
+    name, _ = _chunk(file, begin)
+    if _is_readable(name) or name[:3] == b"ID3":
+      return 0
+  file.seek(place + size)
+  while block := file.read(BLOCK):
+    if any(block):
+      return end - place - size
+  return 0
+
+
+def _is_readable(name: bytes) -> bool:
+  return len(name) == 4 and all(32 <= byte < 127 for byte in name)
+
+
 def _chunk(file, place: int) -> tuple[bytes, int]:
   """(name, size) of the chunk that begins there; an empty name at the end of the file."""
   file.seek(place)
@@ -127,7 +153,7 @@ def _are_samples(file, place: int) -> bool:
     if place >= end:
       return False
     name, size = _chunk(file, place)
-    if len(name) < 4 or not all(32 <= byte < 127 for byte in name):
+    if not _is_readable(name):
       return True
     place += 8 + size + size % 2
   return True

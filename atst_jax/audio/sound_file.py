@@ -1,6 +1,7 @@
 """Opens a sound with the library that reads it. Errors become rejects with a reason."""
 
 import contextlib
+import dataclasses
 import errno
 import os
 import stat
@@ -16,6 +17,7 @@ from .streams import Streams, look
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside, a header is damaged or hostile
 MISSED_SECONDS = 0.1  # fewer are rounding of the header
+MOST_OF_A_WAV = 0xFFFFFFFF  # bytes of samples
 SOUGHT = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC")
 SEEKABLE = ("PCM_", "FLOAT", "DOUBLE")  # kinds of samples in which seeking is exact
 SYSTEM_ERROR = 2  # of libsndfile: an error of the operating system
@@ -114,6 +116,11 @@ class Sound:
     else:
       self.frames = file.frames if self._limit is None else min(file.frames, self._limit)
 
+  @property
+  def behind(self) -> float:
+    """Seconds of samples that follow those of which the header tells."""
+    return max(self._streams.present - 1, 0) * self.frames / self.samplerate
+
   def read(self, size: int) -> np.ndarray:
     """(n, C) float32, the next samples; n is `size`, or less at the end."""
     if self._limit is not None:
@@ -141,6 +148,11 @@ class Sound:
       return f"{seconds:.1f} s read, more streams follow{_remedy(error, 'them')}"
     if streams.unended:
       return f"{seconds:.1f} s read, its last page does not end the stream: it was cut"
+    if self.behind > MISSED_SECONDS:
+      return (
+        f"{seconds:.1f} s read, the header tells of no more, {self.behind:.1f} s follow; "
+        "`prepare --repair_headers` reads them"
+      )
     if whole - seconds <= MISSED_SECONDS or (self._by_pyav and not streams.promised):
       return ""
     if streams.promised and not streams.more:
@@ -193,19 +205,30 @@ def _decoder(path: str, handle, repair_headers: bool):
     except soundfile.LibsndfileError as failure:
       yield Sound(_second_try(raw, stack, failure), streams, by_pyav=True)
       return
-    if file.frames <= 0:
-      if not (found := unfinished_wav(raw)):
-        raise Reject("empty", "no samples" + ": it was cut" * streams.unended)
-      place, behind = found
-      if not repair_headers:
-        raise Reject(
-          "empty",
-          f"the header was never finished: it tells of no samples, {behind} bytes follow; "
-          "`prepare --repair_headers` reads them",
-        )
-      raw.seek(0)
-      file = stack.enter_context(soundfile.SoundFile(Patched(raw, place, b"\xff" * 4)))
-    yield Sound(file, streams, by_pyav=False, error=error)
+    found = Sound(file, streams, by_pyav=False, error=error)
+    if file.frames <= 0 or (repair_headers and found.behind > MISSED_SECONDS):
+      found = _repaired(raw, stack, streams, repair_headers)
+    yield found
+
+
+def _repaired(raw, stack: contextlib.ExitStack, streams: Streams, repair_headers: bool) -> Sound:
+  """A WAV whose header tells of too few samples, read to its end. Raises Reject for a file without
+  samples, and if that is not asked for."""
+  import soundfile
+
+  if not (found := unfinished_wav(raw)):
+    raise Reject("empty", "no samples" + ": it was cut" * streams.unended)
+  place, behind = found
+  if not repair_headers:
+    raise Reject(
+      "empty",
+      f"the header was never finished: it tells of no samples, {behind} bytes follow; "
+      "`prepare --repair_headers` reads them",
+    )
+  raw.seek(0)
+  file = stack.enter_context(soundfile.SoundFile(Patched(raw, place, b"\xff" * 4)))
+  streams = dataclasses.replace(streams, present=max(behind / MOST_OF_A_WAV, 1.0), fact=None)
+  return Sound(file, streams, by_pyav=False)
 
 
 def _second_try(raw, stack: contextlib.ExitStack, error: Exception):

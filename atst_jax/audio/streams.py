@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from .formats import chunks
+from .formats import chunks, samples_behind
 
 CHUNK = 1 << 20  # bytes read at once
 FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker and the head of STREAMINFO
@@ -49,7 +49,8 @@ class Streams:
     open_length: whether the header leaves the length open.
     uncounted: whether it is an MP3 of various frames that its header does not count.
     unended: whether it is an Ogg that ends before its stream does.
-    present: share of the bytes promised by the header that the file has.
+    present: share of the bytes promised by the header that the file has; above 1 if samples follow
+      them in a WAV.
     promised: samples of all streams at the first one's rate, of several FLACs by their headers, of
       an MP3 without a count by its frames; None for other files.
     fact: samples of sound by the header of a codec of whole blocks.
@@ -168,7 +169,10 @@ def _wav(file, end: int) -> Streams:
       if behind < end:
         file.seek(behind)
         several = file.read(4) == b"RIFF"
-      return Streams(several, present=_present(size, place, end), fact=fact)
+      present = _present(size, place, end)
+      if size and not several and not long:
+        present += samples_behind(file, place, size, end) / size
+      return Streams(several, present=present, fact=fact)
   return Streams()
 
 

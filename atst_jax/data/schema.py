@@ -11,8 +11,9 @@ STATISTICS = ("min", "max", "mean", "std", "log_mean", "log_std")
 # among the counts; the others are whole numbers
 TABLES = ("seconds", "levels", "sample_rates", "reasons", "skipped")
 LEVEL_STEP = 5  # dB, of the histogram of clips' levels
-# of a split; whole numbers
-TOTALS = ("num_clips", "num_files", "num_frames", "min_frames", "max_frames")
+# of a split; whole numbers, of which these are needed
+NEEDED = ("min_frames", "max_frames")
+TOTALS = ("num_clips", "num_files", "num_frames", *NEEDED)
 
 
 def is_number(value, *kinds: type) -> bool:
@@ -50,6 +51,8 @@ def _check_split(name: str, split: dict) -> None:
       raise ValueError(f"the shard {file!r} has {clips!r} clips in {size!r} bytes")
     if not re.fullmatch(r"[0-9a-f]{64}", shard["sha256"]):
       raise ValueError(f"the shard {file!r} has the sha256 {shard['sha256']!r}")
+  if missing := [key for key in NEEDED if key not in split]:
+    raise ValueError(f"the split {name!r} has no {missing[0]}")
   for key in TOTALS:
     if key in split and not (is_number(split[key], int) and split[key] >= 0):
       raise ValueError(f"the split {name!r} has {key} {split[key]!r}")

@@ -50,6 +50,11 @@ class Index:
     except RecordError as error:  # the file is lost from here on
       self.spans += [error] * (shard.num_clips - len(self.spans))
 
+  @property
+  def is_damaged(self) -> bool:
+    """Whether a record is broken."""
+    return any(isinstance(span, RecordError) for span in self.spans)
+
   def _next(self, file) -> Span | RecordError:
     number = len(self.spans)
     size = read_length(file, self.shard.path, number)
@@ -108,6 +113,7 @@ class ShardReader:
 
   Raises:
     StoreError: the file cannot be opened.
+    UserError: it is not the one that `shard` describes.
   """
 
   def __init__(self, shard: Shard, n_mels: int, damage: "Damage", index: Index | None = None):
@@ -115,7 +121,15 @@ class ShardReader:
     try:
       self._file = storage.open_binary(shard.path, buffering=0)
       try:
+        size = file_size(self._file)
         self.index = index or Index(shard, n_mels, self._file)
+        # Of a file that was cut short, records are damaged, and told as such.
+        cut = size < shard.num_bytes and (index or self.index.is_damaged)
+        if size != shard.num_bytes and not cut:
+          raise UserError(
+            f"{shard.path}: {size} bytes, {shard.num_bytes} expected: it was exchanged while it "
+            "was read; bring the old data back, or train on the new in a new workdir"
+          )
       except BaseException:
         self._file.close()
         raise

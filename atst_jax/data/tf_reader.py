@@ -102,14 +102,7 @@ def batches(
   shards, n_mels = dataset.shards(split), dataset.frontend.n_mels
   cpus = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
   shape = tf.TensorSpec
-  plan = functools.partial(
-    _plan,
-    [shard.path for shard in shards],
-    [shard.num_clips for shard in shards],
-    seed=seed,
-    streams=streams,
-    position=start_step * block,
-  )
+  plan = functools.partial(_plan, shards, seed=seed, streams=streams, position=start_step * block)
   records = functools.partial(_visit_records, tf, window=window, buffer=buffer_bytes(dataset.root))
   decode = functools.partial(
     _decode,
@@ -159,12 +152,16 @@ def batches(
     del iterator  # and with it TensorFlow's threads and files
 
 
-def _plan(paths, counts, stream, *, seed, streams, position):
+def _plan(shards, stream, *, seed, streams, position):
   """What a stream reads, visit by visit: from which record on, the seed of their shuffle, how many
-  are already used, and where the clip of each record is cropped."""
+  are already used, and where the clip of each record is cropped. Raises ValueError at a file of
+  this host that has another size: the plain reader says why."""
+  counts = [shard.num_clips for shard in shards]
   for visit in visits(seed, int(stream), streams, counts, position):
     shuffle_seed, where = visit.drawn(seed)
-    path, first = paths[visit.shard], visit.begin
+    path, first = shards[visit.shard].path, visit.begin
+    if not storage.is_remote(path) and storage.size(path) != shards[visit.shard].num_bytes:
+      raise ValueError(f"{path} has another size")
     yield {"path": path, "first": first, "seed": shuffle_seed, "used": visit.skip, "where": where}
 
 

@@ -86,7 +86,8 @@ RANGES = {  # both ends included
   "optimizer.weight_decay_end": (0, 1e3),
   "optimizer.b1": (0, 0.9999999),
   "optimizer.b2": (0, 0.9999999),
-  "optimizer.eps": (0, 1),
+  # with 0 a parameter without a gradient, as positions behind the crop, would become 0 / 0
+  "optimizer.eps": (1e-12, 1),
   "optimizer.reference_batch": (0, 1e9),
   **{key: ends for objective in OBJECTIVES.values() for key, ends in objective.ranges.items()},
 }

@@ -42,7 +42,8 @@ def resolve(config: ConfigDict, begun: dict | None = None) -> None:
 
   Args:
     begun: the config that the checkpoints of the run were made with, if there are any. Then the
-      export may be gone: all that was taken from it is in them.
+      export may be gone: all that was taken from it is in them. Until one of them is sound, `need`
+      asks for it, since the run may go back to its beginning.
 
   Raises UserError where the export and the config do not fit, with all that differs.
   """
@@ -133,6 +134,18 @@ def load(config: ConfigDict) -> dict:
       crop,
     )
   return {**variables, "params": {**variables["params"], "pos_embed": wanted}}
+
+
+def need(config: ConfigDict) -> None:
+  """Raises UserError if the export is not there as it was: for a run that has no sound checkpoint,
+  and may go back to its beginning."""
+  try:
+    load(config)
+  except UserError as error:
+    raise UserError(
+      f"{error}; no checkpoint of this run is sound yet, so it may have to begin again with that "
+      "encoder: bring it back"
+    ) from error
 
 
 def fit_positions(table: np.ndarray, *, trained: int, crop: int, size: int) -> np.ndarray:

@@ -139,6 +139,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
     if state is None:
       state = fresh()
     start = int(state.step)
+    if 0 < start < config.total_steps and config.initial and not checkpoints.any_sound():
+      initial.need(config)
     log.info(
       "%s: %d parameters on %d %s device(s), mesh %s, batch %d, steps %d to %d",
       workdir,

@@ -64,15 +64,17 @@ def loop(
     stopping = session.stop.agreed()
     regular = step % save_every == 0
     saving = stopping or regular or step == total_steps
+    measuring = online is not None and online.due(step)
     bad = None
-    while len(unseen) > (0 if saving else 1) and not bad:
+    # A rollback at a step that is measured comes before, or it would be measured twice.
+    while len(unseen) > (0 if saving or measuring else 1) and not bad:
       finished = unseen.pop(0)
       report(*finished)
       session.watchdog.beat(finished[0])
       if recovery.needed(*finished):
         bad = finished
     if saving and not bad:
-      sound = regular and int(metrics["bad"]) == 0
+      sound = regular and recovery.is_sound(metrics)
       if not checkpoints.save(step, state, sound=sound):
         bad = step, metrics
     if bad:

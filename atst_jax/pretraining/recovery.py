@@ -21,8 +21,8 @@ class Recovery:
 
   The run goes back to the newest sound checkpoint, or the initial state if there is none yet, and
   on with the data that come after the bad steps: the window between is not seen again. Sound
-  checkpoints are those of the regular period that were not saved in the middle of bad steps. So
-  where a run goes back to does not depend on when it was stopped.
+  checkpoints are those of the regular period that were not saved in the middle of bad steps
+  (`is_sound`). So where a run goes back to does not depend on when it was stopped.
   """
 
   def __init__(
@@ -84,6 +84,12 @@ class Recovery:
       self._tell_collapse(step, metrics, collapsed)
     self._watch_participation(step, float(metrics[f"rank_{self._judged}"]))
     return bad >= self._patience
+
+  def is_sound(self, metrics) -> bool:
+    """Whether a run may go back to the state after this step: it is in no row of bad steps, nor of
+    collapsed ones that could end the run."""
+    collapsed = self._collapse == "stop" and int(metrics["collapsed"]) > 0
+    return int(metrics["bad"]) == 0 and not collapsed
 
   def _watch_participation(self, step: int, ratio: float) -> None:
     """Outputs may be well spread and still vary along a few of their axes alone. Training does not

@@ -167,6 +167,11 @@ class Checkpoints:
         return state
       faults[str(step)] = f"{len(wrong)} arrays are not what was saved, the first is {wrong[0]}"
 
+  def any_sound(self) -> bool:
+    """Whether there is a checkpoint that training may fall back to. Its files are not checked."""
+    found = lambda: any(entry.facts["sound"] for entry in entries(self.folder) if entry.facts)
+    return bool(from_process_zero(found))
+
   def reread(self, abstract_state) -> None:
     """Waits for the last save, reads it back and compares. Raises StoreError if it is not what was
     saved."""

@@ -186,7 +186,8 @@ class CheckpointFolder:
   def _stays(self, entry: Entry, keep_every: int) -> bool:
     """Whether a finished checkpoint stays for good: its manifest says so, whatever this start's
     `keep_every` is. Older versions did not say; there this start's decides, or its config's."""
-    if (stays := entry.facts.get("stays")) is not None:
+    facts = entry.facts or {}
+    if (stays := facts.get("stays")) is not None:
       return bool(stays)
     if not entry.step % keep_every:
       return True

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from atst_jax.util import storage
 from atst_jax.util.config import flatten
 from atst_jax.util.errors import UserError
+from atst_jax.util.logs import log
 
 WAITING = 1000  # records, at most, in a tracker's queue
 PARAM_LENGTH = 500  # characters of a value that every version of MLflow's stores takes
@@ -106,6 +107,15 @@ class MLflow:
 
     self._id, new = kept_id(workdir, "mlflow", begin)
     self._client.update_run(self._id, status="RUNNING")
+    if not new:
+      kept = self._client.get_run(self._id).info.experiment_id
+      if (known := self._client.get_experiment(kept).name) != experiment:
+        log.warning(
+          "--config.log.mlflow=%s: the run goes on in %r, where it began; without the file "
+          "mlflow_run_id of its workdir it begins another",
+          experiment,
+          known,
+        )
     if new:
       params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in flatten(config).items()]
       for first in range(0, len(params), 100):  # of one call, at most

@@ -57,6 +57,11 @@ class Scene(Source):
   parts: tuple[Part, ...] = ()
 
   @property
+  def recordings(self) -> tuple[str, ...]:
+    """Paths of all files that it is made of."""
+    return tuple(part.path for part in self.parts)
+
+  @property
   def events(self) -> tuple[Part, ...]:
     """The parts in the foreground."""
     return tuple(part for part in self.parts if not part.background)

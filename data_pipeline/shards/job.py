@@ -3,7 +3,7 @@ it.
 
 Files are ordered by sha256("SEED:ID") and dealt to the shards of their split in turn. If a shard
 has no usable file, all files rejected so far are set aside and the others are dealt once more, so
-that no shard is empty.
+that no shard is empty. Segments of which some pieces are kept are among the others.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ from .plan import (
   deal,
   find_duplicates,
   header_seconds,
-  is_older,
   measure,
   mel_bytes,
+  newer_recording,
   open_output,
   shard_name,
 )
@@ -38,11 +38,12 @@ from .shard import (
   read_run,
   read_sidecar,
   read_sidecars,
+  sidecar_path,
   wait_for_pyav,
 )
 from .summary import describe
 from .tfds_info import write_tfds_info
-from .workers import write_tasks
+from .workers import CRASHERS, write_tasks
 
 MEASURED_FILES = 32  # by --dry_run
 REJECTS = "rejects.json"  # in the work folder: files set aside before the files are dealt
@@ -161,12 +162,20 @@ class Job:
 
   def _set_aside(self, missing: list[dict], work: str) -> tuple[list[dict], list[str]]:
     """The rejects to leave out, and the ids of stretches without a clip, which are no rejects: as
-    an earlier start of this job found them."""
-    path = os.path.join(work, REJECTS)
+    an earlier start of this job found them, unless recordings changed since."""
+    path, crashes = os.path.join(work, REJECTS), os.path.join(work, CRASHERS)
+    if storage.is_file(crashes) and self._newer(crashes, json.loads(storage.read_text(crashes))):
+      storage.remove(crashes)
     if storage.is_file(path):
       found = json.loads(storage.read_text(path))
-      if not wait_for_pyav(found["rejects"]):
-        return found["rejects"], found.get("left_out", [])
+      rejects, left_out = found["rejects"], found.get("left_out", [])
+      ids = [reject["id"] for reject in rejects]
+      for reject in rejects:
+        if reject["reason"] == "duplicate":
+          ids.append(reject["detail"].removeprefix("of "))  # of `find_duplicates`
+      if not wait_for_pyav(rejects) and not self._newer(path, ids + left_out):
+        return rejects, left_out
+      storage.remove(path)
     if not self.reject_duplicates:
       return missing, []
     log.info("looking for files of the same content")
@@ -174,6 +183,11 @@ class Job:
     aside = missing + find_duplicates(listing.sources, listing.root, workers=self.workers)
     write_json(path, {"rejects": aside})
     return aside, []
+
+  def _newer(self, file: str, ids: Iterable[str]) -> str:
+    """`newer_recording` of the sources with these ids."""
+    named = set(ids)
+    return newer_recording(file, [source for source in self.listing.sources if source.id in named])
 
   def _deal(self, aside: list[dict], left_out: Iterable[str] = ()) -> tuple[list[ShardTask], float]:
     ids = {reject["id"] for reject in aside}.union(left_out)
@@ -207,7 +221,7 @@ class Job:
         return sidecars, rejects
       if not any(sidecar["num_clips"] for sidecar in sidecars):
         break
-      aside = rejects
+      aside = [reject for reject in rejects if not reject.get("kept")]
       left_out = left_out + [id for sidecar in sidecars for id in sidecar.get("left_out", ())]
       told = {"left_out": left_out} if left_out else {}
       write_json(os.path.join(work, REJECTS), {"rejects": aside, **told})
@@ -219,7 +233,7 @@ class Job:
 
   def _older(self, tasks: list[ShardTask], work: str) -> Set[str]:
     """File names of the shards that are older than what they are made of."""
-    older = {task.file for task in tasks if is_older(task, work)}
+    older = {task.file for task in tasks if newer_recording(sidecar_path(task, work), task.sources)}
     if older:
       log.info("%d shards are older than their recordings, and are written again", len(older))
     return older

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from atst_jax.util.errors import StoreError, UserError
 from atst_jax.util.lock import Held, Lock
 
 from ..sources.files import Source
-from .shard import ShardTask, read_file, sidecar_path
+from .shard import ShardTask, read_file
 
 WORK = ".work"  # inside the output: the plan, and a sidecar for every finished shard
 PLAN = "plan.json"
@@ -189,13 +189,14 @@ def find_duplicates(sources: list[Source], root: str, *, workers: int) -> list[d
   return rejects
 
 
-def is_older(task: ShardTask, work: str) -> bool:
-  """Whether a finished shard is older than one of its recordings, which then may have changed.
-  Stores do not tell, nor does a time in the future."""
-  made, now = _modified(sidecar_path(task, work)), time.time()
+def newer_recording(file: str, sources: Iterable[Source]) -> str:
+  """The path of a recording that is newer than a file made of it, and may have changed since; ""
+  if none is. Stores do not tell, nor does a time in the future."""
+  made, now = _modified(file), time.time()
   if math.isnan(made):
-    return False
-  return any(made < _modified(path) < now for path in {source.path for source in task.sources})
+    return ""
+  paths = dict.fromkeys(path for source in sources for path in source.recordings)
+  return next((path for path in paths if made < _modified(path) < now), "")
 
 
 def _modified(path: str) -> float:

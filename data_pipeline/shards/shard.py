@@ -162,14 +162,16 @@ def _refusal(piece: Piece, source: Source, settings: Settings) -> Reject | None:
 
 def _segments(run: tuple[Source, ...], settings: Settings, tally: Tally) -> Iterator[bytes | None]:
   """Yields the encoded clips of segments of one recording, and None when a segment is done. A
-  segment that cannot be used goes to the tally's rejects. A fault spoils all segments behind it."""
+  segment that cannot be used, or a piece of which cannot, goes to the tally's rejects. A fault
+  spoils all segments behind it."""
   if any(source.id in settings.crashers for source in run):
     for source in run:
       tally.reject(source, Reject("undecodable", "the decoder crashes"))
       yield None
     return
   frontend, qualities = settings.frontend, [Quality() for _ in run]
-  kept, refused = [0] * len(run), set()
+  kept = [0] * len(run)
+  refused: dict[int, Reject] = {}  # the first one of each segment
   for piece in settings.read_run(
     run,
     sample_rate=frontend.sample_rate,
@@ -184,18 +186,24 @@ def _segments(run: tuple[Source, ...], settings: Settings, tally: Tally) -> Iter
       kept[i] += 1
       yield clip
     if reject is not None and i not in refused:
-      refused.add(i)
-      reject = _as_reject(source, reject)
-      if kept[i]:
-        reject = Reject(reject.reason, f"{reject.detail}; {kept[i]} pieces before it are kept")
-      if source.rest and reject.reason in ("too_short", "beyond_end"):
-        tally.left_out.append(source.id)
-      else:
-        tally.reject(source, reject)
+      refused[i] = _as_reject(source, reject)
     if piece.last:
       if i not in refused:
         tally.add_file(source, qualities[i], piece.number is not None)
+      else:
+        _reject_segment(source, refused[i], kept[i], tally)
       yield None
+
+
+def _reject_segment(source: Source, reject: Reject, kept: int, tally: Tally) -> None:
+  """Tells of a segment that is not used, but for `kept` pieces of it."""
+  if source.rest and reject.reason in ("too_short", "beyond_end"):
+    tally.left_out += [] if kept else [source.id]
+    return
+  if kept:
+    told = "; ".join(filter(None, (reject.detail, f"{kept} other pieces are kept")))
+    reject = Reject(reject.reason, told)
+  tally.reject(source, reject, kept)
 
 
 def _payloads(

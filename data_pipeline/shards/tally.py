@@ -70,11 +70,11 @@ class Tally:
     ):
       self.counts[name] += value
 
-  def reject(self, source: Source, reject: Reject) -> None:
-    """Adds a source that cannot be used."""
+  def reject(self, source: Source, reject: Reject, kept: int = 0) -> None:
+    """Adds a source that cannot be used; `kept`: clips of its other pieces, which are."""
     parts = [f"line {source.line}" if source.line else "", reject.detail]
-    detail = ": ".join(filter(None, parts))
-    self.rejects.append({"id": source.id, "reason": reject.reason, "detail": detail})
+    entry = {"id": source.id, "reason": reject.reason, "detail": ": ".join(filter(None, parts))}
+    self.rejects.append({**entry, "kept": kept} if kept else entry)
 
 
 class Census:
@@ -111,7 +111,7 @@ class Census:
     as_published = all(any(map(_parted, sets.values())) for sets in parted)
     return {
       "groups": {
-        "by": " or ".join(sorted({part["by"] for part in parts})),
+        "by": " or ".join(sorted({kind for part in parts for kind in part["by"].split(" or ")})),
         "number": len(self._places),
         "parted": len(parted),
         "divided_by_owner": as_published and all(part["divided_by_owner"] for part in parts),

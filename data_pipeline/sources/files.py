@@ -48,6 +48,11 @@ class Source:
   line: int = 0  # of the table that lists a segment
 
   @property
+  def recordings(self) -> tuple[str, ...]:
+    """Paths of all files that it is made of."""
+    return (self.path,)
+
+  @property
   def whole(self) -> bool:
     """Whether it is a whole file."""
     return self.start == 0 and self.end == math.inf

@@ -188,15 +188,13 @@ def program_settings(config: ConfigDict) -> dict:
 
 def _check(config: ConfigDict, devices: int) -> None:
   """Raises UserError, with key and range, for a value that cannot work."""
-  read = lambda key: (
-    config[key] if "." not in key else config[key.partition(".")[0]][key.partition(".")[2]]
-  )
+  values = configs.flatten(config)
   for key in POSITIVE:
-    if read(key) < 1:
-      raise UserError(f"--config.{key}={read(key)}: must be at least 1")
+    if values[key] < 1:
+      raise UserError(f"--config.{key}={values[key]}: must be at least 1")
   for key, (low, high) in RANGES.items():
-    if read(key) is not None and not low <= read(key) <= high:
-      raise UserError(f"--config.{key}={read(key)}: must lie between {low} and {high}")
+    if values[key] is not None and not low <= values[key] <= high:
+      raise UserError(f"--config.{key}={values[key]}: must lie between {low} and {high}")
   if not 0 <= config.warmup_epochs <= config.epochs:
     raise UserError(
       f"--config.warmup_epochs={config.warmup_epochs}: must lie between 0 and "
