@@ -50,6 +50,13 @@ MIXTURE_COLUMNS = (
 )
 
 
+# Flags that go with --jams.
+OF_JAMS = (
+  *("jams", "foreground", "background", "foreground_follow_links", "background_follow_links"),
+  *("output", "frontend", "name", "dry_run", "verbosity", *flags.BOUNDS),
+)
+
+
 def _parser() -> Parser:
   parser, ranges = Parser("data_pipeline.pairs", __doc__), Ranges()
   add = parser.add_argument
@@ -96,6 +103,12 @@ _interval.__name__ = "LOW,HIGH"  # argparse names it in its message
 
 
 def _check(args: argparse.Namespace) -> None:
+  parser = _parser()
+  given = [key for key, value in vars(args).items() if value != parser.get_default(key)]
+  if args.jams and (unused := [key for key in given if key not in OF_JAMS]):
+    raise UserError(
+      f"--{unused[0]} goes with drawn pairs, not with --jams, whose files say what is mixed"
+    )
   numbers = {f"{split}_pairs": (0, 10**7) for split in SPLITS}
   flags.check_bounds(
     args, seconds=(1, 600), backgrounds=(1, 100), shared_events=(0, 100), **numbers
@@ -110,7 +123,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def _pairs(args: argparse.Namespace, frontend: FrontEnd) -> list[Pair]:
   if args.jams:
-    recordings = jams.find_recordings(args.foreground, args.background)
+    links = {"foreground": args.foreground_follow_links, "background": args.background_follow_links}
+    recordings = jams.find_recordings(args.foreground, args.background, follow_links=links)
     pairs, same = jams.read_pairs(args.jams, recordings, seed=args.seed)
     if same:
       print(

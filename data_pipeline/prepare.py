@@ -33,7 +33,7 @@ from .shards.plan import hash_sources
 from .shards.shard import read_file, read_run
 from .shards.summary import print_report
 from .sources.files import Listing, describe_skipped, printable
-from .sources.inputs import LAYOUTS, list_sources
+from .sources.inputs import LAYOUTS, TABLE_OPTIONS, list_sources
 
 
 def _parser() -> Parser:
@@ -169,6 +169,11 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
   listing = list_sources(args.input, **flags.of_listing(args), number=args.subset)
   if args.tfds:
     listing = dataclasses.replace(listing, grouped_by=args.tfds_group, divided_by_owner=True)
+  if args.context and not listing.unannotated and all(s.whole for s in listing.sources):
+    raise UserError(
+      f"--context={args.context:g} needs segments: a table with `start` and `end`, of Raven or "
+      "Audacity"
+    )
   for note in listing.notes:
     log.info(note)
   name = os.path.basename(storage.absolute(args.input))
@@ -178,9 +183,14 @@ def prepare(args: argparse.Namespace, again: Set[str] = frozenset()) -> None:
   job.check()
   missing = [{"id": id, "reason": "missing", "detail": ""} for id in absent]
   if len(missing) == len(listing.sources):
+    remedy = f"data_pipeline/README.md says where --layout={listing.kind} expects them"
+    if listing.kind in TABLE_OPTIONS["root"]:
+      remedy = "set --root to the folder its paths start from"
+    elif listing.kind == "folder":
+      remedy = "it is a link that leads nowhere"
     raise UserError(
       f"none of the {len(missing)} files that {args.input} lists exists, the first would be "
-      f"{listing.sources[0].path}; set --root to the folder its paths start from"
+      f"{listing.sources[0].path}; {remedy}"
     )
   if args.dry_run:
     print("\n".join([*job.describe(missing), *describe_skipped(listing.skipped)]))

@@ -4,6 +4,7 @@ import pytest
 
 from atst_jax.data.dataset import Clip
 from atst_jax.downstream.finetune import job
+from atst_jax.util.errors import UserError
 from tests.evaluation import make_clips, write_clips
 from tests.finetuning import refused, resolved, split_clips
 from tests.test_vggish import write_vggish
@@ -103,3 +104,19 @@ def test_clips_that_are_all_too_short_are_refused(tmp_path):
   data = write_clips(tmp_path / "short", clips, frontend="vggish")
   encoder = write_vggish(tmp_path / "vggish")
   refused("clips of up to 80 frames, 80 are heard .* needs at least 96", encoder, data, tmp_path)
+
+
+def test_hosts_of_a_fine_tuning_are_compared_before_anything_is_computed(
+  encoder, data, tmp_path, monkeypatch
+):
+  """As of a pre-training (`test_processes`): what lies behind a path, not the path."""
+  compared = []
+
+  def refuse(values):
+    compared.append(values)
+    raise UserError("process 1 has another config")
+
+  monkeypatch.setattr(job, "refuse_others", refuse)
+  refused("process 1 has another config", encoder, data, tmp_path / "run")
+  assert {"seed", "data.fingerprint", "params_hash", "embedding_hash"} <= compared[0].keys()
+  assert not compared[0].keys() & {"encoder", "data.path", "log.every_steps"}

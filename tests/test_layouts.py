@@ -42,6 +42,30 @@ def test_what_a_layout_lacks_is_named(tmp_path, layout):
     list_sources(str(tmp_path), layout=layout)
 
 
+def test_files_that_a_list_names_in_vain_have_a_remedy_of_the_layout(tmp_path, capsys):
+  """--root is refused for an owner's layout, and offered for a manifest."""
+  root = write_files(tmp_path / "esc", {"meta/esc50.csv": ESC50["ESC-50-master/meta/esc50.csv"]})
+  flags = [f"--output={tmp_path / 'out'}", "--frontend=atst"]
+  assert prepare.main([f"--input={root}", "--layout=esc50", *flags]) == 2
+  error = capsys.readouterr().err
+  assert "README.md says where --layout=esc50 expects them" in error and "--root" not in error
+  (tmp_path / "list.csv").write_text("path\na.wav\n")
+  assert prepare.main([f"--input={tmp_path / 'list.csv'}", *flags]) == 2
+  assert "set --root to the folder its paths start from" in capsys.readouterr().err
+  (tmp_path / "links").mkdir()
+  (tmp_path / "links" / "a.wav").symlink_to("nowhere")
+  assert prepare.main([f"--input={tmp_path / 'links'}", *flags]) == 2
+  assert "links/a.wav; it is a link that leads nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["esc50", "esc10"])
+def test_a_list_with_other_separators_is_what_is_wrong(tmp_path, layout):
+  table = ESC50["ESC-50-master/meta/esc50.csv"].replace(",", ";")
+  root = write_files(tmp_path, {"meta/esc50.csv": table})
+  with pytest.raises(UserError, match=r"esc50\.csv: no column filename"):
+    list_sources(root, layout=layout)
+
+
 def test_fault_43_lists_that_lead_out_of_the_folder_are_refused(tmp_path):
   root = tmp_path / "esc"
   table = ESC50["ESC-50-master/meta/esc50.csv"].replace("2-7-B-14.wav", "../../../secret.wav")

@@ -135,6 +135,19 @@ def test_a_recording_is_another_in_another_set(tmp_path, monkeypatch):
   assert groups["number"] == 3 and groups["by"] == "recording or value of `group`"
 
 
+def test_a_recording_beside_named_groups_is_another_in_another_set(tmp_path, monkeypatch):
+  """In a manifest that names groups of some files only."""
+  write_inline(monkeypatch)
+  table = "path,start,end,group 1.wav,0,0.2, 1.wav,0.2,0.4, 2.wav,0,0.2,x"
+  roots = [prepared(tmp_path, name, table, seed=i) for i, name in enumerate("ab")]
+  assert Dataset.load(roots[0]).manifest["groups"]["by"] == "recording or value of `group`"
+  dataset = merged(tmp_path, *roots)
+  assert {c.group for c in dataset.clips("train")} == {"a/1.wav", "b/1.wav", "a/x", "b/x"}
+  roots.append(prepared(tmp_path, "c", "path,group 2.wav,x", seed=2))
+  three = merged(tmp_path, *roots, name="three").manifest["groups"]
+  assert (three["number"], three["by"]) == (5, "recording or value of `group`")
+
+
 def test_a_group_that_the_merge_parts_is_told(tmp_path, monkeypatch, capsys):
   """No owner published that division, whoever made those of the sets."""
   write_inline(monkeypatch)

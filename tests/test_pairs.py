@@ -236,7 +236,7 @@ def test_a_recording_that_is_silent_costs_its_pairs_and_is_counted(sounds, tmp_p
     (["--level_change=0,3"], "nobody hears a difference"),
     (["--seconds=0.5"], "--seconds=0.5 is not between"),
     (["--foreground=.", "--output=out"], "--output=out lies in --foreground=.: shards would lie"),
-    (["--jams=nowhere"], "--jams=nowhere is not a folder"),
+    (["--jams=nowhere"], "--foreground_layout goes with drawn pairs, not with --jams"),
     (["--frontend=mel"], "unknown front-end"),
   ],
 )

@@ -135,6 +135,7 @@ def test_a_louder_background_is_a_background_that_repeats(sounds):
   ("spoil", "message"),
   [
     (lambda f: next(f.glob("*eval_000_s2.jams")).unlink(), "1 files have no partner"),
+    (lambda f: f.parent.rename(f.parents[1] / "moved"), "datasets is not a folder"),
     (
       lambda f: next(f.glob("*eval_000_s2.jams")).write_text("{}"),
       "not a JAMS file of scaper (KeyError: 'annotations')",
@@ -170,6 +171,38 @@ def test_published_pairs_that_will_not_do(sounds, published, tmp_path, capsys, s
   spoil(published)
   assert pairs.main(jams_flags(sounds, published, tmp_path / "out")) == 2
   assert message in capsys.readouterr().err
+
+
+def test_links_are_followed_if_asked(sounds, published, tmp_path, monkeypatch, capsys):
+  """The refusal names the flag that this command has."""
+  write_inline(monkeypatch)
+  (tmp_path / "linked").mkdir()
+  for path in (sounds / "events").iterdir():
+    (tmp_path / "linked" / path.name).symlink_to(path)
+  flags = [
+    flag
+    for flag in jams_flags(sounds, published, tmp_path / "out")
+    if not flag.startswith("--foreground=")
+  ]
+  flags += [f"--foreground={tmp_path / 'linked'}", "--workers=1"]
+  assert pairs.main(flags) == 2
+  assert "set --foreground_follow_links to read" in capsys.readouterr().err
+  assert pairs.main([*flags, "--background_follow_links"]) == 2
+  assert pairs.main([*flags, "--foreground_follow_links"]) == 0
+  assert len(rows(tmp_path / "out" / "pairs.csv")) == 3
+
+
+@pytest.mark.parametrize(
+  "flag", ["--seconds=5", "--events=dog", "--snr=0,1", "--same_takes", "--background_layout=folder"]
+)
+def test_flags_of_drawn_pairs_are_refused(sounds, published, tmp_path, capsys, flag):
+  """Here the files say all that they would."""
+  flags = [*jams_flags(sounds, published, tmp_path / "out"), "--verbosity=debug", "--seed=1"]
+  flags += ["--num_shards=1", "--shard_mb=2", "--workers=1", "--name=x", "--dry_run"]
+  assert pairs.main([*flags, flag]) == 2
+  name = flag.partition("=")[0]
+  assert f"{name} goes with drawn pairs, not with --jams" in capsys.readouterr().err
+  assert pairs.main(flags) == 0
 
 
 def scene_of(*events, name="rain"):

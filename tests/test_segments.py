@@ -17,6 +17,7 @@ from atst_jax.util.errors import UserError
 from data_pipeline.shards.shard import Settings, ShardTask, write_task
 from data_pipeline.sources.files import Source
 from data_pipeline.sources.inputs import list_files, list_sources
+from data_pipeline.sources.segments import seconds_of
 from tests.preparing import contents, run, write_inline
 
 RATE = 16000
@@ -178,7 +179,60 @@ def test_a_rest_without_a_clip_is_no_loss(tmp_path, monkeypatch):
   assert run(*flags, "--rest") == 0 and contents(tmp_path / "out") == before
 
 
-def test_context_and_the_rest(recordings, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("text", "seconds"),
+  [
+    ("12.5", 12.5),
+    ("12,5", 12.5),
+    (" 3. ", 3),
+    (".5", 0.5),
+    (",5", 0.5),
+    ("5e-05", 5e-5),
+    ("1.250000e+01", 12.5),
+    ("2E3", 2000),
+    ("", 7),
+    *((text, None) for text in (".", "-1", "1e99", "1e", "e5", "0x1", "nan", "1:30", "1.2.3")),
+  ],
+)
+def test_times_of_tables(text, seconds):
+  """As pandas and numpy write them."""
+  if seconds is None:
+    with pytest.raises(UserError, match="line 2: the time"):
+      seconds_of(text, 7.0, "line 2")
+  else:
+    assert seconds_of(text, 7.0, "line 2") == seconds
+
+
+def test_pieces_of_a_damaged_segment_are_kept(tmp_path, monkeypatch):
+  """In shards that are dealt once more, too: beside a file that cannot be read, alone in its
+  shard. A silent piece costs no other."""
+  samples = np.random.default_rng(0).uniform(-0.5, 0.5, 8 * RATE)
+  samples[6 * RATE] = np.nan
+  soundfile.write(tmp_path / "nan.wav", samples, RATE, subtype="FLOAT")
+  samples[6 * RATE], samples[: 2 * RATE] = 0, 0
+  soundfile.write(tmp_path / "silent.wav", samples, RATE, subtype="FLOAT")
+  (tmp_path / "bad.wav").write_bytes(b"no sound")
+  monkeypatch.setattr(decode, "BLOCK_VALUES", RATE // 2)
+  noise(tmp_path / "good.wav")
+  rows = [f"{name}.wav,0,7" for name in ("nan", "silent", "bad")] + ["good.wav,0,1"]
+  table = "\n".join(["path,start,end", *rows])
+  flags = ("--max_seconds=2", "--reject_silent")
+  dataset = prepared(tmp_path, table, tmp_path, monkeypatch, *flags)
+  assert [(r["id"], r["reason"], r.get("kept")) for r in dataset.manifest["rejects"]] == [
+    ("bad.wav#0-7", "undecodable", None),
+    ("nan.wav#0-7", "non_finite", 3),
+    ("silent.wav#0-7", "silent", 3),
+  ]
+  assert "; 3 other pieces are kept" in dataset.manifest["rejects"][1]["detail"]
+  assert sorted(clip.id for clip in dataset.clips("train")) == [
+    "good.wav#0-1",
+    *(f"nan.wav#0-7#000{i}" for i in (0, 1, 2)),
+    *(f"silent.wav#0-7#000{i}" for i in (1, 2, 3)),
+  ]
+  assert len(dataset.shards("train")) == 3
+
+
+def test_context_and_the_rest(recordings, tmp_path, monkeypatch, capsys):
   """What no row covers has no label, and is in the recording's split and group."""
   table = TABLE.replace("dog,\n", "dog,test\n").replace("cat,\n", "cat,test\n")
   dataset = prepared(recordings, table, tmp_path, monkeypatch, "--rest", "--context=0.25")
@@ -199,6 +253,9 @@ def test_context_and_the_rest(recordings, tmp_path, monkeypatch):
     source.whole for source in list_sources(str(mixed), root=str(recordings), **options).sources
   ]
   assert whole() == [False, True] and whole(whole_files=True) == [True, True]
+  flags = (f"--input={recordings}", f"--output={tmp_path / 'new'}", "--frontend=atst")
+  assert run(*flags, "--context=0.5") == 2 and not (tmp_path / "new").exists()
+  assert "--context=0.5 needs segments: a table with" in capsys.readouterr().err
   with pytest.raises(UserError, match="lists segments of recordings, and whole files are taken"):
     list_files(str(mixed), root=str(recordings))
 

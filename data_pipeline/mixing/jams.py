@@ -18,6 +18,7 @@ from atst_jax.util.errors import UserError
 from ..sources.tree import audio_files
 from .differences import changes, sentence
 from .drawn_pairs import Pair, pair_rng
+from .recordings import errors_of
 from .scenes import Part, Scene
 
 SPLITS = {"dev": "train", "eval": "test"}
@@ -26,13 +27,19 @@ NAME = re.compile(r"(?P<pair>.+)_(?P<which>s[12])\.jams")
 APWD = re.compile(r"apwd_(?P<scene>.+)_sc_")
 
 
-def find_recordings(foreground: str, background: str) -> dict[str, tuple[str, bool]]:
-  """{file name without its ending: (path, whether it is a background)} of all audio in two
-  folders."""
+def find_recordings(
+  foreground: str, background: str, *, follow_links: dict[str, bool]
+) -> dict[str, tuple[str, bool]]:
+  """{file name without its ending: (path, whether it is a background)} of all audio in two folders.
+
+  Args:
+    follow_links: of "foreground" and "background", as of `audio_files`.
+  """
   found = {}
-  for folder, is_background in ((foreground, False), (background, True)):
-    for path, _ in sorted(audio_files(folder)):
-      found[_name(path)] = (path, is_background)
+  for flag, folder in (("foreground", foreground), ("background", background)):
+    with errors_of(flag):
+      for path, _ in sorted(audio_files(folder, follow_links=follow_links[flag])):
+        found[_name(path)] = (path, flag == "background")
   return found
 
 

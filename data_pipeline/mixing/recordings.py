@@ -2,13 +2,14 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -30,17 +31,24 @@ SHARES = {"test": 0.2, "valid": 0.1}
 TAKE = re.compile(r"(?P<recording>(.*/)?\d-\d+)-[A-Z](-\d+)?\.\w+")
 
 
+@contextlib.contextmanager
+def errors_of(flag: str) -> Iterator[None]:
+  """Raises errors about --input, --layout… as errors about --FLAG, --FLAG_layout…"""
+  try:
+    yield
+  except UserError as error:
+    text = str(error).replace("--input", f"--{flag}")
+    for name in ("layout", "root", "follow_links"):
+      text = text.replace(f"--{name}", f"--{flag}_{name}")
+    raise UserError(text) from None
+
+
 def list_set(
   path: str, flag: str, *, layout: str, root: str = "", follow_links: bool = False
 ) -> Listing:
   """`list_files` of the value of --FLAG; errors name that flag."""
-  try:
+  with errors_of(flag):
     listing = list_files(path, layout=layout, root=root, follow_links=follow_links)
-  except UserError as error:
-    text = str(error).replace("--input=", f"--{flag}=")
-    for name in ("layout", "root", "follow_links"):
-      text = text.replace(f"--{name}", f"--{flag}_{name}")
-    raise UserError(text) from None
   for note in listing.notes:
     log.info(note)
   return listing

@@ -40,8 +40,10 @@ def esc50(folder: OwnerFolder) -> Listing:
 
 def esc10(folder: OwnerFolder) -> Listing:
   """ESC-10, five folds: from ESC-50's own folder, or as CLASS/FOLD-FREESOUNDID-TAKE.ogg."""
+  table = ""
   with contextlib.suppress(UserError):
-    folder.find("meta/esc50.csv")
+    table = folder.find("meta/esc50.csv")
+  if table:
     return esc50(folder)
   pattern = r"(?P<label>[^/]+)/(?P<fold>\d+)-(?P<recording>\d+)-[A-Z]+\.\w+"
   files = folder.parsed_files(folder.path, pattern, "CLASS/FOLD-ID-TAKE.ogg")

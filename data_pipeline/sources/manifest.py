@@ -35,6 +35,7 @@ OFFERED = {
   "start": ("start_time", "begin", "begin_time", "start_seconds", "start_s", "onset"),
   "end": ("end_time", "stop", "end_seconds", "end_s"),
 }
+BY_GROUP = "value of `group`"  # what a group is where a row names it
 NOT_IN_A_NAME = ","  # of a label, unless --label_separator is given
 
 
@@ -80,7 +81,7 @@ def read_manifest(
   found: dict[str, Source] = {}
   lines: dict[str, int] = {}  # of each id
   groups: dict[str, tuple[str, int]] = {}  # of each file, and the line that names it
-  twice, grouped_by = 0, BY_FILE
+  twice = 0
   for line, row in rows():
     where = f"{path} line {line}"
     relative = _relative_path(row["path"], root, where, rows)
@@ -107,7 +108,6 @@ def read_manifest(
       relative=printable(relative.replace(os.sep, "/")),
     )
     if group := row["group"].strip():
-      grouped_by = "value of `group`"
       other, first = groups.setdefault(file, (group, line))
       if group != other:
         raise UserError(
@@ -128,6 +128,8 @@ def read_manifest(
   named = {file: group for file, (group, _) in groups.items()}
   sources = with_groups([*found.values()], named, root)
   sources = with_known_splits(path, sources, notes)
+  kinds = {BY_GROUP if source.path in named else BY_FILE for source in sources if source.group}
+  grouped_by = " or ".join(sorted(kinds or {BY_FILE}))
   return Listing(sources, "manifest", grouped_by=grouped_by, notes=tuple(notes))
 
 

@@ -22,6 +22,7 @@ BEGIN, END = "Begin Time (s)", "End Time (s)"  # of Raven
 OFFSET = "File Offset (s)"  # from the beginning of the selection's own file, in a table of several
 FILES = ("Begin Path", "Begin File")
 LABELS = ("Annotation", "Common Name", "Species", "Label", "Type")
+SECONDS = r"(\d{1,9}([.,]\d*)?|[.,]\d+)(e(\+?0?\d|-\d{1,2}))?"
 LABEL_LINE = r"\s*-?\d+(?:[.,]\d+)?\t-?\d+(?:[.,]\d+)?(\t.*)?"  # of Audacity
 
 
@@ -50,7 +51,7 @@ def seconds_of(text: str, empty: float, where: str) -> float:
   0."""
   if not text.strip():
     return empty
-  if not re.fullmatch(r"\d{1,9}([.,]\d*)?(e[+-]?\d)?", text.strip(), re.IGNORECASE):
+  if not re.fullmatch(SECONDS, text.strip(), re.IGNORECASE):
     raise UserError(f"{where}: the time {text!r} is not a number of seconds from 0, such as 12.5")
   return float(text.strip().replace(",", "."))
 

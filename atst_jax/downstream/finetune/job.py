@@ -22,16 +22,20 @@ from atst_jax.downstream.finetune.runner import Runner, Stopped
 from atst_jax.downstream.metrics import chance, summary
 from atst_jax.downstream.papers.published import published
 from atst_jax.runtime.checkpoint import checkpoint_folder
+from atst_jax.runtime.mesh import refuse_others
 from atst_jax.runtime.preemption import EXIT_RESUME
 from atst_jax.runtime.session import open_session
-from atst_jax.runtime.workdir import continuation, read_config
+from atst_jax.runtime.workdir import among, continuation, read_config
 from atst_jax.util import storage
+from atst_jax.util.config import flatten
 from atst_jax.util.logs import log
 
 # Keys that may change between a run and its continuation: they do not change the computation.
 FREE_KEYS = ("encoder", "data.path", "log.", "checkpoint.", "platform", "guard.")
 # These may change too, with a warning: they change how sums are rounded.
 NAMED_KEYS = ("compute.", "mesh.")
+# Those that may differ between hosts: hashes say what lies there.
+HOST_KEYS = ("encoder", "data.path", "log.", "platform")
 
 
 def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
@@ -42,6 +46,8 @@ def run(config: ConfigDict, workdir: str, *, allow_changed_config: bool) -> int:
   number.
   """
   recipe = resolve(config)
+  told = flatten(recipe.record).items()
+  refuse_others({key: value for key, value in told if not among(key, HOST_KEYS)})
   with open_session(
     workdir,
     folder=recipe.checkpoint["folder"],
