@@ -1,6 +1,8 @@
 """The linear evaluation of sets that have splits: several labels, rates of the task, published
 scores."""
 
+import shutil
+
 import numpy as np
 import scipy.special
 
