@@ -176,6 +176,9 @@ def checks_of(small: bool) -> list[tuple]:
 
 def main(argv: list[str]) -> int:
   """Runs the checks and writes the table. Returns the exit code."""
+  if unknown := set(argv) - {"--small"}:
+    print(f"{unknown.pop()}: the only flag is --small; launch/gpu_check.sh says what it does")
+    return 2
   small = "--small" in argv
   OUT.mkdir(parents=True, exist_ok=True)
   rows, failed = [], 0

@@ -67,3 +67,8 @@ def test_its_folder_is_the_callers(tmp_path, out):
   folder = {"results": "here/results", "/absolute": "absolute", None: "runs/gpu_check"}[out]
   assert (tmp_path / folder / "gpu_check.log").read_text() == ran.stdout
   assert (tmp_path / ran.stdout.strip()).resolve() == tmp_path / folder
+
+
+def test_an_unknown_flag_starts_nothing(check, capsys):
+  """--help began eight minutes of work."""
+  assert check.main(["--help"]) == 2 and "the only flag is --small" in capsys.readouterr().out
