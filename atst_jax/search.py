@@ -23,12 +23,11 @@ import numpy as np
 from atst_jax.artifacts.batches import tail_of
 from atst_jax.artifacts.collection import neighbours, vectors
 from atst_jax.artifacts.collection.flags import files_of
-from atst_jax.artifacts.collection.pieces import printable
 from atst_jax.artifacts.folder import parse_length
 from atst_jax.artifacts.model import load_model
 from atst_jax.audio.channels import MEAN
 from atst_jax.util.cli import Parser, guard, nearest
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
 
 def main(argv=None) -> int:

@@ -23,7 +23,7 @@ from atst_jax.audio.channels import MEAN, check_channels
 from atst_jax.audio.frontend import get_frontend
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser, nearest
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 from atst_jax.util.logs import log
 
 from . import flags
@@ -32,7 +32,7 @@ from .shards.job import Job, classes_hash
 from .shards.plan import hash_sources
 from .shards.shard import read_file, read_run
 from .shards.summary import print_report
-from .sources.files import Listing, describe_skipped, printable
+from .sources.files import Listing, describe_skipped
 from .sources.inputs import LAYOUTS, TABLE_OPTIONS, list_sources
 
 

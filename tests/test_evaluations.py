@@ -8,7 +8,7 @@ import types
 import pytest
 from ml_collections import ConfigDict
 
-from atst_jax.downstream import evaluation
+from atst_jax.downstream import evaluation, values
 from atst_jax.util.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1] / "atst_jax" / "downstream"
@@ -61,7 +61,7 @@ def test_values_that_cannot_work_name_key_and_choices(check, message):
   config = ConfigDict({"part": {"kind": "c"}, "kinds": ("a", "c"), "sizes": (1, 0)})
   config.rates = (0.1, 0.1)
   with pytest.raises(UserError, match=message):
-    evaluation.check_values(config, **check)
+    values.check_values(config, **check)
 
 
 def _run(workdir, knn, *, until=None, allow=False, job="linear"):

@@ -16,7 +16,8 @@ from atst_jax.artifacts.collection.sounds import Rows, settings_hash, sounds_of
 from atst_jax.artifacts.model import load_model
 from atst_jax.artifacts.programs import onnx_graph, waveform_graph
 from atst_jax.convert import main as convert_command
-from atst_jax.downstream import evar, hear, torch_arrays, xares
+from atst_jax.downstream import evar, hear, xares
+from atst_jax.downstream.suites import torch_arrays
 from atst_jax.objectives.windows import take_windows
 from atst_jax.pretraining import recipe
 from atst_jax.util.errors import UserError

@@ -18,7 +18,8 @@ import pytest
 import soundfile
 
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
-from atst_jax.downstream import evar, hear, torch_arrays, xares
+from atst_jax.downstream import evar, hear, xares
+from atst_jax.downstream.suites import torch_arrays
 from atst_jax.embed import load_model
 from atst_jax.method.normalization import LOG_EPS
 from atst_jax.util.errors import UserError

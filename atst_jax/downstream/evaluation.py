@@ -1,24 +1,21 @@
 """The skeleton of the evaluations: resolve, embed, probe, results, table.
 
-A job's `resolve` opens encoder and data, fills and checks the config (`filled`, `check_values`),
-and returns the settings by name. `features` embeds. A probe gives rows; `finished` keeps each with
-its answers for every test clip. `results_of` and `write_results` make results.json and the table.
+A job's `resolve` opens encoder and data, fills and checks the config (`values`), and returns the
+settings by name. `features` embeds. A probe gives rows; `finished` keeps each with its answers for
+every test clip. `results_of` and `write_results` make results.json and the table.
 """
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 import atst_jax
-from atst_jax.artifacts.folder import embedding_hash
 from atst_jax.data.dataset import Dataset, write_json
 from atst_jax.downstream import bootstrap, tables
 from atst_jax.downstream.features import Labels, task
@@ -41,75 +38,6 @@ def one_process(name: str) -> None:
     raise UserError(
       f"{name} runs in one process, not in {jax.process_count()}; leave out --distributed"
     )
-
-
-def _section(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
-  section, _, name = key.rpartition(".")
-  return (config[section] if section else config), name
-
-
-def filled(
-  config: ConfigDict, exported: dict, fingerprint: str, *more: tuple[str, str, str]
-) -> ConfigDict:
-  """A copy with the hashes of encoder and data; `more`: (key, hash, key of the hashed thing).
-  Raises UserError if another hash is set.
-
-  Args:
-    exported: the encoder's config.
-  """
-  config = config.copy_and_resolve_references()
-  standard = (
-    ("params_hash", exported["params_hash"], "encoder"),
-    ("embedding_hash", embedding_hash(exported), "encoder"),
-    ("data.fingerprint", fingerprint, "data.path"),
-  )
-  for key, value, source in (*standard, *more):
-    section, name = _section(config, key)
-    if section[name] not in (None, value):
-      raise UserError(
-        f"--config.{key}={section[name]}, but what --config.{source} names has {value}; leave it "
-        "out"
-      )
-    section[name] = value
-  return config
-
-
-def check_values(
-  config: ConfigDict,
-  *,
-  one_of: Mapping[str, Iterable] | None = None,
-  some_of: Mapping[str, Iterable] | None = None,
-  positive: Iterable[str] = (),
-  ascending: Iterable[str] = (),
-) -> None:
-  """Raises UserError with key, value and remedy.
-
-  Args:
-    one_of: keys whose value is one of these.
-    some_of: keys with one or several of these values.
-    positive: keys of one or several finite numbers above 0.
-    ascending: keys of positive numbers in ascending order.
-  """
-
-  def read(key):
-    section, name = _section(config, key)
-    return section[name]
-
-  for key, choices in (one_of or {}).items():
-    if read(key) not in choices:
-      raise UserError(f"--config.{key}={read(key)}: choose one of {', '.join(choices)}")
-  for key, choices in (some_of or {}).items():
-    if not read(key) or not set(read(key)) <= set(choices):
-      raise UserError(f"--config.{key}={','.join(read(key))}: choose from {', '.join(choices)}")
-  for key in positive:
-    values = read(key)
-    for value in values if isinstance(values, tuple) else (values,):
-      if not 0 < value < float("inf"):
-        raise UserError(f"--config.{key}={values}: must be positive and finite")
-  for key in ascending:
-    values = read(key)
-    if not values or values[0] <= 0 or any(b <= a for a, b in itertools.pairwise(values)):
-      raise UserError(f"--config.{key}={values}: must be positive and ascending")
 
 
 def divide(

@@ -16,7 +16,7 @@ import functools
 from atst_jax.artifacts.embedding import get_scene_embeddings, get_timestamp_embeddings
 from atst_jax.artifacts.model import Model
 from atst_jax.downstream.features import log_statistics
-from atst_jax.downstream.torch_arrays import like, open_encoder, samples
+from atst_jax.downstream.suites.torch_arrays import like, open_encoder, samples
 from atst_jax.util.cli import Parser, guard, leave
 from atst_jax.util.errors import UserError
 

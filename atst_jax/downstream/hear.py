@@ -12,7 +12,7 @@ timestamp vectors are the last block's patches, every 40 ms. Needs pip install -
 
 from atst_jax.artifacts.embedding import get_scene_embeddings as scene
 from atst_jax.artifacts.embedding import get_timestamp_embeddings as timestamps
-from atst_jax.downstream.torch_arrays import like, open_encoder, samples
+from atst_jax.downstream.suites.torch_arrays import like, open_encoder, samples
 from atst_jax.util.errors import UserError
 
 

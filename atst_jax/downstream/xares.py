@@ -8,7 +8,7 @@ The runner imports the path as a module's name, so it need not exist in the work
 """
 
 from atst_jax.artifacts.embedding import get_timestamp_embeddings
-from atst_jax.downstream.torch_arrays import like, open_encoder, samples
+from atst_jax.downstream.suites.torch_arrays import like, open_encoder, samples
 
 
 def ATSTJAXEncoder():

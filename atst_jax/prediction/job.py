@@ -18,7 +18,7 @@ from atst_jax.audio.channels import MEAN
 from atst_jax.prediction.rows import Row, Selection, select, write
 from atst_jax.prediction.sounds import Recording, Sound, Unusable, Windows, check_length, sounds
 from atst_jax.util import storage
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 from atst_jax.util.logs import Progress, log
 
 BLOCK = 256  # sounds that are scored at a time, at most,
@@ -206,7 +206,7 @@ def _write_piece(
     for block in _blocks(found):
       usable = [sound for sound in block if isinstance(sound, Sound)]
       unusable = [one for one in block if isinstance(one, Unusable)]
-      rejected = tuple((one.id, pieces.printable(one.reason)) for one in unusable)
+      rejected = tuple((one.id, printable(one.reason)) for one in unusable)
       unlabelled = 0
       logits = score(model, (sound.clip for sound in usable))
       for sound, scores in zip(usable, logits, strict=True):

@@ -11,12 +11,11 @@ import numpy as np
 
 from atst_jax.artifacts.classifiers.head import Head, chosen_labels
 from atst_jax.artifacts.classifiers.scoring import head_of
-from atst_jax.artifacts.collection.pieces import printable
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.decode import duration
 from atst_jax.audio.frontend import FrontEnd
 from atst_jax.audio.sound_file import Reject
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
 DIGITS = 6  # of probabilities, behind the point
 COLUMNS = ("id", "start", "end", "label", "probability", "threshold")

@@ -9,7 +9,7 @@ from atst_jax.audio.frontend import get_frontend
 from atst_jax.data.dataset import Dataset
 from atst_jax.data.input_pipeline import READERS
 from atst_jax.data.order import VERSION, check_streams
-from atst_jax.downstream import evaluation
+from atst_jax.downstream import values as evaluated
 from atst_jax.method.normalization import NORMALIZATIONS, check_normalization
 from atst_jax.method.optimizer import FORMS, SCHEDULES, STAIR
 from atst_jax.models.encoders import ENCODERS, fields_of, make_encoder
@@ -126,7 +126,7 @@ def check_values(config: ConfigDict, objective: Objective) -> None:
   for key, (low, high) in present({**RANGES, **objective.ranges}):
     if not low <= values[key] <= high:
       raise UserError(f"--config.{key}={values[key]}: must lie between {low} and {high}")
-  evaluation.check_values(config, ascending=("online.ridge",))
+  evaluated.check_values(config, ascending=("online.ridge",))
   normalization = config.views.normalization
   if normalization.kind == "min_max" and not normalization.low < normalization.high:
     raise UserError(

@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can mend: its message is printed alone."""
+"""Mistakes that the user can mend, whose message is printed alone, and names in messages."""
 
 import re
 
@@ -13,6 +13,11 @@ def plain(text: str) -> str:
   """
   text = CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
   return re.sub(r"\n(?!  )", "\n  ", text)
+
+
+def printable(text: str) -> str:
+  """Text that names a file, as valid unicode: bytes that are not UTF-8 become `\\xff` escapes."""
+  return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class UserError(ValueError):

@@ -18,10 +18,10 @@ from atst_jax.data.dataset import MANIFEST, Clip, Dataset, Shard, write_json, wr
 from atst_jax.data.schema import SCHEMA_VERSION, TOTALS
 from atst_jax.util import storage
 from atst_jax.util.cli import Parser
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 from atst_jax.util.logs import log
 
-from ..sources.files import BY_FILE, check_labels, printable
+from ..sources.files import BY_FILE, check_labels
 from .mel_statistics import merge_statistics
 from .summary import print_report, sum_counts, totals
 from .tally import Census

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from atst_jax.util import storage
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
 # Names of splits in folders and columns.
 SPLIT_NAMES = {
@@ -180,11 +180,6 @@ def with_groups(sources: list[Source], named: dict[str, str], root: str) -> list
 def said(splits: dict[str, str]) -> str:
   """Which split each name means, for a message."""
   return ", ".join(f"{name} is {split}" for name, split in sorted(splits.items()))
-
-
-def printable(text: str) -> str:
-  """A file name as valid unicode: bytes that are not UTF-8 become `\\xff` escapes."""
-  return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def inside(path: str, root: str) -> bool:

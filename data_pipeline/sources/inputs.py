@@ -12,10 +12,10 @@ import os
 from collections.abc import Callable
 
 from atst_jax.util import storage
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
 from . import layouts
-from .files import Listing, Source, check_labels, known_splits, printable, said, subset
+from .files import Listing, Source, check_labels, known_splits, said, subset
 from .manifest import read_manifest
 from .owner_lists import OwnerFolder
 from .rest import add_rest

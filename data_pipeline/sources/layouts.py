@@ -14,10 +14,10 @@ import re
 from collections.abc import Callable
 
 from atst_jax.util import storage
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
 from .audioset import audioset
-from .files import Listing, Source, printable
+from .files import Listing, Source
 from .owner_lists import OwnerFolder, lines_of, split_of
 
 RECORDING = "original recording"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from atst_jax.data.schema import SPLIT
 from atst_jax.util import storage
 from atst_jax.util.cli import nearest
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
 from .files import (
   ALIKE,
@@ -19,7 +19,6 @@ from .files import (
   Source,
   inside,
   meant_split,
-  printable,
   with_groups,
   with_known_splits,
 )

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 
 from atst_jax.util import storage
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
-from .files import Source, inside, printable
+from .files import Source, inside
 from .tree import audio_files
 
 

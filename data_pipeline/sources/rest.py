@@ -6,9 +6,9 @@ import math
 import os
 from collections.abc import Iterator
 
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
-from .files import Listing, printable
+from .files import Listing
 from .segments import make_segment
 
 REST_SECONDS = 1.0  # a shorter rest is left out, as the last piece of a long file is

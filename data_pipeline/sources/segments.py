@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from atst_jax.util import storage
 from atst_jax.util.cli import nearest
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
-from .files import BY_FILE, Listing, Source, printable
+from .files import BY_FILE, Listing, Source
 from .tables import Table, not_utf8
 from .tree import audio_files
 

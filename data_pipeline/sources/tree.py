@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from atst_jax.audio.formats import ending, is_audio
 from atst_jax.util import storage
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 
-from .files import inside, printable
+from .files import inside
 
 # among the endings of files that are skipped
 HIDDEN, NO_ENDING, LINKED_TWICE = "hidden", "(no ending)", "(linked twice)"

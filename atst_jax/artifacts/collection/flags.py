@@ -3,14 +3,13 @@
 import os
 from argparse import Namespace
 
-from atst_jax.artifacts.collection.pieces import printable
 from atst_jax.audio.channels import check_channels
 from atst_jax.audio.formats import is_audio
 from atst_jax.runtime.devices import DTYPES
 from atst_jax.util import storage
 from atst_jax.util.checkout import pipeline
 from atst_jax.util.cli import Parser
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 from atst_jax.util.logs import log
 
 

@@ -20,7 +20,7 @@ from atst_jax.artifacts.collection.sounds import (
 )
 from atst_jax.artifacts.model import Model
 from atst_jax.audio.channels import MEAN
-from atst_jax.util.errors import UserError
+from atst_jax.util.errors import UserError, printable
 from atst_jax.util.logs import Progress, log
 from atst_jax.util.prefetch import prefetch_each
 
@@ -40,7 +40,7 @@ class _Usable:
     for id in self._ids:
       for sound in next(self._files):
         if isinstance(sound.mel, str):
-          self.rejected.append((id, pieces.printable(sound.mel)))
+          self.rejected.append((id, printable(sound.mel)))
         else:
           yield id, sound
       self._done()

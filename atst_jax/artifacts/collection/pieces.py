@@ -62,12 +62,6 @@ def digest(value) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def printable(text: str) -> str:
-  """Text that names a file, as valid unicode: bytes that are not UTF-8 become `\\xff` escapes, as
-  in the ids of a folder's files."""
-  return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def stamp(path: str) -> tuple[int, int]:
   """(bytes, time of change) of a file: when they differ, so may its contents. A store gives no
   time."""

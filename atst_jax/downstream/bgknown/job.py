@@ -20,14 +20,14 @@ from atst_jax.artifacts.model import Model, load_model
 from atst_jax.data.dataset import Dataset
 from atst_jax.downstream import bootstrap, evaluation, features, ridge
 from atst_jax.downstream.bgknown.sets import CONDITIONS, fingerprint, load, read_labels
-from atst_jax.downstream.evaluation import check_values, score_of
+from atst_jax.downstream.evaluation import score_of
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.linear import evar_probe, exact
-from atst_jax.downstream.linear.defaults import refuse_idle
 from atst_jax.downstream.linear.probing import Training, convergence, described, probe, test_logits
 from atst_jax.downstream.metrics import chance, summary
 from atst_jax.downstream.papers.published import BENCHMARK, published
 from atst_jax.downstream.splits import Split
+from atst_jax.downstream.values import check_values, filled, refuse_idle
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 
@@ -65,7 +65,7 @@ def resolve(config: ConfigDict) -> Evaluation:
   model, sets = load_model(config.encoder), load(config.data.path)
   mix = sets["mix"]
   mix.check_frontend(model.frontend, config.encoder)
-  config = evaluation.filled(config, model.config, fingerprint(sets))
+  config = filled(config, model.config, fingerprint(sets))
   config.statistics = config.statistics or ("data" if model.encoder.unit_protocol else "encoder")
   check_values(
     config,

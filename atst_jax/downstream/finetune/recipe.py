@@ -13,8 +13,8 @@ from atst_jax.data.dataset import Dataset
 from atst_jax.data.labelled_batches import VERSION, steps_per_epoch
 from atst_jax.downstream import evaluation, features
 from atst_jax.downstream.features import Labels
-from atst_jax.downstream.linear.defaults import refuse_idle, refuse_idle_folds
 from atst_jax.downstream.splits import Split
+from atst_jax.downstream.values import check_values, filled, refuse_idle, refuse_idle_folds
 from atst_jax.method.augment import RESIZES
 from atst_jax.models.encoders import ENCODERS, make_encoder
 from atst_jax.runtime.devices import resolve_dtype
@@ -91,7 +91,7 @@ def resolve(config: ConfigDict) -> Recipe:
   exported, encoder, _ = read(config.encoder)
   dataset, mesh = Dataset.load(config.data.path), make_mesh(**config.mesh)
   dataset.check_frontend(FrontEnd.from_json(exported["frontend"]), config.encoder)
-  config = evaluation.filled(config, exported, features.fingerprint(dataset))
+  config = filled(config, exported, features.fingerprint(dataset))
   config.dtype = resolve_dtype(config.dtype)
   transformer = ENCODERS[exported["encoder"]["kind"]].has_blocks
   if not transformer:
@@ -200,7 +200,7 @@ def _check(config: ConfigDict, devices: int) -> None:
       f"--config.warmup_epochs={config.warmup_epochs}: must lie between 0 and "
       f"epochs={config.epochs}; set it too"
     )
-  evaluation.check_values(config, one_of=CHOICES)
+  check_values(config, one_of=CHOICES)
   for key in ("freq_scale", "time_scale"):
     if len(config.crop[key]) != 2 or not 0 < config.crop[key][0] <= config.crop[key][1]:
       raise UserError(

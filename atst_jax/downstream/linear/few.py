@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from atst_jax.artifacts.folder import describe_encoder
 from atst_jax.downstream import bootstrap, evaluation, features, ridge
-from atst_jax.downstream.evaluation import check_values, describe_labelled, score_of
+from atst_jax.downstream.evaluation import describe_labelled, score_of
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.linear import recipe
 from atst_jax.downstream.linear.drawing import choose_penalty, draw
@@ -28,6 +28,7 @@ from atst_jax.downstream.linear.job import FREE_KEYS
 from atst_jax.downstream.linear.probing import probe
 from atst_jax.downstream.metrics import chance, knn_scores, summary
 from atst_jax.downstream.splits import Split, sources_of
+from atst_jax.downstream.values import check_values
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
 

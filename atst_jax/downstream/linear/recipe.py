@@ -10,15 +10,15 @@ from ml_collections import ConfigDict
 
 from atst_jax.artifacts.model import Model, load_model
 from atst_jax.data.dataset import Dataset
-from atst_jax.downstream import evaluation, features
-from atst_jax.downstream.evaluation import check_values, divide
+from atst_jax.downstream import features
+from atst_jax.downstream.evaluation import divide
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.linear import evar_probe, exact
-from atst_jax.downstream.linear.defaults import refuse_idle, refuse_idle_folds
 from atst_jax.downstream.linear.probing import Training
 from atst_jax.downstream.papers.published import evaluated_by
 from atst_jax.downstream.papers.tasks import TASKS, known_rates
 from atst_jax.downstream.splits import Split, resolve_way
+from atst_jax.downstream.values import check_values, filled, refuse_idle, refuse_idle_folds
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 from atst_jax.util.logs import log
@@ -72,7 +72,7 @@ def resolve(config: ConfigDict) -> Evaluation:
   with key, value and remedy."""
   model, dataset = load_model(config.encoder), Dataset.load(config.data.path)
   dataset.check_frontend(model.frontend, config.encoder)
-  config = evaluation.filled(config, model.config, features.fingerprint(dataset))
+  config = filled(config, model.config, features.fingerprint(dataset))
   name = dataset.manifest["name"]
   unit, task = model.encoder.unit_protocol, TASKS.get(name)
   papers = evaluated_by(name)

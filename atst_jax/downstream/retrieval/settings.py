@@ -7,12 +7,12 @@ from ml_collections import ConfigDict
 
 from atst_jax.artifacts.model import Model, load_model
 from atst_jax.data.dataset import Dataset
-from atst_jax.downstream import evaluation, features
-from atst_jax.downstream.evaluation import check_values
+from atst_jax.downstream import features
 from atst_jax.downstream.features import Labels
 from atst_jax.downstream.retrieval import text
 from atst_jax.downstream.retrieval.adapters import SYSTEMS
 from atst_jax.downstream.retrieval.pair_set import PairSet, fingerprint, read_pairs
+from atst_jax.downstream.values import check_values, filled
 from atst_jax.util import config as configs
 from atst_jax.util.errors import UserError
 
@@ -50,7 +50,7 @@ def resolve(config: ConfigDict) -> Retrieval:
   words = text.load_text_encoder(config.text.model)
   dataset.check_frontend(model.frontend, config.encoder)
   hashed = ("text.hash", words.hash, "text.model")
-  config = evaluation.filled(config, model.config, fingerprint(dataset), hashed)
+  config = filled(config, model.config, fingerprint(dataset), hashed)
   config.statistics = config.statistics or ("data" if model.encoder.unit_protocol else "encoder")
   check_values(
     config,
